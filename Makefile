@@ -1,0 +1,48 @@
+# make demo   score three queries with a tiny random model (a minute)
+# make test   the tests that need only JAX
+# make lint   style
+# make peers  compare with transformers; compile for TPU pods with libtpu
+# make bench  speed and memory, see benchmarks/
+#
+# Each makes .venv and installs what it needs, again only when a requirements
+# file changed.
+
+# The newest interpreter that the pinned releases were tried with.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+
+.PHONY: demo test lint peers bench clean
+
+demo: $(STAMPS)/requirements
+	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m grm_jax.main \
+		--config=configs/score.py:tiny --workdir=runs/demo
+
+test: $(STAMPS)/requirements-test
+	$(BIN)/python -m pytest tests --ignore=tests/peers -q
+
+lint: $(STAMPS)/requirements-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+peers: $(STAMPS)/requirements-peers
+	$(BIN)/python -m pytest tests/peers -q
+
+bench: $(STAMPS)/requirements-peers
+	$(BIN)/python -m benchmarks.import_memory
+
+clean:
+	rm -rf $(VENV) runs
+
+$(STAMPS)/requirements-test $(STAMPS)/requirements-peers: $(STAMPS)/requirements
+$(STAMPS)/requirements-peers: $(STAMPS)/requirements-test
+
+$(STAMPS)/%: %.txt
+	@test -n "$(PYTHON)" || { echo 'error: no Python >= 3.11 found;' \
+		'install one or give make PYTHON=/path/to/python3.11' >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	@mkdir -p $(STAMPS) && touch $@

@@ -1,0 +1,34 @@
+r"""Weights in and out: Hugging Face directory <-> our Orbax checkpoint.
+
+  python -m grm_jax.main --config=configs/convert.py \
+    --config.source=gemma-2-2b-it --config.target=checkpoints/gemma-2-2b-it
+
+and back with --config.to=huggingface. Every process reads only the slices
+that its devices own. `:tiny` writes a random tiny checkpoint to WORKDIR.
+"""
+
+from ml_collections import ConfigDict
+
+from grm_jax.parallel.rules import RULES
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  if arg not in ('', 'tiny'):
+    raise ValueError(f'configs/convert.py:{arg}: only :tiny exists')
+  tiny = arg == 'tiny'
+  return ConfigDict(
+    dict(
+      stage='convert',
+      to='checkpoint',  # 'checkpoint' or 'huggingface'
+      # A directory of the other kind, or 'random' for fresh weights.
+      source='random' if tiny else '',
+      target='',  # a directory that is not there yet; default: WORKDIR/model
+      step=-1,  # which step of a source checkpoint; -1 is the newest
+      size='tiny',  # of random weights; a directory says its own
+      scalar=False,  # whether random weights have a scalar head
+      seed=0,  # of random weights
+      dtype='source',  # or 'float32', 'bfloat16': cast parameters
+      verify=False,  # compare logits of source and target
+      mesh=dict(data=1, fsdp=-1, tensor=1, slices=1, rules=RULES),
+    )
+  )

@@ -1,0 +1,87 @@
+r"""Runs one stage of the method.
+
+  python -m grm_jax.main --config=configs/STAGE.py --workdir=DIR
+
+`--config=configs/STAGE.py:tiny` is a version that runs on a laptop CPU. Any
+leaf of a config is changed with `--config.key=value`, for example
+`--config.mesh.tensor=4`. The comments in a config file explain its leaves.
+"""
+
+import importlib
+import sys
+import traceback
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'File with the settings of a stage, see configs/.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', '', 'Directory for what the stage writes.'
+)
+flags.mark_flag_as_required('config')
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    _fail(f'unexpected argument {argv[1]!r}; settings are --config.key=value')
+  # JAX reads its environment on import, and --help should not wait for it.
+  from grm_jax.parallel import start
+
+  try:
+    start.start()
+    stage = importlib.import_module(f'grm_jax.stages.{_CONFIG.value.stage}')
+    stage.run(_CONFIG.value, _WORKDIR.value)
+  except ValueError as error:
+    if not _is_ours(error):
+      raise
+    logging.debug('', exc_info=True)
+    _fail(str(error))
+
+
+def _is_ours(error: ValueError) -> bool:
+  """Whether our own code raised it, which we do for a user's mistakes only.
+
+  A ValueError from inside a library is a bug of ours and keeps its traceback.
+  """
+  frame = traceback.extract_tb(error.__traceback__)[-1]
+  return '/grm_jax/' in frame.filename.replace('\\', '/')
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Flags, with a one-line error where the config or a key is wrong."""
+  try:
+    rest = flags.FLAGS(argv)
+    # A file that could not be loaded raises on first use only.
+    _CONFIG.value.stage  # noqa: B018
+    return rest
+  except (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OSError,
+  ) as error:
+    _fail(_one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+  # ConfigDict wraps one error in another; str(KeyError) is a repr; and a
+  # config file's own error comes last, after the traceback that led to it.
+  while error.args and isinstance(error.args[0], Exception):
+    error = error.args[0]
+  text = str(error.args[0] if isinstance(error, KeyError) else error)
+  if 'Traceback' in text:
+    text = text.strip().splitlines()[-1]
+  return ' '.join(text.split())
+
+
+def _fail(message: str) -> None:
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(2)
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=_parse)

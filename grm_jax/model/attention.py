@@ -1,0 +1,251 @@
+"""Attention over one prompt and many generations, by one joint softmax.
+
+The tokens of a row are a prompt of S places (right-padded, true length known)
+followed by R generations of T places. Prompt tokens are an ordinary causal
+sequence. Token t of a generation stands at position length + t; it attends to
+its whole prompt and to its own generation's tokens up to itself, never to a
+sibling. Local layers see W keys, the token itself included, by true position.
+
+Two backends compute the prompt part: `xla` here and `splash` in splash.py.
+The generation part is always `xla`: its window moves with each prompt's
+length, which splash's static masks cannot express.
+
+Letters: P prompts, S prompt places, R generations, T generation places,
+Q queries of a block, N query heads, K key/value heads, G query heads per
+key/value head, H head dim.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from grm_jax.model import splash
+from grm_jax.model.batch import Batch
+from grm_jax.model.layers import Compute, softcap
+from grm_jax.parallel.rules import Layout
+
+_MASKED = -1e30
+
+
+@struct.dataclass
+class Rows:
+  """Where the X = S + R * T tokens of each row stand.
+
+  Attributes:
+    prompt_lengths: int32 [P].
+    prompt_size: S.
+    num_generations: R, 0 when there are only prompts.
+    generation_size: T.
+  """
+
+  prompt_lengths: jax.Array
+  prompt_size: int = struct.field(pytree_node=False)
+  num_generations: int = struct.field(pytree_node=False, default=0)
+  generation_size: int = struct.field(pytree_node=False, default=0)
+
+  def positions(self) -> jax.Array:
+    """int32 [P, X]: s for prompt tokens, length + t for generation tokens."""
+    lengths = self.prompt_lengths[:, None]
+    ones = jnp.ones_like(lengths)
+    prompt = ones * jnp.arange(self.prompt_size)[None]
+    own = jnp.tile(jnp.arange(self.generation_size), self.num_generations)
+    return jnp.concatenate([prompt, lengths + ones * own[None]], axis=1)
+
+
+def rows_of(batch: Batch) -> Rows:
+  """The Rows of a batch."""
+  size = batch.prompts.shape[1]
+  if batch.generations is None:
+    return Rows(batch.prompt_lengths, size)
+  return Rows(batch.prompt_lengths, size, *batch.generations.shape[1:])
+
+
+def attend(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  rows: Rows,
+  *,
+  window: int | None,
+  cap: float | None,
+  compute: Compute,
+  layout: Layout,
+) -> jax.Array:
+  """Attention of every token of every row.
+
+  Args:
+    query: [P, X, N, H], rotated and scaled.
+    key, value: [P, X, K, H], keys rotated.
+    rows: where the X tokens stand.
+    window: W on local layers, None on global ones.
+    cap: softcap of the attention logits, None for none.
+    compute: backend and block sizes.
+    layout: the mesh, for the splash backend.
+
+  Returns:
+    [P, X, N, H].
+  """
+  cut = rows.prompt_size
+  prompt = [x[:, :cut] for x in (query, key, value)]
+  if compute.attention == 'splash':
+    out = splash.attend(
+      *prompt, window=window, cap=cap, compute=compute, layout=layout
+    )
+  elif compute.attention == 'xla':
+    out = attend_prompt(*prompt, window=window, cap=cap, compute=compute)
+  else:
+    raise ValueError(
+      f"config.compute.attention is {compute.attention!r}; it can be 'xla' "
+      "or 'splash'"
+    )
+  if not rows.num_generations:
+    return out
+  shape = (rows.num_generations, rows.generation_size)
+  own = [
+    x[:, cut:].reshape(x.shape[0], *shape, *x.shape[2:])
+    for x in (query, key, value)
+  ]
+  generated = attend_generations(
+    *own,
+    prompt[1],
+    prompt[2],
+    rows.prompt_lengths,
+    window=window,
+    cap=cap,
+    compute=compute,
+  )
+  generated = generated.reshape(-1, shape[0] * shape[1], *out.shape[2:])
+  return jnp.concatenate([out, generated], axis=1)
+
+
+def attend_prompt(query, key, value, *, window, cap, compute):
+  """Causal attention of [P, S, N, H] queries; memory one query block's."""
+  places = jnp.arange(key.shape[1])
+
+  def block(queries, start):
+    here = start + jnp.arange(queries.shape[1])
+    mask = _visible(here[:, None], places[None, :], window)
+    logits = _logits('PQKGH,PSKH->PKGQS', queries, key, cap)
+    logits = jnp.where(mask[None, None, None], logits, _MASKED)
+    (weights,), total = _softmax(logits)
+    out = jnp.einsum('PKGQS,PSKH->PQKGH', weights.astype(value.dtype), value)
+    return out / jnp.moveaxis(total, 3, 1).astype(out.dtype)
+
+  grouped = _group(query, key.shape[2])
+  out = _by_blocks(block, grouped, 1, compute.query_block)
+  return out.reshape(query.shape)
+
+
+def attend_generations(
+  query,
+  key,
+  value,
+  prompt_key,
+  prompt_value,
+  prompt_lengths,
+  *,
+  window,
+  cap,
+  compute,
+):
+  """Generation tokens over their prompt and their own earlier tokens.
+
+  Args:
+    query: [P, R, T, N, H]; key, value: [P, R, T, K, H].
+    prompt_key, prompt_value: [P, S, K, H].
+    prompt_lengths: int [P].
+    window, cap, compute: as in `attend`.
+
+  Returns:
+    [P, R, T, N, H].
+  """
+  prompt_places = jnp.arange(prompt_key.shape[1])
+  own_places = jnp.arange(key.shape[2])
+
+  def block(queries, start):
+    here = start + jnp.arange(queries.shape[2])
+    seen = _visible_prompt(here, prompt_places, prompt_lengths, window)
+    of_prompt = _logits('PRQKGH,PSKH->PRKGQS', queries, prompt_key, cap)
+    of_prompt = jnp.where(seen[:, None, None, None], of_prompt, _MASKED)
+    mask = _visible(here[:, None], own_places[None, :], window)
+    of_own = _logits('PRQKGH,PRTKH->PRKGQT', queries, key, cap)
+    of_own = jnp.where(mask[None, None, None, None], of_own, _MASKED)
+    weights, total = _softmax(of_prompt, of_own)
+    w_prompt, w_own = (w.astype(value.dtype) for w in weights)
+    out = jnp.einsum('PRKGQS,PSKH->PRQKGH', w_prompt, prompt_value)
+    out += jnp.einsum('PRKGQT,PRTKH->PRQKGH', w_own, value)
+    return out / jnp.moveaxis(total, 4, 2).astype(out.dtype)
+
+  grouped = _group(query, key.shape[3])
+  size = max(1, compute.query_block // query.shape[1])
+  return _by_blocks(block, grouped, 2, size).reshape(query.shape)
+
+
+def _visible(query_place, key_place, window):
+  """Causal, and inside the window of W keys including the query itself."""
+  mask = key_place <= query_place
+  if window is not None:
+    mask &= query_place - key_place < window
+  return mask
+
+
+def _visible_prompt(places, prompt_places, lengths, window):
+  """[P, Q, S]: real prompt keys that generation places t may see."""
+  s = prompt_places[None, None, :]
+  length = lengths[:, None, None]
+  mask = jnp.broadcast_to(
+    s < length, (lengths.shape[0], places.shape[0], prompt_places.shape[0])
+  )
+  if window is not None:
+    mask &= length + places[None, :, None] - s < window
+  return mask
+
+
+def _group(query, num_kv_heads):
+  """[..., N, H] -> [..., K, G, H]."""
+  *front, n, h = query.shape
+  return query.reshape(*front, num_kv_heads, n // num_kv_heads, h)
+
+
+def _logits(letters, query, key, cap):
+  logits = jnp.einsum(letters, query, key, preferred_element_type=jnp.float32)
+  return softcap(logits, cap)
+
+
+def _softmax(*parts):
+  """Unnormalised weights of each part and their joint sum [..., 1]."""
+  tops = [jnp.max(p, axis=-1, keepdims=True) for p in parts]
+  top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
+  weights = [jnp.exp(p - top) for p in parts]
+  total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
+  return weights, total
+
+
+def _by_blocks(
+  block: Callable[[jax.Array, jax.Array], jax.Array],
+  query: jax.Array,
+  axis: int,
+  size: int,
+) -> jax.Array:
+  """block(queries, start) over blocks of `axis`, one block in memory at once.
+
+  The backward pass recomputes a block's logits instead of keeping them.
+  """
+  length = query.shape[axis]
+  if length <= size:
+    return block(query, jnp.int32(0))
+  count = -(-length // size)
+  pads = [(0, 0)] * query.ndim
+  pads[axis] = (0, count * size - length)
+  query = jnp.pad(query, pads)
+  split = (*query.shape[:axis], count, size, *query.shape[axis + 1 :])
+  blocks = jnp.moveaxis(query.reshape(split), axis, 0)
+  starts = jnp.arange(count, dtype=jnp.int32) * size
+  body = jax.checkpoint(block, prevent_cse=False)
+  out = jax.lax.map(lambda args: body(*args), (blocks, starts))
+  out = jnp.moveaxis(out, 0, axis)
+  out = out.reshape(*out.shape[:axis], count * size, *out.shape[axis + 2 :])
+  return jax.lax.slice_in_dim(out, 0, length, axis=axis)

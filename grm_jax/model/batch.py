@@ -1,0 +1,53 @@
+"""The one array shape of the code base: prompts and their generations."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class Batch:
+  """P prompts, and R generations of each; both right-padded.
+
+  A prompt has at least one token (the bos). A generation may be empty.
+
+  Attributes:
+    prompts: int32 [P, S].
+    prompt_lengths: int32 [P], each in 1..S.
+    generations: int32 [P, R, T], or None for prompts alone.
+    generation_lengths: int32 [P, R], each in 0..T, or None.
+  """
+
+  prompts: jax.Array
+  prompt_lengths: jax.Array
+  generations: jax.Array | None = None
+  generation_lengths: jax.Array | None = None
+
+
+def check(batch: Batch) -> None:
+  """Raises ValueError where shapes or dtypes contradict each other."""
+  _integers('prompts', batch.prompts, 2)
+  _integers('prompt_lengths', batch.prompt_lengths, 1)
+  _agree('prompt_lengths', batch.prompt_lengths, batch.prompts.shape[:1])
+  if batch.generations is None and batch.generation_lengths is None:
+    return
+  if batch.generations is None or batch.generation_lengths is None:
+    raise ValueError('generations and generation_lengths come together')
+  _integers('generations', batch.generations, 3)
+  _integers('generation_lengths', batch.generation_lengths, 2)
+  _agree('generations', batch.generations, batch.prompts.shape[:1], 1)
+  _agree(
+    'generation_lengths', batch.generation_lengths, batch.generations.shape[:2]
+  )
+
+
+def _integers(name, x, rank):
+  if x.ndim != rank or not jnp.issubdtype(x.dtype, jnp.integer):
+    raise ValueError(
+      f'{name} must be integers of rank {rank}, got {x.dtype} {x.shape}'
+    )
+
+
+def _agree(name, x, shape, dims=None):
+  if x.shape[:dims] != shape:
+    raise ValueError(f'{name} has shape {x.shape}, expected {shape} in front')

@@ -1,0 +1,153 @@
+"""Gemma-2's chat form: messages in, ids out. The only place that knows it.
+
+Source: the chat template that comes with google/gemma-2-*-it. It has no
+system role; a system text is joined to the first user turn here.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from grm_jax.model.tokenizer import Tokenizer
+
+_SPEAKERS = {
+  'system': 'system',
+  'user': 'user',
+  'assistant': 'model',
+  'model': 'model',
+}
+
+
+def render(
+  tokenizer: Tokenizer,
+  messages: Sequence[Mapping[str, str]],
+  add_generation_prompt: bool = True,
+) -> list[int]:
+  r"""Renders a conversation to ids: one bos, then each turn.
+
+  A turn is <start_of_turn>{user or model}\n{content}<end_of_turn>\n with the
+  content stripped of outer whitespace. Contents cannot create control ids.
+
+  Args:
+    tokenizer: from tokenizer.load.
+    messages: {"role": ..., "content": ...} in order; other keys are ignored.
+      Roles are user, assistant (or model), and system in first place only. A
+      system text stands before the first user text with a blank line between.
+    add_generation_prompt: True ends with <start_of_turn>model\n, ready for a
+      generation; False ends after the last <end_of_turn>\n.
+
+  Returns:
+    The ids.
+
+  Raises:
+    ValueError: a message has a wrong type or role, or the turns do not
+      alternate user, model, user. Turns are counted from 1, system included.
+  """
+  turns = _join_system(_read(messages))
+  _check_alternation(turns, add_generation_prompt)
+  ids = [tokenizer.bos_id]
+  for _, speaker, content in turns:
+    ids += _open_turn(tokenizer, speaker)
+    ids += tokenizer.encode(content)
+    ids += [tokenizer.end_of_turn, *tokenizer.encode('\n')]
+  if add_generation_prompt:
+    ids += _open_turn(tokenizer, 'model')
+  return ids
+
+
+def render_user(tokenizer: Tokenizer, text: str) -> list[int]:
+  """Renders one user turn, ready for a generation.
+
+  Args:
+    tokenizer: from tokenizer.load.
+    text: what the user says.
+
+  Returns:
+    The ids.
+
+  Raises:
+    ValueError: text is not a str.
+  """
+  return render(tokenizer, [{'role': 'user', 'content': text}])
+
+
+def _open_turn(tokenizer: Tokenizer, speaker: str) -> list[int]:
+  return [tokenizer.start_of_turn, *tokenizer.encode(f'{speaker}\n')]
+
+
+def _read(messages: Sequence[Mapping[str, str]]) -> list[tuple[int, str, str]]:
+  """Messages as (turn number, speaker, stripped content), types checked."""
+  if not isinstance(messages, (list, tuple)):
+    raise ValueError(
+      f'messages are a {type(messages).__name__}; give a list of '
+      '{"role": ..., "content": ...}'
+    )
+  if not messages:
+    raise ValueError('messages are empty; give at least turn 1, of the user')
+  return [_read_turn(i, message) for i, message in enumerate(messages, 1)]
+
+
+def _read_turn(number: int, message: Mapping[str, str]) -> tuple[int, str, str]:
+  if not isinstance(message, Mapping):
+    raise ValueError(
+      f'turn {number} is a {type(message).__name__}; give a dict with role '
+      'and content'
+    )
+  for key in ('role', 'content'):
+    if key not in message:
+      raise ValueError(f'turn {number} has no {key}; give role and content')
+    if not isinstance(message[key], str):
+      raise ValueError(
+        f'turn {number} has a {key} of type {type(message[key]).__name__}; '
+        'give a str'
+      )
+  role = message['role']
+  if role not in _SPEAKERS:
+    raise ValueError(
+      f'turn {number} has the unknown role {role!r}; use user, assistant '
+      '(or model), or system in first place'
+    )
+  return number, _SPEAKERS[role], message['content'].strip()
+
+
+def _join_system(
+  turns: list[tuple[int, str, str]],
+) -> list[tuple[int, str, str]]:
+  """Joins a system text in first place to the user turn that follows it."""
+  for number, speaker, _ in turns[1:]:
+    if speaker == 'system':
+      raise ValueError(
+        f'turn {number} is a system turn, which can only be turn 1; move its '
+        'text there or into a user turn'
+      )
+  if turns[0][1] != 'system':
+    return turns
+  system = turns[0][2]
+  if len(turns) == 1:
+    raise ValueError(
+      "turn 1 is a system turn and no turn follows; add the user's turn"
+    )
+  # Should this turn not be the user's, _check_alternation refuses it.
+  number, speaker, content = turns[1]
+  joined = f'{system}\n\n{content}'.strip()
+  return [(number, speaker, joined), *turns[2:]]
+
+
+def _check_alternation(
+  turns: list[tuple[int, str, str]], add_generation_prompt: bool
+) -> None:
+  expected = 'user'
+  before = None
+  for number, speaker, _ in turns:
+    if speaker != expected:
+      place = 'the first' if before is None else f'after a {before} turn'
+      raise ValueError(
+        f'turn {number} is a {speaker} turn, {place}; expected {expected}: '
+        'turns alternate user and model, beginning with user; join '
+        'neighbours of one role, or add the missing turn'
+      )
+    before, expected = speaker, 'model' if speaker == 'user' else 'user'
+  if add_generation_prompt and before == 'model':
+    raise ValueError(
+      f'turn {turns[-1][0]}, the last, is a model turn and a generation '
+      'prompt would open another; add a user turn, or pass '
+      'add_generation_prompt=False'
+    )

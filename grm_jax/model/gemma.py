@@ -1,0 +1,232 @@
+"""Gemma-2 in Flax Linen: one forward pass for prompts and their generations.
+
+The tokens of a prompt and of all its generations are one row of X = S + R * T
+places, so that every matrix product is computed once; only attention knows
+which place belongs to what (attention.py). Layers are scanned over the
+(local, global) pair: one compilation whatever the depth, static masks.
+
+The reference is google-deepmind/gemma and Hugging Face's modeling_gemma2;
+tests/peers compares with the latter. Parameters, all below `params`:
+
+  embedder/table                      [V, D]
+  pairs/{local,global}/attention/query       [L/2, D, N, H]
+                                key, value   [L/2, D, K, H]
+                                out          [L/2, N, H, D]
+  pairs/{local,global}/mlp/gate, up          [L/2, D, F]
+                           down              [L/2, F, D]
+  pairs/{local,global}/{pre,post}_{attention,mlp}_norm/scale  [L/2, D]
+  final_norm/scale                    [D]
+  value_head/kernel                   [D, 1]   (scalar models only)
+
+The embedding table is tied: the head (head.py) reads the same array.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from grm_jax.model.attention import Rows, attend, rows_of
+from grm_jax.model.batch import Batch, check
+from grm_jax.model.layers import MLP, Compute, RMSNorm, rotate, weight
+from grm_jax.model.sizes import Size
+from grm_jax.parallel.rules import Layout
+
+# What the backward pass keeps of each layer pair, from most memory to least.
+REMAT = {
+  'none': None,
+  'dots': jax.checkpoint_policies.dots_saveable,
+  'dots_no_batch': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'nothing_saveable': jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@struct.dataclass
+class Hidden:
+  """Final hidden states, normed: prompt [P, S, D], generation [P, R, T, D]."""
+
+  prompt: jax.Array
+  generation: jax.Array | None = None
+
+
+class Attention(nn.Module):
+  """Grouped-query attention; `window` is static (None on global layers)."""
+
+  size: Size
+  compute: Compute
+  layout: Layout
+  window: int | None
+
+  @nn.compact
+  def __call__(self, x, rows: Rows):
+    s = self.size
+    d, h = s.width, s.head_dim
+    q_shape, kv_shape = (d, s.num_heads, h), (d, s.num_kv_heads, h)
+    q_axes = ('embed', 'heads', 'head_dim')
+    kv_axes = ('embed', 'kv_heads', 'head_dim')
+    out_shape, out_axes = (s.num_heads, h, d), ('heads', 'head_dim', 'embed')
+    w_q = weight(self, 'query', q_shape, q_axes, d)
+    w_k = weight(self, 'key', kv_shape, kv_axes, d)
+    w_v = weight(self, 'value', kv_shape, kv_axes, d)
+    w_out = weight(self, 'out', out_shape, out_axes, s.num_heads * h)
+    positions = rows.positions()
+    query = rotate(jnp.einsum('PXD,DNH->PXNH', x, w_q), positions, s.rope_base)
+    key = rotate(jnp.einsum('PXD,DKH->PXKH', x, w_k), positions, s.rope_base)
+    value = jnp.einsum('PXD,DKH->PXKH', x, w_v)
+    out = attend(
+      query * jnp.asarray(s.query_pre_attn_scalar**-0.5, query.dtype),
+      key,
+      value,
+      rows,
+      window=self.window,
+      cap=s.attn_softcap,
+      compute=self.compute,
+      layout=self.layout,
+    )
+    return jnp.einsum('PXNH,NHD->PXD', out, w_out)
+
+
+class Block(nn.Module):
+  """One layer: attention and MLP, each normed before and after."""
+
+  size: Size
+  compute: Compute
+  layout: Layout
+  window: int | None
+
+  @nn.compact
+  def __call__(self, x, rows: Rows):
+    def norm(name):
+      return RMSNorm(self.size, self.compute, name=name)
+
+    parts = (self.size, self.compute, self.layout)
+    out = Attention(*parts, self.window, name='attention')(
+      norm('pre_attention_norm')(x), rows
+    )
+    x += norm('post_attention_norm')(out)
+    out = MLP(*parts, name='mlp')(norm('pre_mlp_norm')(x))
+    x += norm('post_mlp_norm')(out)
+    return self.layout.constrain(x, ('prompts', 'tokens', 'width'))
+
+
+class Pair(nn.Module):
+  """A local layer, then a global one; the unit of scan and of remat."""
+
+  size: Size
+  compute: Compute
+  layout: Layout
+
+  @nn.compact
+  def __call__(self, x, rows: Rows):
+    parts = (self.size, self.compute, self.layout)
+    x = Block(*parts, self.size.window, name='local')(x, rows)
+    return Block(*parts, None, name='global')(x, rows), None
+
+
+class Embedder(nn.Module):
+  """The tied table; rows times sqrt(D), rounded to the compute dtype."""
+
+  size: Size
+  compute: Compute
+  layout: Layout
+
+  @nn.compact
+  def __call__(self, tokens):
+    init = nn.initializers.normal(self.size.width**-0.5)
+    table = self.param(
+      'table',
+      nn.with_logical_partitioning(init, ('vocab', 'table_width')),
+      (self.size.table_rows, self.size.width),
+      jnp.dtype(self.compute.param_dtype),
+    )
+    constrain = self.layout.constrain
+    table = constrain(
+      table.astype(self.compute.dtype), ('lookup_vocab', 'lookup_width')
+    )
+    tokens = constrain(tokens, ('lookup_prompts', 'tokens'))
+    x = jnp.take(table, tokens, axis=0, mode='clip')
+    x = constrain(x, ('lookup_prompts', 'tokens', 'lookup_width'))
+    # In two steps, or XLA gathers all tokens at full width in between.
+    x = constrain(x, ('prompts', 'tokens', 'turned_width'))
+    x = constrain(x, ('prompts', 'tokens', 'width'))
+    return x * jnp.asarray(self.size.width**0.5, x.dtype)
+
+
+class ValueHead(nn.Module):
+  """Hidden states to one number each, in float32 (meta RM, Bradley-Terry)."""
+
+  compute: Compute
+
+  @nn.compact
+  def __call__(self, x):
+    init = nn.initializers.normal(x.shape[-1] ** -0.5)
+    kernel = self.param(
+      'kernel',
+      nn.with_logical_partitioning(init, ('norm', 'value')),
+      (x.shape[-1], 1),
+      jnp.dtype(self.compute.param_dtype),
+    )
+    wide, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
+    return jnp.einsum('...D,DO->...O', wide, kernel)[..., 0]
+
+
+class Gemma(nn.Module):
+  """Gemma-2 without its logits; head.py turns hidden states into log-probs.
+
+  Attributes:
+    size: what the model is.
+    compute: how it is computed.
+    layout: mesh and rules.
+    scalar: whether it has a value head (`value`) as well.
+  """
+
+  size: Size
+  compute: Compute
+  layout: Layout
+  scalar: bool = False
+
+  def setup(self):
+    parts = (self.size, self.compute, self.layout)
+    if self.compute.remat not in REMAT:
+      raise ValueError(
+        f'config.compute.remat is {self.compute.remat!r}; it can be '
+        f'{", ".join(REMAT)}'
+      )
+    pair = Pair
+    if self.compute.remat != 'none':
+      policy = REMAT[self.compute.remat]
+      pair = nn.remat(Pair, policy=policy, prevent_cse=False)
+    scanned = nn.scan(
+      pair,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=(nn.broadcast,),
+      length=self.size.num_pairs,
+      metadata_params={nn.PARTITION_NAME: 'pairs'},
+    )
+    self.embedder = Embedder(*parts)
+    self.pairs = scanned(*parts)
+    self.final_norm = RMSNorm(self.size, self.compute)
+    if self.scalar:
+      self.value_head = ValueHead(self.compute)
+
+  def __call__(self, batch: Batch) -> Hidden:
+    """Hidden states of every token of the batch, each prompt computed once."""
+    check(batch)
+    rows = rows_of(batch)
+    tokens = batch.prompts
+    if rows.num_generations:
+      flat = batch.generations.reshape(tokens.shape[0], -1)
+      tokens = jnp.concatenate([tokens, flat], axis=1)
+    x, _ = self.pairs(self.embedder(tokens), rows)
+    x = self.final_norm(x)
+    if self.scalar and self.is_initializing():
+      self.value_head(x)
+    if batch.generations is None:
+      return Hidden(x)
+    prompt, own = x[:, : rows.prompt_size], x[:, rows.prompt_size :]
+    return Hidden(prompt, own.reshape(*batch.generations.shape, x.shape[-1]))
+
+  def value(self, hidden: jax.Array) -> jax.Array:
+    """[..., D] hidden states to [...] float32 values; scalar models only."""
+    return self.value_head(hidden)

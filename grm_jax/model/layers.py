@@ -1,0 +1,135 @@
+"""Gemma-2's small parts: weights, RMSNorm, rotary positions, gated MLP.
+
+Letters: P prompts, X = S + R * T tokens of a prompt and its generations,
+D width, F MLP width, H head dim.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from grm_jax.model.sizes import Size
+from grm_jax.parallel.rules import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+  """How to compute, as opposed to what: nothing here changes the function.
+
+  Attributes:
+    dtype: of activations and of weights while they are used.
+    param_dtype: of parameters at rest.
+    remat: what the backward pass keeps of a layer pair; a key of
+      `gemma.REMAT`.
+    attention: 'xla' anywhere, or 'splash' (Pallas) for the prompt part on TPU.
+    query_block: most queries whose attention logits exist at once (xla).
+    splash_block: rows and columns of a splash tile; a multiple of 128.
+    head_chunk: most tokens whose logits over the vocabulary exist at once.
+    interpret: run splash in Pallas' interpreter, for tests off TPU.
+  """
+
+  dtype: str = 'float32'
+  param_dtype: str = 'float32'
+  remat: str = 'none'
+  attention: str = 'xla'
+  query_block: int = 512
+  splash_block: int = 512
+  head_chunk: int = 4096
+  interpret: bool = False
+
+
+def weight(
+  module: nn.Module,
+  name: str,
+  shape: Sequence[int],
+  axes: Sequence[str],
+  fan_in: int,
+) -> jax.Array:
+  """A parameter of `module`, cast and laid out for use.
+
+  Args:
+    module: has attributes `compute` and `layout`.
+    name: the parameter's name.
+    shape: its sizes.
+    axes: the logical name of each dimension, see parallel/rules.py.
+    fan_in: initial values are normal with variance 1 / fan_in.
+
+  Returns:
+    The parameter in `compute.dtype`; its `embed` dimension gathered (cast
+    first: half the bytes on the network).
+  """
+  init = nn.initializers.normal(fan_in**-0.5)
+  value = module.param(
+    name,
+    nn.with_logical_partitioning(init, tuple(axes)),
+    tuple(shape),
+    jnp.dtype(module.compute.param_dtype),
+  )
+  used = ['gathered_embed' if axis == 'embed' else axis for axis in axes]
+  return module.layout.constrain(value.astype(module.compute.dtype), used)
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * (1 + scale), in float32, cast back at the end."""
+
+  size: Size
+  compute: Compute
+
+  @nn.compact
+  def __call__(self, x):
+    init = nn.with_logical_partitioning(nn.initializers.zeros, ('norm',))
+    scale = self.param(
+      'scale', init, (x.shape[-1],), jnp.dtype(self.compute.param_dtype)
+    )
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    wide *= jax.lax.rsqrt(mean + self.size.norm_eps)
+    scale = 1.0 + scale.astype(jnp.float32)
+    return (wide * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
+
+
+class MLP(nn.Module):
+  """Gated MLP with tanh-GELU: down(gelu(gate(x)) * up(x))."""
+
+  size: Size
+  compute: Compute
+  layout: Layout
+
+  @nn.compact
+  def __call__(self, x):
+    d, f = self.size.width, self.size.mlp_width
+    gate = weight(self, 'gate', (d, f), ('embed', 'mlp'), d)
+    up = weight(self, 'up', (d, f), ('embed', 'mlp'), d)
+    down = weight(self, 'down', (f, d), ('mlp', 'embed'), f)
+    hidden = nn.gelu(jnp.einsum('PXD,DF->PXF', x, gate), approximate=True)
+    hidden *= jnp.einsum('PXD,DF->PXF', x, up)
+    hidden = self.layout.constrain(hidden, ('prompts', 'tokens', 'mlp'))
+    return jnp.einsum('PXF,FD->PXD', hidden, down)
+
+
+def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
+  """Rotary position embedding on split halves.
+
+  Args:
+    x: [P, X, heads, H].
+    positions: int [P, X].
+    base: frequencies are base ** (-2 i / H).
+
+  Returns:
+    [P, X, heads, H] in x's dtype; angles and rotation are float32.
+  """
+  half = x.shape[-1] // 2
+  frequency = base ** -(jnp.arange(half, dtype=jnp.float32) / half)
+  angle = positions[..., None].astype(jnp.float32) * frequency[None, None, :]
+  sin, cos = jnp.sin(angle)[:, :, None, :], jnp.cos(angle)[:, :, None, :]
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  turned = [first * cos - second * sin, second * cos + first * sin]
+  return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def softcap(x: jax.Array, cap: float | None) -> jax.Array:
+  """cap * tanh(x / cap), or x where there is no cap."""
+  return x if cap is None else cap * jnp.tanh(x / cap)

@@ -1,0 +1,61 @@
+"""Parameters: shapes first, then shardings, then arrays.
+
+No parameter ever exists unsharded: shapes come from eval_shape, shardings
+from the logical names beside each shape, arrays from a jitted init whose
+outputs have those shardings (or from a checkpoint restored into them).
+"""
+
+import dataclasses
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from grm_jax.model.batch import Batch
+from grm_jax.model.gemma import Gemma
+
+
+def abstract_params(model: Gemma) -> dict:
+  """The parameter tree as ShapeDtypeStructs with their shardings.
+
+  Raises:
+    ValueError: the mesh does not divide a dimension, or the rules clash.
+  """
+  boxed = jax.eval_shape(functools.partial(_init, model), jax.random.key(0))
+  return jax.tree.map(lambda box: _shaped(model, box), boxed, is_leaf=_is_boxed)
+
+
+def init_params(model: Gemma, key: jax.Array) -> dict:
+  """Random parameters, each made where it will live."""
+  shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model))
+  return jax.jit(
+    lambda key: nn.unbox(_init(model, key)), out_shardings=shardings
+  )(key)
+
+
+def count_params(model: Gemma, live: bool = True) -> int:
+  """Number of parameters; dead rows of the table count only if not `live`."""
+  leaves = jax.tree.leaves(abstract_params(model))
+  total = sum(math.prod(leaf.shape) for leaf in leaves)
+  dead = model.size.table_rows - model.size.vocab_size
+  return total - dead * model.size.width if live else total
+
+
+def _init(model, key):
+  tokens = jnp.zeros((model.layout.split('prompts'), 1), jnp.int32)
+  batch = Batch(tokens, jnp.ones(tokens.shape[:1], jnp.int32))
+  # Any backend makes the same parameters; splash would want 128 places.
+  compute = dataclasses.replace(model.compute, attention='xla')
+  return model.clone(compute=compute).init(key, batch)['params']
+
+
+def _is_boxed(x):
+  return isinstance(x, nn.LogicallyPartitioned)
+
+
+def _shaped(model, box):
+  value = box.value
+  sharding = model.layout.sharding(box.names, value.shape)
+  return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)

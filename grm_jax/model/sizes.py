@@ -1,0 +1,124 @@
+"""Gemma-2 sizes as plain numbers.
+
+Source: the Gemma 2 report (arXiv 2408.00118) and the published config.json
+files. Letters: L layers, D width, F MLP width, N query heads, K key/value
+heads, H head dim, V vocabulary, W window.
+"""
+
+import dataclasses
+
+# The table is padded to a multiple of this many rows, so that any usual mesh
+# splits it evenly; 256,000 is one already.
+VOCAB_MULTIPLE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """What a Gemma-2 model is. Two models of equal Size share a checkpoint.
+
+  Attributes:
+    num_layers: L, even; layer 0 is local, then local and global alternate.
+    width: D.
+    mlp_width: F.
+    num_heads: N.
+    num_kv_heads: K, a divisor of N.
+    head_dim: H, even; N * H need not be D.
+    query_pre_attn_scalar: queries are multiplied by this number ** -0.5. It
+      is H for 2B and 9B but D / N = 144 for 27B.
+    vocab_size: live rows of the embedding table.
+    window: W, the keys a local layer sees, the token itself included.
+    attn_softcap, final_softcap: s in s * tanh(x / s); None is off.
+    rope_base: base of the rotary frequencies.
+    norm_eps: epsilon of RMSNorm.
+  """
+
+  num_layers: int
+  width: int
+  mlp_width: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  query_pre_attn_scalar: float
+  vocab_size: int = 256_000
+  window: int = 4096
+  attn_softcap: float | None = 50.0
+  final_softcap: float | None = 30.0
+  rope_base: float = 10_000.0
+  norm_eps: float = 1e-6
+
+  def __post_init__(self):
+    if self.num_layers % 2:
+      raise ValueError(
+        f'num_layers is {self.num_layers}; Gemma-2 has (local, global) pairs'
+      )
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+        f'num_heads {self.num_heads} is not a multiple of num_kv_heads '
+        f'{self.num_kv_heads}'
+      )
+    if self.head_dim % 2:
+      raise ValueError(f'head_dim is {self.head_dim}; RoPE needs it even')
+    if self.window < 1:
+      raise ValueError(f'window is {self.window}; a token sees itself at least')
+
+  @property
+  def num_pairs(self) -> int:
+    """(local, global) layer pairs."""
+    return self.num_layers // 2
+
+  @property
+  def table_rows(self) -> int:
+    """Rows of the embedding table in memory: V padded; the rest are dead."""
+    return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+SIZES: dict[str, Size] = {
+  'gemma2_2b': Size(
+    num_layers=26,
+    width=2304,
+    mlp_width=9216,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=256,
+    query_pre_attn_scalar=256,
+  ),
+  'gemma2_9b': Size(
+    num_layers=42,
+    width=3584,
+    mlp_width=14336,
+    num_heads=16,
+    num_kv_heads=8,
+    head_dim=256,
+    query_pre_attn_scalar=256,
+  ),
+  'gemma2_27b': Size(
+    num_layers=46,
+    width=4608,
+    mlp_width=36864,
+    num_heads=32,
+    num_kv_heads=16,
+    head_dim=128,
+    query_pre_attn_scalar=144,
+  ),
+  # For laptops and tests. Its vocabulary is that of model/tiny_tokenizer.py.
+  'tiny': Size(
+    num_layers=4,
+    width=128,
+    mlp_width=512,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=32,
+    query_pre_attn_scalar=32,
+    vocab_size=1024,
+    window=64,
+  ),
+}
+
+
+def named(name: str) -> Size:
+  """The size called `name`; ValueError lists the names there are."""
+  if name not in SIZES:
+    raise ValueError(
+      f'config.model.size is {name!r}; it can be {", ".join(SIZES)}'
+    )
+  return SIZES[name]

@@ -1,0 +1,84 @@
+"""The tiny model's tokenizer: Gemma's layout in 1,024 pieces.
+
+Tests and `:tiny` configs run without Gemma's tokenizer.model. This one is
+trained in seconds from tiny_corpus.txt, which was written for this project,
+and has Gemma's control ids, byte pieces and newline piece.
+"""
+
+import io
+import os
+import pathlib
+
+import sentencepiece
+
+from grm_jax.model import tokenizer
+
+VOCAB_SIZE = 1024
+NEWLINE_ID = 108
+
+_CORPUS = pathlib.Path(__file__).with_name('tiny_corpus.txt')
+# Ids 4 to 107 are Gemma's; 0 to 3 are given to the trainer by name.
+_SYMBOLS = [*tokenizer.RESERVED_PIECES[4:], '\n']
+
+
+def train(path: str | os.PathLike[str]) -> tokenizer.Tokenizer:
+  """Trains the tiny tokenizer and writes it to path, whole or not at all.
+
+  The bytes are the same each time for one sentencepiece version.
+
+  Args:
+    path: where the model goes; a file there is replaced. Its folder exists.
+
+  Returns:
+    The tokenizer, as tokenizer.load(path) reads it.
+
+  Raises:
+    ValueError: path cannot be written.
+  """
+  data = _train_bytes(_CORPUS.read_text(encoding='utf-8').splitlines())
+  _write_whole(pathlib.Path(path), data)
+  return tokenizer.load(path)
+
+
+def _train_bytes(lines: list[str]) -> bytes:
+  """A serialized BPE model of the non-empty lines."""
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter([line for line in lines if line]),
+    model_writer=model,
+    model_type='bpe',
+    vocab_size=VOCAB_SIZE,
+    character_coverage=1.0,
+    byte_fallback=True,
+    split_digits=True,
+    add_dummy_prefix=False,
+    remove_extra_whitespaces=False,
+    normalization_rule_name='identity',
+    pad_id=tokenizer.PAD,
+    eos_id=tokenizer.EOS,
+    bos_id=tokenizer.BOS,
+    unk_id=tokenizer.UNK,
+    pad_piece='<pad>',
+    eos_piece='<eos>',
+    bos_piece='<bos>',
+    unk_piece='<unk>',
+    user_defined_symbols=_SYMBOLS,
+    num_threads=1,  # The order of merges must not depend on the machine.
+    minloglevel=2,  # Errors only: the trainer writes its progress to stderr.
+  )
+  return model.getvalue()
+
+
+def _write_whole(path: pathlib.Path, data: bytes) -> None:
+  """Writes a file that no reader, and no crash, can see half of."""
+  # Same folder as path: os.replace is atomic only inside a file system.
+  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  try:
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+  except OSError as error:
+    temporary.unlink(missing_ok=True)
+    raise ValueError(
+      f'cannot write the tokenizer {path}: {error.strerror}; choose a path '
+      'in a folder that exists and that you may write to'
+    ) from error

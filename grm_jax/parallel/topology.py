@@ -1,0 +1,49 @@
+"""TPU slices by name, on a machine that has none.
+
+libtpu can describe a slice ("v5p:4x4x4") and compile for it on any CPU.
+"""
+
+import os
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import topologies
+
+# HBM per JAX device in GiB, and where the number is from: the "TPU v4",
+# "TPU v5e", "TPU v5p" and "TPU v6e" pages of the Google Cloud documentation.
+# A v4 chip (32 GiB) is described as two devices.
+HBM_GIB = {'v4': 16, 'v5e': 16, 'v5p': 95, 'v6e': 32}
+
+
+def devices(name: str) -> Sequence[jax.Device]:
+  """The devices of the slice `name`; they can be compiled for, not run on.
+
+  Args:
+    name: generation and shape of the slice, such as 'v5e:4x4'.
+
+  Raises:
+    ValueError: an unknown generation or shape, or libtpu is not installed.
+  """
+  hbm_bytes(name)
+  # Without these libtpu waits for a metadata server that is not there.
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  try:
+    return topologies.get_topology_desc(
+      platform='tpu', topology_name=name
+    ).devices
+  except (RuntimeError, jax.errors.JaxRuntimeError) as error:
+    raise ValueError(
+      f'config.topology {name!r} cannot be described: {error}. libtpu must be '
+      'installed (pip install libtpu) and know the shape'
+    ) from error
+
+
+def hbm_bytes(name: str) -> int:
+  """Memory of one device of the slice `name`, in bytes."""
+  generation = name.split(':')[0]
+  if generation not in HBM_GIB or ':' not in name:
+    raise ValueError(
+      f'config.topology is {name!r}; expected GENERATION:SHAPE such as '
+      f'v5p:4x4x4, with one of {", ".join(HBM_GIB)}'
+    )
+  return HBM_GIB[generation] * 2**30

@@ -1,0 +1,155 @@
+"""Ahead-of-time compilation for a named TPU topology, and what it will cost.
+
+The production functions with their production shardings are compiled; only
+the arrays are missing.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from ml_collections import ConfigDict
+
+from grm_jax.model import head, sizes
+from grm_jax.model import params as params_lib
+from grm_jax.model.batch import Batch
+from grm_jax.model.gemma import Gemma
+from grm_jax.model.layers import Compute
+from grm_jax.parallel import mesh, topology
+from grm_jax.parallel.rules import Layout
+
+PROGRAMS = {
+  'prompts': head.prompt_logps,
+  'generations': head.generation_logps,
+}
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+  """Compiles, prints the report, and writes it to `config.json` if given."""
+  del workdir
+  report = compile_report(config)
+  print(table(report))
+  if config.json:
+    _write_whole(config.json, json.dumps(report, indent=2) + '\n')
+
+
+def compile_report(config: ConfigDict) -> dict[str, Any]:
+  """Compiles the program that `config` names.
+
+  Returns:
+    Names and settings, `compile_seconds`, and per device: `arguments_bytes`,
+    `outputs_bytes`, `temporary_bytes`, `peak_bytes`, `memory_bytes` and
+    `fits` (None where the device does not tell its memory). When the compiler
+    itself ran out of the device's memory, `fits` is False and `error` says
+    why.
+
+  Raises:
+    ValueError: a wrong name, or sizes that the mesh cannot split.
+  """
+  if config.program not in PROGRAMS:
+    raise ValueError(
+      f'config.program is {config.program!r}; it can be {", ".join(PROGRAMS)}'
+    )
+  local = config.topology == 'local'
+  devices = jax.devices() if local else topology.devices(config.topology)
+  layout = mesh.from_config(config, devices)
+  size = sizes.named(config.size)
+  if config.num_layers:
+    size = dataclasses.replace(size, num_layers=config.num_layers)
+  model = Gemma(size, Compute(**config.compute), layout)
+  arguments = (params_lib.abstract_params(model), _batch(config, layout))
+  memory = _local_memory() if local else topology.hbm_bytes(config.topology)
+  report = {
+    'program': config.program,
+    'topology': config.topology,
+    'devices': len(devices),
+    'mesh': dict(layout.mesh.shape),
+    'size': config.size,
+    'num_layers': size.num_layers,
+    'prompts': config.prompts,
+    'prompt_size': config.prompt_size,
+    'num_generations': config.num_generations,
+    'generation_size': config.generation_size,
+    'attention': config.compute.attention,
+    'memory_bytes': memory,
+  }
+  function = PROGRAMS[config.program]
+  return report | _compile(lambda *a: function(model, *a), arguments, memory)
+
+
+def _batch(config, layout: Layout) -> Batch:
+  def array(*shape):
+    names = ('prompts', 'tokens', 'tokens')[: len(shape)]
+    sharding = layout.sharding(names, shape)
+    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+
+  p, s = config.prompts, config.prompt_size
+  if config.program == 'prompts':
+    return Batch(array(p, s), array(p))
+  r, t = config.num_generations, config.generation_size
+  return Batch(array(p, s), array(p), array(p, r, t), array(p, r))
+
+
+def _compile(
+  function: Callable, arguments: tuple, memory: int | None
+) -> dict[str, Any]:
+  start = time.monotonic()
+  try:
+    compiled = jax.jit(function).lower(*arguments).compile()
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    seconds = round(time.monotonic() - start, 1)
+    first = str(error).splitlines()[0]
+    return {'compile_seconds': seconds, 'fits': False, 'error': first}
+  analysis = compiled.memory_analysis()
+  # The compiler's own peak leaves out fragmentation on some backends.
+  peak = max(
+    analysis.peak_memory_in_bytes,
+    analysis.argument_size_in_bytes
+    + analysis.output_size_in_bytes
+    - analysis.alias_size_in_bytes
+    + analysis.temp_size_in_bytes,
+  )
+  return {
+    'compile_seconds': round(time.monotonic() - start, 1),
+    'arguments_bytes': analysis.argument_size_in_bytes,
+    'outputs_bytes': analysis.output_size_in_bytes,
+    'temporary_bytes': analysis.temp_size_in_bytes,
+    'peak_bytes': peak,
+    'fits': None if memory is None else peak <= memory,
+  }
+
+
+def _local_memory() -> int | None:
+  """Memory of a local device in bytes, where it tells."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  return stats.get('bytes_limit')
+
+
+def table(report: dict[str, Any]) -> str:
+  """The report as lines of `name  value`, bytes in GiB."""
+  lines = []
+  for name, value in report.items():
+    if name.endswith('_bytes') and value is not None:
+      name, value = name.removesuffix('_bytes'), f'{value / 2**30:.3f} GiB'
+    elif name == 'mesh':
+      value = ' x '.join(f'{a}={n}' for a, n in value.items())
+    elif value is None:
+      value = 'unknown'
+    lines.append(f'{name.replace("_", " "):<18} {value}')
+  return '\n'.join(lines)
+
+
+def _write_whole(path, text):
+  temporary = f'{path}.{os.getpid()}.tmp'
+  with open(temporary, 'w', encoding='utf-8') as file:
+    file.write(text)
+  os.replace(temporary, path)
+  logging.info('wrote %s', path)

@@ -1,0 +1,203 @@
+"""Weights between Hugging Face directories and our checkpoints.
+
+Nothing here holds a whole checkpoint beside its arrays: import reads each
+device's slices straight from the files, export writes one file at a time.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from grm_jax.model import head, sizes
+from grm_jax.model.batch import Batch
+from grm_jax.model.gemma import Gemma
+from grm_jax.model.huggingface import config as huggingface_config
+from grm_jax.model.huggingface import reading, writing
+from grm_jax.model.layers import Compute
+from grm_jax.parallel import mesh
+from grm_jax.parallel.rules import Layout
+from grm_jax.training import pretrained
+
+# float32 logits of the same weights by two implementations differ by less.
+_TOLERANCE = 1e-3
+_VERIFY_SHAPE = (2, 64)
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+  """Converts `config.source` to `config.target`.
+
+  Raises:
+    ValueError: a wrong path, a target that exists, a checkpoint that is not
+      what it says it is, or logits that differ (`config.verify`).
+  """
+  target = config.target or (workdir and os.path.join(workdir, 'model'))
+  _check_paths(config, target)
+  start = time.monotonic()
+  layout = mesh.from_config(config)
+  model, params = _read(config, layout)
+  logging.info('read %s in %.1f s', config.source, time.monotonic() - start)
+  if config.to == 'checkpoint':
+    _copy_files(config, target)
+    meta = {'source': config.source, 'step': 0}
+    pretrained.save(target, 0, model, params, meta)
+  else:
+    _export(config, model, params, target)
+  seconds = time.monotonic() - start
+  print(f'{config.source} -> {target} ({config.to}) in {seconds:.1f} s')
+  if config.verify:
+    _verify(config, model, params, target)
+
+
+def _check_paths(config, target):
+  if config.to not in ('checkpoint', 'huggingface'):
+    raise ValueError(
+      f"config.to is {config.to!r}; it can be 'checkpoint' or 'huggingface'"
+    )
+  if not config.source:
+    raise ValueError("config.source is empty; give a directory or 'random'")
+  if config.source != 'random' and not os.path.isdir(config.source):
+    raise ValueError(f'config.source {config.source} is not a directory')
+  if not target:
+    raise ValueError('give --config.target=DIR or --workdir=DIR')
+  if os.path.isfile(target) or _has_steps(target):
+    raise ValueError(
+      f'config.target {target} exists; choose another or delete it'
+    )
+
+
+def _has_steps(target):
+  """Whether a directory holds more than what a killed conversion leaves."""
+  if not os.path.isdir(target):
+    return False
+  kept = set(pretrained.COMPANIONS)
+  return any(
+    name not in kept and 'tmp' not in name for name in os.listdir(target)
+  )
+
+
+def _read(config, layout: Layout) -> tuple[Gemma, dict]:
+  kind = 'float32' if config.dtype == 'source' else config.dtype
+  if kind not in ('float32', 'bfloat16'):
+    raise ValueError(
+      f"config.dtype is {config.dtype!r}; it can be 'source', 'float32' or "
+      "'bfloat16'"
+    )
+  compute = Compute(param_dtype=kind)
+  if config.source == 'random':
+    size = sizes.named(config.size)
+    model = Gemma(size, compute, layout, config.scalar)
+    return model, pretrained.random(model, config.seed)
+  if config.to == 'huggingface':
+    step = None if config.step < 0 else config.step
+    model = pretrained.build(config.source, step, compute, layout)
+    params = pretrained.load_params(config.source, step, model, config.dtype)
+    return model, params
+  return _import(config.source, compute, layout, config.dtype)
+
+
+def _import(directory, compute, layout, dtype):
+  size, scalar = huggingface_config.read_size(directory)
+  source = reading.open_source(directory)
+  reading.check_keys(source, size, scalar)
+  model = Gemma(size, compute, layout, scalar)
+  return model, reading.load_params(source, model, dtype)
+
+
+def _copy_files(config, target):
+  if config.source == 'random':
+    pretrained.write_tiny_tokenizer(target)
+  else:
+    pretrained.copy_companions(config.source, target)
+
+
+def _export(config, model, params, target):
+  """Writes a Hugging Face directory beside `target`, then renames it."""
+  temporary = f'{target}.tmp'
+  writing.save_directory(temporary, params, model)
+  _copy_files(config, temporary)
+  if not jax.process_index():
+    if os.path.isdir(target):
+      os.rmdir(target)
+    os.replace(temporary, target)
+  multihost_utils.sync_global_devices('exported')
+
+
+def _verify(config, model: Gemma, params: dict, target: str) -> None:
+  """Compares float32 logits (or values) of what was read and of what is now
+  on disk, and prints the largest difference."""
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(3, model.size.vocab_size, _VERIFY_SHAPE)
+  ours = _outputs(model, params, tokens)
+  importing = config.to == 'checkpoint'
+  if importing:
+    back = pretrained.load_params(target, None, model)
+    found = {'the checkpoint': _outputs(model, back, tokens)}
+  else:
+    back = _import(target, model.compute, model.layout, 'source')
+    found = {'the exported files': _outputs(*back, tokens)}
+  theirs = config.source if importing else target
+  if config.source != 'random' or not importing:
+    found |= _transformers_outputs(theirs, model, tokens)
+  for name, values in found.items():
+    difference = pretrained.largest_difference(ours, values)
+    print(f'verify: largest difference to {name}: {difference:.2e}')
+    if not difference <= _TOLERANCE:
+      raise ValueError(
+        f'outputs differ from {name} by {difference:.2e}, more than '
+        f'{_TOLERANCE}; do not use {target}'
+      )
+
+
+def _outputs(model, params, tokens):
+  """float32 logits [B, M, V] of live rows, or values [B]."""
+  batch = Batch(
+    jnp.asarray(tokens, jnp.int32),
+    jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32),
+  )
+  # Rows are computed on every device: verification is no time to shard them.
+  layout = model.layout
+  rules = dict(layout.rules) | {'prompts': (), 'logit_prompts': ()}
+  rules |= {'lookup_prompts': ()}
+  layout = Layout(layout.mesh, tuple(sorted(rules.items())))
+  model = model.clone(compute=Compute(dtype='float32'), layout=layout)
+
+  def function(params):
+    if model.scalar:
+      return head.values(model, params, batch)
+    hidden = model.apply({'params': params}, batch).prompt
+    x = head.logits(model, params['embedder']['table'], hidden)
+    return x[..., : model.size.vocab_size]
+
+  everywhere = jax.sharding.NamedSharding(
+    layout.mesh, jax.sharding.PartitionSpec()
+  )
+  out = jax.jit(function, out_shardings=everywhere)(params)
+  return np.asarray(out.addressable_data(0))
+
+
+def _transformers_outputs(directory, model, tokens):
+  """The same by Hugging Face transformers, where it is installed."""
+  if not all(map(importlib.util.find_spec, ('torch', 'transformers'))):
+    print('verify: transformers and torch are not installed; not compared')
+    return {}
+  import torch
+  import transformers
+
+  kind = transformers.Gemma2ForCausalLM
+  if model.scalar:
+    kind = transformers.Gemma2ForSequenceClassification
+  theirs = kind.from_pretrained(
+    directory, attn_implementation='eager', dtype=torch.float32
+  ).eval()
+  with torch.no_grad():
+    out = theirs(torch.tensor(tokens)).logits.numpy()
+  version = importlib.metadata.version('transformers')
+  return {f'transformers {version}': out[:, 0] if model.scalar else out}

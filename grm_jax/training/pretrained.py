@@ -1,0 +1,143 @@
+"""Models as directories: a checkpoint, its size, and its tokenizer.
+
+A model directory is a checkpoint directory (checkpoints.py) whose `model`
+item says which size it is and whether it has a scalar head, with the
+tokenizer's files beside the steps:
+
+    <directory>/<step>/params, model, ...
+    <directory>/tokenizer.model
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from grm_jax.model import params as params_lib
+from grm_jax.model import tiny_tokenizer, tokenizer
+from grm_jax.model.gemma import Gemma
+from grm_jax.model.layers import Compute
+from grm_jax.model.sizes import Size
+from grm_jax.parallel.rules import Layout
+from grm_jax.training import checkpoints
+
+TOKENIZER = 'tokenizer.model'
+# Files that travel with a model unchanged, both ways; all but the first only
+# matter to Hugging Face's side.
+COMPANIONS = (
+  TOKENIZER,
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'generation_config.json',
+  'chat_template.jinja',
+)
+
+
+def describe(model: Gemma) -> dict[str, Any]:
+  """The `model` item of a checkpoint of this model."""
+  return {'size': dataclasses.asdict(model.size), 'scalar': model.scalar}
+
+
+def build(
+  directory: str, step: int | None, compute: Compute, layout: Layout
+) -> Gemma:
+  """The model that a checkpoint is of, without its parameters.
+
+  Raises:
+    ValueError: no such checkpoint, or it was written by other code.
+  """
+  item = checkpoints.read_json(directory, 'model', step)
+  try:
+    size = Size(**item['size'])
+    return Gemma(size, compute, layout, item['scalar'])
+  except (KeyError, TypeError) as error:
+    raise ValueError(
+      f'{directory}: item model does not describe a Gemma-2: {error}'
+    ) from error
+
+
+def load_params(
+  directory: str, step: int | None, model: Gemma, dtype: str = 'source'
+) -> dict:
+  """Parameters in the shardings of `model.layout`.
+
+  Args:
+    directory: the model directory.
+    step: None for the newest.
+    model: from `build`.
+    dtype: 'source' keeps what was saved, or 'float32', 'bfloat16'.
+  """
+  abstract = params_lib.abstract_params(model)
+  index = checkpoints.read_json(directory, 'index', step)
+  saved = index['arrays']['params']
+
+  def wanted(path, leaf):
+    name = '/'.join(key.key for key in path)
+    kind = dtype
+    if kind == 'source':
+      # A leaf that was not saved is for the restore to report.
+      kind = saved[name]['dtype'] if name in saved else leaf.dtype
+    return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=leaf.sharding)
+
+  abstract = jax.tree_util.tree_map_with_path(wanted, abstract)
+  return checkpoints.restore_params(directory, abstract, step)
+
+
+def load_tokenizer(directory: str, size: Size) -> tokenizer.Tokenizer:
+  """The tokenizer of a model directory.
+
+  Raises:
+    ValueError: there is none, or it has pieces that the model has no row for.
+  """
+  path = os.path.join(directory, TOKENIZER)
+  loaded = tokenizer.load(path)
+  if loaded.vocab_size > size.vocab_size:
+    raise ValueError(
+      f'{path} has {loaded.vocab_size} pieces, but the model has '
+      f'{size.vocab_size} embedding rows; they do not belong together'
+    )
+  return loaded
+
+
+def save(
+  directory: str, step: int, model: Gemma, params: dict, meta: dict
+) -> None:
+  """Writes parameters as a step of a model directory, whole or not at all."""
+  # One gigabyte at a time: the host need not hold the model twice.
+  with checkpoints.Checkpoints(directory, host_gb=1) as writer:
+    writer.save(step, params, model=describe(model), meta=meta)
+
+
+def copy_companions(source: str, target: str) -> None:
+  """Copies the tokenizer's files, each whole or not at all."""
+  if jax.process_index():
+    return
+  target = epath.Path(target)
+  target.mkdir(parents=True, exist_ok=True)
+  for name in COMPANIONS:
+    path = epath.Path(source) / name
+    if path.exists():
+      temporary = target / f'{name}.{os.getpid()}.tmp'
+      temporary.write_bytes(path.read_bytes())
+      temporary.replace(target / name)
+
+
+def write_tiny_tokenizer(target: str) -> None:
+  """The tokenizer of size `tiny`, for random models."""
+  if not jax.process_index():
+    os.makedirs(target, exist_ok=True)
+    tiny_tokenizer.train(os.path.join(target, TOKENIZER))
+
+
+def random(model: Gemma, seed: int) -> dict:
+  """Random parameters; the same for a seed whatever the mesh."""
+  return params_lib.init_params(model, jax.random.key(seed))
+
+
+def largest_difference(a: np.ndarray, b: np.ndarray) -> float:
+  """max |a - b| in float32; nan if either has one."""
+  return float(np.max(np.abs(a.astype(np.float32) - b.astype(np.float32))))

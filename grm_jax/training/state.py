@@ -1,0 +1,65 @@
+"""The training state: parameters, optimizer state, step."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from grm_jax.model import params as params_lib
+from grm_jax.model.gemma import Gemma
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """What a step changes.
+
+  Attributes:
+    step: int32 scalar, updates done so far.
+    params: the parameter tree.
+    opt_state: optax's state; moments are split as their parameter is.
+  """
+
+  step: jax.Array
+  params: dict
+  opt_state: optax.OptState
+
+
+def abstract_state(
+  model: Gemma, optimizer: optax.GradientTransformation
+) -> TrainState:
+  """The state as ShapeDtypeStructs with shardings; no array is made.
+
+  An optimizer moment has its parameter's sharding; counters are replicated.
+  """
+  params = params_lib.abstract_params(model)
+  everywhere = jax.sharding.NamedSharding(
+    model.layout.mesh, jax.sharding.PartitionSpec()
+  )
+  opt_state = jax.eval_shape(optimizer.init, params)
+  opt_state = optax.tree_map_params(
+    optimizer,
+    lambda leaf, param: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=param.sharding
+    ),
+    opt_state,
+    params,
+    transform_non_params=lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=everywhere
+    ),
+  )
+  step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+  return TrainState(step, params, opt_state)
+
+
+def init_state(
+  model: Gemma, optimizer: optax.GradientTransformation, params: dict
+) -> TrainState:
+  """A fresh state around `params`, each moment made where it will live."""
+  shardings = jax.tree.map(
+    lambda x: x.sharding, abstract_state(model, optimizer)
+  )
+  init = jax.jit(optimizer.init, out_shardings=shardings.opt_state)
+  step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
+  return TrainState(step, params, init(params))

@@ -1,0 +1,35 @@
+"""Logits against values that Hugging Face transformers computed once.
+
+tests/golden/make_gemma2.py made them and says how to renew them; `make peers`
+compares more configs with transformers itself.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from grm_jax.model import head
+from grm_jax.model.batch import Batch
+from grm_jax.model.gemma import Gemma
+from grm_jax.model.huggingface import config, reading
+from grm_jax.model.layers import Compute
+from grm_jax.parallel import mesh
+from tests import gemma2_files
+from tests.golden import make_gemma2
+
+
+def test_logits_equal_the_stored_ones(tmp_path):
+  fields = gemma2_files.CONFIGS[make_gemma2.CONFIG]
+  gemma2_files.write(tmp_path, fields, make_gemma2.SEED)
+  size, scalar = config.read_size(tmp_path)
+  model = Gemma(size, Compute(), mesh.one_device(), scalar)
+  source = reading.open_source(tmp_path)
+  params = reading.load_params(source, model, 'source')
+  tokens = jnp.asarray(make_gemma2.tokens(), jnp.int32)
+  batch = Batch(tokens, jnp.full(tokens.shape[:1], tokens.shape[1]))
+  hidden = model.apply({'params': params}, batch).prompt
+  ours = head.logits(model, params['embedder']['table'], hidden)
+  expected = np.load(make_gemma2.FILE)['logits']
+  assert expected.shape == (*make_gemma2.SHAPE, fields['vocab_size'])
+  np.testing.assert_allclose(
+    ours[..., : fields['vocab_size']], expected, atol=1e-4
+  )

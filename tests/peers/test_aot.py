@@ -1,0 +1,57 @@
+"""The 27B forward compiles for TPU pods, with splash, and fits.
+
+At four of its 46 layers here: the scanned layer pair is compiled once either
+way. `--config.num_layers=0` is the whole, minutes instead of seconds.
+"""
+
+import json
+
+import pytest
+
+from tests.test_main import error_of, run
+
+
+@pytest.mark.parametrize('program', ['prompts', 'generations'])
+@pytest.mark.parametrize(
+  'topology, tensor, hbm', [('v5p:4x4x4', 1, 95), ('v6e:8x8', 4, 32)]
+)
+def test_compiles_and_fits(tmp_path, topology, tensor, hbm, program):
+  report = tmp_path / 'report.json'
+  stdout, stderr = run(
+    '--config=configs/aot.py',
+    f'--config.topology={topology}',
+    f'--config.program={program}',
+    f'--config.mesh.tensor={tensor}',
+    '--config.num_layers=4',
+    f'--config.json={report}',
+  )
+  assert 'rematerialization' not in stderr
+  report = json.loads(report.read_text())
+  print(stdout)
+  assert report['attention'] == 'splash'
+  assert report['devices'] == 64
+  assert report['fits'] is True
+  assert report['memory_bytes'] == hbm * 2**30
+  # Four layers and the table in float32 over 64 devices: every parameter is
+  # split but for the norms.
+  layers = 4 * (4608 * 128 * (32 + 16) * 2 + 3 * 4608 * 36864)
+  expected = 4 * (256_000 * 4608 + layers) / 64
+  assert report['arguments_bytes'] == pytest.approx(expected, rel=0.02)
+
+
+def test_too_much_does_not_fit():
+  """2,048 prompts of 2,048 tokens on one v5e host are over 16 GiB."""
+  stdout, _ = run(
+    '--config=configs/aot.py',
+    '--config.topology=v5e:2x2',
+    '--config.num_layers=4',
+    '--config.prompts=512',
+  )
+  assert 'fits               False' in stdout
+
+
+def test_unknown_topologies():
+  line = error_of('--config=configs/aot.py', '--config.topology=v9:2x2')
+  assert "'v9:2x2'" in line and 'v5p' in line
+  line = error_of('--config=configs/aot.py', '--config.topology=v5p:3x5x7x2')
+  assert 'v5p:3x5x7x2' in line and 'libtpu' in line

@@ -1,0 +1,193 @@
+"""The convert stage through main: there and back, and what stops it."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.numpy import load_file
+
+from grm_jax.model import tiny_tokenizer
+from tests import gemma2_files
+from tests.test_main import error_of, run
+
+ROOT = pathlib.Path(__file__).parents[2]
+FIELDS = gemma2_files.CONFIGS['odd_heads'] | {
+  'num_attention_heads': 4,
+  'hidden_size': 64,
+}
+CONFIG = '--config=configs/convert.py'
+# Converts on one device, with no 8 virtual ones to start.
+ONE = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+
+
+@pytest.fixture(scope='module')
+def converted(tmp_path_factory):
+  """A random Hugging Face directory, our checkpoint of it, and the tensors."""
+  root = tmp_path_factory.mktemp('convert')
+  tensors = gemma2_files.write(root / 'hf', FIELDS, 3, dtype='bfloat16')
+  tiny_tokenizer.train(root / 'hf' / 'tokenizer.model')
+  stdout, _ = run(
+    CONFIG,
+    f'--config.source={root}/hf',
+    f'--config.target={root}/ours',
+    '--config.verify=true',
+    '--config.mesh.tensor=2',
+  )
+  return root, tensors, stdout
+
+
+def test_import_is_verified(converted):
+  root, _, stdout = converted
+  assert 'largest difference to the checkpoint: 0.00e+00' in stdout
+  names = {path.name for path in (root / 'ours').iterdir()}
+  assert {'0', 'tokenizer.model'} <= names
+
+
+def test_round_trip_is_bit_identical(converted, tmp_path):
+  root, tensors, _ = converted
+  stdout, _ = run(
+    CONFIG,
+    '--config.to=huggingface',
+    f'--config.source={root}/ours',
+    f'--config.target={tmp_path}/back',
+    '--config.verify=true',
+    '--config.mesh.fsdp=8',
+  )
+  assert 'largest difference to the exported files: 0.00e+00' in stdout
+  back = load_file(tmp_path / 'back' / 'model.safetensors')
+  assert set(back) == set(tensors)
+  for key, tensor in tensors.items():
+    assert back[key].dtype == tensor.dtype, key
+    assert back[key].tobytes() == tensor.tobytes(), key
+  source, target = root / 'hf', tmp_path / 'back'
+  name = 'tokenizer.model'
+  assert (target / name).read_bytes() == (source / name).read_bytes()
+  assert not list(tmp_path.glob('*.tmp'))
+
+
+def test_score_runs_on_a_converted_checkpoint(converted, tmp_path):
+  root, _, _ = converted
+  # 300 embedding rows are fewer than the tiny tokenizer's 1024 pieces.
+  line = error_of(
+    '--config=configs/score.py:tiny',
+    f'--config.checkpoint={root}/ours',
+    f'--workdir={tmp_path}',
+    '--config.batch=8',
+  )
+  assert '1024' in line and '300' in line
+
+
+def test_random_checkpoint_scores(tmp_path):
+  run('--config=configs/convert.py:tiny', f'--workdir={tmp_path}')
+  run(
+    '--config=configs/score.py:tiny',
+    f'--config.checkpoint={tmp_path}/model',
+    f'--workdir={tmp_path}',
+    '--config.batch=8',
+  )
+  assert (tmp_path / 'scores.jsonl').read_text().count('\n') == 3
+
+
+def test_existing_target_is_refused(converted):
+  root, _, _ = converted
+  arguments = (CONFIG, f'--config.source={root}/hf')
+  line = error_of(*arguments, f'--config.target={root}/ours')
+  assert 'exists; choose another' in line
+  line = error_of(*arguments, f'--config.target={root}/hf')
+  assert 'exists; choose another' in line
+
+
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    ('--config.source=nowhere', ['nowhere is not a directory']),
+    ('--config.to=gguf', ["'gguf'", "'checkpoint' or 'huggingface'"]),
+    ('--config.dtype=int8', ["'int8'", 'float32']),
+  ],
+)
+def test_mistakes(tmp_path, change, words):
+  gemma2_files.write(tmp_path / 'hf', FIELDS, 3)
+  line = error_of(
+    CONFIG,
+    f'--config.source={tmp_path}/hf',
+    f'--config.target={tmp_path}/ours',
+    change,
+  )
+  for word in words:
+    assert word in line
+
+
+def test_wrong_checkpoint_for_export(tmp_path):
+  line = error_of(
+    CONFIG,
+    '--config.to=huggingface',
+    f'--config.source={tmp_path}',
+    f'--config.target={tmp_path}/out',
+  )
+  assert 'no checkpoint in' in line
+
+
+def test_killed_import_can_be_repeated(tmp_path):
+  """kill -9 while it writes: nothing that looks whole, and a second try."""
+  command = [
+    sys.executable,
+    '-m',
+    'grm_jax.main',
+    '--config=configs/convert.py:tiny',
+    '--config.size=tiny',
+    f'--config.target={tmp_path}/ours',
+  ]
+  child = subprocess.Popen(
+    command, cwd=ROOT, env=ONE, stderr=subprocess.DEVNULL
+  )
+  deadline = time.monotonic() + 60
+  while not list(tmp_path.glob('ours/*tmp*')):
+    if child.poll() is not None or time.monotonic() > deadline:
+      break
+    time.sleep(0.001)
+  child.send_signal(signal.SIGKILL)
+  child.wait()
+  if (tmp_path / 'ours' / '0').exists():
+    # It was done before the signal came: then it must be whole.
+    subprocess.run(
+      [
+        *command[:-1],
+        f'--config.source={tmp_path}/ours',
+        '--config.to=huggingface',
+        f'--config.target={tmp_path}/hf',
+      ],
+      cwd=ROOT,
+      env=ONE,
+      check=True,
+    )
+    return
+  subprocess.run(command, cwd=ROOT, env=ONE, check=True)
+  assert (tmp_path / 'ours' / '0').exists()
+
+
+def test_a_flipped_bit_stops_the_export(converted, tmp_path):
+  root, tensors, _ = converted
+  copy = tmp_path / 'ours'
+  subprocess.run(['cp', '-r', root / 'ours', copy], check=True)
+  row = tensors['model.embed_tokens.weight'][5].tobytes()
+  flipped = 0
+  for path in (p for p in (copy / '0').rglob('*') if p.is_file()):
+    data = bytearray(path.read_bytes())
+    if (place := data.find(row)) >= 0:
+      data[place + 11] ^= 0x10
+      path.write_bytes(data)
+      flipped += 1
+  assert flipped
+  line = error_of(
+    CONFIG,
+    '--config.to=huggingface',
+    f'--config.source={copy}',
+    f'--config.target={tmp_path}/out',
+  )
+  for word in ('step 0', 'damaged', 'embedder/table'):
+    assert word in line
+  assert not (tmp_path / 'out').exists()

@@ -1,0 +1,137 @@
+"""Every config loads, also as `:tiny`, and every leaf of it is read."""
+
+import ast
+import functools
+import importlib.util
+import pathlib
+
+import pytest
+from ml_collections import ConfigDict
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+MOST_LEAVES = 40
+
+every_config = pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+
+
+def load(path, arg=''):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(arg)
+
+
+def leaves(config, prefix=()):
+  """Paths of the leaves; the rules table counts as one."""
+  for key, value in config.items():
+    if isinstance(value, ConfigDict) and key != 'rules':
+      yield from leaves(value, (*prefix, key))
+    else:
+      yield '.'.join((*prefix, key))
+
+
+def module_path(name):
+  """The file of a module of ours, or None."""
+  path = ROOT / (name.replace('.', '/') + '.py')
+  return path if path.exists() else None
+
+
+@functools.cache
+def reads(path):
+  """Dotted chains below a name `config` in one file, and what it imports."""
+  chains, imported = set(), set()
+  tree = ast.parse(path.read_text())
+  # config.mesh inside config.mesh.data is no reading of all of config.mesh.
+  inner = {
+    id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+  }
+  for node in ast.walk(tree):
+    if id(node) in inner:
+      continue
+    if isinstance(node, ast.ImportFrom) and node.module:
+      names = [f'{node.module}.{alias.name}' for alias in node.names]
+      imported |= {p for n in (*names, node.module) if (p := module_path(n))}
+    names = []
+    while isinstance(node, ast.Attribute):
+      names.append(node.attr)
+      node = node.value
+    if names and isinstance(node, ast.Name):
+      chain = '.'.join([node.id, *reversed(names)])
+      for start in ('config.', '_CONFIG.value.'):
+        if chain.startswith(start):
+          chains.add(chain.removeprefix(start))
+  return chains, imported
+
+
+def reads_of_stage(stage):
+  """Chains read by a stage's file, main, and all they import of ours."""
+  todo = [ROOT / f'grm_jax/stages/{stage}.py', ROOT / 'grm_jax/main.py']
+  seen, chains = set(), set()
+  while todo:
+    path = todo.pop()
+    if path not in seen:
+      seen.add(path)
+      own, imported = reads(path)
+      chains |= own
+      todo += imported
+  return chains
+
+
+def unread(config):
+  chains = reads_of_stage(config.stage)
+  return [
+    leaf
+    for leaf in leaves(config)
+    # A whole branch may be read at once, as in Compute(**config.compute), and
+    # a leaf may have methods, as in config.mesh.rules.to_dict().
+    if not any(
+      f'{leaf}.'.startswith(f'{c}.') or c.startswith(f'{leaf}.') for c in chains
+    )
+  ]
+
+
+def test_there_are_configs():
+  assert {path.stem for path in CONFIGS} >= {'score', 'convert', 'aot'}
+
+
+@every_config
+def test_loads_in_both_forms(path):
+  full, tiny = load(path), load(path, 'tiny')
+  assert list(leaves(full)) == list(leaves(tiny))
+  for leaf in leaves(full):
+    kinds = [eval_leaf(c, leaf) for c in (full, tiny)]
+    assert type(kinds[0]) is type(kinds[1]), leaf
+  assert (ROOT / f'grm_jax/stages/{full.stage}.py').exists()
+
+
+def eval_leaf(config, leaf):
+  for key in leaf.split('.'):
+    config = config[key]
+  return config
+
+
+@every_config
+def test_refuses_an_unknown_form(path):
+  with pytest.raises(ValueError, match=f'{path.name}:big: only :tiny'):
+    load(path, 'big')
+
+
+@every_config
+def test_every_leaf_is_read(path):
+  config = load(path)
+  assert not unread(config)
+  assert len(list(leaves(config))) <= MOST_LEAVES
+
+
+def test_an_unread_leaf_is_seen():
+  config = load(ROOT / 'configs/score.py')
+  config.unused = 1
+  config.mesh.spare = 2
+  assert unread(config) == ['mesh.spare', 'unused']
+
+
+@every_config
+def test_says_how_to_run_it(path):
+  doc = ast.get_docstring(ast.parse(path.read_text()))
+  assert f'--config=configs/{path.name}' in doc

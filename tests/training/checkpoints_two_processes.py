@@ -1,0 +1,60 @@
+"""One of two processes of 4 CPU devices; run by test_checkpoints.py.
+
+Usage: checkpoints_two_processes.py PROCESS PORT DIRECTORY
+"""
+
+import sys
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from grm_jax.training import checkpoints, fingerprints
+
+
+def main(process: int, port: str, directory: str) -> None:
+  jax.config.update('jax_numpy_rank_promotion', 'raise')
+  jax.distributed.initialize(f'localhost:{port}', 2, process)
+  devices = np.array(jax.devices())
+  assert devices.size == 8
+  mesh = Mesh(devices.reshape(4, 2), ('a', 'b'), (AxisType.Auto,) * 2)
+  values = {
+    'w': np.arange(64 * 16, dtype=np.float32).reshape(64, 16),
+    'count': np.int32(7),
+  }
+
+  def placed(value, spec):
+    return jax.make_array_from_callback(
+      value.shape, NamedSharding(mesh, spec), lambda index: value[index]
+    )
+
+  params = {
+    'w': placed(values['w'], PartitionSpec('a', 'b')),
+    'count': placed(values['count'], PartitionSpec()),
+  }
+  with checkpoints.Checkpoints(directory, keep=2) as saved:
+    for step in (1, 2, 3):
+      saved.save(step, params, {'mu': params['w']}, meta={'step': step})
+    assert saved.steps() == [2, 3]
+  # Process order is reversed: every process reads what the other one wrote.
+  other = Mesh(devices[::-1].reshape(2, 4), ('a', 'b'), (AxisType.Auto,) * 2)
+  sharding = NamedSharding(other, PartitionSpec('a', 'b'))
+  whole = NamedSharding(other, PartitionSpec())
+  abstract = {
+    'w': jax.ShapeDtypeStruct((64, 16), np.float32, sharding=sharding),
+    'count': jax.ShapeDtypeStruct((), np.int32, sharding=whole),
+  }
+  mu = {'mu': abstract['w']}
+  restored, opt_state = checkpoints.restore(directory, abstract, mu)
+  for name, array in {**restored, 'w2': opt_state['mu']}.items():
+    expected = values[name[:1] if name == 'w2' else name]
+    assert len(array.addressable_shards) == 4
+    for shard in array.addressable_shards:
+      np.testing.assert_array_equal(shard.data, expected[shard.index])
+  assert checkpoints.read_json(directory, 'meta') == {'step': 3}
+  number = int(fingerprints.fingerprint(restored['w']))
+  print(f'process {process} fingerprint {number}')
+
+
+if __name__ == '__main__':
+  main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
