@@ -1,14 +1,20 @@
 """Every test runs on 8 virtual CPU devices, with implicit rank promotion off.
 
-The environment is set before JAX is imported for the first time.
+The environment is set before JAX is imported for the first time; children of
+tests inherit it. Compilation is most of the suite's time, so LLVM does little.
 """
 
 import os
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-_FLAG = '--xla_force_host_platform_device_count=8'
-if _FLAG not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}'.strip()
+os.environ['XLA_FLAGS'] = ' '.join(
+  [
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=8',
+    '--xla_backend_optimization_level=0',
+    '--xla_llvm_disable_expensive_passes=true',
+  ]
+)
 
 import jax  # noqa: E402
 

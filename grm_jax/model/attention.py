@@ -24,7 +24,8 @@ from flax import struct
 
 from grm_jax.model import splash
 from grm_jax.model.batch import Batch
-from grm_jax.model.layers import Compute, softcap
+from grm_jax.model.compute import Compute
+from grm_jax.model.layers import softcap
 from grm_jax.parallel.rules import Layout
 
 _MASKED = -1e30
@@ -131,8 +132,8 @@ def attend_prompt(query, key, value, *, window, cap, compute):
     logits = _logits('PQKGH,PSKH->PKGQS', queries, key, cap)
     logits = jnp.where(mask[None, None, None], logits, _MASKED)
     (weights,), total = _softmax(logits)
-    out = jnp.einsum('PKGQS,PSKH->PQKGH', weights.astype(value.dtype), value)
-    return out / jnp.moveaxis(total, 3, 1).astype(out.dtype)
+    out = _weighted('PKGQS,PSKH->PQKGH', weights, value)
+    return (out / jnp.moveaxis(total, 3, 1)).astype(value.dtype)
 
   grouped = _group(query, key.shape[2])
   out = _by_blocks(block, grouped, 1, compute.query_block)
@@ -173,11 +174,10 @@ def attend_generations(
     mask = _visible(here[:, None], own_places[None, :], window)
     of_own = _logits('PRQKGH,PRTKH->PRKGQT', queries, key, cap)
     of_own = jnp.where(mask[None, None, None, None], of_own, _MASKED)
-    weights, total = _softmax(of_prompt, of_own)
-    w_prompt, w_own = (w.astype(value.dtype) for w in weights)
-    out = jnp.einsum('PRKGQS,PSKH->PRQKGH', w_prompt, prompt_value)
-    out += jnp.einsum('PRKGQT,PRTKH->PRQKGH', w_own, value)
-    return out / jnp.moveaxis(total, 4, 2).astype(out.dtype)
+    (w_prompt, w_own), total = _softmax(of_prompt, of_own)
+    out = _weighted('PRKGQS,PSKH->PRQKGH', w_prompt, prompt_value)
+    out += _weighted('PRKGQT,PRTKH->PRQKGH', w_own, value)
+    return (out / jnp.moveaxis(total, 4, 2)).astype(value.dtype)
 
   grouped = _group(query, key.shape[3])
   size = max(1, compute.query_block // query.shape[1])
@@ -213,6 +213,12 @@ def _group(query, num_kv_heads):
 def _logits(letters, query, key, cap):
   logits = jnp.einsum(letters, query, key, preferred_element_type=jnp.float32)
   return softcap(logits, cap)
+
+
+def _weighted(letters, weights, value):
+  """Sums in float32 of values in their own dtype."""
+  weights = weights.astype(value.dtype)
+  return jnp.einsum(letters, weights, value, preferred_element_type=jnp.float32)
 
 
 def _softmax(*parts):

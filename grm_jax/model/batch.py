@@ -39,6 +39,11 @@ def check(batch: Batch) -> None:
   _agree(
     'generation_lengths', batch.generation_lengths, batch.generations.shape[:2]
   )
+  if 0 in batch.generations.shape:
+    raise ValueError(
+      f'generations have shape {batch.generations.shape}; an empty generation '
+      'is one of length 0, with at least one place'
+    )
 
 
 def _integers(name, x, rank):

@@ -28,11 +28,13 @@ from flax import struct
 
 from grm_jax.model.attention import Rows, attend, rows_of
 from grm_jax.model.batch import Batch, check
-from grm_jax.model.layers import MLP, Compute, RMSNorm, rotate, weight
+from grm_jax.model.compute import Compute
+from grm_jax.model.layers import MLP, RMSNorm, rotate, weight
 from grm_jax.model.sizes import Size
 from grm_jax.parallel.rules import Layout
 
 # What the backward pass keeps of each layer pair, from most memory to least.
+# 'none' also keeps each layer's gathered kernels, so it is for small models.
 REMAT = {
   'none': None,
   'dots': jax.checkpoint_policies.dots_saveable,
@@ -70,12 +72,13 @@ class Attention(nn.Module):
     w_v = weight(self, 'value', kv_shape, kv_axes, d)
     w_out = weight(self, 'out', out_shape, out_axes, s.num_heads * h)
     positions = rows.positions()
-    query = rotate(jnp.einsum('PXD,DNH->PXNH', x, w_q), positions, s.rope_base)
-    key = rotate(jnp.einsum('PXD,DKH->PXKH', x, w_k), positions, s.rope_base)
+    query = jnp.einsum('PXD,DNH->PXNH', x, w_q)
+    key = jnp.einsum('PXD,DKH->PXKH', x, w_k)
     value = jnp.einsum('PXD,DKH->PXKH', x, w_v)
+    scale = s.query_pre_attn_scalar**-0.5
     out = attend(
-      query * jnp.asarray(s.query_pre_attn_scalar**-0.5, query.dtype),
-      key,
+      rotate(query, positions, s.rope_base, scale),
+      rotate(key, positions, s.rope_base),
       value,
       rows,
       window=self.window,
@@ -140,6 +143,8 @@ class Embedder(nn.Module):
       jnp.dtype(self.compute.param_dtype),
     )
     constrain = self.layout.constrain
+    # The gradient takes these layouts too, the resting one last.
+    table = constrain(table, ('vocab', 'table_width'))
     table = constrain(
       table.astype(self.compute.dtype), ('lookup_vocab', 'lookup_width')
     )

@@ -4,41 +4,15 @@ Letters: P prompts, X = S + R * T tokens of a prompt and its generations,
 D width, F MLP width, H head dim.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from grm_jax.model.compute import Compute
 from grm_jax.model.sizes import Size
 from grm_jax.parallel.rules import Layout
-
-
-@dataclasses.dataclass(frozen=True)
-class Compute:
-  """How to compute, as opposed to what: nothing here changes the function.
-
-  Attributes:
-    dtype: of activations and of weights while they are used.
-    param_dtype: of parameters at rest.
-    remat: what the backward pass keeps of a layer pair; a key of
-      `gemma.REMAT`.
-    attention: 'xla' anywhere, or 'splash' (Pallas) for the prompt part on TPU.
-    query_block: most queries whose attention logits exist at once (xla).
-    splash_block: rows and columns of a splash tile; a multiple of 128.
-    head_chunk: most tokens whose logits over the vocabulary exist at once.
-    interpret: run splash in Pallas' interpreter, for tests off TPU.
-  """
-
-  dtype: str = 'float32'
-  param_dtype: str = 'float32'
-  remat: str = 'none'
-  attention: str = 'xla'
-  query_block: int = 512
-  splash_block: int = 512
-  head_chunk: int = 4096
-  interpret: bool = False
 
 
 def weight(
@@ -68,6 +42,9 @@ def weight(
     tuple(shape),
     jnp.dtype(module.compute.param_dtype),
   )
+  # The gradient takes this layout too: each layer's is split before it joins
+  # the others', whatever XLA would choose.
+  value = module.layout.constrain(value, axes)
   used = ['gathered_embed' if axis == 'embed' else axis for axis in axes]
   return module.layout.constrain(value.astype(module.compute.dtype), used)
 
@@ -110,13 +87,17 @@ class MLP(nn.Module):
     return jnp.einsum('PXF,FD->PXD', hidden, down)
 
 
-def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
-  """Rotary position embedding on split halves.
+def rotate(
+  x: jax.Array, positions: jax.Array, base: float, scale: float = 1.0
+) -> jax.Array:
+  """Rotary position embedding on split halves, times `scale`.
 
   Args:
     x: [P, X, heads, H].
     positions: int [P, X].
     base: frequencies are base ** (-2 i / H).
+    scale: multiplied in before the cast: 144 ** -0.5 rounded to bfloat16
+      would shift every attention logit of the 27B by 0.2 %.
 
   Returns:
     [P, X, heads, H] in x's dtype; angles and rotation are float32.
@@ -124,7 +105,8 @@ def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
   half = x.shape[-1] // 2
   frequency = base ** -(jnp.arange(half, dtype=jnp.float32) / half)
   angle = positions[..., None].astype(jnp.float32) * frequency[None, None, :]
-  sin, cos = jnp.sin(angle)[:, :, None, :], jnp.cos(angle)[:, :, None, :]
+  sin = scale * jnp.sin(angle)[:, :, None, :]
+  cos = scale * jnp.cos(angle)[:, :, None, :]
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   turned = [first * cos - second * sin, second * cos + first * sin]
   return jnp.concatenate(turned, axis=-1).astype(x.dtype)

@@ -17,7 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_mask as masks,
 )
 
-from grm_jax.model.layers import Compute
+from grm_jax.model.compute import Compute
 from grm_jax.parallel.rules import Layout
 
 _LANES = 128

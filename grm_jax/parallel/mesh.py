@@ -69,12 +69,12 @@ def make_mesh(
   devices = jax.devices() if devices is None else list(devices)
   sizes = axis_sizes(data, fsdp, tensor, len(devices), slices)
   if slices > 1:
+    _check_slices(devices, slices)
     inner = (sizes[0] // slices, *sizes[1:])
     array = mesh_utils.create_hybrid_device_mesh(
       inner,
       (slices, 1, 1),
       devices,
-      # Only TPUs know their slice; elsewhere a process stands for a slice.
       process_is_granule=devices[0].platform != 'tpu',
       allow_split_physical_axes=True,
     )
@@ -83,6 +83,17 @@ def make_mesh(
       sizes, devices, allow_split_physical_axes=True
     )
   return Mesh(np.asarray(array), AXES)
+
+
+def _check_slices(devices, slices):
+  # Only TPUs know their slice; elsewhere a process stands for a slice.
+  on_tpu = devices[0].platform == 'tpu'
+  found = {d.slice_index if on_tpu else d.process_index for d in devices}
+  if len(found) != slices:
+    raise ValueError(
+      f'config.mesh.slices is {slices}, but the devices are in {len(found)} '
+      f'{"slices" if on_tpu else "processes"}; change config.mesh.slices'
+    )
 
 
 def from_config(

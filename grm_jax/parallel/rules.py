@@ -138,7 +138,8 @@ def layout(mesh: Mesh, rules: Rules) -> Layout:
           f'config.mesh.rules.{name} names mesh axis {axis!r}; the mesh has '
           f'{tuple(mesh.shape)}'
         )
-    _check_reuse([name], [axes])
+    if len(set(axes)) < len(axes):
+      raise ValueError(f'config.mesh.rules.{name} has an axis twice: {axes}')
     table.append((name, axes))
   return Layout(mesh, tuple(sorted(table)))
 

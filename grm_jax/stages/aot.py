@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 from grm_jax.model import head, sizes
 from grm_jax.model import params as params_lib
 from grm_jax.model.batch import Batch
+from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
-from grm_jax.model.layers import Compute
 from grm_jax.parallel import mesh, topology
 from grm_jax.parallel.rules import Layout
 

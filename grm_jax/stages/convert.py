@@ -7,6 +7,7 @@ device's slices straight from the files, export writes one file at a time.
 import importlib.metadata
 import importlib.util
 import os
+import shutil
 import time
 
 import jax
@@ -18,10 +19,10 @@ from ml_collections import ConfigDict
 
 from grm_jax.model import head, sizes
 from grm_jax.model.batch import Batch
+from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.huggingface import config as huggingface_config
 from grm_jax.model.huggingface import reading, writing
-from grm_jax.model.layers import Compute
 from grm_jax.parallel import mesh
 from grm_jax.parallel.rules import Layout
 from grm_jax.training import pretrained
@@ -121,6 +122,10 @@ def _copy_files(config, target):
 def _export(config, model, params, target):
   """Writes a Hugging Face directory beside `target`, then renames it."""
   temporary = f'{target}.tmp'
+  if not jax.process_index():
+    # What an export that was killed left.
+    shutil.rmtree(temporary, ignore_errors=True)
+  multihost_utils.sync_global_devices('cleared')
   writing.save_directory(temporary, params, model)
   _copy_files(config, temporary)
   if not jax.process_index():

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from grm_jax.model import chat, head, sizes, tiny_tokenizer
 from grm_jax.model.batch import Batch
+from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
-from grm_jax.model.layers import Compute
 from grm_jax.model.tokenizer import Tokenizer
 from grm_jax.parallel import mesh
 from grm_jax.parallel.rules import Layout

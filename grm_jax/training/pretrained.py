@@ -18,8 +18,8 @@ from etils import epath
 
 from grm_jax.model import params as params_lib
 from grm_jax.model import tiny_tokenizer, tokenizer
+from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
-from grm_jax.model.layers import Compute
 from grm_jax.model.sizes import Size
 from grm_jax.parallel.rules import Layout
 from grm_jax.training import checkpoints

@@ -9,9 +9,9 @@ import numpy as np
 
 from grm_jax.model import head
 from grm_jax.model.batch import Batch
+from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.huggingface import config, reading
-from grm_jax.model.layers import Compute
 from grm_jax.parallel import mesh
 from tests import gemma2_files
 from tests.golden import make_gemma2

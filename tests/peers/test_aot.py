@@ -1,7 +1,6 @@
 """The 27B forward compiles for TPU pods, with splash, and fits.
 
-At four of its 46 layers here: the scanned layer pair is compiled once either
-way. `--config.num_layers=0` is the whole, minutes instead of seconds.
+All 46 layers: the scanned layer pair is compiled once, so depth costs nothing.
 """
 
 import json
@@ -22,7 +21,6 @@ def test_compiles_and_fits(tmp_path, topology, tensor, hbm, program):
     f'--config.topology={topology}',
     f'--config.program={program}',
     f'--config.mesh.tensor={tensor}',
-    '--config.num_layers=4',
     f'--config.json={report}',
   )
   assert 'rematerialization' not in stderr
@@ -32,15 +30,13 @@ def test_compiles_and_fits(tmp_path, topology, tensor, hbm, program):
   assert report['devices'] == 64
   assert report['fits'] is True
   assert report['memory_bytes'] == hbm * 2**30
-  # Four layers and the table in float32 over 64 devices: every parameter is
-  # split but for the norms.
-  layers = 4 * (4608 * 128 * (32 + 16) * 2 + 3 * 4608 * 36864)
-  expected = 4 * (256_000 * 4608 + layers) / 64
-  assert report['arguments_bytes'] == pytest.approx(expected, rel=0.02)
+  # float32 parameters over 64 devices, every one split but for the norms.
+  expected = 4 * 27_227_128_320 / 64
+  assert report['arguments_bytes'] == pytest.approx(expected, rel=0.01)
 
 
 def test_too_much_does_not_fit():
-  """2,048 prompts of 2,048 tokens on one v5e host are over 16 GiB."""
+  """512 prompts with 4 generations on four v5e chips need over 16 GiB."""
   stdout, _ = run(
     '--config=configs/aot.py',
     '--config.topology=v5e:2x2',

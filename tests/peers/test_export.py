@@ -8,8 +8,8 @@ import transformers
 
 from grm_jax.model import head, sizes
 from grm_jax.model.batch import Batch
+from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
-from grm_jax.model.layers import Compute
 from grm_jax.parallel import mesh
 from grm_jax.training import pretrained
 from tests import gemma2_files

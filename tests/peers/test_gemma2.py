@@ -12,10 +12,10 @@ from transformers import (
 
 from grm_jax.model import head
 from grm_jax.model.batch import Batch
+from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.huggingface import config as huggingface_config
 from grm_jax.model.huggingface import reading
-from grm_jax.model.layers import Compute
 from grm_jax.parallel import mesh
 from tests import gemma2_files
 

@@ -1,6 +1,6 @@
 """One of two processes of 4 CPU devices; run by test_checkpoints.py.
 
-Usage: checkpoints_two_processes.py PROCESS PORT DIRECTORY
+Usage: python -m tests.training.checkpoints_two_processes DIRECTORY
 """
 
 import sys
@@ -9,12 +9,13 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from grm_jax.parallel import start
 from grm_jax.training import checkpoints, fingerprints
 
 
-def main(process: int, port: str, directory: str) -> None:
+def main(directory: str) -> None:
   jax.config.update('jax_numpy_rank_promotion', 'raise')
-  jax.distributed.initialize(f'localhost:{port}', 2, process)
+  start.start()
   devices = np.array(jax.devices())
   assert devices.size == 8
   mesh = Mesh(devices.reshape(4, 2), ('a', 'b'), (AxisType.Auto,) * 2)
@@ -53,8 +54,8 @@ def main(process: int, port: str, directory: str) -> None:
       np.testing.assert_array_equal(shard.data, expected[shard.index])
   assert checkpoints.read_json(directory, 'meta') == {'step': 3}
   number = int(fingerprints.fingerprint(restored['w']))
-  print(f'process {process} fingerprint {number}')
+  print(f'process {jax.process_index()} fingerprint {number}')
 
 
 if __name__ == '__main__':
-  main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+  main(sys.argv[1])

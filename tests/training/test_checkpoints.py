@@ -7,7 +7,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,11 +20,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from grm_jax.training import checkpoints
 from grm_jax.training.checkpoints import Checkpoints
+from tests.processes import run_together
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
-# Orbax drops the reads that follow a failed one.
-ORBAX_NOISE = 'ignore::pytest.PytestUnraisableExceptionWarning'
+# Orbax drops the reads that follow a failed one, and Python says so when it
+# collects them, in whichever test that happens.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)
 
 
 def mesh_of(*shape):
@@ -135,7 +138,7 @@ def test_json_items(saved):
   assert checkpoints.read_json(directory, 'meta') == {'step': 2}
   assert checkpoints.read_json(directory, 'meta', step=1) == {'step': 1}
   with pytest.raises(
-    ValueError, match=r"step 1 in .* has \['meta'\], no model"
+    ValueError, match=r"step 1 in .* has \['index', 'meta'\], no model"
   ):
     checkpoints.read_json(directory, 'model', step=1)
 
@@ -280,7 +283,6 @@ def outcome(directory, params, wanted):
   return None
 
 
-@pytest.mark.filterwarnings(ORBAX_NOISE)
 def test_every_flipped_byte_of_array_data_is_caught(saved):
   directory, params = saved
   wanted = abstract(params)
@@ -305,7 +307,6 @@ def test_every_flipped_byte_of_array_data_is_caught(saved):
   assert outcome(directory, params, wanted) is None
 
 
-@pytest.mark.filterwarnings(ORBAX_NOISE)
 def test_no_damage_to_any_file_is_used_silently(saved):
   """Flips, cuts and removals: an error that names step and item, or no harm."""
   directory, params = saved
@@ -365,6 +366,7 @@ CHILD = """
 import sys
 import jax.numpy as jnp
 from grm_jax.training.checkpoints import Checkpoints
+from tests.processes import run_together
 with Checkpoints(sys.argv[1], keep=2) as writer:
   for step in range(int(sys.argv[2]), 1000):
     w = jnp.full((1 << 20,), step, jnp.float32)
@@ -473,30 +475,11 @@ def test_orbax_does_not_chatter(tmp_path, caplog):
 
 
 def test_two_processes(tmp_path):
-  with socket.socket() as probe:
-    probe.bind(('localhost', 0))
-    port = probe.getsockname()[1]
-  script = str(HERE / 'checkpoints_two_processes.py')
-  children = [
-    subprocess.Popen(
-      [sys.executable, script, str(process), str(port), str(tmp_path / 'run')],
-      env=child_environment(4),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for process in range(2)
-  ]
-  try:
-    outputs = [child.communicate(timeout=80)[0] for child in children]
-  finally:
-    for child in children:
-      child.kill()
+  outputs = run_together(
+    ['-m', 'tests.training.checkpoints_two_processes', tmp_path / 'run']
+  )
   numbers = set()
-  for process, (child, output) in enumerate(
-    zip(children, outputs, strict=True)
-  ):
-    assert child.returncode == 0, output[-3000:]
+  for process, output in enumerate(outputs):
     last = output.strip().splitlines()[-1]
     assert last.startswith(f'process {process} fingerprint')
     numbers.add(int(last.split()[-1]))

@@ -9,8 +9,8 @@ import pytest
 
 from grm_jax.model import params as params_lib
 from grm_jax.model.batch import Batch
+from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
-from grm_jax.model.layers import Compute
 from grm_jax.model.sizes import Size
 from grm_jax.parallel import mesh, rules
 from grm_jax.training import state as state_lib

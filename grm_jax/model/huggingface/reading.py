@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
 
 from grm_jax.model import params as params_lib
 from grm_jax.model.gemma import Gemma
@@ -227,7 +228,9 @@ def load_params(source: Source, model: Gemma, dtype: str) -> dict:
   """
   abstract = params_lib.abstract_params(model)
   params = {}
-  for entry in entries(model.scalar):
+  for entry in tqdm(
+    entries(model.scalar), 'reading', unit='tensor', disable=None
+  ):
     like = abstract
     for name in entry.path:
       like = like[name]

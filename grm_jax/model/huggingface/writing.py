@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 from safetensors.numpy import save_file
+from tqdm import tqdm
 
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.huggingface.config import write_config
@@ -56,7 +57,10 @@ def save_directory(
   """
   os.makedirs(directory, exist_ok=True)
   parts, held, kinds = [], {}, set()
-  for key, tensor in tensors(params, model):
+  count = sum(len(e.keys(model.size)) for e in entries(model.scalar))
+  for key, tensor in tqdm(
+    tensors(params, model), 'writing', count, unit='tensor', disable=None
+  ):
     if held and sum(x.nbytes for x in held.values()) + tensor.nbytes > (
       file_bytes
     ):

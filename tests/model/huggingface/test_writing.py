@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.huggingface import config as config_lib
 from grm_jax.model.huggingface import reading, writing
-from grm_jax.model.layers import Compute
 from grm_jax.parallel import mesh, rules
 from tests import gemma2_files
 

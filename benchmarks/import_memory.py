@@ -1,0 +1,141 @@
+r"""Memory and time of importing a Hugging Face checkpoint.
+
+  python -m benchmarks.import_memory --size gemma2_2b --repeats 3
+
+Writes a random bfloat16 checkpoint of that size to a temporary directory,
+converts it with `configs/convert.py` in a child process, and samples the
+child's anonymous memory (RssAnon; pages of mapped files do not count). Prints
+a table, and JSON with --json FILE. There is no peer to run beside: tunix and
+MaxText read such a checkpoint whole; transformers maps it and reads nothing
+before its first use.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from grm_jax.model.huggingface import config as config_lib
+from grm_jax.model.huggingface import reading, table
+from grm_jax.model.sizes import SIZES
+
+ROOT = pathlib.Path(__file__).parents[1]
+_FILE_BYTES = 2 * 10**9
+
+
+def write_checkpoint(directory: pathlib.Path, size_name: str) -> int:
+  """Random tensors in files of about 2 GB; returns their bytes."""
+  size = SIZES[size_name]
+  rng = np.random.default_rng(0)
+  parts, held, total = [], {}, 0
+  for entry in table.entries(scalar=False):
+    for key in entry.keys(size):
+      values = rng.standard_normal(entry.shape(size), np.float32) * 0.02
+      held[key] = values.astype(ml_dtypes.bfloat16)
+      total += held[key].nbytes
+      if sum(x.nbytes for x in held.values()) > _FILE_BYTES:
+        parts.append(_save(directory, len(parts), held))
+        held = {}
+  parts.append(_save(directory, len(parts), held))
+  weight_map = {key: name for name, keys in parts for key in keys}
+  index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
+  (directory / reading.INDEX).write_text(json.dumps(index))
+  fields = config_lib.write_config(size, False, 'bfloat16')
+  (directory / 'config.json').write_text(json.dumps(fields))
+  return total
+
+
+def _save(directory, number, held):
+  name = f'model-{number + 1:05d}.safetensors'
+  save_file(held, directory / name, {'format': 'pt'})
+  return name, list(held)
+
+
+def measure(command: list[str]) -> tuple[float, int]:
+  """Runs a command; (seconds, most RssAnon in bytes, sampled at 100 Hz)."""
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+  start = time.monotonic()
+  child = subprocess.Popen(
+    command,
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+  )
+  most = 0
+  while child.poll() is None:
+    most = max(most, _anonymous(child.pid))
+    time.sleep(0.01)
+  if child.returncode:
+    raise RuntimeError(child.stderr.read().decode())
+  return time.monotonic() - start, most
+
+
+def _anonymous(pid: int) -> int:
+  """RssAnon of a process in bytes; 0 once it is gone."""
+  try:
+    lines = pathlib.Path(f'/proc/{pid}/status').read_text().splitlines()
+  except OSError:
+    return 0
+  found = [line.split()[1] for line in lines if line.startswith('RssAnon')]
+  return int(found[0]) * 1024 if found else 0
+
+
+def run(size_name: str, repeats: int, root: pathlib.Path) -> dict:
+  """The medians over `repeats` conversions."""
+  source, target = root / 'source', root / 'target'
+  source.mkdir()
+  total = write_checkpoint(source, size_name)
+  command = [
+    *(sys.executable, '-m', 'grm_jax.main', '--config=configs/convert.py'),
+    f'--config.source={source}',
+    f'--config.target={target}',
+  ]
+  samples = []
+  for _ in range(repeats):
+    shutil.rmtree(target, ignore_errors=True)
+    samples.append(measure(command))
+  peak = statistics.median(most for _, most in samples)
+  return {
+    'size': size_name,
+    'checkpoint_bytes': total,
+    'seconds': statistics.median(seconds for seconds, _ in samples),
+    'peak_anonymous_bytes': peak,
+    'ratio': peak / total,
+    'repeats': repeats,
+  }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--size', default='gemma2_2b', choices=sorted(SIZES))
+  parser.add_argument('--repeats', type=int, default=3)
+  parser.add_argument('--directory', help='for temporary files')
+  parser.add_argument('--json', help='also write the rows there')
+  options = parser.parse_args()
+  with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+    row = run(options.size, options.repeats, pathlib.Path(directory))
+  print(
+    f'{"size":12} {"checkpoint":>11} {"peak":>9} {"ratio":>6} {"seconds":>8}'
+  )
+  print(
+    f'{row["size"]:12} {row["checkpoint_bytes"] / 1e9:8.2f} GB '
+    f'{row["peak_anonymous_bytes"] / 1e9:6.2f} GB {row["ratio"]:6.2f} '
+    f'{row["seconds"]:8.1f}'
+  )
+  if options.json:
+    pathlib.Path(options.json).write_text(json.dumps(row, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  main()
