@@ -7,7 +7,7 @@
 # Each makes .venv and installs what it needs, again only when a requirements
 # file changed.
 
-# The newest interpreter that the pinned releases were tried with.
+# An interpreter that the pinned releases were tried with, or what there is.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$p && break; done)
@@ -32,6 +32,7 @@ peers: $(STAMPS)/requirements-peers
 	$(BIN)/python -m pytest tests/peers -q
 
 bench: $(STAMPS)/requirements-peers
+	$(BIN)/python -m benchmarks.shared_prompt
 	$(BIN)/python -m benchmarks.import_memory
 
 clean:

@@ -8,6 +8,7 @@ leaf of a config is changed with `--config.key=value`, for example
 """
 
 import importlib
+import pathlib
 import sys
 import traceback
 
@@ -46,7 +47,8 @@ def _is_ours(error: ValueError) -> bool:
   A ValueError from inside a library is a bug of ours and keeps its traceback.
   """
   frame = traceback.extract_tb(error.__traceback__)[-1]
-  return '/grm_jax/' in frame.filename.replace('\\', '/')
+  package = pathlib.Path(__file__).resolve().parent
+  return package in pathlib.Path(frame.filename).resolve().parents
 
 
 def _parse(argv: list[str]) -> list[str]:

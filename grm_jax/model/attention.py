@@ -95,13 +95,8 @@ def attend(
     out = splash.attend(
       *prompt, window=window, cap=cap, compute=compute, layout=layout
     )
-  elif compute.attention == 'xla':
-    out = attend_prompt(*prompt, window=window, cap=cap, compute=compute)
   else:
-    raise ValueError(
-      f"config.compute.attention is {compute.attention!r}; it can be 'xla' "
-      "or 'splash'"
-    )
+    out = attend_prompt(*prompt, window=window, cap=cap, compute=compute)
   if not rows.num_generations:
     return out
   shape = (rows.num_generations, rows.generation_size)
@@ -244,6 +239,7 @@ def _by_blocks(
   if length <= size:
     return block(query, jnp.int32(0))
   count = -(-length // size)
+  size = -(-length // count)  # even blocks: hardly any padding
   pads = [(0, 0)] * query.ndim
   pads[axis] = (0, count * size - length)
   query = jnp.pad(query, pads)

@@ -2,6 +2,19 @@
 
 import dataclasses
 
+import jax
+
+# What the backward pass keeps of each layer pair, from most memory to least.
+# 'none' also keeps each layer's gathered kernels, so it is for small models.
+REMAT = {
+  'none': None,
+  'dots': jax.checkpoint_policies.dots_saveable,
+  'dots_no_batch': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'nothing_saveable': jax.checkpoint_policies.nothing_saveable,
+}
+ATTENTION = ('xla', 'splash')
+_DTYPES = ('float32', 'bfloat16')
+
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
@@ -10,8 +23,7 @@ class Compute:
   Attributes:
     dtype: of activations and of weights while they are used.
     param_dtype: of parameters at rest.
-    remat: what the backward pass keeps of a layer pair; a key of
-      `gemma.REMAT`.
+    remat: what the backward pass keeps of a layer pair; a key of REMAT.
     attention: 'xla' anywhere, or 'splash' (Pallas) for the prompt part on TPU.
     query_block: most queries whose attention logits exist at once (xla).
     splash_block: rows and columns of a splash tile; a multiple of 128.
@@ -27,3 +39,21 @@ class Compute:
   splash_block: int = 512
   head_chunk: int = 4096
   interpret: bool = False
+
+  def __post_init__(self):
+    for name, allowed in (
+      ('dtype', _DTYPES),
+      ('param_dtype', _DTYPES),
+      ('remat', REMAT),
+      ('attention', ATTENTION),
+    ):
+      value = getattr(self, name)
+      if value not in allowed:
+        raise ValueError(
+          f'config.compute.{name} is {value!r}; it can be {", ".join(allowed)}'
+        )
+    for name in ('query_block', 'splash_block', 'head_chunk'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'config.compute.{name} is {getattr(self, name)}; it must be positive'
+        )

@@ -28,19 +28,10 @@ from flax import struct
 
 from grm_jax.model.attention import Rows, attend, rows_of
 from grm_jax.model.batch import Batch, check
-from grm_jax.model.compute import Compute
+from grm_jax.model.compute import REMAT, Compute
 from grm_jax.model.layers import MLP, RMSNorm, rotate, weight
 from grm_jax.model.sizes import Size
 from grm_jax.parallel.rules import Layout
-
-# What the backward pass keeps of each layer pair, from most memory to least.
-# 'none' also keeps each layer's gathered kernels, so it is for small models.
-REMAT = {
-  'none': None,
-  'dots': jax.checkpoint_policies.dots_saveable,
-  'dots_no_batch': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  'nothing_saveable': jax.checkpoint_policies.nothing_saveable,
-}
 
 
 @struct.dataclass
@@ -192,11 +183,6 @@ class Gemma(nn.Module):
 
   def setup(self):
     parts = (self.size, self.compute, self.layout)
-    if self.compute.remat not in REMAT:
-      raise ValueError(
-        f'config.compute.remat is {self.compute.remat!r}; it can be '
-        f'{", ".join(REMAT)}'
-      )
     pair = Pair
     if self.compute.remat != 'none':
       policy = REMAT[self.compute.remat]

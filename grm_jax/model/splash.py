@@ -47,8 +47,15 @@ def attend(
     [P, S, N, H].
 
   Raises:
-    ValueError: S is not a multiple of the tile, or the tile not of 128.
+    ValueError: S is not a multiple of the tile, or the tile not of 128; or
+      the mesh is no TPU's.
   """
+  platform = layout.mesh.devices.flat[0].platform
+  if platform != 'tpu' and not compute.interpret:
+    raise ValueError(
+      f'splash is a TPU kernel and the mesh has {platform} devices; set '
+      '--config.compute.attention=xla'
+    )
   block = _block(query.shape[1], compute.splash_block)
   q_names = ('prompts', 'heads', 'tokens', 'head_dim')
   kv_names = ('prompts', 'kv_heads', 'tokens', 'head_dim')

@@ -68,20 +68,19 @@ def _check_paths(config, target):
     raise ValueError(f'config.source {config.source} is not a directory')
   if not target:
     raise ValueError('give --config.target=DIR or --workdir=DIR')
-  if os.path.isfile(target) or _has_steps(target):
+  if os.path.isfile(target) or _in_use(target, config.to):
     raise ValueError(
       f'config.target {target} exists; choose another or delete it'
     )
 
 
-def _has_steps(target):
+def _in_use(target, to):
   """Whether a directory holds more than what a killed conversion leaves."""
-  if not os.path.isdir(target):
-    return False
-  kept = set(pretrained.COMPANIONS)
-  return any(
-    name not in kept and 'tmp' not in name for name in os.listdir(target)
-  )
+  names = os.listdir(target) if os.path.isdir(target) else []
+  if to == 'huggingface':
+    return bool(names)
+  left = (*pretrained.COMPANIONS, '.tmp', '.orbax-checkpoint-tmp')
+  return any(not any(part in name for part in left) for name in names)
 
 
 def _read(config, layout: Layout) -> tuple[Gemma, dict]:

@@ -62,10 +62,13 @@ def run(config: ConfigDict, workdir: str) -> None:
   rows = _read_rows(config, tokenizer)
   params = _load_params(config, model)
   results = []
-  score = jax.jit(_score_function(model))
+  everywhere = jax.sharding.NamedSharding(
+    layout.mesh, jax.sharding.PartitionSpec()
+  )
+  score = jax.jit(_score_function(model), out_shardings=everywhere)
   progress = tqdm(total=len(rows), unit='query', disable=None)
   for some in _batches(rows, config.batch):
-    values = np.asarray(score(params, _pad(some, config)))
+    values = np.asarray(score(params, _pad(some, config)).addressable_data(0))
     for row, own in zip(some, values, strict=False):
       scores = [float(x) for x in own[: len(row.responses)]]
       best = int(np.argmax(scores))

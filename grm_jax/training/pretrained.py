@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 
 from grm_jax.model import params as params_lib
@@ -116,6 +117,13 @@ def copy_companions(source: str, target: str) -> None:
   """Copies the tokenizer's files, each whole or not at all."""
   if jax.process_index():
     return
+  if not (epath.Path(source) / TOKENIZER).exists():
+    logging.warning(
+      '%s has no %s; put it into %s before text is scored',
+      source,
+      TOKENIZER,
+      target,
+    )
   target = epath.Path(target)
   target.mkdir(parents=True, exist_ok=True)
   for name in COMPANIONS:

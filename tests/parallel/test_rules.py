@@ -140,9 +140,7 @@ def test_rule_with_an_unknown_mesh_axis():
 
 
 def test_rule_with_one_axis_twice():
-  with pytest.raises(
-    ValueError, match='config.mesh.rules.embed has an axis twice'
-  ):
+  with pytest.raises(ValueError, match='rules.embed has an axis twice'):
     layout_of(embed=('fsdp', 'fsdp'))
 
 

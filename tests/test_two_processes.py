@@ -17,7 +17,7 @@ FIELDS = gemma2_files.CONFIGS['odd_heads'] | {
 
 def test_each_process_reads_its_share(tmp_path):
   tensors = gemma2_files.write(tmp_path, FIELDS, 0, files=2)
-  out = run_together(['-m', 'tests.model.huggingface.two_processes', tmp_path])
+  out = run_together(['-m', 'tests.import_two_processes', tmp_path])
   total = sum(x.nbytes for x in tensors.values())
   norms = sum(x.nbytes for x in tensors.values() if x.ndim == 1)
   for text in out:
@@ -54,3 +54,23 @@ def test_both_directions_through_main(tmp_path):
   assert set(back) == set(tensors)
   for key, tensor in tensors.items():
     assert back[key].tobytes() == tensor.tobytes(), key
+
+
+def test_two_processes_score_as_one(tmp_path):
+  main = ['-m', 'grm_jax.main', '--config=configs/score.py:tiny']
+  run_together([*main, '--config.batch=8', f'--workdir={tmp_path}/two'])
+  run_together([*main, f'--workdir={tmp_path}/one'], count=1, devices=1)
+  two, one = (
+    [json.loads(x) for x in (tmp_path / n / 'scores.jsonl').open()]
+    for n in ('two', 'one')
+  )
+  assert len(two) == len(one) == 3
+  for a, b in zip(two, one, strict=True):
+    assert a['id'] == b['id']
+    assert a['best'] == b['best']
+    assert (
+      max(
+        abs(x - y) for x, y in zip(*(r['scores'] for r in (a, b)), strict=True)
+      )
+      < 1e-5
+    )

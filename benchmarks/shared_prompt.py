@@ -1,0 +1,159 @@
+r"""What computing each prompt once is worth: one update's gradients.
+
+  python -m benchmarks.shared_prompt --repeats 5
+
+Gradients of the log-probability of R generations of each of P prompts, three
+ways, on the devices here: grm_jax with the prompt shared, grm_jax with the
+prompt repeated for every generation, and transformers (torch) with the prompt
+repeated, where it is installed. All three are the same function in float32
+(their losses are compared first). The contenders take turns, so that a busy
+machine is busy for all; medians and ratios are printed, and JSON with --json.
+"""
+
+import argparse
+import importlib.util
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grm_jax.model import head
+from grm_jax.model.batch import Batch
+from grm_jax.model.compute import Compute
+from grm_jax.model.gemma import Gemma
+from grm_jax.model.huggingface import writing
+from grm_jax.model.params import init_params
+from grm_jax.model.sizes import Size
+from grm_jax.parallel import mesh
+
+SIZE = Size(
+  num_layers=4,
+  width=256,
+  mlp_width=1024,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=64,
+  query_pre_attn_scalar=64,
+  vocab_size=4096,
+  window=256,
+)
+
+
+def batches(options: argparse.Namespace) -> tuple[Batch, Batch]:
+  """The same texts as P prompts of R generations, and as P * R sequences."""
+  rng = np.random.default_rng(0)
+  p, s = options.prompts, options.prompt_size
+  r, t = options.generations, options.generation_size
+  prompts = rng.integers(4, SIZE.vocab_size, (p, s), np.int32)
+  own = rng.integers(4, SIZE.vocab_size, (p, r, t), np.int32)
+  shared = Batch(prompts, np.full(p, s), own, np.full((p, r), t))
+  whole = np.concatenate([np.repeat(prompts, r, 0), own.reshape(p * r, t)], 1)
+  repeated = Batch(whole, np.full(p * r, s + t))
+  return jax.tree.map(jnp.asarray, (shared, repeated))
+
+
+def ours(model: Gemma, params: dict, batch: Batch, cut: int) -> Callable:
+  """() -> the loss, after its gradients are there."""
+
+  def loss(params):
+    if batch.generations is not None:
+      return -jnp.sum(head.generation_logps(model, params, batch)[0])
+    logps, _ = head.prompt_logps(model, params, batch)
+    return -jnp.sum(logps[:, cut - 1 :])
+
+  step = jax.jit(jax.value_and_grad(loss))
+  return lambda: float(jax.block_until_ready(step(params))[0])
+
+
+def theirs(model: Gemma, params: dict, batch: Batch, cut: int) -> Callable:
+  """The same by transformers."""
+  import torch
+  import transformers
+
+  with tempfile.TemporaryDirectory() as directory:
+    writing.save_directory(directory, params, model)
+    network = transformers.Gemma2ForCausalLM.from_pretrained(
+      directory, attn_implementation='eager', dtype=torch.float32
+    )
+  tokens = torch.tensor(np.asarray(batch.prompts))
+
+  def step():
+    network.zero_grad()
+    logits = network(tokens, use_cache=False).logits[:, cut - 1 : -1]
+    logps = torch.log_softmax(logits, -1)
+    chosen = logps.gather(-1, tokens[:, cut:, None].long())
+    loss = -chosen.sum()
+    loss.backward()
+    return loss.item()
+
+  return step
+
+
+def measure(contenders: dict[str, Callable], repeats: int) -> dict[str, float]:
+  """Median seconds of each, in turns; the first round does not count."""
+  losses = {name: step() for name, step in contenders.items()}
+  first = next(iter(losses.values()))
+  for name, loss in losses.items():
+    if abs(loss - first) > 1e-4 * abs(first):
+      raise RuntimeError(f'{name} computes another loss: {losses}')
+  times = {name: [] for name in contenders}
+  for _ in range(repeats):
+    for name, step in contenders.items():
+      start = time.perf_counter()
+      step()
+      times[name].append(time.perf_counter() - start)
+  return {name: statistics.median(found) for name, found in times.items()}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--prompts', type=int, default=2)
+  parser.add_argument('--prompt-size', type=int, default=512)
+  parser.add_argument('--generations', type=int, default=4)
+  parser.add_argument('--generation-size', type=int, default=128)
+  parser.add_argument('--repeats', type=int, default=5)
+  parser.add_argument('--json', help='also write the result there')
+  options = parser.parse_args()
+  shared, repeated = batches(options)
+  # As torch does: no remat of layers.
+  compute = Compute(remat='none', head_chunk=512)
+  model = Gemma(SIZE, compute, mesh.one_device())
+  params = init_params(model, jax.random.key(0))
+  cut = options.prompt_size
+  contenders = {
+    'grm_jax, prompt shared': ours(model, params, shared, cut),
+    'grm_jax, prompt repeated': ours(model, params, repeated, cut),
+  }
+  if importlib.util.find_spec('transformers'):
+    name = 'transformers, prompt repeated'
+    contenders[name] = theirs(model, params, repeated, cut)
+  medians = measure(contenders, options.repeats)
+  best = medians['grm_jax, prompt shared']
+  print(f'{"":32} {"seconds":>8} {"ratio":>6}')
+  for name, seconds in medians.items():
+    print(f'{name:32} {seconds:8.3f} {seconds / best:6.2f}')
+  tokens = {'shared': shared, 'repeated': repeated}
+  result = {
+    'settings': vars(options),
+    'device': jax.devices()[0].device_kind,
+    'tokens': {k: _tokens(batch) for k, batch in tokens.items()},
+    'median_seconds': medians,
+  }
+  print('tokens computed:', result['tokens'])
+  if options.json:
+    pathlib.Path(options.json).write_text(json.dumps(result, indent=2) + '\n')
+
+
+def _tokens(batch: Batch) -> int:
+  own = 0 if batch.generations is None else batch.generations.size
+  return int(batch.prompts.size + own)
+
+
+if __name__ == '__main__':
+  main()
