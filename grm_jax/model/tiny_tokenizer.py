@@ -12,6 +12,7 @@ import pathlib
 import sentencepiece
 
 from grm_jax.model import tokenizer
+from grm_jax.parallel import files
 
 VOCAB_SIZE = 1024
 NEWLINE_ID = 108
@@ -27,7 +28,7 @@ def train(path: str | os.PathLike[str]) -> tokenizer.Tokenizer:
   The bytes are the same each time for one sentencepiece version.
 
   Args:
-    path: where the model goes; a file there is replaced. Its folder exists.
+    path: where the model goes; a file there is replaced, folders are made.
 
   Returns:
     The tokenizer, as tokenizer.load(path) reads it.
@@ -36,8 +37,8 @@ def train(path: str | os.PathLike[str]) -> tokenizer.Tokenizer:
     ValueError: path cannot be written.
   """
   data = _train_bytes(_CORPUS.read_text(encoding='utf-8').splitlines())
-  _write_whole(pathlib.Path(path), data)
-  return tokenizer.load(path)
+  files.write_whole(path, data)
+  return tokenizer.from_bytes(data, str(path))
 
 
 def _train_bytes(lines: list[str]) -> bytes:
@@ -67,18 +68,3 @@ def _train_bytes(lines: list[str]) -> bytes:
     minloglevel=2,  # Errors only: the trainer writes its progress to stderr.
   )
   return model.getvalue()
-
-
-def _write_whole(path: pathlib.Path, data: bytes) -> None:
-  """Writes a file that no reader, and no crash, can see half of."""
-  # Same folder as path: os.replace is atomic only inside a file system.
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  try:
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-  except OSError as error:
-    temporary.unlink(missing_ok=True)
-    raise ValueError(
-      f'cannot write the tokenizer {path}: {error.strerror}; choose a path '
-      'in a folder that exists and that you may write to'
-    ) from error

@@ -6,14 +6,12 @@ the arrays are missing.
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from ml_collections import ConfigDict
 
 from grm_jax.model import head, sizes
@@ -21,7 +19,7 @@ from grm_jax.model import params as params_lib
 from grm_jax.model.batch import Batch
 from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
-from grm_jax.parallel import mesh, topology
+from grm_jax.parallel import files, mesh, topology
 from grm_jax.parallel.rules import Layout
 
 PROGRAMS = {
@@ -36,7 +34,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   report = compile_report(config)
   print(table(report))
   if config.json:
-    _write_whole(config.json, json.dumps(report, indent=2) + '\n')
+    files.write_whole(config.json, json.dumps(report, indent=2) + '\n')
 
 
 def compile_report(config: ConfigDict) -> dict[str, Any]:
@@ -145,11 +143,3 @@ def table(report: dict[str, Any]) -> str:
       value = 'unknown'
     lines.append(f'{name.replace("_", " "):<18} {value}')
   return '\n'.join(lines)
-
-
-def _write_whole(path, text):
-  temporary = f'{path}.{os.getpid()}.tmp'
-  with open(temporary, 'w', encoding='utf-8') as file:
-    file.write(text)
-  os.replace(temporary, path)
-  logging.info('wrote %s', path)

@@ -23,7 +23,7 @@ from grm_jax.model.batch import Batch
 from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.tokenizer import Tokenizer
-from grm_jax.parallel import mesh
+from grm_jax.parallel import files, mesh
 from grm_jax.parallel.rules import Layout
 from grm_jax.training import pretrained
 
@@ -75,8 +75,9 @@ def run(config: ConfigDict, workdir: str) -> None:
       results.append({'id': row.id, 'scores': scores, 'best': best})
     progress.update(len(some))
   progress.close()
+  lines = [json.dumps(result) + '\n' for result in results]
+  files.write_whole(output, ''.join(lines))
   if jax.process_index() == 0:
-    _write(output, results)
     print(_table(rows, results))
     if config.checkpoint == 'random':
       print('random weights: these scores show only that everything runs')
@@ -103,7 +104,6 @@ def _load_params(config, model: Gemma) -> dict:
 def _tokenizer(config, model: Gemma, directory: str) -> Tokenizer:
   if config.checkpoint != 'random':
     return pretrained.load_tokenizer(config.checkpoint, model.size)
-  os.makedirs(directory or '.', exist_ok=True)
   return tiny_tokenizer.train(os.path.join(directory, pretrained.TOKENIZER))
 
 
@@ -186,14 +186,6 @@ def _pad(rows: Sequence[Row], config) -> Batch:
       generations[i, j, : len(tokens)] = tokens
       generation_lengths[i, j] = len(tokens)
   return Batch(prompts, lengths, generations, generation_lengths)
-
-
-def _write(path: str, results: list[dict]) -> None:
-  os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-  temporary = f'{path}.{os.getpid()}.tmp'
-  with open(temporary, 'w', encoding='utf-8') as file:
-    file.writelines(json.dumps(result) + '\n' for result in results)
-  os.replace(temporary, path)
 
 
 def _table(rows: Sequence[Row], results: Sequence[dict], most: int = 5) -> str:

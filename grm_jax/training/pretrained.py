@@ -22,6 +22,7 @@ from grm_jax.model import tiny_tokenizer, tokenizer
 from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.sizes import Size
+from grm_jax.parallel import files
 from grm_jax.parallel.rules import Layout
 from grm_jax.training import checkpoints
 
@@ -115,8 +116,6 @@ def save(
 
 def copy_companions(source: str, target: str) -> None:
   """Copies the tokenizer's files, each whole or not at all."""
-  if jax.process_index():
-    return
   if not (epath.Path(source) / TOKENIZER).exists():
     logging.warning(
       '%s has no %s; put it into %s before text is scored',
@@ -124,21 +123,15 @@ def copy_companions(source: str, target: str) -> None:
       TOKENIZER,
       target,
     )
-  target = epath.Path(target)
-  target.mkdir(parents=True, exist_ok=True)
   for name in COMPANIONS:
     path = epath.Path(source) / name
     if path.exists():
-      temporary = target / f'{name}.{os.getpid()}.tmp'
-      temporary.write_bytes(path.read_bytes())
-      temporary.replace(target / name)
+      files.write_whole(epath.Path(target) / name, path.read_bytes())
 
 
 def write_tiny_tokenizer(target: str) -> None:
   """The tokenizer of size `tiny`, for random models."""
-  if not jax.process_index():
-    os.makedirs(target, exist_ok=True)
-    tiny_tokenizer.train(os.path.join(target, TOKENIZER))
+  tiny_tokenizer.train(os.path.join(target, TOKENIZER))
 
 
 def random(model: Gemma, seed: int) -> dict:

@@ -11,22 +11,11 @@ from grm_jax.model import params as params_lib
 from grm_jax.model.batch import Batch
 from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
-from grm_jax.model.sizes import Size
 from grm_jax.parallel import mesh, rules
 from grm_jax.training import state as state_lib
 from grm_jax.training import step
+from tests.model import tiny
 
-SIZE = Size(
-  num_layers=4,
-  width=32,
-  mlp_width=48,
-  num_heads=4,
-  num_kv_heads=2,
-  head_dim=8,
-  query_pre_attn_scalar=8,
-  vocab_size=300,
-  window=6,
-)
 OPTIMIZER = optax.adamw(1e-2, weight_decay=0.1)
 
 
@@ -35,16 +24,16 @@ def batches(count):
   rng = np.random.default_rng(0)
   for _ in range(count):
     yield Batch(
-      rng.integers(4, 300, (4, 10)).astype(np.int32),
+      rng.integers(4, 250, (4, 10)).astype(np.int32),
       rng.integers(1, 11, 4).astype(np.int32),
-      rng.integers(4, 300, (4, 2, 7)).astype(np.int32),
+      rng.integers(4, 250, (4, 2, 7)).astype(np.int32),
       rng.integers(0, 8, (4, 2)).astype(np.int32),
     )
 
 
 def train(devices, sizes, remat, steps=3):
   layout = rules.layout(mesh.make_mesh(*sizes, devices=devices), rules.RULES)
-  model = Gemma(SIZE, Compute(remat=remat, head_chunk=8), layout)
+  model = Gemma(tiny.SIZE, Compute(remat=remat, head_chunk=8), layout)
   params = params_lib.init_params(model, jax.random.key(1))
   state = state_lib.init_state(model, OPTIMIZER, params)
   abstract = state_lib.abstract_state(model, OPTIMIZER)
@@ -103,7 +92,7 @@ def test_moments_are_split_as_their_parameter(eight_devices):
 def test_loss_is_weighted_by_token():
   """One long and one empty generation: the mean is over tokens, literally."""
   layout = mesh.one_device()
-  model = Gemma(SIZE, Compute(), layout)
+  model = Gemma(tiny.SIZE, Compute(), layout)
   params = params_lib.init_params(model, jax.random.key(2))
   batch = next(batches(1)).replace(
     generation_lengths=np.array([[7, 0], [1, 2], [0, 0], [3, 3]], np.int32)

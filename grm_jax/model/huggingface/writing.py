@@ -13,6 +13,7 @@ from grm_jax.model.gemma import Gemma
 from grm_jax.model.huggingface.config import write_config
 from grm_jax.model.huggingface.reading import INDEX
 from grm_jax.model.huggingface.table import entries
+from grm_jax.parallel import files
 
 
 def tensors(params: dict, model: Gemma) -> Iterator[tuple[str, np.ndarray]]:
@@ -73,7 +74,9 @@ def save_directory(
     kind = 'float32' if 'float32' in kinds else kinds.pop()
     fields = write_config(model.size, model.scalar, kind)
     _name_parts(directory, parts)
-    _write_json(os.path.join(directory, 'config.json'), fields)
+    files.write_whole(
+      os.path.join(directory, 'config.json'), json.dumps(fields, indent=2)
+    )
 
 
 def _write_part(directory, number, held):
@@ -100,12 +103,9 @@ def _name_parts(directory, parts):
     }
     total = sum(size for _, size in parts)
     index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
-    _write_json(os.path.join(directory, INDEX), index)
+    files.write_whole(
+      os.path.join(directory, INDEX), json.dumps(index, indent=2)
+    )
   for number, name in enumerate(names):
     part = os.path.join(directory, f'part-{number}')
     os.replace(part, os.path.join(directory, name))
-
-
-def _write_json(path, value):
-  with open(path, 'w', encoding='utf-8') as file:
-    json.dump(value, file, indent=2)

@@ -1,0 +1,42 @@
+"""Files appear whole or not at all, and a path that fails is named."""
+
+import os
+
+import pytest
+from etils import epath
+
+from grm_jax.parallel import files
+
+
+def test_writes_text_and_bytes_and_makes_folders(tmp_path):
+  files.write_whole(tmp_path / 'a' / 'b.txt', 'naïve\n')
+  assert (tmp_path / 'a' / 'b.txt').read_bytes() == b'na\xc3\xafve\n'
+  files.write_whole(str(tmp_path / 'a' / 'b.txt'), b'\x00')
+  assert (tmp_path / 'a' / 'b.txt').read_bytes() == b'\x00'
+  assert os.listdir(tmp_path / 'a') == ['b.txt']
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+  path = tmp_path / 'file'
+  path.write_bytes(b'old')
+
+  def write_half(self, data):
+    with open(self, 'wb') as file:
+      file.write(data[: len(data) // 2])
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(type(epath.Path(path)), 'write_bytes', write_half)
+  with pytest.raises(ValueError) as error:
+    files.write_whole(path, b'new text')
+  assert str(error.value) == (
+    f'cannot write {path}: No space left on device; choose a path that you '
+    'may write to'
+  )
+  assert path.read_bytes() == b'old'
+  assert os.listdir(tmp_path) == ['file']
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+  (tmp_path / 'file').write_bytes(b'')
+  with pytest.raises(ValueError, match='cannot write .*file/inside: '):
+    files.write_whole(tmp_path / 'file' / 'inside', b'x')
