@@ -111,3 +111,34 @@ def test_values_equal(tmp_path):
     with torch.no_grad():
       expected = theirs(torch.tensor(text)[None]).logits.item()
     np.testing.assert_allclose(ours[p, r], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['odd_heads', 'like_27b'])
+def test_bfloat16_is_as_close_as_theirs(tmp_path, name):
+  """bfloat16 strays from float32 no further than transformers does.
+
+  A scale, norm or sum rounded where it should not be shows here.
+  """
+  fields = gemma2_files.CONFIGS[name]
+  gemma2_files.write(tmp_path, fields, seed=9)
+  tokens = tokens_of(fields, 10, (4, TOKENS))
+  theirs = {}
+  for dtype in (torch.float32, torch.bfloat16):
+    network = Gemma2ForCausalLM.from_pretrained(
+      tmp_path, attn_implementation='eager', dtype=dtype
+    ).eval()
+    with torch.no_grad():
+      theirs[dtype] = network(torch.tensor(tokens)).logits.float().numpy()
+  exact = theirs[torch.float32]
+  model, params = load(tmp_path)
+  model = model.clone(compute=Compute(dtype='bfloat16'))
+  batch = Batch(jnp.asarray(tokens, jnp.int32), jnp.full((4,), TOKENS))
+  hidden = model.apply({'params': params}, batch).prompt
+  assert hidden.dtype == jnp.bfloat16
+  ours = head.logits(model, params['embedder']['table'], hidden)
+  ours = np.asarray(ours)[..., : fields['vocab_size']]
+  errors = [
+    np.sqrt(np.mean((x - exact) ** 2)) for x in (ours, theirs[torch.bfloat16])
+  ]
+  print(f'{name}: bfloat16 error {errors[0]:.4f}, theirs {errors[1]:.4f}')
+  assert errors[0] <= 1.1 * errors[1]
