@@ -40,12 +40,14 @@ class Rows:
     prompt_size: S.
     num_generations: R, 0 when there are only prompts.
     generation_size: T.
+    keep: whether layers return their keys and values (a prefill).
   """
 
   prompt_lengths: jax.Array
   prompt_size: int = struct.field(pytree_node=False)
   num_generations: int = struct.field(pytree_node=False, default=0)
   generation_size: int = struct.field(pytree_node=False, default=0)
+  keep: bool = struct.field(pytree_node=False, default=False)
 
   def positions(self) -> jax.Array:
     """int32 [P, X]: s for prompt tokens, length + t for generation tokens."""
@@ -54,6 +56,11 @@ class Rows:
     prompt = ones * jnp.arange(self.prompt_size)[None]
     own = jnp.tile(jnp.arange(self.generation_size), self.num_generations)
     return jnp.concatenate([prompt, lengths + ones * own[None]], axis=1)
+
+  def attend(self, query, key, value, **how):
+    """(attention of all tokens, (key, value) if `keep`); see `attend`."""
+    out = attend(query, key, value, self, **how)
+    return out, (key, value) if self.keep else None
 
 
 def rows_of(batch: Batch) -> Rows:

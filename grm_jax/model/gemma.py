@@ -26,8 +26,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from grm_jax.model.attention import Rows, attend, rows_of
+from grm_jax.model.attention import Rows, rows_of
 from grm_jax.model.batch import Batch, check
+from grm_jax.model.cache import Step
 from grm_jax.model.compute import REMAT, Compute
 from grm_jax.model.layers import MLP, RMSNorm, rotate, weight
 from grm_jax.model.sizes import Size
@@ -51,7 +52,7 @@ class Attention(nn.Module):
   window: int | None
 
   @nn.compact
-  def __call__(self, x, rows: Rows):
+  def __call__(self, x, rows: Rows | Step):
     s = self.size
     d, h = s.width, s.head_dim
     q_shape, kv_shape = (d, s.num_heads, h), (d, s.num_kv_heads, h)
@@ -67,17 +68,16 @@ class Attention(nn.Module):
     key = jnp.einsum('PXD,DKH->PXKH', x, w_k)
     value = jnp.einsum('PXD,DKH->PXKH', x, w_v)
     scale = s.query_pre_attn_scalar**-0.5
-    out = attend(
+    out, kept = rows.attend(
       rotate(query, positions, s.rope_base, scale),
       rotate(key, positions, s.rope_base),
       value,
-      rows,
       window=self.window,
       cap=s.attn_softcap,
       compute=self.compute,
       layout=self.layout,
     )
-    return jnp.einsum('PXNH,NHD->PXD', out, w_out)
+    return jnp.einsum('PXNH,NHD->PXD', out, w_out), kept
 
 
 class Block(nn.Module):
@@ -89,18 +89,17 @@ class Block(nn.Module):
   window: int | None
 
   @nn.compact
-  def __call__(self, x, rows: Rows):
+  def __call__(self, x, rows: Rows | Step):
     def norm(name):
       return RMSNorm(self.size, self.compute, name=name)
 
     parts = (self.size, self.compute, self.layout)
-    out = Attention(*parts, self.window, name='attention')(
-      norm('pre_attention_norm')(x), rows
-    )
+    attention = Attention(*parts, self.window, name='attention')
+    out, kept = attention(norm('pre_attention_norm')(x), rows)
     x += norm('post_attention_norm')(out)
     out = MLP(*parts, name='mlp')(norm('pre_mlp_norm')(x))
     x += norm('post_mlp_norm')(out)
-    return self.layout.constrain(x, ('prompts', 'tokens', 'width'))
+    return self.layout.constrain(x, ('prompts', 'tokens', 'width')), kept
 
 
 class Pair(nn.Module):
@@ -113,8 +112,9 @@ class Pair(nn.Module):
   @nn.compact
   def __call__(self, x, rows: Rows):
     parts = (self.size, self.compute, self.layout)
-    x = Block(*parts, self.size.window, name='local')(x, rows)
-    return Block(*parts, None, name='global')(x, rows), None
+    x, local = Block(*parts, self.size.window, name='local')(x, rows)
+    x, everything = Block(*parts, None, name='global')(x, rows)
+    return x, {'local': local, 'global': everything}
 
 
 class Embedder(nn.Module):
@@ -217,6 +217,18 @@ class Gemma(nn.Module):
       return Hidden(x)
     prompt, own = x[:, : rows.prompt_size], x[:, rows.prompt_size :]
     return Hidden(prompt, own.reshape(*batch.generations.shape, x.shape[-1]))
+
+  def prefill(self, batch: Batch) -> tuple[jax.Array, dict]:
+    """Prompts alone, and what decoding needs of them.
+
+    Returns:
+      hidden states [P, S, D], and {'local', 'global'}: (key, value), each
+      [L / 2, P, S, K, H] with keys rotated.
+    """
+    check(batch)
+    rows = rows_of(batch).replace(keep=True)
+    x, kept = self.pairs(self.embedder(batch.prompts), rows)
+    return self.final_norm(x), kept
 
   def value(self, hidden: jax.Array) -> jax.Array:
     """[..., D] hidden states to [...] float32 values; scalar models only."""

@@ -1,0 +1,134 @@
+"""Drawing a token: frequencies, truncation and log-probs against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grm_jax.sampling.choose import (
+  Settings,
+  choose,
+  row_keys,
+  settings,
+  truncate,
+)
+
+# Eight outcomes, no two alike, and one that must never come.
+PROBABILITY = np.array([0.30, 0.22, 0.16, 0.12, 0.09, 0.06, 0.03, 0.02])
+LOGITS = np.append(np.log(PROBABILITY), -1e30).astype(np.float32)[None]
+DRAWS = 20_000
+
+
+def expected(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
+  """The distribution by definition, one outcome after the other."""
+  p = PROBABILITY ** (1 / temperature)
+  p /= p.sum()
+  if top_k:
+    p[top_k:] = 0
+    p /= p.sum()
+  total, kept = 0.0, np.zeros(8, bool)
+  for i in range(8):
+    kept[i] = total < top_p
+    total += p[i]
+  p = np.where(kept, p, 0)
+  p = np.where(p >= min_p * p.max(), p, 0)
+  return p / p.sum()
+
+
+CASES = [
+  {},
+  {'temperature': 0.5},
+  {'temperature': 2.0},
+  {'top_k': 3},
+  {'top_p': 0.5},
+  {'top_p': 0.7},
+  {'top_p': 1e-6},
+  {'min_p': 0.25},
+  {'temperature': 1.5, 'top_k': 6, 'top_p': 0.8, 'min_p': 0.2},
+]
+
+
+@pytest.mark.parametrize('how', CASES, ids=str)
+def test_frequencies_pass_a_chi_square_test(how):
+  keys = row_keys(0, jnp.zeros(DRAWS, int), jnp.arange(DRAWS), 0)
+  logits = jnp.broadcast_to(LOGITS, (DRAWS, 9))
+  tokens, logps, model = jax.jit(choose)(
+    logits, settings((DRAWS,), **how), keys
+  )
+  counts = np.bincount(np.asarray(tokens), minlength=9)
+  p = expected(**how)
+  assert not counts[:8][p == 0].any()
+  assert counts[8] == 0
+  live = p > 0
+  chi = np.sum((counts[:8] - DRAWS * p)[live] ** 2 / (DRAWS * p[live]))
+  # The 99.99 % quantiles of chi-square with 1 to 7 degrees of freedom.
+  limits = [1e-9, 15.14, 18.42, 21.11, 23.51, 25.74, 27.86, 29.88]
+  assert chi <= limits[live.sum() - 1]
+  chosen = p[np.asarray(tokens)]
+  np.testing.assert_allclose(logps, np.log(chosen), atol=1e-5)
+  np.testing.assert_allclose(model, LOGITS[0][np.asarray(tokens)], atol=1e-5)
+
+
+def test_rows_may_differ():
+  hows = [expected(**how) for how in CASES]
+  fields = [settings((1,), **how) for how in CASES]
+  how = jax.tree.map(lambda *x: jnp.concatenate(x), *fields)
+  assert isinstance(how, Settings)
+  logits = jnp.broadcast_to(LOGITS, (len(CASES), 9))
+  found = jax.nn.softmax(truncate(logits, how), axis=-1)
+  np.testing.assert_allclose(found[:, :8], hows, atol=1e-6)
+
+
+def test_greedy_takes_the_first_of_the_likeliest():
+  logits = jnp.array([[1.0, 3.0, 3.0, 2.0]])
+  keys = row_keys(3, jnp.zeros(1, int), jnp.zeros(1, int), 0)
+  tokens, logps, model = choose(logits, settings((1,), temperature=0), keys)
+  assert tokens.tolist() == [1]
+  assert logps.tolist() == [0.0]
+  total = np.log(np.exp([1.0, 3.0, 3.0, 2.0]).sum())
+  assert model[0] == pytest.approx(3.0 - total, abs=1e-6)
+
+
+def test_ties_with_the_last_of_top_k_stay():
+  logits = jnp.array([[2.0, 1.0, 1.0, 0.0]])
+  cut = truncate(logits, settings((1,), top_k=2))
+  assert (cut[0] > -1e29).tolist() == [True, True, True, False]
+
+
+def test_top_k_beyond_the_vocabulary_is_off():
+  cut = truncate(LOGITS, settings((1,), top_k=100))
+  np.testing.assert_array_equal(cut, LOGITS)
+
+
+def test_keys_are_of_the_row_not_of_its_place():
+  one = row_keys(5, jnp.array([8, 3]), jnp.array([1, 2]), 4)
+  other = row_keys(5, jnp.array([3, 9, 8]), jnp.array([2, 2, 1]), 4)
+  data = jax.random.key_data
+  np.testing.assert_array_equal(data(one), data(other)[jnp.array([2, 0])])
+  seen = {
+    tuple(
+      np.asarray(data(row_keys(seed, jnp.array([r]), jnp.array([s]), t)))[0]
+    )
+    for seed in range(3)
+    for r in range(3)
+    for s in range(3)
+    for t in range(3)
+  }
+  assert len(seen) == 81
+
+
+@pytest.mark.parametrize(
+  'wrong',
+  [
+    {'temperature': -1},
+    {'top_k': -1},
+    {'top_p': 0},
+    {'top_p': 1.1},
+    {'min_p': 2},
+  ],
+  ids=str,
+)
+def test_settings_outside_their_range(wrong):
+  (name,) = wrong
+  with pytest.raises(ValueError, match=f'{name} is '):
+    settings((1,), **wrong)
