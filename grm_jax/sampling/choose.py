@@ -6,14 +6,17 @@ step is a function of (seed, request, sample, step) only, whatever the batch.
 Letters: B rows, V vocabulary rows.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 _NEVER = -1e30
+_BLOCK = 256
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Settings:
   """How to draw, one value per row; [B] or [P, R].
 
@@ -115,10 +118,11 @@ def choose(
     log-probability under the distribution drawn from, and under the model.
   """
   warm = truncate(logits, how)
-  noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
+  uniform = jax.vmap(jax.random.uniform)(keys)
   # Greedy ties go to the first token, as argmax does.
-  noise = jnp.where((how.temperature == 0)[:, None], 0.0, noise)
-  tokens = jnp.argmax(warm + noise, axis=-1).astype(jnp.int32)
+  uniform = jnp.where(how.temperature == 0, 0.0, uniform)
+  top = jnp.max(warm, axis=-1, keepdims=True)
+  tokens = _pick(jnp.exp(warm - top), uniform)
   drawn, model = _logp(warm, tokens), _logp(logits, tokens)
   return tokens, jnp.where(how.temperature == 0, 0.0, drawn), model
 
@@ -144,6 +148,41 @@ def row_keys(
     return jax.random.fold_in(key, step)
 
   return jax.vmap(one)(requests, samples)
+
+
+def _pick(weights, uniform):
+  """The outcome at `uniform` of the way through the weights.
+
+  One random number a row instead of one a token: drawing Gumbel noise for the
+  whole vocabulary would cost as much as a layer. Two levels of sums, of 256
+  weights and of blocks, keep float32 exact enough and outcomes of weight zero
+  out of reach.
+  """
+  rows, size = weights.shape
+  weights = jnp.pad(weights, ((0, 0), (0, -size % _BLOCK)))
+  weights = weights.reshape(rows, -1, _BLOCK)
+  ends = jnp.cumsum(jnp.sum(weights, axis=-1), axis=-1)
+  goal = uniform * ends[:, -1]
+  block = _first_above(ends, goal)
+  inside = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
+  start = jnp.where(
+    block > 0,
+    jnp.take_along_axis(ends, jnp.maximum(block - 1, 0)[:, None], 1)[:, 0],
+    0.0,
+  )
+  place = _first_above(jnp.cumsum(inside, axis=-1), goal - start)
+  return block * _BLOCK + place
+
+
+def _first_above(ends, goal):
+  """int32 [B]: the first place whose running sum exceeds the goal.
+
+  Rounding may put the goal at the very end: then the last place that adds
+  anything.
+  """
+  first = jnp.sum(ends <= goal[:, None], axis=-1)
+  last = jnp.sum(ends < ends[:, -1:], axis=-1)
+  return jnp.minimum(first, last).astype(jnp.int32)
 
 
 def _logp(logits, tokens):

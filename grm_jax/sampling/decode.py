@@ -8,11 +8,11 @@ Letters: P prompts, R rows of a prompt, S prompt places, T own places, D width,
 V vocabulary rows.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from grm_jax.model import head
 from grm_jax.model.batch import Batch
@@ -25,7 +25,8 @@ from grm_jax.sampling.choose import Settings, choose, row_keys
 RUNNING, STOPPED, FULL = 0, 1, 2
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Prefilled:
   """What decoding needs of P prompts.
 
@@ -40,7 +41,8 @@ class Prefilled:
   caches: tuple[PromptCache, ...]
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class State:
   """A decode loop between two steps.
 
@@ -64,7 +66,8 @@ class State:
   status: jax.Array
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Rows:
   """Who the [P, R] rows are and how they draw.
 
@@ -147,7 +150,9 @@ def decode(
     forbidden: bool [V], tokens that are never drawn.
   """
   empty = rows.max_tokens <= 0
-  state = state.replace(status=jnp.where(empty, FULL, state.status))
+  state = dataclasses.replace(
+    state, status=jnp.where(empty, FULL, state.status)
+  )
 
   draw = functools.partial(
     _draw, model, params, rows, stop_ids=stop_ids, forbidden=forbidden
@@ -187,7 +192,8 @@ def _draw(model, params, rows, state, *, stop_ids, forbidden):
     values = jnp.where(live, values, 0).astype(into.dtype)[..., None]
     return jax.lax.dynamic_update_slice_in_dim(into, values, state.index, 2)
 
-  state = state.replace(
+  state = dataclasses.replace(
+    state,
     tokens=put(state.tokens, tokens),
     drawn_logps=put(state.drawn_logps, drawn_logps),
     model_logps=put(state.model_logps, model_logps),
@@ -215,4 +221,6 @@ def _advance(model, params, layers, prompts, state, tokens):
     caches.append(own)
   norm = RMSNorm(size, model.compute)
   x = norm.apply({'params': params['final_norm']}, x)
-  return state.replace(index=state.index + 1, hidden=x, caches=tuple(caches))
+  return dataclasses.replace(
+    state, index=state.index + 1, hidden=x, caches=tuple(caches)
+  )

@@ -7,6 +7,7 @@ import pytest
 
 from grm_jax.sampling.choose import (
   Settings,
+  _pick,
   choose,
   row_keys,
   settings,
@@ -132,3 +133,26 @@ def test_settings_outside_their_range(wrong):
   (name,) = wrong
   with pytest.raises(ValueError, match=f'{name} is '):
     settings((1,), **wrong)
+
+
+def test_every_outcome_gets_its_share_of_the_interval():
+  """1,000 outcomes over four blocks, half of them impossible."""
+  rng = np.random.default_rng(0)
+  weights = rng.random(1000) * (rng.random(1000) < 0.5)
+  weights[-300:] = 0  # the last block has none at all
+  logits = np.where(weights > 0, np.log(np.maximum(weights, 1e-9)), -1e30)
+  uniform = np.append(rng.random(5000), [0.0, 1 - 2.0**-24])
+  count = len(uniform)
+  exact = np.exp(logits - logits.max())
+  tokens = np.asarray(
+    _pick(
+      jnp.broadcast_to(exact.astype(np.float32), (count, 1000)),
+      jnp.asarray(uniform, jnp.float32),
+    )
+  )
+  assert (weights[tokens] > 0).all()
+  ends = np.cumsum(exact) / exact.sum()
+  # Inside its outcome's interval, to float32.
+  assert (uniform <= ends[tokens] + 1e-6).all()
+  assert (uniform >= ends[tokens] - exact[tokens] / exact.sum() - 1e-6).all()
+  assert len(set(tokens.tolist())) > 300
