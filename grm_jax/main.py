@@ -25,6 +25,7 @@ flags.mark_flag_as_required('config')
 
 
 def main(argv: list[str]) -> None:
+  """Runs the stage that --config names; a mistake ends with one line."""
   if len(argv) > 1:
     _fail(f'unexpected argument {argv[1]!r}; settings are --config.key=value')
   # JAX reads its environment on import, and --help should not wait for it.

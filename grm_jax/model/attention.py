@@ -28,7 +28,7 @@ from grm_jax.model.compute import Compute
 from grm_jax.model.layers import softcap
 from grm_jax.parallel.rules import Layout
 
-_MASKED = -1e30
+MASKED = -1e30
 
 
 @struct.dataclass
@@ -131,10 +131,10 @@ def attend_prompt(query, key, value, *, window, cap, compute):
   def block(queries, start):
     here = start + jnp.arange(queries.shape[1])
     mask = _visible(here[:, None], places[None, :], window)
-    logits = _logits('PQKGH,PSKH->PKGQS', queries, key, cap)
-    logits = jnp.where(mask[None, None, None], logits, _MASKED)
-    (weights,), total = _softmax(logits)
-    out = _weighted('PKGQS,PSKH->PQKGH', weights, value)
+    logits = capped_logits('PQKGH,PSKH->PKGQS', queries, key, cap)
+    logits = jnp.where(mask[None, None, None], logits, MASKED)
+    (weights,), total = joint_softmax(logits)
+    out = weighted_sum('PKGQS,PSKH->PQKGH', weights, value)
     return (out / jnp.moveaxis(total, 3, 1)).astype(value.dtype)
 
   grouped = _group(query, key.shape[2])
@@ -171,14 +171,14 @@ def attend_generations(
   def block(queries, start):
     here = start + jnp.arange(queries.shape[2])
     seen = _visible_prompt(here, prompt_places, prompt_lengths, window)
-    of_prompt = _logits('PRQKGH,PSKH->PRKGQS', queries, prompt_key, cap)
-    of_prompt = jnp.where(seen[:, None, None, None], of_prompt, _MASKED)
+    of_prompt = capped_logits('PRQKGH,PSKH->PRKGQS', queries, prompt_key, cap)
+    of_prompt = jnp.where(seen[:, None, None, None], of_prompt, MASKED)
     mask = _visible(here[:, None], own_places[None, :], window)
-    of_own = _logits('PRQKGH,PRTKH->PRKGQT', queries, key, cap)
-    of_own = jnp.where(mask[None, None, None, None], of_own, _MASKED)
-    (w_prompt, w_own), total = _softmax(of_prompt, of_own)
-    out = _weighted('PRKGQS,PSKH->PRQKGH', w_prompt, prompt_value)
-    out += _weighted('PRKGQT,PRTKH->PRQKGH', w_own, value)
+    of_own = capped_logits('PRQKGH,PRTKH->PRKGQT', queries, key, cap)
+    of_own = jnp.where(mask[None, None, None, None], of_own, MASKED)
+    (w_prompt, w_own), total = joint_softmax(of_prompt, of_own)
+    out = weighted_sum('PRKGQS,PSKH->PRQKGH', w_prompt, prompt_value)
+    out += weighted_sum('PRKGQT,PRTKH->PRQKGH', w_own, value)
     return (out / jnp.moveaxis(total, 4, 2)).astype(value.dtype)
 
   grouped = _group(query, key.shape[3])
@@ -212,18 +212,23 @@ def _group(query, num_kv_heads):
   return query.reshape(*front, num_kv_heads, n // num_kv_heads, h)
 
 
-def _logits(letters, query, key, cap):
+def capped_logits(
+  letters: str, query: jax.Array, key: jax.Array, cap: float | None
+) -> jax.Array:
+  """float32 attention logits by the einsum `letters`, softcapped."""
   logits = jnp.einsum(letters, query, key, preferred_element_type=jnp.float32)
   return softcap(logits, cap)
 
 
-def _weighted(letters, weights, value):
+def weighted_sum(
+  letters: str, weights: jax.Array, value: jax.Array
+) -> jax.Array:
   """Sums in float32 of values in their own dtype."""
   weights = weights.astype(value.dtype)
   return jnp.einsum(letters, weights, value, preferred_element_type=jnp.float32)
 
 
-def _softmax(*parts):
+def joint_softmax(*parts: jax.Array) -> tuple[list[jax.Array], jax.Array]:
   """Unnormalised weights of each part and their joint sum [..., 1]."""
   tops = [jnp.max(p, axis=-1, keepdims=True) for p in parts]
   top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))

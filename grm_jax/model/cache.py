@@ -15,9 +15,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from grm_jax.model.layers import softcap
-
-_MASKED = -1e30
+from grm_jax.model.attention import (
+  MASKED,
+  capped_logits,
+  joint_softmax,
+  weighted_sum,
+)
 
 
 @struct.dataclass
@@ -77,18 +80,15 @@ class Step:
     p, r, n, h = query.shape
     k = key.shape[2]
     query = query.reshape(p, r, k, n // k, h)
-    of_prompt = _logits('PRKGH,PKSH->PRKGS', query, self.prompt.key, cap)
+    of_prompt = capped_logits('PRKGH,PKSH->PRKGS', query, self.prompt.key, cap)
     seen = self._visible_prompt(window)[:, None, None, None, :]
-    of_prompt = jnp.where(seen, of_prompt, _MASKED)
-    of_own = _logits('PRKGH,PRKTH->PRKGT', query, own.key, cap)
+    of_prompt = jnp.where(seen, of_prompt, MASKED)
+    of_own = capped_logits('PRKGH,PRKTH->PRKGT', query, own.key, cap)
     seen = self._visible_own(window)[None, None, None, None, :]
-    of_own = jnp.where(seen, of_own, _MASKED)
-    tops = [jnp.max(x, axis=-1, keepdims=True) for x in (of_prompt, of_own)]
-    top = jnp.maximum(*tops)
-    w_prompt, w_own = jnp.exp(of_prompt - top), jnp.exp(of_own - top)
-    total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in (w_prompt, w_own))
-    out = _weighted('PRKGS,PKSH->PRKGH', w_prompt, self.prompt.value)
-    out += _weighted('PRKGT,PRKTH->PRKGH', w_own, own.value)
+    of_own = jnp.where(seen, of_own, MASKED)
+    (w_prompt, w_own), total = joint_softmax(of_prompt, of_own)
+    out = weighted_sum('PRKGS,PKSH->PRKGH', w_prompt, self.prompt.value)
+    out += weighted_sum('PRKGT,PRKTH->PRKGH', w_own, own.value)
     return (out / total).astype(value.dtype).reshape(p, r, n, h), own
 
   def _visible_prompt(self, window):
@@ -144,13 +144,3 @@ def _write(cache, x, index):
   return jax.lax.dynamic_update_slice_in_dim(
     cache, x[:, :, :, None, :].astype(cache.dtype), index, axis=3
   )
-
-
-def _logits(letters, query, key, cap):
-  x = jnp.einsum(letters, query, key, preferred_element_type=jnp.float32)
-  return softcap(x, cap)
-
-
-def _weighted(letters, weights, value):
-  weights = weights.astype(value.dtype)
-  return jnp.einsum(letters, weights, value, preferred_element_type=jnp.float32)

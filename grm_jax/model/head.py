@@ -146,7 +146,7 @@ def values(model: Gemma, params: dict, batch: Batch) -> jax.Array:
     float32 [P, R], or [P] for prompts alone.
   """
   hidden = model.apply({'params': params}, batch)
-  last = _last_of_prompt(hidden, batch)
+  last = last_of_prompt(hidden.prompt, batch)
   if batch.generations is not None:
     lengths = batch.generation_lengths[..., None, None]
     own = jnp.take_along_axis(
@@ -157,15 +157,15 @@ def values(model: Gemma, params: dict, batch: Batch) -> jax.Array:
   return model.apply({'params': params}, last, method=Gemma.value)
 
 
-def _last_of_prompt(hidden: Hidden, batch: Batch):
-  """[P, D]: the hidden state at each prompt's true last token."""
+def last_of_prompt(hidden: jax.Array, batch: Batch) -> jax.Array:
+  """[P, D] of [P, S, D]: the state at each prompt's true last token."""
   index = batch.prompt_lengths[:, None, None] - 1
-  return jnp.take_along_axis(hidden.prompt, index, axis=1)[:, 0]
+  return jnp.take_along_axis(hidden, index, axis=1)[:, 0]
 
 
 def _predecessors(hidden: Hidden, batch: Batch):
   """[P, R, T, D]: the hidden state that predicts each generation token."""
-  last = _last_of_prompt(hidden, batch)[:, None, None]
+  last = last_of_prompt(hidden.prompt, batch)[:, None, None]
   shape = (*batch.generations.shape[:2], 1, last.shape[-1])
   first = jnp.broadcast_to(last, shape)
   return jnp.concatenate([first, hidden.generation[:, :, :-1]], axis=2)

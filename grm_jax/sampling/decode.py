@@ -97,10 +97,9 @@ def unstack(params: dict) -> tuple[dict, ...]:
 
 
 def prefill(model: Gemma, params: dict, batch: Batch) -> Prefilled:
-  """Computes prompts once. Jit with `model` static."""
+  """Computes prompts once; jit it with `model` bound."""
   hidden, kept = model.apply({'params': params}, batch, method=Gemma.prefill)
-  index = batch.prompt_lengths[:, None, None] - 1
-  last = jnp.take_along_axis(hidden, index, axis=1)[:, 0]
+  last = head.last_of_prompt(hidden, batch)
   caches = []
   for i in range(model.size.num_pairs):
     for kind, window in (('local', model.size.window), ('global', None)):
@@ -136,8 +135,9 @@ def decode(
   stop_ids: jax.Array,
   forbidden: jax.Array,
 ) -> State:
-  """Draws tokens until every row has ended. Jit with `model` static and
-  `state` donated.
+  """Draws tokens until every row has ended.
+
+  Jit it with `model` bound and `state` donated.
 
   Args:
     model: the network.
