@@ -9,22 +9,27 @@ from absl import logging
 def start() -> None:
   """Joins the processes of a run; must come before the first JAX array.
 
-  On a TPU pod JAX finds the other hosts by itself. Elsewhere the three
-  variables GRM_COORDINATOR (host:port), GRM_NUM_PROCESSES and GRM_PROCESS_ID
-  say who is who. A single process starts nothing.
+  The three variables GRM_COORDINATOR (host:port), GRM_NUM_PROCESSES and
+  GRM_PROCESS_ID say who is who. GRM_COORDINATOR=auto lets JAX find the other
+  hosts by itself, which it can on TPU VMs, Slurm and Kubernetes; where
+  TPU_WORKER_HOSTNAMES lists several hosts that is the default. A single
+  process starts nothing.
 
   Raises:
     ValueError: only some of the three variables are set.
   """
   names = ('GRM_COORDINATOR', 'GRM_NUM_PROCESSES', 'GRM_PROCESS_ID')
   given = [os.environ.get(name) for name in names]
-  if all(given):
+  hosts = os.environ.get('TPU_WORKER_HOSTNAMES', '')
+  # libtpu puts a sentence there on machines that have no TPU.
+  several = ',' in hosts and not hosts.startswith('WARNING')
+  if given[0] == 'auto' or (several and not any(given)):
+    jax.distributed.initialize()
+  elif all(given):
     jax.distributed.initialize(given[0], int(given[1]), int(given[2]))
   elif any(given):
     missing = [n for n, v in zip(names, given, strict=True) if not v]
     raise ValueError(f'set {", ".join(missing)} too, or none of {names}')
-  elif len(os.environ.get('TPU_WORKER_HOSTNAMES', '').split(',')) > 1:
-    jax.distributed.initialize()
   logging.info(
     'process %d of %d, %d local of %d %s devices',
     jax.process_index(),
