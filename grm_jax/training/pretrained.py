@@ -13,7 +13,6 @@ import os
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
 
@@ -137,8 +136,3 @@ def write_tiny_tokenizer(target: str) -> None:
 def random(model: Gemma, seed: int) -> dict:
   """Random parameters; the same for a seed whatever the mesh."""
   return params_lib.init_params(model, jax.random.key(seed))
-
-
-def largest_difference(a: np.ndarray, b: np.ndarray) -> float:
-  """max |a - b| in float32; nan if either has one."""
-  return float(np.max(np.abs(a.astype(np.float32) - b.astype(np.float32))))
