@@ -33,7 +33,7 @@ LIBRARIES = {
   'orbax': ('training/checkpoints.py', False),
   'sentencepiece': ('model/', False),
   'matplotlib': ('evaluation/plots.py', False),
-  'pyarrow': ('evaluation/suites/rows.py', True),
+  'pyarrow': ('judging/rows.py', True),
   'safetensors': ('model/huggingface/', False),
 }
 FILES = sorted(PACKAGE.rglob('*.py'))

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from grm_jax.evaluation import metrics
-from grm_jax.evaluation.suites import rows
+from grm_jax.judging import rows
 from grm_jax.judging.example import JudgingExample
 
 _BEST = {1: 0, 2: 1}

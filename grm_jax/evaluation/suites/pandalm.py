@@ -15,7 +15,7 @@ import collections
 from collections.abc import Iterator, Sequence
 
 from grm_jax.evaluation import metrics
-from grm_jax.evaluation.suites import rows
+from grm_jax.judging import rows
 from grm_jax.judging.example import JudgingExample
 
 _ANNOTATORS = ('annotator1', 'annotator2', 'annotator3')

@@ -21,7 +21,7 @@ pairs of a question are resampled together.
 from collections.abc import Iterator, Sequence
 
 from grm_jax.evaluation import metrics
-from grm_jax.evaluation.suites import rows
+from grm_jax.judging import rows
 from grm_jax.judging.example import JudgingExample
 
 PREFERENCE = 'Human-Preference-V1'

@@ -22,7 +22,7 @@ we weight by rows. The leaderboard's Safety is ours plus
 from collections.abc import Iterator, Sequence
 
 from grm_jax.evaluation import metrics
-from grm_jax.evaluation.suites import rows
+from grm_jax.judging import rows
 from grm_jax.judging.example import JudgingExample
 
 # Rows of each subset, by section.

@@ -28,7 +28,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from grm_jax.evaluation import metrics
-from grm_jax.evaluation.suites import rows
+from grm_jax.judging import rows
 from grm_jax.judging.example import JudgingExample
 
 TIES = 'Ties'

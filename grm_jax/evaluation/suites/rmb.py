@@ -23,7 +23,7 @@ eval/scripts/my_run_rm.py, made for real-valued rewards, gives 0.
 from collections.abc import Iterator, Sequence
 
 from grm_jax.evaluation import metrics
-from grm_jax.evaluation.suites import rows
+from grm_jax.judging import rows
 from grm_jax.judging.example import JudgingExample, Turn
 
 PAIRS, LISTS = 'Pairwise_set', 'BoN_set'

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from grm_jax.evaluation.suites import rows
+from grm_jax.judging import rows
 from tests.evaluation.suites.published import write
 
 ROWS = [{'id': 'a', 'x': 'one'}, {'id': 'b', 'x': 'twö\u2028three'}]
@@ -75,7 +75,7 @@ def test_a_file_that_cannot_be_read(tmp_path, name, content, message):
 def test_nothing_to_read(tmp_path):
   with pytest.raises(ValueError, match='no such file'):
     read(tmp_path / 'missing.json')
-  with pytest.raises(ValueError, match='no file of this benchmark'):
+  with pytest.raises(ValueError, match='no file of this set'):
     read(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Published benchmark files as rows, and rows as examples.
+"""Published files of judging data as rows, and rows as examples.
 
 Files are JSON (one array), JSON lines or Parquet, local or gs://. Responses
 are put in an order that a hash of the example's id decides, so that the right
@@ -211,7 +211,7 @@ def _files(path, keep):
   if root.is_dir():
     files = [f for f in _below(root) if keep(f.relative_to(root).as_posix())]
     if not files:
-      raise ValueError(f'{path}: no file of this benchmark is in this folder')
+      raise ValueError(f'{path}: no file of this set is in this folder')
     return files
   if not root.exists():
     raise ValueError(f'{path}: there is no such file or folder')
