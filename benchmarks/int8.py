@@ -40,7 +40,7 @@ from grm_jax.model.tokenizer import BOS, Tokenizer
 from grm_jax.parallel import mesh
 from grm_jax.training import pretrained
 from grm_jax.training.state import init_state
-from grm_jax.training.step import supervised_step
+from grm_jax.training.step import Steps, supervised_loss
 
 SIZE = Size(
   num_layers=4,
@@ -160,9 +160,8 @@ def train(
   optimizer = optax.chain(
     optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.95)
   )
-  step = jax.jit(
-    functools.partial(supervised_step, model, optimizer), donate_argnums=0
-  )
+  loss = functools.partial(supervised_loss, model)
+  step = Steps(model, optimizer, loss)
   params = init_params(model, jax.random.key(seed))
   state = init_state(model, optimizer, params)
   rng = np.random.default_rng(seed)
@@ -174,7 +173,7 @@ def train(
   ):
     chosen = rows[rng.integers(0, len(rows), p)]
     batch = Batch(chosen[:, :1], ones, chosen[:, None, 1:], own_lengths)
-    state, metrics = step(state, batch)
+    state, metrics = step(state, [batch])
   loss = float(metrics['loss'])
   if not math.isfinite(loss):
     raise RuntimeError(f'seed {seed}: the loss is {loss}')

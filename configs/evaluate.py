@@ -48,7 +48,9 @@ def get_config(arg: str = '') -> ConfigDict:
       temperature=0.5,
       order='balanced',  # 'random' is the paper's; 'fixed'
       seed=0,
-      prompt=dict(template='pointwise', too_long='shorten'),
+      prompt=dict(
+        template='pointwise', principles='principles', too_long='shorten'
+      ),
       sampling=dict(  # see configs/score.py
         weights='resident',
         int8=False,

@@ -42,6 +42,9 @@ def get_config(arg: str = '') -> ConfigDict:
       seed=0,
       prompt=dict(
         template='pointwise',  # a name in judging/templates/, or a path
+        # 'critique' judges by principles: those of the row, or written once
+        # for the row by this template.
+        principles='principles',
         too_long='shorten',  # or 'refuse'
       ),
       sampling=dict(
@@ -54,6 +57,9 @@ def get_config(arg: str = '') -> ConfigDict:
         # Lengths that prompts are padded to; the last is the longest.
         buckets=(1024, 2048) if tiny else (1024, 2048, 4096),
       ),
+      # Several processes: whether each has a model of its own and judges its
+      # own share of the rows, or all of them hold one model together.
+      apart=False,
       mesh=dict(data=1, fsdp=-1, tensor=1, slices=1, rules=RULES),
       compute=dict(
         dtype='float32' if tiny else 'bfloat16',

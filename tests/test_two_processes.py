@@ -58,12 +58,15 @@ def test_both_directions_through_main(tmp_path):
     assert back[key].tobytes() == tensor.tobytes(), key
 
 
-@pytest.mark.parametrize('judge', ['grm', 'scalar'])
-def test_two_processes_score_as_one(tmp_path, judge):
+@pytest.mark.parametrize(
+  'judge, apart', [('grm', False), ('scalar', False), ('grm', True)]
+)
+def test_two_processes_score_as_one(tmp_path, judge, apart):
   main = ['-m', 'grm_jax.main', '--config=configs/score.py:tiny']
   main += ['--config.sampling.prompts=8', f'--config.judge={judge}']
   main += ['--config.sampling.size=80', '--config.k=3']
-  run_together([*main, f'--workdir={tmp_path}/two'])
+  run_together([*main, f'--workdir={tmp_path}/two', f'--config.apart={apart}'])
+  assert [x.name for x in (tmp_path / 'two').iterdir()] == ['scores.jsonl']
   run_together([*main, f'--workdir={tmp_path}/one'], count=1, devices=1)
   two, one = (
     [json.loads(x) for x in (tmp_path / n / 'scores.jsonl').open()]

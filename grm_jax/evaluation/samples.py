@@ -3,7 +3,7 @@
 One JSON object a line, one line a query:
 
   {"example": {"id", "messages": [{role, content}], "responses", "best",
-               "rewards", "reference", "tags"},
+               "rewards", "reference", "principles", "tags"},
    "samples": [{"order", "text", "num_tokens", "finish", "scores", "meta"}],
    "greedy": null or one more of those}
 
@@ -23,7 +23,6 @@ from typing import Any
 from etils import epath
 
 from grm_jax.judging import example, judgement
-from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.judgement import Judged, Judgement
 from grm_jax.parallel import files
 
@@ -66,7 +65,7 @@ def read(path: str | os.PathLike[str]) -> Iterator[Judged]:
 def line(judged: Judged) -> str:
   """One line of the file, with its end."""
   row = {
-    'example': _example_row(judged.example),
+    'example': example.to_row(judged.example),
     'samples': [_judgement_row(sample) for sample in judged.samples],
     'greedy': judged.greedy and _judgement_row(judged.greedy),
   }
@@ -105,18 +104,6 @@ def of_row(row: Any, number: int) -> Judged:
     ),
     greedy=None if greedy is None else _judgement(greedy, n, 'greedy'),
   )
-
-
-def _example_row(one: JudgingExample) -> dict[str, Any]:
-  return {
-    'id': one.id,
-    'messages': [{'role': x.role, 'content': x.text} for x in one.query],
-    'responses': one.responses,
-    'best': one.best,
-    'rewards': one.rewards,
-    'reference': one.reference,
-    'tags': dict(one.tags),
-  }
 
 
 def _judgement_row(one: Judgement) -> dict[str, Any]:

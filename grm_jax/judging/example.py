@@ -29,6 +29,7 @@ class JudgingExample:
     best: index of the best response, from 0; None if unknown or n == 1.
     rewards: one number per response; for n == 1 the label (0 or 1).
     reference: an answer known to be right, '' if there is none.
+    principles: what to judge by; '' lets the judge write its own.
     tags: where it is from: suite, section, subset, ...
   """
 
@@ -38,6 +39,7 @@ class JudgingExample:
   best: int | None = None
   rewards: tuple[float, ...] | None = None
   reference: str = ''
+  principles: str = ''
   tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
@@ -56,7 +58,8 @@ class JudgingExample:
     roles = [turn.role for turn in self.query if turn.role not in ROLES]
     if roles:
       return f'role {roles[0]!r} is none of {", ".join(ROLES)}'
-    longest = max(map(len, (*self.responses, *(t.text for t in self.query))))
+    texts = (*self.responses, self.reference, self.principles)
+    longest = max(map(len, (*texts, *(t.text for t in self.query))))
     if longest > MAX_CHARS:
       return f'a text has {longest} characters; the most is {MAX_CHARS}'
     if self.best is not None and not 0 <= self.best < n:
@@ -70,7 +73,8 @@ def from_row(row: Any, number: int) -> JudgingExample:
   """The example of a user's row.
 
   Args:
-    row: {query | messages, responses[, best, rewards, id, reference, tags]};
+    row: {query | messages, responses[, best, rewards, id, reference,
+      principles, tags]};
       messages are [{role, content}, ...].
     number: the row's, which is its id if it has none.
 
@@ -87,9 +91,6 @@ def from_row(row: Any, number: int) -> JudgingExample:
     raise ValueError(f'best must be an index from 0, not {best!r}')
   if rewards is not None:
     rewards = _numbers(rewards)
-  reference = row.get('reference') or ''
-  if not isinstance(reference, str):
-    raise ValueError('reference must be a text')
   tags = row.get('tags') or {}
   if not isinstance(tags, dict) or not _texts(tags.values()):
     raise ValueError('tags must be an object of texts')
@@ -100,9 +101,24 @@ def from_row(row: Any, number: int) -> JudgingExample:
     responses=tuple(responses),
     best=best,
     rewards=rewards,
-    reference=reference,
+    reference=_text(row, 'reference'),
+    principles=_text(row, 'principles'),
     tags=tags,
   )
+
+
+def to_row(example: JudgingExample) -> dict[str, Any]:
+  """The row that `from_row` reads as this example."""
+  return {
+    'id': example.id,
+    'messages': [{'role': x.role, 'content': x.text} for x in example.query],
+    'responses': example.responses,
+    'best': example.best,
+    'rewards': example.rewards,
+    'reference': example.reference,
+    'principles': example.principles,
+    'tags': dict(example.tags),
+  }
 
 
 def _query(row):
@@ -123,6 +139,13 @@ def _query(row):
       raise ValueError('every message must be {role, content}, both texts')
     turns.append(Turn(role, text))
   return tuple(turns)
+
+
+def _text(row, key):
+  text = row.get(key) or ''
+  if not isinstance(text, str):
+    raise ValueError(f'{key} must be a text')
+  return text
 
 
 def _texts(values):

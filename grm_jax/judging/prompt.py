@@ -40,7 +40,6 @@ def render(
   order: Sequence[int],
   *,
   hint: bool = False,
-  principles: str = '',
 ) -> str:
   """The prompt's text.
 
@@ -49,7 +48,6 @@ def render(
     example: what is judged.
     order: order[place] is the response that is shown there.
     hint: whether to tell which response is best (rejective fine-tuning).
-    principles: a generation by the template `principles`, for `critique`.
 
   Raises:
     ValueError: a slot of the template that this example cannot fill, or a
@@ -60,7 +58,7 @@ def render(
     'num_responses': str(len(shown)),
     'reference': _reference(template, example),
     'hint': _hint(example, order) if hint else '',
-    'principles': template.guard(principles.strip()),
+    'principles': template.guard(example.principles.strip()),
   }
   loops = {
     'turn': [{'role': t.role, 'text': t.text} for t in example.query],
@@ -106,12 +104,11 @@ def tokenize(
   limit: int,
   too_long: str = 'shorten',
   hint: bool = False,
-  principles: str = '',
 ) -> Prompt:
   """The prompt's tokens, at most `limit` of them.
 
   Args:
-    template, example, order, hint, principles: see `render`.
+    template, example, order, hint: see `render`.
     chat: text to ids in the model's chat form; data must not become control
       ids there, as in model.chat.render_user.
     limit: most tokens.
@@ -122,7 +119,7 @@ def tokenize(
   """
 
   def tokens(example):
-    text = render(template, example, order, hint=hint, principles=principles)
+    text = render(template, example, order, hint=hint)
     if len(text) > limit * _LONGEST_TOKEN:
       return None
     found = tuple(chat(text))

@@ -5,6 +5,7 @@ followed by R generations of T places. Prompt tokens are an ordinary causal
 sequence. Token t of a generation stands at position length + t; it attends to
 its whole prompt and to its own generation's tokens up to itself, never to a
 sibling. Local layers see W keys, the token itself included, by true position.
+Packed prompts hold several texts, which do not see each other either.
 
 Two backends compute the prompt part: `xla` here and `splash` in splash.py.
 The generation part is always `xla`: its window moves with each prompt's
@@ -41,6 +42,7 @@ class Rows:
     num_generations: R, 0 when there are only prompts.
     generation_size: T.
     keep: whether layers return their keys and values (a prefill).
+    segments: int32 [P, S] of packed prompts, see Batch; None otherwise.
   """
 
   prompt_lengths: jax.Array
@@ -48,12 +50,15 @@ class Rows:
   num_generations: int = struct.field(pytree_node=False, default=0)
   generation_size: int = struct.field(pytree_node=False, default=0)
   keep: bool = struct.field(pytree_node=False, default=False)
+  segments: jax.Array | None = None
 
   def positions(self) -> jax.Array:
     """int32 [P, X]: s for prompt tokens, length + t for generation tokens."""
     lengths = self.prompt_lengths[:, None]
     ones = jnp.ones_like(lengths)
     prompt = ones * jnp.arange(self.prompt_size)[None]
+    if self.segments is not None:
+      prompt -= _starts(self.segments)
     own = jnp.tile(jnp.arange(self.generation_size), self.num_generations)
     return jnp.concatenate([prompt, lengths + ones * own[None]], axis=1)
 
@@ -67,8 +72,15 @@ def rows_of(batch: Batch) -> Rows:
   """The Rows of a batch."""
   size = batch.prompts.shape[1]
   if batch.generations is None:
-    return Rows(batch.prompt_lengths, size)
+    return Rows(batch.prompt_lengths, size, segments=batch.segments)
   return Rows(batch.prompt_lengths, size, *batch.generations.shape[1:])
+
+
+def _starts(segments: jax.Array) -> jax.Array:
+  """int32 [P, S]: where the segment of each place begins."""
+  places = jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
+  new = segments != jnp.roll(segments, 1, axis=1)
+  return jax.lax.cummax(jnp.where(new, places, 0), axis=1)
 
 
 def attend(
@@ -98,12 +110,11 @@ def attend(
   """
   cut = rows.prompt_size
   prompt = [x[:, :cut] for x in (query, key, value)]
+  how = dict(window=window, cap=cap, compute=compute)
   if compute.attention == 'splash':
-    out = splash.attend(
-      *prompt, window=window, cap=cap, compute=compute, layout=layout
-    )
+    out = splash.attend(*prompt, rows.segments, **how, layout=layout)
   else:
-    out = attend_prompt(*prompt, window=window, cap=cap, compute=compute)
+    out = attend_prompt(*prompt, rows.segments, **how)
   if not rows.num_generations:
     return out
   shape = (rows.num_generations, rows.generation_size)
@@ -116,20 +127,21 @@ def attend(
     prompt[1],
     prompt[2],
     rows.prompt_lengths,
-    window=window,
-    cap=cap,
-    compute=compute,
+    **how,
   )
   generated = generated.reshape(-1, shape[0] * shape[1], *out.shape[2:])
   return jnp.concatenate([out, generated], axis=1)
 
 
-def attend_prompt(query, key, value, *, window, cap, compute):
+def attend_prompt(query, key, value, segments, *, window, cap, compute):
   """Causal attention of [P, S, N, H] queries; memory one query block's.
 
   On local layers a block multiplies only the keys that it can see.
   """
   length = key.shape[1]
+  if segments is not None:
+    # The last block may reach over the end; a slice must not be moved for it.
+    segments = jnp.pad(segments, ((0, 0), (0, compute.query_block)))
 
   def block(queries, start):
     count = queries.shape[1]
@@ -141,9 +153,15 @@ def attend_prompt(query, key, value, *, window, cap, compute):
     )
     here = start + jnp.arange(count)
     there = first + jnp.arange(reach)
-    mask = within(here[:, None], there[None, :], window)
+    mask = within(here[:, None], there[None, :], window)[None]
+    if segments is not None:
+      ours, theirs = (
+        jax.lax.dynamic_slice_in_dim(segments, at, size, axis=1)
+        for at, size in ((start, count), (first, reach))
+      )
+      mask &= ours[:, :, None] == theirs[:, None, :]
     logits = capped_logits('PQKGH,PSKH->PKGQS', queries, keys, cap)
-    logits = jnp.where(mask[None, None, None], logits, MASKED)
+    logits = jnp.where(mask[:, None, None], logits, MASKED)
     (weights,), total = joint_softmax(logits)
     out = weighted_sum('PKGQS,PSKH->PQKGH', weights, values)
     return (out / jnp.moveaxis(total, 3, 1)).astype(value.dtype)

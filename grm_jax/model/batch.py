@@ -1,4 +1,8 @@
-"""The one array shape of the code base: prompts and their generations."""
+"""The one array shape of the code base: prompts and their generations.
+
+Plain fine-tuning texts, each a prompt with one generation, can instead be
+packed: several of them one after the other in a row of [P, S].
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +20,18 @@ class Batch:
     prompt_lengths: int32 [P], each in 1..S.
     generations: int32 [P, R, T], or None for prompts alone.
     generation_lengths: int32 [P, R], each in 0..T, or None.
+    segments: int32 [P, S] of packed rows, None otherwise: which text a place
+      belongs to, never falling along a row. Texts do not see each other, and
+      each counts its positions from 0.
+    targets: bool [P, S] of packed rows: the places of generation tokens.
   """
 
   prompts: jax.Array
   prompt_lengths: jax.Array
   generations: jax.Array | None = None
   generation_lengths: jax.Array | None = None
+  segments: jax.Array | None = None
+  targets: jax.Array | None = None
 
 
 def check(batch: Batch) -> None:
@@ -29,6 +39,8 @@ def check(batch: Batch) -> None:
   _integers('prompts', batch.prompts, 2)
   _integers('prompt_lengths', batch.prompt_lengths, 1)
   _agree('prompt_lengths', batch.prompt_lengths, batch.prompts.shape[:1])
+  if batch.segments is not None or batch.targets is not None:
+    _check_packed(batch)
   if batch.generations is None and batch.generation_lengths is None:
     return
   if batch.generations is None or batch.generation_lengths is None:
@@ -44,6 +56,18 @@ def check(batch: Batch) -> None:
       f'generations have shape {batch.generations.shape}; an empty generation '
       'is one of length 0, with at least one place'
     )
+
+
+def _check_packed(batch):
+  if batch.segments is None or batch.targets is None:
+    raise ValueError('segments and targets come together')
+  if batch.generations is not None:
+    raise ValueError('packed rows have their generations inside, none beside')
+  _integers('segments', batch.segments, 2)
+  _agree('segments', batch.segments, batch.prompts.shape)
+  _agree('targets', batch.targets, batch.prompts.shape)
+  if batch.targets.dtype != jnp.bool_:
+    raise ValueError(f'targets must be bool, got {batch.targets.dtype}')
 
 
 def _integers(name, x, rank):

@@ -27,6 +27,7 @@ def attend(
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
+  segments: jax.Array | None = None,
   *,
   window: int | None,
   cap: float | None,
@@ -38,6 +39,7 @@ def attend(
   Args:
     query: [P, S, N, H], scaled.
     key, value: [P, S, K, H].
+    segments: int32 [P, S] of packed prompts, see Batch; None otherwise.
     window: W keys including the token itself, or None for all.
     cap: softcap of the logits, or None.
     compute: `splash_block` and `interpret`.
@@ -72,11 +74,11 @@ def attend(
   out = jax.shard_map(
     local,
     mesh=layout.mesh,
-    in_specs=(q_spec, kv_spec, kv_spec),
+    in_specs=(q_spec, kv_spec, kv_spec, layout.spec(('prompts', 'tokens'))),
     out_specs=q_spec,
     # Pallas calls do not say over which axes their results vary.
     check_vma=False,
-  )(query, key, value)
+  )(query, key, value, segments)
   return jnp.swapaxes(out, 1, 2)
 
 
@@ -90,7 +92,9 @@ def _block(size, block):
   return block
 
 
-def _on_one_device(query, key, value, *, window, cap, block, interpret):
+def _on_one_device(
+  query, key, value, segments, *, window, cap, block, interpret
+):
   """query [P, N, S, H], key and value [P, K, S, H], as one device has them."""
   shape = (query.shape[2], query.shape[2])
   if window is None:
@@ -113,4 +117,6 @@ def _on_one_device(query, key, value, *, window, cap, block, interpret):
     q_seq_shards=1,
     interpret=interpret,
   )
-  return jax.vmap(attention)(query, key, value)
+  if segments is not None:
+    segments = kernel.SegmentIds(q=segments, kv=segments)
+  return jax.vmap(attention)(query, key, value, segments)

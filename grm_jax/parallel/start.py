@@ -46,3 +46,9 @@ def from_first(number: int) -> int:
   if jax.process_count() == 1:
     return number
   return int(multihost_utils.broadcast_one_to_all(number))
+
+
+def wait_for_all(name: str) -> None:
+  """Goes on when all processes have come here; `name` is for messages."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)

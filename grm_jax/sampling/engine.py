@@ -32,6 +32,7 @@ from grm_jax.sampling.request import (
 )
 from grm_jax.sampling.schedule import Row, Table
 
+_END = object()  # of a stream of requests
 _FINISH = {decode.RUNNING: '', decode.STOPPED: 'stop', decode.FULL: 'length'}
 
 
@@ -139,12 +140,19 @@ class Engine:
     return self.programs.warm_up()
 
   def run(
-    self, requests: Iterable[Request], *, progress: str = '', total: int = 0
+    self,
+    requests: Iterable[Request | None],
+    *,
+    progress: str = '',
+    total: int = 0,
   ) -> Iterator[Generation | Refusal]:
     """Generates for a stream of requests, which is read as slots get free.
 
     Args:
-      requests: their ids must differ while they are at work.
+      requests: their ids must differ while they are at work. None says that
+        nothing is ready yet: the stream is asked again when rows have ended,
+        so that a request may depend on what an earlier one has generated. With
+        nothing at work it is asked again at once and may wait there.
       progress: name of a progress bar, '' for none; quiet off a terminal.
       total: generations expected, for the bar; 0 if unknown.
 
@@ -171,28 +179,31 @@ class Engine:
     self.stats = dataclasses.replace(self.stats, seconds=spent)
 
   def _run(self, requests):
-    table, ended, drawn = Table(*self._shape(), self._sizes.size), [], None
-    while True:
-      refused = self._admit(table, requests)
+    table, ended, more = Table(*self._shape(), self._sizes.size), [], True
+    while more or ended or table.requests():
+      refused, more = self._admit(table, requests)
       drawn = self._begin_call(table) if table.requests() else None
       # From here on the device is busy; the rest takes none of its time.
       yield from refused
       yield from map(self._finish, ended)
-      if drawn is None:
-        return
-      self._find_stops(table)
-      ended = self._end_call(table, drawn)
+      ended = []
+      if drawn is not None:
+        self._find_stops(table)
+        ended = self._end_call(table, drawn)
 
   def _shape(self):
     return self._sizes.prompts, self._sizes.rows
 
-  def _admit(self, table: Table, requests: Iterator[Request]) -> list[Refusal]:
-    """Fills free slots from the stream; returns what was refused."""
-    refused, taken = [], []
+  def _admit(
+    self, table: Table, requests: Iterator[Request | None]
+  ) -> tuple[list[Refusal], bool]:
+    """Fills free slots; returns what was refused, and whether more may come."""
+    refused, taken, more = [], [], True
     free = table.free()
     while len(taken) < len(free):
-      request = next(requests, None)
-      if request is None:
+      request = next(requests, _END)
+      more = request is not _END
+      if request is None or not more:
         break
       reason = fault(request, self.limits)
       if request.id in (r.id for r in table.requests()):
@@ -208,7 +219,7 @@ class Engine:
       taken.sort(key=lambda item: len(item[1].prompt))
       for first in range(0, len(taken), self._sizes.prefill):
         self._prefill(taken[first : first + self._sizes.prefill])
-    return refused
+    return refused, more
 
   def _make_room(self, longest: int) -> None:
     """Slots as long as the longest prompt in use needs."""

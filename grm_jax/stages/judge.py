@@ -3,9 +3,12 @@
   example -> orders -> prompts (one per order) -> engine -> texts -> scores
 
 An example of n responses has at most n distinct prompts under balanced
-orders, however many samples are drawn; each is computed once.
+orders, however many samples are drawn; each is computed once. Where the
+template asks for judgements by given principles, one more generation writes
+them before, and all samples of the example share them.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -33,6 +36,8 @@ class Settings:
 
   Attributes:
     template: name or path, see judging/template.py.
+    principles: template by which principles are written, once for an example
+      that has none, if `template` has a slot for them.
     too_long: 'shorten' or 'refuse', see judging/prompt.py.
     order: 'balanced', 'random' or 'fixed', see judging/orders.py.
     temperature: of the samples.
@@ -44,6 +49,7 @@ class Settings:
   """
 
   template: str = 'pointwise'
+  principles: str = 'principles'
   too_long: str = 'shorten'
   order: str = 'balanced'
   temperature: float = 0.5
@@ -73,13 +79,36 @@ class Settings:
 
 @dataclasses.dataclass
 class _Work:
-  """An example whose samples are being drawn; places of `samples` by order."""
+  """An example whose samples are being drawn; places of `samples` by order.
+
+  `written` are the principles that were written for it, '' if none were.
+  """
 
   example: JudgingExample
+  written: str
   samples: list[Judgement | None]
   places: dict[str, list[int]]
   orders: list[tuple[int, ...]]
   missing: int
+
+
+@dataclasses.dataclass
+class _Run:
+  """A call of `judge`: examples by number, and what to ask next.
+
+  Attributes:
+    k: samples of each example.
+    writing: examples whose principles are being written.
+    ready: requests that waited for principles.
+    work: examples whose samples are being drawn.
+    done: examples to hand out when it is their turn.
+  """
+
+  k: int
+  writing: dict[int, JudgingExample]
+  ready: collections.deque[Request]
+  work: dict[int, _Work]
+  done: dict[int, Judged | Fault]
 
 
 class Judge:
@@ -101,6 +130,9 @@ class Judge:
     self.engine, self.tokenizer, self.settings = engine, tokenizer, settings
     self.meta = meta
     self._template = template.load(settings.template)
+    self._principles = None
+    if 'principles' in self._template.slots():
+      self._principles = template.load(settings.principles)
     self._chat = functools.partial(chat.render_user, tokenizer)
 
   def score(
@@ -109,7 +141,7 @@ class Judge:
     """Votes, scores and generations of rows, in their order.
 
     Args:
-      rows: {query | messages, responses[, id, best, reference]}.
+      rows: {query | messages, responses[, id, reference, principles]}.
       k: samples of each; 0 is one greedy judgement.
       progress: name of a progress bar, '' for none.
 
@@ -145,46 +177,74 @@ class Judge:
     """
     if k < 0:
       raise ValueError(f'config.k is {k}; 0 is one greedy judgement')
-    work, done = {}, {}
-    requests = self._requests(examples, k, work, done)
+    now = _Run(k, {}, collections.deque(), {}, {})
     items = self.engine.run(
-      requests, progress=progress, total=total * max(1, k)
+      self._requests(examples, now),
+      progress=progress,
+      total=total * (max(1, k) + (self._principles is not None)),
     )
     following = 0
     for item in itertools.chain(items, (None,)):
       if item is not None:
-        self._collect(item, work, done)
-      while following in done:
-        judged = done.pop(following)
+        self._collect(item, now)
+      while following in now.done:
+        judged = now.done.pop(following)
         rated = self.meta is not None and isinstance(judged, Judged)
         yield self.meta.rate(judged) if rated else judged
         following += 1
 
-  def _requests(self, examples, k, work, done) -> Iterator[Request]:
-    """Requests of every example; those that cannot be judged are done."""
+  def _requests(self, examples, now: _Run) -> Iterator[Request | None]:
+    """Requests of every example, those that waited first; None to wait."""
     for number, example in enumerate(examples):
+      while now.ready:
+        yield now.ready.popleft()
       if isinstance(example, Fault):
-        done[number] = example
+        now.done[number] = example
         continue
-      try:
-        asked = self._of_example(number, example, k, work)
-      except ValueError as error:
-        done[number] = Fault(example.id, str(error))
-        continue
-      yield from asked
+      yield from self._ask(number, example, now)
+    while now.ready or now.writing:
+      yield now.ready.popleft() if now.ready else None
 
-  def _of_example(self, number, example, k, work):
+  def _ask(self, number, example, now, written='') -> list[Request]:
+    """What to generate next for an example; if it cannot be, it is done."""
+    write = self._principles is not None and not example.principles
+    try:
+      if not write:
+        return self._of_example(number, example, now, written)
+      request = self._writing(number, example, now.k)
+    except ValueError as error:
+      now.done[number] = Fault(example.id, str(error))
+      return []
+    now.writing[number] = example
+    return [request]
+
+  def _writing(self, number, example, k) -> Request:
+    """Asks for principles; the responses stand in their own order."""
+    order = tuple(range(len(example.responses)))
+    tokens = self._tokens(self._principles, example, order)
+    return self._request(
+      f'{number}:principles', tokens, 1, k, f'{example.id} principles'
+    )
+
+  def _of_example(self, number, example, now, written) -> list[Request]:
     s, n = self.settings, len(example.responses)
-    shown = orders.orders(s.order, n, max(1, k), s.seed, example.id)
+    shown = orders.orders(s.order, n, max(1, now.k), s.seed, example.id)
     places = {}
     for place, order in enumerate(shown):
       places.setdefault(order, []).append(place)
     asked = [
-      self._request(f'{number}:{i}', example, order, len(places[order]), k)
+      self._request(
+        f'{number}:{i}',
+        self._tokens(self._template, example, order),
+        len(places[order]),
+        now.k,
+        f'{example.id} {",".join(map(str, order))}',
+      )
       for i, order in enumerate(places)
     ]
-    work[number] = _Work(
+    now.work[number] = _Work(
       example=example,
+      written=written,
       samples=[None] * len(shown),
       places=dict(zip((r.id for r in asked), places.values(), strict=True)),
       orders=shown,
@@ -192,45 +252,65 @@ class Judge:
     )
     return asked
 
-  def _request(self, name, example, order, count, k):
-    tokens = prompt.tokenize(
-      self._template,
+  def _tokens(self, form, example, order) -> tuple[int, ...]:
+    return prompt.tokenize(
+      form,
       example,
       order,
       self._chat,
       limit=self.engine.limits.prompt,
       too_long=self.settings.too_long,
     ).tokens
+
+  def _request(self, name, tokens, count, k, key) -> Request:
     return Request(
       id=name,
       prompt=tokens,
       num_samples=count,
       temperature=self.settings.temperature if k else 0.0,
       seed=self.settings.seed,
-      key=f'{example.id} {",".join(map(str, order))}',
+      key=key,
     )
 
-  def _collect(self, item: Generation | Refusal, work, done) -> None:
+  def _collect(self, item: Generation | Refusal, now: _Run) -> None:
     number = int(item.request.split(':')[0])
-    if number not in work:
+    if number in now.writing:
+      self._judge_by(item, number, now)
+      return
+    if number not in now.work:
       return  # another prompt of the example was refused
-    this = work[number]
+    this = now.work[number]
     if isinstance(item, Refusal):
-      done[number] = Fault(this.example.id, item.reason)
-      del work[number]
+      now.done[number] = Fault(this.example.id, item.reason)
+      del now.work[number]
       return
     place = this.places[item.request][item.sample]
-    this.samples[place] = self._judgement(item, this.orders[place])
+    this.samples[place] = self._judgement(item, this, this.orders[place])
     this.missing -= 1
     if not this.missing:
-      done[number] = Judged(this.example, tuple(this.samples))
-      del work[number]
+      now.done[number] = Judged(this.example, tuple(this.samples))
+      del now.work[number]
 
-  def _judgement(self, item: Generation, order) -> Judgement:
+  def _judge_by(self, item, number, now) -> None:
+    """Asks for judgements by the principles that were written."""
+    example = now.writing.pop(number)
+    if isinstance(item, Refusal):
+      now.done[number] = Fault(example.id, item.reason)
+      return
+    written = item.text.strip()
+    if not written:
+      now.done[number] = Fault(example.id, 'the judge wrote no principles')
+      return
+    example = dataclasses.replace(example, principles=written)
+    now.ready.extend(self._ask(number, example, now, written))
+
+  def _judgement(self, item: Generation, this: _Work, order) -> Judgement:
+    # Only what comes after the principles is read: they are no judgement.
     shown = _read(item.text, len(order), self.settings.reads)
+    text = f'{this.written}\n\n{item.text}' if this.written else item.text
     return Judgement(
       order=order,
-      text=item.text,
+      text=text,
       num_tokens=len(item.tokens),
       finish=item.finish,
       scores=None if shown is None else orders.restore(shown, order),

@@ -24,8 +24,12 @@ from grm_jax.training import pretrained
 JUDGES = ('grm', 'llm', 'scalar')
 
 
-def from_config(config: ConfigDict, settings: Settings) -> Judge | ScalarJudge:
-  """The judge that `config` describes, on all devices."""
+def from_config(
+  config: ConfigDict,
+  settings: Settings,
+  devices: Sequence[jax.Device] | None = None,
+) -> Judge | ScalarJudge:
+  """The judge that `config` describes; on `devices`, by default on all."""
   if config.judge not in JUDGES:
     raise ValueError(
       f'config.judge is {config.judge!r}; it can be {", ".join(JUDGES)}'
@@ -33,7 +37,7 @@ def from_config(config: ConfigDict, settings: Settings) -> Judge | ScalarJudge:
   s, step = config.sampling, None if config.step < 0 else config.step
   compute = Compute(**config.compute)
   sizes = dict(prompts=s.prompts, size=s.size, buckets=s.buckets)
-  layout = mesh.from_config(config)
+  layout = mesh.from_config(config, devices)
   if config.judge != 'scalar':
     return load(
       config.checkpoint,
@@ -41,7 +45,7 @@ def from_config(config: ConfigDict, settings: Settings) -> Judge | ScalarJudge:
       config.meta_checkpoint,
       settings,
       compute,
-      (mesh.from_config(config, decoding=True), layout),
+      (mesh.from_config(config, devices, decoding=True), layout),
       int8=s.int8,
       rows=s.rows,
       chunk=s.chunk,
@@ -59,6 +63,7 @@ def settings_of(config: ConfigDict) -> Settings:
   return Settings(
     # The default template asks for scores.
     template='best' if llm and name == 'pointwise' else name,
+    principles=config.prompt.principles,
     reads='best' if llm else 'scores',
     too_long=config.prompt.too_long,
     order=config.order,

@@ -2,16 +2,23 @@
 
 Rows are read, judged and written one after the other, so that memory does not
 grow with the file. Until the end the results are in a journal beside the
-output; a run that was killed goes on from there. With several processes all
-work on the same rows, whose prompts the mesh splits; the first one writes.
+output; a run that was killed goes on from there.
+
+With several processes all work on the same rows, whose prompts the mesh
+splits, and the first one keeps the journal. With config.apart each has a model
+of its own, and every n-th row and a journal of its own: where one
+process's devices hold the model, nobody waits for another. The first process
+merges the journals when all have ended.
 """
 
 import contextlib
 import dataclasses
+import glob
+import heapq
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +29,7 @@ from grm_jax.judging import example as examples_lib
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.judgement import Fault
 from grm_jax.parallel import files, start
+from grm_jax.parallel import journal as journals
 from grm_jax.parallel.journal import Journal
 from grm_jax.stages import judge as judges
 from grm_jax.stages import load_judge
@@ -44,20 +52,47 @@ def run(config: ConfigDict, workdir: str) -> None:
     raise ValueError("config.checkpoint is empty; give a directory or 'random'")
   if config.k < 0:
     raise ValueError(f'config.k is {config.k}; 0 is one greedy judgement')
-  total = _count(config.input)
-  journal = _journal(config, f'{output}.partial')
-  done = start.from_first(journal.count if journal else 0)
+  total, share = _count(config.input), _share(config)
+  mine = len(range(share.index, total, share.count))
+  journal = _journal(config, output, share)
+  done = journal.count if journal else 0
+  done = done if config.apart else start.from_first(done)
   if done:
     logging.info('%s: going on after %d rows', output, done)
   # Rows before weights: a wrong path should not wait for gigabytes.
-  rows = itertools.islice(read(config.input), done, None)
+  rows = itertools.islice(read(config.input), share.index, None, share.count)
+  rows = itertools.islice(rows, done, None)
   settings = _settings(config)
-  judge = load_judge.from_config(config, settings) if done < total else None
+  devices, judge = jax.local_devices() if config.apart else None, None
+  if done < mine:
+    judge = load_judge.from_config(config, settings, devices)
   with journal or contextlib.nullcontext():
     if judge is not None:
-      _judge_rows(judge, rows, config, settings, journal, total - done)
-    if journal:
-      _finish(journal, output, config)
+      _judge_rows(judge, rows, config, settings, journal, mine - done)
+  start.wait_for_all('score')
+  if not jax.process_index():
+    _finish(output, _partials(output, share.count), config)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+  """Rows index, index + count, ... are this process's."""
+
+  index: int
+  count: int
+
+
+def _share(config) -> _Share:
+  if config.apart:
+    return _Share(jax.process_index(), jax.process_count())
+  return _Share(0, 1)
+
+
+def _partials(output: str, count: int) -> list[str]:
+  """The journals of a run by `count` shares."""
+  if count == 1:
+    return [f'{output}.partial']
+  return [f'{output}.{i}-of-{count}.partial' for i in range(count)]
 
 
 def _judge_rows(judge, rows, config, settings, journal, total):
@@ -121,10 +156,21 @@ def _count(path):
   return count
 
 
-def _journal(config, path) -> Journal | None:
-  """Of the first process; the others keep none."""
-  if jax.process_index():
+def _journal(config, output: str, share: _Share) -> Journal | None:
+  """This process's; without config.apart only the first has one.
+
+  Raises:
+    ValueError: it is of another run, or one of other shares was not ended.
+  """
+  if jax.process_index() and not config.apart:
     return None
+  paths = _partials(output, share.count)
+  others = set(glob.glob(f'{glob.escape(output)}.*partial')) - set(paths)
+  if others:
+    raise ValueError(
+      f'{min(others)} is of a run by another number of processes; go on with '
+      'that number and the same config.apart, or delete the file'
+    )
   header = {
     'judge': config.judge,
     'checkpoint': config.checkpoint,
@@ -136,18 +182,25 @@ def _journal(config, path) -> Journal | None:
   header |= dataclasses.asdict(_settings(config))
   header |= {'size': config.sampling.size, 'int8': config.sampling.int8}
   header['bytes'] = os.path.getsize(config.input)
-  return Journal(path, header)
+  return Journal(paths[share.index], header)
 
 
-def _finish(journal: Journal, output: str, config) -> None:
+def _finish(output: str, partials: Sequence[str], config) -> None:
   """Results and errors in files of their own, and a table of the first."""
+  missing = [path for path in partials if not os.path.exists(path)]
+  if missing:
+    raise ValueError(
+      f'{missing[0]} is not there: with config.apart all processes must see '
+      'the folder of config.output'
+    )
   errors = f'{os.path.splitext(output)[0]}.errors.jsonl'
-  good = (row for row in journal.rows() if 'error' not in row)
-  bad = (row for row in journal.rows() if 'error' in row)
+  good = (row for row in _merged(partials) if 'error' not in row)
+  bad = (row for row in _merged(partials) if 'error' in row)
   num_bad = files.write_lines(errors, map(json.dumps, bad))
   num_good = files.write_lines(output, map(json.dumps, good))
-  shown = list(itertools.islice(journal.rows(), _SHOWN))
-  journal.delete()
+  shown = list(itertools.islice(_merged(partials), _SHOWN))
+  for path in partials:
+    os.remove(path)
   print(_table(shown))
   if config.checkpoint == pretrained.RANDOM:
     print('random weights: this shows only that everything runs')
@@ -156,6 +209,11 @@ def _finish(journal: Journal, output: str, config) -> None:
     print(f'{num_bad} rows could not be judged -> {errors}')
   else:
     os.remove(errors)
+
+
+def _merged(partials: Sequence[str]) -> Iterator[dict[str, Any]]:
+  """Rows of all journals in the order of the input."""
+  return heapq.merge(*map(journals.rows, partials), key=lambda x: x['line'])
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

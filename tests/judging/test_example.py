@@ -1,5 +1,6 @@
 """The records: each fault of a row by itself, and round trips."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grm_jax.judging import judgement
-from grm_jax.judging.example import JudgingExample, Turn, from_row
+from grm_jax.judging.example import JudgingExample, Turn, from_row, to_row
 from grm_jax.judging.judgement import Judged, Judgement
 
 ROW = {'query': 'Why?', 'responses': ['Because.', 'No idea.']}
@@ -46,6 +47,7 @@ def test_a_row_of_everything():
       'best': 1,
       'rewards': [0, 2.5],
       'reference': 'c',
+      'principles': 'Truth: 100%',
       'tags': {'suite': 's'},
     },
     7,
@@ -62,6 +64,7 @@ def test_a_row_of_everything():
     best=1,
     rewards=(0.0, 2.5),
     reference='c',
+    principles='Truth: 100%',
     tags={'suite': 's'},
   )
   assert all(type(x) is float for x in found.rewards)
@@ -108,6 +111,8 @@ def test_rows_that_are_fine(changes, attribute, expected):
     (row(rewards=[10**400]), 'finite numbers'),
     (row(rewards=[float('nan')]), 'finite numbers'),
     (row(reference=3), 'reference must be'),
+    (row(principles=['a']), 'principles must be'),
+    (row(reference='x' * 1_000_001), 'a text has 1000001'),
     (row(tags=['suite']), 'tags must be'),
     (row(tags={'suite': 3}), 'tags must be'),
     (row(query=...), 'either a query or messages'),
@@ -139,11 +144,12 @@ JSON = st.recursive(
   lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
   max_leaves=5,
 )
-KEYS = ['query', 'messages', 'responses', 'best', 'rewards', 'id', 'tags']
+KEYS = [field.name for field in dataclasses.fields(JudgingExample)]
+KEYS += ['messages']
 
 
 @settings(deadline=None)
-@given(st.dictionaries(st.sampled_from([*KEYS, 'reference']), JSON) | JSON)
+@given(st.dictionaries(st.sampled_from(KEYS), JSON) | JSON)
 def test_any_row_is_an_example_or_a_value_error(anything):
   for value in (anything, row(**anything) if type(anything) is dict else None):
     try:
@@ -151,6 +157,8 @@ def test_any_row_is_an_example_or_a_value_error(anything):
     except ValueError:
       continue
     assert isinstance(found, JudgingExample)
+    row_ = json.loads(json.dumps(to_row(found)))
+    assert from_row(row_, 1) == found
 
 
 def test_an_example_built_in_code_is_checked_too():

@@ -1,5 +1,7 @@
 """Prompts: hints, references, orders, and examples that are too long."""
 
+import dataclasses
+
 import pytest
 
 from grm_jax.judging import prompt, template
@@ -80,8 +82,9 @@ def test_references_are_shown_and_cannot_break_out():
 
 def test_principles_are_put_in_for_the_critique():
   made = template.load('critique')
-  text = prompt.render(made, EXAMPLE, (0, 1, 2), principles='1. Truth: 100%\n')
-  assert '## Principles\n1. Truth: 100%\n' in text
+  given = dataclasses.replace(EXAMPLE, principles='1. Truth: 100%\n[user]\n')
+  text = prompt.render(made, given, (0, 1, 2))
+  assert '## Principles\n1. Truth: 100%\n\\[user]\n' in text
 
 
 def tokenize(example, limit, **how):

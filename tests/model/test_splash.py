@@ -43,11 +43,11 @@ def random_arrays(count, heads=4, kv_heads=2, head_dim=128, places=PLACES):
 @functools.partial(
   jax.jit, static_argnames=('window', 'cap', 'compute', 'layout')
 )
-def run(arrays, window, cap, compute, layout):
+def run(arrays, window, cap, compute, layout, segments=None):
   """(output, gradients of q, k, v) of a random weighted sum."""
   *qkv, weights = arrays
   lengths = jnp.full(weights.shape[:1], weights.shape[1])
-  rows = Rows(lengths, weights.shape[1])
+  rows = Rows(lengths, weights.shape[1], segments=segments)
 
   def loss(qkv):
     out = attend(
@@ -102,6 +102,18 @@ def test_mesh_equals_one_device(layout):
   arrays = random_arrays(4, places=128)
   expected = run(arrays, 100, 2.0, SPLASH, mesh.one_device())
   assert_equal(run(arrays, 100, 2.0, SPLASH, layout), expected)
+
+
+@pytest.mark.parametrize('window', [None, 50])
+def test_packed_texts_equal_xla(layout, window):
+  arrays = random_arrays(4, places=128)
+  ends = np.array([[10, 90], [64, 128], [127, 128], [1, 2]])
+  segments = np.sum(np.arange(128)[None, :, None] >= ends[:, None], axis=-1)
+  segments = segments.astype(np.int32)
+  expected = run(arrays, window, 2.0, XLA, mesh.one_device(), segments)
+  assert_equal(run(arrays, window, 2.0, SPLASH, layout, segments), expected)
+  apart = run(arrays, window, 2.0, XLA, mesh.one_device())
+  assert np.abs(apart[0] - expected[0]).max() > 1e-2
 
 
 def tiny_gemma(compute, layout=None):

@@ -269,6 +269,27 @@ def test_generations_are_handed_out_while_the_device_works():
   assert [len(calls) for _ in made.run(requests)] == [3, 5, 6]
 
 
+def test_a_request_can_wait_for_what_another_one_generates(drawn):
+  first, *others = asked(4, seed=1, **CUT)
+  seen, pauses = [], []
+
+  def requests():
+    yield first
+    while len(seen) < first.num_samples:
+      pauses.append(1)
+      yield None  # at the end there is nothing at work either
+    yield from others
+
+  found = []
+  for item in engine(prompts=2).run(requests()):
+    seen.append(item)
+    found.append(item)
+  assert pauses
+  assert_same(by_name(found), drawn)
+  names = [g.request for g in found]
+  assert names[:4] == ['0'] * 4
+
+
 @pytest.mark.parametrize(
   'changes, message',
   [

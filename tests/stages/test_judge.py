@@ -28,6 +28,8 @@ def words():
 class RuleEngine:
   """Scores a response by the digit it ends with; `silent` samples do not."""
 
+  principles = 'Specific Criteria: truth 100%. Scores: \\boxed{1, 1}'
+
   def __init__(self, limit=3000, silent=()):
     self.limits = Limits(limit, 100, 1024, True)
     self.silent, self.requests = silent, []
@@ -35,6 +37,9 @@ class RuleEngine:
   def run(self, requests, **unused):
     held = []  # generations come in another order than they were asked for
     for request in requests:
+      if request is None:
+        yield held.pop()
+        continue
       self.requests.append(request)
       reason = fault(request, self.limits)
       if reason:
@@ -47,10 +52,15 @@ class RuleEngine:
 
   def generation(self, request, sample):
     text = words().decode(request.prompt)
+    if request.id.endswith(':principles'):
+      return self._said(request, sample, self.principles)
     found = re.findall(r'(\d)\n\[End of Response \d+\]', text)
     text = f'Scores: \\boxed{{{", ".join(found)}}}'
     if (request.id, sample) in self.silent:
       text = 'I would rather not say.'
+    return self._said(request, sample, text)
+
+  def _said(self, request, sample, text):
     ids = np.array(words().encode(text), np.int32)
     zeros = np.zeros(len(ids), np.float32)
     return Generation(request.id, sample, ids, 'stop', zeros, zeros, text)
@@ -92,6 +102,54 @@ def test_a_prompt_is_asked_for_once_for_each_order():
   list(judge(engine).judge(EXAMPLES[:1], 8))
   assert len({tuple(r.prompt) for r in engine.requests}) == 3
   assert sorted(r.num_samples for r in engine.requests) == [2, 3, 3]
+
+
+@pytest.mark.parametrize('k', [0, 1, 5])
+def test_principles_are_written_once_and_judged_by(k):
+  engine = RuleEngine()
+  found = list(judge(engine, template='critique').judge(EXAMPLES, k))
+  assert [x.example.id for x in found] == ['a', 'b', 'c', 'd']
+  written = [r for r in engine.requests if r.id.endswith(':principles')]
+  assert [r.num_samples for r in written] == [1, 1, 1, 1]
+  assert len({r.key for r in engine.requests}) == len(engine.requests)
+  asked = [r for r in engine.requests if r not in written]
+  assert sum(r.num_samples for r in asked) == 4 * max(1, k)
+  for request in asked:
+    text = words().decode(request.prompt)
+    assert f'## Principles\n{engine.principles}\n' in text
+  for judged, scores in zip(found, EXPECTED, strict=True):
+    for sample in judged.samples:
+      # The principles are in the text, and a box in them gives no score.
+      assert sample.scores == scores
+      assert sample.text.startswith(f'{engine.principles}\n\nScores:')
+    assert judged.example.principles == engine.principles
+
+
+def test_principles_of_a_row_are_not_written_again():
+  engine = RuleEngine()
+  given = dataclasses.replace(EXAMPLES[0], principles='Brevity: 100%')
+  items = list(judge(engine, template='critique').judge([given, *EXAMPLES], 2))
+  assert items[0].example == given
+  assert items[0].samples[0].text.startswith('Scores:')
+  written = [r.id for r in engine.requests if r.id.endswith(':principles')]
+  assert written == [f'{i}:principles' for i in range(1, 5)]
+  first = words().decode(engine.requests[0].prompt)
+  assert '## Principles\nBrevity: 100%\n' in first
+
+
+def test_principles_that_cannot_be_written_or_used():
+  engine = RuleEngine(limit=1200)
+  long = example('long', 'x' * 9000 + ' 5')
+  made = judge(engine, template='critique', too_long='refuse')
+  items = list(made.judge([long, EXAMPLES[1]], 2))
+  assert isinstance(items[0], Fault) and 'characters' in items[0].reason
+  assert items[1].samples[0].scores == (7,)
+  engine.principles = 'very long ' * 400
+  items = list(made.judge([EXAMPLES[1], Fault('f', 'bad')], 2))
+  assert 'has no prompt of 1200 tokens' in items[0].reason
+  engine.principles = ' \n'
+  (item,) = made.judge([EXAMPLES[1]], 2)
+  assert item == Fault('b', 'the judge wrote no principles')
 
 
 def test_no_samples_mean_one_greedy_judgement():

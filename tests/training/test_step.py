@@ -37,15 +37,11 @@ def train(devices, sizes, remat, steps=3):
   params = params_lib.init_params(model, jax.random.key(1))
   state = state_lib.init_state(model, OPTIMIZER, params)
   abstract = state_lib.abstract_state(model, OPTIMIZER)
-  shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  update = jax.jit(
-    functools.partial(step.supervised_step, model, OPTIMIZER),
-    donate_argnums=0,
-    out_shardings=(shardings, None),
-  )
+  loss = functools.partial(step.supervised_loss, model)
+  update = step.Steps(model, OPTIMIZER, loss)
   losses = []
   for batch in batches(steps):
-    state, metrics = update(state, batch)
+    state, metrics = update(state, [batch])
     losses.append(float(metrics['loss']))
   return state, abstract, losses
 
@@ -108,3 +104,83 @@ def test_loss_is_weighted_by_token():
     )
     parts.append(float(step.supervised_loss(model, params, alone)[0]))
   assert float(total) == pytest.approx(sum(parts), abs=1e-3)
+
+
+def parts_of(batch, sizes):
+  """The batch cut into batches of so many prompts."""
+  ends = np.cumsum(sizes)
+  return [
+    jax.tree.map(lambda x, a=a, b=b: x[a:b], batch)
+    for a, b in zip(ends - sizes, ends, strict=True)
+  ]
+
+
+def test_accumulation_equals_one_batch():
+  """Of other sizes and token counts: a mean of means would be off."""
+  model = Gemma(tiny.SIZE, Compute(), mesh.one_device())
+  optimizer = optax.sgd(1.0)  # the update is the gradient itself
+  loss = functools.partial(step.supervised_loss, model)
+  update = step.Steps(model, optimizer, loss)
+  batch = next(batches(1)).replace(
+    generation_lengths=np.array([[7, 6], [1, 0], [0, 0], [5, 7]], np.int32)
+  )
+  found = []
+  for sizes in ((4,), (1, 2, 1)):
+    params = params_lib.init_params(model, jax.random.key(3))
+    state = state_lib.init_state(model, optimizer, params)
+    state, metrics = update(state, parts_of(batch, np.array(sizes)))
+    found.append((jax.device_get(state.params), jax.device_get(metrics)))
+  (whole, metrics), (parts, their_metrics) = found
+  assert metrics['count'] == 26.0
+  for name, value in metrics.items():
+    assert their_metrics[name] == pytest.approx(value, rel=1e-5), name
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_packed_rows_equal_texts_apart():
+  """Losses and gradients, with texts longer than the window of 6."""
+  model = Gemma(tiny.SIZE, Compute(query_block=7), mesh.one_device())
+  params = params_lib.init_params(model, jax.random.key(4))
+  rng = np.random.default_rng(5)
+  lengths = [(9, 8), (1, 3), (4, 12), (2, 0), (13, 5)]  # prompt, generation
+  texts = [rng.integers(4, 250, sum(pair)).astype(np.int32) for pair in lengths]
+  packed = packed_batch(texts, lengths, [[0, 1, 3], [2, 4]], 36)
+  apart = apart_batch(texts, lengths)
+  loss = functools.partial(step.supervised_loss, model)
+  both = [
+    jax.jit(jax.value_and_grad(loss, has_aux=True))(params, x)
+    for x in (packed, apart)
+  ]
+  ((total, count), grads), ((their_total, their_count), their_grads) = both
+  assert float(count) == float(their_count) == 28.0
+  assert float(total) == pytest.approx(float(their_total), rel=1e-6)
+  for a, b in zip(
+    jax.tree.leaves(grads), jax.tree.leaves(their_grads), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def packed_batch(texts, lengths, rows, size):
+  shape = (len(rows), size)
+  tokens, targets = np.zeros(shape, np.int32), np.zeros(shape, bool)
+  segments = np.full(shape, 99, np.int32)
+  for row, members in enumerate(rows):
+    at = 0
+    for number, i in enumerate(members):
+      end = at + len(texts[i])
+      tokens[row, at:end], segments[row, at:end] = texts[i], number
+      targets[row, at + lengths[i][0] : end] = True
+      at = end
+  full = np.full(len(rows), size, np.int32)
+  return Batch(tokens, full, segments=segments, targets=targets)
+
+
+def apart_batch(texts, lengths):
+  count = len(texts)
+  prompts = np.zeros((count, 13), np.int32)
+  generations = np.zeros((count, 1, 12), np.int32)
+  for i, (text, (n, own)) in enumerate(zip(texts, lengths, strict=True)):
+    prompts[i, :n], generations[i, 0, :own] = text[:n], text[n:]
+  sizes = np.array(lengths, np.int32)
+  return Batch(prompts, sizes[:, 0], generations, sizes[:, 1:])
