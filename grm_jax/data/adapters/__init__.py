@@ -1,0 +1,1 @@
+"""Sets of judging data as they are published: a row in, examples out."""

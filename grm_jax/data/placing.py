@@ -1,0 +1,82 @@
+"""From each process's rows of a batch to global arrays on the devices."""
+
+import jax
+import numpy as np
+
+from grm_jax.model.batch import Batch
+from grm_jax.parallel.rules import Layout
+
+_NAMES = ('prompts', 'tokens', 'tokens')
+
+
+def process_rows(layout: Layout, prompts: int) -> np.ndarray:
+  """Which prompts of a global batch the devices of this process hold.
+
+  Read off the layout: the processes' rows need not be in their order nor in
+  one piece, and where the prompts are not split over processes (a tensor axis
+  that spans them) several processes hold the same rows.
+
+  Args:
+    layout: of training.
+    prompts: P, of the global batch.
+
+  Returns:
+    int64, ascending.
+
+  Raises:
+    ValueError: the mesh cannot split P prompts.
+  """
+  ways = layout.split('prompts')
+  if prompts % ways:
+    raise ValueError(
+      f'config.batch.prompts is {prompts}; the mesh splits prompts {ways} '
+      'ways, of which it must be a multiple'
+    )
+  indices = layout.sharding(_NAMES[:1], (prompts,)).devices_indices_map(
+    (prompts,)
+  )
+  mine = np.zeros(prompts, bool)
+  for device, (rows,) in indices.items():
+    if device.process_index == jax.process_index():
+      mine[rows] = True
+  return np.flatnonzero(mine)
+
+
+def place(batch: Batch, layout: Layout, prompts: int) -> Batch:
+  """Global arrays of a batch; no process sends anything to another.
+
+  Args:
+    batch: NumPy arrays of the rows that process_rows names, in that order.
+    layout: of training.
+    prompts: P, of the global batch.
+
+  Returns:
+    jax.Arrays [P, S], [P], [P, R, T], [P, R], split by `prompts`.
+
+  Raises:
+    ValueError: another number of rows; the mesh cannot split P prompts.
+  """
+  rows = process_rows(layout, prompts)
+  if len(batch.prompts) != len(rows):
+    raise ValueError(
+      f'this process has {len(batch.prompts)} prompts of a batch of {prompts} '
+      f'and holds {len(rows)}; give rows_of_process=process_rows(layout, '
+      f'{prompts}) to the batches'
+    )
+
+  def put(x):
+    shape = (prompts, *x.shape[1:])
+    sharding = layout.sharding(_NAMES[: x.ndim], shape)
+    # make_array_from_process_local_data refuses layouts where processes hold
+    # some rows in common and others not.
+    return jax.make_array_from_callback(
+      shape, sharding, lambda index: x[(_local(index[0]), *index[1:])]
+    )
+
+  def _local(part):
+    """Where a shard's rows, which follow each other, are in `rows`."""
+    start, stop, _ = part.indices(prompts)
+    first = int(np.searchsorted(rows, start))
+    return slice(first, first + stop - start)
+
+  return jax.tree.map(put, batch)

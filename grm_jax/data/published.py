@@ -1,0 +1,108 @@
+"""Rows of published files, one by one: a bad row is a fault, not the end.
+
+What a row makes is up to an adapter (grm_jax/data/adapters), a function from a
+row to any number of examples, which raises `row.fault(...)` for a mistake of
+the file and yields `Dropped` for a row that is right and still of no use.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from etils import epath
+
+from grm_jax.data import jsonl
+from grm_jax.judging import rows
+from grm_jax.judging.judgement import Fault
+
+T = TypeVar('T')
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+  """What a row makes that gives no example though nothing is wrong with it."""
+
+  reason: str
+
+
+def read(
+  path: str, make: Callable[[rows.Row], Iterable[T]]
+) -> Iterator[T | Fault]:
+  """What the rows of a file make, and a fault for each that is wrong.
+
+  Args:
+    path: a .json (one array), .jsonl or .parquet file, local or gs://; a `*`
+      in its name stands for several files, read in order of their names.
+    make: an adapter.
+
+  Raises:
+    ValueError: a file cannot be read, or is not of its format at all.
+  """
+  for file in _files(path):
+    for number, value in _values(file):
+      yield from _made(rows.Row(file, number, value), make)
+
+
+def digest(*texts: str) -> str:
+  """16 letters that stand for these texts, for ids that outlive edits.
+
+  Row numbers would shift when a row is deleted, and samples kept by id would
+  then belong to other examples.
+  """
+  # JSON escapes what UTF-8 cannot hold, and marks where each text ends.
+  return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+
+def _made(row, make):
+  try:
+    if isinstance(row.fields, Fault):
+      raise row.fault(row.fields.reason)
+    if not isinstance(row.fields, dict):
+      raise row.fault('the row is not an object')
+    return list(make(row))
+  except ValueError as error:
+    return [Fault(f'row {row.number}', str(error))]
+
+
+def _files(path):
+  root = epath.Path(path)
+  if '*' not in root.name:
+    return [path]
+  found = sorted(str(file) for file in root.parent.glob(root.name))
+  if not found:
+    raise ValueError(f'{path}: no file has such a name')
+  return found
+
+
+def _values(file) -> Iterator[tuple[int, Any]]:
+  """(number from 1, JSON value or fault) of rows."""
+  suffix = epath.Path(file).suffix
+  if suffix == '.jsonl':
+    return jsonl.values(file)
+  if suffix == '.json':
+    return _array(file)
+  if suffix == '.parquet':
+    return _parquet(file)
+  known = ', '.join(rows.SUFFIXES)
+  raise ValueError(f'{file}: not one of {known}; a folder is FOLDER/*.json')
+
+
+def _array(file):
+  with jsonl.reading(file):
+    content = epath.Path(file).read_bytes()
+  try:
+    # Of bytes: JSON finds the encoding and a byte order mark by itself.
+    values = json.loads(content)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f'{file}: not JSON: {error}') from error
+  if not isinstance(values, list):
+    raise ValueError(f'{file}: a .json file must be one array of rows')
+  return enumerate(values, 1)
+
+
+def _parquet(file):
+  with jsonl.reading(file):
+    for row in rows.read(file, lambda name: True):
+      yield row.number, row.fields

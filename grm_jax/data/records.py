@@ -1,0 +1,130 @@
+"""Tokenised training data, and which of it fits into a batch."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+  """A prompt and what was written after it, as token ids.
+
+  Attributes:
+    id: unique within its source.
+    prompt: int32 [S].
+    generations: int32 [T] each; none where a rollout is to write them.
+    source: which part of a mixture it belongs to.
+  """
+
+  id: str
+  prompt: np.ndarray
+  generations: tuple[np.ndarray, ...]
+  source: str
+
+  def __post_init__(self):
+    for tokens in (self.prompt, *self.generations):
+      if tokens.ndim != 1 or tokens.dtype != np.int32:
+        raise ValueError(
+          f'record {self.id!r} of source {self.source!r} has tokens of '
+          f'{tokens.dtype} {tokens.shape}; they are int32 of rank 1'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What a batch has place for; make one with `limits`.
+
+  Attributes:
+    buckets: ascending lengths that prompts are padded to.
+    sizes: ascending lengths that generations are padded to.
+    rows: R, generations of each prompt; 0 for prompts alone.
+  """
+
+  buckets: tuple[int, ...]
+  sizes: tuple[int, ...]
+  rows: int
+
+
+def limits(
+  buckets: int | Sequence[int], size: int | Sequence[int], rows: int
+) -> Limits:
+  """The Limits that `config.batch` describes.
+
+  Args:
+    buckets, size: a length, or several in any order.
+    rows: see Limits.
+
+  Raises:
+    ValueError: no length, a length below 1, or negative rows.
+  """
+  if rows < 0:
+    raise ValueError(f'config.batch.rows is {rows}; it must be 0 or more')
+  return Limits(_lengths('buckets', buckets), _lengths('size', size), rows)
+
+
+def _lengths(key, given):
+  lengths = (given,) if isinstance(given, int) else tuple(given)
+  if not lengths or min(lengths) < 1:
+    raise ValueError(
+      f'config.batch.{key} is {given}; it must be one or more lengths above 0'
+    )
+  return tuple(sorted(set(lengths)))
+
+
+def fits(record: Record, limits: Limits) -> str | None:
+  """Why a record cannot be in a batch, None if it can.
+
+  More generations than rows are no reason: each epoch takes its share.
+  """
+  if not len(record.prompt):
+    return 'its prompt has no tokens; it must begin with bos'
+  if len(record.prompt) > limits.buckets[-1]:
+    return (
+      f'its prompt has {len(record.prompt)} tokens, config.batch.buckets '
+      f'allows {limits.buckets[-1]}'
+    )
+  if not limits.rows:
+    return None
+  if not record.generations:
+    return f'it has no generations, config.batch.rows is {limits.rows}'
+  longest = max(map(len, record.generations))
+  if longest > limits.sizes[-1]:
+    return (
+      f'its longest generation has {longest} tokens, config.batch.size allows '
+      f'{limits.sizes[-1]}'
+    )
+  return None
+
+
+def usable(
+  records: Sequence[Record], limits: Limits
+) -> tuple[list[Record], list[tuple[str, str]]]:
+  """Parts records that fit from those that do not; nothing is cut.
+
+  Returns:
+    The records that fit, in order, and (id, reason) of the others.
+  """
+  kept, left_out = [], []
+  for record in records:
+    reason = fits(record, limits)
+    if reason is None:
+      kept.append(record)
+    else:
+      left_out.append((record.id, reason))
+  return kept, left_out
+
+
+def fingerprint(records: Sequence[Record]) -> str:
+  """16 hexadecimal digits that change with any id, token, or their order."""
+  digest = hashlib.blake2b(digest_size=8)
+  for record in records:
+    arrays = (record.prompt, *record.generations)
+    # The lengths keep arrays apart that follow each other.
+    head = [record.source, record.id, *map(len, arrays)]
+    digest.update(json.dumps(head).encode())
+    for tokens in arrays:
+      digest.update(np.ascontiguousarray(tokens))
+  return digest.hexdigest()

@@ -1,0 +1,165 @@
+"""Where judging examples come from, by a short name: `config.data`.
+
+  FILE.jsonl, jsonl:PATH    rows of the user's own (judging/example.py)
+  gsm8k:PATH                model solutions of GSM8K, checked
+  math:PATH                 MATH problems with sampled answers, checked
+  pandalm:PATH              PandaLM's human test set
+  ultrafeedback:PATH  offsetbias:PATH  skywork:PATH  helpsteer2:PATH
+
+A PATH of a published set is a .json, .jsonl or .parquet file, local or gs://,
+and may have a `*` in the file's name. Published sets are split by question
+into train, validation and held_out, 80, 10 and 10 of 100 (splits.py).
+
+A file of the user's own is whole in whatever split is asked for: such files
+are usually one for each split. `FILE.jsonl#split` splits it by question, too.
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from absl import logging
+
+from grm_jax.data import jsonl, published, splits
+from grm_jax.data.adapters import preferences, verified
+from grm_jax.data.published import Dropped
+from grm_jax.judging import rows
+from grm_jax.judging.example import JudgingExample
+from grm_jax.judging.judgement import Fault
+
+_Made = JudgingExample | Dropped
+_ADAPTERS: Mapping[str, Callable[[rows.Row], Iterable[_Made]]] = {
+  'gsm8k': verified.gsm8k,
+  'math': verified.math,
+  'pandalm': preferences.pandalm,
+  'ultrafeedback': preferences.ultrafeedback,
+  'offsetbias': preferences.offsetbias,
+  'skywork': preferences.skywork,
+  'helpsteer2': preferences.helpsteer2,
+}
+_BY_QUESTION = '#split'
+_SHOWN = 5  # faults in the log
+
+
+def read(spec: str, split: str = 'train') -> Iterator[JudgingExample | Fault]:
+  """Examples of a source, one by one, and a fault for each row that is bad.
+
+  Bad rows belong to no split: they are in all.
+
+  Args:
+    spec: see above.
+    split: 'train', 'validation' or 'held_out'.
+
+  Raises:
+    ValueError: there is no such source or split, or, once it is read, the
+      file cannot be.
+  """
+  items = _open(spec, split)
+  return (x for x in items if isinstance(x, JudgingExample | Fault))
+
+
+def load(
+  spec: str, split: str = 'train', strict: bool = False
+) -> tuple[list[JudgingExample], list[Fault]]:
+  """All examples of a source, and what is wrong with the other rows.
+
+  The log names the first bad rows and counts what was dropped. Ids are
+  unique: a repeated example is dropped, another one of the same id is bad.
+
+  Args:
+    spec: see above.
+    split: 'train', 'validation' or 'held_out'.
+    strict: whether the first bad row stops.
+
+  Raises:
+    ValueError: what `read` raises; with `strict` a row; no example is left.
+  """
+  examples, faults = {}, []
+  dropped = collections.Counter()
+  for item in _open(spec, split):
+    item = _once(item, examples, spec)
+    if isinstance(item, Dropped):
+      dropped[item.reason] += 1
+    elif isinstance(item, JudgingExample):
+      examples[item.id] = item
+    elif strict:
+      raise ValueError(item.reason)
+    else:
+      faults.append(item)
+  _report(f'{spec}, {split}', len(examples), faults, dropped)
+  return list(examples.values()), faults
+
+
+def _open(spec, split) -> Iterator[_Made | Fault]:
+  """What the source holds; examples of other splits come as dropped."""
+  splits.check(split)
+  place, hashed, rest = spec.partition(_BY_QUESTION)
+  prefix, colon, path = place.partition(':')
+  # `tfds:`, `seqio:` and `practice:` come in here, before the unknown ones.
+  if prefix in _ADAPTERS and path and not rest:
+    items = map(_usable, published.read(path, _ADAPTERS[prefix]))
+    return _only(items, split)
+  if prefix == 'jsonl' and path and not rest:
+    return _only(_own(path), split) if hashed else _own(path)
+  remote = path.startswith('//')
+  if place.endswith('.jsonl') and (remote or not colon) and not rest:
+    return _only(_own(place), split) if hashed else _own(place)
+  known = ', '.join(f'{name}:PATH' for name in ('jsonl', *_ADAPTERS))
+  raise ValueError(
+    f'{spec!r} is no source; config.data is FILE.jsonl or one of {known}'
+  )
+
+
+def _own(path):
+  for number, item in jsonl.read(path):
+    if isinstance(item, Fault):
+      item = Fault(item.id, f'{path}, row {number}: {item.reason}')
+    yield item
+
+
+def _only(items, split):
+  for item in items:
+    other = isinstance(item, JudgingExample) and splits.of(item) != split
+    yield Dropped('in another split') if other else item
+
+
+def _usable(item):
+  """Drops an example whose best response is also one of the others."""
+  if isinstance(item, JudgingExample) and item.best is not None:
+    best = item.responses[item.best]
+    if item.responses.count(best) > 1:
+      return Dropped('the best response is there twice')
+  return item
+
+
+def _once(item, examples, spec):
+  if not isinstance(item, JudgingExample) or item.id not in examples:
+    return item
+  if item == examples[item.id]:
+    return Dropped('the same as an earlier row')
+  reason = f'{spec}: two different rows have the id {item.id!r}'
+  return Fault(item.id, reason)
+
+
+def _report(name, num, faults, dropped):
+  """Logs what was found; raises if there is nothing."""
+  reasons = '; '.join(f'{n} {reason}' for reason, n in dropped.items())
+  if not num:
+    raise ValueError(_nothing(name, faults, reasons))
+  for fault in faults[:_SHOWN]:
+    logging.warning('%s', fault.reason)
+  if faults:
+    logging.warning('%s: bad rows left out: %d', name, len(faults))
+  logging.info('%s: %d examples; dropped: %s', name, num, reasons or 'none')
+
+
+def _nothing(name, faults, reasons):
+  if not faults:
+    found = f'dropped: {reasons}' if reasons else 'it has no rows'
+    return f'{name}: there is no example; {found}'
+  first = faults[0].reason
+  if not reasons:
+    return f'{name}: all {len(faults)} rows are bad; the first: {first}'
+  return (
+    f'{name}: there is no example; bad rows: {len(faults)}, the first: '
+    f'{first}; dropped: {reasons}'
+  )

@@ -1,0 +1,183 @@
+"""Numbers of a run: metrics.jsonl and TensorBoard, written by one process.
+
+A step has one unit everywhere: row n is of the n-th update of the run, and
+a checkpoint of step n holds n updates. metrics.jsonl is the record: each row
+is in the file when `Writer.write` returns. TensorBoard's files are a view of
+it and may lack the last seconds of a killed run.
+"""
+
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from grm_jax.parallel import files
+
+FILE = 'metrics.jsonl'
+BOARD = 'tensorboard'
+_FLUSH_SECONDS = 10
+
+
+class NonFiniteError(FloatingPointError):
+  """The loss or the gradient is NaN or infinite: nothing to go on from.
+
+  No ValueError: it need not be a mistake of the user's.
+  """
+
+
+class Writer:
+  """Writes rows, texts and histograms of steps; use as a context manager."""
+
+  def __init__(
+    self, workdir: str | os.PathLike[str], step: int = 0, active: bool = True
+  ):
+    """Opens WORKDIR/metrics.jsonl and WORKDIR/tensorboard.
+
+    Args:
+      workdir: a local folder; made if absent.
+      step: updates that the run has already done. Rows of later steps, left
+        by a run that was killed after its last checkpoint, are removed, and
+        so is half a line. At 0 the file begins anew. So write the row of a
+        step before its checkpoint, or a run that goes on will lack it.
+      active: whether this process writes; others do nothing at all.
+
+    Raises:
+      ValueError: workdir cannot be written, or is not local.
+    """
+    self._file = self._board = None
+    if not active:
+      return
+    if '://' in os.fspath(workdir):
+      raise ValueError(
+        f'metrics grow line by line, which {workdir} does not allow; choose a '
+        'local --workdir'
+      )
+    workdir = pathlib.Path(workdir)
+    path = workdir / FILE
+    _keep_until(path, step)
+    self._file = path.open('ab')
+    # tensorboardX imports torch where there is one: not before it is needed.
+    import tensorboardX
+
+    self._board = tensorboardX.SummaryWriter(
+      os.fspath(workdir / BOARD),
+      purge_step=step + 1 if step else 0,
+      flush_secs=_FLUSH_SECONDS,
+      # Files are told apart by the second, and one that exists is replaced.
+      filename_suffix=f'.{time.time_ns()}',
+    )
+
+  def write(self, step: int, scalars: Mapping[str, Any]) -> None:
+    """Adds a row; it is in metrics.jsonl before this returns.
+
+    Args:
+      step: what the row is of.
+      scalars: by name; Python numbers or arrays of no dimension, waited
+        for if they are still being computed. What is None is left out. JSON has
+        no NaN or infinity: they are the strings 'nan', 'inf' and '-inf',
+        which float() reads like numbers.
+    """
+    if self._file is None:
+      return
+    numbers = _numbers(scalars)
+    row = {'step': step, **{name: _json(x) for name, x in numbers.items()}}
+    self._file.write(json.dumps(row, allow_nan=False).encode() + b'\n')
+    self._file.flush()
+    for name, x in numbers.items():
+      self._board.add_scalar(name, x, step)
+
+  def text(self, step: int, name: str, text: str) -> None:
+    """Shows a text, such as a generation, as it is: not as Markdown."""
+    if self._board is not None:
+      # Indented lines are code to Markdown.
+      code = ''.join(f'    {line}\n' for line in text.splitlines())
+      self._board.add_text(name, code, step)
+
+  def histogram(self, step: int, name: str, values: Any) -> None:
+    """Shows how `values`, numbers of any shape, are distributed."""
+    if self._board is not None:
+      self._board.add_histogram(name, np.asarray(values), step)
+
+  def close(self) -> None:
+    """Writes what is pending."""
+    if self._file is not None:
+      self._file.close()
+      self._board.close()
+
+  def __enter__(self) -> 'Writer':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self.close()
+
+
+def check_finite(
+  metrics: Mapping[str, Any],
+  ids: Sequence[str],
+  workdir: str | os.PathLike[str],
+  step: int,
+) -> None:
+  """Stops the run if its loss or gradient is not finite. All processes call.
+
+  Args:
+    metrics: of the step; has `loss` and `grad_norm`.
+    ids: of the examples in the batch.
+    workdir: gets nonfinite_STEP.json with step, metrics and ids.
+    step: the update that the metrics are of.
+
+  Raises:
+    NonFiniteError: one of them is NaN or infinite.
+  """
+  numbers = _numbers(metrics)
+  wrong = [
+    name for name in ('loss', 'grad_norm') if not math.isfinite(numbers[name])
+  ]
+  if not wrong:
+    return
+  path = os.path.join(workdir, f'nonfinite_{step}.json')
+  shown = {name: _json(x) for name, x in numbers.items()}
+  report = {'step': step, 'metrics': shown, 'ids': list(ids)}
+  files.write_whole(path, json.dumps(report, indent=2) + '\n')
+  what = ' and '.join(f'{name} is {shown[name]}' for name in wrong)
+  raise NonFiniteError(
+    f'step {step}: {what}; the ids of its examples are in {path}. Look at '
+    'them, or lower config.optimizer.learning_rate'
+  )
+
+
+def _keep_until(path: pathlib.Path, step: int) -> None:
+  """Makes the file hold the whole rows of steps 1..step; none at step 0."""
+  old = path.read_bytes() if path.exists() else b''
+  lines = old.splitlines(keepends=True) if step else []
+  with files.whole(path) as file:
+    file.writelines(line for line in lines if _is_kept(line, path, step))
+
+
+def _is_kept(line, path, step):
+  """Whether the line is whole and of a step up to `step`."""
+  if not line.endswith(b'\n'):
+    return False
+  try:
+    return json.loads(line)['step'] <= step
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f'{path} has a line that is no row of metrics: {line[:60]!r}; delete the '
+      'file or choose another --workdir'
+    ) from error
+
+
+def _numbers(scalars):
+  """Floats (ints stay ints), fetched from the devices at once."""
+  found = {name: x for name, x in scalars.items() if x is not None}
+  found = jax.device_get(found)
+  return {n: x if isinstance(x, int) else float(x) for n, x in found.items()}
+
+
+def _json(x):
+  return x if math.isfinite(x) else str(x)

@@ -1,0 +1,125 @@
+"""AdamW with warm-up, a schedule, clipping, and no decay of norms.
+
+Gradient accumulation is done outside: one update per call, one count per
+update. The learning rate of the n-th update is schedule(n - 1), n from 1.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+SCHEDULES = ('constant', 'cosine')
+MOMENT_DTYPES = ('float32', 'bfloat16')
+
+# Setting -> what it must be, in words and as a test. NaN passes none of them.
+_BOUNDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+  'learning_rate': ('positive', lambda x: 0 < x < math.inf),
+  'warmup_steps': ('0 or more', lambda x: x >= 0),
+  'schedule': (f'one of {", ".join(SCHEDULES)}', lambda x: x in SCHEDULES),
+  'end_fraction': ('from 0 to 1', lambda x: 0 <= x <= 1),
+  'weight_decay': ('0 or more', lambda x: 0 <= x < math.inf),
+  'clip': ('0 (off) or more', lambda x: 0 <= x < math.inf),
+  'b1': ('from 0 to below 1', lambda x: 0 <= x < 1),
+  'b2': ('from 0 to below 1', lambda x: 0 <= x < 1),
+  'eps': ('positive', lambda x: 0 < x < math.inf),
+  'moment_dtype': (
+    f'one of {", ".join(MOMENT_DTYPES)}',
+    lambda x: x in MOMENT_DTYPES,
+  ),
+}
+
+
+def make(
+  total_steps: int,
+  *,
+  learning_rate: float,
+  warmup_steps: int,
+  schedule: str,
+  end_fraction: float,
+  weight_decay: float,
+  clip: float,
+  b1: float,
+  b2: float,
+  eps: float,
+  moment_dtype: str,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """The optimizer and its learning rate as a function of updates done.
+
+  Args:
+    total_steps: updates of the whole run; where the cosine ends.
+    learning_rate: the highest; reached after the warm-up.
+    warmup_steps: updates of the linear warm-up. The first has a rate of
+      1 / (warmup_steps + 1) of the highest, so that none is lost at 0.
+    schedule: after the warm-up; 'constant' or 'cosine'.
+    end_fraction: of the highest rate, where the cosine ends; not used by
+      'constant'.
+    weight_decay: decoupled (AdamW), times the learning rate; see `decays`.
+    clip: highest norm of the gradient of all parameters together; larger
+      ones are scaled down to it. 0 is off.
+    b1, b2: decay of the first and second moments.
+    eps: added to the root of the second moment.
+    moment_dtype: of the first moment only. The second one has its parameter's
+      dtype, which should be float32: at b2 near 1 bfloat16 would round its
+      changes away.
+
+  Raises:
+    ValueError: a value out of bounds, named as config.optimizer.KEY.
+  """
+  _check(total_steps, locals())
+  rate = _rate(total_steps, learning_rate, warmup_steps, schedule, end_fraction)
+  optimizer = optax.chain(
+    # Off or on, the state has the same structure and so have checkpoints.
+    optax.clip_by_global_norm(clip) if clip else optax.identity(),
+    optax.adamw(
+      rate,
+      b1=b1,
+      b2=b2,
+      eps=eps,
+      mu_dtype=moment_dtype,
+      weight_decay=weight_decay,
+      mask=decays,
+    ),
+  )
+  return optimizer, rate
+
+
+def decays(params: Any) -> Any:
+  """Tree of bools: which parameters decay, all but the scales of norms.
+
+  A norm multiplies by 1 + scale, so that decay would pull it to 1; it has no
+  matrix whose size could grow.
+  """
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: path[-1].key != 'scale', params
+  )
+
+
+def _rate(total_steps, highest, warmup_steps, schedule, end_fraction):
+  after = optax.constant_schedule(highest)
+  if schedule == 'cosine':
+    after = optax.cosine_decay_schedule(
+      highest, total_steps - warmup_steps, alpha=end_fraction
+    )
+  if not warmup_steps:
+    return after
+  warmup = optax.linear_schedule(
+    highest / (warmup_steps + 1), highest, warmup_steps
+  )
+  return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def _check(total_steps: int, settings: Mapping[str, Any]) -> None:
+  for name, (what, fits) in _BOUNDS.items():
+    if not fits(settings[name]):
+      raise ValueError(
+        f'config.optimizer.{name} is {settings[name]!r}; it must be {what}'
+      )
+  warmup_steps = settings['warmup_steps']
+  if warmup_steps >= total_steps:
+    raise ValueError(
+      f'config.optimizer.warmup_steps is {warmup_steps}, the run has '
+      f'{total_steps} steps; it must be fewer'
+    )

@@ -1,0 +1,144 @@
+"""Mixtures: rates kept at every draw, epochs complete, errors named."""
+
+import math
+
+import numpy as np
+import pytest
+
+from grm_jax.data import mixture
+
+GOLDEN = [1, 6, 5, 7, 2, 3, 4, 0]
+
+
+def sources(draws):
+  return ''.join(draw.source for draw in draws)
+
+
+@pytest.mark.parametrize(
+  'rates, expected',
+  [
+    ({'a': 1}, 'aaaa'),
+    ({'a': 1, 'b': 1}, 'abababab'),
+    ({'b': 0.5, 'a': 0.5}, 'abababab'),
+    ({'a': 0.75, 'b': 0.25}, 'aaabaaab'),
+    ({'a': 3, 'b': 0, 'c': 1}, 'aaacaaac'),
+    # c may come at once but need not before the sixth.
+    ({'a': 3, 'b': 2, 'c': 1}, 'ababacababac'),
+  ],
+)
+def test_turns_by_hand(rates, expected):
+  mixed = mixture.mix(dict.fromkeys(rates, 5), rates, 0)
+  assert sources(mixed.draw({}, len(expected))[0]) == expected
+
+
+@pytest.mark.parametrize(
+  'rates',
+  [
+    # To take the largest deficit leaves one of these 1.1 draws behind.
+    (1, 1, 1, 4, 4, 24, 24, 24),
+    (1, 1, 2, 3, 3, 3, 3, 3, 24, 24, 24),
+    (0.9, 0.1),
+    (0.7, 0.2, 0.1),
+    (1e-3, 1, 0.4999),
+    (1, 1, 1, 1, 1, 1, 1),
+    (1000, 1, 1),
+  ],
+)
+def test_rates_are_exact_to_within_one_draw(rates):
+  rates = {str(i): rate for i, rate in enumerate(rates)}
+  mixed = mixture.mix(dict.fromkeys(rates, 7), rates, 0)
+  counts = dict.fromkeys(rates, 0)
+  for number, draw in enumerate(mixed.draw({}, 2500)[0], 1):
+    counts[draw.source] += 1
+    for source, rate in rates.items():
+      share = number * rate / sum(rates.values())
+      assert math.floor(share + 1e-9) <= counts[source]
+      assert counts[source] <= math.ceil(share - 1e-9)
+
+
+def test_decimal_rates_are_taken_as_written():
+  mixed = mixture.mix({'a': 1, 'b': 1, 'c': 1}, {'a': 0.9, 'b': 0.1, 'c': 0}, 0)
+  assert mixed.weights == {'a': 9, 'b': 1}
+  assert mixed.sizes == {'a': 1, 'b': 1}
+
+
+def test_an_epoch_has_every_record_once():
+  mixed = mixture.mix({'a': 12, 'b': 5}, {'a': 2, 'b': 1}, seed=3)
+  draws, drawn = mixed.draw({}, 3 * 24)
+  assert drawn == {'a': 48, 'b': 24}
+  orders = {}
+  for draw in draws:
+    orders.setdefault((draw.source, draw.epoch), []).append(draw.index)
+  assert [len(orders['b', e]) for e in range(5)] == [5, 5, 5, 5, 4]
+  for (source, epoch), order in orders.items():
+    if (source, epoch) != ('b', 4):
+      assert sorted(order) == list(range(mixed.sizes[source]))
+  assert len({tuple(orders['a', e]) for e in range(4)}) == 4
+  assert orders['a', 0] != list(range(12))
+
+
+def test_a_source_keeps_its_order_beside_others():
+  """The rates say when a record is drawn, not which."""
+  alone = mixture.mix({'a': 9}, {'a': 1}, 5).draw({}, 18)[0]
+  mixed = mixture.mix({'a': 9, 'b': 4}, {'a': 0.3, 'b': 0.7}, 5)
+  found = [d for d in mixed.draw({}, 60)[0] if d.source == 'a']
+  assert found == alone
+  other = mixture.mix({'a': 9}, {'a': 1}, 6).draw({}, 9)[0]
+  renamed = mixture.mix({'c': 9}, {'c': 1}, 5).draw({}, 9)[0]
+  indices = [[d.index for d in x] for x in (alone[:9], other, renamed)]
+  assert len(set(map(tuple, indices))) == 3
+
+
+def test_draws_go_on_from_the_counts():
+  mixed = mixture.mix({'a': 7, 'b': 3, 'c': 5}, {'a': 5, 'b': 3, 'c': 0.5}, 1)
+  whole, end = mixed.draw({}, 60)
+  drawn, draws = {}, []
+  for count in (0, 1, 2, 3, 5, 8, 13, 21, 7):
+    more, drawn = mixed.draw(drawn, count)
+    draws += more
+  assert (draws, drawn) == (whole, end)
+
+
+def test_permutations_never_change():
+  """Runs go on after an upgrade: these must hold whatever NumPy is."""
+  np.testing.assert_array_equal(mixture.permutation(8, 0, 'x'), GOLDEN)
+  assert mixture.permutation(1, 0).tolist() == [0]
+  orders = [
+    mixture.permutation(8, *names).tolist()
+    for names in [(0, 'x'), (1, 'x'), ('0', 'x'), ('0, "x"',), (0, 'x', 0)]
+  ]
+  assert len(set(map(tuple, orders))) == 5
+  # A lone surrogate is no UTF-8, and an id may hold one.
+  assert sorted(mixture.permutation(3, '\ud800')) == [0, 1, 2]
+
+
+def test_passes_and_draws_for_epochs():
+  mixed = mixture.mix({'a': 10, 'b': 4}, {'a': 3, 'b': 1}, 0)
+  assert mixed.passes({}) == {'a': 0.0, 'b': 0.0}
+  assert mixed.passes({'a': 15, 'b': 1}) == {'a': 1.5, 'b': 0.25}
+  # 10 of a are 40/3 draws of both, rounded up; 4 of b are 16.
+  assert mixed.draws_for('a') == 14
+  assert mixed.draws_for('a', 3) == 40
+  assert mixed.draws_for('b') == 16
+  assert mixed.draw({}, 14)[1]['a'] >= 10
+  assert mixed.draw({}, 16)[1]['b'] == 4
+  with pytest.raises(ValueError, match="from source 'z'; there are a, b"):
+    mixed.draws_for('z')
+
+
+@pytest.mark.parametrize(
+  'sizes, rates, text',
+  [
+    ({'a': 1}, {'a': -1}, "source 'a' has the rate -1; it must be a number"),
+    ({'a': 1}, {'a': math.nan}, "source 'a' has the rate nan"),
+    ({'a': 1}, {'a': math.inf}, "source 'a' has the rate inf"),
+    ({'a': 1}, {'a': '1'}, "source 'a' has the rate 1; it must be a number"),
+    ({'a': 0}, {'a': 0.5}, "source 'a' has the rate 0.5 and no records"),
+    ({'a': 1}, {'a': 1, 'b': 2}, "source 'b' has the rate 2 and no records"),
+    ({'a': 1, 'b': 1}, {'a': 1}, "source 'b' has no rate; .* rates for a; "),
+    ({'a': 1}, {'a': 0}, "no source has a rate above 0: {'a': 0}"),
+  ],
+)
+def test_wrong_rates(sizes, rates, text):
+  with pytest.raises(ValueError, match=text):
+    mixture.mix(sizes, rates, 0)
