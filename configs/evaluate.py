@@ -26,7 +26,9 @@ def get_config(arg: str = '') -> ConfigDict:
     dict(
       stage='evaluate',
       # 'grm'; 'llm': asked for the best response only (LLM-as-a-Judge);
-      # 'scalar': a value per response, nothing written.
+      # 'token_probability': its scores are how likely each is named;
+      # 'scalar': a value per response, nothing written; 'semi_scalar': a
+      # critique per response, then a value for it (CLoud).
       judge='grm',
       checkpoint='random' if tiny else '',  # see configs/score.py
       step=-1,
@@ -48,9 +50,7 @@ def get_config(arg: str = '') -> ConfigDict:
       temperature=0.5,
       order='balanced',  # 'random' is the paper's; 'fixed'
       seed=0,
-      prompt=dict(
-        template='pointwise', principles='principles', too_long='shorten'
-      ),
+      prompt=dict(template='', principles='principles', too_long='shorten'),
       sampling=dict(  # see configs/score.py
         weights='resident',
         int8=False,

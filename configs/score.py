@@ -23,7 +23,9 @@ def get_config(arg: str = '') -> ConfigDict:
     dict(
       stage='score',
       # 'grm'; 'llm': asked for the best response only (LLM-as-a-Judge);
-      # 'scalar': a value per response, nothing written.
+      # 'token_probability': its scores are how likely each is named;
+      # 'scalar': a value per response, nothing written; 'semi_scalar': a
+      # critique per response, then a value for it (CLoud).
       judge='grm',
       # Directory written by configs/convert.py; 'random' for tiny weights.
       checkpoint='random' if tiny else '',
@@ -41,7 +43,7 @@ def get_config(arg: str = '') -> ConfigDict:
       k_meta=0,  # 0: half of k
       seed=0,
       prompt=dict(
-        template='pointwise',  # a name in judging/templates/, or a path
+        template='',  # a name in judging/templates/, or a path; '': the judge's
         # 'critique' judges by principles: those of the row, or written once
         # for the row by this template.
         principles='principles',

@@ -35,15 +35,16 @@ def main(argv: list[str]) -> None:
     start.start()
     stage = importlib.import_module(f'grm_jax.stages.{_CONFIG.value.stage}')
     stage.run(_CONFIG.value, _WORKDIR.value)
-  except ValueError as error:
+  except (ValueError, FloatingPointError) as error:
     if not _is_ours(error):
       raise
     logging.debug('', exc_info=True)
-    _fail(str(error))
+    # A loss that is not finite need not be the user's mistake.
+    _fail(str(error), 2 if isinstance(error, ValueError) else 3)
 
 
-def _is_ours(error: ValueError) -> bool:
-  """Whether our own code raised it, which we do for a user's mistakes only.
+def _is_ours(error: Exception) -> bool:
+  """Whether our own code raised it, which then says all that is to be said.
 
   A ValueError from inside a library is a bug of ours and keeps its traceback.
   """
@@ -81,9 +82,9 @@ def _one_line(error: Exception) -> str:
   return ' '.join(text.split())
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, status: int = 2) -> None:
   print(f'error: {message}', file=sys.stderr)
-  sys.exit(2)
+  sys.exit(status)
 
 
 if __name__ == '__main__':

@@ -34,6 +34,8 @@ LIBRARIES = {
   'sentencepiece': ('model/', False),
   'matplotlib': ('evaluation/plots.py', False),
   'pyarrow': ('judging/rows.py', True),
+  'tensorboardX': ('training/metrics.py', True),
+  'reasoning_gym': ('data/practice/', False),
   'safetensors': ('model/huggingface/', False),
 }
 FILES = sorted(PACKAGE.rglob('*.py'))

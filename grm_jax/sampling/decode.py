@@ -134,6 +134,17 @@ def prefill(model: Gemma, weights: Weights, batch: Batch) -> Prefilled:
   return Prefilled(batch.prompt_lengths, last, caches)
 
 
+def own_hidden(model: Gemma, weights: Weights, batch: Batch) -> jax.Array:
+  """[P, R, T, D]: final states of generations in one pass, nothing kept."""
+  rows = rows_of(batch)
+  flat = batch.generations.reshape(batch.prompts.shape[0], -1)
+  tokens = jnp.concatenate([batch.prompts, flat], axis=1)
+  x = _embed(model, weights, tokens)
+  x, _ = _layers(model, weights, x, [rows] * len(weights.layers))
+  x = _final_norm(model, weights, x[:, rows.prompt_size :])
+  return x.reshape(*batch.generations.shape, x.shape[-1])
+
+
 def empty(model: Gemma, prompts: int, size: int) -> Prefilled:
   """P slots of S = `size` places with no prompt in them."""
   s, dtype = model.size, jnp.dtype(model.compute.dtype)

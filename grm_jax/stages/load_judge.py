@@ -1,5 +1,6 @@
 """Judges from checkpoints, for the stages and for scripts."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,58 +19,128 @@ from grm_jax.sampling.engine import Engine
 from grm_jax.sampling.values import Values
 from grm_jax.stages.judge import Judge, Settings, check_meta
 from grm_jax.stages.scalar import MetaJudge, ScalarJudge
+from grm_jax.stages.semi_scalar import SemiScalarJudge
+from grm_jax.stages.token_probability import TokenProbabilityJudge, Verdicts
 from grm_jax.training import pretrained
 
-# A GRM; a model asked for the best response; a value per response.
-JUDGES = ('grm', 'llm', 'scalar')
+# A GRM; a model asked for the best response, by what it says or by how likely
+# that is; a value per response; a critique per response, then a value for it.
+JUDGES = ('grm', 'llm', 'token_probability', 'scalar', 'semi_scalar')
+AnyJudge = Judge | TokenProbabilityJudge | ScalarJudge | SemiScalarJudge
+_TEMPLATES = {
+  'grm': 'pointwise',
+  'llm': 'best',
+  'token_probability': 'best',
+  'scalar': 'pointwise',
+  'semi_scalar': 'critic',
+}
+# Verdicts that follow a prompt at once: two samples of eight responses.
+_VERDICTS = 16
 
 
 def from_config(
   config: ConfigDict,
   settings: Settings,
   devices: Sequence[jax.Device] | None = None,
-) -> Judge | ScalarJudge:
+) -> AnyJudge:
   """The judge that `config` describes; on `devices`, by default on all."""
-  if config.judge not in JUDGES:
-    raise ValueError(
-      f'config.judge is {config.judge!r}; it can be {", ".join(JUDGES)}'
-    )
-  s, step = config.sampling, None if config.step < 0 else config.step
-  compute = Compute(**config.compute)
-  sizes = dict(prompts=s.prompts, size=s.size, buckets=s.buckets)
-  layout = mesh.from_config(config, devices)
-  if config.judge != 'scalar':
-    return load(
-      config.checkpoint,
-      step,
-      config.meta_checkpoint,
-      settings,
-      compute,
-      (mesh.from_config(config, devices, decoding=True), layout),
-      int8=s.int8,
-      rows=s.rows,
-      chunk=s.chunk,
-      **sizes,
-    )
-  model, tokenizer, params = pretrained.open_model(
-    config.checkpoint, step, compute, layout, scalar=True, seed=config.seed
+  layouts = (
+    mesh.from_config(config, devices, decoding=True),
+    mesh.from_config(config, devices),
   )
-  return ScalarJudge(Values(model, params, **sizes), tokenizer)
+  if config.judge in ('scalar', 'semi_scalar'):
+    return _with_values(config, settings, layouts)
+  s = config.sampling
+  judge = load(
+    config.checkpoint,
+    _step(config),
+    config.meta_checkpoint,
+    settings,
+    Compute(**config.compute),
+    layouts,
+    int8=s.int8,
+    rows=s.rows,
+    chunk=s.chunk,
+    prompts=s.prompts,
+    size=s.size,
+    buckets=s.buckets,
+  )
+  if config.judge != 'token_probability':
+    return judge
+  used = judge.engine.programs
+  verdicts = Verdicts(
+    used.model,
+    used.weights,
+    judge.tokenizer,
+    settings,
+    prompts=used.model.layout.split('prompts'),
+    texts=_VERDICTS,
+    size=s.size,
+    buckets=s.buckets,
+  )
+  return TokenProbabilityJudge(judge, verdicts)
+
+
+def _with_values(config, settings, layouts) -> ScalarJudge | SemiScalarJudge:
+  """A judge whose scores are the values of a scalar head."""
+  s, compute = config.sampling, Compute(**config.compute)
+  sizes = dict(prompts=s.prompts, size=s.size, buckets=s.buckets)
+  decoding, layout = layouts
+  model, tokenizer, params = pretrained.open_model(
+    config.checkpoint,
+    _step(config),
+    compute,
+    layout,
+    scalar=True,
+    seed=config.seed,
+  )
+  values = Values(model, params, **sizes)
+  if config.judge == 'scalar':
+    return ScalarJudge(values, tokenizer)
+  if not model.scalar:
+    raise ValueError(
+      f'config.judge=semi_scalar needs a model with a scalar head, which '
+      f'{config.checkpoint} has not'
+    )
+  writer = model.clone(layout=decoding)
+  weights, _ = placing.place(writer, params, s.int8)
+  engine = make_engine(
+    writer, weights, tokenizer, rows=s.rows, chunk=s.chunk, **sizes
+  )
+  return SemiScalarJudge(Judge(engine, tokenizer, settings), values)
+
+
+def _step(config) -> int | None:
+  return None if config.step < 0 else config.step
 
 
 def settings_of(config: ConfigDict) -> Settings:
   """How `config` says to judge."""
-  name, llm = config.prompt.template, config.judge == 'llm'
+  if config.judge not in JUDGES:
+    raise ValueError(
+      f'config.judge is {config.judge!r}; it can be {", ".join(JUDGES)}'
+    )
+  name = config.prompt.template
+  by_name = config.judge in ('llm', 'token_probability')
   return Settings(
-    # The default template asks for scores.
-    template='best' if llm and name == 'pointwise' else name,
+    template=name or _TEMPLATES[config.judge],
     principles=config.prompt.principles,
-    reads='best' if llm else 'scores',
+    reads='best' if by_name else 'scores',
     too_long=config.prompt.too_long,
     order=config.order,
     temperature=config.temperature,
     seed=config.seed,
   )
+
+
+def in_order(judge: AnyJudge, order: str) -> AnyJudge:
+  """The judge with another order of responses."""
+  if isinstance(judge, TokenProbabilityJudge):
+    return TokenProbabilityJudge(in_order(judge.inner, order), judge.verdicts)
+  if isinstance(judge, Judge):
+    settings = dataclasses.replace(judge.settings, order=order)
+    return Judge(judge.engine, judge.tokenizer, settings, judge.meta)
+  return judge  # it sees one response at a time
 
 
 def load(

@@ -23,10 +23,10 @@ from typing import Any
 
 import jax
 from absl import logging
+from etils import epath
 from ml_collections import ConfigDict
 
-from grm_jax.judging import example as examples_lib
-from grm_jax.judging.example import JudgingExample
+from grm_jax.data import jsonl
 from grm_jax.judging.judgement import Fault
 from grm_jax.parallel import files, start
 from grm_jax.parallel import journal as journals
@@ -60,7 +60,9 @@ def run(config: ConfigDict, workdir: str) -> None:
   if done:
     logging.info('%s: going on after %d rows', output, done)
   # Rows before weights: a wrong path should not wait for gigabytes.
-  rows = itertools.islice(read(config.input), share.index, None, share.count)
+  rows = itertools.islice(
+    jsonl.read(config.input), share.index, None, share.count
+  )
   rows = itertools.islice(rows, done, None)
   settings = _settings(config)
   devices, judge = jax.local_devices() if config.apart else None, None
@@ -119,38 +121,8 @@ def _settings(config) -> judges.Settings:
   )
 
 
-def read(path: str) -> Iterator[tuple[int, JudgingExample | Fault]]:
-  """(line number, example or fault) of every line that is not blank.
-
-  Raises:
-    ValueError: the file cannot be read.
-  """
-  for number, line in _lines(path):
-    try:
-      row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-      yield number, Fault(f'line {number}', f'not JSON: {error}')
-      continue
-    try:
-      yield number, examples_lib.from_row(row, number)
-    except ValueError as error:
-      name = row.get('id', number) if isinstance(row, dict) else number
-      yield number, Fault(str(name), str(error))
-
-
-def _lines(path):
-  """(number, bytes) of lines that are not blank."""
-  try:
-    with open(path, 'rb') as file:
-      for number, line in enumerate(file, 1):
-        if line.strip():
-          yield number, line
-  except OSError as error:
-    raise ValueError(f'config.input cannot be read: {error}') from error
-
-
 def _count(path):
-  count = sum(1 for _ in _lines(path))
+  count = sum(1 for _ in jsonl.lines(path))
   if not count:
     raise ValueError(f'{path} has no rows')
   return count
@@ -181,7 +153,7 @@ def _journal(config, output: str, share: _Share) -> Journal | None:
   }
   header |= dataclasses.asdict(_settings(config))
   header |= {'size': config.sampling.size, 'int8': config.sampling.int8}
-  header['bytes'] = os.path.getsize(config.input)
+  header['bytes'] = epath.Path(config.input).stat().length
   return Journal(paths[share.index], header)
 
 

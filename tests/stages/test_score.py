@@ -1,6 +1,7 @@
 """Scoring a file from the command line: bad rows, being killed, baselines."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -80,9 +81,38 @@ def test_meta_rm_and_greedy(tmp_path, run):
     assert isinstance(sample['meta'], float)
 
 
-def test_llm_as_a_judge(tmp_path, run):
-  run('--config.judge=llm', '--config.k=1', f'--workdir={tmp_path}')
+@pytest.mark.parametrize('judge', ['llm', 'token_probability'])
+def test_llm_as_a_judge(tmp_path, run, judge):
+  run(f'--config.judge={judge}', '--config.k=1', f'--workdir={tmp_path}')
   assert len(rows_of(tmp_path / 'scores.jsonl')) == 3
+
+
+def test_a_semi_scalar_judge(tmp_path, run):
+  run('--config.judge=semi_scalar', '--config.k=2', f'--workdir={tmp_path}')
+  rows = rows_of(tmp_path / 'scores.jsonl')
+  assert [len(row['votes']) for row in rows] == [2, 3, 2]
+  for row in rows:
+    assert row['failures'] == 0
+    for sample in row['samples']:
+      assert 'Critique of Response 2:' in sample['text']
+    first, second = (sample['scores'] for sample in row['samples'])
+    sums = [a + b for a, b in zip(first, second, strict=True)]
+    assert row['votes'] == pytest.approx(sums)
+
+
+def test_principles_written_once(tmp_path, run):
+  (tmp_path / 'judge.txt').write_text('{{principles}}' + TEMPLATE)
+  (tmp_path / 'write.txt').write_text(TEMPLATE)
+  run(
+    f'--config.prompt.template={tmp_path}/judge.txt',
+    f'--config.prompt.principles={tmp_path}/write.txt',
+    f'--workdir={tmp_path}/out',
+  )
+  for row in rows_of(tmp_path / 'out' / 'scores.jsonl'):
+    texts = [sample['text'] for sample in row['samples']]
+    assert len(set(texts)) > 1
+    shared = os.path.commonprefix(texts)
+    assert len(shared.partition('\n\n')[0]) > 10
 
 
 def test_scalar_judge(tmp_path, run):
@@ -176,7 +206,7 @@ def test_another_run_does_not_go_on_with_the_journal(tmp_path, error_of):
 @pytest.mark.parametrize(
   'change, words',
   [
-    ('--config.input=nowhere.jsonl', 'config.input cannot be read'),
+    ('--config.input=nowhere.jsonl', 'nowhere.jsonl cannot be read'),
     ('--config.judge=llms', "config.judge is 'llms'"),
     ('--config.order=up', "config.order is 'up'"),
     ('--config.prompt.template=nowhere', 'config.prompt.template'),

@@ -11,14 +11,11 @@ three-class accuracy, ours is over the other 894 and a tie of votes is worth
 1/2. All rows of a prompt are resampled together.
 """
 
-import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from grm_jax.evaluation import metrics
-from grm_jax.judging import rows
+from grm_jax.judging import pandalm_rows, rows
 from grm_jax.judging.example import JudgingExample
-
-_ANNOTATORS = ('annotator1', 'annotator2', 'annotator3')
 
 
 def load(path: str) -> list[JudgingExample]:
@@ -27,31 +24,9 @@ def load(path: str) -> list[JudgingExample]:
   return rows.load(path, _examples, rows.starting('testset-v1.json'))
 
 
-def _examples(row: rows.Row) -> Iterator[JudgingExample]:
-  labels = [row.whole(key) for key in _ANNOTATORS]
-  if not set(labels) <= {0, 1, 2}:
-    raise row.fault(f'annotators say {labels}; each must be 0, 1 or 2')
-  (label, times), *_ = collections.Counter(labels).most_common(1)
-  if label == 0 or times == 1:
-    return
-  parts = (row.text('instruction'), row.text('input'))
-  yield rows.arranged(
-    row,
-    id=f'pandalm/{row.whole("idx")}',
-    query=rows.asked('\n\n'.join(part for part in parts if part)),
-    responses=(_response(row, 'response1'), _response(row, 'response2')),
-    best=label - 1,
-    tags={
-      'suite': 'pandalm',
-      'section': 'preference',
-      'subset': 'unanimous' if times == 3 else 'majority',
-    },
-  )
-
-
-def _response(row, key):
-  value = row.value(key)
-  return str(value) if isinstance(value, bool) else row.text(key)
+def _examples(row: rows.Row) -> list[JudgingExample]:
+  found = pandalm_rows.example(row)
+  return [] if found is None else [found]
 
 
 def terms(results: Sequence[metrics.Result]) -> tuple[metrics.Term, ...]:

@@ -3,6 +3,7 @@
 import pytest
 
 from grm_jax.evaluation.suites import pandalm
+from grm_jax.judging import pandalm_rows
 from tests.evaluation.suites.published import judged, without, write
 
 
@@ -15,7 +16,7 @@ def row(idx, labels, prompt='say', **changes):
     'input': '',
     'response1': f'{idx} 1',
     'response2': f'{idx} 2',
-    **dict(zip(pandalm._ANNOTATORS, labels, strict=True)),
+    **dict(zip(pandalm_rows.ANNOTATORS, labels, strict=True)),
     **changes,
   }
 

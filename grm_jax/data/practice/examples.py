@@ -1,0 +1,114 @@
+"""Judging examples made from problems: one right response, near misses."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from grm_jax.data.practice import draws, problems, tasks
+from grm_jax.data.practice.problems import FAMILIES, Problem
+from grm_jax.judging.example import JudgingExample, Turn
+
+
+def examples(
+  split: str,
+  count: int,
+  *,
+  seed: int = 0,
+  num_responses: Sequence[int] = (1, 2, 3, 4),
+  families: Mapping[str, Mapping[str, Any]] = FAMILIES,
+) -> list[JudgingExample]:
+  """The first `count` examples of `stream`; see there."""
+  endless = stream(
+    split, seed=seed, num_responses=num_responses, families=families
+  )
+  return list(itertools.islice(endless, count))
+
+
+def stream(
+  split: str,
+  *,
+  seed: int = 0,
+  num_responses: Sequence[int] = (1, 2, 3, 4),
+  families: Mapping[str, Mapping[str, Any]] = FAMILIES,
+) -> Iterator[JudgingExample]:
+  """Endless examples, the families in turn.
+
+  With two responses or more exactly one is right: it is `best`, rewards are 1
+  and 0, and it stands at each place equally often. A single response is right
+  half of the time; its reward is the label. The right answer is no
+  `reference`, which a prompt would show.
+
+  Args:
+    split: 'train', 'validation' or 'held_out': no problem is in two.
+    seed: another one is other examples of the same split.
+    num_responses: n is drawn from these; one that stands here twice is drawn
+      twice as often.
+    families: family -> settings of its generator, as problems.FAMILIES.
+
+  Raises:
+    ValueError: an unknown split or family, settings that a generator refuses,
+      n below 1 or more than there are near misses.
+  """
+  if not families:
+    raise ValueError('practice examples of no family: name at least one')
+  if not num_responses or min(num_responses) < 1:
+    raise ValueError(f'num_responses is {num_responses}: each at least 1')
+  streams = [
+    enumerate(problems.problems(family, split, seed, settings))
+    for family, settings in families.items()
+  ]
+  return _examples(streams, split, seed, tuple(num_responses))
+
+
+def _examples(streams, split, seed, num_responses):
+  for source in itertools.cycle(streams):
+    place, problem = next(source)
+    name = f'practice/{problem.family}/{split}/{seed}/{place}'
+    n = draws.choice(num_responses, 'n', name)
+    yield _example(problem, name, n)
+
+
+def _example(problem: Problem, name: str, n: int) -> JudgingExample:
+  best = draws.integer(n, 'best', name)
+  if n == 1:
+    label = draws.integer(2, 'label', name)
+    answers = [problem.answer] if label else _wrong(problem, name, 1)
+    rewards = (float(label),)
+  else:
+    answers = _wrong(problem, name, n - 1)
+    answers.insert(best, problem.answer)
+    rewards = tuple(float(i == best) for i in range(n))
+  return JudgingExample(
+    id=name,
+    query=(Turn('user', problem.question),),
+    responses=tuple(
+      draws.choice(tasks.STYLES, 'style', name, i).format(answer)
+      for i, answer in enumerate(answers)
+    ),
+    best=None if n == 1 else best,
+    rewards=rewards,
+    tags={
+      'suite': 'practice',
+      'section': problem.split,
+      'subset': problem.family,
+      'family': problem.family,
+      'split': problem.split,
+    },
+  )
+
+
+def _wrong(problem, name, count):
+  """Near misses, of as many kinds as there are."""
+  kinds: dict[str, list[str]] = {}
+  for miss in problems.near_misses(problem):
+    kinds.setdefault(miss.kind, []).append(miss.answer)
+  rows = [draws.shuffled(kinds[kind], kind, name) for kind in kinds]
+  rows = draws.shuffled(rows, 'kinds', name)
+  ranks = itertools.zip_longest(*rows)
+  found = [answer for rank in ranks for answer in rank if answer is not None]
+  if len(found) < count:
+    raise ValueError(
+      f'{name}: {len(found)} near misses are too few for {count} wrong '
+      'responses; choose fewer responses or larger problems'
+    )
+  return found[:count]

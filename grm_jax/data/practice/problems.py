@@ -1,0 +1,288 @@
+"""Problems of reasoning-gym (0.1.25), in our words, and its verifiers.
+
+The generators draw the numbers and words and know the answer; the question is
+asked in fewer words (tasks.py), and an answer is put into the form that the
+verifier reads. Words are those of one story that comes with reasoning-gym:
+its dictionary has words that nobody wants to meet in a log.
+
+What split a problem is in depends on its items alone, in whatever order: the
+same numbers, words or letters are never asked about in two splits.
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import reasoning_gym
+from reasoning_gym.algorithmic.word_sorting import TextTransformation
+from reasoning_gym.data import read_data_file
+
+from grm_jax.data.practice import draws, mistakes, tasks
+from grm_jax.data.practice.tasks import Task
+
+# Family -> what its generator is given: here difficulty is tuned.
+FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+  {
+    'chain_sum': dict(min_terms=2, max_terms=3, min_digits=1, max_digits=2),
+    'number_format': dict(
+      min_num_candidates=3,
+      max_num_candidates=4,
+      min_n=10,
+      max_n=90,
+      max_delta=9,
+    ),
+    'number_sorting': dict(
+      min_numbers=3,
+      max_numbers=4,
+      min_decimals=0,
+      max_decimals=0,
+      min_value=0,
+      max_value=99,
+    ),
+    'letter_counting': dict(min_words=2, max_words=3),
+    'spell_backward': dict(min_word_len=3, max_word_len=7),
+    'word_sorting': dict(
+      min_words=3, max_words=3, min_word_length=3, max_word_length=4
+    ),
+    'gcd': dict(min_value=2, max_value=99),
+  }
+)
+SPLITS = ('train', 'validation', 'held_out')
+_SHARES = ('train',) * 14 + ('validation',) * 3 + ('held_out',) * 3
+
+_STORY = 'in_the_year_2889.txt'
+# Draws in a row without a problem that can be used, after which those that
+# were used before are used again.
+_USED_UP = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """One problem.
+
+  Attributes:
+    task: what is asked.
+    answer: the right one, as the generator has it.
+    entry: what the verifier needs.
+  """
+
+  task: Task
+  answer: str
+  entry: Mapping[str, Any] = dataclasses.field(repr=False, compare=False)
+
+  @property
+  def family(self) -> str:
+    return self.task.family
+
+  @property
+  def question(self) -> str:
+    return tasks.question(self.task)
+
+  @property
+  def split(self) -> str:
+    return split_of(self.task)
+
+
+def split_of(task: Task) -> str:
+  """The one split that all problems with these items are in."""
+  return draws.choice(_SHARES, 'split', task.family, *sorted(task.items))
+
+
+def problems(
+  family: str,
+  split: str,
+  seed: int = 0,
+  settings: Mapping[str, Any] | None = None,
+) -> Iterator[Problem]:
+  """An endless stream of a split's problems.
+
+  A problem comes a second time only when no new one has been met for long. Of
+  the families in tasks.ANSWERS each answer comes as often.
+
+  Args:
+    family: one of FAMILIES.
+    split: one of SPLITS.
+    seed: another one is another order.
+    settings: of the family's generator; None is those in FAMILIES.
+
+  Raises:
+    ValueError: an unknown family or split, or settings that the generator
+      refuses or that leave no problem in this split.
+  """
+  if family not in FAMILIES:
+    raise ValueError(
+      f'{family!r} is no practice family; there are {", ".join(FAMILIES)}'
+    )
+  if split not in SPLITS:
+    raise ValueError(f'split {split!r} is none of {", ".join(SPLITS)}')
+  settings = dict(FAMILIES[family] if settings is None else settings)
+  return _stream(family, split, _dataset(family, seed, settings), settings)
+
+
+def _stream(family, split, dataset, settings):
+  seen, made, idle = set(), collections.Counter(), 0
+  # A dataset has more items than its length says: an item is what its number
+  # and the seed make it.
+  for index in itertools.count():
+    problem = _problem(family, dataset[index])
+    if problem and _wanted(problem, split, made) and problem.task not in seen:
+      seen.add(problem.task)
+      made[problem.answer] += 1
+      idle = 0
+      yield problem
+      continue
+    idle += 1
+    if idle == _USED_UP:
+      if not seen:
+        raise ValueError(
+          f'practice family {family}: no problem for {split} in {idle} draws '
+          f'with {settings}: other sizes are needed'
+        )
+      seen.clear()
+      idle = 0
+
+
+def _wanted(problem, split, made):
+  """Whether it is of this split and its answer's turn."""
+  if problem.split != split:
+    return False
+  answers = tasks.ANSWERS.get(problem.family)
+  if answers is None:
+    return True
+  fewest = min(made[answer] for answer in answers)
+  return problem.answer in answers and made[problem.answer] == fewest
+
+
+def _dataset(family, seed, settings):
+  # Item i of seed s is item i - 1 of seed s + 1: seeds must be far apart.
+  settings['seed'] = draws.integer(1 << 62, 'problems', family, seed)
+  if family == 'word_sorting':
+    settings['transformation'] = TextTransformation.LOWERCASE
+  try:
+    dataset = reasoning_gym.create_dataset(family, **settings)
+  except (TypeError, AssertionError) as error:
+    raise ValueError(f'practice family {family}: {error}') from None
+  if family == 'spell_backward':
+    config = dataset.config
+    dataset.words = _words(family, config.min_word_len, config.max_word_len)
+  elif family == 'word_sorting':
+    config = dataset.config
+    dataset.words = _words(
+      family, config.min_word_length, config.max_word_length
+    )
+  return dataset
+
+
+def _words(family, shortest, longest):
+  words = [word for word in _story() if shortest <= len(word) <= longest]
+  if len(words) < 20:
+    raise ValueError(
+      f'practice family {family}: {len(words)} words of {shortest} to '
+      f'{longest} letters are too few'
+    )
+  return words
+
+
+@functools.cache
+def _story():
+  """The story's words, each once, in the order of the alphabet."""
+  text = read_data_file(_STORY).lower()
+  return sorted(set(re.findall(r'\b[a-z]+\b', text)))
+
+
+def verify(problem: Problem, answer: str) -> bool:
+  """Whether the verifier of reasoning-gym finds nothing wrong.
+
+  It is not stricter than the real one: a sorted list passes if each number is
+  within 1 of the right one, and 16.0 is 16. Part of the points is no pass.
+  """
+  family = problem.family
+  if family == 'number_sorting':
+    answer = json.dumps(answer.split(', '))
+  elif family == 'spell_backward':
+    answer = answer.replace(' ', '')
+  return _verifier(family)(answer, problem.entry) == 1.0
+
+
+def near_misses(problem: Problem) -> list[mistakes.Mistake]:
+  """The slips that the verifier rejects."""
+  slips = mistakes.slips(problem.task, problem.answer)
+  return [slip for slip in slips if not verify(problem, slip.answer)]
+
+
+@functools.cache
+def _verifier(family) -> Callable[[str, Mapping[str, Any]], float]:
+  return reasoning_gym.get_score_answer_fn(family)
+
+
+def _problem(family, entry):
+  """The problem of an entry, or None if it cannot be asked in our form."""
+  task, answer = _READERS[family](entry, entry['metadata'])
+  if not _suits(task):
+    return None
+  return Problem(task, answer, entry)
+
+
+def _suits(task):
+  if task.family == 'chain_sum':
+    return True
+  if task.family in ('letter_counting', 'spell_backward'):
+    text = ''.join(task.items)
+    turned = task.family == 'spell_backward' and text == text[::-1]
+    return len(text) > 2 and text.isascii() and text.isalpha() and not turned
+  # The same item twice has no order, no largest and no interesting divisor.
+  return len(set(task.items)) == len(task.items)
+
+
+def _chain_sum(entry, data):
+  items = tuple(data['expression'].split())
+  return Task('chain_sum', items), entry['answer']
+
+
+def _number_format(entry, data):
+  # Two decimals are within what the verifier allows.
+  items = tuple(f'{x:.2f}' for x in data['candidates'])
+  return Task('number_format', items, data['size']), f'{data["solution"]:.2f}'
+
+
+def _number_sorting(entry, data):
+  items = tuple(f'{float(x):g}' for x in data['original_numbers'])
+  answer = ', '.join(f'{float(x):g}' for x in data['sorted_numbers'])
+  asked = 'smallest' if data['direction'] == 'ascending' else 'largest'
+  return Task('number_sorting', items, asked), answer
+
+
+def _letter_counting(entry, data):
+  text = tuple(''.join(data['span']).lower())
+  return Task('letter_counting', text, data['target_letter']), entry['answer']
+
+
+def _spell_backward(entry, data):
+  return Task('spell_backward', tuple(data['word'])), ' '.join(entry['answer'])
+
+
+def _word_sorting(entry, data):
+  asked = 'a' if data['direction'] == 'ascending' else 'z'
+  task = Task('word_sorting', tuple(data['transformed_words']), asked)
+  return task, entry['answer']
+
+
+def _gcd(entry, data):
+  return Task('gcd', tuple(map(str, data['numbers']))), entry['answer']
+
+
+_READERS = {
+  'chain_sum': _chain_sum,
+  'number_format': _number_format,
+  'number_sorting': _number_sorting,
+  'letter_counting': _letter_counting,
+  'spell_backward': _spell_backward,
+  'word_sorting': _word_sorting,
+  'gcd': _gcd,
+}

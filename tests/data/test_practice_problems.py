@@ -1,0 +1,186 @@
+"""Problems: real verifiers, questions that suffice, splits without overlap."""
+
+import itertools
+
+import pytest
+
+from grm_jax.data.practice import problems, tasks
+from grm_jax.data.practice.problems import FAMILIES, SPLITS, Problem
+from grm_jax.data.practice.tasks import Task
+
+
+def take(family, split, count, seed=0, settings=None):
+  stream = problems.problems(family, split, seed, settings)
+  return list(itertools.islice(stream, count))
+
+
+# Entries as reasoning-gym makes them, with answers that it must judge.
+VERDICTS = [
+  ('chain_sum', '19', {}, ['19', '+19', '19.0'], ['18', '91', '19 + 0', '']),
+  ('gcd', '6', {}, ['6'], ['3', '12', '16', '6 6']),
+  ('letter_counting', '2', {}, ['2'], ['1', '12', 'two']),
+  (
+    'number_format',
+    '10.053',
+    {'solution': 10.053},
+    ['10.05', '10.053'],
+    ['9.90', '1.05', '10.5', '100.5'],
+  ),
+  (
+    'number_sorting',
+    "['7.0', '12.0', '40.0']",
+    {'direction': 'ascending'},
+    ['7, 12, 40', '7, 13, 40'],  # A tolerance of 1 is the verifier's.
+    ['12, 7, 40', '7, 12', '40, 12, 7', '7, 12, 42', 'seven'],
+  ),
+  (
+    'spell_backward',
+    'pmal',
+    {},
+    ['p m a l', 'pmal'],
+    ['l a m p', 'p m a', 'p m a l l', 'p m a i'],
+  ),
+  (
+    'word_sorting',
+    'fig, pear, plum',
+    {'sorted_words': ['fig', 'pear', 'plum']},
+    ['fig, pear, plum'],
+    ['fig, plum, pear', 'fig, pear', 'fig, pear, pear', 'plum, pear, fig'],
+  ),
+]
+
+
+@pytest.mark.parametrize('family, answer, data, right, wrong', VERDICTS)
+def test_verdicts_of_the_real_verifiers(family, answer, data, right, wrong):
+  problem = Problem(
+    Task(family, ('1', '2')), answer, {'answer': answer, 'metadata': data}
+  )
+  for text in right:
+    assert problems.verify(problem, text), text
+  for text in wrong:
+    assert not problems.verify(problem, text), text
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_the_question_says_all_that_is_needed(family):
+  for problem in take(family, 'train', 400):
+    task = tasks.read(family, problem.question)
+    assert task == problem.task
+    assert tasks.solve(task) == problem.answer
+    assert problems.verify(problem, problem.answer)
+    assert len(problem.question) < 120
+    assert len(problem.answer) < 40
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_splits_share_nothing(family):
+  found = {
+    split: {
+      tuple(sorted(problem.task.items))
+      for seed in (0, 1)
+      for problem in take(family, split, 120, seed)
+    }
+    for split in SPLITS
+  }
+  for one, other in itertools.combinations(SPLITS, 2):
+    assert not found[one] & found[other]
+
+
+def test_the_order_of_items_does_not_change_the_split():
+  items = ('12', '40', '7', '33')
+  splits = {
+    problems.split_of(Task('number_sorting', order, asked))
+    for order in itertools.permutations(items)
+    for asked in ('smallest', 'largest')
+  }
+  assert len(splits) == 1
+
+
+def test_shares_of_the_splits():
+  names = [
+    problems.split_of(Task('gcd', (str(a), str(b))))
+    for a in range(2, 61)
+    for b in range(a + 1, 61)
+  ]
+  assert set(names) == set(SPLITS)
+  assert abs(names.count('train') / len(names) - 0.7) < 0.05
+  assert abs(names.count('held_out') / len(names) - 0.15) < 0.04
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_every_split_has_enough_problems(family):
+  for split in SPLITS:
+    found = {problem.question for problem in take(family, split, 100)}
+    assert len(found) == 100, split
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_streams_are_stable_and_seeds_differ(family):
+  first = take(family, 'validation', 60)
+  assert first == take(family, 'validation', 60)
+  assert first[:20] == take(family, 'validation', 20)
+  other = take(family, 'validation', 60, seed=1)
+  # reasoning-gym's own seeds 0 and 1 have all items but one in common.
+  assert len({p.task for p in first} & {p.task for p in other}) < 40
+  assert first != other
+
+
+def test_a_used_up_family_begins_again():
+  short = dict(min_word_len=3, max_word_len=3)
+  found = [p.task for p in take('spell_backward', 'held_out', 60, 0, short)]
+  size = len(set(found))
+  assert 5 <= size <= 30
+  assert set(found[:size]) == set(found[size : 2 * size])
+
+
+@pytest.mark.parametrize('family', tasks.ANSWERS)
+def test_few_answers_come_in_turn(family):
+  answers = tasks.ANSWERS[family]
+  found = [problem.answer for problem in take(family, 'held_out', 48)]
+  for start in range(0, 48, len(answers)):
+    assert sorted(found[start : start + len(answers)]) == list(answers)
+
+
+def test_settings_change_the_size():
+  long = take('spell_backward', 'train', 20, 0, dict(min_word_len=8))
+  assert min(len(p.task.items) for p in long) == 8
+  many = take(
+    'number_sorting', 'train', 20, 0, dict(min_numbers=6, max_numbers=6)
+  )
+  assert {len(p.task.items) for p in many} == {6}
+  for problem in long + many:
+    assert problems.verify(problem, tasks.solve(problem.task))
+
+
+@pytest.mark.parametrize(
+  'family, split, settings, message',
+  [
+    ('sums', 'train', None, "'sums' is no practice family; there are chain"),
+    ('gcd', 'test', None, "split 'test' is none of train, validation, held"),
+    ('gcd', 'train', dict(max=3), 'practice family gcd: .*max'),
+    ('gcd', 'train', dict(min_value=0), 'gcd: min_value must be positive'),
+    (
+      'spell_backward',
+      'train',
+      dict(min_word_len=30, max_word_len=31),
+      '0 words of 30 to 31 letters',
+    ),
+  ],
+)
+def test_refusals(family, split, settings, message):
+  with pytest.raises(ValueError, match=message):
+    problems.problems(family, split, 0, settings)
+
+
+@pytest.mark.parametrize(
+  'settings',
+  [
+    # Three of two numbers: one is there twice.
+    dict(min_value=2, max_value=3, min_numbers=3, max_numbers=3),
+    # None has 6 as its answer, and the others wait for it.
+    dict(min_value=2, max_value=11),
+  ],
+)
+def test_settings_without_enough_problems(settings):
+  with pytest.raises(ValueError, match='gcd: no problem for train .*sizes'):
+    take('gcd', 'train', 50, 0, settings)

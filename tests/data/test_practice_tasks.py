@@ -1,0 +1,110 @@
+"""Tasks: questions and responses as texts and back, and their answers."""
+
+import pytest
+
+from grm_jax.data.practice import tasks
+from grm_jax.data.practice.tasks import Task
+
+# Family, question, items, asked, answer.
+TABLE = [
+  ('chain_sum', 'What is 12 + 7 - 30?', '12 + 7 - 30', '', '-11'),
+  ('chain_sum', 'What is 4 - -6?', '4 - -6', '', '10'),
+  (
+    'number_format',
+    'Which number is the largest: 9.11, 9.90, 10.05?',
+    '9.11 9.90 10.05',
+    'largest',
+    '10.05',
+  ),
+  (
+    'number_format',
+    'Which number is the smallest: 9.11, 9.90?',
+    '9.11 9.90',
+    'smallest',
+    '9.11',
+  ),
+  (
+    'number_sorting',
+    'Sort the numbers, smallest first: 40, 7, 12',
+    '40 7 12',
+    'smallest',
+    '7, 12, 40',
+  ),
+  (
+    'number_sorting',
+    'Sort the numbers, largest first: 7, 40, 12',
+    '7 40 12',
+    'largest',
+    '40, 12, 7',
+  ),
+  (
+    'letter_counting',
+    'How many times is e in: t h e r e?',
+    't h e r e',
+    'e',
+    '2',
+  ),
+  ('spell_backward', 'Spell backward: l a m p', 'l a m p', '', 'p m a l'),
+  (
+    'word_sorting',
+    'Sort the words, a first: plum, fig, pear',
+    'plum fig pear',
+    'a',
+    'fig, pear, plum',
+  ),
+  (
+    'word_sorting',
+    'Sort the words, z first: fig, pear, plum',
+    'fig pear plum',
+    'z',
+    'plum, pear, fig',
+  ),
+  (
+    'gcd',
+    'What is the greatest common divisor of 18 and 48?',
+    '18 48',
+    '',
+    '6',
+  ),
+]
+
+
+@pytest.mark.parametrize('family, question, items, asked, answer', TABLE)
+def test_questions_and_answers(family, question, items, asked, answer):
+  task = Task(family, tuple(items.split()), asked)
+  assert tasks.question(task) == question
+  assert tasks.read(family, question) == task
+  assert tasks.solve(task) == answer
+
+
+def test_the_items_of_an_answer():
+  numbers = Task('number_sorting', ('7', '12'), 'largest')
+  assert tasks.split_answer(numbers, '12, 7') == ['12', '7']
+  letters = Task('spell_backward', ('l', 'a'))
+  assert tasks.split_answer(letters, 'a l') == ['a', 'l']
+  assert tasks.split_answer(Task('gcd', ('4', '6')), '2') == ['2']
+
+
+@pytest.mark.parametrize(
+  'family, text, message',
+  [
+    ('chain_sum', 'Spell backward: l a m p', 'no practice question of chain'),
+    ('gcd', 'What is the greatest common divisor of ?', 'no practice question'),
+    ('sums', 'What is 1 + 1?', "'sums' is no practice family; there are chain"),
+  ],
+)
+def test_what_is_no_question(family, text, message):
+  with pytest.raises(ValueError, match=message):
+    tasks.read(family, text)
+
+
+@pytest.mark.parametrize('answer', ['-11', '9.90', '7, 12, 40', 'p m a l'])
+def test_the_answer_in_a_response(answer):
+  responses = [style.format(answer) for style in tasks.STYLES]
+  assert len(set(responses)) == 3
+  assert [tasks.answer_in(text) for text in responses] == [answer] * 3
+
+
+def test_the_answer_in_a_response_of_no_style():
+  assert tasks.answer_in(' first\nsecond. ') == 'first\nsecond.'
+  assert tasks.answer_in('I get 5') == 'I get 5'

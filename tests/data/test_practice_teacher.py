@@ -1,0 +1,298 @@
+"""The teacher: what it writes parses to what it meant, and it can be wrong."""
+
+import collections
+import re
+
+import pytest
+
+from grm_jax.data.practice import examples as practice
+from grm_jax.data.practice import mistakes, tasks, teacher, working
+from grm_jax.data.practice.tasks import Task
+from grm_jax.judging import orders, outcome, template
+from grm_jax.judging.example import JudgingExample, Turn
+from grm_jax.judging.scores import parse_scores
+from grm_jax.model import tokenizer
+
+EXAMPLES = practice.examples('train', 1400)
+PAIRS = [example for example in EXAMPLES if len(example.responses) > 1]
+
+
+def sum_task(text):
+  return Task('chain_sum', tuple(text.split()))
+
+
+def parse(text, n):
+  return parse_scores(text, n, *((0, 1) if n == 1 else (1, 10)))
+
+
+def made(family, query, *responses):
+  return JudgingExample(
+    'x', (Turn('user', query),), responses, 0, tags={'family': family}
+  )
+
+
+@pytest.mark.parametrize('share', [0.0, 0.5, 1.0])
+def test_it_parses_to_what_was_meant(share):
+  for example in EXAMPLES:
+    n = len(example.responses)
+    text = teacher.write(example, mistakes=share, seed=5)
+    meant = teacher.scores(example, mistakes=share, seed=5)
+    assert parse(text, n) == meant
+
+
+def test_without_mistakes_it_is_right():
+  for example in EXAMPLES:
+    scores = teacher.scores(example)
+    assert outcome.is_correct(scores, example)
+    if example.best is not None:
+      assert scores[example.best] >= 9
+      assert max(s for i, s in enumerate(scores) if i != example.best) <= 4
+
+
+def test_orders():
+  for example in PAIRS[:300]:
+    n = len(example.responses)
+    for order in orders.orders('random', n, 2, 0, example.id):
+      for share in (0.0, 1.0):
+        text = teacher.write(example, mistakes=share, order=order)
+        found = orders.restore(parse(text, n), order)
+        assert found == teacher.scores(example, mistakes=share)
+        # "Response 1" is the one that is shown first.
+        for k, index in enumerate(order, 1):
+          answer = re.escape(tasks.answer_in(example.responses[index]))
+          assert re.search(
+            rf'Response {k}(:| says) {answer}[:,]|{answer} in Response {k} is',
+            text,
+          )
+
+
+@pytest.mark.parametrize('share', [0.2, 0.5])
+def test_the_share_of_wrong_verdicts(share):
+  counts = collections.Counter()
+  for example in EXAMPLES:
+    for seed in (0, 1):
+      scores = teacher.scores(example, mistakes=share, seed=seed)
+      counts[outcome.is_correct(scores, example)] += 1
+  wrong = counts[False] / counts.total()
+  # Not every slip changes the verdict.
+  assert 0.65 * share < wrong < 1.05 * share
+
+
+def test_a_slip_does_not_always_change_the_verdict():
+  right = [
+    outcome.is_correct(teacher.scores(e, mistakes=1.0), e) for e in PAIRS
+  ]
+  assert 0.05 < sum(right) / len(right) < 0.4
+
+
+def test_more_mistakes_keep_the_fewer():
+  for example in EXAMPLES[:300]:
+    few = teacher.write(example, mistakes=0.2)
+    if few != teacher.write(example):
+      assert few == teacher.write(example, mistakes=0.7)
+
+
+def test_it_depends_on_the_seed_and_the_id_alone():
+  example = PAIRS[3]
+  assert teacher.write(example, mistakes=0.5) == teacher.write(
+    example, mistakes=0.5
+  )
+  texts = {teacher.write(example, seed=seed) for seed in range(30)}
+  assert 10 < len(texts) <= 30
+  # Every wording has the same scores.
+  assert len({text.splitlines()[-1] for text in texts}) == 1
+
+
+def test_weights_add_up_and_fall():
+  for example in EXAMPLES:
+    text = teacher.write(example, mistakes=0.3)
+    weights = [int(w) for w in re.findall(r'\((\d+)%\)', text)]
+    assert len(weights) == (2 if len(example.responses) == 1 else 4)
+    assert sum(weights) == 100
+    assert weights == sorted(weights, reverse=True)
+    names = re.findall(r'^\d\. (.*) \(', text, re.MULTILINE)
+    assert len(set(names)) == len(weights)
+
+
+def test_no_control_strings():
+  loaded = template.load('pointwise')
+  control = [piece for piece in tokenizer.RESERVED_PIECES if len(piece) > 1]
+  for example in EXAMPLES:
+    text = teacher.write(example, mistakes=0.3)
+    texts = [text, example.query[0].text, *example.responses]
+    for part in texts:
+      assert not any(piece in part for piece in control)
+      assert part.isascii()
+    assert all(loaded.guard(part) == part for part in texts)
+
+
+def test_it_is_short():
+  for example in EXAMPLES:
+    text = teacher.write(example, mistakes=0.3)
+    n = len(example.responses)
+    analysis = text.split('Analysis:\n')[1].split('\n\n')[0]
+    assert len(analysis) < 150 + 60 * n
+    assert len(text) < 280 + 60 * n
+
+
+WHOLE = r"""Specific Criteria:
+1. Correct result (50%)
+2. Divides all (20%)
+3. None is larger (20%)
+4. Nothing more (10%)
+
+Analysis:
+48 mod 18 = 12, 18 mod 12 = 6, 12 mod 6 = 0, so 6.
+Response 1: 3, but off by 3.
+Response 2: 6, as it should be.
+Response 3: 7, but off by 1.
+
+Scores: \boxed{3, 10, 4}"""
+
+
+def test_a_whole_text():
+  example = made(
+    'gcd',
+    'What is the greatest common divisor of 18 and 48?',
+    'Answer: 3',
+    '6',
+    'I get 7.',
+  )
+  text = teacher.write(example, seed=2)
+  assert text == WHOLE
+
+
+# Task, claimed answer, steps.
+STEPS = [
+  (
+    sum_task('23 + 19 - 7'),
+    [
+      ('35', '23 + 19 = 42, 42 - 7 = 35.'),
+      ('49', '23 + 19 = 42, 42 - 7 = 49.'),
+    ],
+  ),
+  (sum_task('4 - -6'), [('10', '4 - -6 = 10.')]),
+  (
+    Task('number_format', ('9.11', '9.90', '10.05'), 'largest'),
+    [
+      ('10.05', '10.05 > 9.11, 10.05 > 9.90, so 10.05.'),
+      ('9.90', '9.90 > 9.11, 9.90 > 10.05, so 9.90.'),
+    ],
+  ),
+  (
+    Task('number_format', ('9.11', '9.90'), 'smallest'),
+    [('9.11', '9.11 < 9.90, so 9.11.')],
+  ),
+  (
+    Task('number_sorting', ('40', '7', '12'), 'smallest'),
+    [('7, 12, 40', '7 < 12 < 40.'), ('12, 40', '12 < 40.')],
+  ),
+  (
+    Task('number_sorting', ('40', '7', '12'), 'largest'),
+    [('40, 12, 7', '40 > 12 > 7.')],
+  ),
+  (
+    Task('letter_counting', tuple('there'), 'e'),
+    [
+      ('2', 't h e 1 r e 2, so 2.'),
+      ('1', 't h e 1 r e, so 1.'),
+      ('0', 't h e r e, so 0.'),
+      ('3', 't 1 h e 2 r e 3, so 3.'),
+      ('9', 't 1 h 2 e 3 r 4 e 5, so 9.'),
+    ],
+  ),
+  (Task('spell_backward', tuple('tap')), [('p a t', 'From the end: p a t.')]),
+  (Task('word_sorting', ('plum', 'fig'), 'z'), [('plum, fig', 'plum > fig.')]),
+  (Task('word_sorting', ('plum', 'fig'), 'a'), [('fig, plum', 'fig < plum.')]),
+  (
+    Task('gcd', ('18', '48')),
+    [
+      ('6', '48 mod 18 = 12, 18 mod 12 = 6, 12 mod 6 = 0, so 6.'),
+      ('3', '48 mod 18 = 12, 18 mod 12 = 3, 12 mod 3 = 0, so 3.'),
+    ],
+  ),
+  (
+    Task('gcd', ('12', '48')),
+    [('12', '48 mod 12 = 0, so 12.'), ('6', '48 mod 12 = 0, so 6.')],
+  ),
+  (
+    Task('gcd', ('12', '18', '4')),
+    [('2', '18 mod 12 = 6, 12 mod 6 = 0, 6 mod 4 = 2, 4 mod 2 = 0, so 2.')],
+  ),
+]
+
+
+@pytest.mark.parametrize(
+  'task, claimed, line',
+  [(task, claimed, line) for task, rows in STEPS for claimed, line in rows],
+)
+def test_steps_by_hand(task, claimed, line):
+  assert working.steps(task, claimed) == line
+
+
+def test_steps_lead_to_every_slip():
+  for example in EXAMPLES[:350]:
+    task = tasks.read(example.tags['family'], example.query[0].text)
+    right = tasks.solve(task)
+    lines = {
+      working.steps(task, slip.answer) for slip in mistakes.slips(task, right)
+    }
+    assert len(lines) == len(mistakes.slips(task, right))
+    assert working.steps(task, right) not in lines
+
+
+# Family, query, (response, score) in order; the first one is the best.
+SCORES = [
+  (
+    'chain_sum',
+    'What is 23 + 19 - 7?',
+    [('35', 10), ('36', 4), ('I get 32.', 3), ('53', 2), ('a lot', 1)],
+  ),
+  ('chain_sum', 'What is 23 + 19 - 7?', [('Answer: 35', 9), ('34', 4)]),
+  (
+    'number_format',
+    'Which number is the largest: 9.11, 9.90?',
+    [('I get 9.90.', 9), ('9.11', 3), ('9.09', 1)],
+  ),
+  (
+    'word_sorting',
+    'Sort the words, a first: d, c, b, a',
+    [
+      ('a, b, c, d', 10),
+      ('b, a, c, d', 4),
+      ('b, c, a, d', 3),
+      ('d, c, b, a', 2),
+      ('a, b, c', 2),
+    ],
+  ),
+  (
+    'spell_backward',
+    'Spell backward: s p a c e',
+    [('e c a p s', 10), ('s e c a p', 1), ('e c a p p s', 2)],
+  ),
+]
+
+
+@pytest.mark.parametrize('family, query, rows', SCORES)
+def test_scores_by_hand(family, query, rows):
+  example = made(family, query, *(response for response, _ in rows))
+  assert teacher.scores(example) == tuple(score for _, score in rows)
+
+
+@pytest.mark.parametrize(
+  'family, query, order, message',
+  [
+    ('', 'What is 1 + 1?', None, "'' is no practice family"),
+    ('gcd', 'Why?', None, "'Why[?]' is no practice question of gcd"),
+    ('chain_sum', 'What is 1 + 1?', (0, 0), 'is not an order'),
+  ],
+)
+def test_refusals(family, query, order, message):
+  with pytest.raises(ValueError, match=message):
+    teacher.write(made(family, query, '2', '3'), order=order)
+
+
+@pytest.mark.parametrize('share', [-0.1, 30])
+def test_a_share_that_is_none(share):
+  with pytest.raises(ValueError, match=f'mistakes is {share}: it is a share'):
+    teacher.write(PAIRS[0], mistakes=share)
