@@ -3,7 +3,8 @@ r"""Evaluates a judge on benchmarks and writes a report one can look at.
   python -m grm_jax.main --config=configs/evaluate.py --workdir=runs/eval \
     --config.checkpoint=DIR --config.suites.rewardbench=PATH
 
-PATH is a benchmark's published file or folder, local or gs://. Every query is
+PATH is a benchmark's published file or folder, local or gs://, or a name as
+tfds:NAME:SPLIT or seqio:MODULE/NAME:SPLIT. Every query is
 judged k times and once greedily; the report has accuracy at k = 1, 2, 4, ...
 Killed and started again, it goes on. The report alone, without a model:
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from grm_jax.data import packing
 from grm_jax.data.mixture import permutation
 from grm_jax.data.records import Limits, Record
 from grm_jax.model.batch import Batch
@@ -49,6 +50,8 @@ class Meta:
     epochs: [P], of the source, from 0.
     chosen: [P], which generation of the record each row holds, ascending;
       rows beyond them are empty.
+    lengths: of each text, packed or not, without dummies: tokens of its
+      prompt, and of its generations.
     tokens: of 'prompts' and 'generations', without padding and dummies.
     places: of 'prompts' P * S, of 'generations' P * R * T.
   """
@@ -57,6 +60,7 @@ class Meta:
   sources: tuple[str | None, ...]
   epochs: tuple[int, ...]
   chosen: tuple[tuple[int, ...], ...]
+  lengths: tuple[tuple[int, tuple[int, ...]], ...]
   tokens: dict[str, int]
   places: dict[str, int]
 
@@ -115,9 +119,23 @@ def pad(
       tokens = record.generations[i]
       generation_lengths[place, row] = len(tokens)
       generations[place, row, : len(tokens)] = tokens
+  if _packed(items):
+    return Batch(prompts, lengths, **_packed_places(items, s, rows_of_process))
   if not limits.rows:
     return Batch(prompts, lengths)
   return Batch(prompts, lengths, generations, generation_lengths)
+
+
+def _packed(items):
+  return any(item.record and item.record.parts for item in items)
+
+
+def _packed_places(items, size, rows_of_process):
+  """Segments and targets [p, S]; a dummy is one text of no generation."""
+  chosen = (items[number].record for number in rows_of_process)
+  found = [packing.places(r.parts if r else ((1, 0),), size) for r in chosen]
+  segments, targets = zip(*found, strict=True)
+  return {'segments': np.stack(segments), 'targets': np.stack(targets)}
 
 
 def describe(items: Sequence[Item], limits: Limits) -> Meta:
@@ -129,6 +147,7 @@ def describe(items: Sequence[Item], limits: Limits) -> Meta:
     sources=tuple(r and r.source for r in records),
     epochs=tuple(item.epoch for item in items),
     chosen=tuple(item.chosen for item in items),
+    lengths=tuple(x for item in items for x in _lengths(item)),
     tokens={
       'prompts': sum(len(r.prompt) for r in records if r),
       'generations': sum(n for i in items for n in i.generation_lengths),
@@ -138,3 +157,11 @@ def describe(items: Sequence[Item], limits: Limits) -> Meta:
       'generations': len(items) * limits.rows * t,
     },
   )
+
+
+def _lengths(item):
+  if item.record is None:
+    return []
+  if item.record.parts:
+    return [(prompt, (own,)) for prompt, own in item.record.parts]
+  return [(item.prompt_length, tuple(item.generation_lengths))]

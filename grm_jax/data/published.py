@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from grm_jax.data import jsonl
+from grm_jax.data import jsonl, seqio_source, tfds
 from grm_jax.judging import rows
 from grm_jax.judging.judgement import Fault
 
@@ -34,7 +34,8 @@ def read(
 
   Args:
     path: a .json (one array), .jsonl or .parquet file, local or gs://; a `*`
-      in its name stands for several files, read in order of their names.
+      in its name stands for several files, read in order of their names. Or
+      tfds:NAME:SPLIT or seqio:NAME:SPLIT.
     make: an adapter.
 
   Raises:
@@ -66,7 +67,17 @@ def _made(row, make):
     return [Fault(f'row {row.number}', str(error))]
 
 
+def _named(path):
+  """The module that reads this name, None for a path."""
+  for module in (tfds, seqio_source):
+    if path.startswith(module.PREFIX):
+      return module
+  return None
+
+
 def _files(path):
+  if _named(path):
+    return [path]
   root = epath.Path(path)
   if '*' not in root.name:
     return [path]
@@ -78,6 +89,8 @@ def _files(path):
 
 def _values(file) -> Iterator[tuple[int, Any]]:
   """(number from 1, JSON value or fault) of rows."""
+  if module := _named(file):
+    return module.values(file)
   suffix = epath.Path(file).suffix
   if suffix == '.jsonl':
     return jsonl.values(file)

@@ -17,12 +17,15 @@ class Record:
     prompt: int32 [S].
     generations: int32 [T] each; none where a rollout is to write them.
     source: which part of a mixture it belongs to.
+    parts: of a packed row, see packing.py: the tokens of the prompt and of
+      the generation of each text in it; all of them are in `prompt`.
   """
 
   id: str
   prompt: np.ndarray
   generations: tuple[np.ndarray, ...]
   source: str
+  parts: tuple[tuple[int, int], ...] = ()
 
   def __post_init__(self):
     for tokens in (self.prompt, *self.generations):
@@ -31,6 +34,11 @@ class Record:
           f'record {self.id!r} of source {self.source!r} has tokens of '
           f'{tokens.dtype} {tokens.shape}; they are int32 of rank 1'
         )
+
+
+def tokens_of(ids: Sequence[int]) -> np.ndarray:
+  """int32 ids, as a Record holds them."""
+  return np.asarray(ids, np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +94,7 @@ def fits(record: Record, limits: Limits) -> str | None:
       f'its prompt has {len(record.prompt)} tokens, config.batch.buckets '
       f'allows {limits.buckets[-1]}'
     )
-  if not limits.rows:
+  if not limits.rows or record.parts:
     return None
   if not record.generations:
     return f'it has no generations, config.batch.rows is {limits.rows}'
@@ -123,7 +131,7 @@ def fingerprint(records: Sequence[Record]) -> str:
   for record in records:
     arrays = (record.prompt, *record.generations)
     # The lengths keep arrays apart that follow each other.
-    head = [record.source, record.id, *map(len, arrays)]
+    head = [record.source, record.id, *map(len, arrays), *record.parts]
     digest.update(json.dumps(head).encode())
     for tokens in arrays:
       digest.update(np.ascontiguousarray(tokens))

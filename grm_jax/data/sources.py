@@ -1,17 +1,22 @@
 """Where judging examples come from, by a short name: `config.data`.
 
+  practice, practice:COUNT  made-up problems (data/practice/), 4000 of them
   FILE.jsonl, jsonl:PATH    rows of the user's own (judging/example.py)
+  tfds:NAME:SPLIT           such rows in a TFDS data set (tfds.py)
+  seqio:[MODULE/]NAME:SPLIT such rows of a seqio Task (seqio_source.py)
   gsm8k:PATH                model solutions of GSM8K, checked
   math:PATH                 MATH problems with sampled answers, checked
   pandalm:PATH              PandaLM's human test set
   ultrafeedback:PATH  offsetbias:PATH  skywork:PATH  helpsteer2:PATH
 
 A PATH of a published set is a .json, .jsonl or .parquet file, local or gs://,
-and may have a `*` in the file's name. Published sets are split by question
-into train, validation and held_out, 80, 10 and 10 of 100 (splits.py).
+and may have a `*` in the file's name; or it is tfds:NAME:SPLIT. Published sets
+are split by question into train, validation and held_out, 80, 10 and 10 of 100
+(splits.py).
 
-A file of the user's own is whole in whatever split is asked for: such files
-are usually one for each split. `FILE.jsonl#split` splits it by question, too.
+A file or data set of the user's own is whole in whatever split is asked for:
+such files are usually one for each split. `FILE.jsonl#split` splits it by
+question, too.
 """
 
 import collections
@@ -19,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from absl import logging
 
-from grm_jax.data import jsonl, published, splits
+from grm_jax.data import jsonl, published, seqio_source, splits, tfds
 from grm_jax.data.adapters import preferences, verified
 from grm_jax.data.published import Dropped
 from grm_jax.judging import rows
@@ -37,6 +42,7 @@ _ADAPTERS: Mapping[str, Callable[[rows.Row], Iterable[_Made]]] = {
   'helpsteer2': preferences.helpsteer2,
 }
 _BY_QUESTION = '#split'
+_PRACTICE = 4000  # examples
 _SHOWN = 5  # faults in the log
 
 
@@ -94,7 +100,12 @@ def _open(spec, split) -> Iterator[_Made | Fault]:
   splits.check(split)
   place, hashed, rest = spec.partition(_BY_QUESTION)
   prefix, colon, path = place.partition(':')
-  # `tfds:`, `seqio:` and `practice:` come in here, before the unknown ones.
+  if prefix == 'practice' and not hashed:
+    return _practice(spec, path, split)
+  for named in (tfds, seqio_source):
+    if place.startswith(named.PREFIX) and not rest:
+      items = _located(place, named.read(place))
+      return _only(items, split) if hashed else items
   if prefix in _ADAPTERS and path and not rest:
     items = map(_usable, published.read(path, _ADAPTERS[prefix]))
     return _only(items, split)
@@ -105,14 +116,29 @@ def _open(spec, split) -> Iterator[_Made | Fault]:
     return _only(_own(place), split) if hashed else _own(place)
   known = ', '.join(f'{name}:PATH' for name in ('jsonl', *_ADAPTERS))
   raise ValueError(
-    f'{spec!r} is no source; config.data is FILE.jsonl or one of {known}'
+    f'{spec!r} is no source; config.data is FILE.jsonl, practice, '
+    f'tfds:NAME:SPLIT, seqio:NAME:SPLIT or one of {known}'
   )
 
 
+def _practice(spec, count, split):
+  if count and not (count.isdecimal() and int(count)):
+    raise ValueError(f'{spec!r}: practice:COUNT has a whole number above 0')
+  # On demand: it takes seconds, and few runs need it.
+  from grm_jax.data.practice import examples
+
+  return examples.examples(split, int(count or _PRACTICE))
+
+
 def _own(path):
-  for number, item in jsonl.read(path):
+  return _located(path, jsonl.read(path))
+
+
+def _located(name, items):
+  """The items; faults say where they are."""
+  for number, item in items:
     if isinstance(item, Fault):
-      item = Fault(item.id, f'{path}, row {number}: {item.reason}')
+      item = Fault(item.id, f'{name}, row {number}: {item.reason}')
     yield item
 
 

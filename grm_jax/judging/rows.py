@@ -1,9 +1,10 @@
 """Published files of judging data as rows, and rows as examples.
 
-Files are JSON (one array), JSON lines or Parquet, local or gs://. Responses
-are put in an order that a hash of the example's id decides, so that the right
-one stands in every place equally often and a judge that likes a place gains
-nothing even if it is always shown the example's own order.
+Files are JSON (one array), JSON lines or Parquet, local or gs://; rows from
+elsewhere come as a Table. Responses are put in an order that a hash of the
+example's id decides, so that the right one stands in every place equally often
+and a judge that likes a place gains nothing even if it is always shown the
+example's own order.
 """
 
 import dataclasses
@@ -23,11 +24,24 @@ _BATCH = 256  # rows of a Parquet file at a time
 
 
 @dataclasses.dataclass(frozen=True)
+class Table:
+  """Rows that are in no file that is read here, such as a TFDS split.
+
+  Attributes:
+    name: what stands for a path in errors and ids.
+    rows: the fields of each; read once.
+  """
+
+  name: str
+  rows: Iterable[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
   """A row, which knows where it is from.
 
   Attributes:
-    file: its path.
+    file: its path, or the name of its table.
     number: from 1; in JSON lines that of the line.
     fields: its content.
     name: of the field that holds these fields, '' at the top.
@@ -103,14 +117,14 @@ class Row:
 
 
 def load(
-  path: str,
+  path: str | Table,
   examples: Callable[[Row], Iterable[JudgingExample]],
   keep: Callable[[str], bool] = lambda name: True,
 ) -> list[JudgingExample]:
   """The examples of all rows of a file, or of the files below a folder.
 
   Args:
-    path: local or gs://.
+    path: local or gs://; or a table.
     examples: makes a row's.
     keep: given a file's path below the folder, whether it is read.
 
@@ -126,19 +140,30 @@ def load(
       seen[example.id] = f'{row.file}, row {row.number}'
       found.append(example)
   if not found:
-    raise ValueError(f'{path}: there is nothing to judge in these files')
+    name = path.name if isinstance(path, Table) else path
+    raise ValueError(f'{name}: there is nothing to judge in these files')
   return found
 
 
-def read(path: str, keep: Callable[[str], bool]) -> Iterator[Row]:
+def read(path: str | Table, keep: Callable[[str], bool]) -> Iterator[Row]:
   """Rows of a file, or of the files below a folder in order of their names."""
+  for file, number, fields in _numbered(path, keep):
+    row = Row(file, number, fields)
+    if not isinstance(fields, dict):
+      raise row.fault('the row is not an object')
+    yield row
+
+
+def _numbered(path, keep):
+  """(file, number, fields) of every row."""
+  if isinstance(path, Table):
+    for number, fields in enumerate(path.rows, 1):
+      yield path.name, number, fields
+    return
   readers = {'.json': _json, '.jsonl': _lines, '.parquet': _parquet}
   for file in _files(path, keep):
     for number, fields in readers[file.suffix](file):
-      row = Row(str(file), number, fields)
-      if not isinstance(fields, dict):
-        raise row.fault('the row is not an object')
-      yield row
+      yield str(file), number, fields
 
 
 def arranged(

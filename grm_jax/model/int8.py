@@ -17,6 +17,7 @@ Norms and the scalar head stay in floats: next to no bytes.
 Letters: see each caller. Parameters and their names: gemma.py.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -146,20 +147,33 @@ def contract(
 
 
 def _einsum(letters, x, kernel, dtype):
-  """einsum, its contracted dimensions merged into one.
+  """einsum as a product of two matrices.
 
-  They stand last in x and first in the kernel, so merging them moves nothing;
-  apart, XLA's CPU backend would copy the kernel to bring them together.
+  The dimensions that are contracted stand last in x, and those that are not
+  are merged into one as well: that moves nothing. Apart, XLA's CPU backend
+  copies the kernel to bring the former together, and takes more than twice as
+  long for the gradients with the latter (grad of a gated MLP of 10,240 tokens,
+  width 128: 190 ms, merged 82 ms).
   """
   inputs, out = letters.split('->')
   of_x, of_kernel = inputs.split(',')
   shared = [letter for letter in of_x if letter not in out]
+  if not of_x.endswith(''.join(shared)):
+    return jnp.einsum(letters, x, kernel, preferred_element_type=dtype)
   count = len(shared)
-  if count > 1 and of_x.endswith(''.join(shared)):
-    x = x.reshape(*x.shape[:-count], -1)
+  front = x.shape[:-count]
+  x = x.reshape(math.prod(front), -1)
+  if count > 1:
     kernel = kernel.reshape(-1, *kernel.shape[count:])
-    letters = f'{of_x[: 1 - count]},{shared[0]}{of_kernel[count:]}->{out}'
-  return jnp.einsum(letters, x, kernel, preferred_element_type=dtype)
+    of_kernel = shared[0] + of_kernel[count:]
+  free = of_kernel.replace(shared[0], '')
+  product = jnp.einsum(
+    f'{of_x[0]}{shared[0]},{of_kernel}->{of_x[0]}{free}',
+    x,
+    kernel,
+    preferred_element_type=dtype,
+  )
+  return product.reshape(*front, *product.shape[1:])
 
 
 def lookup(

@@ -8,6 +8,7 @@ and has Gemma's control ids, byte pieces and newline piece.
 import io
 import os
 import pathlib
+from collections.abc import Iterable
 
 import sentencepiece
 
@@ -22,13 +23,16 @@ _CORPUS = pathlib.Path(__file__).with_name('tiny_corpus.txt')
 _SYMBOLS = [*tokenizer.RESERVED_PIECES[4:], '\n']
 
 
-def train(path: str | os.PathLike[str]) -> tokenizer.Tokenizer:
+def train(
+  path: str | os.PathLike[str], lines: Iterable[str] | None = None
+) -> tokenizer.Tokenizer:
   """Trains the tiny tokenizer and writes it to path, whole or not at all.
 
   The bytes are the same each time for one sentencepiece version.
 
   Args:
     path: where the model goes; a file there is replaced, folders are made.
+    lines: what it is trained on; None for the project's own corpus.
 
   Returns:
     The tokenizer, as tokenizer.load(path) reads it.
@@ -36,16 +40,18 @@ def train(path: str | os.PathLike[str]) -> tokenizer.Tokenizer:
   Raises:
     ValueError: path cannot be written.
   """
-  data = _train_bytes(_CORPUS.read_text(encoding='utf-8').splitlines())
+  if lines is None:
+    lines = _CORPUS.read_text(encoding='utf-8').splitlines()
+  data = _train_bytes(lines)
   files.write_whole(path, data)
   return tokenizer.from_bytes(data, str(path))
 
 
-def _train_bytes(lines: list[str]) -> bytes:
+def _train_bytes(lines: Iterable[str]) -> bytes:
   """A serialized BPE model of the non-empty lines."""
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter([line for line in lines if line]),
+    sentence_iterator=(line for line in lines if line),
     model_writer=model,
     model_type='bpe',
     vocab_size=VOCAB_SIZE,

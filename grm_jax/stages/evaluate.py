@@ -15,19 +15,22 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from grm_jax.data import seqio_source, tfds
 from grm_jax.evaluation import curves, report, samples
 from grm_jax.evaluation.suites import SUITES
+from grm_jax.judging import rows
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.judgement import Fault, Judged, Judgement
 from grm_jax.parallel import files, start
 from grm_jax.parallel.journal import Journal
 from grm_jax.stages import load_judge
-from grm_jax.stages.judge import Judge
 from grm_jax.stages.scalar import ScalarJudge
 from grm_jax.training import pretrained
 
 # Orders that a suite's published protocol prescribes.
 ORDERS = {'judgebench': 'fixed'}
+# Suites that read off the names of files or folders what a row is of.
+BY_FILE = ('llmbar', 'ppe', 'realmistake')
 # Suites whose score is no mean over queries.
 MEASURES = {'realmistake': 'ROC-AUC'}
 
@@ -62,7 +65,7 @@ def _facts(config) -> dict[str, str]:
     'judge': config.judge,
     'checkpoint': config.checkpoint,
     'meta RM': config.meta_checkpoint or 'none',
-    'template': config.prompt.template,
+    'template': load_judge.settings_of(config).template,
     'samples of a query': str(config.k),
     'temperature': str(config.temperature),
     'order': config.order,
@@ -90,7 +93,7 @@ def _read_samples(directory: str) -> dict[str, list[Judged]]:
 def _judge_suites(config, workdir: str) -> dict[str, list[Judged]]:
   """Rows first: a wrong path should not wait for weights."""
   suites = {
-    name: SUITES[name].load(path)
+    name: SUITES[name].load(_place(name, path))
     for name, path in config.suites.items()
     if path
   }
@@ -110,14 +113,25 @@ def _judge_suites(config, workdir: str) -> dict[str, list[Judged]]:
   return out
 
 
+def _place(name: str, path: str) -> str | rows.Table:
+  """What a suite loads: a path, or the rows of a TFDS or seqio name."""
+  for source in (tfds, seqio_source):
+    if path.startswith(source.PREFIX):
+      if name in BY_FILE:
+        raise ValueError(
+          f'config.suites.{name}={path}: this suite reads what a row is of off '
+          'the names of files and folders; give the path of its files'
+        )
+      return source.table(path)
+  return path
+
+
 def _judge_suite(
   config, workdir, judge, name, examples: Sequence[JudgingExample]
 ) -> list[Judged]:
   """k samples of each example, and a greedy judgement of each."""
   order = ORDERS.get(name, config.order)
-  if isinstance(judge, Judge):
-    settings = dataclasses.replace(judge.settings, order=order)
-    judge = Judge(judge.engine, judge.tokenizer, settings, judge.meta)
+  judge = load_judge.in_order(judge, order)
   # A scalar judge says the same every time.
   scalar = isinstance(judge, ScalarJudge)
   k = min(1, config.k) if scalar else config.k
@@ -158,7 +172,7 @@ def _header(config, name, order, count):
 
 
 def _through_journal(
-  judge: Judge | ScalarJudge,
+  judge: load_judge.AnyJudge,
   examples: Sequence[JudgingExample],
   k: int,
   path: str,

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from grm_jax.judging import example as examples_lib
-from grm_jax.judging import judgement, orders, prompt, scores, template, votes
+from grm_jax.judging import judgement, orders, votes
 from grm_jax.judging.example import JudgingExample
+from grm_jax.judging.forms import Forms
 from grm_jax.judging.judgement import Fault, Judged, Judgement
 from grm_jax.model import chat
 from grm_jax.model.tokenizer import Tokenizer
@@ -27,7 +28,6 @@ from grm_jax.stages.scalar import MetaJudge
 
 # How samples' scores become votes; the last two need a meta RM.
 VOTES = ('sum', 'mean', 'majority', 'guided', 'best')
-READS = ('scores', 'best')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,18 +38,20 @@ class Settings:
     template: name or path, see judging/template.py.
     principles: template by which principles are written, once for an example
       that has none, if `template` has a slot for them.
+    single: template of examples of one response, see judging/forms.py.
     too_long: 'shorten' or 'refuse', see judging/prompt.py.
     order: 'balanced', 'random' or 'fixed', see judging/orders.py.
     temperature: of the samples.
     seed: of orders and samples.
     vote: one of VOTES.
-    reads: 'scores', or 'best': the generation names the best response only
-      (LLM-as-a-Judge), which then has score 1 and the others 0.
+    reads: 'scores' or 'best', see judging/forms.py.
     k_meta: samples that `guided` keeps; 0 for half of them.
+    hint: whether prompts tell what is right (rejective fine-tuning).
   """
 
   template: str = 'pointwise'
   principles: str = 'principles'
+  single: str = ''
   too_long: str = 'shorten'
   order: str = 'balanced'
   temperature: float = 0.5
@@ -57,13 +59,13 @@ class Settings:
   vote: str = 'sum'
   reads: str = 'scores'
   k_meta: int = 0
+  hint: bool = False
 
   def __post_init__(self):
+    self.forms()
     for key, value, known in (
-      ('prompt.too_long', self.too_long, prompt.TOO_LONG),
       ('order', self.order, orders.KINDS),
       ('vote', self.vote, VOTES),
-      ('reads', self.reads, READS),
     ):
       if value not in known:
         raise ValueError(
@@ -75,6 +77,10 @@ class Settings:
       )
     if self.k_meta < 0:
       raise ValueError(f'config.k_meta is {self.k_meta}; 0 is half of k')
+
+  def forms(self) -> Forms:
+    """The prompts that these settings ask with."""
+    return Forms(self.template, self.single, self.too_long, self.reads)
 
 
 @dataclasses.dataclass
@@ -129,10 +135,10 @@ class Judge:
     check_meta(settings, meta is not None)
     self.engine, self.tokenizer, self.settings = engine, tokenizer, settings
     self.meta = meta
-    self._template = template.load(settings.template)
-    self._principles = None
-    if 'principles' in self._template.slots():
-      self._principles = template.load(settings.principles)
+    self._forms, self._writing_forms = settings.forms(), None
+    self._forms.check()
+    if 'principles' in self._forms.of(2).slots():
+      self._writing_forms = Forms(settings.principles, '', settings.too_long)
     self._chat = functools.partial(chat.render_user, tokenizer)
 
   def score(
@@ -181,7 +187,7 @@ class Judge:
     items = self.engine.run(
       self._requests(examples, now),
       progress=progress,
-      total=total * (max(1, k) + (self._principles is not None)),
+      total=total * (max(1, k) + (self._writing_forms is not None)),
     )
     following = 0
     for item in itertools.chain(items, (None,)):
@@ -207,7 +213,7 @@ class Judge:
 
   def _ask(self, number, example, now, written='') -> list[Request]:
     """What to generate next for an example; if it cannot be, it is done."""
-    write = self._principles is not None and not example.principles
+    write = self._writing_forms is not None and not example.principles
     try:
       if not write:
         return self._of_example(number, example, now, written)
@@ -221,7 +227,7 @@ class Judge:
   def _writing(self, number, example, k) -> Request:
     """Asks for principles; the responses stand in their own order."""
     order = tuple(range(len(example.responses)))
-    tokens = self._tokens(self._principles, example, order)
+    tokens = self._tokens(self._writing_forms, example, order)
     return self._request(
       f'{number}:principles', tokens, 1, k, f'{example.id} principles'
     )
@@ -235,7 +241,7 @@ class Judge:
     asked = [
       self._request(
         f'{number}:{i}',
-        self._tokens(self._template, example, order),
+        self._tokens(self._forms, example, order, self.settings.hint),
         len(places[order]),
         now.k,
         f'{example.id} {",".join(map(str, order))}',
@@ -252,15 +258,9 @@ class Judge:
     )
     return asked
 
-  def _tokens(self, form, example, order) -> tuple[int, ...]:
-    return prompt.tokenize(
-      form,
-      example,
-      order,
-      self._chat,
-      limit=self.engine.limits.prompt,
-      too_long=self.settings.too_long,
-    ).tokens
+  def _tokens(self, forms, example, order, hint=False) -> tuple[int, ...]:
+    limit = self.engine.limits.prompt
+    return forms.tokenize(example, order, self._chat, limit=limit, hint=hint)
 
   def _request(self, name, tokens, count, k, key) -> Request:
     return Request(
@@ -306,7 +306,7 @@ class Judge:
 
   def _judgement(self, item: Generation, this: _Work, order) -> Judgement:
     # Only what comes after the principles is read: they are no judgement.
-    shown = _read(item.text, len(order), self.settings.reads)
+    shown = self._forms.read(item.text, len(order))
     text = f'{this.written}\n\n{item.text}' if this.written else item.text
     return Judgement(
       order=order,
@@ -315,14 +315,6 @@ class Judge:
       finish=item.finish,
       scores=None if shown is None else orders.restore(shown, order),
     )
-
-
-def _read(text: str, n: int, reads: str) -> tuple[int, ...] | None:
-  """Scores of the n places of a prompt, None if the text has none."""
-  if reads == 'scores':
-    return scores.parse_scores(text, n)
-  best = scores.parse_scores(text, 1, 1, n)
-  return best and tuple(int(i == best[0]) for i in range(1, n + 1))
 
 
 def check_meta(settings: Settings, there: bool) -> None:

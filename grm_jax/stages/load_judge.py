@@ -8,7 +8,6 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from grm_jax.judging import template
 from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.tokenizer import Tokenizer
@@ -171,7 +170,7 @@ def load(
     rows, chunk, prompts, size, buckets: see sampling.engine.Engine.
   """
   check_meta(settings, bool(meta_checkpoint))
-  template.load(settings.template)  # a wrong one should not wait for weights
+  settings.forms().check()  # a wrong one should not wait for weights
   sizes = dict(prompts=prompts, size=size, buckets=buckets)
   model, tokenizer, params = pretrained.open_model(
     checkpoint, step, compute, layouts[0], seed=settings.seed

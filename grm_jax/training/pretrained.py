@@ -11,6 +11,7 @@ tokenizer's files beside the steps:
 import dataclasses
 import os
 import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from grm_jax.training import checkpoints
 
 TOKENIZER = 'tokenizer.model'
 RANDOM = 'random'  # in place of a directory: small random weights
+SCRATCH = 'scratch'  # the same, with a tokenizer trained on the data
 # Files that travel with a model unchanged, both ways; all but the first only
 # matter to Hugging Face's side.
 COMPANIONS = (
@@ -170,3 +172,34 @@ def write_tiny_tokenizer(target: str) -> None:
 def random(model: Gemma, seed: int) -> dict:
   """Random parameters; the same for a seed whatever the mesh."""
   return params_lib.init_params(model, jax.random.key(seed))
+
+
+def scratch(
+  size: str,
+  lines: Iterable[str],
+  target: str,
+  compute: Compute,
+  layout: Layout,
+  seed: int,
+) -> tuple[Gemma, tokenizer.Tokenizer, dict]:
+  """A new model and a tokenizer trained on these lines.
+
+  Args:
+    size: a name in model/sizes.py, whose vocabulary is the tiny tokenizer's.
+    lines: text.
+    target: the model directory, which gets the tokenizer.
+    compute, layout: how and where.
+    seed: of the weights.
+
+  Raises:
+    ValueError: another size of vocabulary.
+  """
+  model = Gemma(sizes.named(size), compute, layout)
+  if model.size.vocab_size != tiny_tokenizer.VOCAB_SIZE:
+    raise ValueError(
+      f'config.size={size} has a vocabulary of {model.size.vocab_size}, a '
+      f'tokenizer that is trained has {tiny_tokenizer.VOCAB_SIZE}; give '
+      'config.checkpoint=DIR'
+    )
+  words = tiny_tokenizer.train(os.path.join(target, TOKENIZER), lines)
+  return model, words, random(model, seed)

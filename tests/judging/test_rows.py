@@ -146,6 +146,30 @@ def an_example(row):
   )
 
 
+def test_a_table_is_read_as_a_file_is():
+  found = list(rows.read(rows.Table('tfds:a:test', iter(ROWS)), every))
+  assert [(r.file, r.number, r.fields) for r in found] == [
+    ('tfds:a:test', 1, ROWS[0]),
+    ('tfds:a:test', 2, ROWS[1]),
+  ]
+  examples = rows.load(rows.Table('tfds:a:test', iter(ROWS)), an_example)
+  assert [example.id for example in examples] == ['a', 'b']
+
+
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    ([], '^tfds:a:test: there is nothing to judge'),
+    ([['a']], '^tfds:a:test, row 1: the row is not an object'),
+    ([ROWS[1], {'id': 'a'}], '^tfds:a:test, row 2: there is no x, only id'),
+    ([ROWS[1]] * 2, "row 2: id 'b' was in tfds:a:test, row 1 before"),
+  ],
+)
+def test_faults_of_a_table(fields, message):
+  with pytest.raises(ValueError, match=message):
+    rows.load(rows.Table('tfds:a:test', fields), an_example)
+
+
 def test_ids_are_unique(tmp_path):
   path = write(tmp_path / 'f.json', [*ROWS, ROWS[0]])
   with pytest.raises(

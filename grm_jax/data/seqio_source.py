@@ -1,0 +1,302 @@
+"""Tasks and Mixtures of seqio as sources: `seqio:MODULE/NAME:SPLIT`.
+
+MODULE is imported and registers NAME, as in seqio:my_package.tasks/mix:train;
+what the program itself has registered is seqio:NAME:SPLIT. Examples are read
+as they leave the Task's preprocessors, untrimmed.
+
+Of a Mixture one pass is drawn at its rates, by seqio, until the first of its
+Tasks is used up. To mix its Tasks by our own loader instead, exactly at the
+rates and over several epochs, take `parts`.
+
+Without a seed the order is the Task's own; with one it is shuffled, always the
+same for a seed. To go on where a run stopped, give the number of examples it
+had taken as `skip`: they are made again and thrown away. This holds for Tasks
+whose own sources and preprocessors are functions of the seed.
+"""
+
+import difflib
+import importlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from absl import logging
+
+from grm_jax.data import tfds
+from grm_jax.data.records import Record, tokens_of
+from grm_jax.judging import rows
+from grm_jax.judging.example import JudgingExample
+from grm_jax.judging.judgement import Fault
+from grm_jax.model import chat
+from grm_jax.model.tokenizer import Tokenizer
+
+PREFIX = 'seqio:'
+_SPEC = re.compile(
+  r'seqio:(?:(?P<module>[A-Za-z_][\w.]*)/)?(?P<name>.+):(?P<split>[^:\[\]]+)'
+)
+_KEYS = ('inputs', 'targets')
+
+
+def load() -> Any:
+  """The module `seqio`, imported when it is first needed: it takes seconds.
+
+  Raises:
+    ValueError: it is not installed, or TensorFlow has taken an accelerator.
+  """
+  tfds.tensorflow()
+  try:
+    import seqio
+  except ImportError as error:
+    raise ValueError(
+      f"seqio sources need {error.name}; pip install 'seqio>=0.0.20,<0.1'"
+    ) from error
+  return seqio
+
+
+def parse(spec: str) -> tuple[str, str, str]:
+  """(MODULE or '', NAME, SPLIT) of a spec.
+
+  Raises:
+    ValueError: a part is missing.
+  """
+  match = _SPEC.fullmatch(spec)
+  if not match:
+    raise ValueError(
+      f'{spec!r} is no seqio source; it is seqio:MODULE/NAME:SPLIT, such as '
+      'seqio:my_package.tasks/my_task:train'
+    )
+  return match['module'] or '', match['name'], match['split']
+
+
+def provider(spec: str) -> Any:
+  """The registered seqio.Task or seqio.Mixture of a spec.
+
+  Raises:
+    ValueError: the module cannot be imported, or there is no such Task or
+      Mixture, or it has no such split; says what there is.
+  """
+  module, name, split = parse(spec)
+  seqio = load()
+  if module:
+    try:
+      importlib.import_module(module)
+    except ImportError as error:
+      raise ValueError(
+        f'{spec}: module {module} cannot be imported: {tfds.one_line(error)}'
+      ) from error
+  known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+  if name not in known:
+    near = difflib.get_close_matches(name, known, 5) or known[:5]
+    raise ValueError(
+      f'{spec}: no Task or Mixture {name!r} is registered'
+      + (f'; there are {", ".join(near)}' if near else '')
+      + ('' if module else '; name its module: seqio:MODULE/NAME:SPLIT')
+    )
+  found = seqio.get_mixture_or_task(name)
+  if split not in found.splits:
+    splits = ', '.join(sorted(found.splits))
+    raise ValueError(f'{spec}: {name} has the splits {splits}, not {split}')
+  return found
+
+
+def parts(spec: str) -> dict[str, float]:
+  """The specs of a Mixture's Tasks, with rates; of a Task its own, with 1.
+
+  Tasks without the split are left out, as seqio does.
+
+  Raises:
+    ValueError: what `provider` raises.
+  """
+  seqio, found = load(), provider(spec)
+  module, _, split = parse(spec)
+  if isinstance(found, seqio.Task):
+    return {spec: 1.0}
+  place = f'{module}/' if module else ''
+  return {
+    f'{PREFIX}{place}{task.name}:{split}': found.get_rate(task)
+    for task in found.tasks
+    if split in task.splits
+  }
+
+
+def values(spec: str) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
+  """(number from 1, fields or fault) of every example, as `jsonl.values`.
+
+  Args:
+    spec: of examples that have text in them.
+
+  Raises:
+    ValueError: what `provider` raises, at once; what the Task's own code
+      raises, when it is read.
+  """
+  return (
+    (number, _fields(example, number)) for number, example in _examples(spec)
+  )
+
+
+def read(spec: str) -> Iterator[tuple[int, JudgingExample | Fault]]:
+  """(number from 1, example or fault), as `jsonl.read`.
+
+  Args:
+    spec: of texts and numbers that make a row, see `tfds.native`; `messages`
+      may be {role: texts, content: texts}.
+
+  Raises:
+    ValueError: what `values` raises.
+  """
+  return tfds.to_examples(values(spec))
+
+
+def table(spec: str) -> rows.Table:
+  """The examples as rows, for an adapter or a suite."""
+  return tfds.to_table(spec, values(spec))
+
+
+def records(
+  spec: str,
+  tokenizer: Tokenizer,
+  *,
+  seed: int | None = None,
+  skip: int = 0,
+) -> Iterator[Record]:
+  """Training texts: of every example its inputs and its targets.
+
+  Features that are token ids are taken as they are, and begin with bos where
+  they did not: what is in them is up to the Task. Note that
+  seqio.preprocessors.tokenize makes a control id of '<end_of_turn>' in a text.
+  Features that are texts become a user's turn and the model's answer to it,
+  without control ids from the texts (model/chat.py).
+
+  Args:
+    spec: of a Task or Mixture with features `inputs` and `targets`.
+    tokenizer: the model's.
+    seed: None for the Task's own order.
+    skip: examples that were taken before.
+
+  Returns:
+    Records, whose source is the Task's or Mixture's name, and whose id is the
+    example's feature `id`, or else its number from 1.
+
+  Raises:
+    ValueError: what `values` raises; no such features; another vocabulary
+      than the tokenizer's.
+  """
+  found = provider(spec)
+  make = _maker(spec, found.output_features, tokenizer)
+  return (
+    make(_id(example) or str(number), found.name, example)
+    for number, example in _examples(spec, seed, skip)
+  )
+
+
+def check_vocabulary(spec: str, feature: Any, tokenizer: Tokenizer) -> None:
+  """ValueError if a seqio.Feature has other ids than the tokenizer."""
+  vocabulary = feature.vocabulary
+  if not isinstance(vocabulary, load().SentencePieceVocabulary):
+    raise ValueError(
+      f'{spec}: its ids are of a {type(vocabulary).__name__}; they must be of '
+      "a SentencePieceVocabulary of the model's own tokenizer.model"
+    )
+  theirs, ours = vocabulary.tokenizer, tokenizer.sp
+  name = vocabulary.sentencepiece_model_file
+  size = theirs.get_piece_size()
+  if size != tokenizer.vocab_size:
+    raise ValueError(
+      f'{spec}: its vocabulary {name} has {size} pieces, the tokenizer of the '
+      f'model {tokenizer.vocab_size}; make the Task with the latter'
+    )
+  ids = list(range(size))
+  pairs = zip(theirs.id_to_piece(ids), ours.id_to_piece(ids), strict=True)
+  for i, (their, our) in enumerate(pairs):
+    if their != our:
+      raise ValueError(
+        f'{spec}: id {i} is {their!r} in its vocabulary {name} and {our!r} in '
+        'the tokenizer of the model; make the Task with the latter'
+      )
+
+
+def _examples(spec, seed=None, skip=0):
+  """(number from 1, example) of what the Task makes."""
+  import tensorflow as tf
+  import tensorflow_datasets
+
+  found = provider(spec)
+  try:
+    dataset = found.get_dataset(
+      sequence_length=None,
+      split=parse(spec)[2],
+      shuffle=seed is not None,
+      seed=seed,
+      num_epochs=1,
+    )
+  except (ValueError, OSError, AssertionError) as error:
+    raise ValueError(f'{spec}: {tfds.one_line(error)}') from error
+  logging.info('%s is read from seqio, after %d examples', spec, skip)
+
+  def numbered():
+    number = skip
+    try:
+      for example in tensorflow_datasets.as_numpy(dataset.skip(skip)):
+        number += 1
+        yield number, example
+    except tf.errors.OpError as error:
+      reason = tfds.one_line(error)
+      raise ValueError(f'{spec}, after example {number}: {reason}') from error
+
+  return numbered()
+
+
+def _fields(example, number):
+  try:
+    fields = tfds.decoded(tfds.plain(example))
+  except ValueError as error:
+    return Fault(f'row {number}', str(error))
+  messages = fields.get('messages')
+  if not isinstance(messages, dict):
+    return fields
+  roles, contents = messages.get('role', ()), messages.get('content', ())
+  if len(roles) != len(contents):
+    reason = f'messages have {len(roles)} roles and {len(contents)} contents'
+    return Fault(f'row {number}', reason)
+  pairs = zip(roles, contents, strict=True)
+  turns = [{'role': role, 'content': content} for role, content in pairs]
+  return fields | {'messages': turns}
+
+
+def _id(example):
+  """The feature `id` as text, '' if there is none."""
+  return str(tfds.decoded(tfds.plain(example.get('id', b'')), 'id'))
+
+
+def _maker(spec, features, tokenizer):
+  """What makes a Record of (id, source, example)."""
+  import tensorflow as tf
+
+  missing = [key for key in _KEYS if key not in features]
+  if missing:
+    raise ValueError(
+      f'{spec}: it has no feature {missing[0]}, only {", ".join(features)}'
+    )
+  if {features[key].dtype for key in _KEYS} == {tf.string}:
+    return lambda id, source, example: _of_texts(tokenizer, id, source, example)
+  for key in _KEYS:
+    check_vocabulary(spec, features[key], tokenizer)
+  return lambda id, source, example: _of_ids(tokenizer, id, source, example)
+
+
+def _of_texts(tokenizer, id, source, example):
+  asked, answer = (tfds.decoded(tfds.plain(example[key]), key) for key in _KEYS)
+  prompt = chat.render_user(tokenizer, asked)
+  generation = [*tokenizer.encode(answer), tokenizer.end_of_turn]
+  return _record(id, source, prompt, generation)
+
+
+def _of_ids(tokenizer, id, source, example):
+  prompt, generation = (tfds.plain(example[key]) for key in _KEYS)
+  if prompt[:1] != [tokenizer.bos_id]:
+    prompt = [tokenizer.bos_id, *prompt]
+  return _record(id, source, prompt, generation)
+
+
+def _record(id, source, prompt, generation):
+  return Record(id, tokens_of(prompt), (tokens_of(generation),), source)

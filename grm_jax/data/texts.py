@@ -1,0 +1,176 @@
+"""Texts to fine-tune on: `config.data.texts` and `config.data.general`.
+
+  practice, practice:COUNT   judgements by the practice teacher
+  texts:PATH                 JSON lines {query | messages, generation |
+                             generations[, id]}: general instruction data
+  judged:PATH                JSON lines {query | messages, responses,
+                             generation | generations[, id, order]}: written
+                             judgements, whose prompt is rendered here
+
+A text is a prompt and one or more generations of it. It becomes a Record, as
+token ids, in the very form in which the model is asked.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from grm_jax.data import jsonl, sources
+from grm_jax.data.records import Record, tokens_of
+from grm_jax.judging import example as examples_lib
+from grm_jax.judging.example import JudgingExample, Turn
+from grm_jax.judging.forms import Forms
+from grm_jax.judging.judgement import Fault
+from grm_jax.model import chat
+from grm_jax.model.tokenizer import Tokenizer
+
+PRACTICE = 'practice'
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """A prompt and generations of it, before tokenizing.
+
+  Attributes:
+    id: unique within its source.
+    source: the part of a mixture that it belongs to.
+    turns: the prompt as a conversation, or
+    example: what is judged, rendered with the responses in `order`.
+    order: order[place] is the response that is shown there.
+    generations: at least one.
+  """
+
+  id: str
+  source: str
+  generations: tuple[str, ...]
+  turns: tuple[Turn, ...] = ()
+  example: JudgingExample | None = None
+  order: tuple[int, ...] = ()
+
+
+def read(
+  spec: str, split: str, source: str, mistakes: float = 0.0, seed: int = 0
+) -> Iterator[Text | Fault]:
+  """Texts of a source, one by one, and a fault for each row that is bad.
+
+  Args:
+    spec: see above.
+    split: 'train', 'validation' or 'held_out', of practice; a file is whole
+      in each.
+    source: name of the part of a mixture.
+    mistakes, seed: of the practice teacher.
+
+  Raises:
+    ValueError: there is no such source; a file that cannot be read.
+  """
+  prefix, _, rest = spec.partition(':')
+  if prefix == PRACTICE:
+    return _practice(spec, split, source, mistakes, seed)
+  makers = {'texts': _plain, 'judged': _judged}
+  if prefix not in makers or not rest:
+    raise ValueError(
+      f'{spec!r} is no source of texts; give practice:COUNT, texts:PATH or '
+      'judged:PATH'
+    )
+  return _of_file(rest, source, makers[prefix])
+
+
+def _practice(spec, split, source, mistakes, seed):
+  # On demand: it takes seconds, and few runs need it.
+  from grm_jax.data.practice import draws, teacher
+
+  for item in sources.read(spec, split):
+    n = len(item.responses)
+    order = tuple(draws.shuffled(range(n), 'order', seed, item.id))
+    text = teacher.write(item, mistakes=mistakes, seed=seed, order=order)
+    yield Text(item.id, source, (text,), example=item, order=order)
+
+
+def _of_file(path, source, make):
+  for number, row in jsonl.values(path):
+    if isinstance(row, Fault):
+      yield Fault(row.id, f'{path}, row {number}: {row.reason}')
+      continue
+    try:
+      yield make(row, number, source)
+    except ValueError as error:
+      name = row.get('id', number) if isinstance(row, dict) else number
+      yield Fault(str(name), f'{path}, row {number}: {error}')
+
+
+def _plain(row: Any, number: int, source: str) -> Text:
+  """A text of a conversation; a row of judging without its responses."""
+  if not isinstance(row, dict):
+    raise ValueError('the row is not a JSON object')
+  asked = {key: row[key] for key in ('id', 'query', 'messages') if key in row}
+  found = examples_lib.from_row(asked | {'responses': ['']}, number)
+  return Text(found.id, source, _generations(row), turns=found.query)
+
+
+def _judged(row: Any, number: int, source: str) -> Text:
+  found = examples_lib.from_row(row, number)
+  n = len(found.responses)
+  order = row.get('order', list(range(n)))
+  if not isinstance(order, list) or sorted(map(str, order)) != sorted(
+    map(str, range(n))
+  ):
+    raise ValueError(f'order {order!r} is no permutation of {n} responses')
+  return Text(
+    found.id, source, _generations(row), example=found, order=tuple(order)
+  )
+
+
+def _generations(row):
+  one, several = row.get('generation'), row.get('generations')
+  if (one is None) == (several is None):
+    raise ValueError('a row has either a generation or generations')
+  found = [one] if several is None else several
+  good = isinstance(found, list) and all(isinstance(x, str) for x in found)
+  if not good or not found:
+    raise ValueError('generations must be texts, at least one')
+  return tuple(found)
+
+
+def record(
+  text: Text, forms: Forms, tokenizer: Tokenizer, limit: int
+) -> Record:
+  """The text as token ids; each generation ends the model's turn.
+
+  Args:
+    text: what to tokenize.
+    forms: how judging examples are asked.
+    tokenizer: the model's.
+    limit: most tokens of a prompt that is rendered here.
+
+  Raises:
+    ValueError: the prompt is too long, or its turns make no conversation.
+  """
+  if text.example is None:
+    turns = [{'role': t.role, 'content': t.text} for t in text.turns]
+    prompt = chat.render(tokenizer, turns)
+  else:
+    prompt = forms.tokenize(
+      text.example,
+      text.order,
+      functools.partial(chat.render_user, tokenizer),
+      limit=limit,
+    )
+  ends = [tokenizer.end_of_turn]
+  return Record(
+    text.id,
+    tokens_of(prompt),
+    tuple(tokens_of(tokenizer.encode(x) + ends) for x in text.generations),
+    text.source,
+  )
+
+
+def lines(texts: Sequence[Text], forms: Forms) -> Iterator[str]:
+  """All lines of all texts, for training a tokenizer on them."""
+  for text in texts:
+    if text.example is None:
+      prompts = [turn.text for turn in text.turns]
+    else:
+      prompts = [forms.render(text.example, text.order)]
+    for part in (*prompts, *text.generations):
+      yield from part.split('\n')

@@ -1,0 +1,86 @@
+"""Which prompt an example gets, and how what is written about it is read.
+
+What sampling, fine-tuning and scoring must agree on: a model is fine-tuned on
+the very prompts that it is asked with.
+"""
+
+import dataclasses
+
+from grm_jax.judging import prompt, scores, template
+from grm_jax.judging.example import JudgingExample
+from grm_jax.judging.template import Template
+
+READS = ('scores', 'best')
+
+
+@dataclasses.dataclass(frozen=True)
+class Forms:
+  """Templates by name, see judging/template.py, and rules.
+
+  Attributes:
+    template: of all examples, or where `single` is given of those with two
+      responses or more.
+    single: of examples of one response, which it asks to score 0 or 1, as in
+      training (arXiv 2504.02495, appendix); '' asks for 1 to 10 by `template`.
+    too_long: 'shorten' or 'refuse', see judging/prompt.py.
+    reads: 'scores', or 'best': the generation names the best response only
+      (LLM-as-a-Judge), which then has score 1 and the others 0.
+  """
+
+  template: str
+  single: str = ''
+  too_long: str = 'shorten'
+  reads: str = 'scores'
+
+  def __post_init__(self):
+    for key, value, known in (
+      ('prompt.too_long', self.too_long, prompt.TOO_LONG),
+      ('reads', self.reads, READS),
+    ):
+      if value not in known:
+        raise ValueError(
+          f'config.{key} is {value!r}; it can be {", ".join(known)}'
+        )
+
+  def check(self) -> None:
+    """ValueError where a template cannot be loaded."""
+    self.of(2), self.of(1)
+
+  def of(self, num_responses: int) -> Template:
+    """The template of an example with so many responses."""
+    alone = num_responses == 1 and self.single
+    return template.load(self.single if alone else self.template)
+
+  def tokenize(
+    self,
+    example: JudgingExample,
+    order: tuple[int, ...],
+    chat: prompt.Chat,
+    *,
+    limit: int,
+    hint: bool = False,
+  ) -> tuple[int, ...]:
+    """The tokens of the example's prompt; see judging/prompt.py."""
+    return prompt.tokenize(
+      self.of(len(order)),
+      example,
+      order,
+      chat,
+      limit=limit,
+      too_long=self.too_long,
+      hint=hint,
+    ).tokens
+
+  def render(self, example: JudgingExample, order: tuple[int, ...]) -> str:
+    """The example's prompt as text, without the model's chat form."""
+    return prompt.render(self.of(len(order)), example, order)
+
+  def read(self, text: str, num_responses: int) -> tuple[int, ...] | None:
+    """Scores by place of what was written; None is a parse failure."""
+    if self.reads == 'best':
+      best = scores.parse_scores(text, 1, 1, num_responses)
+      places = range(1, num_responses + 1)
+      return best and tuple(int(i == best[0]) for i in places)
+    if num_responses == 1 and self.single:
+      return scores.parse_scores(text, 1, 0, 1)
+    return scores.parse_scores(text, num_responses)

@@ -1,0 +1,131 @@
+"""How good a model is as a judge while it is trained, on held-out examples.
+
+One greedy judgement of each example, by an engine that is compiled once and
+gets the new parameters each time. Strict accuracy is equation 10 of arXiv
+2504.02495: a tie or a parse failure is no success.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from grm_jax.judging import outcome, votes
+from grm_jax.judging.example import JudgingExample
+from grm_jax.judging.judgement import Fault, Judged
+from grm_jax.model.gemma import Gemma
+from grm_jax.model.tokenizer import Tokenizer
+from grm_jax.sampling import placing
+from grm_jax.stages.judge import Judge, Settings
+from grm_jax.stages.load_judge import make_engine
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+  """Means over examples and samples; see `figures`.
+
+  Attributes:
+    accuracy: strict, of all examples.
+    pair_accuracy: strict, of examples with two responses or more.
+    parse_failures: share of generations without scores.
+    ties: share of examples with several where the best is not alone on top.
+    first_position: share of clear winners that were shown first.
+    truncated: share of generations that reached the longest length.
+    tokens: mean length of a generation.
+    examples: how many were judged.
+  """
+
+  accuracy: float
+  pair_accuracy: float
+  parse_failures: float
+  ties: float
+  first_position: float
+  truncated: float
+  tokens: float
+  examples: int
+
+
+class HeldOut:
+  """Examples, and the engine that judges them; call `measure`."""
+
+  def __init__(
+    self,
+    examples: Sequence[JudgingExample],
+    model: Gemma,
+    tokenizer: Tokenizer,
+    settings: Settings,
+    **sizes,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      examples: with a best response, or with a label for n = 1.
+      model: with the compute and the layout of decoding.
+      tokenizer, settings: of the judge.
+      **sizes: prompts, rows, size, chunk, buckets of the engine.
+    """
+    self.examples, self._model, self._tokenizer = examples, model, tokenizer
+    self._settings, self._sizes, self._judge = settings, sizes, None
+
+  def measure(self, params: dict, k: int = 0) -> Figures:
+    """Figures of the model with these parameters; k = 0 is greedy."""
+    return figures(self.judged(params, k))
+
+  def judged(self, params: dict, k: int = 0) -> list[Judged]:
+    """k judgements of each example; those that cannot be are left out."""
+    weights, _ = placing.place(self._model, params)
+    if self._judge is None:
+      engine = make_engine(self._model, weights, self._tokenizer, **self._sizes)
+      self._judge = Judge(engine, self._tokenizer, self._settings)
+    self._judge.engine.programs.weights = weights
+    items = self._judge.judge(
+      self.examples, k, progress='held out', total=len(self.examples)
+    )
+    found = [item for item in items if not isinstance(item, Fault)]
+    self._judge.engine.programs.weights = None  # not held between two calls
+    return found
+
+
+def figures(judged: Sequence[Judged]) -> Figures:
+  """Figures over all samples of all examples.
+
+  Raises:
+    ValueError: an example does not say what is right.
+  """
+  right, pairs, ties, samples, shown = [], [], [], [], []
+  for one in judged:
+    for sample in one.samples:
+      samples.append(sample)
+      right.append(outcome.is_correct(sample.scores, one.example))
+      if len(one.example.responses) > 1:
+        pairs.append(right[-1])
+        ties.append(_tied(sample.scores, one.example.best))
+        shown.append(_first(sample))
+  clear = [first for first in shown if first is not None]
+  return Figures(
+    accuracy=_mean(right),
+    pair_accuracy=_mean(pairs),
+    parse_failures=_mean([x.scores is None for x in samples]),
+    ties=_mean(ties),
+    first_position=_mean(clear),
+    truncated=_mean([x.finish == 'length' for x in samples]),
+    tokens=_mean([x.num_tokens for x in samples]),
+    examples=len({one.example.id for one in judged}) if samples else 0,
+  )
+
+
+def _tied(scores, best) -> bool:
+  if scores is None:
+    return False
+  top = votes.winners(scores)
+  return best in top and len(top) > 1
+
+
+def _first(sample) -> bool | None:
+  """Whether the only winner was shown first; None if there is none."""
+  if sample.scores is None:
+    return None
+  top = votes.winners(sample.scores)
+  return sample.order[0] == top[0] if len(top) == 1 else None
+
+
+def _mean(values) -> float:
+  return sum(values) / len(values) if values else 0.0
