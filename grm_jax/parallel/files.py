@@ -71,6 +71,17 @@ def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> int:
   return count
 
 
+def exists(path: str | os.PathLike[str]) -> bool:
+  """Whether there is such a file, local or gs://."""
+  return epath.Path(path).exists()
+
+
+def remove(path: str | os.PathLike[str]) -> None:
+  """Removes a file if it is there; one process calls."""
+  with contextlib.suppress(FileNotFoundError):
+    epath.Path(path).unlink()
+
+
 def _is_first():
   import jax
 

@@ -1,0 +1,68 @@
+r"""Rejective fine-tuning: sample judgements, fine-tune on those that are right.
+
+  python -m grm_jax.main --config=configs/rft.py --workdir=runs/rft \
+    --config.checkpoint=DIR --config.data=ultrafeedback:PATH
+
+Ablations of the paper: --config.num_hinted=0 (no hinted sampling),
+--config.filter.unhinted=false, --config.filter.reject=false (no rejection),
+--config.train.data.general_rate=0.0 (no general data), and
+--config.train.prompt.template=no_principles. Killed and started again, it goes
+on. `:tiny` continues the model of configs/sft.py:tiny on practice examples.
+"""
+
+import pathlib
+import runpy
+
+from ml_collections import ConfigDict
+
+_SFT = pathlib.Path(__file__).with_name('sft.py')
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  if arg not in ('', 'tiny'):
+    raise ValueError(f'configs/rft.py:{arg}: only :tiny exists')
+  tiny = arg == 'tiny'
+  train = runpy.run_path(str(_SFT))['get_config'](arg)
+  with train.unlocked():
+    train.checkpoint = ''  # that of the samples, or a base model
+    train.data.texts = ''  # what was kept
+    train.data.general = 'practice' if tiny else ''
+    train.data.general_rate = 0.5 if tiny else 0.0
+    train.batch.rows = 2  # kept generations of a prompt, in one pass
+    if tiny:
+      train.steps = 200
+      train.optimizer.learning_rate = 5e-4
+  return ConfigDict(
+    dict(
+      stage='rft',
+      parts='sample,filter,train',  # any of them
+      checkpoint='runs/sft/model' if tiny else '',  # of the sampling model
+      step=-1,  # -1 is the newest
+      data='practice:2000' if tiny else '',  # see data/sources.py
+      # Of another model: JSON lines {id, text[, hinted, order]} instead of the
+      # samples in WORKDIR; give --config.parts=filter,train.
+      samples='',
+      strict=False,  # stop at the first row that is bad
+      num_samples=3,  # N_RFT, unhinted
+      num_hinted=1,  # for examples that no unhinted sample got right
+      temperature=1.0 if tiny else 0.7,
+      hinted_temperature=0.7,
+      order='random',  # of the responses; 'balanced', 'fixed'
+      filter=dict(
+        reject=True,  # generations that are incorrect
+        too_easy=True,  # drop examples that all unhinted samples got right
+        unhinted=True,  # keep such samples
+        hinted=True,
+        max_per_example=0,  # kept generations; 0 is no limit
+      ),
+      sampling=dict(  # see configs/score.py
+        int8=False,
+        prompts=16 if tiny else 64,
+        rows=1 if tiny else 4,
+        size=192 if tiny else 1024,
+        chunk=16,
+        buckets=(192, 384) if tiny else (1024, 2048, 4096),
+      ),
+      train=train,  # as configs/sft.py
+    )
+  )
