@@ -120,8 +120,8 @@ def query_of(example: JudgingExample) -> Hashable:
 
   It is the text of the conversation, unless tags['query'] says otherwise.
   """
-  texts = tuple(turn.text for turn in example.query)
-  return example.tags.get('query') or texts
+  name = example.tags.get('query')
+  return name or tuple([turn.text for turn in example.query])
 
 
 def items(
