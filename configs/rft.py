@@ -30,6 +30,7 @@ def get_config(arg: str = '') -> ConfigDict:
     train.data.general_rate = 0.5 if tiny else 0.0
     train.batch.rows = 2  # kept generations of a prompt, in one pass
     if tiny:
+      train.batch.buckets = (128, 192, 256, 384)  # to end as sampling.buckets
       train.steps = 200
       train.optimizer.learning_rate = 5e-4
   return ConfigDict(
@@ -49,19 +50,24 @@ def get_config(arg: str = '') -> ConfigDict:
       hinted_temperature=0.7,
       order='random',  # of the responses; 'balanced', 'fixed'
       filter=dict(
-        reject=True,  # generations that are incorrect
+        # Drop what is incorrect. False drops only what does not parse, and
+        # nothing as too easy.
+        reject=True,
         too_easy=True,  # drop examples that all unhinted samples got right
         unhinted=True,  # keep such samples
         hinted=True,
         max_per_example=0,  # kept generations; 0 is no limit
       ),
       sampling=dict(  # see configs/score.py
+        weights='resident',
         int8=False,
         prompts=16 if tiny else 64,
         rows=1 if tiny else 4,
         size=192 if tiny else 1024,
         chunk=16,
-        buckets=(192, 384) if tiny else (1024, 2048, 4096),
+        # The longest is as in train.batch: what is read whole is trained on
+        # whole, and what is shortened is so in both.
+        buckets=(192, 384) if tiny else (1024, 2048),
       ),
       train=train,  # as configs/sft.py
     )

@@ -47,48 +47,30 @@ def get_config(arg: str = '') -> ConfigDict:
         buckets=(128, 192, 256) if tiny else (1024, 2048),
         size=(64, 128, 192) if tiny else (512, 1024),
         packed=False,  # several texts in a row of the longest bucket
-        window=16,  # batches that are sorted by length together
       ),
       steps=600 if tiny else 900,
       optimizer=dict(
         learning_rate=2e-3 if tiny else 5e-6,
         warmup_steps=40,
         schedule='cosine',  # or 'constant'
-        end_fraction=0.1,
         weight_decay=0.1 if tiny else 0.0,
         clip=1.0,
-        b1=0.9,
         b2=0.95,
-        eps=1e-8,
         moment_dtype='float32',  # of the first moment
       ),
-      log_every=10,
       save_every=100,
       keep=2,  # checkpoints
       profile_steps='',  # 'FIRST,LAST': a trace of these in WORKDIR/profile
       evaluation=dict(
         data='practice:400' if tiny else '',  # see data/sources.py
-        split='held_out',
         every=200,  # steps; 0: at the end only
-      ),
-      sampling=dict(
-        weights='resident',
-        engine=dict(  # see configs/score.py
-          prompts=16, rows=1, size=192, chunk=16, buckets=(192, 384)
-        )
-        if tiny
-        else dict(
-          prompts=64, rows=1, size=1024, chunk=16, buckets=(1024, 2048)
-        ),
+        prompts=16 if tiny else 64,  # judged at once
       ),
       mesh=dict(data=1, fsdp=-1, tensor=1, slices=1, rules=RULES),
       compute=dict(
         dtype='float32' if tiny else 'bfloat16',
         attention='xla' if tiny else 'splash',
         remat='none' if tiny else 'nothing_saveable',
-        query_block=512,
-        splash_block=512,
-        head_chunk=4096,
       ),
     )
   )

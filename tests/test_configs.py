@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
-MOST_LEAVES = 40
+MOST_LEAVES = 42
 
 every_config = pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 
@@ -92,7 +92,7 @@ def unread(config):
 
 
 def test_there_are_configs():
-  assert {path.stem for path in CONFIGS} >= {'score', 'convert', 'aot'}
+  assert {path.stem for path in CONFIGS} >= {'score', 'convert', 'aot', 'sft'}
 
 
 @every_config
@@ -121,7 +121,9 @@ def test_refuses_an_unknown_form(path):
 def test_every_leaf_is_read(path):
   config = load(path)
   assert not unread(config)
-  assert len(list(leaves(config))) <= MOST_LEAVES
+  # A stage that ends in another has that one's config as a leaf.
+  own = [leaf for leaf in leaves(config) if not leaf.startswith('train.')]
+  assert len(own) <= MOST_LEAVES
 
 
 def test_an_unread_leaf_is_seen():

@@ -115,7 +115,9 @@ def test_no_room_is_missing_from_the_rules():
   }
 
 
-@pytest.mark.parametrize('stage', ['score', 'evaluate', 'convert', 'aot'])
+@pytest.mark.parametrize(
+  'stage', ['score', 'evaluate', 'convert', 'aot', 'sft']
+)
 def test_stages_run_without_tensorflow(stage):
   code = (
     f'import sys, grm_jax.stages.{stage}\n'

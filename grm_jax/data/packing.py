@@ -13,6 +13,28 @@ import numpy as np
 from grm_jax.data.records import Record
 
 
+def usable(
+  records: Sequence[Record], size: int
+) -> tuple[list[Record], list[tuple[str, str]]]:
+  """Parts records all of whose texts fit a row from those that do not.
+
+  Returns:
+    The records that fit, in order, and (id, reason) of the others.
+  """
+  kept, left_out = [], []
+  for record in records:
+    tokens = len(record.prompt) + max(map(len, record.generations), default=0)
+    if tokens <= size:
+      kept.append(record)
+    else:
+      reason = (
+        f'its prompt and a generation have {tokens} tokens, a packed row has '
+        f'{size}, the longest of config.batch.buckets'
+      )
+      left_out.append((record.id, reason))
+  return kept, left_out
+
+
 def pack(records: Sequence[Record], size: int) -> list[Record]:
   """Rows of at most `size` tokens; each text of a row is of one source.
 
@@ -21,7 +43,7 @@ def pack(records: Sequence[Record], size: int) -> list[Record]:
   shares no prompts.
 
   Args:
-    records: with generations; texts longer than `size` are not taken.
+    records: with generations; see `usable`.
     size: S, places of a row.
 
   Raises:

@@ -70,8 +70,8 @@ def read(
   makers = {'texts': _plain, 'judged': _judged}
   if prefix not in makers or not rest:
     raise ValueError(
-      f'{spec!r} is no source of texts; give practice:COUNT, texts:PATH or '
-      'judged:PATH'
+      f'{spec!r} is no source of texts; config.data.texts and '
+      'config.data.general are practice:COUNT, texts:PATH or judged:PATH'
     )
   return _of_file(rest, source, makers[prefix])
 
@@ -112,9 +112,8 @@ def _judged(row: Any, number: int, source: str) -> Text:
   found = examples_lib.from_row(row, number)
   n = len(found.responses)
   order = row.get('order', list(range(n)))
-  if not isinstance(order, list) or sorted(map(str, order)) != sorted(
-    map(str, range(n))
-  ):
+  whole = isinstance(order, list) and all(type(x) is int for x in order)
+  if not whole or sorted(order) != list(range(n)):
     raise ValueError(f'order {order!r} is no permutation of {n} responses')
   return Text(
     found.id, source, _generations(row), example=found, order=tuple(order)
@@ -173,4 +172,6 @@ def lines(texts: Sequence[Text], forms: Forms) -> Iterator[str]:
     else:
       prompts = [forms.render(text.example, text.order)]
     for part in (*prompts, *text.generations):
+      # The trainer takes no surrogates, which JSON may hold.
+      part = part.encode('utf-8', 'replace').decode()
       yield from part.split('\n')

@@ -41,9 +41,11 @@ class Rules:
   """What is kept; each False is an ablation of the paper.
 
   Attributes:
-    reject: drop incorrect generations and parse failures. Without it those
-      are dropped that do not parse: there is nothing to learn from them.
-    too_easy: drop examples that all unhinted samples got right.
+    reject: drop incorrect generations, and examples that are too easy.
+      Without it only those are dropped that do not parse or were cut off:
+      there is nothing to learn from them.
+    too_easy: drop examples that all unhinted samples got right. Without
+      `reject` they stay: or what is wrong would outweigh what is right.
     unhinted, hinted: keep such generations.
     max_per_example: keep at most so many; 0 is no limit.
   """
@@ -101,16 +103,19 @@ def keep(
     rules: see Rules.
 
   Returns:
-    Some of the samples, in their order; equal texts once.
+    Some of the samples, in their order; of equal texts the first.
   """
   pairs = list(zip(samples, verdicts, strict=True))
-  if rules.too_easy and too_easy([v for s, v in pairs if not s.hinted]):
+  easy = too_easy([v for s, v in pairs if not s.hinted])
+  if easy and rules.too_easy and rules.reject:
     return []
   good = ('correct',) if rules.reject else ('correct', 'incorrect')
   allowed = {False: rules.unhinted, True: rules.hinted}
-  kept = [s for s, v in pairs if v in good and allowed[s.hinted]]
-  kept = list({(s.order, s.text): s for s in reversed(kept)}.values())[::-1]
-  return kept[: rules.max_per_example or None]
+  kept = {}
+  for sample, found in pairs:
+    if found in good and allowed[sample.hinted]:
+      kept.setdefault((sample.order, sample.text), sample)
+  return list(kept.values())[: rules.max_per_example or None]
 
 
 def table(

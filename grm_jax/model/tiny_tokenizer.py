@@ -38,11 +38,17 @@ def train(
     The tokenizer, as tokenizer.load(path) reads it.
 
   Raises:
-    ValueError: path cannot be written.
+    ValueError: path cannot be written, or there is too little text.
   """
   if lines is None:
     lines = _CORPUS.read_text(encoding='utf-8').splitlines()
-  data = _train_bytes(lines)
+  try:
+    data = _train_bytes(lines)
+  except RuntimeError as error:
+    raise ValueError(
+      f'no tokenizer of {VOCAB_SIZE} pieces can be trained on these texts: '
+      f'{" ".join(str(error).split())}; give more of them'
+    ) from error
   files.write_whole(path, data)
   return tokenizer.from_bytes(data, str(path))
 

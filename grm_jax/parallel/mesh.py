@@ -99,14 +99,15 @@ def _check_slices(devices, slices):
 def from_config(
   config: ConfigDict,
   devices: Sequence[jax.Device] | None = None,
-  decoding: bool = False,
+  weights: str | None = None,
 ) -> rules.Layout:
   """The Layout that `config.mesh` describes.
 
   Args:
-    config: has `mesh`, for decoding also `sampling.weights`.
+    config: has `mesh`.
     devices: default all.
-    decoding: whether it is the layout of decoding, rules.for_decoding.
+    weights: where weights rest in decoding, see rules.for_decoding; None is
+      the layout of training.
   """
   mesh = make_mesh(
     config.mesh.data,
@@ -116,8 +117,8 @@ def from_config(
     devices,
   )
   table = config.mesh.rules.to_dict()
-  if decoding:
-    table = rules.for_decoding(table, config.sampling.weights)
+  if weights is not None:
+    table = rules.for_decoding(table, weights)
   return rules.layout(mesh, table)
 
 

@@ -71,7 +71,8 @@ def compile_report(config: ConfigDict) -> dict[str, Any]:
   local = config.topology == 'local'
   devices = jax.devices() if local else topology.devices(config.topology)
   sampling = config.program in SAMPLING
-  layout = mesh.from_config(config, devices, decoding=sampling)
+  weights = config.sampling.weights if sampling else None
+  layout = mesh.from_config(config, devices, weights)
   size = sizes.named(config.size)
   if config.num_layers:
     size = dataclasses.replace(size, num_layers=config.num_layers)

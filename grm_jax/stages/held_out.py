@@ -8,6 +8,8 @@ gets the new parameters each time. Strict accuracy is equation 10 of arXiv
 import dataclasses
 from collections.abc import Sequence
 
+from absl import logging
+
 from grm_jax.judging import outcome, votes
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.judgement import Fault, Judged
@@ -54,33 +56,50 @@ class HeldOut:
     settings: Settings,
     **sizes,
   ):
-    """Compiles nothing yet.
+    """Compiles nothing yet, and holds no weights.
 
     Args:
       examples: with a best response, or with a label for n = 1.
       model: with the compute and the layout of decoding.
       tokenizer, settings: of the judge.
       **sizes: prompts, rows, size, chunk, buckets of the engine.
+
+    Raises:
+      ValueError: an example that does not say what is right, a setting or a
+        size that is wrong: now, and not when much has been trained.
     """
-    self.examples, self._model, self._tokenizer = examples, model, tokenizer
-    self._settings, self._sizes, self._judge = settings, sizes, None
+    for example in examples:
+      outcome.is_correct(None, example)
+    self.examples, self._model = examples, model
+    engine = make_engine(model, None, tokenizer, **sizes)
+    self._judge = Judge(engine, tokenizer, settings)
 
   def measure(self, params: dict, k: int = 0) -> Figures:
     """Figures of the model with these parameters; k = 0 is greedy."""
     return figures(self.judged(params, k))
 
   def judged(self, params: dict, k: int = 0) -> list[Judged]:
-    """k judgements of each example; those that cannot be are left out."""
+    """k judgements of each example; those that cannot be are left out.
+
+    The log names the first of these and counts them.
+    """
     weights, _ = placing.place(self._model, params)
-    if self._judge is None:
-      engine = make_engine(self._model, weights, self._tokenizer, **self._sizes)
-      self._judge = Judge(engine, self._tokenizer, self._settings)
     self._judge.engine.programs.weights = weights
     items = self._judge.judge(
       self.examples, k, progress='held out', total=len(self.examples)
     )
-    found = [item for item in items if not isinstance(item, Fault)]
+    found, faults = [], []
+    for item in items:
+      (faults if isinstance(item, Fault) else found).append(item)
     self._judge.engine.programs.weights = None  # not held between two calls
+    if faults:
+      logging.warning(
+        '%d of %d held-out examples are left out; the first, %s: %s',
+        len(faults),
+        len(self.examples),
+        faults[0].id,
+        faults[0].reason,
+      )
     return found
 
 

@@ -44,7 +44,7 @@ def from_config(
 ) -> AnyJudge:
   """The judge that `config` describes; on `devices`, by default on all."""
   layouts = (
-    mesh.from_config(config, devices, decoding=True),
+    mesh.from_config(config, devices, config.sampling.weights),
     mesh.from_config(config, devices),
   )
   if config.judge in ('scalar', 'semi_scalar'):

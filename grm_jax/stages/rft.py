@@ -6,7 +6,9 @@
 The three parts (config.parts) run together or alone, in WORKDIR:
 
   samples.jsonl   one line a generation, with scores and verdict
-  kept.jsonl      what is fine-tuned on; filter.json: how many went which way
+  samples.json    how they were drawn
+  kept.jsonl      what is fine-tuned on
+  filter.json     by which rules, and how many went which way
   model/, ...     what the stage sft writes
 
 Sampling goes on where it was killed. The filter can be run again with other
@@ -14,31 +16,27 @@ rules without sampling. Rows of kept.jsonl are rendered without their hints.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from grm_jax.data import jsonl, sources
+from grm_jax.data import sources
 from grm_jax.judging import example as examples_lib
-from grm_jax.judging import judgement, outcome, rejection
+from grm_jax.judging import rejection, template
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.forms import Forms
-from grm_jax.judging.judgement import Fault
-from grm_jax.judging.rejection import Rules, Sample
-from grm_jax.model.compute import Compute
-from grm_jax.parallel import files, mesh, start
-from grm_jax.parallel import journal as journals
-from grm_jax.parallel.journal import Journal
-from grm_jax.stages import load_judge, sft
-from grm_jax.stages.judge import Judge, Settings
+from grm_jax.judging.rejection import Rules
+from grm_jax.parallel import files, start
+from grm_jax.stages import rft_rows, rft_samples, sft
 
 PARTS = ('sample', 'filter', 'train')
-SAMPLES, KEPT, FILTER = 'samples.jsonl', 'kept.jsonl', 'filter.json'
-_SHOWN = 5  # bad rows in the log
+KEPT, FILTER = 'kept.jsonl', 'filter.json'
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -50,196 +48,128 @@ def run(config: ConfigDict, workdir: str) -> None:
   if not workdir:
     raise ValueError('give --workdir=DIR, where samples and model are written')
   parts = [x.strip() for x in config.parts.split(',')]
-  wrong = [x for x in parts if x not in PARTS]
-  if wrong:
-    raise ValueError(
-      f'config.parts has {wrong[0]!r}; it is of {", ".join(PARTS)}'
-    )
+  _check(config, parts)
   rules, forms = Rules(**config.filter), _forms(config)
-  found, _ = sources.load(config.data, 'train', config.strict)
-  examples = {example.id: example for example in found if _told(example)}
-  if not examples:
-    raise ValueError(
-      f'{config.data}: no example says what is right; RFT needs the best '
-      'response, or the label of a single one'
-    )
+  if 'sample' in parts or 'filter' in parts:
+    examples = _examples(config, forms)
+    asked = {'data': _digest(map(examples_lib.to_row, examples.values()))}
+    asked['data'] = f'{len(examples)} examples, {asked["data"]}'
+    asked |= _prompts(config)
   if 'sample' in parts:
-    _sample(config, workdir, examples, forms)
+    rft_samples.sample(config, workdir, examples, forms, asked)
   if 'filter' in parts:
-    _filter(config, workdir, examples, forms, rules)
+    _filter(config, workdir, examples, forms, rules, asked)
     start.wait_for_all('filter')
   if 'train' in parts:
     _train(config, workdir)
 
 
+def _check(config, parts) -> None:
+  """ValueError for settings that would only be seen after hours, or never."""
+  wrong = [x for x in parts if x not in PARTS]
+  if wrong:
+    raise ValueError(
+      f'config.parts has {wrong[0]!r}; it is of {", ".join(PARTS)}'
+    )
+  if config.samples and 'sample' in parts:
+    raise ValueError(
+      'config.samples is given, so that none are drawn; give '
+      '--config.parts=filter,train'
+    )
+  for key, value, least in (
+    ('num_samples', config.num_samples, 1),
+    ('num_hinted', config.num_hinted, 0),
+  ):
+    if value < least:
+      raise ValueError(f'config.{key} is {value}; it must be {least} or more')
+  for key, value in (
+    ('temperature', config.temperature),
+    ('hinted_temperature', config.hinted_temperature),
+  ):
+    if not 0 <= value < float('inf'):
+      raise ValueError(f'config.{key} is {value}; it must be 0 or more')
+  read, trained = config.sampling.buckets, config.train.batch.buckets
+  shortens = config.train.prompt.too_long == 'shorten'
+  if shortens and not config.samples and max(read) != max(trained):
+    raise ValueError(
+      f'config.sampling.buckets end at {max(read)} tokens and '
+      f'config.train.batch.buckets at {max(trained)}: long prompts would be '
+      'shortened in one way to sample and in another to fine-tune; let both '
+      'end at the same'
+    )
+
+
 def _forms(config) -> Forms:
   p = config.train.prompt
-  forms = Forms(p.template, p.single, p.too_long)
-  forms.check()
+  try:
+    forms = Forms(p.template, p.single, p.too_long)
+    forms.check()
+  except ValueError as error:
+    # Where these keys are in other configs.
+    message = str(error).replace('config.prompt.', 'config.train.prompt.')
+    raise ValueError(message) from error
   return forms
+
+
+def _examples(config, forms) -> dict[str, JudgingExample]:
+  """By id, those of `config.data` that say what is right."""
+  found, _ = sources.load(config.data, 'train', config.strict)
+  examples = {example.id: example for example in found if _told(example)}
+  if not examples:
+    raise ValueError(
+      f'{config.data}: no example says what is right; RFT needs the best '
+      'response, or of a single one the label 0 or 1 in rewards'
+    )
+  if len(examples) < len(found):
+    logging.warning(
+      '%s: %d of %d examples do not say what is right and are left out',
+      *(config.data, len(found) - len(examples), len(found)),
+    )
+  if not forms.single and any(len(x.responses) == 1 for x in examples.values()):
+    raise ValueError(
+      f'{config.data} has examples of one response, whose label is 0 or 1, '
+      'and config.train.prompt.single, which asks for that, is empty'
+    )
+  by_given = 'principles' in forms.of(2).slots()
+  if by_given and not all(x.principles for x in examples.values()):
+    raise ValueError(
+      f'config.train.prompt.template={forms.template} judges by given '
+      f'principles, and not all examples of {config.data} have them; RFT '
+      'learns to write them: give a template that asks for them'
+    )
+  return examples
 
 
 def _told(example: JudgingExample) -> bool:
   """Whether it is known what is right."""
   if len(example.responses) > 1:
     return example.best is not None
-  return example.rewards is not None
+  return example.rewards is not None and example.rewards[0] in (0, 1)
 
 
-def _sample(config, workdir, examples, forms) -> None:
-  """Draws all samples, each pass through a journal; writes SAMPLES."""
-  target = os.path.join(workdir, SAMPLES)
-  if files.exists(target):
-    logging.info('%s is there: nothing is sampled again', target)
-    return
-  judges = _judges(config)
-  everything = list(examples.values())
-  first = _pass(config, workdir, judges, False, everything)
-  never = [examples[name] for name, own in first.items() if not _right(own)]
-  logging.info('%d of %d examples were never right', len(never), len(first))
-  second = {}
-  if config.num_hinted and never:
-    second = _pass(config, workdir, judges, True, never)
-  lines = (
-    json.dumps(row)
-    for name, example in examples.items()
-    for hinted, own in ((False, first), (True, second))
-    for row in _rows(example, own.get(name, ()), hinted, forms)
-  )
-  files.write_lines(target, lines)
-  start.wait_for_all('samples')
-  for hinted in (False, True):
-    if not jax.process_index():
-      files.remove(_journal_path(workdir, hinted))
-  print(f'samples -> {target}')
-
-
-def _judges(config):
-  """hinted -> Judge, made when it is first asked for; one engine for both."""
-  made: dict[bool, Judge] = {}
-
-  def judge(hinted: bool) -> Judge:
-    if not made:
-      made[False] = _load(config)
-    plain = made[False]
-    if hinted and True not in made:
-      settings = dataclasses.replace(
-        plain.settings, hint=True, temperature=config.hinted_temperature
-      )
-      made[True] = Judge(plain.engine, plain.tokenizer, settings)
-    return made[hinted]
-
-  return judge
-
-
-def _load(config) -> Judge:
-  p, s = config.train.prompt, config.sampling
-  settings = Settings(
-    template=p.template,
-    single=p.single,
-    too_long=p.too_long,
-    order=config.order,
-    temperature=config.temperature,
-    seed=config.train.seed,
-  )
-  layouts = (
-    mesh.from_config(config.train, decoding=True),
-    mesh.from_config(config.train),
-  )
-  step = None if config.step < 0 else config.step
-  compute = Compute(**config.train.compute)
-  return load_judge.load(
-    config.checkpoint, step, '', settings, compute, layouts, **s
-  )
-
-
-def _journal_path(workdir, hinted):
-  name = 'hinted' if hinted else 'unhinted'
-  return os.path.join(workdir, f'{name}.partial')
-
-
-def _pass(
-  config, workdir, judges, hinted: bool, examples: Sequence[JudgingExample]
-) -> dict[str, list[dict]]:
-  """Judgements as rows by example id; those in the journal are not redrawn."""
-  k = config.num_hinted if hinted else config.num_samples
-  path, first = _journal_path(workdir, hinted), not jax.process_index()
-  journal = Journal(path, _header(config, k, len(examples))) if first else None
-  done = start.from_first(journal.count if journal else 0)
-  if done < len(examples):
-    items = judges(hinted).judge(
-      examples[done:],
-      k,
-      progress='hinted' if hinted else 'unhinted',
-      total=len(examples) - done,
-    )
-  else:
-    items = ()
-  for example, item in zip(examples[done:], items, strict=True):
-    if isinstance(item, Fault):
-      logging.warning('%s: %s', item.id, item.reason)
-      row = {'id': example.id, 'samples': []}
-    else:
-      own = [judgement.to_row(sample) for sample in item.samples]
-      own = [x | {'right': _is_right(x, example)} for x in own]
-      row = {'id': example.id, 'samples': own}
-    if journal:
-      journal.append(row)
-  if journal:
-    journal.close()
-  start.wait_for_all(path)
-  return {row['id']: row['samples'] for row in journals.rows(path)}
-
-
-def _header(config, k, count):
-  """What tells a journal of this run from others."""
-  return {
-    'checkpoint': config.checkpoint,
-    'step': config.step,
-    'data': config.data,
-    'examples': count,
-    'samples': k,
-    'order': config.order,
-    'temperature': config.temperature,
-    'hinted_temperature': config.hinted_temperature,
-    'seed': config.train.seed,
-    'size': config.sampling.size,
-    **config.train.prompt,
+def _prompts(config) -> dict[str, str]:
+  """The prompts' settings, with the content of the templates."""
+  p = config.train.prompt
+  names = {'template': p.template, 'single': p.single}
+  found = {
+    f'train.prompt.{key}': name
+    and f'{name}, {_digest([repr(template.load(name).pieces)])}'
+    for key, name in names.items()
   }
+  return found | {'train.prompt.too_long': p.too_long}
 
 
-def _is_right(row, example) -> bool:
-  cut = row['finish'] == 'length'
-  return not cut and outcome.is_correct(row['scores'], example)
+def _digest(values: Iterable[Any]) -> str:
+  found = hashlib.sha256()
+  for value in values:
+    found.update(json.dumps(value).encode() + b'\n')
+  return found.hexdigest()[:12]
 
 
-def _right(rows) -> bool:
-  return any(row['right'] for row in rows)
-
-
-def _rows(example, own, hinted, forms):
-  """Lines of SAMPLES."""
-  for number, x in enumerate(own):
-    sample = Sample(
-      example.id, tuple(x['order']), x['text'], hinted, x['finish'] == 'length'
-    )
-    yield {
-      'id': example.id,
-      'hinted': hinted,
-      'sample': number,
-      'order': x['order'],
-      'text': x['text'],
-      'truncated': sample.truncated,
-      'num_tokens': x['num_tokens'],
-      'scores': x['scores'],
-      'verdict': rejection.verdict(sample, example, forms),
-    }
-
-
-def _filter(config, workdir, examples, forms, rules) -> None:
+def _filter(config, workdir, examples, forms, rules, asked) -> None:
   """Writes KEPT and FILTER from SAMPLES or config.samples, and a table."""
-  path = config.samples or os.path.join(workdir, SAMPLES)
-  by_example = _read(path, examples, config.strict)
+  path = config.samples or rft_samples.drawn(workdir, asked)
+  by_example = rft_rows.read(path, examples, config.strict)
   verdicts, kept = {}, {}
   for name, own in by_example.items():
     verdicts[name] = [
@@ -250,13 +180,19 @@ def _filter(config, workdir, examples, forms, rules) -> None:
   lines = [
     json.dumps(row)
     for name, own in kept.items()
-    for row in _kept_rows(examples[name], own)
+    for row in rft_rows.kept_rows(examples[name], own)
   ]
   report = {
     'rules': dataclasses.asdict(rules),
     'samples': path,
+    'asked': asked,
     'counts': found,
   }
+  target = os.path.join(workdir, KEPT)
+  if lines:
+    files.write_lines(target, lines)
+  elif not jax.process_index():
+    files.remove(target)  # what other rules kept
   files.write_whole(
     os.path.join(workdir, FILTER), json.dumps(report, indent=2) + '\n'
   )
@@ -266,66 +202,7 @@ def _filter(config, workdir, examples, forms, rules) -> None:
       f'{path}: the filter keeps no generation of any example; the table above '
       'says why. A judge that is hardly ever right needs a cold start (sft)'
     )
-  files.write_lines(os.path.join(workdir, KEPT), lines)
-  print(f'{len(lines)} prompts -> {os.path.join(workdir, KEPT)}')
-
-
-def _read(
-  path: str, examples: Mapping[str, JudgingExample], strict: bool
-) -> dict[str, list[Sample]]:
-  """Samples by example; rows that are wrong are named and left out."""
-  found, faults = {}, []
-  for number, row in jsonl.values(path):
-    try:
-      sample = _of_row(row, examples)
-    except ValueError as error:
-      if strict:
-        raise ValueError(f'{path}:{number}: {error}') from error
-      faults.append(f'{path}:{number}: {error}')
-      continue
-    found.setdefault(sample.example, []).append(sample)
-  for fault in faults[:_SHOWN]:
-    logging.warning('%s', fault)
-  if faults:
-    logging.warning('%s: bad rows left out: %d', path, len(faults))
-  if not found:
-    raise ValueError(f'{path} has no samples of these examples')
-  return found
-
-
-def _of_row(row, examples) -> Sample:
-  """A sample of ours or of any other model: {id, text[, hinted, order]}."""
-  if isinstance(row, Fault):
-    raise ValueError(row.reason)
-  if not isinstance(row, dict):
-    raise ValueError('the row is not a JSON object')
-  name, text = row.get('id'), row.get('text')
-  if name not in examples:
-    raise ValueError(f'config.data has no example {name!r}')
-  if not isinstance(text, str):
-    raise ValueError('text must be a text')
-  n = len(examples[name].responses)
-  order = row.get('order', list(range(n)))
-  whole = isinstance(order, list) and all(type(x) is int for x in order)
-  if not whole or sorted(order) != list(range(n)):
-    raise ValueError(f'order {order!r} is no permutation of {n} responses')
-  flags = [row.get(key, False) for key in ('hinted', 'truncated')]
-  if not all(isinstance(flag, bool) for flag in flags):
-    raise ValueError('hinted and truncated must be true or false')
-  return Sample(name, tuple(order), text, *flags)
-
-
-def _kept_rows(example, samples: Sequence[Sample]):
-  """One row for each order: a prompt, and all that was written after it."""
-  by_order = {}
-  for sample in samples:
-    by_order.setdefault(sample.order, []).append(sample.text)
-  for order, generations in by_order.items():
-    row = examples_lib.to_row(example)
-    name = f'{example.id} {",".join(map(str, order))}'
-    # All that is known of the example, which its prompt shows or does not by
-    # the template alone; that it was hinted is not among it.
-    yield row | {'id': name, 'order': order, 'generations': generations}
+  print(f'{len(lines)} prompts -> {target}')
 
 
 def _words(found: Mapping[str, Mapping[str, int]]) -> str:
@@ -343,9 +220,15 @@ def _words(found: Mapping[str, Mapping[str, int]]) -> str:
 
 def _train(config, workdir) -> None:
   """Fine-tunes on what was kept, by the stage sft."""
+  path, cure = os.path.join(workdir, KEPT), 'run the filter first or again'
+  cure += ' (--config.parts=filter,train)'
+  if not files.exists(path):
+    raise ValueError(f'{path} is not there; {cure}')
+  report = rft_samples.read_json(os.path.join(workdir, FILTER), cure)
+  rft_samples.check_same(path, report['asked'], _prompts(config), cure)
   inner = config.train.copy_and_resolve_references()
   with inner.unlocked():
-    inner.data.texts = f'judged:{os.path.join(workdir, KEPT)}'
+    inner.data.texts = f'judged:{path}'
     if not inner.checkpoint:
       inner.checkpoint = config.checkpoint
       inner.step = config.step

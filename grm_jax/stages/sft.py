@@ -29,7 +29,6 @@ from grm_jax.data.texts import Text
 from grm_jax.judging.forms import Forms
 from grm_jax.judging.judgement import Fault
 from grm_jax.model.compute import Compute
-from grm_jax.model.gemma import Gemma
 from grm_jax.parallel import mesh
 from grm_jax.stages.held_out import HeldOut
 from grm_jax.stages.judge import Settings
@@ -48,6 +47,7 @@ from grm_jax.training.state import TrainState
 from grm_jax.training.step import Steps, supervised_loss
 
 MODEL = 'model'  # the model directory in a workdir
+_WINDOW = 16  # batches that are sorted by length together
 _SHOWN = 5  # records that are left out, in the log
 
 
@@ -57,12 +57,37 @@ def run(config: ConfigDict, workdir: str) -> None:
   Raises:
     ValueError: a path, a row or a setting is wrong.
   """
+  check(config, workdir)
   data = config.data
   found = _read(data.texts, 'train', 'texts', config)
   if data.general_rate:
     found += _read(data.general, 'train', 'general', config)
-  rates = {'texts': 1 - data.general_rate, 'general': data.general_rate}
+  # Rounded, or 1 - 0.9 would be no tenth.
+  rates = {
+    'texts': round(1 - data.general_rate, 9),
+    'general': data.general_rate,
+  }
   fine_tune(config, workdir, found, rates)
+
+
+def check(config: ConfigDict, workdir: str) -> None:
+  """ValueError for what would only be seen after rows or weights were read."""
+  if not workdir:
+    raise ValueError('give --workdir=DIR, where the model is written')
+  rate = config.data.general_rate
+  if not 0 <= rate < 1:
+    raise ValueError(
+      f'config.data.general_rate is {rate}; it is a share below 1'
+    )
+  for key, value in (
+    ('batch.accumulate', config.batch.accumulate),
+    ('batch.rows', config.batch.rows),
+    ('keep', config.keep),
+  ):
+    if value < 1:
+      raise ValueError(f'config.{key} is {value}; it must be 1 or more')
+  optimizer.make(config.steps, **config.optimizer)
+  profile.parse(config.profile_steps)
 
 
 def _read(spec, split, source, config) -> list[Text]:
@@ -93,30 +118,25 @@ def fine_tune(
 
   Args:
     config: as configs/sft.py.
-    workdir: a folder of this run's own.
+    workdir: a folder of this run's own, not ''.
     found: texts of all sources.
     rates: of the sources, see data/mixture.py.
 
   Raises:
     ValueError: a setting is wrong, or no text is left.
   """
-  if not workdir:
-    raise ValueError('give --workdir=DIR, where the model is written')
-  if not 0 <= rates.get('general', 0.0) < 1:
-    raise ValueError(
-      f'config.data.general_rate is {rates["general"]}; it is a share below 1'
-    )
   forms = Forms(
     config.prompt.template, config.prompt.single, config.prompt.too_long
   )
   forms.check()
   layout = mesh.from_config(config)
   rates = {source: rate for source, rate in rates.items() if rate}
-  target = os.path.join(workdir, MODEL)
-  model, tokenizer, params = _open(config, target, layout, found, forms)
   limits = records.limits(
     config.batch.buckets, config.batch.size, config.batch.rows
   )
+  own_rows = placing.process_rows(layout, config.batch.prompts)
+  target = os.path.join(workdir, MODEL)
+  model, tokenizer, params = _open(config, target, layout, found, forms)
   used = _records(found, forms, tokenizer, limits, config)
   if config.batch.packed:
     limits = dataclasses.replace(limits, rows=0)
@@ -126,8 +146,9 @@ def fine_tune(
     prompts=config.batch.prompts,
     limits=limits,
     seed=config.seed,
-    window=config.batch.window,
-    rows_of_process=placing.process_rows(layout, config.batch.prompts),
+    # Not above an epoch, or texts would meet themselves in a window.
+    window=max(1, min(_WINDOW, len(used) // config.batch.prompts)),
+    rows_of_process=own_rows,
   )
   judge = _held_out(config, model, tokenizer)
   with Preemption() as preemption:
@@ -184,9 +205,9 @@ def _records(found, forms, tokenizer, limits: Limits, config) -> list[Record]:
   reasons += left_out
   if config.batch.packed:
     size = limits.buckets[-1]
-    long = [r for r in made if len(r.prompt) + _longest(r) > size]
-    reasons += [(r.id, f'is longer than a row of {size}') for r in long]
-    made = packing.pack([r for r in made if r not in long], size)
+    made, left_out = packing.usable(made, size)
+    reasons += left_out
+    made = packing.pack(made, size)
   for name, reason in reasons[:_SHOWN]:
     logging.warning('%s: %s', name, reason)
   if reasons:
@@ -198,22 +219,16 @@ def _records(found, forms, tokenizer, limits: Limits, config) -> list[Record]:
   return made
 
 
-def _longest(record):
-  return max(map(len, record.generations))
-
-
 def _held_out(config, model, tokenizer) -> HeldOut | None:
   """What judges held-out examples while training, if asked for."""
   e = config.evaluation
   if not e.data:
     return None
-  examples, _ = sources.load(e.data, e.split, config.strict)
-  writer = Gemma(
-    model.size, model.compute, mesh.from_config(config, decoding=True)
-  )
+  examples, _ = sources.load(e.data, 'held_out', config.strict)
+  layout = mesh.from_config(config, weights='resident')
   return HeldOut(
     examples,
-    writer,
+    model.clone(layout=layout),
     tokenizer,
     Settings(
       template=config.prompt.template,
@@ -221,7 +236,10 @@ def _held_out(config, model, tokenizer) -> HeldOut | None:
       too_long=config.prompt.too_long,
       seed=config.seed,
     ),
-    **config.sampling.engine,
+    prompts=e.prompts,
+    rows=1,  # one greedy judgement of each
+    size=max(config.batch.size),
+    buckets=config.batch.buckets,
   )
 
 
@@ -236,7 +254,7 @@ def _train(config, workdir, model, params, made, judge, preemption):
   del params
   done = begin = int(state.step)
   if begin >= total:
-    print(f'{target} has all of its {total} steps')
+    _say(f'{target} has all of its {total} steps')
     return
   first = jax.process_index() == 0
   clock, pending = Clock(), None
@@ -247,6 +265,7 @@ def _train(config, workdir, model, params, made, judge, preemption):
     Prefetch(made) as data,
     progress(begin, total, 'fine-tuning', first) as bar,
   ):
+    finish = functools.partial(_finish, workdir, clock, writer, model)
     for step in range(begin + 1, total + 1):
       profiler.begin(step)
       with clock.part('data'):
@@ -258,7 +277,7 @@ def _train(config, workdir, model, params, made, judge, preemption):
       profiler.end(step, numbers)
       numbers['learning_rate'] = rate(step - 1)
       # What step n - 1 came to is read while the devices work on step n.
-      _finish(pending, config, workdir, clock, writer, model)
+      finish(pending)
       pending, done = (step, numbers, metas, data.waste()), step
       bar.update()
       stop = preemption.at(step)
@@ -266,7 +285,7 @@ def _train(config, workdir, model, params, made, judge, preemption):
       saves = stop or _due(step, config.save_every, total)
       if judges or saves:
         # Rows come before the checkpoint, or a run that goes on lacks them.
-        _finish(pending, config, workdir, clock, writer, model)
+        finish(pending)
         pending = None
       if judges:
         with clock.part('evaluation'):
@@ -275,9 +294,9 @@ def _train(config, workdir, model, params, made, judge, preemption):
         with clock.part('save'):
           _save(saved, state, model, data, config)
       if stop:
-        print(f'stopped after step {step} of {total}; start again to go on')
+        _say(f'stopped after step {step} of {total}; start again to go on')
         return
-  _say_end(target, total, made, done)
+  _say_end(target, total, data, done)
 
 
 def _due(step, every, total):
@@ -288,7 +307,7 @@ def _measure(judge, state, writer, step):
   figures = judge.measure(state.params)
   found = dataclasses.asdict(figures).items()
   writer.write(step, {f'held_out/{name}': value for name, value in found})
-  print(f'step {step}: held out, greedy: {_words(figures)}')
+  _say(f'step {step}: held out, greedy: {_words(figures)}')
 
 
 def _start(target, model, optim, params, made) -> TrainState:
@@ -322,33 +341,33 @@ def _save(saved, state, model, data, config):
   )
 
 
-def _finish(pending, config, workdir, clock, writer, model) -> None:
+def _finish(workdir, clock, writer, model, pending) -> None:
   """Checks and writes the numbers of a step, if there is one."""
   if pending is None:
     return
   step, numbers, metas, waste = pending
   ids = [name for meta in metas for name in meta.ids if name]
-  numbers = jax.device_get(numbers)  # waits for the step
+  with clock.part('wait'):
+    numbers = jax.device_get(numbers)
   metrics.check_finite(numbers, ids, workdir, step)
   lengths = [x for meta in metas for x in meta.lengths]
   clock.add('tokens', sum(n + sum(own) for n, own in lengths))
   clock.add('generation_tokens', sum(sum(own) for _, own in lengths))
   clock.add('flops', _flops(model, lengths))
-  if step % config.log_every == 0:
-    lap = clock.lap(config.log_every)
-    used = lap.pop('flops_per_second')
-    peak = flops.peak_flops(list(model.layout.mesh.devices.flat))
-    row = {
-      'loss': numbers['loss'],
-      'perplexity': math.exp(min(50.0, float(numbers['loss']))),
-      'grad_norm': numbers['grad_norm'],
-      'param_norm': numbers['param_norm'],
-      'learning_rate': numbers['learning_rate'],
-      'mfu': used / peak if peak else None,
-      **{f'padding/{name}': share for name, share in waste.items()},
-      **lap,
-    }
-    writer.write(step, row)
+  lap = clock.lap()
+  used = lap.pop('flops_per_second')
+  peak = flops.peak_flops(list(model.layout.mesh.devices.flat))
+  row = {
+    'loss': numbers['loss'],
+    'perplexity': math.exp(min(50.0, float(numbers['loss']))),
+    'grad_norm': numbers['grad_norm'],
+    'param_norm': numbers['param_norm'],
+    'learning_rate': numbers['learning_rate'],
+    'mfu': used / peak if peak else None,
+    **{f'padding/{name}': share for name, share in waste.items()},
+    **lap,
+  }
+  writer.write(step, row)
 
 
 def _flops(model, lengths) -> int:
@@ -367,8 +386,14 @@ def _words(figures) -> str:
   )
 
 
-def _say_end(target, total, made, done) -> None:
-  waste = ', '.join(f'{n} {share:.0%}' for n, share in made.waste().items())
-  passes = ', '.join(f'{n} {x:.2f}' for n, x in made.passes().items())
-  print(f'{done} of {total} steps; epochs: {passes}; padding: {waste}')
-  print(f'model -> {epath.Path(target)}')
+def _say_end(target, total, data, done) -> None:
+  waste = ', '.join(f'{n} {share:.0%}' for n, share in data.waste().items())
+  passes = ', '.join(f'{n} {x:.2f}' for n, x in data.passes().items())
+  _say(f'{done} of {total} steps; epochs: {passes}; padding: {waste}')
+  _say(f'model -> {epath.Path(target)}')
+
+
+def _say(line: str) -> None:
+  """One process speaks for all."""
+  if not jax.process_index():
+    print(line)

@@ -22,6 +22,7 @@ from grm_jax.parallel import files
 FILE = 'metrics.jsonl'
 BOARD = 'tensorboard'
 _FLUSH_SECONDS = 10
+_FINITE = ('loss', 'grad_norm', 'param_norm')
 
 
 class NonFiniteError(FloatingPointError):
@@ -126,7 +127,8 @@ def check_finite(
   """Stops the run if its loss or gradient is not finite. All processes call.
 
   Args:
-    metrics: of the step; has `loss` and `grad_norm`.
+    metrics: of the step; has `loss`, `grad_norm` and `param_norm`, that of
+      the parameters after it.
     ids: of the examples in the batch.
     workdir: gets nonfinite_STEP.json with step, metrics and ids.
     step: the update that the metrics are of.
@@ -135,9 +137,7 @@ def check_finite(
     NonFiniteError: one of them is NaN or infinite.
   """
   numbers = _numbers(metrics)
-  wrong = [
-    name for name in ('loss', 'grad_norm') if not math.isfinite(numbers[name])
-  ]
+  wrong = [name for name in _FINITE if not math.isfinite(numbers[name])]
   if not wrong:
     return
   path = os.path.join(workdir, f'nonfinite_{step}.json')

@@ -38,13 +38,13 @@ def make(
   learning_rate: float,
   warmup_steps: int,
   schedule: str,
-  end_fraction: float,
   weight_decay: float,
   clip: float,
-  b1: float,
   b2: float,
-  eps: float,
   moment_dtype: str,
+  b1: float = 0.9,
+  eps: float = 1e-8,
+  end_fraction: float = 0.1,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """The optimizer and its learning rate as a function of updates done.
 

@@ -152,7 +152,10 @@ def open_model(
     seed: of random weights.
   """
   if not directory:
-    raise ValueError("config.checkpoint is empty; give a directory or 'random'")
+    raise ValueError(
+      "config.checkpoint is empty; give a directory, or 'random' (to train a "
+      "model also 'scratch')"
+    )
   if directory == RANDOM:
     model = Gemma(sizes.named('tiny'), compute, layout, scalar)
     with tempfile.TemporaryDirectory() as made:

@@ -147,6 +147,7 @@ def test_places_that_cannot_be_written(tmp_path, workdir):
 
 def test_finite_steps_pass(tmp_path):
   numbers = {'loss': jnp.float32(1), 'grad_norm': 0.0, 'entropy': math.nan}
+  numbers['param_norm'] = 2.0
   metrics.check_finite(numbers, ['a'], tmp_path, 7)
   assert list(tmp_path.iterdir()) == []
 
@@ -161,6 +162,7 @@ def test_finite_steps_pass(tmp_path):
 )
 def test_a_non_finite_step_stops(tmp_path, loss, grad_norm, said):
   numbers = {'loss': jnp.float32(loss), 'grad_norm': grad_norm, 'tokens': 9}
+  numbers['param_norm'] = 2.0
   with pytest.raises(metrics.NonFiniteError) as error:
     metrics.check_finite(numbers, ('a', 'b'), tmp_path, 7)
   assert str(error.value).startswith(said)

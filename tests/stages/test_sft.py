@@ -1,0 +1,539 @@
+"""Fine-tuning from the command line: killed, stopped, moved, and mistaken.
+
+Runs share their texts, their base model and what XLA compiled; most tests
+look at the same few runs.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from grm_jax.model import sizes, tiny_tokenizer
+from grm_jax.model.compute import Compute
+from grm_jax.model.gemma import Gemma
+from grm_jax.parallel import mesh
+from grm_jax.stages import sft
+from grm_jax.training import checkpoints, pretrained
+from tests import test_configs, test_main
+from tests.model import tiny
+from tests.processes import run_together
+
+STEPS = 20
+SETTINGS = {
+  'batch.prompts': 8,
+  'batch.buckets': (24,),
+  'batch.size': (8,),
+  'steps': STEPS,
+  'optimizer.warmup_steps': 2,
+  'save_every': 5,
+  'evaluation.data': '',
+}
+BAD = [
+  ('{"query": "1 + 1"}', 'either a generation or generations'),
+  ('{"query": "1 + 1", "generation": "2"', 'not JSON'),
+]
+
+
+def write_texts(path):
+  """40 sums, two bad rows in places 6 and 9, and a text that does not fit."""
+  rng = np.random.default_rng(0)
+  lines = []
+  for i, (a, b) in enumerate(rng.integers(0, 10, (40, 2)).tolist()):
+    row = {'id': f't{i}', 'query': f'{a} + {b}', 'generation': f'{a + b}'}
+    lines.append(json.dumps(row))
+  lines.insert(5, BAD[0][0])
+  lines.insert(8, BAD[1][0])
+  long = {'id': 'long', 'query': '1 + 1', 'generation': 'two ' * 30}
+  lines.append(json.dumps(long))
+  path.write_text('\n'.join(lines) + '\n')
+
+
+def write_model(path, scalar=False):
+  """A model directory with random weights; compiles nothing."""
+  model = Gemma(sizes.named('tiny'), Compute(), mesh.one_device(), scalar)
+  # Small weights: runs on other devices must not drift apart by chaos.
+  params = jax.tree.map(lambda x: 0.1 * x, tiny.params(model))
+  pretrained.save(str(path), 0, model, params, {})
+  tiny_tokenizer.train(path / 'tokenizer.model')
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+  """What all runs begin with."""
+
+  texts: str
+  settings: dict
+  environment: dict
+
+  def arguments(self, **changes):
+    settings = self.settings | changes
+    return ['--config=configs/sft.py:tiny'] + [
+      f'--config.{key}={value}' for key, value in settings.items()
+    ]
+
+  def run(self, workdir, expect=0, **changes):
+    command = [*self.arguments(**changes), f'--workdir={workdir}']
+    return test_main.run(*command, expect=expect, env=self.environment)
+
+  def begin(self, workdir):
+    """A run that goes on beside the test."""
+    return subprocess.Popen(
+      [sys.executable, '-m', 'grm_jax.main', *self.arguments()]
+      + [f'--workdir={workdir}'],
+      cwd=test_main.ROOT,
+      env=self.environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      text=True,
+    )
+
+  def config(self, **changes):
+    """For runs inside of this process, which has 8 devices."""
+    config = test_configs.load(test_main.ROOT / 'configs/sft.py', 'tiny')
+    config.update_from_flattened_dict(self.settings | changes)
+    return config
+
+
+@pytest.fixture(scope='module')
+def given(tmp_path_factory):
+  made = tmp_path_factory.mktemp('given')
+  write_texts(made / 'texts.jsonl')
+  write_model(made / 'base')
+  settings = SETTINGS | {
+    'checkpoint': f'{made}/base',
+    'data.texts': f'texts:{made}/texts.jsonl',
+  }
+  environment = test_main.environment(made / 'cache')
+  return Given(f'{made}/texts.jsonl', settings, environment)
+
+
+@pytest.fixture(scope='module')
+def calm(given, tmp_path_factory):
+  """(workdir, stdout, stderr) of a run that nothing disturbs."""
+  workdir = tmp_path_factory.mktemp('calm')
+  return workdir, *given.run(workdir)
+
+
+def rows_of(workdir):
+  return [json.loads(x) for x in (workdir / 'metrics.jsonl').open()]
+
+
+def results(workdir):
+  """Rows of metrics without what a clock says."""
+  return [
+    {k: v for k, v in row.items() if not _of_time(k)}
+    for row in rows_of(workdir)
+  ]
+
+
+def _of_time(name):
+  return name.startswith('time/') or name.endswith('_per_second')
+
+
+def losses(workdir):
+  return [row['loss'] for row in rows_of(workdir)]
+
+
+def steps_in(workdir):
+  return checkpoints.steps(workdir / 'model')
+
+
+def params_of(workdir):
+  directory = str(workdir / 'model')
+  model = pretrained.build(directory, None, Compute(), mesh.one_device())
+  return pretrained.load_params(directory, None, model)
+
+
+def wait_for(process, reached):
+  while not reached():
+    assert process.poll() is None, 'it ended before'
+    time.sleep(0.01)
+
+
+def lines_of(path):
+  return path.read_bytes().count(b'\n') if path.exists() else 0
+
+
+def test_it_learns_and_says_how(calm):
+  workdir, stdout, _ = calm
+  rows = rows_of(workdir)
+  assert [row['step'] for row in rows] == list(range(1, STEPS + 1))
+  assert rows[-1]['loss'] < rows[0]['loss'] / 2
+  for row in rows:
+    assert row['perplexity'] == pytest.approx(np.exp(row['loss']), rel=1e-4)
+    assert row['grad_norm'] > 0 and row['param_norm'] > 0
+    assert 0 < row['padding/prompts'] < 1 and 0 < row['padding/generations'] < 1
+    assert row['tokens_per_second'] > row['generation_tokens_per_second'] > 0
+    assert row['time/total'] > 0
+  assert all('time/data' in row and 'time/step' in row for row in rows[::5])
+  # Warm-up by thirds of 2e-3, then down to its tenth.
+  rates = [row['learning_rate'] for row in rows]
+  assert rates[:3] == pytest.approx([2e-3 / 3, 4e-3 / 3, 2e-3])
+  assert rates[2:] == sorted(rates[2:], reverse=True)
+  assert 2e-4 < rates[-1] < 2.5e-4
+  assert list((workdir / 'tensorboard').glob('events*'))
+  assert not (workdir / 'profile').exists()
+  # 20 batches of 8 are 160 of 40 texts.
+  assert f'{STEPS} of {STEPS} steps; epochs: texts 4.00' in stdout
+  assert str(workdir / 'model') in stdout
+
+
+def test_only_the_last_checkpoints_are_kept(calm):
+  assert steps_in(calm[0]) == [15, 20]
+
+
+def test_bad_rows_and_long_texts_are_named_and_the_rest_goes_on(given, calm):
+  _, _, stderr = calm
+  for number, (_, words) in zip((6, 9), BAD, strict=True):
+    (line,) = [x for x in stderr.splitlines() if f'row {number}: ' in x]
+    assert given.texts in line and words in line
+  assert 'bad rows left out: 2' in stderr
+  assert 'long: its longest generation has' in stderr
+  assert '1 of 41 texts are left out: they do not fit' in stderr
+
+
+def test_the_first_bad_row_stops_a_strict_run(given, tmp_path):
+  with pytest.raises(ValueError, match='texts.jsonl, row 6: a row has either'):
+    sft.run(given.config(strict=True), str(tmp_path))
+
+
+def test_a_file_of_bad_rows_only(given, tmp_path):
+  path = tmp_path / 'bad.jsonl'
+  path.write_text('\n'.join(text for text, _ in BAD) + '\n')
+  config = given.config(**{'data.texts': f'texts:{path}'})
+  with pytest.raises(ValueError, match='has no texts; 2 of its rows are bad'):
+    sft.run(config, str(tmp_path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Disturbed:
+  """A run that was stopped, started again, killed, and started again."""
+
+  workdir: object
+  stopped: subprocess.CompletedProcess
+  stopped_steps: list
+  stopped_rows: list
+  killed_steps: list
+
+
+@pytest.fixture(scope='module')
+def disturbed(given, calm, tmp_path_factory):
+  """After `calm`, so that all is compiled."""
+  workdir = tmp_path_factory.mktemp('disturbed')
+  process = given.begin(workdir)
+  wait_for(process, lambda: lines_of(workdir / 'metrics.jsonl') >= 6)
+  process.send_signal(signal.SIGTERM)
+  stdout, _ = process.communicate(timeout=120)
+  stopped = subprocess.CompletedProcess([], process.returncode, stdout)
+  seen = steps_in(workdir), results(workdir)
+  process = given.begin(workdir)
+  # Rows of step 11 or later are there, of which no checkpoint is.
+  wait_for(
+    process,
+    lambda: (
+      (workdir / 'model/10').exists()
+      and lines_of(workdir / 'metrics.jsonl') > 10
+    ),
+  )
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+  killed_steps = steps_in(workdir)
+  given.run(workdir)
+  return Disturbed(workdir, stopped, *seen, killed_steps)
+
+
+def test_sigterm_saves_and_exits_well(disturbed):
+  assert disturbed.stopped.returncode == 0
+  steps, rows = disturbed.stopped_steps, disturbed.stopped_rows
+  assert 6 <= steps[-1] < STEPS
+  assert (
+    f'stopped after step {steps[-1]} of {STEPS}' in disturbed.stopped.stdout
+  )
+  # All rows up to the checkpoint are there, and none after it.
+  assert [row['step'] for row in rows] == list(range(1, steps[-1] + 1))
+
+
+def test_killed_and_stopped_it_ends_bit_for_bit_the_same(disturbed, calm):
+  assert disturbed.killed_steps[-1] in (10, 15)
+  workdir = calm[0]
+  assert results(disturbed.workdir) == results(workdir)
+  for a, b in zip(
+    *(leaves(params_of(x)) for x in (workdir, disturbed.workdir)), strict=True
+  ):
+    assert a.tobytes() == b.tobytes()
+  # The moments and the place in the data are the same, too.
+  for item in ('index', 'meta'):
+    one, two = (
+      checkpoints.read_json(x / 'model', item, STEPS)
+      for x in (workdir, disturbed.workdir)
+    )
+    assert one == two
+  assert set(one['data']['drawn']) == {'texts'}
+
+
+def leaves(tree):
+  return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+def test_a_run_that_is_done_changes_nothing(given, calm, tmp_path, capsys):
+  shutil.copytree(calm[0], tmp_path / 'run')
+  before = (tmp_path / 'run/metrics.jsonl').read_bytes()
+  sft.run(given.config(), str(tmp_path / 'run'))
+  assert f'has all of its {STEPS} steps' in capsys.readouterr().out
+  assert (tmp_path / 'run/metrics.jsonl').read_bytes() == before
+
+
+def cut_back(workdir, target):
+  """A copy of the run as it was after its checkpoint of step 15."""
+  shutil.copytree(workdir, target)
+  shutil.rmtree(target / 'model/20')
+  return target
+
+
+def test_it_goes_on_with_other_devices(given, calm, tmp_path):
+  workdir = cut_back(calm[0], tmp_path / 'run')
+  flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=8'
+  many = dataclasses.replace(
+    given, environment=given.environment | {'XLA_FLAGS': flags}
+  )
+  _, stderr = many.run(workdir, **{'mesh.tensor': 2})
+  assert '8 local of 8 cpu devices' in stderr
+  rows = rows_of(workdir)
+  assert results(workdir)[:15] == results(calm[0])[:15]
+  assert [row['step'] for row in rows[15:]] == [16, 17, 18, 19, 20]
+  expected = losses(calm[0])
+  for row in rows[15:]:
+    assert row['loss'] == pytest.approx(expected[row['step'] - 1], abs=1e-3)
+
+
+def test_it_does_not_go_on_with_other_batches(given, calm, tmp_path):
+  workdir = cut_back(calm[0], tmp_path / 'run')
+  with pytest.raises(
+    ValueError,
+    match='batches with config.batch.prompts = 8, this one has 16; go on with',
+  ):
+    sft.run(given.config(**{'batch.prompts': 16}), str(workdir))
+  # Other texts are other batches as well.
+  texts = tmp_path / 'texts.jsonl'
+  texts.write_text('{"query": "q", "generation": "g"}\n' * 40)
+  with pytest.raises(ValueError, match='records = .*40 with fingerprint'):
+    sft.run(given.config(**{'data.texts': f'texts:{texts}'}), str(workdir))
+  assert steps_in(workdir) == [15]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(given, tmp_path):
+  """Two batches a step; every step would be saved."""
+  _, stderr = given.run(
+    tmp_path,
+    expect=3,
+    **{
+      'checkpoint': 'random',
+      'optimizer.learning_rate': 1e30,
+      'batch.accumulate': 2,
+      'save_every': 1,
+    },
+  )
+  (line,) = [x for x in stderr.splitlines() if x.startswith('error: ')]
+  assert 'Traceback' not in stderr
+  (report,) = tmp_path.glob('nonfinite_*.json')
+  found = json.loads(report.read_text())
+  step = found['step']
+  assert report.name == f'nonfinite_{step}.json'
+  assert line.startswith(f'error: step {step}: ') and str(report) in line
+  names = ('loss', 'grad_norm', 'param_norm')
+  bad = {found['metrics'][name] for name in names}
+  assert bad & {'nan', 'inf'}
+  assert len(found['ids']) == 16
+  assert set(found['ids']) <= {f't{i}' for i in range(40)}
+  # Neither a checkpoint nor a row of the bad step is there to go on from.
+  assert max(steps_in(tmp_path), default=0) < step
+  assert [row['step'] for row in rows_of(tmp_path)] == list(range(1, step))
+
+
+def test_packed_rows_train_and_a_trace_is_written(given, tmp_path):
+  """8 rows of several texts each are more tokens a step, and less padding."""
+  given.run(
+    tmp_path,
+    **{
+      'batch.packed': True,
+      'batch.buckets': (96,),
+      'batch.size': (8,),
+      'batch.accumulate': 2,
+      'profile_steps': '2,3',
+      'steps': 12,
+    },
+  )
+  rows = rows_of(tmp_path)
+  assert rows[-1]['loss'] < rows[0]['loss'] / 2
+  assert rows[-1]['padding/prompts'] < 0.25
+  assert rows[-1]['padding/generations'] == 0
+  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+
+
+@pytest.fixture(scope='module')
+def scratch(given, tmp_path_factory):
+  """A new model, of practice judgements and general texts, judged twice."""
+  workdir = tmp_path_factory.mktemp('scratch')
+  stdout, _ = given.run(
+    workdir,
+    **{
+      'checkpoint': 'scratch',
+      'data.texts': 'practice:64',
+      'data.general': f'texts:{given.texts}',
+      'data.general_rate': 0.25,
+      'batch.rows': 2,
+      'batch.buckets': (256,),
+      'batch.size': (192,),
+      'steps': 3,
+      'save_every': 0,
+      'evaluation.data': 'practice:4',
+      'evaluation.every': 2,
+      'evaluation.prompts': 4,
+    },
+  )
+  return workdir, stdout
+
+
+def test_held_out_examples_are_judged_at_their_steps(scratch):
+  workdir, stdout = scratch
+  rows = rows_of(workdir)
+  assert [(row['step'], 'loss' in row) for row in rows] == [
+    (1, True),
+    (2, True),
+    (2, False),
+    (3, True),
+    (3, False),
+  ]
+  for row in rows[2::2]:
+    assert row['held_out/examples'] == 4
+    assert 0 < row['held_out/tokens'] <= 192
+    assert row['held_out/accuracy'] == 0 and row['held_out/parse_failures'] == 1
+  assert stdout.count('held out, greedy: accuracy 0.000') == 2
+  assert steps_in(workdir) == [3]
+
+
+def test_both_sources_are_drawn_at_their_rates(scratch):
+  _, stdout = scratch
+  # Of 24 texts a quarter is of 40, and three quarters are of 64.
+  assert 'epochs: general 0.15, texts 0.28' in stdout
+
+
+def test_a_model_from_scratch_is_a_model_directory(given, scratch, tmp_path):
+  directory = scratch[0] / 'model'
+  model = pretrained.build(str(directory), None, Compute(), mesh.one_device())
+  words = pretrained.load_tokenizer(str(directory), model.size)
+  ours = tiny_tokenizer.train(tmp_path / 'tokenizer.model')
+  text = 'Write "Specific Criteria:", "Analysis:"'
+  # It was trained on these very words, unlike the project's own.
+  assert len(words.encode(text)) < len(ours.encode(text)) / 2
+  rows = tmp_path / 'rows.jsonl'
+  rows.write_text('{"query": "What is 2 + 3?", "responses": ["5", "6"]}\n')
+  test_main.run(
+    '--config=configs/score.py:tiny',
+    f'--config.checkpoint={directory}',
+    f'--config.input={rows}',
+    '--config.prompt.template=practice',
+    '--config.k=1',
+    '--config.sampling.size=8',
+    '--config.sampling.chunk=4',
+    '--config.sampling.buckets=(256,)',
+    f'--workdir={tmp_path}',
+    env=given.environment,
+  )
+  (row,) = (tmp_path / 'scores.jsonl').read_text().splitlines()
+  assert len(json.loads(row)['samples']) == 1
+
+
+def test_two_processes_train_as_one(given, calm, tmp_path, monkeypatch):
+  """Each of them builds and holds its own rows of every batch."""
+  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+  run_together(
+    ['-m', 'grm_jax.main', *given.arguments(), f'--workdir={tmp_path}'],
+    timeout=120,
+  )
+  np.testing.assert_allclose(losses(tmp_path), losses(calm[0]), atol=1e-4)
+  assert steps_in(tmp_path) == [15, 20]
+  one, two = (x / 'model' for x in (calm[0], tmp_path))
+  meta = [checkpoints.read_json(x, 'meta', STEPS)['data'] for x in (one, two)]
+  assert meta[0] == meta[1]
+
+
+MISTAKES = [
+  ({'checkpoint': ''}, 'config.checkpoint is empty'),
+  ({'checkpoint': 'nowhere'}, 'no checkpoint in .*nowhere'),
+  ({'step': 7}, r'no step 7 in .*steps there: \[0\]'),
+  ({'checkpoint': 'scratch', 'size': 'huge'}, "size is 'huge'"),
+  (
+    {'checkpoint': 'scratch', 'size': 'gemma2_2b'},
+    'config.size=gemma2_2b has a vocabulary of 256000',
+  ),
+  ({'data.texts': 'nowhere'}, "'nowhere' is no source of texts; config.data"),
+  ({'data.texts': 'texts:nowhere.jsonl'}, 'nowhere.jsonl cannot be read'),
+  ({'data.texts': 'practice:none'}, 'practice:COUNT has a whole number'),
+  ({'data.general_rate': 1.5}, 'config.data.general_rate is 1.5'),
+  ({'data.general_rate': -0.5}, 'config.data.general_rate is -0.5'),
+  ({'data.general_rate': 0.5}, "'' is no source of texts; config.data"),
+  ({'prompt.template': 'nowhere'}, "config.prompt.template: 'nowhere'"),
+  ({'prompt.single': 'nowhere'}, "'nowhere' is neither"),
+  ({'prompt.too_long': 'cut'}, "config.prompt.too_long is 'cut'"),
+  ({'steps': 2}, 'warmup_steps is 2, the run has 2 steps; it must be fewer'),
+  ({'optimizer.schedule': 'linear'}, 'config.optimizer.schedule'),
+  ({'batch.prompts': 12}, 'config.batch.prompts is 12; the mesh splits'),
+  ({'batch.rows': 0}, 'config.batch.rows is 0'),
+  ({'batch.accumulate': 0}, 'config.batch.accumulate is 0'),
+  ({'batch.buckets': (0, 24)}, r'config.batch.buckets is \(0, 24\)'),
+  ({'batch.buckets': (4,)}, 'no text fits a batch; the first: its prompt has'),
+  ({'batch.size': (1,)}, 'no text fits a batch; the first: its longest'),
+  (
+    {'batch.packed': True, 'batch.buckets': (17,), 'batch.size': (48,)},
+    'no text fits a batch; .*tokens, a packed row has 17',
+  ),
+  ({'keep': 0}, 'config.keep is 0'),
+  ({'profile_steps': '3'}, "config.profile_steps is '3'"),
+  ({'evaluation.data': 'nowhere.jsonl'}, 'nowhere.jsonl cannot be read'),
+  (
+    {'evaluation.data': 'practice:4', 'evaluation.prompts': 3},
+    'prompts is 3; the mesh splits prompts 8 ways',
+  ),
+  ({'mesh.tensor': 3}, 'tensor=3'),
+]
+
+
+@pytest.mark.parametrize('changes, words', MISTAKES)
+def test_mistakes(given, tmp_path, changes, words):
+  with pytest.raises(ValueError, match=words) as caught:
+    sft.run(given.config(**changes), str(tmp_path))
+  assert '\n' not in str(caught.value)
+  assert not steps_in(tmp_path)
+
+
+def test_a_mistake_is_one_line(given):
+  line = test_main.error_of(
+    *given.arguments(**{'data.general_rate': 1.5}), env=given.environment
+  )
+  assert line == 'error: give --workdir=DIR, where the model is written'
+
+
+def test_held_out_examples_must_say_what_is_right(given, tmp_path):
+  """Before the first step, and not after the last."""
+  path = tmp_path / 'rows.jsonl'
+  path.write_text('{"id": "x", "query": "q", "responses": ["a", "b"]}\n')
+  with pytest.raises(ValueError, match='x: none of 2 responses is marked best'):
+    sft.run(given.config(**{'evaluation.data': str(path)}), str(tmp_path))
+
+
+def test_a_model_with_a_scalar_head_cannot_write(given, tmp_path):
+  write_model(tmp_path / 'scalar', scalar=True)
+  config = given.config(checkpoint=f'{tmp_path}/scalar')
+  with pytest.raises(ValueError, match='has a scalar head; fine-tuning needs'):
+    sft.run(config, str(tmp_path / 'run'))

@@ -1,0 +1,102 @@
+"""Being asked to stop: by a signal, in one process and in two."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from grm_jax.training.preemption import Preemption
+
+ROOT = pathlib.Path(__file__).parents[2]
+# Steps that no data and no device slows down: 50 ms each.
+LOOP = """
+import pathlib, sys, time
+from grm_jax.parallel import start
+start.start()
+from grm_jax.training.preemption import Preemption
+with Preemption() as preemption:
+  for step in range(1, 1000):
+    time.sleep(0.05)
+    if step == 5:
+      print('begun', flush=True)
+    if preemption.at(step):
+      print('stopped at', step, flush=True)
+      break
+"""
+
+
+def test_a_signal_is_seen_at_the_next_step():
+  with Preemption() as preemption:
+    assert not preemption.at(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert preemption.at(2)
+    assert preemption.at(3)  # it stays asked
+
+
+@pytest.mark.parametrize('ends_well', [True, False])
+def test_the_handler_before_is_there_again(ends_well):
+  seen = []
+  before = signal.signal(signal.SIGTERM, lambda *unused: seen.append(1))
+  try:
+    try:
+      with Preemption() as preemption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.at(1) and not seen
+        if not ends_well:
+          raise FloatingPointError
+    except FloatingPointError:
+      pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert seen == [1]
+    preemption.close()  # twice is once
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def begin(count):
+  """`count` processes of LOOP that form one run."""
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    port = probe.getsockname()[1]
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+  for number in range(count):
+    if count > 1:
+      environment |= {
+        'GRM_COORDINATOR': f'127.0.0.1:{port}',
+        'GRM_NUM_PROCESSES': str(count),
+        'GRM_PROCESS_ID': str(number),
+      }
+    yield subprocess.Popen(
+      [sys.executable, '-c', LOOP],
+      cwd=ROOT,
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+
+@pytest.mark.parametrize('count, asked', [(1, 0), (2, 0), (2, 1)])
+def test_all_processes_stop_after_the_same_step(count, asked):
+  """Whichever of them got the signal; each exits with 0."""
+  children = list(begin(count))
+  try:
+    for child in children:
+      assert child.stdout.readline() == 'begun\n', child.stderr.read()
+    children[asked].send_signal(signal.SIGTERM)
+    since = time.monotonic()
+    done = [child.communicate(timeout=60) for child in children]
+  finally:
+    for child in children:
+      child.kill()
+  told = '\n'.join(out + err for out, err in done)
+  assert [child.returncode for child in children] == [0] * count, told
+  steps = {out for out, _ in done}
+  assert len(steps) == 1 and steps.pop().startswith('stopped at '), told
+  assert time.monotonic() - since < 45
