@@ -42,7 +42,7 @@ def read(
     ValueError: a file cannot be read, or is not of its format at all.
   """
   for file in _files(path):
-    for number, value in _values(file):
+    for number, value in values(file):
       yield from _made(rows.Row(file, number, value), make)
 
 
@@ -87,8 +87,15 @@ def _files(path):
   return found
 
 
-def _values(file) -> Iterator[tuple[int, Any]]:
-  """(number from 1, JSON value or fault) of rows."""
+def values(file: str) -> Iterator[tuple[int, Any]]:
+  """(number from 1, JSON value or fault) of rows.
+
+  Args:
+    file: .json, .jsonl or .parquet, or tfds:NAME:SPLIT or seqio:NAME:SPLIT.
+
+  Raises:
+    ValueError: it cannot be read, or is none of these.
+  """
   if module := _named(file):
     return module.values(file)
   suffix = epath.Path(file).suffix

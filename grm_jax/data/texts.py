@@ -1,11 +1,15 @@
 """Texts to fine-tune on: `config.data.texts` and `config.data.general`.
 
   practice, practice:COUNT   judgements by the practice teacher
-  texts:PATH                 JSON lines {query | messages, generation |
+  texts:PATH                 rows {query | messages, generation |
                              generations[, id]}: general instruction data
-  judged:PATH                JSON lines {query | messages, responses,
-                             generation | generations[, id, order]}: written
-                             judgements, whose prompt is rendered here
+  judged:PATH                rows {query | messages, responses, generation |
+                             generations[, id, order]}: written judgements,
+                             whose prompt is rendered here
+  seqio:[MODULE/]NAME:SPLIT  inputs and targets of a seqio Task or Mixture,
+                             see seqio_source.py
+
+A PATH is a .jsonl, .json or .parquet file, local or gs://, or tfds:NAME:SPLIT.
 
 A text is a prompt and one or more generations of it. It becomes a Record, as
 token ids, in the very form in which the model is asked.
@@ -16,7 +20,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from grm_jax.data import jsonl, sources
+from grm_jax.data import published, sources
 from grm_jax.data.records import Record, tokens_of
 from grm_jax.judging import example as examples_lib
 from grm_jax.judging.example import JudgingExample, Turn
@@ -71,7 +75,8 @@ def read(
   if prefix not in makers or not rest:
     raise ValueError(
       f'{spec!r} is no source of texts; config.data.texts and '
-      'config.data.general are practice:COUNT, texts:PATH or judged:PATH'
+      'config.data.general are practice:COUNT, texts:PATH, judged:PATH or '
+      'seqio:NAME:SPLIT'
     )
   return _of_file(rest, source, makers[prefix])
 
@@ -88,7 +93,7 @@ def _practice(spec, split, source, mistakes, seed):
 
 
 def _of_file(path, source, make):
-  for number, row in jsonl.values(path):
+  for number, row in published.values(path):
     if isinstance(row, Fault):
       yield Fault(row.id, f'{path}, row {number}: {row.reason}')
       continue

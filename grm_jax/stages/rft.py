@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   if not workdir:
     raise ValueError('give --workdir=DIR, where samples and model are written')
   parts = [x.strip() for x in config.parts.split(',')]
-  _check(config, parts)
+  _check(config, parts, workdir)
   rules, forms = Rules(**config.filter), _forms(config)
   if 'sample' in parts or 'filter' in parts:
     examples = _examples(config, forms)
@@ -64,8 +64,15 @@ def run(config: ConfigDict, workdir: str) -> None:
     _train(config, workdir)
 
 
-def _check(config, parts) -> None:
+def _check(config, parts, workdir) -> None:
   """ValueError for settings that would only be seen after hours, or never."""
+  if 'train' in parts:
+    try:
+      sft.check(config.train, workdir)
+    except ValueError as error:
+      # Where these keys are in this config.
+      message = str(error).replace('config.', 'config.train.')
+      raise ValueError(message) from error
   wrong = [x for x in parts if x not in PARTS]
   if wrong:
     raise ValueError(

@@ -67,7 +67,12 @@ def run(config: ConfigDict, workdir: str) -> None:
   settings = _settings(config)
   devices, judge = jax.local_devices() if config.apart else None, None
   if done < mine:
-    judge = load_judge.from_config(config, settings, devices)
+    try:
+      judge = load_judge.from_config(config, settings, devices)
+    except ValueError:
+      if journal and not journal.count:
+        journal.delete()  # or it would refuse the run without the mistake
+      raise
   with journal or contextlib.nullcontext():
     if judge is not None:
       _judge_rows(judge, rows, config, settings, journal, mine - done)

@@ -22,14 +22,18 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from grm_jax.data import batches as batches_lib
-from grm_jax.data import packing, placing, records, sources, texts
+from grm_jax.data import (
+  placing,
+  records,
+  sources,
+  texts,
+)
 from grm_jax.data.prefetch import Prefetch
-from grm_jax.data.records import Limits, Record
 from grm_jax.data.texts import Text
 from grm_jax.judging.forms import Forms
-from grm_jax.judging.judgement import Fault
 from grm_jax.model.compute import Compute
 from grm_jax.parallel import mesh
+from grm_jax.stages import sft_records
 from grm_jax.stages.held_out import HeldOut
 from grm_jax.stages.judge import Settings
 from grm_jax.training import (
@@ -48,7 +52,6 @@ from grm_jax.training.step import Steps, supervised_loss
 
 MODEL = 'model'  # the model directory in a workdir
 _WINDOW = 16  # batches that are sorted by length together
-_SHOWN = 5  # records that are left out, in the log
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -59,15 +62,13 @@ def run(config: ConfigDict, workdir: str) -> None:
   """
   check(config, workdir)
   data = config.data
-  found = _read(data.texts, 'train', 'texts', config)
-  if data.general_rate:
-    found += _read(data.general, 'train', 'general', config)
+  found, named = sft_records.read(config)
   # Rounded, or 1 - 0.9 would be no tenth.
   rates = {
     'texts': round(1 - data.general_rate, 9),
     'general': data.general_rate,
   }
-  fine_tune(config, workdir, found, rates)
+  fine_tune(config, workdir, found, rates, named)
 
 
 def check(config: ConfigDict, workdir: str) -> None:
@@ -90,37 +91,21 @@ def check(config: ConfigDict, workdir: str) -> None:
   profile.parse(config.profile_steps)
 
 
-def _read(spec, split, source, config) -> list[Text]:
-  """Texts of a source; bad rows are named and left out."""
-  found, faults = [], []
-  for item in texts.read(
-    spec, split, source, config.data.mistakes, config.seed
-  ):
-    (faults if isinstance(item, Fault) else found).append(item)
-    if faults and config.strict:
-      raise ValueError(faults[0].reason)
-  for fault in faults[:_SHOWN]:
-    logging.warning('%s', fault.reason)
-  if faults:
-    logging.warning('%s: bad rows left out: %d', spec, len(faults))
-  if not found:
-    raise ValueError(f'{spec} has no texts; {len(faults)} of its rows are bad')
-  return found
-
-
 def fine_tune(
   config: ConfigDict,
   workdir: str,
   found: Sequence[Text],
   rates: dict[str, float],
+  named: dict[str, str],
 ) -> None:
-  """Fine-tunes on these texts; what the stage rft shares.
+  """Fine-tunes on these texts.
 
   Args:
     config: as configs/sft.py.
     workdir: a folder of this run's own, not ''.
-    found: texts of all sources.
+    found: texts of all sources but those in `named`.
     rates: of the sources, see data/mixture.py.
+    named: sources that seqio reads, whose records need the tokenizer.
 
   Raises:
     ValueError: a setting is wrong, or no text is left.
@@ -137,7 +122,7 @@ def fine_tune(
   own_rows = placing.process_rows(layout, config.batch.prompts)
   target = os.path.join(workdir, MODEL)
   model, tokenizer, params = _open(config, target, layout, found, forms)
-  used = _records(found, forms, tokenizer, limits, config)
+  used = sft_records.records_of(found, named, forms, tokenizer, limits, config)
   if config.batch.packed:
     limits = dataclasses.replace(limits, rows=0)
   made = batches_lib.Batches(
@@ -189,34 +174,6 @@ def _open(config, target, layout, found, forms):
     pretrained.copy_companions(config.checkpoint, target)
   params = jax.tree.map(lambda x: x.astype(compute.param_dtype), params)
   return model, tokenizer, params
-
-
-def _records(found, forms, tokenizer, limits: Limits, config) -> list[Record]:
-  """Records of the texts that fit; the others are named and counted."""
-  made, reasons = [], []
-  for text in found:
-    try:
-      made.append(
-        texts.record(text, forms, tokenizer, limit=limits.buckets[-1])
-      )
-    except ValueError as error:
-      reasons.append((text.id, str(error)))
-  made, left_out = records.usable(made, limits)
-  reasons += left_out
-  if config.batch.packed:
-    size = limits.buckets[-1]
-    made, left_out = packing.usable(made, size)
-    reasons += left_out
-    made = packing.pack(made, size)
-  for name, reason in reasons[:_SHOWN]:
-    logging.warning('%s: %s', name, reason)
-  if reasons:
-    logging.warning(
-      '%d of %d texts are left out: they do not fit', len(reasons), len(found)
-    )
-  if not made:
-    raise ValueError(f'no text fits a batch; the first: {reasons[0][1]}')
-  return made
 
 
 def _held_out(config, model, tokenizer) -> HeldOut | None:

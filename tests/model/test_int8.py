@@ -131,11 +131,28 @@ def test_contract_rounds_once():
   tiny.assert_close(kept, wide, 1e-6)
 
 
-def test_contract_leaves_arrays_alone():
-  x, w = jnp.ones((1, 2, 3), jnp.bfloat16), jnp.ones((3, 4), jnp.bfloat16)
-  ours = jax.make_jaxpr(lambda x, w: int8.contract('PXD,DF->PXF', x, w))(x, w)
-  plain = jax.make_jaxpr(lambda x, w: jnp.einsum('PXD,DF->PXF', x, w))(x, w)
-  assert str(ours) == str(plain)
+@pytest.mark.parametrize(
+  'letters, x, w',
+  [
+    ('PXD,DF->PXF', (2, 3, 4), (4, 5)),
+    ('PXD,DNH->PXNH', (2, 3, 4), (4, 5, 6)),
+    ('PXNH,NHD->PXD', (2, 3, 4, 5), (4, 5, 6)),
+    ('PMD,VD->PMV', (2, 3, 4), (5, 4)),
+    ('PRXNH,NHD->PRXD', (2, 1, 3, 4, 5), (4, 5, 6)),
+  ],
+)
+def test_contract_of_arrays_is_einsum(letters, x, w):
+  """As a product of two matrices, in the dtype of the activations."""
+  rng = np.random.default_rng(0)
+  x, w = (
+    jnp.asarray(rng.integers(-9, 9, shape), jnp.float32) for shape in (x, w)
+  )
+  expected = jnp.einsum(letters, x, w)
+  np.testing.assert_array_equal(int8.contract(letters, x, w), expected)
+  half = int8.contract(letters, x.astype(jnp.bfloat16), w.astype(jnp.bfloat16))
+  assert half.dtype == jnp.bfloat16
+  wide = int8.contract(letters, x, w, jnp.bfloat16)
+  assert wide.dtype == jnp.bfloat16 and wide.shape == expected.shape
 
 
 @pytest.fixture(scope='module')

@@ -307,6 +307,10 @@ SHORTER = '--config.sampling.buckets=(192,)'
     (['--config.data='], ['config.data']),
     (['--config.data=nowhere.jsonl'], ['nowhere.jsonl cannot be read']),
     (['--config.num_samples=0'], ['config.num_samples is 0', '1 or more']),
+    (
+      ['--config.parts=sample,train', '--config.train.keep=0'],
+      ['config.train.keep is 0'],
+    ),
     (['--config.num_hinted=-1'], ['config.num_hinted is -1']),
     (['--config.temperature=-1.0'], ['config.temperature is -1.0']),
     (['--config.hinted_temperature=-1.0'], ['config.hinted_temperature is -1']),

@@ -194,6 +194,14 @@ def test_killed_at_any_moment_it_ends_the_same(tmp_path, run, fast):
   assert not journal.exists()
 
 
+def test_a_mistyped_checkpoint_leaves_nothing_behind(tmp_path, run, error_of):
+  rows = tmp_path / 'rows.jsonl'
+  write_rows(rows, 2)
+  arguments = [f'--config.input={rows}', f'--workdir={tmp_path}/out']
+  assert 'nowhere' in error_of(*arguments, '--config.checkpoint=nowhere')
+  run(*arguments)
+
+
 def test_another_run_does_not_go_on_with_the_journal(tmp_path, error_of):
   rows = tmp_path / 'rows.jsonl'
   write_rows(rows, 2)

@@ -1,0 +1,114 @@
+"""From `config.data` of the stage sft to records that fit its batches."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from grm_jax.data import packing, records, seqio_source, texts
+from grm_jax.data.records import Limits, Record
+from grm_jax.data.texts import Text
+from grm_jax.judging.forms import Forms
+from grm_jax.judging.judgement import Fault
+from grm_jax.model.tokenizer import Tokenizer
+
+_SHOWN = 5  # rows or texts that are left out, in the log
+
+
+def read(config: ConfigDict) -> tuple[list[Text], dict[str, str]]:
+  """The texts of `config.data`; bad rows are named and left out.
+
+  Returns:
+    Texts of all sources but those that seqio reads, and source -> spec of
+    these, whose records need the tokenizer.
+
+  Raises:
+    ValueError: a source that cannot be read or has no text; with
+      config.strict a bad row.
+  """
+  specs = {'texts': config.data.texts}
+  if config.data.general_rate:
+    specs['general'] = config.data.general
+  named = {
+    source: spec
+    for source, spec in specs.items()
+    if spec.startswith(seqio_source.PREFIX)
+  }
+  found = [
+    text
+    for source, spec in specs.items()
+    if source not in named
+    for text in _read(spec, source, config)
+  ]
+  return found, named
+
+
+def _read(spec, source, config) -> list[Text]:
+  """Texts of a source; bad rows are named and left out."""
+  found, faults = [], []
+  for item in texts.read(
+    spec, 'train', source, config.data.mistakes, config.seed
+  ):
+    (faults if isinstance(item, Fault) else found).append(item)
+    if faults and config.strict:
+      raise ValueError(faults[0].reason)
+  for fault in faults[:_SHOWN]:
+    logging.warning('%s', fault.reason)
+  if faults:
+    logging.warning('%s: bad rows left out: %d', spec, len(faults))
+  if not found:
+    raise ValueError(f'{spec} has no texts; {len(faults)} of its rows are bad')
+  return found
+
+
+def records_of(
+  found: Sequence[Text],
+  named: Mapping[str, str],
+  forms: Forms,
+  tokenizer: Tokenizer,
+  limits: Limits,
+  config: ConfigDict,
+) -> list[Record]:
+  """Records of the texts that fit; the others are named and counted.
+
+  Args:
+    found, named: from `read`.
+    forms: how judging examples are asked.
+    tokenizer: the model's.
+    limits: of the batches.
+    config: says whether rows are packed.
+
+  Raises:
+    ValueError: nothing fits.
+  """
+  reasons = []
+  made = [
+    dataclasses.replace(record, source=source)
+    for source, spec in named.items()
+    for record in seqio_source.records(spec, tokenizer)
+  ]
+  count = len(made) + len(found)
+  for text in found:
+    try:
+      made.append(
+        texts.record(text, forms, tokenizer, limit=limits.buckets[-1])
+      )
+    except ValueError as error:
+      reasons.append((text.id, str(error)))
+  made, left_out = records.usable(made, limits)
+  reasons += left_out
+  if config.batch.packed:
+    size = limits.buckets[-1]
+    made, left_out = packing.usable(made, size)
+    reasons += left_out
+    made = packing.pack(made, size)
+  for name, reason in reasons[:_SHOWN]:
+    logging.warning('%s: %s', name, reason)
+  if reasons:
+    logging.warning(
+      '%d of %d texts are left out: they do not fit', len(reasons), count
+    )
+  if not made:
+    raise ValueError(f'no text fits a batch; the first: {reasons[0][1]}')
+  return made

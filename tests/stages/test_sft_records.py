@@ -1,0 +1,68 @@
+"""Texts of `config.data` as records: seqio Tasks beside rows of files."""
+
+import json
+
+import pytest
+
+from grm_jax.data import seqio_tasks
+from grm_jax.data.records import Limits
+from grm_jax.judging.forms import Forms
+from grm_jax.model import chat, tiny_tokenizer
+from grm_jax.stages import sft_records
+from tests import test_configs
+
+LIMITS = Limits(buckets=(64,), sizes=(16,), rows=1)
+FORMS = Forms('practice', 'practice_single')
+
+
+@pytest.fixture(scope='module')
+def words(tmp_path_factory):
+  path = tmp_path_factory.mktemp('words') / 'tokenizer.model'
+  made = tiny_tokenizer.train(path)
+  seqio_tasks.register_texts(
+    'sums', {'train': lambda: [('1 + 1?', '2'), ('2 + 2?', '4')]}, str(path)
+  )
+  return made
+
+
+def config(**changes):
+  made = test_configs.load(test_configs.ROOT / 'configs/sft.py', 'tiny')
+  made.update_from_flattened_dict(changes)
+  return made
+
+
+def test_a_seqio_task_beside_rows(words, tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  path.write_text(json.dumps({'query': 'Hi', 'generation': 'Ho'}) + '\n')
+  made = config(
+    **{
+      'data.texts': 'seqio:sums:train',
+      'data.general': f'texts:{path}',
+      'data.general_rate': 0.5,
+    }
+  )
+  found, named = sft_records.read(made)
+  assert [x.source for x in found] == ['general']
+  assert named == {'texts': 'seqio:sums:train'}
+  records = sft_records.records_of(found, named, FORMS, words, LIMITS, made)
+  assert [x.source for x in records] == ['texts', 'texts', 'general']
+  first, _, last = records
+  assert first.prompt.tolist() == chat.render_user(words, '1 + 1?')
+  assert last.prompt.tolist() == chat.render_user(words, 'Hi')
+  ends = [words.end_of_turn]
+  assert first.generations[0].tolist() == words.encode('2') + ends
+  assert last.generations[0].tolist() == words.encode('Ho') + ends
+
+
+def test_what_is_not_drawn_is_not_read(words):
+  made = config(**{'data.texts': 'practice:4', 'data.general': 'nowhere'})
+  found, named = sft_records.read(made)
+  assert (len(found), named) == (4, {})
+
+
+def test_texts_that_do_not_fit(words):
+  made = config(**{'data.texts': 'practice:4'})
+  found, named = sft_records.read(made)
+  limits = Limits(buckets=(8,), sizes=(16,), rows=1)
+  with pytest.raises(ValueError, match='no text fits a batch; the first: '):
+    sft_records.records_of(found, named, FORMS, words, limits, made)
