@@ -30,6 +30,9 @@ from grm_jax.model.layers import softcap
 from grm_jax.parallel.rules import Layout
 
 MASKED = -1e30
+# exp of this, summed over millions of keys, is far from float32's largest
+# number 3e38, and exp of its negative from the smallest 1e-38.
+_NO_OVERFLOW = 60.0
 
 
 @struct.dataclass
@@ -139,6 +142,7 @@ def attend_prompt(query, key, value, segments, *, window, cap, compute):
   On local layers a block multiplies only the keys that it can see.
   """
   length = key.shape[1]
+  heads_first = [jnp.moveaxis(x, 2, 1) for x in (key, value)]  # [P, K, S, H]
   if segments is not None:
     # The last block may reach over the end; a slice must not be moved for it.
     segments = jnp.pad(segments, ((0, 0), (0, compute.query_block)))
@@ -148,9 +152,9 @@ def attend_prompt(query, key, value, segments, *, window, cap, compute):
     reach = length if window is None else min(length, count + window - 1)
     first = jnp.clip(start + count - reach, 0, length - reach)
     keys, values = (
-      jax.lax.dynamic_slice_in_dim(x, first, reach, axis=1)
-      for x in (key, value)
+      jax.lax.dynamic_slice_in_dim(x, first, reach, axis=2) for x in heads_first
     )
+    queries = jnp.moveaxis(queries, 1, 3)
     here = start + jnp.arange(count)
     there = first + jnp.arange(reach)
     mask = within(here[:, None], there[None, :], window)[None]
@@ -160,11 +164,11 @@ def attend_prompt(query, key, value, segments, *, window, cap, compute):
         for at, size in ((start, count), (first, reach))
       )
       mask &= ours[:, :, None] == theirs[:, None, :]
-    logits = capped_logits('PQKGH,PSKH->PKGQS', queries, keys, cap)
+    logits = capped_logits('PKGQH,PKSH->PKGQS', queries, keys, cap)
     logits = jnp.where(mask[:, None, None], logits, MASKED)
-    (weights,), total = joint_softmax(logits)
-    out = weighted_sum('PKGQS,PSKH->PQKGH', weights, values)
-    return (out / jnp.moveaxis(total, 3, 1)).astype(value.dtype)
+    (weights,), total = joint_softmax(logits, cap=cap)
+    out = weighted_sum('PKGQS,PKSH->PKGQH', weights, values)
+    return jnp.moveaxis(out / total, 3, 1).astype(value.dtype)
 
   grouped = _group(query, key.shape[2])
   out = _by_blocks(block, grouped, 1, compute.query_block)
@@ -196,6 +200,8 @@ def attend_generations(
   """
   prompt_places = jnp.arange(prompt_key.shape[1])[None]
   own_places = jnp.arange(key.shape[2])
+  p_key, p_value = (jnp.moveaxis(x, 2, 1) for x in (prompt_key, prompt_value))
+  o_key, o_value = (jnp.moveaxis(x, 3, 1) for x in (key, value))
 
   def block(queries, start):
     here = start + jnp.arange(queries.shape[2])
@@ -205,15 +211,17 @@ def attend_generations(
       prompt_lengths,
       window,
     )
-    of_prompt = capped_logits('PRQKGH,PSKH->PRKGQS', queries, prompt_key, cap)
+    queries = jnp.transpose(queries, (0, 3, 1, 4, 2, 5))
+    of_prompt = capped_logits('PKRGQH,PKSH->PKRGQS', queries, p_key, cap)
     of_prompt = jnp.where(seen[:, None, None, None], of_prompt, MASKED)
     mask = within(here[:, None], own_places[None, :], window)
-    of_own = capped_logits('PRQKGH,PRTKH->PRKGQT', queries, key, cap)
+    of_own = capped_logits('PKRGQH,PKRTH->PKRGQT', queries, o_key, cap)
     of_own = jnp.where(mask[None, None, None, None], of_own, MASKED)
-    (w_prompt, w_own), total = joint_softmax(of_prompt, of_own)
-    out = weighted_sum('PRKGQS,PSKH->PRQKGH', w_prompt, prompt_value)
-    out += weighted_sum('PRKGQT,PRTKH->PRQKGH', w_own, value)
-    return (out / jnp.moveaxis(total, 4, 2)).astype(value.dtype)
+    (w_prompt, w_own), total = joint_softmax(of_prompt, of_own, cap=cap)
+    out = weighted_sum('PKRGQS,PKSH->PKRGQH', w_prompt, p_value)
+    out += weighted_sum('PKRGQT,PKRTH->PKRGQH', w_own, o_value)
+    out = jnp.transpose(out / total, (0, 2, 4, 1, 3, 5))
+    return out.astype(value.dtype)
 
   grouped = _group(query, key.shape[3])
   size = max(1, compute.query_block // query.shape[1])
@@ -262,8 +270,48 @@ def capped_logits(
   letters: str, query: jax.Array, key: jax.Array, cap: float | None
 ) -> jax.Array:
   """float32 attention logits by the einsum `letters`, softcapped."""
-  logits = jnp.einsum(letters, query, key, preferred_element_type=jnp.float32)
-  return softcap(logits, cap)
+  return softcap(_logits(letters, query, key), cap)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _logits(letters, query, key):
+  """The einsum, with a gradient that leaves the logits where they are.
+
+  The keys' gradient sums over queries. Autodiff makes the logits' gradient
+  the left operand of that product, and XLA's CPU backend first turns a left
+  operand whose last dimension is not the one summed over. As the right
+  operand it is multiplied as it is.
+  """
+  return jnp.einsum(letters, query, key, preferred_element_type=jnp.float32)
+
+
+def _logits_forward(letters, query, key):
+  return _logits(letters, query, key), (query, key)
+
+
+def _logits_backward(letters, kept, grad):
+  query, key = kept
+  inputs, out = letters.split('->')
+  of_query, of_key = inputs.split(',')
+  to_query = jnp.einsum(f'{out},{of_key}->{of_query}', grad, key)
+  # einsum would choose the order of the operands itself.
+  both = [c for c in of_key if c in of_query and c in out]
+  summed = [c for c in out if c not in of_key]
+  to_key = jax.lax.dot_general(
+    query.astype(grad.dtype),
+    grad,
+    (
+      ([of_query.index(c) for c in summed], [out.index(c) for c in summed]),
+      ([of_query.index(c) for c in both], [out.index(c) for c in both]),
+    ),
+  )
+  made = [*both, *(c for c in of_query if c not in out)]
+  made += [c for c in out if c in of_key and c not in both]
+  to_key = jnp.transpose(to_key, [made.index(c) for c in of_key])
+  return to_query.astype(query.dtype), to_key.astype(key.dtype)
+
+
+_logits.defvjp(_logits_forward, _logits_backward)
 
 
 def weighted_sum(
@@ -274,10 +322,21 @@ def weighted_sum(
   return jnp.einsum(letters, weights, value, preferred_element_type=jnp.float32)
 
 
-def joint_softmax(*parts: jax.Array) -> tuple[list[jax.Array], jax.Array]:
-  """Unnormalised weights of each part and their joint sum [..., 1]."""
-  tops = [jnp.max(p, axis=-1, keepdims=True) for p in parts]
-  top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
+def joint_softmax(
+  *parts: jax.Array, cap: float | None
+) -> tuple[list[jax.Array], jax.Array]:
+  """Unnormalised weights of each part and their joint sum [..., 1].
+
+  Args:
+    *parts: float32 logits; MASKED weighs nothing, and some place must not be.
+    cap: that they were softcapped by, if they were. Where exp(cap) is far from
+      overflow the largest logit need not be known: half the time of training
+      a small model on CPU was spent in looking for it.
+  """
+  top = 0.0
+  if cap is None or cap > _NO_OVERFLOW:
+    tops = [jnp.max(p, axis=-1, keepdims=True) for p in parts]
+    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
   weights = [jnp.exp(p - top) for p in parts]
   total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
   return weights, total
