@@ -39,6 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import sampler_peers
+from benchmarks.case import Case
 from benchmarks.sampler_bound import against_machine
 from benchmarks.sampler_ours import (
   Bench,
@@ -50,7 +51,6 @@ from benchmarks.sampler_ours import (
   random_prompts,
   turns,
 )
-from benchmarks.sampler_peers import Case
 from benchmarks.sampler_uneven import uneven
 from grm_jax.model.sizes import Size
 
@@ -99,14 +99,14 @@ def versus(bench: Bench, case: Case) -> dict:
   )
   for name, timed in found.items():
     print(
-      f'{name:24} {timed.median:8.2f} {case.tokens / timed.median:9.1f} '
+      f'{name:24} {timed.median:8.2f} {case.drawn / timed.median:9.1f} '
       f'{timed.median / mine:7.2f}x {timed.cores:6.2f} {agree[name]:>7}'
     )
   return {
     'case': dataclasses.asdict(case),
     'seconds': {name: x.seconds for name, x in found.items()},
     'cpu_seconds': {name: x.cpu_seconds for name, x in found.items()},
-    'tokens_per_second': {k: case.tokens / x.median for k, x in found.items()},
+    'tokens_per_second': {k: case.drawn / x.median for k, x in found.items()},
     'times_ours': {k: x.median / mine for k, x in found.items()},
     'greedy_tokens_as_ours': agree,
   }
@@ -157,7 +157,7 @@ def growth(bench: Bench) -> dict:
       'rows': cases[name].rows,
       'seconds': timed.seconds,
       'times_one': timed.median / first,
-      'tokens_per_second': cases[name].tokens / timed.median,
+      'tokens_per_second': cases[name].drawn / timed.median,
       'cache_bytes': cache_bytes(engines[name]),
     }
     rows.append(row)

@@ -10,6 +10,7 @@ import statistics
 import jax
 
 from benchmarks import machine
+from benchmarks.case import Case
 from benchmarks.sampler_ours import (
   Bench,
   Timed,
@@ -19,7 +20,6 @@ from benchmarks.sampler_ours import (
   random_prompts,
   turns,
 )
-from benchmarks.sampler_peers import Case
 from grm_jax.model.sizes import Size
 
 
@@ -154,8 +154,8 @@ def print_machine(case: Case, result: dict) -> None:
     'of the two;\nthe sum is one after the other.'
   )
   tokens = {
-    'decode': case.tokens - case.rows,
-    'whole': case.tokens,
+    'decode': case.drawn - case.rows,
+    'whole': case.drawn,
     'first token': case.rows,
   }
   head = ('seconds', 'tokens/s', 'bound', 'of bound', 'of sum', 'best round')

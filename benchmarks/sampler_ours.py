@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from benchmarks.sampler_peers import BOS_ID, Case, Contender
+from benchmarks.case import Case
+from benchmarks.sampler_peers import BOS_ID, Contender
 from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.params import init_params

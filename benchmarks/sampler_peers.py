@@ -5,7 +5,6 @@ A contender is a function (case, prompts, temperature) -> (seed -> tokens
 before timing. All of them draw from the whole distribution and stop nowhere.
 """
 
-import dataclasses
 import importlib.metadata
 import importlib.util
 import os
@@ -15,32 +14,13 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from benchmarks.case import Case
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.huggingface import writing
 from grm_jax.model.sizes import Size
 
 NO_ID = -1
 PAD_ID, BOS_ID = 0, 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """P prompts of S tokens each, R generations of each of T tokens."""
-
-  prompts: int
-  rows: int
-  prompt_size: int
-  new_tokens: int
-
-  def __str__(self):
-    return (
-      f'P={self.prompts} R={self.rows} S={self.prompt_size} T={self.new_tokens}'
-    )
-
-  @property
-  def tokens(self) -> int:
-    """Tokens drawn in all."""
-    return self.prompts * self.rows * self.new_tokens
 
 
 Contender = Callable[[Case, np.ndarray, float], Callable[[int], np.ndarray]]

@@ -48,10 +48,10 @@ import jax
 import numpy as np
 
 from benchmarks import sampler
+from benchmarks.case import Case
 from benchmarks.sampler_ours import Timed, turns
 from benchmarks.train_step_contenders import (
   OURS,
-  Case,
   Contender,
   Weights,
   contenders,
@@ -153,7 +153,7 @@ def compare(
     )
   return {
     'case': dataclasses.asdict(case),
-    'useful_flops': case.flops(weights.size),
+    'useful_flops': case.train_flops(weights.size),
     'load_after': os.getloadavg(),
     'contenders': rows,
   }
@@ -165,8 +165,8 @@ def _row(contender, case, size, timed, peak) -> dict:
     'tokens': computed.tokens,
     'seconds': timed.seconds,
     'median_seconds': timed.median,
-    'computed_gflops': computed.flops(size) / timed.median / 1e9,
-    'useful_gflops': case.flops(size) / timed.median / 1e9,
+    'computed_gflops': computed.train_flops(size) / timed.median / 1e9,
+    'useful_gflops': case.train_flops(size) / timed.median / 1e9,
     'cores': timed.cores,
     'losses': timed.results,
     'peak_bytes': peak,

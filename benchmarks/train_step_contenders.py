@@ -15,47 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.case import Case
 from grm_jax.model.batch import Batch
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.params import init_params
 from grm_jax.model.sizes import Size
-from grm_jax.training import flops, optimizer
+from grm_jax.training import optimizer
 from grm_jax.training import state as states
 from grm_jax.training.step import Steps, supervised_loss
 
 LEARNING_RATE, BETAS, EPS, CLIP = 1e-4, (0.9, 0.95), 1e-8, 1.0
 OURS, REPEATED, THEIRS = 'grm_jax', 'grm_jax, prompt repeated', 'transformers'
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """P prompts of S tokens each, R generations of each of T tokens."""
-
-  prompts: int
-  rows: int
-  prompt_size: int
-  new_tokens: int
-
-  def __str__(self):
-    return (
-      f'P={self.prompts} R={self.rows} S={self.prompt_size} T={self.new_tokens}'
-    )
-
-  @property
-  def repeated(self) -> 'Case':
-    """The same with each prompt given R times."""
-    return dataclasses.replace(self, prompts=self.prompts * self.rows, rows=1)
-
-  @property
-  def tokens(self) -> int:
-    """Tokens computed."""
-    return self.prompts * (self.prompt_size + self.rows * self.new_tokens)
-
-  def flops(self, size: Size) -> int:
-    """Of a step."""
-    prompts = np.full(self.prompts, self.prompt_size)
-    own = np.full((self.prompts, self.rows), self.new_tokens)
-    return flops.train_step(size, prompts, own).total
 
 
 @dataclasses.dataclass(frozen=True)
