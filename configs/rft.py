@@ -30,7 +30,6 @@ def get_config(arg: str = '') -> ConfigDict:
     train.data.general_rate = 0.5 if tiny else 0.0
     train.batch.rows = 2  # kept generations of a prompt, in one pass
     if tiny:
-      train.batch.buckets = (128, 192, 256, 384)  # to end as sampling.buckets
       train.steps = 200
       train.optimizer.learning_rate = 5e-4
   return ConfigDict(
@@ -63,11 +62,11 @@ def get_config(arg: str = '') -> ConfigDict:
         int8=False,
         prompts=16 if tiny else 64,
         rows=1 if tiny else 4,
-        size=192 if tiny else 1024,
+        size=160 if tiny else 1024,
         chunk=16,
         # The longest is as in train.batch: what is read whole is trained on
         # whole, and what is shortened is so in both.
-        buckets=(192, 384) if tiny else (1024, 2048),
+        buckets=(128, 160) if tiny else (1024, 2048),
       ),
       train=train,  # as configs/sft.py
     )

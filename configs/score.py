@@ -24,8 +24,9 @@ def get_config(arg: str = '') -> ConfigDict:
       stage='score',
       # 'grm'; 'llm': asked for the best response only (LLM-as-a-Judge);
       # 'token_probability': its scores are how likely each is named;
-      # 'scalar': a value per response, nothing written; 'semi_scalar': a
-      # critique per response, then a value for it (CLoud).
+      # 'scalar': a value per response, nothing written; 'pair': one per pair
+      # of them (PairRM); 'semi_scalar': a critique per response, then a value
+      # for it (CLoud).
       judge='grm',
       # Directory written by configs/convert.py; 'random' for tiny weights.
       checkpoint='random' if tiny else '',

@@ -4,8 +4,9 @@ r"""Fine-tunes a model on texts: the cold start of a judge.
     --config.checkpoint=DIR --config.data.texts=judged:PATH.jsonl
 
 Killed or stopped by SIGTERM and started again, it goes on. WORKDIR/model is a
-model directory as --config.checkpoint takes it. `:tiny` trains a small model
-from scratch on practice judgements: about six minutes on two cores.
+model directory as --config.checkpoint takes it. `:base` trains a tiny model
+from scratch on the basics of practice problems (--workdir=runs/base), and
+`:tiny` continues it on practice judgements (--workdir=runs/sft).
 """
 
 from ml_collections import ConfigDict
@@ -14,23 +15,25 @@ from grm_jax.parallel.rules import RULES
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  if arg not in ('', 'tiny'):
-    raise ValueError(f'configs/sft.py:{arg}: only :tiny exists')
-  tiny = arg == 'tiny'
+  if arg not in ('', 'base', 'tiny'):
+    raise ValueError(f'configs/sft.py:{arg}: only :base and :tiny exist')
+  base, tiny = arg == 'base', bool(arg)
   return ConfigDict(
     dict(
       stage='sft',
       # A model directory; 'scratch': a new model of `size`, its tokenizer
       # trained on the texts; 'random': small random weights.
-      checkpoint='scratch' if tiny else '',
+      checkpoint='scratch' if base else 'runs/base/model' if tiny else '',
       step=-1,  # which step of the checkpoint; -1 is the newest
       size='tiny',  # of a model from scratch
       data=dict(
-        # practice:COUNT, texts:PATH or judged:PATH, see data/texts.py.
-        texts='practice:8000' if tiny else '',
-        general='',  # mixed in at this rate, a share of all prompts
-        general_rate=0.0,
-        mistakes=0.3,  # share of slips of the practice teacher
+        # practice:COUNT, texts:PATH or judged:PATH, see data/texts.py. A new
+        # tokenizer should see what comes later: hence judgements in :base.
+        texts='basics:24000' if base else 'practice:8000' if tiny else '',
+        # Mixed in at this rate, a share of all prompts.
+        general='practice:2000' if base else 'basics:24000' if tiny else '',
+        general_rate=0.05 if base else 0.5 if tiny else 0.0,
+        mistakes=0.15,  # share of slips of the practice teacher
       ),
       strict=False,  # stop at the first row that is bad
       seed=0,
@@ -40,19 +43,20 @@ def get_config(arg: str = '') -> ConfigDict:
         too_long='shorten',
       ),
       batch=dict(
-        prompts=32 if tiny else 128,  # P, at once on the devices
+        # P, at once on the devices
+        prompts=48 if base else 16 if tiny else 128,
         accumulate=1 if tiny else 8,  # batches a step
         rows=1,  # R, generations of each prompt
         # Lengths that prompts and generations are padded to.
-        buckets=(128, 192, 256) if tiny else (1024, 2048),
-        size=(64, 128, 192) if tiny else (512, 1024),
+        buckets=(32, 64, 128, 160) if tiny else (1024, 2048),
+        size=(16, 32, 112, 160) if tiny else (512, 1024),
         packed=False,  # several texts in a row of the longest bucket
       ),
-      steps=600 if tiny else 900,
+      steps=600 if base else 1500 if tiny else 900,
       optimizer=dict(
-        learning_rate=2e-3 if tiny else 5e-6,
+        learning_rate=2e-3 if base else 1.5e-3 if tiny else 5e-6,
         warmup_steps=40,
-        schedule='cosine',  # or 'constant'
+        schedule='constant' if base else 'cosine',
         weight_decay=0.1 if tiny else 0.0,
         clip=1.0,
         b2=0.95,
@@ -62,15 +66,16 @@ def get_config(arg: str = '') -> ConfigDict:
       keep=2,  # checkpoints
       profile_steps='',  # 'FIRST,LAST': a trace of these in WORKDIR/profile
       evaluation=dict(
-        data='practice:400' if tiny else '',  # see data/sources.py
-        every=200,  # steps; 0: at the end only
-        prompts=16 if tiny else 64,  # judged at once
+        # See data/sources.py.
+        data='' if base else 'practice:400' if tiny else '',
+        every=500,  # steps; 0: at the end only
+        prompts=32 if tiny else 64,  # judged at once
       ),
       mesh=dict(data=1, fsdp=-1, tensor=1, slices=1, rules=RULES),
       compute=dict(
         dtype='float32' if tiny else 'bfloat16',
         attention='xla' if tiny else 'splash',
-        remat='none' if tiny else 'nothing_saveable',
+        remat='dots' if tiny else 'nothing_saveable',
       ),
     )
   )

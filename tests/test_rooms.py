@@ -116,7 +116,7 @@ def test_no_room_is_missing_from_the_rules():
 
 
 @pytest.mark.parametrize(
-  'stage', ['score', 'evaluate', 'convert', 'aot', 'sft']
+  'stage', ['score', 'evaluate', 'convert', 'aot', 'sft', 'meta_rm', 'grpo']
 )
 def test_stages_run_without_tensorflow(stage):
   code = (

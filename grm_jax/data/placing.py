@@ -1,10 +1,13 @@
 """From each process's rows of a batch to global arrays on the devices."""
 
+from typing import TypeVar
+
 import jax
 import numpy as np
 
-from grm_jax.model.batch import Batch
 from grm_jax.parallel.rules import Layout
+
+Tree = TypeVar('Tree')
 
 _NAMES = ('prompts', 'tokens', 'tokens')
 
@@ -42,24 +45,26 @@ def process_rows(layout: Layout, prompts: int) -> np.ndarray:
   return np.flatnonzero(mine)
 
 
-def place(batch: Batch, layout: Layout, prompts: int) -> Batch:
+def place(batch: Tree, layout: Layout, prompts: int) -> Tree:
   """Global arrays of a batch; no process sends anything to another.
 
   Args:
-    batch: NumPy arrays of the rows that process_rows names, in that order.
+    batch: NumPy arrays of the rows that process_rows names, in that order: a
+      Batch, or any tree of arrays [P], [P, X] and [P, X, Y].
     layout: of training.
     prompts: P, of the global batch.
 
   Returns:
-    jax.Arrays [P, S], [P], [P, R, T], [P, R], split by `prompts`.
+    jax.Arrays of all P prompts, split by `prompts`.
 
   Raises:
     ValueError: another number of rows; the mesh cannot split P prompts.
   """
   rows = process_rows(layout, prompts)
-  if len(batch.prompts) != len(rows):
+  given = len(jax.tree.leaves(batch)[0])
+  if given != len(rows):
     raise ValueError(
-      f'this process has {len(batch.prompts)} prompts of a batch of {prompts} '
+      f'this process has {given} prompts of a batch of {prompts} '
       f'and holds {len(rows)}; give rows_of_process=process_rows(layout, '
       f'{prompts}) to the batches'
     )

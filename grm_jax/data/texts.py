@@ -1,11 +1,16 @@
 """Texts to fine-tune on: `config.data.texts` and `config.data.general`.
 
   practice, practice:COUNT   judgements by the practice teacher
+  basics, basics:COUNT       short texts of the steps that these consist of
   texts:PATH                 rows {query | messages, generation |
                              generations[, id]}: general instruction data
   judged:PATH                rows {query | messages, responses, generation |
                              generations[, id, order]}: written judgements,
                              whose prompt is rendered here
+  verdicts:SOURCE            known verdicts of a source of judging examples
+                             (sources.py), see verdicts.py: there is no teacher
+  no_principles:TEXTS        any of the above, its judgements from the heading
+                             Analysis on
   seqio:[MODULE/]NAME:SPLIT  inputs and targets of a seqio Task or Mixture,
                              see seqio_source.py
 
@@ -20,7 +25,8 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from grm_jax.data import published, sources
+from grm_jax.data import published, sources, verdicts
+from grm_jax.data.practice import draws
 from grm_jax.data.records import Record, tokens_of
 from grm_jax.judging import example as examples_lib
 from grm_jax.judging.example import JudgingExample, Turn
@@ -29,7 +35,10 @@ from grm_jax.judging.judgement import Fault
 from grm_jax.model import chat
 from grm_jax.model.tokenizer import Tokenizer
 
-PRACTICE = 'practice'
+PRACTICE, BASICS = 'practice', 'basics'
+_BASICS = 20_000  # that many without a COUNT
+VERDICTS, NO_PRINCIPLES = 'verdicts', 'no_principles'
+_ANALYSIS = 'Analysis:'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +69,11 @@ def read(
 
   Args:
     spec: see above.
-    split: 'train', 'validation' or 'held_out', of practice; a file is whole
-      in each.
+    split: 'train', 'validation' or 'held_out', of practice and verdicts; a
+      file is whole in each.
     source: name of the part of a mixture.
-    mistakes, seed: of the practice teacher.
+    mistakes, seed: of the practice teacher; the seed also of the orders of
+      verdicts.
 
   Raises:
     ValueError: there is no such source; a file that cannot be read.
@@ -71,25 +81,68 @@ def read(
   prefix, _, rest = spec.partition(':')
   if prefix == PRACTICE:
     return _practice(spec, split, source, mistakes, seed)
+  if prefix == VERDICTS and rest:
+    return _verdicts(rest, split, source, seed)
+  if prefix == NO_PRINCIPLES and rest:
+    return map(_from_analysis, read(rest, split, source, mistakes, seed))
+  if prefix == BASICS:
+    return _basics(spec, rest, split, source, seed)
   makers = {'texts': _plain, 'judged': _judged}
   if prefix not in makers or not rest:
     raise ValueError(
       f'{spec!r} is no source of texts; config.data.texts and '
-      'config.data.general are practice:COUNT, texts:PATH, judged:PATH or '
-      'seqio:NAME:SPLIT'
+      'config.data.general are practice:COUNT, basics:COUNT, texts:PATH, '
+      'judged:PATH, verdicts:SOURCE or seqio:NAME:SPLIT'
     )
   return _of_file(rest, source, makers[prefix])
 
 
 def _practice(spec, split, source, mistakes, seed):
   # On demand: it takes seconds, and few runs need it.
-  from grm_jax.data.practice import draws, teacher
+  from grm_jax.data.practice import teacher
 
   for item in sources.read(spec, split):
-    n = len(item.responses)
-    order = tuple(draws.shuffled(range(n), 'order', seed, item.id))
+    order = _order(item, seed)
     text = teacher.write(item, mistakes=mistakes, seed=seed, order=order)
     yield Text(item.id, source, (text,), example=item, order=order)
+
+
+def _verdicts(spec, split, source, seed):
+  for item in sources.read(spec, split):
+    if isinstance(item, Fault):
+      yield item
+      continue
+    order = _order(item, seed)
+    try:
+      text = verdicts.write(item, order)
+    except ValueError as error:
+      yield Fault(item.id, f'{spec}: {error}')
+      continue
+    yield Text(item.id, source, (text,), example=item, order=order)
+
+
+def _order(example: JudgingExample, seed: int) -> tuple[int, ...]:
+  places = range(len(example.responses))
+  return tuple(draws.shuffled(places, 'order', seed, example.id))
+
+
+def _from_analysis(item: Text | Fault) -> Text | Fault:
+  """A judgement without its principles; another text as it is."""
+  if isinstance(item, Fault) or item.example is None:
+    return item
+  cut = (x[max(0, x.find(_ANALYSIS)) :] for x in item.generations)
+  return dataclasses.replace(item, generations=tuple(cut))
+
+
+def _basics(spec, count, split, source, seed):
+  if count and not (count.isdecimal() and int(count)):
+    raise ValueError(f'{spec!r}: basics:COUNT has a whole number above 0')
+  from grm_jax.data.practice import basics
+
+  number = int(count or _BASICS)
+  # Not of the examples that `practice` makes.
+  for name, asked, written in basics.basics(split, number, seed=seed + 1000):
+    yield Text(name, source, (written,), turns=(Turn('user', asked),))
 
 
 def _of_file(path, source, make):

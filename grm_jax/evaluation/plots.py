@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from grm_jax.evaluation.calibration import Bin
 from grm_jax.evaluation.curves import Curves, Point
 from grm_jax.evaluation.summary import SCORES, Summary
 
@@ -48,8 +49,14 @@ REWARDBENCH = Reference(
   meta={8: 0.898, 32: 0.904},
 )
 # Suite -> what to draw beside it, if not OVERALL. The score of realmistake is
-# no accuracy.
-REFERENCES = {'rewardbench': REWARDBENCH, 'realmistake': None}
+# no accuracy; the judges of a whole run (spct) are measured on its own data.
+REFERENCES = {
+  'rewardbench': REWARDBENCH,
+  'realmistake': None,
+  'sft': None,
+  'rft': None,
+  'grpo': None,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +171,91 @@ def score_histogram(summary: Summary, title: str) -> Figure:
   axes.set_ylabel('share of the scores')
   _legend_below(figure, axes, None)
   return figure
+
+
+def calibration(bins: Sequence[Bin], title: str, observed: str) -> Figure:
+  """Observed shares over probabilities, above how often these are said.
+
+  Args:
+    bins: of results, see evaluation/calibration.py.
+    title: of the picture.
+    observed: what is observed, for the axis.
+  """
+  figure, axes = _figure(5.6)
+  axes.bar(
+    [(x.low + x.high) / 2 for x in bins],
+    [x.share for x in bins],
+    width=[0.94 * (x.high - x.low) for x in bins],
+    color=_ORANGE,
+    alpha=0.35,
+    label='how often it does',
+  )
+  axes.plot(
+    [0, 1], [0, 1], color=_GREEN, linestyle='--', label='as it should be'
+  )
+  seen = [x for x in bins if x.share]
+  axes.plot(
+    [x.probability for x in seen],
+    [x.observed for x in seen],
+    color=_BLUE,
+    marker='o',
+    linewidth=2,
+    label='observed',
+  )
+  axes.set_xlim(0, 1)
+  axes.set_ylim(0, 1.02)
+  for axis in (axes.xaxis, axes.yaxis):
+    axis.set_major_formatter(_PERCENT)
+  _title(axes, title)
+  axes.set_xlabel('probability that the model gives')
+  axes.set_ylabel(observed)
+  _legend_below(figure, axes, None)
+  return figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+  """Numbers of a training run: (step, value), with a name for people."""
+
+  label: str
+  points: Sequence[tuple[int, float]]
+
+
+def training(panels: Mapping[str, Sequence[Series]], title: str) -> Figure:
+  """Series over training steps, one panel for each title, two beside another.
+
+  A series of many points is drawn faintly, under its running mean.
+  """
+  rows = -(-len(panels) // 2)
+  figure = Figure((_WIDTH, 0.5 + 2.6 * rows), dpi=_DPI, layout='constrained')
+  FigureCanvasAgg(figure)
+  figure.suptitle(textwrap.fill(title, 72), parse_math=False)
+  for place, (name, series) in enumerate(panels.items(), 1):
+    axes = figure.add_subplot(rows, 2, place)
+    for own, color in zip(series, (_BLUE, _ORANGE, _GREEN), strict=False):
+      _over_steps(axes, own, color)
+    axes.grid(color='#DDDDDD', linewidth=0.8)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.set_title(name, fontsize='medium', parse_math=False)
+    axes.set_xlabel('step')
+    axes.legend(frameon=False, fontsize='small')
+  return figure
+
+
+def _over_steps(axes: Axes, series: Series, color: str) -> None:
+  steps = [step for step, _ in series.points]
+  values = [value for _, value in series.points]
+  window = len(values) // 20
+  if window < 2:
+    axes.plot(steps, values, color=color, marker='.', label=series.label)
+    return
+  axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+  means = [
+    sum(own) / len(own)
+    for i in range(len(values))
+    if (own := values[max(0, i - window) : i + 1])
+  ]
+  axes.plot(steps, means, color=color, linewidth=1.8, label=series.label)
 
 
 def png(figure: Figure) -> bytes:

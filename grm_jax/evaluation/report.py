@@ -146,6 +146,7 @@ def write_report(
   suites: Mapping[str, SuiteReport],
   facts: Mapping[str, str] | None = None,
   write: Callable[[str, bytes], None] | None = None,
+  front: Sequence[str] = (),
 ) -> None:
   """Writes the files of a report, each whole or not at all.
 
@@ -157,12 +158,13 @@ def write_report(
     facts: what else to say at the top: the model, temperature, seed, ...
     write: writes a file whole, given its path; with several processes it is
       `parallel.files.write_whole`.
+    front: parts of the page, by page.py, that come before the suites.
 
   Raises:
     ValueError: there are no suites, a name cannot be one of a file, or a file
       cannot be written.
   """
-  for name, content in render(suites, facts or {}).items():
+  for name, content in render(suites, facts or {}, front).items():
     (write or _write_whole)(os.path.join(directory, name), content)
 
 
@@ -172,7 +174,9 @@ def _write_whole(path: str, content: bytes) -> None:
 
 
 def render(
-  suites: Mapping[str, SuiteReport], facts: Mapping[str, str]
+  suites: Mapping[str, SuiteReport],
+  facts: Mapping[str, str],
+  front: Sequence[str] = (),
 ) -> dict[str, bytes]:
   """The files of a report, by name, in the order to write them."""
   if not suites:
@@ -190,7 +194,7 @@ def render(
   }
   files['results.json'] = _results(suites, facts)
   files['report.html'] = page.page(
-    'Evaluation report', _body(suites, facts, pictures)
+    'Evaluation report', _body(suites, facts, front, pictures)
   )
   return files
 
@@ -249,13 +253,14 @@ def _finite(value):
   return value
 
 
-def _body(suites, facts, pictures) -> list[str]:
+def _body(suites, facts, front, pictures) -> list[str]:
   parts = [page.heading(1, 'Evaluation report')]
   if facts:
     rows = [('setting', 'value'), *facts.items()]
     parts.append(page.table(rows, 'What was evaluated', 'texts'))
   scores, behaviour = _overview(suites)
   parts += [
+    *front,
     page.table(scores, 'Scores in percent, with 95% intervals'),
     page.table(behaviour, 'Behaviour of the generations'),
     page.note(tables.BEHAVIOUR_NOTE),

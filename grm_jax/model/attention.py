@@ -168,7 +168,7 @@ def attend_prompt(query, key, value, segments, *, window, cap, compute):
     logits = jnp.where(mask[:, None, None], logits, MASKED)
     (weights,), total = joint_softmax(logits, cap=cap)
     out = weighted_sum('PKGQS,PKSH->PKGQH', weights, values)
-    return jnp.moveaxis(out / total, 3, 1).astype(value.dtype)
+    return jnp.moveaxis(divide(out, total), 3, 1).astype(value.dtype)
 
   grouped = _group(query, key.shape[2])
   out = _by_blocks(block, grouped, 1, compute.query_block)
@@ -220,7 +220,7 @@ def attend_generations(
     (w_prompt, w_own), total = joint_softmax(of_prompt, of_own, cap=cap)
     out = weighted_sum('PKRGQS,PKSH->PKRGQH', w_prompt, p_value)
     out += weighted_sum('PKRGQT,PKRTH->PKRGQH', w_own, o_value)
-    out = jnp.transpose(out / total, (0, 2, 4, 1, 3, 5))
+    out = jnp.transpose(divide(out, total), (0, 2, 4, 1, 3, 5))
     return out.astype(value.dtype)
 
   grouped = _group(query, key.shape[3])
@@ -340,6 +340,31 @@ def joint_softmax(
   weights = [jnp.exp(p - top) for p in parts]
   total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
   return weights, total
+
+
+@jax.custom_vjp
+def divide(sums: jax.Array, total: jax.Array) -> jax.Array:
+  """sums [..., H] / total [..., 1], for totals as large as exp(60).
+
+  Autodiff would divide by the square of the total, which overflows. Padding of
+  a block may see nothing: its total is 0, and 0 is what comes of it.
+  """
+  return _divide_forward(sums, total)[0]
+
+
+def _divide_forward(sums, total):
+  total = jnp.where(total == 0.0, 1.0, total)
+  out = sums / total
+  return out, (out, total)
+
+
+def _divide_backward(kept, grad):
+  out, total = kept
+  to_total = -jnp.sum(grad * out, axis=-1, keepdims=True) / total
+  return grad / total, to_total
+
+
+divide.defvjp(_divide_forward, _divide_backward)
 
 
 def _by_blocks(

@@ -145,20 +145,28 @@ def _least(keys, weights, goal):
 
 
 def choose(
-  logits: jax.Array, how: Settings, keys: jax.Array
+  logits: jax.Array,
+  how: Settings,
+  keys: jax.Array,
+  forbidden: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Draws a token for each row.
 
   Args:
-    logits: float32 [B, V] of the model; -1e30 for what must never be drawn.
+    logits: float32 [B, V] of the model; dead entries at -1e30.
     how: settings of shape [B].
     keys: [B] random keys, see `step_keys`.
+    forbidden: bool [V], tokens that are never drawn; None for none.
 
   Returns:
     (tokens int32, drawn_logps, model_logps float32), each [B]: the token, its
-    log-probability under the distribution drawn from, and under the model.
+    log-probability under the distribution drawn from, and under the model. To
+    forbid is to truncate: the model's own is of all tokens, as in training.
   """
-  warm = truncate(logits, how)
+  allowed = logits
+  if forbidden is not None:
+    allowed = jnp.where(forbidden[None], _NEVER, logits)
+  warm = truncate(allowed, how)
   uniform = jax.vmap(jax.random.uniform)(keys)
   # Greedy ties go to the first token, as argmax does.
   uniform = jnp.where(how.temperature == 0, 0.0, uniform)

@@ -297,11 +297,11 @@ def _draw(model, weights, rows, hidden, drawn, stop_ids, forbidden):
   """The next token of every running row, and `drawn` with it."""
   x = head.logits(model, weights.embedder['table'], hidden)
   p, r, v = x.shape
-  x = jnp.where(forbidden[None, None], -1e30, x).reshape(p * r, v)
   lengths = rows.lengths + drawn.counts
   keys = step_keys(rows.keys.reshape(p * r, 2), lengths.reshape(-1))
   how = jax.tree.map(lambda x: x.reshape(-1), rows.settings)
-  found = [x.reshape(p, r) for x in choose(x, how, keys)]
+  found = choose(x.reshape(p * r, v), how, keys, forbidden)
+  found = [x.reshape(p, r) for x in found]
   live = drawn.status == RUNNING
   found = [jnp.where(live, x, 0) for x in found]
   stopped = jnp.any(found[0][..., None] == stop_ids[None, None], axis=-1)

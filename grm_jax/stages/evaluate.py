@@ -24,6 +24,7 @@ from grm_jax.judging.judgement import Fault, Judged, Judgement
 from grm_jax.parallel import files, start
 from grm_jax.parallel.journal import Journal
 from grm_jax.stages import load_judge
+from grm_jax.stages.pair import PairJudge
 from grm_jax.stages.scalar import ScalarJudge
 from grm_jax.training import pretrained
 
@@ -133,7 +134,7 @@ def _judge_suite(
   order = ORDERS.get(name, config.order)
   judge = load_judge.in_order(judge, order)
   # A scalar judge says the same every time.
-  scalar = isinstance(judge, ScalarJudge)
+  scalar = isinstance(judge, ScalarJudge | PairJudge)
   k = min(1, config.k) if scalar else config.k
   path = os.path.join(workdir, f'{name}.samples.jsonl')
   header = _header(config, name, order, len(examples))

@@ -5,8 +5,9 @@ gets the new parameters each time. Strict accuracy is equation 10 of arXiv
 2504.02495: a tie or a parse failure is no success.
 """
 
+import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import logging
 
@@ -16,6 +17,7 @@ from grm_jax.judging.judgement import Fault, Judged
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.tokenizer import Tokenizer
 from grm_jax.sampling import placing
+from grm_jax.sampling.engine import Engine
 from grm_jax.stages.judge import Judge, Settings
 from grm_jax.stages.load_judge import make_engine
 
@@ -54,6 +56,8 @@ class HeldOut:
     model: Gemma,
     tokenizer: Tokenizer,
     settings: Settings,
+    engine: Engine | None = None,
+    int8: bool = False,
     **sizes,
   ):
     """Compiles nothing yet, and holds no weights.
@@ -62,7 +66,9 @@ class HeldOut:
       examples: with a best response, or with a label for n = 1.
       model: with the compute and the layout of decoding.
       tokenizer, settings: of the judge.
-      **sizes: prompts, rows, size, chunk, buckets of the engine.
+      engine: of this model, shared with others; None for one of its own.
+      int8: whether the engine's kernels are int8.
+      **sizes: prompts, rows, size, chunk, buckets of an engine of its own.
 
     Raises:
       ValueError: an example that does not say what is right, a setting or a
@@ -70,28 +76,42 @@ class HeldOut:
     """
     for example in examples:
       outcome.is_correct(None, example)
-    self.examples, self._model = examples, model
-    engine = make_engine(model, None, tokenizer, **sizes)
+    self.examples, self._model, self._int8 = examples, model, int8
+    engine = engine or make_engine(model, None, tokenizer, **sizes)
     self._judge = Judge(engine, tokenizer, settings)
 
   def measure(self, params: dict, k: int = 0) -> Figures:
     """Figures of the model with these parameters; k = 0 is greedy."""
     return figures(self.judged(params, k))
 
-  def judged(self, params: dict, k: int = 0) -> list[Judged]:
+  def judged(
+    self,
+    params: dict,
+    k: int = 0,
+    stops: Callable[[], bool] = lambda: False,
+  ) -> list[Judged] | None:
     """k judgements of each example; those that cannot be are left out.
 
-    The log names the first of these and counts them.
+    The log names the first of these and counts them. `stops` is asked after
+    each example whether to give up; then there is nothing.
     """
-    weights, _ = placing.place(self._model, params)
-    self._judge.engine.programs.weights = weights
-    items = self._judge.judge(
+    weights, _ = placing.place(self._model, params, self._int8)
+    # A copy shares the programs; its caches end with it, not with the run.
+    judge = copy.copy(self._judge)
+    judge.engine = copy.copy(self._judge.engine)
+    judge.engine.programs.weights = weights
+    items = judge.judge(
       self.examples, k, progress='held out', total=len(self.examples)
     )
-    found, faults = [], []
+    found, faults, stopped = [], [], False
     for item in items:
       (faults if isinstance(item, Fault) else found).append(item)
-    self._judge.engine.programs.weights = None  # not held between two calls
+      stopped = stops()
+      if stopped:
+        break
+    judge.engine.programs.weights = None  # not held between two calls
+    if stopped:
+      return None
     if faults:
       logging.warning(
         '%d of %d held-out examples are left out; the first, %s: %s',
@@ -129,6 +149,40 @@ def figures(judged: Sequence[Judged]) -> Figures:
     tokens=_mean([x.num_tokens for x in samples]),
     examples=len({one.example.id for one in judged}) if samples else 0,
   )
+
+
+def voting_accuracy(judged: Sequence[Judged]) -> float:
+  """Share of examples whose best response has most votes.
+
+  Votes are summed over samples; see votes.expected_correct. Of an example with
+  one response the mean score must be on its label's side of 1/2. A tie is half
+  right, as if it was broken at random; nothing that parses is wrong.
+  """
+  right = []
+  for one in judged:
+    example, n = one.example, len(one.example.responses)
+    scores = [sample.scores for sample in one.samples]
+    if n > 1:
+      found = votes.summed(scores, n)
+      right.append(votes.expected_correct(found, example.best))
+    else:
+      right.append(_on_its_side(votes.mean(scores, 1), example.rewards[0]))
+  return _mean(right)
+
+
+def words(found: Figures) -> str:
+  """Some of the figures, for a person."""
+  return (
+    f'accuracy {found.accuracy:.3f}, of pairs {found.pair_accuracy:.3f}, '
+    f'parse failures {found.parse_failures:.3f}, ties {found.ties:.3f}, '
+    f'{found.tokens:.0f} tokens'
+  )
+
+
+def _on_its_side(mean, label) -> float:
+  if mean is None:
+    return 0.0
+  return 0.5 if mean[0] == 0.5 else float((mean[0] > 0.5) == label)
 
 
 def _tied(scores, best) -> bool:

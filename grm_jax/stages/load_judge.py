@@ -17,20 +17,25 @@ from grm_jax.sampling import placing
 from grm_jax.sampling.engine import Engine
 from grm_jax.sampling.values import Values
 from grm_jax.stages.judge import Judge, Settings, check_meta
+from grm_jax.stages.pair import PairJudge
 from grm_jax.stages.scalar import MetaJudge, ScalarJudge
 from grm_jax.stages.semi_scalar import SemiScalarJudge
 from grm_jax.stages.token_probability import TokenProbabilityJudge, Verdicts
 from grm_jax.training import pretrained
 
 # A GRM; a model asked for the best response, by what it says or by how likely
-# that is; a value per response; a critique per response, then a value for it.
-JUDGES = ('grm', 'llm', 'token_probability', 'scalar', 'semi_scalar')
-AnyJudge = Judge | TokenProbabilityJudge | ScalarJudge | SemiScalarJudge
+# that is; a value per response, or per pair of them; a critique per response,
+# then a value for it.
+JUDGES = ('grm', 'llm', 'token_probability', 'scalar', 'pair', 'semi_scalar')
+AnyJudge = (
+  Judge | TokenProbabilityJudge | ScalarJudge | PairJudge | SemiScalarJudge
+)
 _TEMPLATES = {
   'grm': 'pointwise',
   'llm': 'best',
   'token_probability': 'best',
   'scalar': 'pointwise',
+  'pair': 'pointwise',
   'semi_scalar': 'critic',
 }
 # Verdicts that follow a prompt at once: two samples of eight responses.
@@ -47,7 +52,7 @@ def from_config(
     mesh.from_config(config, devices, config.sampling.weights),
     mesh.from_config(config, devices),
   )
-  if config.judge in ('scalar', 'semi_scalar'):
+  if config.judge in ('scalar', 'pair', 'semi_scalar'):
     return _with_values(config, settings, layouts)
   s = config.sampling
   judge = load(
@@ -80,7 +85,9 @@ def from_config(
   return TokenProbabilityJudge(judge, verdicts)
 
 
-def _with_values(config, settings, layouts) -> ScalarJudge | SemiScalarJudge:
+def _with_values(
+  config, settings, layouts
+) -> ScalarJudge | PairJudge | SemiScalarJudge:
   """A judge whose scores are the values of a scalar head."""
   s, compute = config.sampling, Compute(**config.compute)
   sizes = dict(prompts=s.prompts, size=s.size, buckets=s.buckets)
@@ -98,9 +105,11 @@ def _with_values(config, settings, layouts) -> ScalarJudge | SemiScalarJudge:
     return ScalarJudge(values, tokenizer)
   if not model.scalar:
     raise ValueError(
-      f'config.judge=semi_scalar needs a model with a scalar head, which '
+      f'config.judge={config.judge} needs a model with a scalar head, which '
       f'{config.checkpoint} has not'
     )
+  if config.judge == 'pair':
+    return PairJudge(values, tokenizer)
   writer = model.clone(layout=decoding)
   weights, _ = placing.place(writer, params, s.int8)
   engine = make_engine(

@@ -23,17 +23,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-from absl import logging
 from ml_collections import ConfigDict
 
-from grm_jax.data import sources
 from grm_jax.judging import example as examples_lib
 from grm_jax.judging import rejection, template
-from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.forms import Forms
 from grm_jax.judging.rejection import Rules
 from grm_jax.parallel import files, start
-from grm_jax.stages import rft_rows, rft_samples, sft
+from grm_jax.stages import rft_rows, rft_samples, sft, told
 
 PARTS = ('sample', 'filter', 'train')
 KEPT, FILTER = 'kept.jsonl', 'filter.json'
@@ -51,7 +48,8 @@ def run(config: ConfigDict, workdir: str) -> None:
   _check(config, parts, workdir)
   rules, forms = Rules(**config.filter), _forms(config)
   if 'sample' in parts or 'filter' in parts:
-    examples = _examples(config, forms)
+    found = told.load(config.data, config.strict, forms, 'config.train.prompt')
+    examples = {example.id: example for example in found}
     asked = {'data': _digest(map(examples_lib.to_row, examples.values()))}
     asked['data'] = f'{len(examples)} examples, {asked["data"]}'
     asked |= _prompts(config)
@@ -116,42 +114,6 @@ def _forms(config) -> Forms:
     message = str(error).replace('config.prompt.', 'config.train.prompt.')
     raise ValueError(message) from error
   return forms
-
-
-def _examples(config, forms) -> dict[str, JudgingExample]:
-  """By id, those of `config.data` that say what is right."""
-  found, _ = sources.load(config.data, 'train', config.strict)
-  examples = {example.id: example for example in found if _told(example)}
-  if not examples:
-    raise ValueError(
-      f'{config.data}: no example says what is right; RFT needs the best '
-      'response, or of a single one the label 0 or 1 in rewards'
-    )
-  if len(examples) < len(found):
-    logging.warning(
-      '%s: %d of %d examples do not say what is right and are left out',
-      *(config.data, len(found) - len(examples), len(found)),
-    )
-  if not forms.single and any(len(x.responses) == 1 for x in examples.values()):
-    raise ValueError(
-      f'{config.data} has examples of one response, whose label is 0 or 1, '
-      'and config.train.prompt.single, which asks for that, is empty'
-    )
-  by_given = 'principles' in forms.of(2).slots()
-  if by_given and not all(x.principles for x in examples.values()):
-    raise ValueError(
-      f'config.train.prompt.template={forms.template} judges by given '
-      f'principles, and not all examples of {config.data} have them; RFT '
-      'learns to write them: give a template that asks for them'
-    )
-  return examples
-
-
-def _told(example: JudgingExample) -> bool:
-  """Whether it is known what is right."""
-  if len(example.responses) > 1:
-    return example.best is not None
-  return example.rewards is not None and example.rewards[0] in (0, 1)
 
 
 def _prompts(config) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import tqdm
 
@@ -13,6 +13,39 @@ from grm_jax.judging.judgement import Fault, Judged, Judgement
 from grm_jax.model import chat
 from grm_jax.model.tokenizer import Tokenizer
 from grm_jax.sampling.values import Item, Values
+
+
+def query_and_responses(example: JudgingExample, tokenizer: Tokenizer) -> Item:
+  """The query as a prompt, and each response as the model's turn after it.
+
+  Raises:
+    ValueError: the query's turns make no conversation.
+  """
+  turns = [{'role': t.role, 'content': t.text} for t in example.query]
+  ends = [tokenizer.end_of_turn]
+  query = chat.render(tokenizer, turns)
+  return query, [tokenizer.encode(x) + ends for x in example.responses]
+
+
+def meta_prompt(
+  example: JudgingExample,
+  order: Sequence[int],
+  tokenizer: Tokenizer,
+  limit: int,
+) -> tuple[int, ...]:
+  """What the meta RM reads before judgements of the example in this order.
+
+  Raises:
+    ValueError: it does not fit in `limit` tokens, however shortened.
+  """
+  render = functools.partial(chat.render_user, tokenizer)
+  asked = template.load('meta')
+  return prompt.tokenize(asked, example, order, render, limit=limit).tokens
+
+
+def meta_text(text: str, tokenizer: Tokenizer, limit: int) -> list[int]:
+  """A judgement as the meta RM reads it: up to `limit` tokens, its end one."""
+  return [*tokenizer.encode(text)[: limit - 1], tokenizer.end_of_turn]
 
 
 class ScalarJudge:
@@ -63,15 +96,12 @@ class ScalarJudge:
     """Its tokens, or why it cannot be judged."""
     if isinstance(example, Fault):
       return example
-    messages = [{'role': t.role, 'content': t.text} for t in example.query]
-    ends = [self.tokenizer.end_of_turn]
     try:
-      query = chat.render(self.tokenizer, messages)
+      item = query_and_responses(example, self.tokenizer)
     except ValueError as error:
       return Fault(example.id, str(error))
-    texts = [self.tokenizer.encode(x) + ends for x in example.responses]
-    reason = self.values.fault((query, texts))
-    return Fault(example.id, reason) if reason else (query, texts)
+    reason = self.values.fault(item)
+    return Fault(example.id, reason) if reason else item
 
 
 class MetaJudge:
@@ -83,8 +113,6 @@ class MetaJudge:
 
   def __init__(self, values: Values, tokenizer: Tokenizer):
     self.values, self.tokenizer = values, tokenizer
-    self._template = template.load('meta')
-    self._chat = functools.partial(chat.render_user, tokenizer)
 
   def rate(self, judged: Judged) -> Judged | Fault:
     """The example with `meta` in every sample, or why that cannot be.
@@ -101,11 +129,7 @@ class MetaJudge:
     for place, sample in enumerate(judged.samples):
       by_order.setdefault(sample.order, []).append(place)
     items = [
-      (
-        self._prompt(judged, order),
-        [self._text(judged.samples[place].text) for place in places],
-      )
-      for order, places in by_order.items()
+      self._item(judged, order, places) for order, places in by_order.items()
     ]
     samples = list(judged.samples)
     rated = zip(by_order.values(), self.values.of(items), strict=True)
@@ -114,15 +138,10 @@ class MetaJudge:
         samples[place] = dataclasses.replace(samples[place], meta=float(value))
     return dataclasses.replace(judged, samples=tuple(samples))
 
-  def _text(self, text):
-    tokens = self.tokenizer.encode(text)[: self.values.size - 1]
-    return [*tokens, self.tokenizer.end_of_turn]
-
-  def _prompt(self, judged, order):
-    return prompt.tokenize(
-      self._template,
-      judged.example,
-      order,
-      self._chat,
-      limit=self.values.buckets[-1],
-    ).tokens
+  def _item(self, judged, order, places) -> Item:
+    limit, size = self.values.buckets[-1], self.values.size
+    texts = [judged.samples[place].text for place in places]
+    return (
+      meta_prompt(judged.example, order, self.tokenizer, limit),
+      [meta_text(text, self.tokenizer, size) for text in texts],
+    )

@@ -1,14 +1,16 @@
 """One update of the parameters, by any loss, over one or several batches.
 
-A loss is a pure function (params, batch) -> (numerator, denominator), both
-float32 scalars. Gradients of numerators and the denominators are added up over
-batches and devices and divided once: a mean of means is wrong for ragged
-lengths (which is why optax.MultiSteps is not used).
+A loss is a pure function (params, batch) -> (numerator, denominator, extras):
+float32 scalars, and what else is to be measured. A batch is any tree of
+arrays. Gradients of numerators and the denominators are added up over batches
+and devices and divided once: a mean of means is wrong for ragged lengths
+(which is why optax.MultiSteps is not used).
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +22,30 @@ from grm_jax.model.gemma import Gemma
 from grm_jax.training import state as states
 from grm_jax.training.state import TrainState
 
-Loss = Callable[[dict, Batch], tuple[jax.Array, jax.Array]]
 Metrics = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Extras:
+  """What a loss measures beside itself; no gradient flows from here.
+
+  The names are metrics, so that none may be one of `apply`'s own, or both a
+  mean and a maximum.
+
+  Attributes:
+    means: name -> (sum, count), float32 scalars, added up over batches. The
+      metric is sum / count, 0 where nothing was counted.
+    maxima: name -> float32 scalar, the maximum over batches.
+  """
+
+  means: dict[str, tuple[jax.Array, jax.Array]] = dataclasses.field(
+    default_factory=dict
+  )
+  maxima: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+
+Loss = Callable[[dict, Any], tuple[jax.Array, jax.Array, Extras]]
 
 
 @jax.tree_util.register_dataclass
@@ -32,16 +56,18 @@ class Sums:
   Attributes:
     grads: of the numerators, a tree like the parameters.
     numerator, denominator: float32 scalars.
+    extras: means added up, maxima so far.
   """
 
   grads: dict
   numerator: jax.Array
   denominator: jax.Array
+  extras: Extras
 
 
 def supervised_loss(
   model: Gemma, params: dict, batch: Batch
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, Extras]:
   """Cross-entropy of generation tokens: (sum over tokens, token count).
 
   Args:
@@ -50,7 +76,7 @@ def supervised_loss(
     batch: prompts with generations, or packed rows; prompts carry no loss.
 
   Returns:
-    float32 scalars.
+    float32 scalars, and no extras.
   """
   if batch.segments is None:
     logps, _ = head.generation_logps(model, params, batch)
@@ -61,20 +87,28 @@ def supervised_loss(
     logps, _ = head.prompt_logps(model, params, batch)
     targets = batch.targets[:, 1:]
     logps, count = jnp.where(targets, logps, 0.0), jnp.sum(targets)
-  return -jnp.sum(logps), count.astype(jnp.float32)
+  return -jnp.sum(logps), count.astype(jnp.float32), Extras()
 
 
-def first(loss: Loss, params: dict, batch: Batch) -> Sums:
+def first(loss: Loss, params: dict, batch: Any) -> Sums:
   """The sums of one batch."""
-  (numerator, denominator), grads = jax.value_and_grad(loss, has_aux=True)(
-    params, batch
-  )
-  return Sums(grads, numerator, denominator)
+
+  def scalar(params):
+    numerator, *others = loss(params, batch)
+    return numerator, others
+
+  (numerator, others), grads = jax.value_and_grad(scalar, has_aux=True)(params)
+  denominator, extras = others
+  return Sums(grads, numerator, denominator, extras)
 
 
-def add(loss: Loss, params: dict, sums: Sums, batch: Batch) -> Sums:
+def add(loss: Loss, params: dict, sums: Sums, batch: Any) -> Sums:
   """`sums` with one more batch."""
-  return jax.tree.map(jnp.add, sums, first(loss, params, batch))
+  more = first(loss, params, batch)
+  maxima = jax.tree.map(jnp.maximum, sums.extras.maxima, more.extras.maxima)
+  total = jax.tree.map(jnp.add, sums, more)
+  extras = dataclasses.replace(total.extras, maxima=maxima)
+  return dataclasses.replace(total, extras=extras)
 
 
 def apply(
@@ -84,7 +118,10 @@ def apply(
 
   Returns:
     The next state, and float32 scalars: loss (the mean), count (the
-    denominator), grad_norm, param_norm.
+    denominator), grad_norm, param_norm, and each of the extras by its name.
+
+  Raises:
+    ValueError: two metrics of one name.
   """
   count = jnp.maximum(sums.denominator, 1.0)
   grads = jax.tree.map(lambda x: x / count.astype(x.dtype), sums.grads)
@@ -96,14 +133,25 @@ def apply(
     'grad_norm': optax.tree.norm(grads),
     'param_norm': optax.tree.norm(params),
   }
+  for more in (_means(sums.extras), sums.extras.maxima):
+    if twice := metrics.keys() & more.keys():
+      raise ValueError(f'two metrics of one step are named {sorted(twice)}')
+    metrics |= more
   return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def _means(extras):
+  return {
+    name: total / jnp.maximum(count, 1.0)
+    for name, (total, count) in extras.means.items()
+  }
 
 
 def update(
   optimizer: optax.GradientTransformation,
   loss: Loss,
   state: TrainState,
-  batch: Batch,
+  batch: Any,
 ) -> tuple[TrainState, Metrics]:
   """`apply` of one batch: no sums are kept between two programs."""
   return apply(optimizer, state, first(loss, state.params, batch))
@@ -123,7 +171,7 @@ class Steps:
     abstract = states.abstract_state(model, optimizer)
     state = jax.tree.map(lambda x: x.sharding, abstract)
     whole = model.layout.sharding(())
-    sums = Sums(state.params, whole, whole)
+    sums = Sums(state.params, whole, whole, whole)
     self._update = jax.jit(
       functools.partial(update, optimizer, loss),
       donate_argnums=0,
@@ -135,12 +183,12 @@ class Steps:
     )
     self._apply = jax.jit(
       functools.partial(apply, optimizer),
-      donate_argnums=(0, 1),
+      donate_argnums=0,
       out_shardings=(state, whole),
     )
 
   def __call__(
-    self, state: TrainState, batches: Sequence[Batch]
+    self, state: TrainState, batches: Sequence[Any]
   ) -> tuple[TrainState, Metrics]:
     """One update by the mean over all batches; `state` is used up."""
     if len(batches) == 1:

@@ -119,7 +119,7 @@ def mean_loss(params, model, given, limits, prompts):
   loss = jax.jit(functools.partial(step.supervised_loss, model))
   total = count = 0.0
   for batch, _ in batches.once(given, prompts=prompts, limits=limits):
-    numerator, denominator = loss(params, batch)
+    numerator, denominator, _ = loss(params, batch)
     total, count = total + float(numerator), count + float(denominator)
   return total / count, count
 

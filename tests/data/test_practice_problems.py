@@ -68,8 +68,8 @@ def test_the_question_says_all_that_is_needed(family):
     assert task == problem.task
     assert tasks.solve(task) == problem.answer
     assert problems.verify(problem, problem.answer)
-    assert len(problem.question) < 120
-    assert len(problem.answer) < 40
+    assert len(problem.question) < 80
+    assert len(problem.answer) < 20
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -107,11 +107,22 @@ def test_shares_of_the_splits():
   assert abs(names.count('held_out') / len(names) - 0.15) < 0.04
 
 
+# How many of a stream are new in (train, another split), where it is fewer
+# than 400: few words are this short, and few numbers have 6 as their divisor.
+NEW = {
+  'letter_counting': (400, 80),
+  'spell_backward': (230, 50),
+  'gcd': (290, 40),
+}
+
+
 @pytest.mark.parametrize('family', FAMILIES)
 def test_every_split_has_enough_problems(family):
+  train, other = NEW.get(family, (400, 400))
   for split in SPLITS:
-    found = {problem.question for problem in take(family, split, 100)}
-    assert len(found) == 100, split
+    count = train if split == 'train' else other
+    found = {problem.question for problem in take(family, split, count)}
+    assert len(found) == count, split
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -120,9 +131,13 @@ def test_streams_are_stable_and_seeds_differ(family):
   assert first == take(family, 'validation', 60)
   assert first[:20] == take(family, 'validation', 20)
   other = take(family, 'validation', 60, seed=1)
-  # reasoning-gym's own seeds 0 and 1 have all items but one in common.
-  assert len({p.task for p in first} & {p.task for p in other}) < 40
-  assert first != other
+  # reasoning-gym's own seeds 0 and 1 have all items but one in common, in the
+  # same order; a small family may have the same ones in another order.
+  one, two = (
+    {(a.task, b.task) for a, b in itertools.pairwise(found)}
+    for found in (first, other)
+  )
+  assert len(one & two) < 12
 
 
 def test_a_used_up_family_begins_again():

@@ -31,6 +31,12 @@ def made(family, query, *responses):
   )
 
 
+VERDICT = re.compile(
+  r'^Response (\d)(?:: | says )(\S.*\S), (right|wrong: [a-z0-9 ]+)\.$',
+  re.MULTILINE,
+)
+
+
 @pytest.mark.parametrize('share', [0.0, 0.5, 1.0])
 def test_it_parses_to_what_was_meant(share):
   for example in EXAMPLES:
@@ -45,8 +51,11 @@ def test_without_mistakes_it_is_right():
     scores = teacher.scores(example)
     assert outcome.is_correct(scores, example)
     if example.best is not None:
-      assert scores[example.best] >= 9
-      assert max(s for i, s in enumerate(scores) if i != example.best) <= 4
+      assert scores[example.best] == 10
+      others = [s for i, s in enumerate(scores) if i != example.best]
+      assert set(others) <= {1, 2, 3, 4}
+    else:
+      assert scores == example.rewards
 
 
 def test_orders():
@@ -58,12 +67,15 @@ def test_orders():
         found = orders.restore(parse(text, n), order)
         assert found == teacher.scores(example, mistakes=share)
         # "Response 1" is the one that is shown first.
-        for k, index in enumerate(order, 1):
-          answer = re.escape(tasks.answer_in(example.responses[index]))
-          assert re.search(
-            rf'Response {k}(:| says) {answer}[:,]|{answer} in Response {k} is',
-            text,
-          )
+        lines = VERDICT.findall(text)
+        assert [int(k) for k, _, _ in lines] == list(range(1, n + 1))
+        for (_, pairs, verdict), index in zip(lines, order, strict=True):
+          task = tasks.read(example.tags['family'], example.query[0].text)
+          answer = tasks.answer_in(example.responses[index])
+          items = tasks.split_answer(task, answer)
+          read = [x.split('/')[0] for x in pairs.split(', ')]
+          assert [*items, '-'][: len(read)] == read
+          assert (verdict == 'right') == (found[index] == 10)
 
 
 @pytest.mark.parametrize('share', [0.2, 0.5])
@@ -107,7 +119,7 @@ def test_weights_add_up_and_fall():
   for example in EXAMPLES:
     text = teacher.write(example, mistakes=0.3)
     weights = [int(w) for w in re.findall(r'\((\d+)%\)', text)]
-    assert len(weights) == (2 if len(example.responses) == 1 else 4)
+    assert len(weights) == 2
     assert sum(weights) == 100
     assert weights == sorted(weights, reverse=True)
     names = re.findall(r'^\d\. (.*) \(', text, re.MULTILINE)
@@ -131,21 +143,19 @@ def test_it_is_short():
     text = teacher.write(example, mistakes=0.3)
     n = len(example.responses)
     analysis = text.split('Analysis:\n')[1].split('\n\n')[0]
-    assert len(analysis) < 150 + 60 * n
-    assert len(text) < 280 + 60 * n
+    assert len(analysis) < 90 + 50 * n
+    assert len(text) < 190 + 50 * n
 
 
 WHOLE = r"""Specific Criteria:
-1. Correct result (50%)
-2. Divides all (20%)
-3. None is larger (20%)
-4. Nothing more (10%)
+1. Correct result (80%)
+2. Each step holds (20%)
 
 Analysis:
 48 mod 18 = 12, 18 mod 12 = 6, 12 mod 6 = 0, so 6.
-Response 1: 3, but off by 3.
-Response 2: 6, as it should be.
-Response 3: 7, but off by 1.
+Response 1: 3/6, wrong: too low.
+Response 2: 6/6, right.
+Response 3: 7/6, wrong: off by 1.
 
 Scores: \boxed{3, 10, 4}"""
 
@@ -160,6 +170,21 @@ def test_a_whole_text():
   )
   text = teacher.write(example, seed=2)
   assert text == WHOLE
+
+
+def test_a_slip_of_the_teacher_is_held_against_all():
+  # All responses are held against what came out, the right one too.
+  example = made('spell_backward', 'Spell backward: t a p', 'p a t', 'p t')
+  texts = [teacher.write(example, mistakes=1.0, seed=i) for i in range(40)]
+  found = {text.split('Analysis:\n')[1] for text in texts}
+  (written,) = (x for x in found if 'end: p t.' in x and 'says' in x)
+  assert written.splitlines() == [
+    'From the end: p t.',
+    'Response 1 says p/p, a/t, wrong: out of place.',
+    'Response 2 says p/p, t/t, right.',
+    '',
+    r'Scores: \boxed{4, 10}',
+  ]
 
 
 # Task, claimed answer, steps.
@@ -246,29 +271,35 @@ SCORES = [
   (
     'chain_sum',
     'What is 23 + 19 - 7?',
-    [('35', 10), ('36', 4), ('I get 32.', 3), ('53', 2), ('a lot', 1)],
+    [('35', 10), ('36', 4), ('I get 32.', 3), ('53', 3), ('a lot', 1)],
   ),
-  ('chain_sum', 'What is 23 + 19 - 7?', [('Answer: 35', 9), ('34', 4)]),
+  ('chain_sum', 'What is 23 + 19 - 7?', [('Answer: 35', 10), ('34', 4)]),
   (
     'number_format',
     'Which number is the largest: 9.11, 9.90?',
-    [('I get 9.90.', 9), ('9.11', 3), ('9.09', 1)],
+    [('I get 9.90.', 10), ('9.11', 3), ('9.09', 1)],
   ),
   (
     'word_sorting',
     'Sort the words, a first: d, c, b, a',
     [
       ('a, b, c, d', 10),
-      ('b, a, c, d', 4),
+      ('b, a, c, d', 3),
+      ('a, c, b, d', 4),
       ('b, c, a, d', 3),
-      ('d, c, b, a', 2),
+      ('d, c, b, a', 3),
       ('a, b, c', 2),
     ],
   ),
   (
     'spell_backward',
     'Spell backward: s p a c e',
-    [('e c a p s', 10), ('s e c a p', 1), ('e c a p p s', 2)],
+    [
+      ('e c a p s', 10),
+      ('s e c a p', 3),
+      ('e c a p p s', 4),
+      ('e c a p s s', 2),
+    ],
   ),
 ]
 

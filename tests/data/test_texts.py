@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import tempfile
 
 import pytest
@@ -95,8 +96,8 @@ def test_rows_of_written_judgements(tmp_path):
   prompt, own = shown(texts.record(two, FORMS, words(), 1000))
   assert own == ['g<end_of_turn>', 'h<end_of_turn>']
   for number, word in enumerate(('third', 'first', 'second'), 1):
-    block = f'[Start of Response {number}]\n{word}\n[End of Response {number}]'
-    assert block in prompt
+    block = rf'\[Start[^\]]* {number}\]\n{word}\n\[End[^\]]* {number}\]'
+    assert re.search(block, prompt)
 
 
 BAD = [
@@ -150,7 +151,18 @@ def test_bad_rows_are_named_and_the_rest_goes_on(tmp_path, kind, row, reason):
 
 @pytest.mark.parametrize(
   'spec',
-  ['nowhere', '', 'texts', 'texts:', 'judged:', 'file.jsonl', 'practise:3'],
+  [
+    'nowhere',
+    '',
+    'texts',
+    'texts:',
+    'judged:',
+    'verdicts:',
+    'no_principles:',
+    'no_principles:nowhere',
+    'file.jsonl',
+    'practise:3',
+  ],
 )
 def test_unknown_sources(spec):
   with pytest.raises(ValueError, match='is no source of texts; config.data'):
@@ -212,7 +224,7 @@ ASKED = [
   example_of('pair', '42', '24', best=0),
   example_of('four', '1', '42', '3', '4'),
   example_of('known', '42', '24', reference='It is 42.'),
-  example_of('nasty', NASTY, '[End of Response 1]', query=NASTY),
+  example_of('nasty', NASTY, '[End of Response 1] [End 1]', query=NASTY),
   example_of('long', 'word ' * 900, '24 ' * 500),
   example_of('long single', 'word ' * 900),
 ]
@@ -267,6 +279,86 @@ def test_practice_splits_share_no_text_and_mistakes_are_made():
     a.generations != b.generations for a, b in zip(train, slipped, strict=True)
   ]
   assert sum(other) > 20
+
+
+def test_basics_are_plain_texts():
+  whole = list(texts.read('basics:40', 'train', 'mine', seed=1))
+  assert list(texts.read('basics:12', 'train', 'mine', seed=1)) == whole[:12]
+  assert len(whole) == 40 and {text.source for text in whole} == {'mine'}
+  # Not of the examples that practice:COUNT makes of this seed.
+  assert whole[0].id == 'practice/chain_sum/train/1001/0/solve'
+  other = list(texts.read('basics:40', 'train', 'mine', seed=2))
+  assert not {text.id for text in other} & {text.id for text in whole}
+  for text in whole:
+    assert [turn.role for turn in text.turns] == ['user']
+    (generation,) = text.generations
+    prompt, own = shown(texts.record(text, FORMS, words(), 300))
+    assert prompt == (
+      f'<bos><start_of_turn>user\n{text.turns[0].text}<end_of_turn>\n'
+      '<start_of_turn>model\n'
+    )
+    assert own == [f'{generation}<end_of_turn>']
+
+
+def test_basics_without_a_count():
+  assert sum(1 for _ in texts.read('basics', 'held_out', 's')) == 20_000
+
+
+@pytest.mark.parametrize('count', ['0', '-3', 'x', '1.5', ' 4', '4:', '²'])
+def test_counts_of_basics_that_are_none(count):
+  with pytest.raises(ValueError, match='basics:COUNT has a whole number') as no:
+    list(texts.read(f'basics:{count}', 'train', 's'))
+  assert repr(f'basics:{count}') in str(no.value)
+
+
+def test_basics_of_a_split_that_is_none():
+  with pytest.raises(ValueError, match="split 'test' is none of train"):
+    list(texts.read('basics:3', 'test', 's'))
+
+
+def test_known_verdicts_of_any_source(tmp_path):
+  rows = [
+    {'id': f'p{i}', 'query': f'q {i}', 'responses': ['x', 'y'], 'best': i % 2}
+    for i in range(8)
+  ]
+  unknown = {'id': 'u', 'query': 'q', 'responses': ['x', 'y']}
+  path = write(tmp_path / 'f.jsonl', *rows, unknown, 'not json')
+  *found, first, second = read('verdicts', path)
+  assert [type(x) for x in (first, second)] == [Fault, Fault]
+  assert 'does not say what is right' in first.reason
+  assert f'{path}, row 10' in second.reason
+  assert {text.order for text in found} == {(0, 1), (1, 0)}
+  for text, row in zip(found, rows, strict=True):
+    assert (text.id, text.source) == (row['id'], 'mine')
+    (generation,) = text.generations
+    place = text.order.index(row['best'])
+    assert FORMS.read(generation, 2) == ((8, 4), (4, 8))[place]
+  again = list(texts.read(f'verdicts:{path}', 'train', 'mine', seed=1))
+  assert [x.order for x in again[:8]] != [x.order for x in found]
+
+
+def test_judgements_without_their_principles(tmp_path):
+  judged = {'query': 'q', 'responses': ['a', 'b']}
+  path = write(
+    tmp_path / 'f.jsonl',
+    judged | {'generations': ['Specific Criteria:\n1\n\nAnalysis:\nx', 'y']},
+    [],
+  )
+  found, fault = read('no_principles:judged', path)
+  assert found.generations == ('Analysis:\nx', 'y')
+  assert 'not a JSON object' in fault.reason
+  plain = write(tmp_path / 'g.jsonl', {'query': 'q', 'generation': 'Analysis:'})
+  (text,) = read('no_principles:texts', plain)
+  assert text.generations == ('Analysis:',)
+  full, cut = (
+    list(texts.read(f'{prefix}practice:6', 'train', 's', mistakes=1.0))
+    for prefix in ('', 'no_principles:')
+  )
+  for one, other in zip(full, cut, strict=True):
+    before, after = one.generations[0].split('Analysis:')
+    assert 'Specific Criteria' in before
+    assert other.generations == (f'Analysis:{after}',)
+    assert (other.id, other.order) == (one.id, one.order)
 
 
 def test_lines_are_all_lines_of_all_texts():

@@ -31,7 +31,7 @@ class Planned(RuleEngine):
     text = words().decode(request.prompt)
     unhinted, hinted = re.search(r'plan=([a-z]*)/([a-z]*)', text).groups()
     letter = (hinted if TOLD in text else unhinted)[sample]
-    shown = re.findall(r'(good|bad)\n\[End of Response', text)
+    shown = re.findall(r'(good|bad)\n\[End', text)
     scores = [9 if x == 'good' else 2 for x in shown]
     if len(shown) == 1:
       scores = [int(shown[0] == 'good')]

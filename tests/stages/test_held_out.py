@@ -16,6 +16,7 @@ from grm_jax.parallel import mesh
 from grm_jax.stages import held_out
 from grm_jax.stages.held_out import Figures, HeldOut
 from grm_jax.stages.judge import Settings
+from grm_jax.stages.load_judge import make_engine
 from tests.model import tiny
 
 SIZES = dict(prompts=2, rows=1, size=6, chunk=3, buckets=(400,))
@@ -204,3 +205,41 @@ def test_new_parameters_are_measured_and_nothing_is_compiled_again(caplog):
   assert written == ['eeeeee'] * 3
   # Between two measurements the devices hold no second copy of the weights.
   assert judge._judge.engine.programs.weights is None
+
+
+def test_an_engine_is_shared_and_keeps_nothing():
+  """Rollouts and evaluations use one; their caches end with each of them."""
+  engine = make_engine(gemma(), None, words(), **SIZES)
+  settings = Settings(template='practice', single='practice_single')
+  judge = HeldOut([PAIR, FOUR, RIGHT], gemma(), words(), settings, engine)
+  params = params_that_write(words().end_of_turn)
+  calls = iter([False, True])
+  assert judge.judged(params, stops=lambda: next(calls)) is None
+  assert engine.programs.weights is None and engine.programs.count()
+  assert engine.slots is None and engine.state is None
+  # One that was stopped leaves nothing behind.
+  assert len(judge.judged(params)) == 3
+  assert engine.programs.weights is None and engine.slots is None
+
+
+@pytest.mark.parametrize(
+  'found, expected',
+  [
+    # Votes are summed: 9 + 2 against 2 + 8; here 1 is the best.
+    ([judged(PAIR, sample((2, 9)), sample((8, 2)))], 1.0),
+    ([judged(PAIR, sample((9, 2)), sample((2, 8)))], 0.0),
+    ([judged(PAIR, sample((9, 2)), sample((2, 9)))], 1 / 2),
+    ([judged(PAIR, sample((2, 9)), sample(None), sample(None))], 1.0),
+    ([judged(PAIR, sample(None))], 0.0),
+    ([judged(RIGHT, sample((1,)), sample((0,)), sample((1,)))], 1.0),
+    ([judged(WRONG, sample((1,)), sample((0,)), sample((1,)))], 0.0),
+    # Even votes on a label are a tie as well.
+    ([judged(RIGHT, sample((1,)), sample((0,)))], 1 / 2),
+    ([judged(WRONG, sample((1,)), sample((0,)))], 1 / 2),
+    ([judged(WRONG, sample(None))], 0.0),
+    ([judged(PAIR, sample((2, 9))), judged(WRONG, sample((1,)))], 1 / 2),
+    ([], 0.0),
+  ],
+)
+def test_voting_accuracy(found, expected):
+  assert held_out.voting_accuracy(found) == pytest.approx(expected)

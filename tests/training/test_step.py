@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -93,7 +94,7 @@ def test_loss_is_weighted_by_token():
   batch = next(batches(1)).replace(
     generation_lengths=np.array([[7, 0], [1, 2], [0, 0], [3, 3]], np.int32)
   )
-  total, count = step.supervised_loss(model, params, batch)
+  total, count, _ = step.supervised_loss(model, params, batch)
   assert float(count) == 16.0
   parts = []
   for p, r in np.ndindex(4, 2):
@@ -138,6 +139,49 @@ def test_accumulation_equals_one_batch():
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def measured(params, batch):
+  """A loss of any tree, cheap to compile, with one mean and one maximum."""
+  x, weights = batch['x'], batch['weights']
+  total, count = jnp.sum(weights * x), jnp.sum(weights)
+  extras = step.Extras({'x': (total, count)}, {'largest': jnp.max(x)})
+  return total * jnp.mean(jax.tree.leaves(params)[0]), count, extras
+
+
+def measure(loss, weights, sizes):
+  model, optimizer = tiny.gemma(), optax.sgd(1.0)
+  state = state_lib.init_state(model, optimizer, tiny.params(model))
+  batch = {
+    'x': np.array([-1, -2, -5, -7], np.float32),
+    'weights': np.array(weights, np.float32),
+  }
+  some = parts_of(batch, np.array(sizes))
+  return step.Steps(model, optimizer, loss)(state, some)[1]
+
+
+@pytest.mark.parametrize('sizes', [(4,), (1, 2, 1), (2, 2)])
+def test_extras_over_batches(sizes):
+  """-1, -5 and -7 count; a maximum begins at the first batch, not at 0."""
+  metrics = measure(measured, [1, 0, 2, 1], sizes)
+  assert float(metrics['x']) == -4.5  # (-1 - 10 - 7) / 4
+  assert float(metrics['largest']) == -1.0
+  assert float(metrics['count']) == 4.0
+
+
+def test_a_mean_of_nothing_is_zero():
+  assert float(measure(measured, [0, 0, 0, 0], (1, 3))['x']) == 0.0
+
+
+@pytest.mark.parametrize('kind', ['means', 'maxima'])
+def test_metrics_have_names_of_their_own(kind):
+  def loss(params, batch):
+    numerator, count, _ = measured(params, batch)
+    mine = (count, count) if kind == 'means' else count
+    return numerator, count, step.Extras(**{kind: {'grad_norm': mine}})
+
+  with pytest.raises(ValueError, match='grad_norm'):
+    measure(loss, [1, 1, 1, 1], (4,))
+
+
 def test_packed_rows_equal_texts_apart():
   """Losses and gradients, with texts longer than the window of 6."""
   model = Gemma(tiny.SIZE, Compute(query_block=7), mesh.one_device())
@@ -149,14 +193,16 @@ def test_packed_rows_equal_texts_apart():
   apart = apart_batch(texts, lengths)
   loss = functools.partial(step.supervised_loss, model)
   both = [
-    jax.jit(jax.value_and_grad(loss, has_aux=True))(params, x)
+    jax.jit(functools.partial(step.first, loss))(params, x)
     for x in (packed, apart)
   ]
-  ((total, count), grads), ((their_total, their_count), their_grads) = both
-  assert float(count) == float(their_count) == 28.0
-  assert float(total) == pytest.approx(float(their_total), rel=1e-6)
+  ours, theirs = both
+  assert float(ours.denominator) == float(theirs.denominator) == 28.0
+  assert float(ours.numerator) == pytest.approx(
+    float(theirs.numerator), rel=1e-6
+  )
   for a, b in zip(
-    jax.tree.leaves(grads), jax.tree.leaves(their_grads), strict=True
+    jax.tree.leaves(ours.grads), jax.tree.leaves(theirs.grads), strict=True
   ):
     np.testing.assert_allclose(a, b, atol=1e-4)
 

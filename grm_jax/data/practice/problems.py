@@ -29,28 +29,21 @@ from grm_jax.data.practice.tasks import Task
 # Family -> what its generator is given: here difficulty is tuned.
 FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
   {
-    'chain_sum': dict(min_terms=2, max_terms=3, min_digits=1, max_digits=2),
-    'number_format': dict(
-      min_num_candidates=3,
-      max_num_candidates=4,
-      min_n=10,
-      max_n=90,
-      max_delta=9,
-    ),
+    'chain_sum': dict(min_terms=2, max_terms=3, min_digits=1, max_digits=1),
     'number_sorting': dict(
       min_numbers=3,
       max_numbers=4,
       min_decimals=0,
       max_decimals=0,
       min_value=0,
-      max_value=99,
+      max_value=9,
     ),
-    'letter_counting': dict(min_words=2, max_words=3),
-    'spell_backward': dict(min_word_len=3, max_word_len=7),
+    'letter_counting': dict(min_words=2, max_words=2),
+    'spell_backward': dict(min_word_len=3, max_word_len=4),
     'word_sorting': dict(
       min_words=3, max_words=3, min_word_length=3, max_word_length=4
     ),
-    'gcd': dict(min_value=2, max_value=99),
+    'gcd': dict(min_value=2, max_value=60),
   }
 )
 SPLITS = ('train', 'validation', 'held_out')

@@ -7,16 +7,14 @@ learn to do the same. Its mistakes are slips in the working: what follows is
 faithful to the slip. It needs no reasoning-gym.
 """
 
-import re
 from collections.abc import Sequence
 
-from grm_jax.data.practice import draws, tasks, working
+from grm_jax.data.practice import draws, holding, tasks, working
 from grm_jax.data.practice.mistakes import slips
-from grm_jax.data.practice.tasks import Task
 from grm_jax.judging import orders
 from grm_jax.judging.example import JudgingExample
 
-# The first principle, the family's own ones, and one about the form.
+# The first principle, and the family's own ones.
 _FIRST = ('Correct result', 'Right answer')
 _OWN = {
   'chain_sum': ('Every term counts', 'Signs are kept', 'Digits in place'),
@@ -27,16 +25,9 @@ _OWN = {
   'word_sorting': ('Order as asked', 'None is lost', 'None twice'),
   'gcd': ('Divides all', 'None is larger', 'Each step holds'),
 }
-_FORM = ('Plain form', 'Nothing more')
-# Four principles to compare responses, as pointwise asks for; two for one.
-_WEIGHTS = ((50, 20, 20, 10), (40, 30, 20, 10), (60, 20, 15, 5))
-_WEIGHTS_SINGLE = ((80, 20), (70, 30), (60, 40))
-# What is said of a right and of a wrong response.
-_VERDICTS = (
-  ('Response {k} says {a}: right.', 'Response {k} says {a}: wrong, {how}.'),
-  ('Response {k}: {a}, as it should be.', 'Response {k}: {a}, but {how}.'),
-  ('{a} in Response {k} is right.', '{a} in Response {k} is wrong, {how}.'),
-)
+_WEIGHTS = ((80, 20), (70, 30), (60, 40))
+# How what is found in a response is told.
+_VERDICTS = ('Response {k}: {words}.', 'Response {k} says {words}.')
 
 
 def write(
@@ -71,7 +62,7 @@ def write(
   return '\n'.join(
     [
       'Specific Criteria:',
-      *_principles(task.family, len(shown), key),
+      *_principles(task.family, key),
       '',
       'Analysis:',
       working.steps(task, claimed),
@@ -87,7 +78,7 @@ def scores(
 ) -> tuple[int, ...]:
   """The scores that `write` ends in, in the example's own order.
 
-  Without a slip the right response's is 9 or 10 and all others' are 1 to 4;
+  Without a slip the right response's is 10 and all others' are 1 to 4;
   a single response's is 1 or 0.
 
   Raises:
@@ -118,56 +109,22 @@ def _work(example, mistakes, seed):
 
 
 def _score(task, response, claimed, n):
-  answer = tasks.answer_in(response)
-  if n == 1:
-    return int(answer == claimed)
-  if answer != claimed:
-    return _fault(task, answer, claimed)[1]
-  # Nothing more than the answer was asked for.
-  return 10 if response == answer else 9
-
-
-def _fault(task: Task, answer: str, claimed: str) -> tuple[str, int]:
-  """(what is wrong with an answer, its score: 1 to 4)."""
-  if tasks.FORMS[task.family].answer is not None:
-    return _list_fault(
-      tasks.split_answer(task, answer), tasks.split_answer(task, claimed)
-    )
-  if task.family == 'number_format':
-    if answer in task.items:
-      return f'not the {task.asked}', 3
-    return 'not in the list', 1
-  if not re.fullmatch(r'-?[0-9]{1,9}', answer):
-    return 'not a whole number', 1
-  gap = abs(int(answer) - int(claimed))
-  return f'off by {gap}', 4 if gap == 1 else 3 if gap <= 5 else 2
-
-
-def _list_fault(items, claimed):
-  more = len(items) - len(claimed)
-  if more:
-    return f'{abs(more)} too {"many" if more > 0 else "few"}', 2
-  pairs = zip(items, claimed, strict=True)
-  differ = sum(item != other for item, other in pairs)
-  what = '1 place differs' if differ == 1 else f'{differ} places differ'
-  return what, min(4, max(1, 6 - differ))
+  found = holding.hold(task, tasks.answer_in(response), claimed)
+  return int(not found.fault) if n == 1 else found.score
 
 
 def _verdicts(task, claimed, shown, key):
-  right, wrong = draws.choice(_VERDICTS, 'verdict', *key)
+  form = draws.choice(_VERDICTS, 'verdict', *key)
   for k, answer in enumerate(map(tasks.answer_in, shown), 1):
-    how, _ = _fault(task, answer, claimed)
-    text = right if answer == claimed else wrong
-    yield text.format(k=k, a=answer, how=how)
+    yield form.format(k=k, words=holding.hold(task, answer, claimed).words)
 
 
-def _principles(family, n, key):
-  own = draws.shuffled(_OWN[family], 'own', *key)
-  names = [draws.choice(_FIRST, 'first', *key), *own[: 2 if n > 1 else 1]]
-  if n > 1:
-    names.append(draws.choice(_FORM, 'form', *key))
-  table = _WEIGHTS if n > 1 else _WEIGHTS_SINGLE
-  weights = draws.choice(table, 'weights', *key)
+def _principles(family, key):
+  names = (
+    draws.choice(_FIRST, 'first', *key),
+    draws.choice(_OWN[family], 'own', *key),
+  )
+  weights = draws.choice(_WEIGHTS, 'weights', *key)
   return [
     f'{i}. {name} ({weight}%)'
     for i, (name, weight) in enumerate(zip(names, weights, strict=True), 1)

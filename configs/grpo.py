@@ -1,0 +1,96 @@
+r"""Rule-based reinforcement learning of a judge (GRPO).
+
+  python -m grm_jax.main --config=configs/grpo.py --workdir=runs/grpo \
+    --config.checkpoint=runs/rft/model --config.data=ultrafeedback:PATH
+
+A step is an update: one for each rollout of `prompts` groups, unless there are
+more `minibatches` or `passes`. Published variants: DAPO is
+--config.objective.normalizer=token --config.objective.clip_high=0.28
+--config.objective.kl_coef=0.0 --config.resample=3; Dr. GRPO is
+--config.objective.normalizer=constant --config.objective.std=false
+--config.objective.kl_coef=0.0. Killed or stopped by SIGTERM and started again,
+it goes on. `:tiny` continues the model of configs/rft.py:tiny.
+"""
+
+from ml_collections import ConfigDict
+
+from grm_jax.parallel.rules import RULES
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  if arg not in ('', 'tiny'):
+    raise ValueError(f'configs/grpo.py:{arg}: only :tiny exists')
+  tiny = arg == 'tiny'
+  return ConfigDict(
+    dict(
+      stage='grpo',
+      checkpoint='runs/rft/model' if tiny else '',  # where the policy begins
+      step=-1,  # which step of the checkpoint; -1 is the newest
+      data='practice:4000' if tiny else '',  # see data/sources.py
+      strict=False,  # stop at the first row that is bad
+      seed=0,
+      prompt=dict(
+        template='practice' if tiny else 'pointwise',
+        single='practice_single' if tiny else 'single',  # of one response
+        too_long='shorten',
+      ),
+      order='random',  # of the responses; 'balanced', 'fixed'
+      prompts=16 if tiny else 128,  # groups of a rollout
+      group_size=8 if tiny else 4,  # generations of each
+      temperature=1.0,
+      resample=0,  # times that groups without spread are drawn anew
+      minibatches=1,  # updates that a rollout is divided into
+      passes=1,  # times that a rollout is learnt from
+      objective=dict(  # see training/policy.py
+        kl_coef=0.02 if tiny else 0.08,
+        kl='k3',  # 'k1', 'k2'
+        clip_low=0.2,
+        clip_high=0.2,
+        normalizer='sequence',  # 'token', 'constant'
+        std=True,  # divide advantages by the group's deviation
+      ),
+      reference=dict(
+        checkpoint='',  # '' is where the policy begins
+        dtype='float32' if tiny else 'bfloat16',
+        on_host=False,  # in the host's memory while it is not used
+      ),
+      batch=dict(
+        prompts=16,  # groups at once on the devices
+        buckets=(96, 128, 160) if tiny else (1024, 2048),
+        size=(80, 112, 160) if tiny else (512, 1024),
+      ),
+      steps=100 if tiny else 900,
+      optimizer=dict(
+        learning_rate=3e-4 if tiny else 4e-7,
+        warmup_steps=5,
+        schedule='constant',  # or 'cosine'
+        weight_decay=0.0,
+        clip=1.0,
+        b2=0.95,
+        moment_dtype='float32',  # of the first moment
+      ),
+      save_every=25,
+      keep=2,  # checkpoints
+      profile_steps='',  # 'FIRST,LAST': a trace of these in WORKDIR/profile
+      texts_every=25,  # steps between generations shown in TensorBoard
+      evaluation=dict(
+        data='practice:400' if tiny else '',  # see data/sources.py
+        every=50,  # steps; 0: at the begin and the end only
+        k=8,  # samples of Voting@k; 0 is greedy only
+        most_failures=0.2,  # share of parse failures that is fine
+        patience=2,  # evaluations above it that stop the run; 0 is off
+      ),
+      rollout=dict(
+        prompts=16 if tiny else 64,  # at once on the devices
+        rows=8 if tiny else 4,  # generations of each at once
+        chunk=16,
+        int8=False,  # in evaluations, too
+      ),
+      mesh=dict(data=1, fsdp=-1, tensor=1, slices=1, rules=RULES),
+      compute=dict(
+        dtype='float32' if tiny else 'bfloat16',
+        attention='xla' if tiny else 'splash',
+        remat='dots' if tiny else 'nothing_saveable',
+      ),
+    )
+  )

@@ -1,0 +1,75 @@
+r"""Trains a meta RM: how likely is it that a judgement is right?
+
+  python -m grm_jax.main --config=configs/meta_rm.py --workdir=runs/meta_rm \
+    --config.checkpoint=DIR --config.data=ultrafeedback:PATH \
+    --config.samples=runs/rft/samples.jsonl,runs/fresh/samples.jsonl
+
+Samples are those of the stage rft, and of the GRM that is to be guided (the
+stage rft with --config.parts=sample --config.num_hinted=0). WORKDIR/model is
+what --config.meta_checkpoint takes. Baselines, from examples alone:
+--config.kind=bradley_terry and --config.kind=pair, with --config.samples=.
+Killed and started again, it goes on. `:tiny` continues the model of
+configs/sft.py:tiny on the samples of configs/rft.py:tiny.
+"""
+
+from ml_collections import ConfigDict
+
+from grm_jax.parallel.rules import RULES
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  if arg not in ('', 'tiny'):
+    raise ValueError(f'configs/meta_rm.py:{arg}: only :tiny exists')
+  tiny = arg == 'tiny'
+  return ConfigDict(
+    dict(
+      stage='meta_rm',
+      kind='meta',  # or 'bradley_terry', 'pair'
+      # A model directory, which gets a scalar head if it has none; 'random'.
+      checkpoint='runs/sft/model' if tiny else '',
+      step=-1,  # which step of the checkpoint; -1 is the newest
+      data='practice:2000' if tiny else '',  # see data/sources.py
+      # Judgements of them: files of the stage rft, with commas between.
+      samples='runs/rft/samples.jsonl' if tiny else '',
+      strict=False,  # stop at the first row that is bad
+      seed=0,
+      prompt=dict(
+        # By which single responses were judged; '' if from 1 to 10.
+        single='practice_single' if tiny else 'single',
+      ),
+      batch=dict(
+        prompts=16 if tiny else 32,  # P, at once on the devices
+        accumulate=1 if tiny else 4,  # batches a step
+        rows=2 if tiny else 4,  # R, judgements of a prompt, in one pass
+        # Lengths that prompts and judgements are padded to.
+        buckets=(192, 256, 384) if tiny else (1024, 2048),
+        size=(128, 192) if tiny else (512, 1024),
+      ),
+      steps=300 if tiny else 900,
+      optimizer=dict(
+        learning_rate=5e-4 if tiny else 1e-5,
+        warmup_steps=40,
+        schedule='cosine',  # or 'constant'
+        weight_decay=0.0,
+        clip=1.0,
+        b2=0.95,
+        moment_dtype='float32',  # of the first moment
+      ),
+      save_every=100,
+      keep=2,  # checkpoints
+      profile_steps='',  # 'FIRST,LAST': a trace of these in WORKDIR/profile
+      evaluation=dict(
+        data='',  # held-out examples, see data/sources.py
+        samples='',  # judgements of them, for kind=meta
+        share=0.1,  # of the queries, held out where `data` is ''; 0: none
+        every=100,  # steps; 0: at the end only
+        prompts=16 if tiny else 64,  # at once
+      ),
+      mesh=dict(data=1, fsdp=-1, tensor=1, slices=1, rules=RULES),
+      compute=dict(
+        dtype='float32' if tiny else 'bfloat16',
+        attention='xla' if tiny else 'splash',
+        remat='none' if tiny else 'nothing_saveable',
+      ),
+    )
+  )

@@ -1,0 +1,139 @@
+r"""The whole method: cold start, RFT, GRPO, meta RM, evaluation and report.
+
+  python -m grm_jax.main --config=configs/spct.py --workdir=runs/spct \
+    --config.checkpoint=DIR --config.data=ultrafeedback:PATH \
+    --config.sft.data.texts=judged:PATH.jsonl
+
+Each stage works in a folder of its own in WORKDIR and is skipped when it is
+finished. Killed or stopped by SIGTERM and started again, the run goes on.
+What stages share stands here once; config.base, config.sft, config.rft,
+config.grpo and config.meta_rm are their own configs without it. Ablations are
+one override each, see launch/ablations.sh. `:tiny` trains a small model from
+scratch on practice problems, or on real data with --config.data=gsm8k:PATH.
+"""
+
+import pathlib
+import runpy
+
+from ml_collections import ConfigDict
+
+from grm_jax.parallel.rules import RULES
+
+_HERE = pathlib.Path(__file__).parent
+# What all stages are given from the top.
+_GIVEN = (
+  'stage',
+  'step',
+  'strict',
+  'seed',
+  'prompt',
+  'mesh',
+  'compute.dtype',
+  'compute.attention',
+  'evaluation.data',
+)
+
+
+def _stage(name: str, arg: str, also: tuple[str, ...]) -> ConfigDict:
+  """The config of a stage, without what it is given."""
+  config = runpy.run_path(str(_HERE / f'{name}.py'))['get_config'](arg)
+  _remove(config, also)
+  return config
+
+
+def _remove(config: ConfigDict, keys: tuple[str, ...]) -> None:
+  with config.unlocked():
+    for key in keys:
+      *above, last = key.split('.')
+      branch = config
+      for part in above:
+        branch = branch[part]
+      del branch[last]
+
+
+def _stages(arg: str) -> dict[str, ConfigDict]:
+  base = _stage('sft', 'base', (*_GIVEN, 'checkpoint'))
+  sft = _stage('sft', arg, (*_GIVEN, 'checkpoint'))
+  # '': judgements by the practice teacher, or of other data known verdicts.
+  sft.data.texts = ''
+  given = ('stage', 'step', 'strict', 'checkpoint', 'data', 'parts', 'samples')
+  rft = _stage('rft', arg, given)
+  _remove(rft.train, (*_GIVEN, 'checkpoint', 'data.texts'))
+  rft.train.data.general = ''  # '': the texts of the cold start
+  grpo = _stage('grpo', arg, (*_GIVEN, 'checkpoint', 'data'))
+  given = (*_GIVEN, 'kind', 'data', 'samples', 'evaluation.samples')
+  meta_rm = _stage('meta_rm', arg, given)
+  meta_rm.checkpoint = ''  # where it begins; '': the model of sft
+  if arg == 'tiny':  # less of everything than alone: minutes, not an hour
+    base.steps = 500
+    sft.steps = 600
+    rft.train.steps = 80
+    rft.train.optimizer.warmup_steps = 10
+    grpo.steps = 30
+    meta_rm.steps = 150
+    for stage in (sft, rft.train, grpo):
+      stage.evaluation.every = 0  # at the end only
+    grpo.evaluation.k = 0
+  return dict(base=base, sft=sft, rft=rft, grpo=grpo, meta_rm=meta_rm)
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  if arg not in ('', 'tiny'):
+    raise ValueError(f'configs/spct.py:{arg}: only :tiny exists')
+  tiny = arg == 'tiny'
+  return ConfigDict(
+    dict(
+      stage='spct',
+      stages='base,sft,rft,grpo,meta_rm,evaluate',  # those of them to run
+      # Where the first of them begins: a model directory; 'scratch': a new
+      # model, trained by the stage base.
+      checkpoint='scratch' if tiny else '',
+      step=-1,  # which step of the checkpoint; -1 is the newest
+      data='practice' if tiny else '',  # see data/sources.py
+      examples=dict(  # at most so many
+        texts=8000 if tiny else 100_000,  # of the cold start
+        rft=400 if tiny else 200_000,
+        grpo=480 if tiny else 237_000,
+        fresh=200 if tiny else 20_000,  # judged anew for the meta RM
+        validation=100 if tiny else 500,  # judged while training; 0: none
+        held_out=120 if tiny else 2000,  # judged at the end
+      ),
+      strict=False,  # stop at the first row that is bad
+      seed=0,
+      principles=True,  # False: judgements without them
+      prompt=dict(
+        template='practice' if tiny else 'pointwise',
+        single='practice_single' if tiny else 'single',  # of one response
+        too_long='shorten',
+      ),
+      # Lengths that prompts of data other than practice are padded to; ():
+      # those of each stage.
+      buckets=(512, 1024) if tiny else (),
+      fresh=dict(  # judgements by the last GRM for the meta RM to learn from
+        num_samples=4,
+        temperature=0.7,
+      ),
+      evaluation=dict(
+        k=32,  # samples of each query, by the last GRM
+        k_before=8,  # by those before it; k of the table
+        temperature=0.5,
+        order='balanced',  # 'random' is the paper's; 'fixed'
+        sampling=dict(  # see configs/score.py
+          weights='resident',
+          int8=False,
+          prompts=16,
+          rows=8 if tiny else 4,
+          size=160 if tiny else 1024,
+          chunk=16,
+          # The meta RM's prompts are longer than the judges'.
+          buckets=(160, 384) if tiny else (1024, 2048),
+        ),
+      ),
+      mesh=dict(data=1, fsdp=-1, tensor=1, slices=1, rules=RULES),
+      compute=dict(
+        dtype='float32' if tiny else 'bfloat16',
+        attention='xla' if tiny else 'splash',
+      ),
+      **_stages(arg),
+    )
+  )

@@ -1,0 +1,121 @@
+"""Examples in endless shuffled epochs, for runs that write their own data.
+
+Which example is visited j-th, and in which order its responses are shown, is a
+function of the examples, the seed and j: how many visits there were is the
+whole state.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from grm_jax.data import mixture
+from grm_jax.judging import example as examples_lib
+from grm_jax.judging import orders
+from grm_jax.judging.example import JudgingExample
+
+
+@dataclasses.dataclass(frozen=True)
+class Visit:
+  """An example, shown once.
+
+  Attributes:
+    example: what is judged.
+    order: order[place] is the response that is shown there.
+    epoch: how often the example was visited before.
+  """
+
+  example: JudgingExample
+  order: tuple[int, ...]
+  epoch: int
+
+  @property
+  def name(self) -> str:
+    """Of this visit alone: what is drawn at it depends on this name."""
+    return f'{self.example.id} {self.epoch}'
+
+
+class Visits:
+  """An endless stream; `take` the next ones.
+
+  Attributes:
+    drawn: visits so far.
+  """
+
+  def __init__(self, examples: Sequence[JudgingExample], order: str, seed: int):
+    """Begins with the first epoch.
+
+    Args:
+      examples: at least one, no id twice.
+      order: 'balanced': each visit shows the next rotation of the responses;
+        'random' or 'fixed', see judging/orders.py.
+      seed: of epochs and orders.
+
+    Raises:
+      ValueError: no example, an id twice, an unknown order.
+    """
+    ids = {example.id for example in examples}
+    if len(ids) < len(examples) or not examples:
+      raise ValueError(
+        f'{len(examples)} examples with {len(ids)} ids: there must be at '
+        'least one, and ids must differ'
+      )
+    orders.orders(order, 1, 0, seed, '')  # refuses an unknown one
+    self.examples, self.drawn = tuple(examples), 0
+    self._order, self._seed = order, seed
+    self._shuffled = functools.lru_cache(maxsize=2)(
+      functools.partial(mixture.permutation, len(examples), seed, 'visits')
+    )
+
+  @property
+  def epochs(self) -> float:
+    """How many epochs were drawn, parts included."""
+    return self.drawn / len(self.examples)
+
+  def state(self) -> dict[str, Any]:
+    """The place, and what tells this stream from others, as JSON values."""
+    return {
+      'drawn': self.drawn,
+      'order': self._order,
+      'seed': self._seed,
+      'examples': f'{len(self.examples)}, {self._digest}',
+    }
+
+  @functools.cached_property
+  def _digest(self):
+    """Of all examples: computed once, and not whenever a run is saved."""
+    digest = hashlib.blake2b(digest_size=8)
+    for row in map(examples_lib.to_row, self.examples):
+      digest.update(json.dumps(row).encode() + b'\n')
+    return digest.hexdigest()
+
+  def restore(self, state: Mapping[str, Any]) -> None:
+    """Goes to where a stream of the same examples was.
+
+    Raises:
+      ValueError: it was of others, with both sides.
+    """
+    for name, ours in self.state().items():
+      if name != 'drawn' and state.get(name) != ours:
+        raise ValueError(
+          f'the saved run visits examples with {name} = {state.get(name)}, '
+          f'this one with {ours}; go on with what was saved, or begin a new run'
+        )
+    self.drawn = state['drawn']
+
+  def take(self, count: int) -> list[Visit]:
+    """The next `count` visits."""
+    found = [self._visit(self.drawn + i) for i in range(count)]
+    self.drawn += count
+    return found
+
+  def _visit(self, number):
+    epoch, place = divmod(number, len(self.examples))
+    example = self.examples[int(self._shuffled(epoch)[place])]
+    shown = orders.orders(
+      self._order, len(example.responses), epoch + 1, self._seed, example.id
+    )
+    return Visit(example, shown[epoch], epoch)

@@ -1,0 +1,304 @@
+"""The report of a whole run: its judges stage by stage, and how it trained.
+
+A page of report.py with parts of its own in front: the table of stages, the
+same as bars, and the curves of training.
+"""
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from grm_jax.evaluation import curves as curves_lib
+from grm_jax.evaluation import metrics, page, plots, report, subsets, tables
+from grm_jax.evaluation.curves import Curves, Point
+from grm_jax.evaluation.metrics import Item
+from grm_jax.evaluation.plots import Bar, Series
+from grm_jax.evaluation.report import SuiteReport
+from grm_jax.judging import votes as voting
+from grm_jax.judging.judgement import Judged
+
+Rows = Sequence[Mapping[str, Any]]  # of metrics.jsonl
+
+# Stage -> title of its panel, and label -> key in metrics.jsonl.
+_PANELS = {
+  'base': ('Base', {'loss': 'loss'}),
+  'sft': ('Cold start', {'loss': 'loss'}),
+  'rft': ('RFT', {'loss': 'loss'}),
+  'grpo': (
+    'GRPO',
+    {
+      'mean reward': 'rollout/reward',
+      'held out, greedy accuracy': 'held_out/accuracy',
+    },
+  ),
+  'meta_rm': ('Meta RM', {'loss': 'loss', 'held-out AUC': 'held_out/auc'}),
+}
+_NOTE = (
+  'Accuracy on held-out examples of two responses or more, in percent, with '
+  '95% intervals over queries. A tie at the top counts one over the number of '
+  'tied responses, what does not parse is wrong. Voting@k sums the scores of '
+  'k samples; MetaRM@k sums those of the half that the meta RM likes most.'
+)
+_GAINS = (
+  'Greedy accuracy against that of the stage before, in percent: differences '
+  'query by query, which vary less than the accuracies themselves.'
+)
+_SINGLES = (
+  'Examples of one response, asked for 0 or 1: share of right verdicts, of '
+  'votes by the mean of all samples.'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Singles:
+  """Accuracy on examples of one response; the votes are of all samples."""
+
+  count: int
+  greedy: float
+  voting: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+  """What a GRM judged, and what it is worth.
+
+  Attributes:
+    suite: curves, behaviour, generations to read.
+    singles: of examples of one response, None if there are none.
+    greedy: of examples of several, by id, whether the greedy judgement is
+      right, and the query.
+  """
+
+  suite: SuiteReport
+  singles: Singles | None
+  greedy: Mapping[str, Item]
+
+  @classmethod
+  def of(cls, title: str, judged: Sequence[Judged], seed: int) -> 'Judge':
+    """The figures of what was judged, greedily and by samples.
+
+    Raises:
+      ValueError: see curves.curves.
+    """
+    found = curves_lib.curves(judged, seed)
+    suite = report.suite_report(title, judged, found)
+    return cls(suite, _singles(judged), greedy_items(judged))
+
+  @property
+  def curves(self) -> Curves:
+    return self.suite.curves
+
+
+def greedy_items(judged: Sequence[Judged]) -> dict[str, Item]:
+  """By id of each example with a best response, whether greedy is right."""
+  known = [x for x in judged if x.example.best is not None]
+  values = subsets.expected_greedy(subsets.gather(known)).tolist()
+  return {
+    one.example.id: Item('', metrics.query_of(one.example), value)
+    for one, value in zip(known, values, strict=True)
+  }
+
+
+def _singles(judged: Sequence[Judged]) -> Singles | None:
+  own = [x for x in judged if len(x.example.responses) == 1]
+  if not own:
+    return None
+  greedy, votes = [], []
+  for one in own:
+    label = one.example.rewards[0]
+    # Without a score there is no verdict, which is wrong.
+    greedy.append(one.greedy.scores == (label,))
+    mean = voting.mean([x.scores for x in one.samples], 1)
+    votes.append(mean is not None and (mean[0] > 0.5) == label)
+  return Singles(len(own), sum(greedy) / len(own), sum(votes) / len(own))
+
+
+def summary(
+  judges: Mapping[str, Judge], at: int, facts: Mapping[str, str]
+) -> dict[str, Any]:
+  """All numbers as JSON values.
+
+  Args:
+    judges: by stage, in the order of the run.
+    at: k of the table's columns; all curves have it.
+    facts: what the report says at its top.
+  """
+  gains = _gains(list(judges.values()))
+  return {
+    'facts': dict(facts),
+    'at': at,
+    'judges': {
+      name: {
+        'title': judge.suite.title,
+        'queries': judge.curves.num_queries,
+        'greedy': _point(judge.curves.greedy),
+        'greedy_gain': gain,
+        'voting': {str(x.k): _point(x) for x in judge.curves.voting},
+        'meta': {str(x.k): _point(x) for x in judge.curves.meta},
+        'meta_kept': {
+          str(x.num_meta): _point(x) for x in judge.curves.meta_kept
+        },
+        'singles': judge.singles and dataclasses.asdict(judge.singles),
+        'behaviour': dataclasses.asdict(judge.suite.samples),
+        'greedy_behaviour': dataclasses.asdict(judge.suite.greedy),
+      }
+      for (name, judge), gain in zip(judges.items(), gains, strict=True)
+    },
+  }
+
+
+def _gains(judges: Sequence[Judge]) -> list[dict[str, float] | None]:
+  """Of each judge the difference from the one before, paired by query."""
+  found: list[dict[str, float] | None] = [None]
+  for before, after in itertools.pairwise(judges):
+    items = tuple(
+      dataclasses.replace(item, value=item.value - before.greedy[name].value)
+      for name, item in after.greedy.items()
+    )
+    low, high = metrics.bootstrap([metrics.Term('', 1.0, 1.0, items)])
+    value = sum(item.value for item in items) / len(items)
+    found.append({'value': value, 'low': low, 'high': high})
+  return found
+
+
+def _point(point: Point | None) -> dict[str, float] | None:
+  if point is None:
+    return None
+  return {'value': point.value, 'low': point.low, 'high': point.high}
+
+
+def rows_of(found: Mapping[str, Any]) -> tables.Rows:
+  """The table of stages of a `summary`: a head, then a row for each judge.
+
+  Where the last judge has more samples than the others it has one more row.
+  """
+  at = str(found['at'])
+  rows = [('stage', 'greedy', f'Voting@{at}', f'MetaRM@{at}')]
+  last = None
+  for last in found['judges'].values():
+    cells = (last['greedy'], last['voting'][at], last['meta'].get(at))
+    rows.append((last['title'], *map(_cell, cells)))
+  most = max(last['voting'], key=int)
+  if most != at:
+    cells = (last['voting'][most], last['meta'].get(most))
+    title = f'the same, of {most} samples'
+    rows.append((title, '', *map(_cell, cells)))
+  return rows
+
+
+def _cell(point: Mapping[str, float] | None, sign: str = '') -> str:
+  if point is None:
+    return '-'
+  value, low, high = (
+    f'{100 * point[x]:{sign}.1f}' for x in ('value', 'low', 'high')
+  )
+  return f'{value} [{low}, {high}]'
+
+
+def table_of(found: Mapping[str, Any]) -> str:
+  """What a terminal shows of a `summary`."""
+  queries = next(iter(found['judges'].values()))['queries']
+  head = f'held out, {queries} queries, accuracy in percent [95% interval]'
+  return f'\n{head}\n{tables.aligned(rows_of(found))}\n'
+
+
+def write(
+  folder: str,
+  judges: Mapping[str, Judge],
+  found: Mapping[str, Any],
+  training: Mapping[str, Rows],
+  write_file: Callable[[str, bytes], None],
+) -> None:
+  """Writes the page, its pictures and results.json.
+
+  Args:
+    folder: where to.
+    judges: by stage.
+    found: their `summary`.
+    training: rows of metrics.jsonl by stage.
+    write_file: see report.write_report.
+  """
+  pictures = {'stages': plots.png(_bars(judges, found['at']))}
+  shown = panels(training)
+  if shown:
+    figure = plots.training(shown, 'Training, stage by stage')
+    pictures['training'] = plots.png(figure)
+  for name, picture in pictures.items():
+    write_file(os.path.join(folder, f'{name}.png'), picture)
+  front = [
+    page.heading(2, 'Stage by stage'),
+    page.table(rows_of(found), 'Held-out accuracy'),
+    page.note(_NOTE),
+    *_gains_table(found),
+    *_singles_table(judges),
+    page.image(pictures['stages'], 'Accuracy stage by stage'),
+  ]
+  if 'training' in pictures:
+    front.append(page.image(pictures['training'], 'Curves of training'))
+  suites = {name: judge.suite for name, judge in judges.items()}
+  report.write_report(folder, suites, found['facts'], write_file, front)
+
+
+def _gains_table(found: Mapping[str, Any]) -> list[str]:
+  rows = [('stage', 'greedy, against the stage before')]
+  for judge in found['judges'].values():
+    if judge['greedy_gain'] is not None:
+      rows.append((judge['title'], _cell(judge['greedy_gain'], '+')))
+  if len(rows) == 1:
+    return []
+  return [page.table(rows, 'What each stage gains'), page.note(_GAINS)]
+
+
+def _singles_table(judges: Mapping[str, Judge]) -> list[str]:
+  rows = [('stage', 'examples', 'greedy', 'votes')]
+  for judge in judges.values():
+    own = judge.singles
+    if own is not None:
+      values = (f'{100 * x:.1f}' for x in (own.greedy, own.voting))
+      rows.append((judge.suite.title, f'{own.count:,}', *values))
+  if len(rows) == 1:
+    return []
+  return [page.table(rows, 'Single responses'), page.note(_SINGLES)]
+
+
+def _bars(judges: Mapping[str, Judge], at: int):
+  bars = []
+  for judge in judges.values():
+    own = judge.curves
+    points = {
+      'greedy': own.greedy,
+      f'Voting@{at}': _at(own.voting, at),
+      f'MetaRM@{at}': _at(own.meta, at),
+    }
+    bars += [
+      Bar(
+        f'{judge.suite.title}: {name}', x.value, x.low, x.high, own.num_queries
+      )
+      for name, x in points.items()
+      if x is not None
+    ]
+  return plots.accuracy_of_parts(bars, 'Held-out accuracy stage by stage')
+
+
+def _at(points: Sequence[Point], k: int) -> Point | None:
+  return next((x for x in points if x.k == k), None)
+
+
+def panels(training: Mapping[str, Rows]) -> dict[str, list[Series]]:
+  """Title -> what is drawn of each stage's rows of metrics.jsonl."""
+  found = {}
+  for stage, rows in training.items():
+    title, keys = _PANELS[stage]
+    series = [Series(label, _points(rows, key)) for label, key in keys.items()]
+    series = [x for x in series if x.points]
+    if series:
+      found[title] = series
+  return found
+
+
+def _points(rows: Rows, key: str) -> list[tuple[int, float]]:
+  # A number that is not finite is a text there.
+  found = ((row['step'], row.get(key)) for row in rows)
+  return [(step, x) for step, x in found if isinstance(x, int | float)]

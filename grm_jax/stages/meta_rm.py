@@ -1,0 +1,295 @@
+"""Trains scalar heads: the meta RM, and scalar reward models as baselines.
+
+  examples, samples -> records with labels -> batches -> steps -> checkpoints
+
+config.kind says what gets a value, and by which loss it is learnt:
+
+  meta           a judgement that was written about an example: whether it is
+                 right (arXiv 2504.02495, section 4), binary cross-entropy
+  bradley_terry  a response to a query: better than the others (Ouyang et al.,
+                 arXiv 2203.02155)
+  pair           two responses in this order: whether the first is better, in
+                 the way of PairRM (arXiv 2306.02561), binary cross-entropy
+
+Written into WORKDIR: model/ (a model directory with a scalar head, as
+--config.meta_checkpoint, --config.judge=scalar or pair and the stage convert
+take it), metrics.jsonl, tensorboard/, calibration.png of held-out data. A run
+that was killed, or stopped by SIGTERM, goes on when it is started again.
+"""
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from grm_jax.data import placing, records
+from grm_jax.data.prefetch import Prefetch
+from grm_jax.judging.forms import Forms
+from grm_jax.model import params as params_lib
+from grm_jax.model.compute import Compute
+from grm_jax.model.gemma import Gemma
+from grm_jax.parallel import mesh
+from grm_jax.stages import meta_rm_records, runs
+from grm_jax.stages.meta_rm_held_out import HeldOut
+from grm_jax.stages.meta_rm_records import KINDS, Rows
+from grm_jax.training import (
+  checkpoints,
+  metrics,
+  optimizer,
+  pretrained,
+  profile,
+  scalar_loss,
+)
+from grm_jax.training.clock import Clock, progress
+from grm_jax.training.preemption import Preemption
+from grm_jax.training.step import Steps
+
+_LOSSES = {
+  'meta': scalar_loss.bce_loss,
+  'bradley_terry': scalar_loss.bradley_terry_loss,
+  'pair': scalar_loss.bce_loss,
+}
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+  """Trains on `config.data` and `config.samples`.
+
+  Raises:
+    ValueError: a path, a row or a setting is wrong.
+  """
+  check(config, workdir)
+  layout = mesh.from_config(config)
+  limits = records.limits(
+    config.batch.buckets, config.batch.size, config.batch.rows
+  )
+  own_rows = placing.process_rows(layout, config.batch.prompts)
+  data, held = meta_rm_records.read(config)
+  target = os.path.join(workdir, runs.MODEL)
+  model, tokenizer, params = _open(config, target, layout)
+
+  def rows_of(data, where):
+    return meta_rm_records.rows_of(
+      config.kind, data, config.prompt.single, tokenizer, limits, where
+    )
+
+  rows = rows_of(data, 'data to train on')
+  judge = held and HeldOut(
+    config.kind,
+    held,
+    rows_of(held, 'held-out data'),
+    model,
+    config.prompt.single,
+    prompts=config.evaluation.prompts,
+    limits=limits,
+    seed=config.seed,
+  )
+  _check_labels(target, rows)
+  _say_data(rows)
+  made = runs.batches(
+    config,
+    [x.record for x in rows],
+    {meta_rm_records.SOURCE: 1.0},
+    limits,
+    own_rows,
+  )
+  with Preemption() as preemption:
+    _train(config, workdir, model, params, made, rows, judge, preemption)
+
+
+def check(config: ConfigDict, workdir: str) -> None:
+  """ValueError for what would only be seen after rows or weights were read."""
+  runs.check(config, workdir)
+  kind, e = config.kind, config.evaluation
+  if kind not in KINDS:
+    raise ValueError(f'config.kind is {kind!r}; it can be {", ".join(KINDS)}')
+  if kind == 'meta':
+    if not config.samples:
+      raise ValueError(
+        'config.samples is empty; give the samples.jsonl of the stage rft, or '
+        'several with commas between them'
+      )
+    if bool(e.data) != bool(e.samples):
+      raise ValueError(
+        f'config.evaluation.data={e.data!r} and config.evaluation.samples='
+        f'{e.samples!r}: give both, or none to hold out '
+        'config.evaluation.share of the queries'
+      )
+  elif config.samples or e.samples:
+    raise ValueError(
+      f'config.kind={kind} learns from examples alone; config.samples and '
+      "config.evaluation.samples must be '' (--config.samples=)"
+    )
+  if kind == 'bradley_terry' and config.batch.rows < 2:
+    raise ValueError(
+      f'config.batch.rows is {config.batch.rows}; config.kind=bradley_terry '
+      'compares responses beside each other and needs 2 or more'
+    )
+  if config.checkpoint == pretrained.SCRATCH:
+    raise ValueError(
+      'config.checkpoint=scratch: a scalar head needs a model that reads; give '
+      'a directory, such as the model/ of the stage sft'
+    )
+  if not 0 <= e.share < 1:
+    raise ValueError(
+      f'config.evaluation.share is {e.share}; it is a share below 1'
+    )
+  Forms('meta', config.prompt.single).check()
+
+
+def _open(config, target, layout):
+  """(model, tokenizer, params): of the run so far, or where it begins.
+
+  Parameters are None where the run goes on: they are in its checkpoint.
+  """
+  compute = Compute(**config.compute)
+  if checkpoints.steps(target):
+    model = pretrained.build(target, None, compute, layout)
+    if not model.scalar:
+      raise ValueError(
+        f'{target} is a model without a scalar head; choose another --workdir'
+      )
+    return model, pretrained.load_tokenizer(target, model.size), None
+  step = None if config.step < 0 else config.step
+  model, tokenizer, params = pretrained.open_model(
+    config.checkpoint, step, compute, layout, scalar=True, seed=config.seed
+  )
+  if not model.scalar:
+    model = model.clone(scalar=True)
+    params = {**params, 'value_head': new_head(model)}
+  params = runs.take_over(config, target, model, params)
+  return model, tokenizer, params
+
+
+def new_head(model: Gemma) -> dict:
+  """A scalar head of zeros.
+
+  All values begin at 0 and the loss at ln 2, however large the hidden states
+  of the base are. A random head would add noise that small learning rates
+  take long to unlearn.
+  """
+  shape = params_lib.abstract_params(model)['value_head']['kernel']
+  make = functools.partial(jnp.zeros, shape.shape, shape.dtype)
+  return {'kernel': jax.jit(make, out_shardings=shape.sharding)()}
+
+
+def _check_labels(target, rows) -> None:
+  """The batches know their tokens, not what these are worth."""
+  if not checkpoints.steps(target):
+    return
+  saved = checkpoints.read_json(target, 'meta').get('labels')
+  ours = meta_rm_records.digest(rows)
+  if saved != ours:
+    raise ValueError(
+      f'{target} was trained by labels with digest {saved}, these have {ours}; '
+      'go on with the same data, or choose another --workdir'
+    )
+
+
+def _say_data(rows: Sequence[Rows]) -> None:
+  labels = [label for x in rows for label in x.labels]
+  runs.say(
+    f'{len(rows)} prompts with {len(labels)} texts, {sum(labels)} of them right'
+  )
+
+
+def _train(config, workdir, model, params, made, rows, judge, preemption):
+  """The loop: one update of `accumulate` batches a step."""
+  s, layout, total = config.batch, model.layout, config.steps
+  optim, rate = optimizer.make(total, **config.optimizer)
+  update = Steps(model, optim, functools.partial(_LOSSES[config.kind], model))
+  target = os.path.join(workdir, runs.MODEL)
+  state = runs.start(target, model, optim, params, made)
+  del params
+  done = begin = int(state.step)
+  if begin >= total:
+    runs.say(f'{target} has all of its {total} steps')
+    return
+  table = {x.record.id: x for x in rows}
+  labels = meta_rm_records.digest(rows)
+  own_rows = placing.process_rows(layout, s.prompts)
+  first = jax.process_index() == 0
+  clock, pending = Clock(), None
+  with (
+    checkpoints.Checkpoints(target, keep=config.keep) as saved,
+    metrics.Writer(workdir, begin, first) as writer,
+    profile.Profiler(profile.parse(config.profile_steps), workdir) as profiler,
+    Prefetch(made) as data,
+    progress(begin, total, f'training, {config.kind}', first) as bar,
+  ):
+    finish = functools.partial(_finish, workdir, clock, model, writer)
+    for step in range(begin + 1, total + 1):
+      profiler.begin(step)
+      with clock.part('data'):
+        some = [next(data) for _ in range(s.accumulate)]
+        placed = [
+          placing.place(
+            meta_rm_records.batch(*x, table, own_rows), layout, s.prompts
+          )
+          for x in some
+        ]
+      metas = [meta for _, meta in some]
+      with clock.part('step'):
+        state, numbers = update(state, placed)
+      profiler.end(step, numbers)
+      numbers['learning_rate'] = rate(step - 1)
+      # What step n - 1 came to is read while the devices work on step n.
+      finish(pending)
+      pending, done = (step, numbers, metas, data.waste()), step
+      bar.update()
+      stop = preemption.at(step)
+      measured = runs.due(step, config.evaluation.every, total)
+      measures = judge and measured and not stop
+      saves = stop or runs.due(step, config.save_every, total)
+      if measures or saves:
+        # Rows come before the checkpoint, or a run that goes on lacks them.
+        finish(pending)
+        pending = None
+      if measures:
+        with clock.part('evaluation'):
+          _measure(judge, state, workdir, writer, step)
+      if saves:
+        with clock.part('save'):
+          runs.save(saved, state, model, data, config, labels=labels)
+      if stop:
+        runs.say(f'stopped after step {step} of {total}; start again to go on')
+        return
+  runs.say_end(target, total, data, done)
+
+
+def _finish(workdir, clock, model, writer, pending) -> None:
+  """Checks and writes the numbers of a step, if there is one."""
+  if pending is not None:
+    writer.write(pending[0], runs.finished(workdir, clock, model, pending))
+
+
+def _measure(judge, state, workdir, writer, step) -> None:
+  figures = judge.measure(state.params, workdir)
+  writer.write(step, {f'held_out/{k}': value for k, value in figures.items()})
+  runs.say(f'step {step}: held out: {_words(figures)}')
+
+
+def _words(figures: Mapping[str, float]) -> str:
+  """The figures for a person; of votes those by all judgements."""
+  names = {
+    'auc': 'AUC',
+    'accuracy': 'accuracy',
+    'log_loss': 'log loss',
+    'calibration_error': 'calibration error',
+    'best_of_n': 'best of n',
+  }
+  parts = [f'{names[k]} {figures[k]:.3f}' for k in names if k in figures]
+  ks = [int(k.split('_')[1]) for k in figures if k.startswith('voting_')]
+  if ks:
+    k = max(ks)
+    parts += [
+      f'{name}@{k} {figures[f"{key}_{k}"]:.3f}'
+      for name, key in (
+        ('Voting', 'voting'),
+        ('MetaRM', 'guided'),
+        ('best of', 'best_of'),
+      )
+    ]
+  return ', '.join(parts)

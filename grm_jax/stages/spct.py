@@ -1,0 +1,152 @@
+"""The whole method in one command (SPCT, arXiv 2504.02495).
+
+  examples -> base -> cold start (sft) -> rft -> grpo -> fresh samples
+           -> meta RM -> evaluation and report
+
+Every stage works in a folder of its own in WORKDIR, by its own code; here is
+only what joins them. A stage that is finished is skipped. A run that was
+killed, or stopped by SIGTERM, goes on when it is started again.
+"""
+
+import functools
+import gc
+import os
+import time
+from collections.abc import Callable
+
+import jax
+from ml_collections import ConfigDict
+
+from grm_jax.parallel import start
+from grm_jax.stages import (
+  grpo,
+  meta_rm,
+  rft,
+  runs,
+  sft,
+  spct_data,
+  spct_evaluation,
+  spct_marks,
+  spct_plan,
+)
+from grm_jax.stages.spct_plan import Step
+from grm_jax.training import checkpoints
+
+# What is said when a stage begins.
+_TITLES = {
+  'data': 'examples for all stages',
+  'base': 'a base model from scratch',
+  'sft': 'cold start: fine-tuning on judgements',
+  'rft': 'rejective fine-tuning',
+  'grpo': 'reinforcement learning by rules',
+  'samples': 'fresh samples for the meta RM',
+  'meta_rm': 'training of the meta RM',
+  'evaluate': 'evaluation of all judges on held-out examples',
+}
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+  """Runs the stages of `config.stages` that are not finished.
+
+  Raises:
+    ValueError: a path or a setting is wrong, or WORKDIR is of another run.
+  """
+  if not workdir:
+    raise ValueError('give --workdir=DIR, where all stages write')
+  workdir = workdir if '://' in workdir else os.path.normpath(workdir)
+  spct_data.check(config)
+  spct_evaluation.check(config)
+  steps = spct_plan.plan(config, workdir)
+  _check_stages(steps, workdir)
+  spct_marks.check(workdir, steps)
+  start.wait_for_all('checked')  # before anybody marks anything
+  for number, step in enumerate(steps, 1):
+    head = f'[{number}/{len(steps)}] {_TITLES[step.stage]}'
+    if spct_marks.is_finished(workdir, step):
+      runs.say(f'{head}: finished before')
+      continue
+    runs.say(f'{head} -> {os.path.join(workdir, step.name)}')
+    begin = time.monotonic()
+    if not _run_step(config, workdir, step):
+      runs.say(f'{step.name} was asked to stop; start again to go on')
+      return
+    runs.say(f'{step.name} took {time.monotonic() - begin:.0f} s')
+  if spct_plan.EVALUATION in {step.name for step in steps}:
+    spct_evaluation.say(workdir)
+
+
+def _run_step(config, workdir, step: Step) -> bool:
+  """Runs a step to its end; False if it was asked to stop before that."""
+  folder = os.path.join(workdir, step.name)
+  spct_marks.begin(workdir, step)
+  start.wait_for_all(f'begin {step.name}')
+  if not _runner(config, workdir, step)(folder):
+    return False
+  start.wait_for_all(f'finish {step.name}')
+  spct_marks.finish(workdir, step)
+  # Programs and arrays of a stage are of no use to the next one.
+  jax.clear_caches()
+  gc.collect()
+  return True
+
+
+def _runner(config, workdir, step: Step) -> Callable[[str], bool]:
+  """What runs the step, given its folder; see `_run_step`."""
+  if step.stage == 'data':
+    return functools.partial(spct_data.write, config)
+  if step.stage == 'evaluate':
+    return lambda folder: spct_evaluation.run(config, workdir, folder)
+  if step.stage == 'samples':
+    return functools.partial(_sample, step.config)
+  runners = {
+    'base': (sft.run, step.config),
+    'sft': (sft.run, step.config),
+    'rft': (rft.run, step.config),
+    'grpo': (grpo.run, step.config),
+    'meta_rm': (meta_rm.run, step.config),
+  }
+  return functools.partial(_train, *runners[step.stage])
+
+
+def _sample(config, folder) -> bool:
+  rft.run(config, folder)
+  return True
+
+
+def _train(run_stage, config, folder) -> bool:
+  """A training stage; it ends early, without an error, on SIGTERM."""
+  run_stage(config, folder)
+  return _done(os.path.join(folder, runs.MODEL)) >= _total(config)
+
+
+def _done(model: str) -> int:
+  return max(checkpoints.steps(model), default=0)
+
+
+def _total(config) -> int:
+  return config.train.steps if 'train' in config else config.steps
+
+
+def _check_stages(steps, workdir) -> None:
+  """What each stage would say of its settings, before hours are spent."""
+  checks = {
+    'base': sft.check,
+    'sft': sft.check,
+    'grpo': grpo.check,
+    'meta_rm': meta_rm.check,
+  }
+  for step in steps:
+    folder = os.path.join(workdir, step.name)
+    config, key = step.config, step.stage
+    if step.stage == 'rft':
+      config, check, key = step.config.train, sft.check, 'rft.train'
+    elif step.stage in checks:
+      check = checks[step.stage]
+    else:
+      continue
+    try:
+      check(config, folder)
+    except ValueError as error:
+      # Where these keys are in this config.
+      message = str(error).replace('config.', f'config.{key}.')
+      raise ValueError(message) from error

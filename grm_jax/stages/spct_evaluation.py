@@ -1,0 +1,277 @@
+"""The evaluation of a whole run: GRMs and meta RM on held-out examples.
+
+Every GRM judges each example greedily and k times; accuracy at smaller k comes
+from subsets of these samples. What was judged is kept, so that a run that was
+killed goes on, and the report can be written again.
+
+  MODEL.samples.jsonl  what each GRM judged, with the meta RM's opinions
+  summary.json         the table in numbers
+  report.html, *.png, results.json
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Sequence
+
+import jax
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from grm_jax.data import sources
+from grm_jax.evaluation import samples, spct_report
+from grm_jax.evaluation.spct_report import Judge as JudgeReport
+from grm_jax.judging.example import JudgingExample
+from grm_jax.judging.judgement import Fault, Judged, Judgement
+from grm_jax.model.compute import Compute
+from grm_jax.parallel import files, mesh, start
+from grm_jax.parallel.journal import Journal
+from grm_jax.sampling import placing
+from grm_jax.stages import load_judge, runs, spct_data, spct_plan
+from grm_jax.stages.judge import Judge, Settings
+from grm_jax.stages.scalar import MetaJudge
+from grm_jax.training import metrics, pretrained
+
+SUMMARY, REPORT = 'summary.json', 'report.html'
+TITLES = {
+  'sft': 'after the cold start',
+  'rft': 'after RFT',
+  'grpo': 'after GRPO',
+}
+
+
+def check(config: ConfigDict) -> None:
+  """ValueError for settings that would only be seen after hours."""
+  e = config.evaluation
+  if e.k < 1:
+    raise ValueError(f'config.evaluation.k is {e.k}; it must be 1 or more')
+  power = e.k_before > 0 and not e.k_before & (e.k_before - 1)
+  if not (power and e.k_before < e.k) and e.k_before != e.k:
+    raise ValueError(
+      f'config.evaluation.k_before is {e.k_before}; it must be '
+      f'config.evaluation.k={e.k} or a power of 2 below, to be a point of its '
+      'curve'
+    )
+  try:
+    _settings(config)
+  except ValueError as error:
+    # Where these keys are in this config.
+    message = str(error)
+    for key in ('order', 'temperature'):
+      message = message.replace(f'config.{key}', f'config.evaluation.{key}')
+    raise ValueError(message) from error
+
+
+def run(config: ConfigDict, workdir: str, folder: str) -> bool:
+  """Judges what is not judged yet, and writes summary and report.
+
+  Args:
+    config: as configs/spct.py.
+    workdir: with the folders of the stages before.
+    folder: of this one.
+
+  Returns:
+    True, when all is written.
+  """
+  held_out = spct_data.path(
+    os.path.join(workdir, spct_plan.DATA), spct_data.HELD_OUT
+  )
+  examples, _ = sources.load(held_out, 'held_out', config.strict)
+  models = spct_plan.judges(config, workdir)
+  meta = ''
+  if 'meta_rm' in spct_plan.chosen(config):
+    meta = os.path.join(workdir, 'meta_rm', runs.MODEL)
+  judge, found = None, {}
+  for name, directory in models.items():
+    path = _samples_path(folder, name)
+    if not files.exists(path):
+      judge = _with_weights(config, judge, directory, meta)
+      k = config.evaluation.k_before
+      k = config.evaluation.k if directory == list(models.values())[-1] else k
+      _judge_all(judge, examples, folder, name, k)
+    found[name] = list(samples.read(path))
+  if not jax.process_index():
+    _write(config, workdir, folder, found)
+  start.wait_for_all('report')
+  return True
+
+
+def say(workdir: str) -> None:
+  """Prints the table and where the report is."""
+  folder = os.path.join(workdir, spct_plan.EVALUATION)
+  summary = json.loads((epath.Path(folder) / SUMMARY).read_text())
+  runs.say(spct_report.table_of(summary))
+  runs.say(f'report -> {os.path.join(folder, REPORT)}')
+
+
+def _samples_path(folder: str, name: str) -> str:
+  return os.path.join(folder, f'{name}.samples.jsonl')
+
+
+def _settings(config) -> Settings:
+  e = config.evaluation
+  return Settings(
+    **spct_plan.prompts(config),
+    order=e.order,
+    temperature=e.temperature,
+    seed=config.seed,
+  )
+
+
+def _with_weights(config, judge, directory, meta) -> Judge:
+  """A judge of this model; the programs and the meta RM stay the same."""
+  if judge is None:
+    sampling = config.evaluation.sampling.to_dict()
+    sampling['buckets'] = spct_plan.buckets(config, sampling['buckets'])
+    weights = sampling.pop('weights')
+    layouts = (
+      mesh.from_config(config, weights=weights),
+      mesh.from_config(config),
+    )
+    compute = Compute(**config.compute)
+    settings = _settings(config)
+    return load_judge.load(
+      directory, None, meta, settings, compute, layouts, **sampling
+    )
+  programs = judge.engine.programs
+  params = pretrained.load_params(directory, None, programs.model)
+  programs.weights, _ = placing.place(
+    programs.model, params, config.evaluation.sampling.int8
+  )
+  return judge
+
+
+def _judge_all(judge, examples, folder, name, k) -> None:
+  """Writes the samples and the greedy judgements of a model."""
+  plain = Judge(judge.engine, judge.tokenizer, judge.settings)
+  path = _samples_path(folder, name)
+  drawn = _through_journal(
+    plain, examples, k, f'{path}.partial', name, judge.meta
+  )
+  greedy = _through_journal(plain, examples, 0, f'{path}.greedy', name)
+  if not jax.process_index():
+    samples.write(
+      path,
+      (
+        Judged(x.example, x.samples, y.samples[0])
+        for x, y in zip(drawn, greedy, strict=True)
+      ),
+    )
+    for journal in (f'{path}.partial', f'{path}.greedy'):
+      files.remove(journal)
+  start.wait_for_all(path)
+
+
+def _through_journal(
+  judge: Judge,
+  examples: Sequence[JudgingExample],
+  k: int,
+  path: str,
+  name: str,
+  meta: MetaJudge | None = None,
+) -> list[Judged]:
+  """Judgements of all examples; those in the journal are not made again."""
+  first = not jax.process_index()
+  journal = Journal(path, {'judge': name, 'samples': k}) if first else None
+  done = start.from_first(journal.count if first else 0)
+  items = judge.judge(
+    examples[done:],
+    k,
+    progress=f'{name}, {k} samples' if k else f'{name}, greedy',
+    total=len(examples) - done,
+  )
+  for example, item in zip(examples[done:], items, strict=True):
+    judged = _failed(example, item, k) if isinstance(item, Fault) else item
+    judged = judged if meta is None else _rated(judged, meta)
+    if journal:
+      journal.append(json.loads(samples.line(judged)))
+  if not journal:
+    return []
+  found = [samples.of_row(row, i) for i, row in enumerate(journal.rows(), 1)]
+  journal.close()
+  return found
+
+
+def _rated(judged: Judged, meta: MetaJudge) -> Judged:
+  """With the meta RM's opinions; NaN, the least, where it cannot read.
+
+  Its prompts are longer than the judge's, whose votes count all the same.
+  """
+  rated = meta.rate(judged)
+  if isinstance(rated, Judged):
+    return rated
+  logging.warning('%s: %s', rated.id, rated.reason)
+  unread = (dataclasses.replace(x, meta=math.nan) for x in judged.samples)
+  return dataclasses.replace(judged, samples=tuple(unread))
+
+
+def _failed(example: JudgingExample, fault: Fault, k: int) -> Judged:
+  """An example that could not be judged, as k that do not parse."""
+  logging.warning('%s: %s', fault.id, fault.reason)
+  order = tuple(range(len(example.responses)))
+  text = f'[not judged: {fault.reason}]'
+  failed = Judgement(order, text, 0, 'length', None)
+  return Judged(example, (failed,) * max(1, k))
+
+
+def _write(config, workdir, folder, found) -> None:
+  """The report of all that was judged, and its table in numbers."""
+  judges = {
+    name: JudgeReport.of(TITLES[name], judged, config.seed)
+    for name, judged in found.items()
+  }
+  facts = _facts(config, workdir, found)
+  summary = spct_report.summary(judges, config.evaluation.k_before, facts)
+  training = {
+    name: _rows(os.path.join(workdir, name, metrics.FILE))
+    for name in ('base', *found, 'meta_rm')
+  }
+  spct_report.write(folder, judges, summary, training, files.write_whole)
+  # Last: where it is, all is there.
+  files.write_whole(
+    os.path.join(folder, SUMMARY), json.dumps(summary, indent=2) + '\n'
+  )
+
+
+def _rows(path: str) -> list[dict]:
+  """The rows of metrics.jsonl, if the stage was run."""
+  if not files.exists(path):
+    return []
+  return [json.loads(x) for x in epath.Path(path).read_text().splitlines()]
+
+
+def _facts(config, workdir, found) -> dict[str, str]:
+  """What the report says at its top."""
+  e, p = config.evaluation, spct_plan.prompts(config)
+  return {
+    'data': config.data,
+    'begins with': f'{config.checkpoint} ({config.sft.size})'
+    if config.checkpoint == pretrained.SCRATCH
+    else config.checkpoint,
+    'cold start': _cold_start(config, workdir),
+    'stages': ', '.join(spct_plan.chosen(config)),
+    'held-out examples': str(len(next(iter(found.values())))),
+    'template': p['template'],
+    'temperature': str(e.temperature),
+    'order of responses': e.order,
+    'seed': str(config.seed),
+  }
+
+
+def _cold_start(config, workdir) -> str:
+  if 'sft' not in spct_plan.chosen(config):
+    return 'none'
+  spec = spct_plan.cold_start_texts(config, workdir)
+  if 'verdicts:' in spec:
+    return (
+      'known verdicts of training examples in the form of judgements; they '
+      'carry no reasoning, so that none can be expected of the judges'
+    )
+  if config.sft.data.texts:
+    return spec
+  return (
+    f'{config.examples.texts} judgements by the practice teacher, '
+    f'{config.sft.data.mistakes:.0%} of them with a slip'
+  )

@@ -1,0 +1,79 @@
+"""What the results of a run's stages depend on, as JSON values by user's keys.
+
+A stage of other settings than before is another run. Settings that change how
+a stage runs, and not what comes of it, are left out: how often it saves, the
+mesh, how memory is saved.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from grm_jax.judging import template
+
+_FREE = ('save_every', 'keep', 'profile_steps', 'texts_every', 'remat')
+# Of one file; of a larger one only the length is looked at.
+_MOST_BYTES = 2**30
+
+
+def of(config: ConfigDict, *keys: str) -> dict[str, Any]:
+  """Leaf -> value of these leaves or branches, by dotted key."""
+  found = {}
+  for key in keys:
+    value = config
+    for part in key.split('.'):
+      value = value[part]
+    found |= _flat(key, value)
+  return json.loads(json.dumps(found))
+
+
+def _flat(key: str, value: Any) -> dict[str, Any]:
+  if key.rpartition('.')[2] in _FREE:
+    return {}
+  if not isinstance(value, ConfigDict):
+    return {key: value}
+  found = {}
+  for name, own in value.items():
+    found |= _flat(f'{key}.{name}', own)
+  return found
+
+
+def of_template(name: str) -> str:
+  """A template's name and a digest of its content; '' is no template."""
+  return name and f'{name}, {digest(repr(template.load(name).pieces))}'
+
+
+def of_source(spec: str) -> str:
+  """A source of data, with a digest of the local file that it names."""
+  _, _, rest = spec.partition(':')
+  for name in (rest, spec):
+    if not name or '://' in name:
+      continue
+    file = epath.Path(name.partition('#')[0])
+    if file.is_file():
+      return f'{spec}, {_content(file)}'
+  return spec
+
+
+def _content(file: epath.Path) -> str:
+  size = file.stat().length
+  if size > _MOST_BYTES:
+    return f'{size} bytes'
+  return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+
+
+def digest(value: Any) -> str:
+  """Twelve hexadecimal digits of a JSON value."""
+  return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
+
+
+def differing(
+  found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> Sequence[str]:
+  """Keys whose values are not the same, or that only one of them has."""
+  keys = sorted({*found, *wanted})
+  return [key for key in keys if found.get(key) != wanted.get(key)]

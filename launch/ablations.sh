@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# The ablations of the paper's table (arXiv 2504.02495), several seeds of each.
+#
+#   launch/ablations.sh [--dry-run] [--config.KEY=VALUE ...]
+#
+# --dry-run prints the commands. Overrides are given to every run. From the
+# environment:
+#
+#   SEEDS    of config.seed; default "0 1 2"
+#   WORKDIR  default runs/ablations; runs are WORKDIR/NAME/SEED
+#   CONFIG   default configs/spct.py:tiny
+#   PYTHON   default .venv/bin/python
+#
+# A run that is finished is skipped, one that was killed goes on. What a run
+# shares with the full one of its seed is copied from there. At the end the
+# table is printed by benchmarks/ablations.py.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+SEEDS=${SEEDS:-0 1 2}
+WORKDIR=${WORKDIR:-runs/ablations}
+CONFIG=${CONFIG:-configs/spct.py:tiny}
+PYTHON=${PYTHON:-.venv/bin/python}
+
+# Name | stages | the one override | stages that are those of the full run.
+# RFT alone is the full run after its stage rft.
+RUNS='
+full                  | base,sft,rft,grpo,meta_rm,evaluate |                                          |
+no_principles         | base,sft,rft,grpo,evaluate         | --config.principles=False                |
+no_rejective_sampling | base,sft,grpo,evaluate             |                                          | base sft
+no_hinted             | base,sft,rft,evaluate              | --config.rft.num_hinted=0                | base sft
+no_unhinted           | base,sft,rft,evaluate              | --config.rft.filter.unhinted=False       | base sft
+no_general_data       | base,sft,rft,evaluate              | --config.rft.train.data.general_rate=0.0 | base sft
+'
+
+dry_run=
+if [[ ${1:-} == --dry-run ]]; then
+  dry_run=1
+  shift
+fi
+
+# Prints a command, and runs it unless this is a dry run.
+run() {
+  printf '%s' "$1"
+  printf ' %q' "${@:2}"
+  printf '\n'
+  if [[ -z $dry_run ]]; then
+    "$@"
+  fi
+}
+
+# Copies the folders of finished stages from the full run: share FROM TO NAME...
+share() {
+  local from=$1 to=$2 stage
+  shift 2
+  for stage in "$@"; do
+    if [[ -n $dry_run || (-e $from/$stage/finished.json && ! -e $to/$stage) ]]
+    then
+      run mkdir -p "$to"
+      # Under another name first: a copy that was cut off is no stage.
+      run rm -rf "$to/$stage.copy"
+      run cp -R "$from/$stage" "$to/$stage.copy"
+      run mv "$to/$stage.copy" "$to/$stage"
+    fi
+  done
+}
+
+for seed in $SEEDS; do
+  while IFS='|' read -r name stages override shared; do
+    read -r name <<<"$name"
+    [[ -n $name ]] || continue
+    read -r stages <<<"$stages"
+    read -ra override <<<"$override"
+    read -ra shared <<<"$shared"
+    folder=$WORKDIR/$name/$seed
+    if ((${#shared[@]})); then
+      share "$WORKDIR/full/$seed" "$folder" "${shared[@]}"
+    fi
+    run "$PYTHON" -m grm_jax.main --config="$CONFIG" --workdir="$folder" \
+      --config.seed="$seed" --config.stages="$stages" \
+      ${override[@]+"${override[@]}"} "$@" </dev/null
+  done <<<"$RUNS"
+done
+# shellcheck disable=SC2086  # the seeds are words
+run "$PYTHON" -m benchmarks.ablations --workdir="$WORKDIR" --seeds $SEEDS

@@ -1,0 +1,93 @@
+"""Holding answers: every finding by hand, and what is written about it."""
+
+import pytest
+
+from grm_jax.data.practice import holding
+from grm_jax.data.practice.holding import Finding
+from grm_jax.data.practice.tasks import Task
+
+SUM = Task('chain_sum', ('4', '+', '5'))
+COUNT = Task('letter_counting', tuple('there'), 'e')
+GCD = Task('gcd', ('18', '48'))
+NUMBERS = Task('number_sorting', ('8', '5', '3'), 'smallest')
+BACKWARD = Task('spell_backward', tuple('lamp'))
+WORDS = Task('word_sorting', ('plum', 'fig', 'pear'), 'a')
+FORMAT = Task('number_format', ('9.11', '9.90', '9.09'), 'largest')
+
+# Task, answer, what is due, pairs, fault, score.
+TABLE = [
+  # Right.
+  (SUM, '9', '9', '9/9', '', 10),
+  (SUM, '-9', '-9', '-9/-9', '', 10),
+  (FORMAT, '9.90', '9.90', '9.90/9.90', '', 10),
+  (NUMBERS, '3, 5, 8', '3, 5, 8', '3/3, 5/5, 8/8', '', 10),
+  (BACKWARD, 'p m a l', 'p m a l', 'p/p, m/m, a/a, l/l', '', 10),
+  # What is due may itself be a slip.
+  (NUMBERS, '3, 8', '3, 8', '3/3, 8/8', '', 10),
+  # Too short: no item differs before the answer ends.
+  (BACKWARD, 'p m a', 'p m a l', 'p/p, m/m, a/a, -/l', 'too short', 2),
+  (NUMBERS, '3', '3, 5, 8', '3/3, -/5', 'too short', 2),
+  # Too long.
+  (BACKWARD, 'p m a l l', 'p m a l', 'p/p, m/m, a/a, l/l, l/-', 'too long', 2),
+  (NUMBERS, '3, 5, 8', '3', '3/3, 5/-', 'too long', 2),
+  # Out of place at first, whatever follows.
+  (WORDS, 'pear, fig, plum', 'fig, pear, plum', 'pear/fig', 'out of place', 3),
+  (NUMBERS, '5, 8', '3, 5, 8', '5/3', 'out of place', 3),
+  (NUMBERS, '5, 3, 5, 8', '3, 5, 8', '5/3', 'out of place', 3),
+  (NUMBERS, '', '3, 5, 8', '/3', 'out of place', 3),
+  # Out of place later, in the middle or at the end, also of another length.
+  (NUMBERS, '3, 8, 5', '3, 5, 8', '3/3, 8/5', 'out of place', 4),
+  (NUMBERS, '3, 8', '3, 5, 8', '3/3, 8/5', 'out of place', 4),
+  (BACKWARD, 'p m m a l', 'p m a l', 'p/p, m/m, m/a', 'out of place', 4),
+  (
+    WORDS,
+    'fig, pear, pear',
+    'fig, pear, plum',
+    'fig/fig, pear/pear, pear/plum',
+    'out of place',
+    4,
+  ),
+  # Numbers.
+  (SUM, '8', '9', '8/9', 'off by 1', 4),
+  (SUM, '10', '9', '10/9', 'off by 1', 4),
+  (SUM, '0', '-1', '0/-1', 'off by 1', 4),
+  (COUNT, '2', '1', '2/1', 'off by 1', 4),
+  (SUM, '11', '9', '11/9', 'too high', 3),
+  (SUM, '-1', '-9', '-1/-9', 'too high', 3),
+  (GCD, '6', '2', '6/2', 'too high', 3),
+  (SUM, '7', '9', '7/9', 'too low', 3),
+  (SUM, '-9', '9', '-9/9', 'too low', 3),
+  (COUNT, '1', '3', '1/3', 'too low', 3),
+  # No whole numbers.
+  (SUM, 'nine', '9', 'nine/9', 'no whole number', 1),
+  (SUM, '9.0', '9', '9.0/9', 'no whole number', 1),
+  (SUM, '8, 9', '9', '8, 9/9', 'no whole number', 1),
+  (SUM, '', '9', '/9', 'no whole number', 1),
+  (SUM, '--9', '9', '--9/9', 'no whole number', 1),
+  (SUM, '1' * 10, '9', '1111111111/9', 'no whole number', 1),
+  (SUM, '٨', '9', '٨/9', 'no whole number', 1),
+  # One of the numbers that were there to choose from, and none of them.
+  (FORMAT, '9.11', '9.90', '9.11/9.90', 'not the largest', 3),
+  (FORMAT, '9.1', '9.90', '9.1/9.90', 'not listed', 1),
+]
+
+
+@pytest.mark.parametrize('task, answer, due, pairs, fault, score', TABLE)
+def test_findings_by_hand(task, answer, due, pairs, fault, score):
+  assert holding.hold(task, answer, due) == Finding(pairs, fault, score)
+
+
+def test_the_smallest_is_asked_for():
+  task = Task('number_format', ('9.11', '9.90'), 'smallest')
+  assert holding.hold(task, '9.90', '9.11').fault == 'not the smallest'
+
+
+@pytest.mark.parametrize(
+  'finding, words',
+  [
+    (Finding('3/3, 5/5', '', 10), '3/3, 5/5, right'),
+    (Finding('3/3, -/5', 'too short', 2), '3/3, -/5, wrong: too short'),
+  ],
+)
+def test_words(finding, words):
+  assert finding.words == words

@@ -1,0 +1,128 @@
+"""The order of visits, and going on in the middle of an epoch."""
+
+import json
+
+import pytest
+
+from grm_jax.data import mixture
+from grm_jax.data.visits import Visit, Visits
+from grm_jax.judging.example import JudgingExample, Turn
+
+
+def example(name, responses=2):
+  texts = tuple('abcd'[:responses])
+  return JudgingExample(name, (Turn('user', 'q'),), texts, best=0)
+
+
+EXAMPLES = [example(f'e{i}', 2 + i % 3) for i in range(7)]
+
+
+def made(order='random', seed=0, examples=EXAMPLES):
+  return Visits(examples, order, seed)
+
+
+def names(visits):
+  return [visit.example.id for visit in visits]
+
+
+def test_every_epoch_visits_all_in_another_order():
+  visits = made().take(21)
+  epochs = [names(visits[i : i + 7]) for i in (0, 7, 14)]
+  assert all(sorted(x) == [f'e{i}' for i in range(7)] for x in epochs)
+  assert len(set(map(tuple, epochs))) == 3
+  assert [visit.epoch for visit in visits] == [0] * 7 + [1] * 7 + [2] * 7
+  assert epochs[0] != names(made(seed=1).take(7))
+
+
+@pytest.mark.parametrize('order', ['random', 'balanced', 'fixed'])
+def test_taken_at_once_or_in_parts(order):
+  whole = made(order).take(20)
+  parts = made(order)
+  assert [x for n in (1, 8, 0, 11) for x in parts.take(n)] == whole
+  assert (parts.drawn, parts.epochs) == (20, pytest.approx(20 / 7))
+
+
+def test_orders_of_an_example_over_epochs():
+  shown = {'random': set(), 'balanced': [], 'fixed': set()}
+  for visit in made('balanced', examples=[example('x', 3)]).take(6):
+    shown['balanced'].append(visit.order)
+  for kind in ('random', 'fixed'):
+    shown[kind] = {x.order for x in made(kind, examples=EXAMPLES[:1]).take(20)}
+  # Three rotations, then the same again: each response was first twice.
+  assert shown['balanced'][:3] == shown['balanced'][3:]
+  assert {order[0] for order in shown['balanced'][:3]} == {0, 1, 2}
+  assert shown['random'] == {(0, 1), (1, 0)} and shown['fixed'] == {(0, 1)}
+
+
+def test_what_is_drawn_at_two_visits_has_two_names():
+  visits = made().take(14)
+  assert len({visit.name for visit in visits}) == 14
+  # A number at the end of an id is no epoch.
+  one, other = Visit(example('x'), (0, 1), 1), Visit(example('x 1'), (0, 1), 0)
+  assert one.name != other.name
+
+
+def test_goes_on_in_the_middle_of_an_epoch():
+  first = made()
+  first.take(10)
+  saved = json.loads(json.dumps(first.state()))
+  again = made()
+  again.restore(saved)
+  assert again.take(9) == first.take(9)
+  # And back to where it was, as after a rollout that was stopped.
+  first.restore(saved)
+  assert first.drawn == 10
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'seed': 1}, 'visits examples with seed = 0, this one with 1; go on'),
+    ({'order': 'fixed'}, 'order = random, this one with fixed'),
+    ({'examples': EXAMPLES[:6]}, 'examples = 7, .* this one with 6, '),
+    ({'examples': [*EXAMPLES[:6], example('e6', 4)]}, '= 7, .* with 7, '),
+  ],
+)
+def test_does_not_go_on_with_others(changes, words):
+  saved = made().state()
+  with pytest.raises(ValueError, match=words) as caught:
+    made(**changes).restore(saved)
+  assert '\n' not in str(caught.value)
+
+
+def test_the_place_of_another_stage_is_refused():
+  with pytest.raises(ValueError, match='order = None, this one with random'):
+    made().restore({'drawn': {'texts': 3}, 'seed': 0})
+
+
+@pytest.mark.parametrize(
+  'arguments, words',
+  [
+    (([], 'random', 0), '0 examples with 0 ids'),
+    (([example('x'), example('x', 3)], 'random', 0), '2 examples with 1 ids'),
+    ((EXAMPLES, 'up', 0), "config.order is 'up'"),
+  ],
+)
+def test_mistakes(arguments, words):
+  with pytest.raises(ValueError, match=words):
+    Visits(*arguments)
+
+
+def test_much_data_is_shuffled_once_an_epoch_and_read_once(monkeypatch):
+  """A rollout of 128 must not sort and hash 200,000 examples 128 times."""
+  calls = []
+  shuffle = mixture.permutation
+
+  def counted(*arguments):
+    calls.append(arguments)
+    return shuffle(*arguments)
+
+  monkeypatch.setattr(mixture, 'permutation', counted)
+  visits = made()
+  visits.take(7)
+  assert len(calls) == 1
+  visits.take(8)
+  assert len(calls) == 3
+  saved = visits.state()
+  monkeypatch.setattr(json, 'dumps', None)
+  assert visits.state() == saved

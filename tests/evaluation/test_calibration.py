@@ -1,0 +1,92 @@
+"""Calibration by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from grm_jax.evaluation import calibration, plots
+
+LN3 = math.log(3)  # of probability 3/4
+# Probabilities 1/4, 3/4, 3/4 and 1/2.
+VALUES, LABELS = [-LN3, LN3, LN3, 0.0], [0, 1, 0, 1]
+ALIKE = [1, 1, 1, 1]
+
+
+def test_bins_by_hand():
+  low, middle, high = calibration.bins(VALUES, LABELS, ALIKE, num=3)
+  assert (low.low, low.high, high.high) == (0.0, 1 / 3, 1.0)
+  assert (low.share, low.observed) == (0.25, 0.0)
+  assert low.probability == pytest.approx(1 / 4)
+  assert (middle.share, middle.observed, middle.probability) == (0.25, 1, 0.5)
+  assert (high.share, high.observed) == (0.5, 0.5)
+  assert high.probability == pytest.approx(3 / 4)
+  error = calibration.expected_error([low, middle, high])
+  # 1/4 * 1/4 + 1/4 * 1/2 + 1/2 * 1/4.
+  assert error == pytest.approx(5 / 16)
+
+
+def test_weights_count_as_repetitions():
+  weights = [2, 1, 3, 1]
+  found = calibration.bins(VALUES, LABELS, weights, num=4)
+  repeat = [np.repeat(x, weights) for x in (VALUES, LABELS)]
+  again = calibration.bins(*repeat, np.ones(7), num=4)
+  for one, two in zip(found, again, strict=True):
+    np.testing.assert_allclose(
+      [one.share, one.probability, one.observed],
+      [two.share, two.probability, two.observed],
+    )
+  for figure in (calibration.log_loss, calibration.accuracy):
+    expected = figure(*repeat, np.ones(7))
+    assert figure(VALUES, LABELS, weights) == pytest.approx(expected)
+
+
+def test_empty_bins_and_the_ends():
+  found = calibration.bins([-1e3, 1e3], [0, 1], [1, 1])
+  assert len(found) == calibration.NUM_BINS
+  assert [x.share for x in found] == [0.5] + [0.0] * 8 + [0.5]
+  assert math.isnan(found[4].probability) and math.isnan(found[4].observed)
+  assert calibration.expected_error(found) == 0
+  # A border belongs to the part above it.
+  assert calibration.bins([0.0], [1], [1], num=2)[1].share == 1
+
+
+def test_log_loss_and_accuracy_by_hand():
+  # -log of 3/4, 3/4, 1/4 and 1/2.
+  expected = -math.log(3 / 4 * 3 / 4 * 1 / 4 * 1 / 2) / 4
+  assert calibration.log_loss(VALUES, LABELS, ALIKE) == pytest.approx(expected)
+  # 1/2 says 0, and is wrong.
+  assert calibration.accuracy(VALUES, LABELS, ALIKE) == 2 / 4
+  assert calibration.accuracy(VALUES, LABELS, [0, 0, 3, 1]) == 0
+  assert calibration.log_loss([-1e4], [1], [2]) == pytest.approx(1e4)
+
+
+@pytest.mark.parametrize('values, weights', [([math.nan], [1]), ([1.0], [0])])
+def test_what_says_nothing(values, weights):
+  for figure in (
+    calibration.bins,
+    calibration.log_loss,
+    calibration.accuracy,
+  ):
+    with pytest.raises(ValueError, match='not a number|no result'):
+      figure(values, [1], weights)
+
+
+def test_the_picture_shows_the_bins():
+  found = calibration.bins(VALUES, LABELS, ALIKE, num=3)
+  axes = plots.calibration(found, 'of $x$', 'share that is right').axes[0]
+  drawn = {x.get_label(): x.get_xydata().tolist() for x in axes.lines}
+  expected = [[1 / 4, 0], [1 / 2, 1], [3 / 4, 1 / 2]]
+  np.testing.assert_allclose(drawn['observed'], expected)
+  assert drawn['as it should be'] == [[0, 0], [1, 1]]
+  bars = [(x.get_height(), x.get_x() + x.get_width() / 2) for x in axes.patches]
+  np.testing.assert_allclose(bars, [(0.25, 1 / 6), (0.25, 1 / 2), (0.5, 5 / 6)])
+  assert axes.get_ylabel() == 'share that is right'
+
+
+def test_the_picture_leaves_out_empty_bins():
+  found = calibration.bins([5.0], [1], [1])
+  picture = plots.calibration(found, 'title', 'right')
+  line = picture.axes[0].lines[1]
+  assert len(line.get_xdata()) == 1
+  assert plots.png(picture).startswith(b'\x89PNG')

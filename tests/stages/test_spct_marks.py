@@ -1,0 +1,83 @@
+"""What was begun and finished, by what settings: never two runs in one."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from grm_jax.stages import spct_marks
+from grm_jax.stages.spct_plan import Step
+
+
+def steps(a=1, b=1):
+  """Two steps, the second of which reads the first."""
+  first = Step('one', 'sft', ConfigDict(), {'sft.a': a, 'x': [1, 2]}, {})
+  reads = {'one': first.fingerprint}
+  return [first, Step('two', 'rft', ConfigDict(), {'rft.b': b}, reads)]
+
+
+def test_a_finished_step_is_known(tmp_path):
+  one, two = steps()
+  spct_marks.check(tmp_path, [one, two])
+  spct_marks.begin(tmp_path, one)
+  assert not spct_marks.is_finished(tmp_path, one)
+  spct_marks.finish(tmp_path, one)
+  assert spct_marks.is_finished(tmp_path, one)
+  assert not spct_marks.is_finished(tmp_path, two)
+  spct_marks.check(tmp_path, steps())
+  content = json.loads((tmp_path / 'one' / 'finished.json').read_text())
+  assert content['fingerprint'] == one.fingerprint
+  assert content['settings'] == {'sft.a': 1, 'x': [1, 2]}
+
+
+def finished(tmp_path, **settings):
+  for step in steps(**settings):
+    spct_marks.begin(tmp_path, step)
+    spct_marks.finish(tmp_path, step)
+
+
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    (dict(a=2), ['one was made with config.sft.a=1', '2', 'delete one, two']),
+    (dict(b=3), ['two was made with config.rft.b=1', '3', 'delete two in']),
+  ],
+)
+def test_other_settings_are_refused(tmp_path, change, words):
+  finished(tmp_path)
+  with pytest.raises(ValueError) as info:
+    spct_marks.check(tmp_path, steps(**change))
+  for word in words:
+    assert word in str(info.value)
+
+
+def test_what_was_made_from_something_else_is_refused(tmp_path):
+  """The first folder was deleted and made anew, the second one was not."""
+  finished(tmp_path)
+  for path in (tmp_path / 'one').iterdir():
+    path.unlink()
+  spct_marks.finish(tmp_path, steps(a=2)[0])
+  with pytest.raises(ValueError, match='two was made from one [0-9a-f]{12}'):
+    spct_marks.check(tmp_path, steps(a=2))
+
+
+@pytest.mark.parametrize(
+  'work',
+  ['model/20', 'unhinted.partial', 'samples.jsonl', 'sft.samples.jsonl'],
+)
+def test_only_work_binds_a_step_that_was_begun(tmp_path, work):
+  """A mistake in the settings leaves a mark, and can be corrected."""
+  one = steps()[0]
+  spct_marks.begin(tmp_path, one)
+  (tmp_path / 'one' / 'model').mkdir()
+  (tmp_path / 'one' / 'model' / 'tokenizer.model').touch()
+  spct_marks.check(tmp_path, steps(a=2))
+  path = tmp_path / 'one' / work
+  if work.startswith('model'):
+    path.mkdir()
+    (path / '_CHECKPOINT_METADATA').touch()
+  else:
+    path.touch()
+  with pytest.raises(ValueError, match='config.sft.a=1'):
+    spct_marks.check(tmp_path, steps(a=2))
+  spct_marks.check(tmp_path, steps())
