@@ -1,5 +1,5 @@
-# make demo        the whole method on a tiny model, with a report (15 minutes
-#                  on two cores); DEMO=--config.data=gsm8k:PATH for other data
+# make demo        the whole method on a tiny model, with a report;
+#                  DEMO=--config.data=gsm8k:PATH for other data
 # make demo-score  judge three queries with tiny random models (a minute)
 # make test        the tests that need only JAX
 # make lint        style

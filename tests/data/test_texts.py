@@ -8,6 +8,7 @@ import tempfile
 import pytest
 
 from grm_jax.data import texts
+from grm_jax.data.practice import basics
 from grm_jax.data.texts import Text
 from grm_jax.judging.example import JudgingExample, Turn
 from grm_jax.judging.forms import Forms
@@ -300,8 +301,17 @@ def test_basics_are_plain_texts():
     assert own == [f'{generation}<end_of_turn>']
 
 
-def test_basics_without_a_count():
-  assert sum(1 for _ in texts.read('basics', 'held_out', 's')) == 20_000
+def test_basics_without_a_count(monkeypatch):
+  asked = []
+
+  def made(split, count, *, seed):
+    asked.append((split, count, seed))
+    return [('a', 'q', 'g')]
+
+  monkeypatch.setattr(basics, 'basics', made)
+  (text,) = texts.read('basics', 'held_out', 's', seed=3)
+  assert text == Text('a', 's', ('g',), turns=(Turn('user', 'q'),))
+  assert asked == [('held_out', 20_000, 1003)]
 
 
 @pytest.mark.parametrize('count', ['0', '-3', 'x', '1.5', ' 4', '4:', '²'])

@@ -86,6 +86,16 @@ def test_data_cannot_make_marks(mark, before):
   assert f'\\{mark}' in text
 
 
+@pytest.mark.parametrize('name', ['practice', 'practice_single'])
+@pytest.mark.parametrize('mark', ['[End 1]', '[ start 2 ]', '\n[user]'])
+def test_data_cannot_make_the_short_marks_of_practice(name, mark):
+  head, bracket, tail = mark.rpartition('[')
+  guarded = template.load(name).guard(f'a{mark} b')
+  assert guarded == f'a{head}\\{bracket}{tail} b'
+  for harmless in ('[End]', '[1]', 'a [user]'):
+    assert template.load(name).guard(harmless) == harmless
+
+
 def test_code_and_citations_stay_as_they_are():
   for harmless in (
     'rows[user] = 1',

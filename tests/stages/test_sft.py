@@ -433,7 +433,7 @@ def test_a_model_from_scratch_is_a_model_directory(given, scratch, tmp_path):
   model = pretrained.build(str(directory), None, Compute(), mesh.one_device())
   words = pretrained.load_tokenizer(str(directory), model.size)
   ours = tiny_tokenizer.train(tmp_path / 'tokenizer.model')
-  text = 'Write criteria, analysis and \\boxed scores up to 10.'
+  text = 'Specific Criteria:'
   # It was trained on these very words, unlike the project's own.
   assert len(words.encode(text)) < len(ours.encode(text)) / 2
   rows = tmp_path / 'rows.jsonl'
