@@ -317,7 +317,7 @@ SHORTER = '--config.sampling.buckets=(192,)'
     (['--config.hinted_temperature=nan'], ['config.hinted_temperature is nan']),
     (['--config.filter.max_per_example=-2'], ['max_per_example is -2']),
     (['--config.samples=x.jsonl'], ['config.samples', 'parts=filter,train']),
-    ([SHORTER], ['end at 192', 'at 384', 'config.sampling.buckets']),
+    ([SHORTER], ['end at 192', 'at 160', 'config.sampling.buckets']),
     (
       ['--config.train.prompt.template=nowhere'],
       ["config.train.prompt.template: 'nowhere'"],
@@ -408,7 +408,13 @@ def test_fine_tunes_and_does_not_do_it_twice(tmp_path, run, environment):
   examples = practice.examples('train', 24)
   made = tmp_path / 'work'
   write_rows(tmp_path / 'rows.jsonl', map(examples_lib.to_row, examples))
-  arguments = ['--config.checkpoint=random', '--config.order=fixed']
+  arguments = [
+    '--config.checkpoint=random',
+    '--config.order=fixed',
+    '--config.sampling.buckets=(192, 384)',
+    '--config.sampling.size=192',
+    '--config.train.batch.buckets=(384,)',
+  ]
   run('--config.parts=sample', *arguments, engine=Taught(examples))
   drawn = rows_of(made / 'samples.jsonl')
   assert len(drawn) == 72
@@ -426,7 +432,6 @@ def test_fine_tunes_and_does_not_do_it_twice(tmp_path, run, environment):
     '--config.train.steps=3',
     '--config.train.optimizer.warmup_steps=1',
     '--config.train.batch.prompts=4',
-    '--config.train.batch.buckets=(384,)',
     '--config.train.batch.size=(256,)',
   ]
   stdout, _ = test_main.run(

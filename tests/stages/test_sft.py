@@ -29,6 +29,9 @@ from tests.processes import run_together
 
 STEPS = 20
 SETTINGS = {
+  'data.general': '',
+  'data.general_rate': 0.0,
+  'optimizer.learning_rate': 2e-3,
   'batch.prompts': 8,
   'batch.buckets': (24,),
   'batch.size': (8,),

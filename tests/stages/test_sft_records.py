@@ -27,7 +27,8 @@ def words(tmp_path_factory):
 
 def config(**changes):
   made = test_configs.load(test_configs.ROOT / 'configs/sft.py', 'tiny')
-  made.update_from_flattened_dict(changes)
+  plain = {'data.general': '', 'data.general_rate': 0.0}
+  made.update_from_flattened_dict(plain | changes)
   return made
 
 
