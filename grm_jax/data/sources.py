@@ -101,7 +101,7 @@ def _open(spec, split) -> Iterator[_Made | Fault]:
   place, hashed, rest = spec.partition(_BY_QUESTION)
   prefix, colon, path = place.partition(':')
   if prefix == 'practice' and not hashed:
-    return _practice(spec, path, split)
+    return _practice(spec, split)
   for named in (tfds, seqio_source):
     if place.startswith(named.PREFIX) and not rest:
       items = _located(place, named.read(place))
@@ -121,13 +121,25 @@ def _open(spec, split) -> Iterator[_Made | Fault]:
   )
 
 
-def _practice(spec, count, split):
+def count_of(spec: str, default: int) -> int:
+  """COUNT of NAME:COUNT; ValueError where it is none.
+
+  Args:
+    spec: the source.
+    default: without a COUNT.
+  """
+  name, _, count = spec.partition(':')
   if count and not (count.isdecimal() and int(count)):
-    raise ValueError(f'{spec!r}: practice:COUNT has a whole number above 0')
+    raise ValueError(f'{spec!r}: {name}:COUNT has a whole number above 0')
+  return int(count or default)
+
+
+def _practice(spec, split):
+  count = count_of(spec, _PRACTICE)
   # On demand: it takes seconds, and few runs need it.
   from grm_jax.data.practice import examples
 
-  return examples.examples(split, int(count or _PRACTICE))
+  return examples.examples(split, count)
 
 
 def _own(path):

@@ -86,7 +86,7 @@ def read(
   if prefix == NO_PRINCIPLES and rest:
     return map(_from_analysis, read(rest, split, source, mistakes, seed))
   if prefix == BASICS:
-    return _basics(spec, rest, split, source, seed)
+    return _basics(spec, split, source, seed)
   makers = {'texts': _plain, 'judged': _judged}
   if prefix not in makers or not rest:
     raise ValueError(
@@ -134,12 +134,10 @@ def _from_analysis(item: Text | Fault) -> Text | Fault:
   return dataclasses.replace(item, generations=tuple(cut))
 
 
-def _basics(spec, count, split, source, seed):
-  if count and not (count.isdecimal() and int(count)):
-    raise ValueError(f'{spec!r}: basics:COUNT has a whole number above 0')
+def _basics(spec, split, source, seed):
+  number = sources.count_of(spec, _BASICS)
   from grm_jax.data.practice import basics
 
-  number = int(count or _BASICS)
   # Not of the examples that `practice` makes.
   for name, asked, written in basics.basics(split, number, seed=seed + 1000):
     yield Text(name, source, (written,), turns=(Turn('user', asked),))

@@ -8,7 +8,7 @@ learns of judging it learns afterwards, by rewards.
 
 from collections.abc import Sequence
 
-from grm_jax.judging import orders
+from grm_jax.judging import orders, outcome
 from grm_jax.judging.example import JudgingExample
 
 BEST, OTHERS = 8, 4  # scores
@@ -43,12 +43,12 @@ def write(example: JudgingExample, order: Sequence[int]) -> str:
 
 
 def _right(example: JudgingExample) -> list[bool]:
+  if not outcome.is_told(example):
+    raise ValueError(
+      f'example {example.id!r} does not say what is right; needed is the best '
+      'response, or of a single one the label 0 or 1 in rewards'
+    )
   n = len(example.responses)
-  if n > 1 and example.best is not None:
-    return [i == example.best for i in range(n)]
-  if n == 1 and example.rewards and example.rewards[0] in (0, 1):
+  if n == 1:
     return [example.rewards[0] == 1]
-  raise ValueError(
-    f'example {example.id!r} does not say what is right; needed is the best '
-    'response, or of a single one the label 0 or 1 in rewards'
-  )
+  return [i == example.best for i in range(n)]

@@ -34,6 +34,13 @@ def correct_single(score: int | None, label: float) -> bool:
   return score == label
 
 
+def is_told(example: JudgingExample) -> bool:
+  """Whether it is known what is right, and so whether a judgement is."""
+  if len(example.responses) > 1:
+    return example.best is not None
+  return example.rewards is not None and example.rewards[0] in (0, 1)
+
+
 def is_correct(scores: Sequence[int] | None, example: JudgingExample) -> bool:
   """`correct`, or for an example of one response `correct_single`.
 

@@ -96,7 +96,7 @@ def _read(config, layout: Layout) -> tuple[Gemma, dict]:
     model = Gemma(size, compute, layout, config.scalar)
     return model, pretrained.random(model, config.seed)
   if config.to == 'huggingface':
-    step = None if config.step < 0 else config.step
+    step = pretrained.step_of(config.step)
     model = pretrained.build(config.source, step, compute, layout)
     params = pretrained.load_params(config.source, step, model, config.dtype)
     return model, params

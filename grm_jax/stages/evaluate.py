@@ -7,12 +7,10 @@ again without a model. A run that was killed goes on from its journals.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 
 import jax
-from absl import logging
 from ml_collections import ConfigDict
 
 from grm_jax.data import seqio_source, tfds
@@ -20,10 +18,9 @@ from grm_jax.evaluation import curves, report, samples
 from grm_jax.evaluation.suites import SUITES
 from grm_jax.judging import rows
 from grm_jax.judging.example import JudgingExample
-from grm_jax.judging.judgement import Fault, Judged, Judgement
-from grm_jax.parallel import files, start
-from grm_jax.parallel.journal import Journal
-from grm_jax.stages import load_judge
+from grm_jax.judging.judgement import Judged
+from grm_jax.parallel import files
+from grm_jax.stages import journaled, load_judge
 from grm_jax.stages.pair import PairJudge
 from grm_jax.stages.scalar import ScalarJudge
 from grm_jax.training import pretrained
@@ -138,10 +135,19 @@ def _judge_suite(
   k = min(1, config.k) if scalar else config.k
   path = os.path.join(workdir, f'{name}.samples.jsonl')
   header = _header(config, name, order, len(examples))
-  drawn = _through_journal(judge, examples, k, f'{path}.partial', header)
+  drawn = journaled.judge_all(
+    judge,
+    examples,
+    k,
+    f'{path}.partial',
+    header,
+    f'{name}, {k} samples' if k else name,
+  )
   greedy = None
   if config.greedy and not scalar:
-    greedy = _through_journal(judge, examples, 0, f'{path}.greedy', header)
+    greedy = journaled.judge_all(
+      judge, examples, 0, f'{path}.greedy', header, name
+    )
   found = [
     Judged(x.example, x.samples, y and y.samples[0])
     for x, y in zip(drawn, greedy or [None] * len(drawn), strict=True)
@@ -170,48 +176,6 @@ def _header(config, name, order, count):
     'size': config.sampling.size,
     'int8': config.sampling.int8,
   }
-
-
-def _through_journal(
-  judge: load_judge.AnyJudge,
-  examples: Sequence[JudgingExample],
-  k: int,
-  path: str,
-  header: dict,
-) -> list[Judged]:
-  """Judgements of all examples; those in the journal are not made again.
-
-  The first process keeps the journal, and all go on where it says.
-  """
-  first = not jax.process_index()
-  journal = Journal(path, header | {'samples': k}) if first else None
-  done = start.from_first(journal.count if first else 0)
-  items = judge.judge(
-    examples[done:],
-    k,
-    progress=f'{header["suite"]}, {k} samples' if k else header['suite'],
-    total=len(examples) - done,
-  )
-  found = []
-  for example, item in zip(examples[done:], items, strict=True):
-    judged = _failed(example, item, k) if isinstance(item, Fault) else item
-    found.append(judged)
-    if journal:
-      journal.append(json.loads(samples.line(judged)))
-  if not journal:
-    return [Judged(x, ()) for x in examples[:done]] + found
-  before = [samples.of_row(row, i) for i, row in enumerate(journal.rows(), 1)]
-  journal.close()
-  return before
-
-
-def _failed(example: JudgingExample, fault: Fault, k: int) -> Judged:
-  """An example that could not be judged, as k that do not parse."""
-  logging.warning('%s: %s', fault.id, fault.reason)
-  order = tuple(range(len(example.responses)))
-  text = f'[not judged: {fault.reason}]'
-  failed = Judgement(order, text, 0, 'length', None)
-  return Judged(example, (failed,) * max(1, k))
 
 
 def _report(name: str, judged: Sequence[Judged]) -> report.SuiteReport:

@@ -23,7 +23,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from grm_jax.data import placing as data_placing
-from grm_jax.data import records, sources
+from grm_jax.data import records
 from grm_jax.data.visits import Visits
 from grm_jax.judging.forms import Forms
 from grm_jax.model.compute import Compute
@@ -40,8 +40,6 @@ from grm_jax.stages import (
 from grm_jax.stages.grpo_figures import StopRule
 from grm_jax.stages.grpo_rollout import Rolled, Roller
 from grm_jax.stages.grpo_update import Updater
-from grm_jax.stages.held_out import HeldOut
-from grm_jax.stages.judge import Settings
 from grm_jax.training import (
   checkpoints,
   metrics,
@@ -93,7 +91,9 @@ def run(config: ConfigDict, workdir: str) -> None:
     temperature=config.temperature,
     seed=config.seed,
   )
-  judge = _held_out(config, decoder, tokenizer, engine)
+  judge = held_out.from_config(
+    config, decoder, tokenizer, engine, config.rollout.int8
+  )
   optim, _ = optimizer.make(config.steps, **config.optimizer)
   updater = Updater(config, model, optim, _reference(config, model, saved))
   state = runs.start(target, model, optim, params, visits)
@@ -111,7 +111,7 @@ def check(config: ConfigDict, workdir: str) -> None:
   if not workdir:
     raise ValueError('give --workdir=DIR, where the model is written')
   e, each = config.evaluation, config.minibatches * config.passes
-  for key, value, least in (
+  runs.check_least(
     ('group_size', config.group_size, 2),
     ('prompts', config.prompts, 1),
     ('minibatches', config.minibatches, 1),
@@ -123,9 +123,7 @@ def check(config: ConfigDict, workdir: str) -> None:
     ('rollout.chunk', config.rollout.chunk, 1),
     ('keep', config.keep, 1),
     ('evaluation.k', e.k, 0),
-  ):
-    if value < least:
-      raise ValueError(f'config.{key} is {value}; it must be {least} or more')
+  )
   if config.prompts < config.minibatches:
     raise ValueError(
       f'config.prompts={config.prompts} groups make no '
@@ -169,7 +167,11 @@ def _open(config, target, layout):
       'rewarded for them; give the model/ of the stage rft or sft'
     )
   model, tokenizer, params = pretrained.open_model(
-    config.checkpoint, _step(config), compute, layout, seed=config.seed
+    config.checkpoint,
+    pretrained.step_of(config.step),
+    compute,
+    layout,
+    seed=config.seed,
   )
   _check_writes(
     model, f'config.checkpoint={config.checkpoint}', 'give a model that writes'
@@ -182,16 +184,12 @@ def _check_writes(model, what, cure):
     raise ValueError(f'{what} has a scalar head; {cure}')
 
 
-def _step(config) -> int | None:
-  return None if config.step < 0 else config.step
-
-
 def _reference(config, model, saved) -> Reference | None:
   """Frozen parameters, if the objective needs any; the same as before."""
   if not config.objective.kl_coef:
     return None
   r, before = config.reference, saved.get('reference')
-  step = None if r.checkpoint else _step(config)
+  step = None if r.checkpoint else pretrained.step_of(config.step)
   if step is None and before:
     step = before['step']  # there may be newer ones by now
   made = Reference(
@@ -204,27 +202,6 @@ def _reference(config, model, saved) -> Reference | None:
   )
   made.check(before)
   return made
-
-
-def _held_out(config, decoder, tokenizer, engine) -> HeldOut | None:
-  """What judges held-out examples while training, if asked for."""
-  e = config.evaluation
-  if not e.data:
-    return None
-  examples, _ = sources.load(e.data, 'held_out', config.strict)
-  return HeldOut(
-    examples,
-    decoder,
-    tokenizer,
-    Settings(
-      template=config.prompt.template,
-      single=config.prompt.single,
-      too_long=config.prompt.too_long,
-      seed=config.seed,
-    ),
-    engine,
-    config.rollout.int8,
-  )
 
 
 def _roll(config, roller, visits, params, stops) -> Rolled | None:
@@ -278,7 +255,7 @@ def _train(
       if rolled is None:
         if step > each:
           save(state, above=rule.above, owed=owed)
-        _say_stopped(step - each, total)
+        runs.say_stopped(step - each, total)
         return
       parts = updater.batches(rolled.groups)
       if updater.reference is not None:
@@ -293,17 +270,20 @@ def _train(
       row = {'epochs': visits.epochs, 'learning_rate': rate(step - 1)}
       _log(config, workdir, clock, model, writer, step, numbers, row, rolled)
       bar.update(each)
-      owed, advice = judge is not None and _due(step, each, e.every, total), ''
+      owed, advice = (
+        judge is not None and runs.due(step, e.every, total, each),
+        '',
+      )
       if owed and not asked.at(step):
         failures = measure(state, step)
         owed = failures is None
         advice = '' if owed else rule.see(failures)
       stop = asked.at(step)
-      if stop or advice or _due(step, each, config.save_every, total):
+      if stop or advice or runs.due(step, config.save_every, total, each):
         with clock.part('save'):
           save(state, above=rule.above, owed=owed)
       if stop:
-        _say_stopped(step, total)
+        runs.say_stopped(step, total)
         return
       if advice and step < total:
         checkpoint.wait()
@@ -334,11 +314,6 @@ def _saver(checkpoint, model, visits, config, used) -> Callable[..., None]:
   return save
 
 
-def _due(step: int, each: int, every: int, total: int) -> bool:
-  """Whether one of the last `each` steps is a multiple of `every`."""
-  return step == total or (every > 0 and step % every < each)
-
-
 def _log(config, workdir, clock, model, writer, step, numbers, row, rolled):
   """Checks and writes the numbers of a rollout and of the updates on it."""
   metas = [grpo_update.meta(rolled.groups)] * config.passes
@@ -348,7 +323,7 @@ def _log(config, workdir, clock, model, writer, step, numbers, row, rolled):
   writer.write(step, found)
   each = config.minibatches * config.passes
   texts = config.texts_every
-  shown = texts and _due(step, each, texts, config.steps)
+  shown = texts and runs.due(step, texts, config.steps, each)
   grpo_figures.show(writer, step, rolled, 4 if shown else 0)
 
 
@@ -374,10 +349,6 @@ def _measure(config, judge, clock, writer, asked, state, step) -> float | None:
   writer.write(step, {f'held_out/{name}': value for name, value in row.items()})
   runs.say(f'step {step}: held out, {words}')
   return found.parse_failures
-
-
-def _say_stopped(step, total) -> None:
-  runs.say(f'stopped after step {step} of {total}; start again to go on')
 
 
 def _warn(advice: str) -> None:

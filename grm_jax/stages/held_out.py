@@ -10,7 +10,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from absl import logging
+from ml_collections import ConfigDict
 
+from grm_jax.data import sources
 from grm_jax.judging import outcome, votes
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.judgement import Fault, Judged
@@ -121,6 +123,35 @@ class HeldOut:
         faults[0].reason,
       )
     return found
+
+
+def from_config(
+  config: ConfigDict,
+  model: Gemma,
+  tokenizer: Tokenizer,
+  engine: Engine | None = None,
+  int8: bool = False,
+  **sizes,
+) -> HeldOut | None:
+  """What judges config.evaluation.data, by config.prompt; None for no data.
+
+  Args:
+    config: of training.
+    model, tokenizer, engine, int8, **sizes: see HeldOut.
+
+  Raises:
+    ValueError: as HeldOut; the data cannot be read.
+  """
+  if not config.evaluation.data:
+    return None
+  examples, _ = sources.load(config.evaluation.data, 'held_out', config.strict)
+  settings = Settings(
+    template=config.prompt.template,
+    single=config.prompt.single,
+    too_long=config.prompt.too_long,
+    seed=config.seed,
+  )
+  return HeldOut(examples, model, tokenizer, settings, engine, int8, **sizes)
 
 
 def figures(judged: Sequence[Judged]) -> Figures:

@@ -57,7 +57,7 @@ def from_config(
   s = config.sampling
   judge = load(
     config.checkpoint,
-    _step(config),
+    pretrained.step_of(config.step),
     config.meta_checkpoint,
     settings,
     Compute(**config.compute),
@@ -94,7 +94,7 @@ def _with_values(
   decoding, layout = layouts
   model, tokenizer, params = pretrained.open_model(
     config.checkpoint,
-    _step(config),
+    pretrained.step_of(config.step),
     compute,
     layout,
     scalar=True,
@@ -116,10 +116,6 @@ def _with_values(
     writer, weights, tokenizer, rows=s.rows, chunk=s.chunk, **sizes
   )
   return SemiScalarJudge(Judge(engine, tokenizer, settings), values)
-
-
-def _step(config) -> int | None:
-  return None if config.step < 0 else config.step
 
 
 def settings_of(config: ConfigDict) -> Settings:

@@ -152,9 +152,13 @@ def _open(config, target, layout):
         f'{target} is a model without a scalar head; choose another --workdir'
       )
     return model, pretrained.load_tokenizer(target, model.size), None
-  step = None if config.step < 0 else config.step
   model, tokenizer, params = pretrained.open_model(
-    config.checkpoint, step, compute, layout, scalar=True, seed=config.seed
+    config.checkpoint,
+    pretrained.step_of(config.step),
+    compute,
+    layout,
+    scalar=True,
+    seed=config.seed,
   )
   if not model.scalar:
     model = model.clone(scalar=True)
@@ -254,7 +258,7 @@ def _train(config, workdir, model, params, made, rows, judge, preemption):
         with clock.part('save'):
           runs.save(saved, state, model, data, config, labels=labels)
       if stop:
-        runs.say(f'stopped after step {step} of {total}; start again to go on')
+        runs.say_stopped(step, total)
         return
   runs.say_end(target, total, data, done)
 

@@ -22,13 +22,13 @@ from grm_jax.data import mixture, records, sources
 from grm_jax.data.padding import Meta
 from grm_jax.data.records import Limits, Record, tokens_of
 from grm_jax.evaluation import metrics
-from grm_jax.judging import rejection
+from grm_jax.judging import outcome, rejection
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.forms import Forms
 from grm_jax.judging.rejection import Sample
 from grm_jax.model.batch import Batch
 from grm_jax.model.tokenizer import Tokenizer
-from grm_jax.stages import pair, rft_rows, scalar, told
+from grm_jax.stages import pair, rft_rows, scalar
 from grm_jax.training.scalar_loss import ScalarBatch
 
 KINDS = ('meta', 'bradley_terry', 'pair')
@@ -83,7 +83,7 @@ def read(config: ConfigDict) -> tuple[Data, Data | None]:
 
 
 def _read(config, key, spec, split, samples) -> Data:
-  is_told = told.is_told if config.kind == 'meta' else _has_best
+  is_told = outcome.is_told if config.kind == 'meta' else _has_best
   everything, _ = sources.load(spec, split, config.strict)
   examples = {x.id: x for x in everything if is_told(x)}
   if not examples:

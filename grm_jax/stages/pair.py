@@ -6,11 +6,9 @@ follow it, so that n responses take n prompts and not n * (n - 1).
 """
 
 import functools
-import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import tqdm
 
 from grm_jax.judging import prompt, template
 from grm_jax.judging.example import JudgingExample
@@ -18,6 +16,7 @@ from grm_jax.judging.judgement import Fault, Judged, Judgement
 from grm_jax.model import chat
 from grm_jax.model.tokenizer import Tokenizer
 from grm_jax.sampling.values import Item, Values
+from grm_jax.stages.scalar import in_batches
 
 
 def pair_prompt(
@@ -58,17 +57,9 @@ class PairJudge:
   ) -> Iterator[Judged | Fault]:
     """One judgement of each example, in their order; k changes nothing."""
     del k
-    bar = tqdm.tqdm(
-      desc=progress,
-      total=total or None,
-      unit='query',
-      disable=None if progress else True,
+    yield from in_batches(
+      self._judge_some, examples, self.values.prompts, progress, total
     )
-    examples = iter(examples)
-    with bar:
-      while some := list(itertools.islice(examples, self.values.prompts)):
-        yield from self._judge_some(some)
-        bar.update(len(some))
 
   def _judge_some(self, some):
     made = [self._items(example) for example in some]

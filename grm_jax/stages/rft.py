@@ -30,7 +30,7 @@ from grm_jax.judging import rejection, template
 from grm_jax.judging.forms import Forms
 from grm_jax.judging.rejection import Rules
 from grm_jax.parallel import files, start
-from grm_jax.stages import rft_rows, rft_samples, sft, told
+from grm_jax.stages import rft_rows, rft_samples, runs, sft, told
 
 PARTS = ('sample', 'filter', 'train')
 KEPT, FILTER = 'kept.jsonl', 'filter.json'
@@ -44,8 +44,8 @@ def run(config: ConfigDict, workdir: str) -> None:
   """
   if not workdir:
     raise ValueError('give --workdir=DIR, where samples and model are written')
-  parts = [x.strip() for x in config.parts.split(',')]
-  _check(config, parts, workdir)
+  check(config, workdir)
+  parts = _parts(config)
   rules, forms = Rules(**config.filter), _forms(config)
   if 'sample' in parts or 'filter' in parts:
     found = told.load(config.data, config.strict, forms, 'config.train.prompt')
@@ -62,8 +62,9 @@ def run(config: ConfigDict, workdir: str) -> None:
     _train(config, workdir)
 
 
-def _check(config, parts, workdir) -> None:
+def check(config: ConfigDict, workdir: str) -> None:
   """ValueError for settings that would only be seen after hours, or never."""
+  parts = _parts(config)
   if 'train' in parts:
     try:
       sft.check(config.train, workdir)
@@ -81,12 +82,10 @@ def _check(config, parts, workdir) -> None:
       'config.samples is given, so that none are drawn; give '
       '--config.parts=filter,train'
     )
-  for key, value, least in (
+  runs.check_least(
     ('num_samples', config.num_samples, 1),
     ('num_hinted', config.num_hinted, 0),
-  ):
-    if value < least:
-      raise ValueError(f'config.{key} is {value}; it must be {least} or more')
+  )
   for key, value in (
     ('temperature', config.temperature),
     ('hinted_temperature', config.hinted_temperature),
@@ -102,6 +101,10 @@ def _check(config, parts, workdir) -> None:
       'shortened in one way to sample and in another to fine-tune; let both '
       'end at the same'
     )
+
+
+def _parts(config) -> list[str]:
+  return [x.strip() for x in config.parts.split(',')]
 
 
 def _forms(config) -> Forms:

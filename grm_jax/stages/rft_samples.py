@@ -26,6 +26,7 @@ from grm_jax.parallel import journal as journals
 from grm_jax.parallel.journal import Journal
 from grm_jax.stages import load_judge, rft_rows
 from grm_jax.stages.judge import Judge, Settings
+from grm_jax.training import pretrained
 
 SAMPLES, DRAWN = 'samples.jsonl', 'samples.json'
 
@@ -122,7 +123,7 @@ def _load(config) -> Judge:
     mesh.from_config(config.train, weights=sampling.pop('weights')),
     mesh.from_config(config.train),
   )
-  step = None if config.step < 0 else config.step
+  step = pretrained.step_of(config.step)
   compute = Compute(**config.train.compute)
   return load_judge.load(
     config.checkpoint, step, '', settings, compute, layouts, **sampling

@@ -55,15 +55,20 @@ def check(config: ConfigDict, workdir: str) -> None:
   """ValueError for what would only be seen after rows or weights were read."""
   if not workdir:
     raise ValueError('give --workdir=DIR, where the model is written')
-  for key, value in (
-    ('batch.accumulate', config.batch.accumulate),
-    ('batch.rows', config.batch.rows),
-    ('keep', config.keep),
-  ):
-    if value < 1:
-      raise ValueError(f'config.{key} is {value}; it must be 1 or more')
+  check_least(
+    ('batch.accumulate', config.batch.accumulate, 1),
+    ('batch.rows', config.batch.rows, 1),
+    ('keep', config.keep, 1),
+  )
   optimizer.make(config.steps, **config.optimizer)
   profile.parse(config.profile_steps)
+
+
+def check_least(*settings: tuple[str, int, int]) -> None:
+  """ValueError for one of (key, value, least) that is less than it may be."""
+  for key, value, least in settings:
+    if value < least:
+      raise ValueError(f'config.{key} is {value}; it must be {least} or more')
 
 
 def take_over(
@@ -104,9 +109,12 @@ def batches(
   )
 
 
-def due(step: int, every: int, total: int) -> bool:
-  """Whether what is done every so many steps, and at the end, is done now."""
-  return step == total or (every > 0 and step % every == 0)
+def due(step: int, every: int, total: int, each: int = 1) -> bool:
+  """Whether what is done every so many steps, and at the end, is done now.
+
+  A run that is here after each `each` steps looks at all of them.
+  """
+  return step == total or (every > 0 and step % every < each)
 
 
 class Asked:
@@ -237,6 +245,11 @@ def say_end(target: str, total: int, data: Prefetch, done: int) -> None:
   passes = ', '.join(f'{n} {x:.2f}' for n, x in data.passes().items())
   say(f'{done} of {total} steps; epochs: {passes}; padding: {waste}')
   say(f'model -> {target}')
+
+
+def say_stopped(step: int, total: int) -> None:
+  """One line for a run that was asked to stop."""
+  say(f'stopped after step {step} of {total}; start again to go on')
 
 
 def say(line: str) -> None:

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import tqdm
 
@@ -48,6 +49,27 @@ def meta_text(text: str, tokenizer: Tokenizer, limit: int) -> list[int]:
   return [*tokenizer.encode(text)[: limit - 1], tokenizer.end_of_turn]
 
 
+def in_batches(
+  judge_some: Callable[[list[Any]], Iterator[Judged | Fault]],
+  examples: Iterable[JudgingExample | Fault],
+  count: int,
+  progress: str,
+  total: int,
+) -> Iterator[Judged | Fault]:
+  """What `judge_some` says of so many examples at a time, under a bar."""
+  bar = tqdm.tqdm(
+    desc=progress,
+    total=total or None,
+    unit='query',
+    disable=None if progress else True,
+  )
+  examples = iter(examples)
+  with bar:
+    while some := list(itertools.islice(examples, count)):
+      yield from judge_some(some)
+      bar.update(len(some))
+
+
 class ScalarJudge:
   """Values of responses as their scores; see judge.Judge for the other kind.
 
@@ -68,17 +90,9 @@ class ScalarJudge:
   ) -> Iterator[Judged | Fault]:
     """One judgement of each example, in their order; k changes nothing."""
     del k
-    bar = tqdm.tqdm(
-      desc=progress,
-      total=total or None,
-      unit='query',
-      disable=None if progress else True,
+    yield from in_batches(
+      self._judge_some, examples, self.values.prompts, progress, total
     )
-    examples = iter(examples)
-    with bar:
-      while some := list(itertools.islice(examples, self.values.prompts)):
-        yield from self._judge_some(some)
-        bar.update(len(some))
 
   def _judge_some(self, some):
     items = [self._item(example) for example in some]

@@ -17,20 +17,13 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from grm_jax.data import (
-  placing,
-  records,
-  sources,
-  texts,
-)
+from grm_jax.data import placing, records, texts
 from grm_jax.data.prefetch import Prefetch
 from grm_jax.data.texts import Text
 from grm_jax.judging.forms import Forms
 from grm_jax.model.compute import Compute
 from grm_jax.parallel import mesh
 from grm_jax.stages import held_out, runs, sft_records
-from grm_jax.stages.held_out import HeldOut
-from grm_jax.stages.judge import Settings
 from grm_jax.training import (
   checkpoints,
   metrics,
@@ -105,7 +98,15 @@ def fine_tune(
   if config.batch.packed:
     limits = dataclasses.replace(limits, rows=0)
   made = runs.batches(config, used, rates, limits, own_rows)
-  judge = _held_out(config, model, tokenizer)
+  judge = held_out.from_config(
+    config,
+    model.clone(layout=mesh.from_config(config, weights='resident')),
+    tokenizer,
+    prompts=config.evaluation.prompts,
+    rows=1,  # one greedy judgement of each
+    size=max(config.batch.size),
+    buckets=config.batch.buckets,
+  )
   with Preemption() as preemption:
     _train(config, workdir, model, params, made, judge, preemption)
 
@@ -129,9 +130,12 @@ def _open(config, target, layout, found, forms):
       config.seed,
     )
     return model, tokenizer, params
-  step = None if config.step < 0 else config.step
   model, tokenizer, params = pretrained.open_model(
-    config.checkpoint, step, compute, layout, seed=config.seed
+    config.checkpoint,
+    pretrained.step_of(config.step),
+    compute,
+    layout,
+    seed=config.seed,
   )
   if model.scalar:
     raise ValueError(
@@ -140,30 +144,6 @@ def _open(config, target, layout, found, forms):
     )
   params = runs.take_over(config, target, model, params)
   return model, tokenizer, params
-
-
-def _held_out(config, model, tokenizer) -> HeldOut | None:
-  """What judges held-out examples while training, if asked for."""
-  e = config.evaluation
-  if not e.data:
-    return None
-  examples, _ = sources.load(e.data, 'held_out', config.strict)
-  layout = mesh.from_config(config, weights='resident')
-  return HeldOut(
-    examples,
-    model.clone(layout=layout),
-    tokenizer,
-    Settings(
-      template=config.prompt.template,
-      single=config.prompt.single,
-      too_long=config.prompt.too_long,
-      seed=config.seed,
-    ),
-    prompts=e.prompts,
-    rows=1,  # one greedy judgement of each
-    size=max(config.batch.size),
-    buckets=config.batch.buckets,
-  )
 
 
 def _train(config, workdir, model, params, made, judge, preemption):
@@ -218,7 +198,7 @@ def _train(config, workdir, model, params, made, judge, preemption):
         with clock.part('save'):
           runs.save(saved, state, model, data, config)
       if stop:
-        runs.say(f'stopped after step {step} of {total}; start again to go on')
+        runs.say_stopped(step, total)
         return
   runs.say_end(target, total, data, done)
 

@@ -132,21 +132,16 @@ def _check_stages(steps, workdir) -> None:
   checks = {
     'base': sft.check,
     'sft': sft.check,
+    'rft': rft.check,
     'grpo': grpo.check,
     'meta_rm': meta_rm.check,
   }
   for step in steps:
-    folder = os.path.join(workdir, step.name)
-    config, key = step.config, step.stage
-    if step.stage == 'rft':
-      config, check, key = step.config.train, sft.check, 'rft.train'
-    elif step.stage in checks:
-      check = checks[step.stage]
-    else:
+    if step.stage not in checks:
       continue
     try:
-      check(config, folder)
+      checks[step.stage](step.config, os.path.join(workdir, step.name))
     except ValueError as error:
       # Where these keys are in this config.
-      message = str(error).replace('config.', f'config.{key}.')
+      message = str(error).replace('config.', f'config.{step.stage}.')
       raise ValueError(message) from error

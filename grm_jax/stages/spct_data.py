@@ -128,7 +128,9 @@ def _training(config) -> tuple[list[JudgingExample], list[JudgingExample]]:
 def _whole_queries(found, most) -> list[JudgingExample]:
   """The first ones, about `most`, none of whose queries comes again."""
   end = most
-  while 0 < end < len(found) and _query(found[end]) == _query(found[end - 1]):
+  while 0 < end < len(found) and metrics.query_of(
+    found[end]
+  ) == metrics.query_of(found[end - 1]):
     end += 1
   return list(found[:end])
 
@@ -141,14 +143,7 @@ def _told(config, split, count) -> list[JudgingExample]:
   """
   spec = f'{config.data}:{count}' if is_practice(config.data) else config.data
   found, _ = sources.load(spec, split, config.strict)
-  used = [x for x in found if told.is_told(x)]
-  if len(used) < len(found):
-    logging.warning(
-      '%s, %s: %d of %d examples do not say what is right and are left out',
-      *(spec, split, len(found) - len(used), len(found)),
-    )
-  if not used:
-    raise ValueError(f'{spec}, {split}: no example says what is right')
+  used = told.only(found, f'{spec}, {split}')
   if is_practice(config.data):
     return used
   return _shuffled(used)[: count or None]
@@ -157,13 +152,9 @@ def _told(config, split, count) -> list[JudgingExample]:
 def _shuffled(examples: Sequence[JudgingExample]) -> list[JudgingExample]:
   by_query: dict[object, list[JudgingExample]] = {}
   for example in examples:
-    by_query.setdefault(_query(example), []).append(example)
+    by_query.setdefault(metrics.query_of(example), []).append(example)
   return [
     example
     for query in draws.shuffled(list(by_query), 'spct')
     for example in by_query[query]
   ]
-
-
-def _query(example):
-  return metrics.query_of(example)

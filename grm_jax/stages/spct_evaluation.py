@@ -10,10 +10,10 @@ killed goes on, and the report can be written again.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
-from collections.abc import Sequence
 
 import jax
 from absl import logging
@@ -23,13 +23,11 @@ from ml_collections import ConfigDict
 from grm_jax.data import sources
 from grm_jax.evaluation import samples, spct_report
 from grm_jax.evaluation.spct_report import Judge as JudgeReport
-from grm_jax.judging.example import JudgingExample
-from grm_jax.judging.judgement import Fault, Judged, Judgement
+from grm_jax.judging.judgement import Judged
 from grm_jax.model.compute import Compute
 from grm_jax.parallel import files, mesh, start
-from grm_jax.parallel.journal import Journal
 from grm_jax.sampling import placing
-from grm_jax.stages import load_judge, runs, spct_data, spct_plan
+from grm_jax.stages import journaled, load_judge, runs, spct_data, spct_plan
 from grm_jax.stages.judge import Judge, Settings
 from grm_jax.stages.scalar import MetaJudge
 from grm_jax.training import metrics, pretrained
@@ -147,10 +145,13 @@ def _judge_all(judge, examples, folder, name, k) -> None:
   """Writes the samples and the greedy judgements of a model."""
   plain = Judge(judge.engine, judge.tokenizer, judge.settings)
   path = _samples_path(folder, name)
-  drawn = _through_journal(
-    plain, examples, k, f'{path}.partial', name, judge.meta
+  header, rate = {'judge': name}, functools.partial(_rated, judge.meta)
+  drawn = journaled.judge_all(
+    plain, examples, k, f'{path}.partial', header, f'{name}, {k} samples', rate
   )
-  greedy = _through_journal(plain, examples, 0, f'{path}.greedy', name)
+  greedy = journaled.judge_all(
+    plain, examples, 0, f'{path}.greedy', header, f'{name}, greedy'
+  )
   if not jax.process_index():
     samples.write(
       path,
@@ -164,56 +165,20 @@ def _judge_all(judge, examples, folder, name, k) -> None:
   start.wait_for_all(path)
 
 
-def _through_journal(
-  judge: Judge,
-  examples: Sequence[JudgingExample],
-  k: int,
-  path: str,
-  name: str,
-  meta: MetaJudge | None = None,
-) -> list[Judged]:
-  """Judgements of all examples; those in the journal are not made again."""
-  first = not jax.process_index()
-  journal = Journal(path, {'judge': name, 'samples': k}) if first else None
-  done = start.from_first(journal.count if first else 0)
-  items = judge.judge(
-    examples[done:],
-    k,
-    progress=f'{name}, {k} samples' if k else f'{name}, greedy',
-    total=len(examples) - done,
-  )
-  for example, item in zip(examples[done:], items, strict=True):
-    judged = _failed(example, item, k) if isinstance(item, Fault) else item
-    judged = judged if meta is None else _rated(judged, meta)
-    if journal:
-      journal.append(json.loads(samples.line(judged)))
-  if not journal:
-    return []
-  found = [samples.of_row(row, i) for i, row in enumerate(journal.rows(), 1)]
-  journal.close()
-  return found
+def _rated(meta: MetaJudge | None, judged: Judged) -> Judged:
+  """With the meta RM's opinions, if there is one; NaN where it cannot read.
 
-
-def _rated(judged: Judged, meta: MetaJudge) -> Judged:
-  """With the meta RM's opinions; NaN, the least, where it cannot read.
-
-  Its prompts are longer than the judge's, whose votes count all the same.
+  NaN is the least. The meta RM's prompts are longer than the judge's, whose
+  votes count all the same.
   """
+  if meta is None:
+    return judged
   rated = meta.rate(judged)
   if isinstance(rated, Judged):
     return rated
   logging.warning('%s: %s', rated.id, rated.reason)
   unread = (dataclasses.replace(x, meta=math.nan) for x in judged.samples)
   return dataclasses.replace(judged, samples=tuple(unread))
-
-
-def _failed(example: JudgingExample, fault: Fault, k: int) -> Judged:
-  """An example that could not be judged, as k that do not parse."""
-  logging.warning('%s: %s', fault.id, fault.reason)
-  order = tuple(range(len(example.responses)))
-  text = f'[not judged: {fault.reason}]'
-  failed = Judgement(order, text, 0, 'length', None)
-  return Judged(example, (failed,) * max(1, k))
 
 
 def _write(config, workdir, folder, found) -> None:

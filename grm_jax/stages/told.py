@@ -1,8 +1,11 @@
 """Examples that say what is right: what rejection and rewards need."""
 
+from collections.abc import Sequence
+
 from absl import logging
 
 from grm_jax.data import sources
+from grm_jax.judging import outcome
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.forms import Forms
 
@@ -22,26 +25,33 @@ def load(
     ValueError: no example is left; the templates do not suit the examples.
   """
   found, _ = sources.load(spec, 'train', strict)
-  examples = {example.id: example for example in found if is_told(example)}
-  if not examples:
-    raise ValueError(
-      f'{spec}: no example says what is right; needed is the best response, or '
-      'of a single one the label 0 or 1 in rewards'
-    )
-  if len(examples) < len(found):
-    logging.warning(
-      '%s: %d of %d examples do not say what is right and are left out',
-      *(spec, len(found) - len(examples), len(found)),
-    )
+  examples = {example.id: example for example in only(found, spec)}
   _check(spec, forms, list(examples.values()), prompt)
   return list(examples.values())
 
 
-def is_told(example: JudgingExample) -> bool:
-  """Whether it is known what is right, and so whether a judgement is."""
-  if len(example.responses) > 1:
-    return example.best is not None
-  return example.rewards is not None and example.rewards[0] in (0, 1)
+def only(found: Sequence[JudgingExample], where: str) -> list[JudgingExample]:
+  """Those that say what is right; the log counts the others.
+
+  Args:
+    found: examples.
+    where: they are from, for messages.
+
+  Raises:
+    ValueError: none does.
+  """
+  examples = [example for example in found if outcome.is_told(example)]
+  if not examples:
+    raise ValueError(
+      f'{where}: no example says what is right; needed is the best response, '
+      'or of a single one the label 0 or 1 in rewards'
+    )
+  if len(examples) < len(found):
+    logging.warning(
+      '%s: %d of %d examples do not say what is right and are left out',
+      *(where, len(found) - len(examples), len(found)),
+    )
+  return examples
 
 
 def _check(spec, forms, examples, prompt) -> None:

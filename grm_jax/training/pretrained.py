@@ -133,6 +133,11 @@ def copy_companions(source: str, target: str) -> None:
       files.write_whole(epath.Path(target) / name, path.read_bytes())
 
 
+def step_of(number: int) -> int | None:
+  """`config.step` as functions take it: None, the newest, for -1."""
+  return None if number < 0 else number
+
+
 def open_model(
   directory: str,
   step: int | None,

@@ -3,11 +3,8 @@
 The runs share what XLA compiled; most tests look at the same few of them.
 """
 
-import dataclasses
 import json
 import signal
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -21,8 +18,9 @@ from grm_jax.sampling.values import Values
 from grm_jax.stages import meta_rm
 from grm_jax.stages.scalar import MetaJudge
 from grm_jax.training import checkpoints, pretrained
-from tests import test_configs, test_main
+from tests import test_main
 from tests.model import tiny
+from tests.stages.given import Given
 from tests.stages.test_judge import words
 from tests.stages.test_sft import (
   leaves,
@@ -82,43 +80,6 @@ def write_data(folder):
   write(folder / 'samples.jsonl', samples)
 
 
-@dataclasses.dataclass(frozen=True)
-class Given:
-  """What all runs begin with."""
-
-  folder: object
-  settings: dict
-  environment: dict
-
-  def arguments(self, **changes):
-    settings = self.settings | changes
-    return ['--config=configs/meta_rm.py:tiny'] + [
-      f'--config.{key}={value}' for key, value in settings.items()
-    ]
-
-  def run(self, workdir, expect=0, **changes):
-    command = [*self.arguments(**changes), f'--workdir={workdir}']
-    return test_main.run(*command, expect=expect, env=self.environment)
-
-  def begin(self, workdir):
-    """A run that goes on beside the test."""
-    return subprocess.Popen(
-      [sys.executable, '-m', 'grm_jax.main', *self.arguments()]
-      + [f'--workdir={workdir}'],
-      cwd=test_main.ROOT,
-      env=self.environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
-      text=True,
-    )
-
-  def config(self, **changes):
-    """For runs inside of this process, which has 8 devices."""
-    config = test_configs.load(test_main.ROOT / 'configs/meta_rm.py', 'tiny')
-    config.update_from_flattened_dict(self.settings | changes)
-    return config
-
-
 @pytest.fixture(scope='module')
 def given(tmp_path_factory):
   made = tmp_path_factory.mktemp('given')
@@ -129,7 +90,8 @@ def given(tmp_path_factory):
     'data': f'{made}/rows.jsonl',
     'samples': f'{made}/samples.jsonl',
   }
-  return Given(made, settings, test_main.environment(made / 'cache'))
+  environment = test_main.environment(made / 'cache')
+  return Given('configs/meta_rm.py', made, settings, environment)
 
 
 @pytest.fixture(scope='module')

@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import jax
@@ -23,9 +22,10 @@ from grm_jax.model.gemma import Gemma
 from grm_jax.parallel import mesh
 from grm_jax.stages import sft
 from grm_jax.training import checkpoints, pretrained
-from tests import test_configs, test_main
+from tests import test_main
 from tests.model import tiny
 from tests.processes import run_together
+from tests.stages.given import Given
 
 STEPS = 20
 SETTINGS = {
@@ -69,43 +69,6 @@ def write_model(path, scalar=False):
   tiny_tokenizer.train(path / 'tokenizer.model')
 
 
-@dataclasses.dataclass(frozen=True)
-class Given:
-  """What all runs begin with."""
-
-  texts: str
-  settings: dict
-  environment: dict
-
-  def arguments(self, **changes):
-    settings = self.settings | changes
-    return ['--config=configs/sft.py:tiny'] + [
-      f'--config.{key}={value}' for key, value in settings.items()
-    ]
-
-  def run(self, workdir, expect=0, **changes):
-    command = [*self.arguments(**changes), f'--workdir={workdir}']
-    return test_main.run(*command, expect=expect, env=self.environment)
-
-  def begin(self, workdir):
-    """A run that goes on beside the test."""
-    return subprocess.Popen(
-      [sys.executable, '-m', 'grm_jax.main', *self.arguments()]
-      + [f'--workdir={workdir}'],
-      cwd=test_main.ROOT,
-      env=self.environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
-      text=True,
-    )
-
-  def config(self, **changes):
-    """For runs inside of this process, which has 8 devices."""
-    config = test_configs.load(test_main.ROOT / 'configs/sft.py', 'tiny')
-    config.update_from_flattened_dict(self.settings | changes)
-    return config
-
-
 @pytest.fixture(scope='module')
 def given(tmp_path_factory):
   made = tmp_path_factory.mktemp('given')
@@ -116,7 +79,7 @@ def given(tmp_path_factory):
     'data.texts': f'texts:{made}/texts.jsonl',
   }
   environment = test_main.environment(made / 'cache')
-  return Given(f'{made}/texts.jsonl', settings, environment)
+  return Given('configs/sft.py', made, settings, environment)
 
 
 @pytest.fixture(scope='module')
@@ -198,7 +161,7 @@ def test_bad_rows_and_long_texts_are_named_and_the_rest_goes_on(given, calm):
   _, _, stderr = calm
   for number, (_, words) in zip((6, 9), BAD, strict=True):
     (line,) = [x for x in stderr.splitlines() if f'row {number}: ' in x]
-    assert given.texts in line and words in line
+    assert str(given.folder / 'texts.jsonl') in line and words in line
   assert 'bad rows left out: 2' in stderr
   assert 'long: its longest generation has' in stderr
   assert '1 of 41 texts are left out: they do not fit' in stderr
@@ -392,7 +355,7 @@ def scratch(given, tmp_path_factory):
     **{
       'checkpoint': 'scratch',
       'data.texts': 'practice:64',
-      'data.general': f'texts:{given.texts}',
+      'data.general': f'texts:{given.folder}/texts.jsonl',
       'data.general_rate': 0.25,
       'batch.rows': 2,
       'batch.buckets': (256,),
