@@ -229,9 +229,7 @@ def parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  for name in _SIZE_FLAGS:
-    flag = '--' + name.replace('_', '-')
-    parser.add_argument(flag, type=int, default=getattr(SIZE, name))
+  add_size_flags(parser)
   parser.add_argument('--rows', type=int, default=16)
   parser.add_argument('--most-rows', type=int, default=64, help='of growth')
   parser.add_argument('--prompt-size', type=int, default=512)
@@ -244,6 +242,13 @@ def parse() -> argparse.Namespace:
   parser.add_argument('--only', default='', help='names, commas between')
   parser.add_argument('--json', help='also write the result there')
   return parser.parse_args()
+
+
+def add_size_flags(parser: argparse.ArgumentParser) -> None:
+  """What `size_of` reads."""
+  for name in _SIZE_FLAGS:
+    flag = '--' + name.replace('_', '-')
+    parser.add_argument(flag, type=int, default=getattr(SIZE, name))
 
 
 def size_of(options: argparse.Namespace) -> Size:

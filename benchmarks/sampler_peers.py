@@ -102,7 +102,7 @@ def tunix(model: Gemma, params: dict) -> Contender:
     cache = sampler.CacheConfig(
       places, size.num_layers, size.num_kv_heads, size.head_dim
     )
-    made = sampler.Sampler(network, _Numbers(), cache)
+    made = sampler.Sampler(network, Numbers(), cache)
     texts = [' '.join(map(str, p)) for p in prompts for _ in range(case.rows)]
     how = dict(temperature=temperature, top_p=1.0) if temperature else {}
 
@@ -208,7 +208,7 @@ def _tunix_layer(layer):
   }
 
 
-class _Numbers:
+class Numbers:
   """A tokenizer for tunix whose texts are token ids."""
 
   def encode(self, text, **unused):

@@ -60,7 +60,6 @@ from grm_jax.model.compute import REMAT, Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.huggingface import writing
 from grm_jax.model.params import init_params
-from grm_jax.model.sizes import Size
 from grm_jax.parallel import mesh
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -68,7 +67,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 # first update.
 _FIRST_STEPS = 2
 _MOST_APART = 1e-4  # of losses, relative
-_SIZE_FLAGS = [x.name for x in dataclasses.fields(Size) if x.type is int]
 
 
 def most_resident() -> int:
@@ -187,9 +185,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  for name in _SIZE_FLAGS:
-    flag = '--' + name.replace('_', '-')
-    parser.add_argument(flag, type=int, default=getattr(sampler.SIZE, name))
+  sampler.add_size_flags(parser)
   parser.add_argument('--prompts', type=int, default=4)
   parser.add_argument('--generations', type=int, default=4)
   parser.add_argument('--prompt-size', type=int, default=512)

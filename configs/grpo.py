@@ -61,6 +61,7 @@ def get_config(arg: str = '') -> ConfigDict:
       ),
       steps=100 if tiny else 900,
       optimizer=dict(
+        kind='adamw',  # or 'muon'
         learning_rate=3e-4 if tiny else 4e-7,
         warmup_steps=5,
         schedule='constant',  # or 'cosine'

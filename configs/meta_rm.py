@@ -47,6 +47,7 @@ def get_config(arg: str = '') -> ConfigDict:
       ),
       steps=300 if tiny else 900,
       optimizer=dict(
+        kind='adamw',  # or 'muon'
         learning_rate=5e-4 if tiny else 1e-5,
         warmup_steps=40,
         schedule='cosine',  # or 'constant'

@@ -32,7 +32,7 @@ def get_config(arg: str = '') -> ConfigDict:
         texts='basics:24000' if base else 'practice:8000' if tiny else '',
         # Mixed in at this rate, a share of all prompts.
         general='practice:2000' if base else 'basics:24000' if tiny else '',
-        general_rate=0.05 if base else 0.5 if tiny else 0.0,
+        general_rate=0.05 if base else 0.4 if tiny else 0.0,
         mistakes=0.15,  # share of slips of the practice teacher
       ),
       strict=False,  # stop at the first row that is bad
@@ -44,17 +44,18 @@ def get_config(arg: str = '') -> ConfigDict:
       ),
       batch=dict(
         # P, at once on the devices
-        prompts=48 if base else 16 if tiny else 128,
+        prompts=48 if base else 20 if tiny else 128,
         accumulate=1 if tiny else 8,  # batches a step
         rows=1,  # R, generations of each prompt
         # Lengths that prompts and generations are padded to.
-        buckets=(32, 64, 128, 160) if tiny else (1024, 2048),
-        size=(16, 32, 112, 160) if tiny else (512, 1024),
+        buckets=(32, 96, 160) if tiny else (1024, 2048),
+        size=(16, 96, 160) if tiny else (512, 1024),
         packed=False,  # several texts in a row of the longest bucket
       ),
-      steps=600 if base else 1500 if tiny else 900,
+      steps=400 if base else 800 if tiny else 900,
       optimizer=dict(
-        learning_rate=2e-3 if base else 1.5e-3 if tiny else 5e-6,
+        kind='muon' if tiny else 'adamw',  # or the other one
+        learning_rate=8e-3 if base else 6e-3 if tiny else 5e-6,
         warmup_steps=40,
         schedule='constant' if base else 'cosine',
         weight_decay=0.1 if tiny else 0.0,
@@ -67,8 +68,8 @@ def get_config(arg: str = '') -> ConfigDict:
       profile_steps='',  # 'FIRST,LAST': a trace of these in WORKDIR/profile
       evaluation=dict(
         # See data/sources.py.
-        data='' if base else 'practice:400' if tiny else '',
-        every=500,  # steps; 0: at the end only
+        data='' if base else 'practice:240' if tiny else '',
+        every=400,  # steps; 0: at the end only
         prompts=32 if tiny else 64,  # judged at once
       ),
       mesh=dict(data=1, fsdp=-1, tensor=1, slices=1, rules=RULES),

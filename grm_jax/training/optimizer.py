@@ -1,4 +1,4 @@
-"""AdamW with warm-up, a schedule, clipping, and no decay of norms.
+"""AdamW or Muon with warm-up, a schedule, clipping, and no decay of norms.
 
 Gradient accumulation is done outside: one update per call, one count per
 update. The learning rate of the n-th update is schedule(n - 1), n from 1.
@@ -10,12 +10,15 @@ from typing import Any
 
 import jax
 import optax
+from optax import contrib
 
+KINDS = ('adamw', 'muon')
 SCHEDULES = ('constant', 'cosine')
 MOMENT_DTYPES = ('float32', 'bfloat16')
 
 # Setting -> what it must be, in words and as a test. NaN passes none of them.
 _BOUNDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+  'kind': (f'one of {", ".join(KINDS)}', lambda x: x in KINDS),
   'learning_rate': ('positive', lambda x: 0 < x < math.inf),
   'warmup_steps': ('0 or more', lambda x: x >= 0),
   'schedule': (f'one of {", ".join(SCHEDULES)}', lambda x: x in SCHEDULES),
@@ -30,6 +33,23 @@ _BOUNDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     lambda x: x in MOMENT_DTYPES,
   ),
 }
+# Kernels that Muon orthogonalizes, as matrices from the axes of inputs to those
+# of outputs. Axis 0 counts layers, each of which is a matrix of its own.
+_IN_1 = contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+_TO_HEADS = contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=(2, 3))
+_FROM_HEADS = contrib.MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)
+_MATRICES = {
+  'query': _TO_HEADS,
+  'key': _TO_HEADS,
+  'value': _TO_HEADS,
+  'out': _FROM_HEADS,
+  'gate': _IN_1,
+  'up': _IN_1,
+  'down': _IN_1,
+}
+# Root mean square of Muon's updates, times the learning rate: that of AdamW's
+# in practice (arXiv 2502.16982), so that both take the same rates.
+_MUON_RMS = 0.2
 
 
 def make(
@@ -42,6 +62,7 @@ def make(
   clip: float,
   b2: float,
   moment_dtype: str,
+  kind: str = 'adamw',
   b1: float = 0.9,
   eps: float = 1e-8,
   end_fraction: float = 0.1,
@@ -61,6 +82,9 @@ def make(
       ones are scaled down to it. 0 is off.
     b1, b2: decay of the first and second moments.
     eps: added to the root of the second moment.
+    kind: 'adamw', or 'muon': the kernels of layers by Muon, embeddings, norms
+      and heads by Adam with Nesterov's momentum and no decay, as optax has it.
+      Small models from scratch learn faster by it.
     moment_dtype: of the first moment only. The second one has its parameter's
       dtype, which should be float32: at b2 near 1 bfloat16 would round its
       changes away.
@@ -73,7 +97,9 @@ def make(
   optimizer = optax.chain(
     # Off or on, the state has the same structure and so have checkpoints.
     optax.clip_by_global_norm(clip) if clip else optax.identity(),
-    optax.adamw(
+    _muon(rate, b1, b2, weight_decay, moment_dtype)
+    if kind == 'muon'
+    else optax.adamw(
       rate,
       b1=b1,
       b2=b2,
@@ -84,6 +110,25 @@ def make(
     ),
   )
   return optimizer, rate
+
+
+def _muon(rate, b1, b2, weight_decay, moment_dtype):
+  return contrib.muon(
+    rate,
+    weight_decay=weight_decay,
+    mu_dtype=moment_dtype,
+    adam_b1=b1,
+    adam_b2=b2,
+    muon_weight_dimension_numbers=matrices,
+    consistent_rms=_MUON_RMS,
+  )
+
+
+def matrices(params: Any) -> Any:
+  """Tree of what Muon orthogonalizes, and by which axes; None: by Adam."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: _MATRICES.get(path[-1].key), params
+  )
 
 
 def decays(params: Any) -> Any:

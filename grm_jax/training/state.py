@@ -40,17 +40,27 @@ def abstract_state(
   opt_state = jax.eval_shape(optimizer.init, params)
   opt_state = optax.tree_map_params(
     optimizer,
-    lambda leaf, param: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=param.sharding
-    ),
+    _moment,
     opt_state,
     params,
     transform_non_params=lambda leaf: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=everywhere
     ),
+    is_leaf=_masked,
   )
   step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
   return TrainState(step, params, opt_state)
+
+
+def _masked(x) -> bool:
+  # Of a parameter that another part of the optimizer updates.
+  return isinstance(x, optax.MaskedNode)
+
+
+def _moment(leaf, param):
+  if _masked(leaf):
+    return leaf
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding)
 
 
 def init_state(

@@ -1,10 +1,11 @@
-"""AdamW by hand, the schedule's literals, and the state on a real tree."""
+"""AdamW by hand, Muon by matrices, schedules, and the state on a real tree."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax import contrib
 
 from grm_jax.model.params import abstract_params
 from grm_jax.parallel import mesh, rules
@@ -99,6 +100,60 @@ def test_updates_follow_the_schedule():
   np.testing.assert_allclose(steps, [rate(n) for n in range(4)], atol=1e-5)
 
 
+# Name -> the shape of two layers, and of each layer as a matrix [in, out].
+KERNELS = {
+  'query': ((2, 6, 4, 2), (6, 8)),
+  'key': ((2, 6, 2, 2), (6, 4)),
+  'value': ((2, 6, 2, 2), (6, 4)),
+  'out': ((2, 4, 2, 6), (8, 6)),
+  'gate': ((2, 6, 10), (6, 10)),
+  'up': ((2, 6, 10), (6, 10)),
+  'down': ((2, 10, 6), (10, 6)),
+}
+
+
+@pytest.mark.parametrize('name', KERNELS)
+def test_muon_takes_each_layer_as_a_matrix(name):
+  """As optax does with the matrix alone."""
+  shape, matrix = KERNELS[name]
+  rng = np.random.default_rng(0)
+  kernel, grad = rng.normal(size=(2, *shape)).astype(np.float32)
+  muon, _ = make(kind='muon', weight_decay=0.5)
+  params = {name: jnp.asarray(kernel)}
+  found, _ = muon.update({name: grad}, muon.init(params), params)
+  peer = contrib.muon(0.1, weight_decay=0.5, consistent_rms=0.2)
+  for layer in range(2):
+    flat = jnp.asarray(kernel[layer].reshape(matrix))
+    expected, _ = peer.update(
+      grad[layer].reshape(matrix), peer.init(flat), flat
+    )
+    np.testing.assert_allclose(
+      found[name][layer].reshape(matrix), expected, atol=1e-6
+    )
+  # Alike in size, whatever the gradient's.
+  tenth, _ = muon.update({name: grad / 10}, muon.init(params), params)
+  np.testing.assert_allclose(tenth[name], found[name], atol=1e-4)
+
+
+def test_muon_leaves_the_rest_to_nadam():
+  params = abstract_params(tiny.gemma(scalar=True))
+  flat = jax.tree_util.tree_leaves_with_path(
+    optimizer.matrices(params), is_leaf=lambda x: isinstance(x, tuple)
+  )
+  assert {path[-1].key for path, _ in flat} == set(KERNELS)
+  muon, adam = make(kind='muon')[0], optax.nadam(0.1, b2=0.99)
+  rest = {
+    'embedder': {'table': jnp.full((4, 2), 2.0)},
+    'value_head': {'kernel': jnp.full((2, 1), 2.0)},
+    'final_norm': {'scale': jnp.full(2, 2.0)},
+  }
+  grads = jax.tree.map(lambda x: x / 3, rest)
+  found, expected = (
+    one.update(grads, one.init(rest), rest)[0] for one in (muon, adam)
+  )
+  jax.tree.map(np.testing.assert_allclose, found, expected)
+
+
 def test_only_norms_do_not_decay():
   params = abstract_params(tiny.gemma(scalar=True))
   flat, _ = jax.tree_util.tree_flatten_with_path(optimizer.decays(params))
@@ -151,6 +206,27 @@ def test_state_has_the_shardings_of_its_parameters():
   assert all(x.sharding.is_fully_replicated for x in counters)
 
 
+def test_moments_of_muon_have_the_shardings_of_their_parameters():
+  layout = rules.layout(mesh.make_mesh(2, 2, 2), rules.RULES)
+  muon, _ = make(kind='muon', moment_dtype='bfloat16')
+  abstract = state.abstract_state(tiny.gemma(layout), muon)
+  params = dict(jax.tree_util.tree_leaves_with_path(abstract.params))
+  seen = []
+  for path, leaf in jax.tree_util.tree_leaves_with_path(abstract.opt_state):
+    own = next((p for p in params if path[-len(p) :] == p), None)
+    if own is None:
+      assert leaf.sharding.is_fully_replicated
+      continue
+    seen.append(own)
+    assert (leaf.shape, leaf.sharding) == (
+      params[own].shape,
+      params[own].sharding,
+    )
+  # One moment of each matrix, two of everything else.
+  for path in params:
+    assert seen.count(path) == (1 if path[-1].key in KERNELS else 2)
+
+
 def test_the_state_has_one_structure():
   """Settings that may change between two starts of a run."""
   params = abstract_params(tiny.gemma())
@@ -182,6 +258,7 @@ def test_the_state_has_one_structure():
     dict(b2=-0.1),
     dict(eps=0.0),
     dict(moment_dtype='float16'),
+    dict(kind='sgd'),
   ],
 )
 def test_a_wrong_setting_is_named(changes):

@@ -13,8 +13,8 @@ from grm_jax.model.batch import Batch
 from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.parallel import mesh, rules
+from grm_jax.training import optimizer, step
 from grm_jax.training import state as state_lib
-from grm_jax.training import step
 from tests.model import tiny
 
 OPTIMIZER = optax.adamw(1e-2, weight_decay=0.1)
@@ -32,14 +32,14 @@ def batches(count):
     )
 
 
-def train(devices, sizes, remat, steps=3):
+def train(devices, sizes, remat, steps=3, optim=OPTIMIZER):
   layout = rules.layout(mesh.make_mesh(*sizes, devices=devices), rules.RULES)
   model = Gemma(tiny.SIZE, Compute(remat=remat, head_chunk=8), layout)
   params = params_lib.init_params(model, jax.random.key(1))
-  state = state_lib.init_state(model, OPTIMIZER, params)
-  abstract = state_lib.abstract_state(model, OPTIMIZER)
+  state = state_lib.init_state(model, optim, params)
+  abstract = state_lib.abstract_state(model, optim)
   loss = functools.partial(step.supervised_loss, model)
-  update = step.Steps(model, OPTIMIZER, loss)
+  update = step.Steps(model, optim, loss)
   losses = []
   for batch in batches(steps):
     state, metrics = update(state, [batch])
@@ -67,6 +67,29 @@ def test_three_steps_equal_one_device(one_device, eight_devices):
   ):
     # Adam divides by the root of tiny second moments: far looser than the loss.
     np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_three_steps_of_muon_equal_one_device():
+  muon, _ = optimizer.make(
+    10,
+    kind='muon',
+    learning_rate=1e-2,
+    warmup_steps=0,
+    schedule='constant',
+    weight_decay=0.1,
+    clip=1.0,
+    b2=0.95,
+    moment_dtype='float32',
+  )
+  one, _, losses = train(jax.devices()[:1], (1, 1, 1), 'none', optim=muon)
+  many, _, theirs = train(jax.devices(), (2, 2, 2), 'none', optim=muon)
+  assert losses[0] != pytest.approx(losses[2], abs=1e-2)
+  np.testing.assert_allclose(theirs, losses, atol=1e-4)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3),
+    many.params,
+    one.params,
+  )
 
 
 def test_moments_are_split_as_their_parameter(eight_devices):
