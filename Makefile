@@ -20,11 +20,15 @@ STAMPS := $(VENV)/stamps
 # Where the demo works, and overrides of its config.
 DEMO_WORKDIR ?= runs/demo
 DEMO ?=
+# A demo that is stopped and started again need not compile again.
+DEMO_COMPILED ?= runs/compiled
 
 .PHONY: demo demo-score test lint peers bench clean
 
 demo: $(STAMPS)/requirements
-	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m grm_jax.main \
+	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} \
+		JAX_COMPILATION_CACHE_DIR=$(DEMO_COMPILED) \
+		$(BIN)/python -m grm_jax.main \
 		--config=configs/spct.py:tiny --workdir=$(DEMO_WORKDIR) $(DEMO)
 
 demo-score: $(STAMPS)/requirements
@@ -49,6 +53,7 @@ bench: $(STAMPS)/requirements-peers
 	$(BIN)/python -m benchmarks.import_memory
 	$(BIN)/python -m benchmarks.sampler
 	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.grpo_step
 
 clean:
 	rm -rf $(VENV) runs

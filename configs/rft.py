@@ -31,7 +31,7 @@ def get_config(arg: str = '') -> ConfigDict:
     train.batch.rows = 2  # kept generations of a prompt, in one pass
     if tiny:
       train.steps = 200
-      train.optimizer.learning_rate = 5e-4
+      train.optimizer.learning_rate = 1.5e-3
   return ConfigDict(
     dict(
       stage='rft',
@@ -66,7 +66,7 @@ def get_config(arg: str = '') -> ConfigDict:
         chunk=16,
         # The longest is as in train.batch: what is read whole is trained on
         # whole, and what is shortened is so in both.
-        buckets=(128, 160) if tiny else (1024, 2048),
+        buckets=(96, 144) if tiny else (1024, 2048),
       ),
       train=train,  # as configs/sft.py
     )

@@ -32,7 +32,7 @@ def get_config(arg: str = '') -> ConfigDict:
         texts='basics:24000' if base else 'practice:8000' if tiny else '',
         # Mixed in at this rate, a share of all prompts.
         general='practice:2000' if base else 'basics:24000' if tiny else '',
-        general_rate=0.05 if base else 0.4 if tiny else 0.0,
+        general_rate=0.01 if base else 0.4 if tiny else 0.0,
         mistakes=0.15,  # share of slips of the practice teacher
       ),
       strict=False,  # stop at the first row that is bad
@@ -48,11 +48,11 @@ def get_config(arg: str = '') -> ConfigDict:
         accumulate=1 if tiny else 8,  # batches a step
         rows=1,  # R, generations of each prompt
         # Lengths that prompts and generations are padded to.
-        buckets=(32, 96, 160) if tiny else (1024, 2048),
-        size=(16, 96, 160) if tiny else (512, 1024),
+        buckets=(32, 64, 96, 144) if tiny else (1024, 2048),
+        size=(32, 96, 160) if tiny else (512, 1024),
         packed=False,  # several texts in a row of the longest bucket
       ),
-      steps=400 if base else 800 if tiny else 900,
+      steps=500 if base else 700 if tiny else 900,
       optimizer=dict(
         kind='muon' if tiny else 'adamw',  # or the other one
         learning_rate=8e-3 if base else 6e-3 if tiny else 5e-6,

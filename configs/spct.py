@@ -65,12 +65,12 @@ def _stages(arg: str) -> dict[str, ConfigDict]:
   meta_rm = _stage('meta_rm', arg, given)
   meta_rm.checkpoint = ''  # where it begins; '': the model of sft
   if arg == 'tiny':  # less of everything than alone: minutes, not an hour
-    base.steps = 500
-    sft.steps = 600
+    base.steps = 450
+    sft.steps = 550
     rft.train.steps = 80
     rft.train.optimizer.warmup_steps = 10
     grpo.steps = 30
-    meta_rm.steps = 150
+    meta_rm.steps = 120
     for stage in (sft, rft.train, grpo):
       stage.evaluation.every = 0  # at the end only
     grpo.evaluation.k = 0
@@ -126,7 +126,7 @@ def get_config(arg: str = '') -> ConfigDict:
           size=160 if tiny else 1024,
           chunk=16,
           # The meta RM's prompts are longer than the judges'.
-          buckets=(160, 384) if tiny else (1024, 2048),
+          buckets=(144, 384) if tiny else (1024, 2048),
         ),
       ),
       mesh=dict(data=1, fsdp=-1, tensor=1, slices=1, rules=RULES),

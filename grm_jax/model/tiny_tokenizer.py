@@ -32,7 +32,8 @@ def train(
 
   Args:
     path: where the model goes; a file there is replaced, folders are made.
-    lines: what it is trained on; None for the project's own corpus.
+    lines: what it is trained on besides the project's own corpus, without
+      which texts of few different words would not make enough pieces.
 
   Returns:
     The tokenizer, as tokenizer.load(path) reads it.
@@ -40,10 +41,9 @@ def train(
   Raises:
     ValueError: path cannot be written, or there is too little text.
   """
-  if lines is None:
-    lines = _CORPUS.read_text(encoding='utf-8').splitlines()
+  corpus = _CORPUS.read_text(encoding='utf-8').splitlines()
   try:
-    data = _train_bytes(lines)
+    data = _train_bytes((*(lines or ()), *corpus))
   except RuntimeError as error:
     raise ValueError(
       f'no tokenizer of {VOCAB_SIZE} pieces can be trained on these texts: '

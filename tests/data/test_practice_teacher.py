@@ -32,7 +32,7 @@ def made(family, query, *responses):
 
 
 VERDICT = re.compile(
-  r'^Response (\d)(?:: | says )(\S.*\S), (right|wrong: [a-z0-9 ]+)\.$',
+  r'^\[(\d)\] (\S.*\S), (right|wrong: [a-z0-9 ]+)\.$',
   re.MULTILINE,
 )
 
@@ -66,14 +66,14 @@ def test_orders():
         text = teacher.write(example, mistakes=share, order=order)
         found = orders.restore(parse(text, n), order)
         assert found == teacher.scores(example, mistakes=share)
-        # "Response 1" is the one that is shown first.
+        # [1] is the one that is shown first.
         lines = VERDICT.findall(text)
         assert [int(k) for k, _, _ in lines] == list(range(1, n + 1))
         for (_, pairs, verdict), index in zip(lines, order, strict=True):
           task = tasks.read(example.tags['family'], example.query[0].text)
           answer = tasks.answer_in(example.responses[index])
           items = tasks.split_answer(task, answer)
-          read = [x.split('/')[0] for x in pairs.split(', ')]
+          read = [x.split(' vs ')[0] for x in pairs.split(', ')]
           assert [*items, '-'][: len(read)] == read
           assert (verdict == 'right') == (found[index] == 10)
 
@@ -152,10 +152,10 @@ WHOLE = r"""Specific Criteria:
 2. Each step holds (20%)
 
 Analysis:
-48 mod 18 = 12, 18 mod 12 = 6, 12 mod 6 = 0, so 6.
-Response 1: 3/6, wrong: too low.
-Response 2: 6/6, right.
-Response 3: 7/6, wrong: off by 1.
+Work: 48 mod 18 = 12, 18 mod 12 = 6, 12 mod 6 = 0, so 6.
+[1] 3 vs 6, wrong: too low.
+[2] 6 vs 6, right.
+[3] 7 vs 6, wrong: off by 1.
 
 Scores: \boxed{3, 10, 4}"""
 
@@ -164,9 +164,9 @@ def test_a_whole_text():
   example = made(
     'gcd',
     'What is the greatest common divisor of 18 and 48?',
-    'Answer: 3',
+    '3',
     '6',
-    'I get 7.',
+    '7',
   )
   text = teacher.write(example, seed=2)
   assert text == WHOLE
@@ -177,11 +177,11 @@ def test_a_slip_of_the_teacher_is_held_against_all():
   example = made('spell_backward', 'Spell backward: t a p', 'p a t', 'p t')
   texts = [teacher.write(example, mistakes=1.0, seed=i) for i in range(40)]
   found = {text.split('Analysis:\n')[1] for text in texts}
-  (written,) = (x for x in found if 'end: p t.' in x and 'says' in x)
+  (written,) = (x for x in found if 'Work: p t.' in x)
   assert written.splitlines() == [
-    'From the end: p t.',
-    'Response 1 says p/p, a/t, wrong: out of place.',
-    'Response 2 says p/p, t/t, right.',
+    'Work: p t.',
+    '[1] p vs p, a vs t, wrong: out of place.',
+    '[2] p vs p, t vs t, right.',
     '',
     r'Scores: \boxed{4, 10}',
   ]
@@ -200,13 +200,13 @@ STEPS = [
   (
     Task('number_format', ('9.11', '9.90', '10.05'), 'largest'),
     [
-      ('10.05', '10.05 > 9.11, 10.05 > 9.90, so 10.05.'),
-      ('9.90', '9.90 > 9.11, 9.90 > 10.05, so 9.90.'),
+      ('10.05', 'largest 10.05.'),
+      ('9.90', 'largest 9.90.'),
     ],
   ),
   (
     Task('number_format', ('9.11', '9.90'), 'smallest'),
-    [('9.11', '9.11 < 9.90, so 9.11.')],
+    [('9.11', 'smallest 9.11.')],
   ),
   (
     Task('number_sorting', ('40', '7', '12'), 'smallest'),
@@ -226,7 +226,7 @@ STEPS = [
       ('9', 't 1 h 2 e 3 r 4 e 5, so 9.'),
     ],
   ),
-  (Task('spell_backward', tuple('tap')), [('p a t', 'From the end: p a t.')]),
+  (Task('spell_backward', tuple('tap')), [('p a t', 'p a t.')]),
   (Task('word_sorting', ('plum', 'fig'), 'z'), [('plum, fig', 'plum > fig.')]),
   (Task('word_sorting', ('plum', 'fig'), 'a'), [('fig, plum', 'fig < plum.')]),
   (
@@ -252,7 +252,7 @@ STEPS = [
   [(task, claimed, line) for task, rows in STEPS for claimed, line in rows],
 )
 def test_steps_by_hand(task, claimed, line):
-  assert working.steps(task, claimed) == line
+  assert working.steps(task, claimed) == f'Work: {line}'
 
 
 def test_steps_lead_to_every_slip():
@@ -271,13 +271,13 @@ SCORES = [
   (
     'chain_sum',
     'What is 23 + 19 - 7?',
-    [('35', 10), ('36', 4), ('I get 32.', 3), ('53', 3), ('a lot', 1)],
+    [('35', 10), ('36', 4), ('32', 3), ('53', 3), ('a lot', 1)],
   ),
-  ('chain_sum', 'What is 23 + 19 - 7?', [('Answer: 35', 10), ('34', 4)]),
+  ('chain_sum', 'What is 23 + 19 - 7?', [(' 35\n', 10), ('34', 4)]),
   (
     'number_format',
     'Which number is the largest: 9.11, 9.90?',
-    [('I get 9.90.', 10), ('9.11', 3), ('9.09', 1)],
+    [('9.90', 10), ('9.11', 3), ('9.09', 1)],
   ),
   (
     'word_sorting',

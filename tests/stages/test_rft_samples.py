@@ -102,7 +102,7 @@ def test_what_is_asked(made, run):
   )
   (opened,) = loaded  # one model for both passes
   assert opened[:3] == ('some/model', 300, '')
-  assert (opened[3]['size'], opened[3]['buckets']) == (160, (128, 160))
+  assert (opened[3]['size'], opened[3]['buckets']) == (160, (96, 144))
   asked = [
     (x.key, x.num_samples, x.temperature, x.seed) for x in engine.requests
   ]

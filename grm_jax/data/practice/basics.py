@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from grm_jax.data.practice import draws, examples, holding, tasks, working
 from grm_jax.judging.example import JudgingExample
 
+# To solve is the hardest step: so many are solved for one that is held.
+_SOLVED = 3
+
 # (id, what is asked, what is to be written)
 Basic = tuple[str, str, str]
 
@@ -32,7 +35,8 @@ def basics(split: str, count: int, *, seed: int = 0) -> list[Basic]:
 
 
 def _stream(split, seed) -> Iterator[Basic]:
-  for example in examples.stream(split, seed=seed, num_responses=(2, 3, 4)):
+  stream = examples.stream(split, seed=seed, num_responses=(2, 3, 4))
+  for number, example in enumerate(stream):
     task = tasks.read(example.tags['family'], example.query[-1].text)
     right = tasks.solve(task)
     yield (
@@ -40,6 +44,8 @@ def _stream(split, seed) -> Iterator[Basic]:
       example.query[-1].text,
       working.steps(task, right),
     )
+    if number % _SOLVED:
+      continue
     yield _read(example)
     # What is due is right, or what somebody said: a critique holds responses
     # against its own working, which may have a slip.
@@ -50,15 +56,14 @@ def _stream(split, seed) -> Iterator[Basic]:
       others = [x for x in said if x != due]
       answer = draws.choice((due, draws.choice(others, name)), 'same', name)
       found = holding.hold(task, answer, due)
-      yield name, f'Hold {answer} against {due}', f'{found.words}.'
+      yield name, f'Hold {answer} against {due}', f'Held: {found.words}.'
 
 
 def _read(example: JudgingExample) -> Basic:
   name = f'{example.id}/read'
   k = draws.integer(len(example.responses), name)
   shown = ''.join(
-    f'[Start {i}]\n{text}\n[End {i}]\n'
-    for i, text in enumerate(example.responses, 1)
+    f'[{i}] {text}\n[End]\n' for i, text in enumerate(example.responses, 1)
   )
   answer = tasks.answer_in(example.responses[k])
-  return name, f'{shown}Read Response {k + 1}', answer
+  return name, f'{shown}Read response {k + 1}', f'[{k + 1}] {answer}'

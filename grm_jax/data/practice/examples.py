@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from grm_jax.data.practice import draws, problems, tasks
-from grm_jax.data.practice.problems import FAMILIES, Problem
+from grm_jax.data.practice import draws, problems
+from grm_jax.data.practice.problems import DEFAULTS, Problem
 from grm_jax.judging.example import JudgingExample, Turn
 
 
@@ -15,7 +15,7 @@ def examples(
   *,
   seed: int = 0,
   num_responses: Sequence[int] = (1, 2, 3, 4),
-  families: Mapping[str, Mapping[str, Any]] = FAMILIES,
+  families: Mapping[str, Mapping[str, Any]] = DEFAULTS,
 ) -> list[JudgingExample]:
   """The first `count` examples of `stream`; see there."""
   endless = stream(
@@ -29,7 +29,7 @@ def stream(
   *,
   seed: int = 0,
   num_responses: Sequence[int] = (1, 2, 3, 4),
-  families: Mapping[str, Mapping[str, Any]] = FAMILIES,
+  families: Mapping[str, Mapping[str, Any]] = DEFAULTS,
 ) -> Iterator[JudgingExample]:
   """Endless examples, the families in turn.
 
@@ -81,10 +81,7 @@ def _example(problem: Problem, name: str, n: int) -> JudgingExample:
   return JudgingExample(
     id=name,
     query=(Turn('user', problem.question),),
-    responses=tuple(
-      draws.choice(tasks.STYLES, 'style', name, i).format(answer)
-      for i, answer in enumerate(answers)
-    ),
+    responses=tuple(answers),
     best=None if n == 1 else best,
     rewards=rewards,
     tags={

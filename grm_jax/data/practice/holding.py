@@ -1,6 +1,6 @@
 """Holding an answer against the one that is due: where it goes wrong, and how.
 
-Item by item, item/due, up to the first that differs. Side by side, since
+Item by item, `item vs due`, up to the first that differs. Side by side, since
 whether two texts that stand far apart are the same is what a small model learns
 last.
 """
@@ -42,7 +42,7 @@ def hold(task: Task, answer: str, due: str) -> Finding:
   pairs = list(itertools.zip_longest(items, all_due, fillvalue=_NONE))
   differ = (i for i, (a, b) in enumerate(pairs) if a != b)
   place = next(differ, len(pairs))
-  shown = ', '.join(f'{a}/{b}' for a, b in pairs[: place + 1])
+  shown = ', '.join(f'{a} vs {b}' for a, b in pairs[: place + 1])
   if place == len(pairs):
     return Finding(shown, '', 10)
   return Finding(shown, *_fault(task, items, all_due, place))

@@ -30,6 +30,13 @@ from grm_jax.data.practice.tasks import Task
 FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
   {
     'chain_sum': dict(min_terms=2, max_terms=3, min_digits=1, max_digits=1),
+    'number_format': dict(
+      min_num_candidates=3,
+      max_num_candidates=3,
+      min_n=4,
+      max_n=8,
+      max_delta=3,
+    ),
     'number_sorting': dict(
       min_numbers=3,
       max_numbers=4,
@@ -44,6 +51,15 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
       min_words=3, max_words=3, min_word_length=3, max_word_length=4
     ),
     'gcd': dict(min_value=2, max_value=60),
+  }
+)
+# Those that are drawn unless others are asked for. Which of two words comes
+# first, and what remains of a division, takes a tiny model too long to learn.
+DEFAULTS = MappingProxyType(
+  {
+    family: settings
+    for family, settings in FAMILIES.items()
+    if family not in ('word_sorting', 'gcd')
   }
 )
 SPLITS = ('train', 'validation', 'held_out')

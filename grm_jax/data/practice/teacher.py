@@ -26,8 +26,6 @@ _OWN = {
   'gcd': ('Divides all', 'None is larger', 'Each step holds'),
 }
 _WEIGHTS = ((80, 20), (70, 30), (60, 40))
-# How what is found in a response is told.
-_VERDICTS = ('Response {k}: {words}.', 'Response {k} says {words}.')
 
 
 def write(
@@ -66,7 +64,7 @@ def write(
       '',
       'Analysis:',
       working.steps(task, claimed),
-      *_verdicts(task, claimed, shown, key),
+      *_verdicts(task, claimed, shown),
       '',
       rf'Scores: \boxed{{{", ".join(map(str, found))}}}',
     ]
@@ -113,10 +111,11 @@ def _score(task, response, claimed, n):
   return int(not found.fault) if n == 1 else found.score
 
 
-def _verdicts(task, claimed, shown, key):
-  form = draws.choice(_VERDICTS, 'verdict', *key)
+def _verdicts(task, claimed, shown):
+  # The prompt's own mark, and an answer behind it as it stands there: what
+  # followed a mark before is the first thing that a small model learns to find.
   for k, answer in enumerate(map(tasks.answer_in, shown), 1):
-    yield form.format(k=k, words=holding.hold(task, answer, claimed).words)
+    yield f'[{k}] {holding.hold(task, answer, claimed).words}.'
 
 
 def _principles(family, key):

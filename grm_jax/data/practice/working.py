@@ -1,5 +1,9 @@
 """The steps from a question to an answer, in one short line.
 
+Nothing begins the line that stands elsewhere in it or in a prompt: with a
+space in front it would be another piece of a tokenizer, and to a small model
+another thing.
+
 The steps lead to whatever answer is claimed: to the right one they are right,
 to a wrong one they have a slip where it is made, as late as possible.
 """
@@ -17,7 +21,7 @@ def steps(task: Task, claimed: str) -> str:
     task: a task.
     claimed: its answer, or one of `mistakes.slips`.
   """
-  return f'{_STEPS[task.family](task, claimed)}.'
+  return f'Work: {_STEPS[task.family](task, claimed)}.'
 
 
 def _sum(task, claimed):
@@ -33,10 +37,7 @@ def _sum(task, claimed):
 
 
 def _extreme(task, claimed):
-  sign = '>' if task.asked == 'largest' else '<'
-  others = [item for item in task.items if item != claimed]
-  lines = [f'{claimed} {sign} {other}' for other in others]
-  return f'{", ".join(lines)}, so {claimed}'
+  return f'{task.asked} {claimed}'
 
 
 def _sorted(task, claimed):
@@ -63,7 +64,7 @@ def _count(task, claimed):
 
 
 def _backward(task, claimed):
-  return f'From the end: {claimed}'
+  return claimed
 
 
 def _gcd(task, claimed):
