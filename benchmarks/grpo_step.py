@@ -32,9 +32,7 @@ import argparse
 import dataclasses
 import json
 import os
-import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -43,17 +41,16 @@ import jax
 import numpy as np
 
 from benchmarks import grpo_step_contenders as peers
-from benchmarks import sampler
+from benchmarks import sampler, steps
 from benchmarks.case import Case
 from benchmarks.grpo_step_contenders import OURS, PARTS, Contender, Setting
 from benchmarks.sampler_ours import Timed, turns
-from benchmarks.train_step import most_resident
 from grm_jax.model.compute import REMAT, Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.parallel import mesh
 from grm_jax.training import pretrained
 
-ROOT = pathlib.Path(__file__).parents[1]
+MODULE = 'benchmarks.grpo_step'
 # Before the rounds that count: one compiles, one runs on the first update.
 _FIRST_STEPS = 2
 _MOST_APART = 1e-3  # of log-probabilities
@@ -65,22 +62,7 @@ def memory_here(name: str, case: Case, setting: Setting) -> int:
   for _ in range(_FIRST_STEPS):
     made.step()
   made.close()
-  return most_resident()
-
-
-def memory(
-  name: str, contender: str, directory: str, arguments: Sequence[str]
-) -> int:
-  """`memory_here` of a process of its own, given this one's arguments."""
-  what = json.dumps([name, contender, directory])
-  command = [
-    *(sys.executable, '-m', 'benchmarks.grpo_step', *arguments),
-    f'--memory-of={what}',
-  ]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  if done.returncode:
-    raise RuntimeError(f'{contender} in a process of its own: {done.stderr}')
-  return int(done.stdout.split()[-1])
+  return steps.most_resident()
 
 
 def check_same(made: dict[str, Contender], case: Case, model: Gemma) -> float:
@@ -100,7 +82,7 @@ def compare(
 ) -> dict:
   """The table of a case."""
   peaks = {
-    contender: memory(name, contender, setting.checkpoint, args)
+    contender: steps.memory(MODULE, name, contender, setting.checkpoint, args)
     for contender in peers.contenders()
   }
   made = {
@@ -120,7 +102,7 @@ def compare(
   heads = (*PARTS, 'whole', 'ratio', 'cores', 'peak GB', 'ratio')
   print(' ' * 24 + ''.join(f'{x:>10}' for x in heads))
   for who, row in rows.items():
-    _compare_to(row, rows[OURS])
+    steps.compare_to(row, rows[OURS])
     parts = ''.join(f'{row["parts"][part]:10.2f}' for part in PARTS)
     print(
       f'{who:24}{parts}{row["median_seconds"]:10.2f}'
@@ -145,11 +127,6 @@ def _row(timed: Timed, peak: int) -> dict:
     'cores': timed.cores,
     'peak_bytes': peak,
   }
-
-
-def _compare_to(row: dict, mine: dict) -> None:
-  row['times_ours'] = row['median_seconds'] / mine['median_seconds']
-  row['peak_times_ours'] = row['peak_bytes'] / mine['peak_bytes']
 
 
 def cases(options: argparse.Namespace) -> dict[str, Case]:
@@ -204,27 +181,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setting = _setting(options, directory)
     print(memory_here(contender, known[name], setting))
     return
-  names = options.only.split(',') if options.only else list(known)
-  wrong = sorted(set(names) - set(known))
-  if wrong:
-    sys.exit(f'--only={wrong[0]}; it can be {", ".join(known)}')
-  result = {
-    'settings': vars(options),
-    'cores': os.cpu_count(),
-    'load': os.getloadavg(),
-    'versions': sampler.versions(),
-  }
-  print(f'{result["cores"]} cores, load {result["load"][0]:.2f}; ', end='')
-  print(result['versions'])
+  names = steps.chosen(options.only, known)
   with tempfile.TemporaryDirectory() as directory:
     setting = _setting(options, directory)
-    for name in names:
-      result[name] = compare(
-        name, known[name], setting, options.repeats, arguments
-      )
-      if options.json:
-        text = json.dumps(result, indent=2) + '\n'
-        pathlib.Path(options.json).write_text(text)
+
+    def compared(name):
+      return compare(name, known[name], setting, options.repeats, arguments)
+
+    steps.report(options, names, compared)
 
 
 if __name__ == '__main__':

@@ -38,8 +38,6 @@ import argparse
 import dataclasses
 import json
 import os
-import pathlib
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -47,7 +45,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from benchmarks import sampler
+from benchmarks import sampler, steps
 from benchmarks.case import Case
 from benchmarks.sampler_ours import Timed, turns
 from benchmarks.train_step_contenders import (
@@ -62,21 +60,11 @@ from grm_jax.model.huggingface import writing
 from grm_jax.model.params import init_params
 from grm_jax.parallel import mesh
 
-ROOT = pathlib.Path(__file__).parents[1]
+MODULE = 'benchmarks.train_step'
 # Before the rounds that count: one from the weights all share, one after the
 # first update.
 _FIRST_STEPS = 2
 _MOST_APART = 1e-4  # of losses, relative
-
-
-def most_resident() -> int:
-  """Bytes of this process's largest resident set so far.
-
-  Not getrusage's ru_maxrss, which a process inherits from its parent.
-  """
-  lines = pathlib.Path('/proc/self/status').read_text().splitlines()
-  found = next(line for line in lines if line.startswith('VmHWM'))
-  return 1024 * int(found.split()[1])
 
 
 def memory_here(make: Contender, case: Case, weights: Weights) -> int:
@@ -84,22 +72,7 @@ def memory_here(make: Contender, case: Case, weights: Weights) -> int:
   step = make(case, weights)
   for _ in range(_FIRST_STEPS):
     step()
-  return most_resident()
-
-
-def memory(
-  name: str, contender: str, weights: Weights, arguments: Sequence[str]
-) -> int:
-  """`memory_here` of a process of its own, given this one's arguments."""
-  what = json.dumps([name, contender, weights.directory])
-  command = [
-    *(sys.executable, '-m', 'benchmarks.train_step', *arguments),
-    f'--memory-of={what}',
-  ]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  if done.returncode:
-    raise RuntimeError(f'{contender} in a process of its own: {done.stderr}')
-  return int(done.stdout)
+  return steps.most_resident()
 
 
 def times(case: Case, weights: Weights, repeats: int) -> dict[str, Timed]:
@@ -126,7 +99,9 @@ def compare(
 ) -> dict:
   """The table of a case."""
   peaks = {
-    contender: memory(name, contender, weights, arguments)
+    contender: steps.memory(
+      MODULE, name, contender, weights.directory, arguments
+    )
     for contender in contenders(case)
   }
   found = times(case, weights, repeats)
@@ -141,8 +116,7 @@ def compare(
   )
   mine = rows[OURS]
   for contender, row in rows.items():
-    row['times_ours'] = row['median_seconds'] / mine['median_seconds']
-    row['peak_times_ours'] = row['peak_bytes'] / mine['peak_bytes']
+    steps.compare_to(row, mine)
     print(
       f'{contender:24} {row["tokens"]:7} {row["median_seconds"]:8.3f} '
       f'{row["times_ours"]:5.2f}x {row["computed_gflops"]:9.1f} '
@@ -212,30 +186,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     make = contenders(known[name])[contender]
     print(memory_here(make, known[name], Weights(model, directory)))
     return
-  names = options.only.split(',') if options.only else list(known)
-  wrong = sorted(set(names) - set(known))
-  if wrong:
-    sys.exit(f'--only={wrong[0]}; it can be {", ".join(known)}')
-  result = {
-    'settings': vars(options),
-    'cores': os.cpu_count(),
-    'load': os.getloadavg(),
-    'versions': sampler.versions(),
-  }
-  print(f'{result["cores"]} cores, load {result["load"][0]:.2f}; ', end='')
-  print(result['versions'])
+  names = steps.chosen(options.only, known)
   with tempfile.TemporaryDirectory() as directory:
     params = init_params(model, jax.random.key(0))
     writing.save_directory(directory, params, model)
     del params
     weights = Weights(model, directory)
-    for name in names:
-      result[name] = compare(
-        name, known[name], weights, options.repeats, arguments
-      )
-      if options.json:
-        text = json.dumps(result, indent=2) + '\n'
-        pathlib.Path(options.json).write_text(text)
+
+    def compared(name):
+      return compare(name, known[name], weights, options.repeats, arguments)
+
+    steps.report(options, names, compared)
 
 
 if __name__ == '__main__':
