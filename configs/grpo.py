@@ -57,7 +57,7 @@ def get_config(arg: str = '') -> ConfigDict:
       batch=dict(
         prompts=16,  # groups at once on the devices
         buckets=(96, 144) if tiny else (1024, 2048),
-        size=(96, 128, 160) if tiny else (512, 1024),
+        size=(96, 128, 176) if tiny else (512, 1024),
       ),
       steps=100 if tiny else 900,
       optimizer=dict(

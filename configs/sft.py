@@ -49,7 +49,7 @@ def get_config(arg: str = '') -> ConfigDict:
         rows=1,  # R, generations of each prompt
         # Lengths that prompts and generations are padded to.
         buckets=(32, 64, 96, 144) if tiny else (1024, 2048),
-        size=(32, 96, 160) if tiny else (512, 1024),
+        size=(16, 32, 128, 176) if tiny else (512, 1024),
         packed=False,  # several texts in a row of the longest bucket
       ),
       steps=500 if base else 700 if tiny else 900,

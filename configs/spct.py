@@ -123,7 +123,7 @@ def get_config(arg: str = '') -> ConfigDict:
           int8=False,
           prompts=16,
           rows=8 if tiny else 4,
-          size=160 if tiny else 1024,
+          size=176 if tiny else 1024,
           chunk=16,
           # The meta RM's prompts are longer than the judges'.
           buckets=(144, 384) if tiny else (1024, 2048),

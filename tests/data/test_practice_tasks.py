@@ -82,7 +82,7 @@ def test_the_items_of_an_answer():
   assert tasks.split_answer(numbers, '12, 7') == ['12', '7']
   letters = Task('spell_backward', ('l', 'a'))
   assert tasks.split_answer(letters, 'a l') == ['a', 'l']
-  assert tasks.split_answer(Task('gcd', ('4', '6')), '2') == ['2']
+  assert tasks.split_answer(Task('gcd', ('4', '6')), '12') == ['1', '2']
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_orders():
           answer = tasks.answer_in(example.responses[index])
           items = tasks.split_answer(task, answer)
           read = [x.split(' vs ')[0] for x in pairs.split(', ')]
-          assert [*items, '-'][: len(read)] == read
+          assert [*items, 'end'][: len(read)] == read
           assert (verdict == 'right') == (found[index] == 10)
 
 
@@ -153,9 +153,9 @@ WHOLE = r"""Specific Criteria:
 
 Analysis:
 Work: 48 mod 18 = 12, 18 mod 12 = 6, 12 mod 6 = 0, so 6.
-[1] 3 vs 6, wrong: too low.
-[2] 6 vs 6, right.
-[3] 7 vs 6, wrong: off by 1.
+[1] 3 vs 6 no, wrong: too low.
+[2] 6 vs 6 yes, right.
+[3] 7 vs 6 no, wrong: off by 1.
 
 Scores: \boxed{3, 10, 4}"""
 
@@ -180,8 +180,8 @@ def test_a_slip_of_the_teacher_is_held_against_all():
   (written,) = (x for x in found if 'Work: p t.' in x)
   assert written.splitlines() == [
     'Work: p t.',
-    '[1] p vs p, a vs t, wrong: out of place.',
-    '[2] p vs p, t vs t, right.',
+    '[1] p vs p yes, a vs t no, wrong: out of place.',
+    '[2] p vs p yes, t vs t yes, right.',
     '',
     r'Scores: \boxed{4, 10}',
   ]

@@ -101,9 +101,9 @@ def answer_in(response: str) -> str:
 
 
 def split_answer(task: Task, answer: str) -> list[str]:
-  """The items of an answer; of a number, the number."""
+  """The items of an answer; of a number, its characters."""
   between = FORMS[task.family].answer
-  return [answer] if between is None else answer.split(between)
+  return list(answer) if between is None else answer.split(between)
 
 
 def solve(task: Task) -> str:
