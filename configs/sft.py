@@ -44,12 +44,12 @@ def get_config(arg: str = '') -> ConfigDict:
       ),
       batch=dict(
         # P, at once on the devices
-        prompts=48 if base else 20 if tiny else 128,
+        prompts=32 if base else 20 if tiny else 128,
         accumulate=1 if tiny else 8,  # batches a step
         rows=1,  # R, generations of each prompt
         # Lengths that prompts and generations are padded to.
         buckets=(32, 64, 96, 144) if tiny else (1024, 2048),
-        size=(16, 32, 128, 176) if tiny else (512, 1024),
+        size=(32, 64, 112, 176) if tiny else (512, 1024),
         packed=False,  # several texts in a row of the longest bucket
       ),
       steps=500 if base else 700 if tiny else 900,

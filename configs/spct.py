@@ -70,7 +70,7 @@ def _stages(arg: str) -> dict[str, ConfigDict]:
     rft.train.steps = 80
     rft.train.optimizer.warmup_steps = 10
     grpo.steps = 30
-    meta_rm.steps = 120
+    meta_rm.steps = 60
     for stage in (sft, rft.train, grpo):
       stage.evaluation.every = 0  # at the end only
     grpo.evaluation.k = 0
@@ -126,7 +126,7 @@ def get_config(arg: str = '') -> ConfigDict:
           size=176 if tiny else 1024,
           chunk=16,
           # The meta RM's prompts are longer than the judges'.
-          buckets=(144, 384) if tiny else (1024, 2048),
+          buckets=(144, 208, 256) if tiny else (1024, 2048),
         ),
       ),
       mesh=dict(data=1, fsdp=-1, tensor=1, slices=1, rules=RULES),

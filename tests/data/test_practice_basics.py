@@ -33,16 +33,16 @@ def items_of(found):
 
 
 def test_the_first_texts():
-  # Of every example its steps; of every third one a reading, and two answers
-  # that are held.
+  # Of every example its steps, and all its responses held against an answer;
+  # of every third one pieces in pairs instead.
   assert TEXTS[0] == (
     'practice/chain_sum/train/0/0/solve',
     'What is 9 - 0?',
-    'Work: 9 - 0 = 9.',
+    'Work: 9 - 0 = 9, so 9.',
   )
-  assert [name.rpartition('/')[2] for name, _, _ in TEXTS[:9]] == [
-    *('solve', 'read', 'hold0', 'hold1', 'solve', 'solve'),
-    *('solve', 'read', 'hold0'),
+  assert [name.rpartition('/')[2] for name, _, _ in TEXTS[:8]] == [
+    *('solve', 'compare', 'solve', 'hold', 'solve', 'hold'),
+    *('solve', 'compare'),
   ]
   names = [family_of(name) for name, _, _ in of_kind('solve')]
   assert names[:5] == list(problems.DEFAULTS)
@@ -73,73 +73,62 @@ def test_no_problem_is_in_two_splits():
 
 def test_steps_end_in_the_right_answer():
   for name, asked, written in of_kind('solve'):
-    family = family_of(name)
-    right = tasks.solve(tasks.read(family, asked))
-    if family == 'number_sorting':
-      ends = ' < ' if 'smallest' in asked else ' > '
-      right = right.replace(', ', ends)
-    assert re.search(rf' {re.escape(right)}\.$', written)
+    right = tasks.solve(tasks.read(family_of(name), asked))
+    assert re.search(rf', so {re.escape(right)}\.$', written)
 
 
-def test_what_is_read_is_what_the_response_says():
-  places = collections.Counter()
-  for _, asked, written in of_kind('read'):
+def test_half_of_the_pairs_are_the_same_twice():
+  counts = collections.Counter()
+  for _, asked, written in of_kind('compare'):
+    pairs = [x.split(' ') for x in asked.removeprefix('Compare ').split(', ')]
+    words = [f'{a} vs {b} {"yes" if a == b else "no"}' for a, b in pairs]
+    assert len(pairs) == 6 and written == f'Pairs: {", ".join(words)}.'
+    counts.update(a == b for a, b in pairs)
+  # Of 2400; a pair that is drawn piece by piece can be the same twice, too.
+  assert counts.total() == 2400
+  assert 0.5 < counts[True] / counts.total() < 0.75
+
+
+def held():
+  """(name, responses, due, a line of each) of the texts that hold."""
+  for name, asked, written in of_kind('hold'):
     *lines, last = asked.split('\n')
-    count = len(lines) // 2
-    assert 2 <= count <= 4
-    k = int(re.fullmatch(r'Read response (\d)', last)[1])
-    for i in range(count):
-      assert lines[2 * i].startswith(f'[{i + 1}] ')
-      assert lines[2 * i + 1] == '[End]'
-    assert written == lines[2 * (k - 1)]
-    places[count, k] += 1
-  # Each place of each number of responses.
-  assert len(places) == 2 + 3 + 4 and min(places.values()) > 15
+    due = last.removeprefix('Hold against ')
+    said = [
+      re.fullmatch(rf'\[{k}\] (.*)', line)[1]
+      for k, line in enumerate(lines[::2], 1)
+    ]
+    assert set(lines[1::2]) == {'[End]'} and 2 <= len(said) <= 4
+    yield name, said, due, written.split('\n')
 
 
-def held(kind):
-  for name, asked, written in of_kind(kind):
-    answer, due = re.fullmatch('Hold (.*) against (.*)', asked).groups()
-    yield name, answer, due, written
-
-
-@pytest.mark.parametrize('kind', ['hold0', 'hold1'])
-def test_what_is_held_is_right_half_of_the_time(kind):
-  right = 0
-  for _, answer, due, written in held(kind):
-    assert written.endswith(', right.') == (answer == due)
-    assert written.endswith(', right.') or ', wrong: ' in written
-    right += answer == due
-  # 400 of each: four standard deviations.
-  assert abs(right - 200) < 40
+def test_all_responses_are_held_and_those_that_are_the_same_are_right():
+  right = collections.Counter()
+  for _, said, due, lines in held():
+    for k, (answer, line) in enumerate(zip(said, lines, strict=True), 1):
+      assert line.startswith(f'[{k}] {answer[0]} vs {due[0]} ')
+      assert line.endswith(' yes, right.') == (answer == due)
+      assert line.endswith(' yes, right.') or ' no, wrong: ' in line
+      right[k] += answer == due
+  # Wherever they stand.
+  assert min(right.values()) > 50
 
 
 @pytest.mark.parametrize('family', problems.DEFAULTS)
 def test_what_is_held_against_is_right_or_what_was_said(family):
-  """Neither tells whether the two are the same."""
   rights = {
     name.rpartition('/')[0]: tasks.solve(tasks.read(family_of(name), asked))
     for name, asked, _ in of_kind('solve')
   }
-  said = {
-    name.rpartition('/')[0]: {
-      x.partition('] ')[2] for x in asked.split('\n')[:-1:2]
-    }
-    for name, asked, _ in of_kind('read')
-  }
-  others = 0
-  for kind in ('hold0', 'hold1'):
-    for name, answer, due, _ in held(kind):
-      key = name.rpartition('/')[0]
-      if family_of(name) != family:
-        continue
-      assert {answer, due} <= said[key]
-      if kind == 'hold0':
-        assert due == rights[key]
-      else:
-        others += due != rights[key]
-  # One in 2, 2 in 3 and 3 in 4 of them, that is 51 of 80.
-  assert 34 <= others <= 68
+  others = count = 0
+  for name, said, due, _ in held():
+    if family_of(name) != family:
+      continue
+    assert due in said
+    others += due != rights[name.rpartition('/')[0]]
+    count += 1
+  # Half of one in 2, 2 in 3 and 3 in 4 of them.
+  assert count == 160 and 35 <= others <= 75
 
 
 def test_a_seed_decides_and_another_process_makes_the_same():
@@ -163,7 +152,7 @@ def test_a_seed_decides_and_another_process_makes_the_same():
 
 def test_they_are_short():
   longest = max(len(asked) + len(written) for _, asked, written in TEXTS)
-  assert longest < 220
+  assert longest < 340
 
 
 def test_a_split_that_is_none():

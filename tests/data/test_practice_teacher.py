@@ -177,9 +177,9 @@ def test_a_slip_of_the_teacher_is_held_against_all():
   example = made('spell_backward', 'Spell backward: t a p', 'p a t', 'p t')
   texts = [teacher.write(example, mistakes=1.0, seed=i) for i in range(40)]
   found = {text.split('Analysis:\n')[1] for text in texts}
-  (written,) = (x for x in found if 'Work: p t.' in x)
+  (written,) = (x for x in found if 'so p t.' in x)
   assert written.splitlines() == [
-    'Work: p t.',
+    'Work: from the end, so p t.',
     '[1] p vs p yes, a vs t no, wrong: out of place.',
     '[2] p vs p yes, t vs t yes, right.',
     '',
@@ -192,43 +192,54 @@ STEPS = [
   (
     sum_task('23 + 19 - 7'),
     [
-      ('35', '23 + 19 = 42, 42 - 7 = 35.'),
-      ('49', '23 + 19 = 42, 42 - 7 = 49.'),
+      ('35', '23 + 19 = 42, 42 - 7 = 35, so 35.'),
+      ('49', '23 + 19 = 42, 42 - 7 = 49, so 49.'),
     ],
   ),
-  (sum_task('4 - -6'), [('10', '4 - -6 = 10.')]),
+  (sum_task('4 - -6'), [('10', '4 - -6 = 10, so 10.')]),
   (
     Task('number_format', ('9.11', '9.90', '10.05'), 'largest'),
     [
-      ('10.05', 'largest 10.05.'),
-      ('9.90', 'largest 9.90.'),
+      ('10.05', 'largest, so 10.05.'),
+      ('9.90', 'largest, so 9.90.'),
     ],
   ),
   (
     Task('number_format', ('9.11', '9.90'), 'smallest'),
-    [('9.11', 'smallest 9.11.')],
+    [('9.11', 'smallest, so 9.11.')],
   ),
   (
     Task('number_sorting', ('40', '7', '12'), 'smallest'),
-    [('7, 12, 40', '7 < 12 < 40.'), ('12, 40', '12 < 40.')],
+    [
+      ('7, 12, 40', 'smallest first, so 7, 12, 40.'),
+      ('12, 40', 'smallest first, so 12, 40.'),
+    ],
   ),
   (
     Task('number_sorting', ('40', '7', '12'), 'largest'),
-    [('40, 12, 7', '40 > 12 > 7.')],
+    [('40, 12, 7', 'largest first, so 40, 12, 7.')],
   ),
   (
     Task('letter_counting', tuple('there'), 'e'),
     [
-      ('2', 't h e 1 r e 2, so 2.'),
-      ('1', 't h e 1 r e, so 1.'),
-      ('0', 't h e r e, so 0.'),
-      ('3', 't 1 h e 2 r e 3, so 3.'),
-      ('9', 't 1 h 2 e 3 r 4 e 5, so 9.'),
+      ('2', 'e 1, e 2, so 2.'),
+      ('1', 'e 1, so 1.'),
+      ('0', 'none, so 0.'),
+      ('3', 'e 1, e 2, e 3, so 3.'),
     ],
   ),
-  (Task('spell_backward', tuple('tap')), [('p a t', 'p a t.')]),
-  (Task('word_sorting', ('plum', 'fig'), 'z'), [('plum, fig', 'plum > fig.')]),
-  (Task('word_sorting', ('plum', 'fig'), 'a'), [('fig, plum', 'fig < plum.')]),
+  (
+    Task('spell_backward', tuple('tap')),
+    [('p a t', 'from the end, so p a t.')],
+  ),
+  (
+    Task('word_sorting', ('plum', 'fig'), 'z'),
+    [('plum, fig', 'z first, so plum, fig.')],
+  ),
+  (
+    Task('word_sorting', ('plum', 'fig'), 'a'),
+    [('fig, plum', 'a first, so fig, plum.')],
+  ),
   (
     Task('gcd', ('18', '48')),
     [

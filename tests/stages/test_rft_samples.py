@@ -102,7 +102,7 @@ def test_what_is_asked(made, run):
   )
   (opened,) = loaded  # one model for both passes
   assert opened[:3] == ('some/model', 300, '')
-  assert (opened[3]['size'], opened[3]['buckets']) == (160, (96, 144))
+  assert (opened[3]['size'], opened[3]['buckets']) == (176, (96, 144))
   asked = [
     (x.key, x.num_samples, x.temperature, x.seed) for x in engine.requests
   ]
@@ -243,7 +243,7 @@ CHANGES = [
   ('--config.temperature=0.5', 'config.temperature=1.0'),
   ('--config.hinted_temperature=0.5', 'config.hinted_temperature=0.7'),
   ('--config.train.seed=1', 'config.train.seed=0'),
-  ('--config.sampling.size=64', 'config.sampling.size=160'),
+  ('--config.sampling.size=64', 'config.sampling.size=176'),
   ('--config.sampling.int8=true', 'config.sampling.int8=False'),
 ]
 

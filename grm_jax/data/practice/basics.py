@@ -1,10 +1,10 @@
 """Short texts that teach what a critique is made of, one piece at a time.
 
-To work an answer out, to read one response among several, and to hold an
-answer against another are the steps of a critique. Texts of one step each are
-several times shorter than judgements, and a small model learns from them in
-minutes what it does not see in whole judgements for hours. They are the general
-instruction data of practice runs.
+To work an answer out, to say whether two pieces are the same, and to hold
+responses against an answer are the steps of a critique. Texts of one step each
+are shorter than judgements and say more of it, and a small model learns from
+them in minutes what it does not see in whole judgements for hours. They are the
+general instruction data of practice runs.
 """
 
 import itertools
@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from grm_jax.data.practice import draws, examples, holding, tasks, working
 from grm_jax.judging.example import JudgingExample
 
-# To solve is the hardest step: so many are solved for one that is held.
-_SOLVED = 3
+_PAIRS = 6  # compared in one text
 
 # (id, what is asked, what is to be written)
 Basic = tuple[str, str, str]
@@ -38,32 +37,40 @@ def _stream(split, seed) -> Iterator[Basic]:
   stream = examples.stream(split, seed=seed, num_responses=(2, 3, 4))
   for number, example in enumerate(stream):
     task = tasks.read(example.tags['family'], example.query[-1].text)
-    right = tasks.solve(task)
-    yield (
-      f'{example.id}/solve',
-      example.query[-1].text,
-      working.steps(task, right),
-    )
-    if number % _SOLVED:
-      continue
-    yield _read(example)
-    # What is due is right, or what somebody said: a critique holds responses
-    # against its own working, which may have a slip.
-    said = [tasks.answer_in(x) for x in example.responses]
-    for i, options in enumerate(((right,), said)):
-      name = f'{example.id}/hold{i}'
-      due = draws.choice(options, 'due', name)
-      others = [x for x in said if x != due]
-      answer = draws.choice((due, draws.choice(others, name)), 'same', name)
-      found = holding.hold(task, answer, due)
-      yield name, f'Hold {answer} against {due}', f'Held: {found.words}.'
+    yield _solve(example, task)
+    # To solve is the hardest step: it comes as often as the others together.
+    yield (_hold if number % 3 else _compare)(example, task)
 
 
-def _read(example: JudgingExample) -> Basic:
-  name = f'{example.id}/read'
-  k = draws.integer(len(example.responses), name)
-  shown = ''.join(
-    f'[{i}] {text}\n[End]\n' for i, text in enumerate(example.responses, 1)
+def _solve(example, task) -> Basic:
+  steps = working.steps(task, tasks.solve(task))
+  return f'{example.id}/solve', example.query[-1].text, steps
+
+
+def _compare(example, task) -> Basic:
+  """Pieces of answers, in pairs; half of them the same twice."""
+  name = f'{example.id}/compare'
+  pieces = sorted(
+    {x for text in example.responses for x in tasks.split_answer(task, text)}
   )
-  answer = tasks.answer_in(example.responses[k])
-  return name, f'{shown}Read response {k + 1}', f'[{k + 1}] {answer}'
+  pairs = []
+  for i in range(_PAIRS):
+    first, other = (
+      draws.choice(pieces, side, i, name) for side in ('first', 'other')
+    )
+    same = draws.chance(0.5, 'same', i, name)
+    pairs.append((first, first if same else other))
+  asked = ', '.join(f'{a} {b}' for a, b in pairs)
+  return name, f'Compare {asked}', f'Pairs: {holding.compared(pairs)}.'
+
+
+def _hold(example: JudgingExample, task) -> Basic:
+  """All responses against what is right, or what one of them says."""
+  name = f'{example.id}/hold'
+  said = [tasks.answer_in(x) for x in example.responses]
+  # A critique holds responses against its own working, which may have a slip.
+  due = draws.choice((tasks.solve(task), draws.choice(said, name)), 'due', name)
+  shown = ''.join(f'[{k}] {x}\n[End]\n' for k, x in enumerate(said, 1))
+  found = (holding.hold(task, x, due).words for x in said)
+  lines = (f'[{k}] {words}.' for k, words in enumerate(found, 1))
+  return name, f'{shown}Hold against {due}', '\n'.join(lines)

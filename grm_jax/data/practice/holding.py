@@ -9,6 +9,7 @@ an end, a fault) would hide from a small model that this is all it has to tell.
 import dataclasses
 import itertools
 import re
+from collections.abc import Sequence
 
 from grm_jax.data.practice import tasks
 from grm_jax.data.practice.tasks import Task
@@ -37,15 +38,19 @@ class Finding:
     return f'{self.pairs}, {verdict}'
 
 
+def compared(pairs: Sequence[tuple[str, str]]) -> str:
+  """Whether the two of each pair are the same, in words."""
+  words = (f'{a} vs {b} {"yes" if a == b else "no"}' for a, b in pairs)
+  return ', '.join(words)
+
+
 def hold(task: Task, answer: str, due: str) -> Finding:
   """The finding of an answer to a task where `due` is thought to be right."""
   items, all_due = (tasks.split_answer(task, x) for x in (answer, due))
   pairs = list(itertools.zip_longest(items, all_due, fillvalue=_NONE))
   differ = (i for i, (a, b) in enumerate(pairs) if a != b)
   place = next(differ, len(pairs))
-  shown = ', '.join(
-    f'{a} vs {b} {"yes" if a == b else "no"}' for a, b in pairs[: place + 1]
-  )
+  shown = compared(pairs[: place + 1])
   if place == len(pairs):
     return Finding(shown, '', 10)
   return Finding(shown, *_fault(task, items, all_due, place))

@@ -73,9 +73,8 @@ def _backward(task: Task, answer: str) -> Kinds:
   letters = answer.split(' ')
   yield 'not turned', ' '.join(task.items)
   yield from _neighbours(letters, ' ', 'letters swapped')
-  for i, letter in enumerate(letters):
+  for i in range(len(letters)):
     yield 'letter dropped', ' '.join(letters[:i] + letters[i + 1 :])
-    yield 'letter doubled', ' '.join([*letters[:i], letter, *letters[i:]])
 
 
 def _sorted_words(task: Task, answer: str) -> Kinds:

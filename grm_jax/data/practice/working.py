@@ -1,8 +1,9 @@
 """The steps from a question to an answer, in one short line.
 
-Nothing begins the line that stands elsewhere in it or in a prompt: with a
-space in front it would be another piece of a tokenizer, and to a small model
-another thing.
+Every line begins and ends alike, `Work: ..., so ANSWER.`: where the answer is
+found is one thing to learn, not one for each family. The answer has the form of
+a response, and nothing begins the line that stands elsewhere: with a space in
+front it would be another piece of a tokenizer.
 
 The steps lead to whatever answer is claimed: to the right one they are right,
 to a wrong one they have a slip where it is made, as late as possible.
@@ -21,7 +22,7 @@ def steps(task: Task, claimed: str) -> str:
     task: a task.
     claimed: its answer, or one of `mistakes.slips`.
   """
-  return f'Work: {_STEPS[task.family](task, claimed)}.'
+  return f'Work: {_STEPS[task.family](task, claimed)}, so {claimed}.'
 
 
 def _sum(task, claimed):
@@ -33,38 +34,25 @@ def _sum(task, claimed):
     result = claimed if i == len(pairs) - 1 else str(total)
     lines.append(f'{left} {sign} {task.items[2 * i + 2]} = {result}')
     left = result
-  return ', '.join(lines) or claimed
+  return ', '.join(lines)
 
 
-def _extreme(task, claimed):
-  return f'{task.asked} {claimed}'
+def _asked(task, claimed):
+  return task.asked
 
 
-def _sorted(task, claimed):
-  sign = '<' if task.asked in ('smallest', 'a') else '>'
-  return f' {sign} '.join(claimed.split(', '))
+def _asked_first(task, claimed):
+  return f'{task.asked} first'
 
 
 def _count(task, claimed):
-  """Every letter, with the count behind those that are counted.
-
-  Too low a count misses the last ones, too high a one takes the first of the
-  other letters for the one that is asked for.
-  """
-  count = int(claimed)
-  places = [i for i, x in enumerate(task.items) if x == task.asked]
-  others = [i for i, x in enumerate(task.items) if x != task.asked]
-  marked = sorted((places + others)[:count])
-  numbers = {place: number for number, place in enumerate(marked, 1)}
-  read = [
-    f'{letter} {numbers[i]}' if i in numbers else letter
-    for i, letter in enumerate(task.items)
-  ]
-  return f'{" ".join(read)}, so {claimed}'
+  """One after the other is counted."""
+  counted = (f'{task.asked} {i}' for i in range(1, int(claimed) + 1))
+  return ', '.join(counted) or 'none'
 
 
 def _backward(task, claimed):
-  return claimed
+  return 'from the end'
 
 
 def _gcd(task, claimed):
@@ -73,7 +61,7 @@ def _gcd(task, claimed):
     last = i == len(rest) - 1
     lines += _divisions(first, number, claimed if last else None)
     first = math.gcd(first, number)
-  return ', '.join([*lines, f'so {claimed}'])
+  return ', '.join(lines)
 
 
 def _divisions(a, b, claimed):
@@ -91,10 +79,10 @@ def _divisions(a, b, claimed):
 
 _STEPS = {
   'chain_sum': _sum,
-  'number_format': _extreme,
-  'number_sorting': _sorted,
+  'number_format': _asked,
+  'number_sorting': _asked_first,
   'letter_counting': _count,
   'spell_backward': _backward,
-  'word_sorting': _sorted,
+  'word_sorting': _asked_first,
   'gcd': _gcd,
 }
