@@ -48,7 +48,7 @@ class Values:
         f'config.sampling.prompts is {prompts}; the mesh splits prompts '
         f'{ways} ways, of which it must be a multiple'
       )
-    self.prompts, self.size = prompts, size
+    self.prompts, self.size, self._ways = prompts, size, ways
     self.buckets = tuple(sorted(set(buckets)))
     self._params = params
     whole = model.layout.sharding(())
@@ -84,7 +84,9 @@ class Values:
     longest = max(len(prompt) for prompt, _ in items)
     size = next(b for b in self.buckets if longest <= b)
     most = max(len(texts) for _, texts in items)
-    p, r = self.prompts, 1 << (most - 1).bit_length()
+    # Few programs, and few dummies where there are few prompts.
+    p = self._ways * _power(-(-len(items) // self._ways))
+    p, r = min(p, self.prompts), _power(most)
     prompts = np.zeros((p, size), np.int32)
     lengths = np.ones(p, np.int32)
     generations = np.zeros((p, r, self.size), np.int32)
@@ -96,6 +98,11 @@ class Values:
         generations[i, j, : len(tokens)] = tokens
         generation_lengths[i, j] = len(tokens)
     return Batch(prompts, lengths, generations, generation_lengths)
+
+
+def _power(least: int) -> int:
+  """The smallest power of two that is not less."""
+  return 1 << (least - 1).bit_length()
 
 
 def _function(model: Gemma) -> Callable[[dict, Batch], jax.Array]:
