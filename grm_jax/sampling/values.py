@@ -2,7 +2,7 @@
 
 What scalar reward models (a value per response) and the meta RM (a value per
 judgement) share. Prompts are padded to the next of a few lengths and the
-number of texts to a power of two, so few programs are compiled.
+number of texts and of prompts to a power of two, so few programs are compiled.
 """
 
 from collections.abc import Callable, Sequence

@@ -48,7 +48,7 @@ def _solve(example, task) -> Basic:
 
 
 def _compare(example, task) -> Basic:
-  """Pieces of answers, in pairs; half of them the same twice."""
+  """Pieces of answers, in pairs; half of them or more the same twice."""
   name = f'{example.id}/compare'
   pieces = sorted(
     {x for text in example.responses for x in tasks.split_answer(task, text)}
@@ -71,6 +71,6 @@ def _hold(example: JudgingExample, task) -> Basic:
   # A critique holds responses against its own working, which may have a slip.
   due = draws.choice((tasks.solve(task), draws.choice(said, name)), 'due', name)
   shown = ''.join(f'[{k}] {x}\n[End]\n' for k, x in enumerate(said, 1))
-  found = (holding.hold(task, x, due).words for x in said)
-  lines = (f'[{k}] {words}.' for k, words in enumerate(found, 1))
-  return name, f'{shown}Hold against {due}', '\n'.join(lines)
+  found = (holding.hold(task, x, due) for x in said)
+  written = '\n'.join(holding.lines(found))
+  return name, f'{shown}Hold against {due}', written

@@ -9,7 +9,7 @@ an end, a fault) would hide from a small model that this is all it has to tell.
 import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from grm_jax.data.practice import tasks
 from grm_jax.data.practice.tasks import Task
@@ -54,6 +54,13 @@ def hold(task: Task, answer: str, due: str) -> Finding:
   if place == len(pairs):
     return Finding(shown, '', 10)
   return Finding(shown, *_fault(task, items, all_due, place))
+
+
+def lines(found: Iterable[Finding]) -> Iterator[str]:
+  """A line of each finding, behind the mark of its response in a prompt."""
+  # What followed a mark before is the first thing that a small model finds.
+  for k, finding in enumerate(found, 1):
+    yield f'[{k}] {finding.words}.'
 
 
 def _fault(task, items, due, place) -> tuple[str, int]:

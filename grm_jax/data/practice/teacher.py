@@ -56,7 +56,8 @@ def write(
   key = ('teacher', seed, example.id)
   order = range(len(example.responses)) if order is None else order
   shown = orders.apply(example.responses, order)
-  found = [_score(task, response, claimed, len(shown)) for response in shown]
+  found = _findings(task, shown, claimed)
+  numbers = (_score(finding, len(shown)) for finding in found)
   return '\n'.join(
     [
       'Specific Criteria:',
@@ -64,9 +65,9 @@ def write(
       '',
       'Analysis:',
       working.steps(task, claimed),
-      *_verdicts(task, claimed, shown),
+      *holding.lines(found),
       '',
-      rf'Scores: \boxed{{{", ".join(map(str, found))}}}',
+      rf'Scores: \boxed{{{", ".join(map(str, numbers))}}}',
     ]
   )
 
@@ -84,7 +85,8 @@ def scores(
   """
   task, claimed = _work(example, mistakes, seed)
   n = len(example.responses)
-  return tuple(_score(task, text, claimed, n) for text in example.responses)
+  found = _findings(task, example.responses, claimed)
+  return tuple(_score(finding, n) for finding in found)
 
 
 def _work(example, mistakes, seed):
@@ -106,16 +108,13 @@ def _work(example, mistakes, seed):
   return task, draws.choice(options, 'which', *key)
 
 
-def _score(task, response, claimed, n):
-  found = holding.hold(task, tasks.answer_in(response), claimed)
-  return int(not found.fault) if n == 1 else found.score
+def _findings(task, responses, claimed):
+  answers = map(tasks.answer_in, responses)
+  return [holding.hold(task, answer, claimed) for answer in answers]
 
 
-def _verdicts(task, claimed, shown):
-  # The prompt's own mark, and an answer behind it as it stands there: what
-  # followed a mark before is the first thing that a small model learns to find.
-  for k, answer in enumerate(map(tasks.answer_in, shown), 1):
-    yield f'[{k}] {holding.hold(task, answer, claimed).words}.'
+def _score(finding, n):
+  return int(not finding.fault) if n == 1 else finding.score
 
 
 def _principles(family, key):

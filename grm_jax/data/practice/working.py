@@ -34,7 +34,7 @@ def _sum(task, claimed):
     result = claimed if i == len(pairs) - 1 else str(total)
     lines.append(f'{left} {sign} {task.items[2 * i + 2]} = {result}')
     left = result
-  return ', '.join(lines)
+  return ', '.join(lines) or left
 
 
 def _asked(task, claimed):
