@@ -17,11 +17,11 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-
-from grm_jax.evaluation import metrics, samples, spct_report
+from benchmarks import seeds as seeds_lib
+from grm_jax.evaluation import samples, spct_report
+from grm_jax.evaluation.metrics import Item
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,48 +103,20 @@ def _path(workdir: str, variant: Variant, seed: int) -> str:
   return os.path.join(folder, f'{variant.judge}.samples.jsonl')
 
 
-def _by_query(path: str) -> dict[str, metrics.Item]:
+def _by_query(path: str) -> dict[str, Item]:
   """By example id whether the greedy judgement is right."""
-  return spct_report.greedy_items(list(samples.read(path)))
+  return spct_report.items(list(samples.read(path)))
 
 
 def _row(variant, own, full) -> Row:
-  for other in (*own, *full):
-    if other.keys() != own[0].keys():
-      raise ValueError(
-        f'{variant.title}: runs were judged on other examples than the full '
-        'method; give all runs the same data'
-      )
-  means = _mean(own)
+  seeds_lib.average([*own, *full], variant.title)  # the same examples?
+  means = seeds_lib.average(own, variant.title)
   gain = None
   if own is not full:
-    base = _mean(full)
-    gain = _estimate(
-      {
-        name: dataclasses.replace(item, value=item.value - base[name].value)
-        for name, item in means.items()
-      }
-    )
-  seeds = tuple(_estimate(x)[0] for x in own)
-  return Row(variant, seeds, *_estimate(means), gain)
-
-
-def _mean(runs):
-  """Of each example the mean over runs."""
-  return {
-    name: dataclasses.replace(
-      item, value=float(np.mean([run[name].value for run in runs]))
-    )
-    for name, item in runs[0].items()
-  }
-
-
-def _estimate(items: Mapping[str, metrics.Item]) -> tuple[float, float, float]:
-  """The mean in percent, and its interval over queries."""
-  term = metrics.Term('', 1.0, 1.0, tuple(items.values()))
-  value = float(np.mean([x.value for x in term.items]))
-  low, high = metrics.bootstrap([term])
-  return 100 * value, 100 * low, 100 * high
+    base = seeds_lib.average(full, 'full')
+    gain = seeds_lib.percent(spct_report.differences(means, base))
+  seeds = tuple(seeds_lib.percent(x)[0] for x in own)
+  return Row(variant, seeds, *seeds_lib.percent(means), gain)
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -158,11 +130,11 @@ def markdown(rows: Sequence[Row]) -> str:
   for row in rows:
     gain, paper = '', ''
     if row.gain is not None:
-      gain = f'{row.gain[0]:+.1f} [{row.gain[1]:+.1f}, {row.gain[2]:+.1f}]'
+      gain = seeds_lib.cell(row.gain, '+')
       paper = f'{row.variant.paper - base:+.1f}'
     cells = (
       row.variant.title,
-      f'{row.mean:.1f} [{row.low:.1f}, {row.high:.1f}]',
+      seeds_lib.cell((row.mean, row.low, row.high)),
       f'{min(row.seeds):.1f}, {max(row.seeds):.1f}',
       gain,
       f'{row.variant.paper:.1f}',

@@ -61,8 +61,8 @@ def get_config(arg: str = '') -> ConfigDict:
       ),
       steps=100 if tiny else 900,
       optimizer=dict(
-        kind='adamw',  # or 'muon'
-        learning_rate=1e-4 if tiny else 4e-7,
+        kind='muon' if tiny else 'adamw',  # or the other one
+        learning_rate=1e-3 if tiny else 4e-7,
         warmup_steps=5,
         schedule='constant',  # or 'cosine'
         weight_decay=0.0,

@@ -26,12 +26,13 @@ def get_config(arg: str = '') -> ConfigDict:
   with train.unlocked():
     train.checkpoint = ''  # that of the samples, or a base model
     train.data.texts = ''  # what was kept
-    train.data.general = 'practice' if tiny else ''
-    train.data.general_rate = 0.5 if tiny else 0.0
+    # Not the texts of the cold start, whose mistakes were just sorted out.
+    train.data.general = 'basics:8000' if tiny else ''
+    train.data.general_rate = 0.3 if tiny else 0.0
     train.batch.rows = 2  # kept generations of a prompt, in one pass
     if tiny:
       train.steps = 200
-      train.optimizer.learning_rate = 1.5e-3
+      train.optimizer.learning_rate = 2e-3
   return ConfigDict(
     dict(
       stage='rft',
@@ -45,7 +46,7 @@ def get_config(arg: str = '') -> ConfigDict:
       strict=False,  # stop at the first row that is bad
       num_samples=3,  # N_RFT, unhinted
       num_hinted=1,  # for examples that no unhinted sample got right
-      temperature=1.0 if tiny else 0.7,
+      temperature=0.7,
       hinted_temperature=0.7,
       order='random',  # of the responses; 'balanced', 'fixed'
       filter=dict(

@@ -42,8 +42,9 @@ _NOTE = (
   'k samples; MetaRM@k sums those of the half that the meta RM likes most.'
 )
 _GAINS = (
-  'Greedy accuracy against that of the stage before, in percent: differences '
-  'query by query, which vary less than the accuracies themselves.'
+  'Accuracy against that of the stage before, in percent: differences query by '
+  'query, which vary less than the accuracies themselves. One sample is '
+  'Voting@1, the mean over the samples of a query.'
 )
 _SINGLES = (
   'Examples of one response, asked for 0 or 1: share of right verdicts, of '
@@ -69,11 +70,13 @@ class Judge:
     singles: of examples of one response, None if there are none.
     greedy: of examples of several, by id, whether the greedy judgement is
       right, and the query.
+    one_sample: the same of one sample, the mean over all of them.
   """
 
   suite: SuiteReport
   singles: Singles | None
   greedy: Mapping[str, Item]
+  one_sample: Mapping[str, Item]
 
   @classmethod
   def of(cls, title: str, judged: Sequence[Judged], seed: int) -> 'Judge':
@@ -84,20 +87,38 @@ class Judge:
     """
     found = curves_lib.curves(judged, seed)
     suite = report.suite_report(title, judged, found)
-    return cls(suite, _singles(judged), greedy_items(judged))
+    return cls(suite, _singles(judged), items(judged), items(judged, 1))
 
   @property
   def curves(self) -> Curves:
     return self.suite.curves
 
 
-def greedy_items(judged: Sequence[Judged]) -> dict[str, Item]:
-  """By id of each example with a best response, whether greedy is right."""
+def items(
+  judged: Sequence[Judged], k: int = 0, num_meta: int | None = None
+) -> dict[str, Item]:
+  """By id of each example with a best response, how often it is judged right.
+
+  Args:
+    k: of Voting@k, the mean over subsets of the samples; 0 is greedy.
+    num_meta: of MetaRM@k, how many of the k it keeps.
+  """
   known = [x for x in judged if x.example.best is not None]
-  values = subsets.expected_greedy(subsets.gather(known)).tolist()
+  samples = subsets.gather(known)
+  if k:
+    members, _ = subsets.choose(
+      samples.num_samples,
+      k,
+      seed=0,
+      most=curves_lib.MAX_SUBSETS,
+      num=curves_lib.NUM_SUBSETS,
+    )
+    values = subsets.expected(samples, members, num_meta)
+  else:
+    values = subsets.expected_greedy(samples)
   return {
     one.example.id: Item('', metrics.query_of(one.example), value)
-    for one, value in zip(known, values, strict=True)
+    for one, value in zip(known, values.tolist(), strict=True)
   }
 
 
@@ -125,7 +146,8 @@ def summary(
     at: k of the table's columns; all curves have it.
     facts: what the report says at its top.
   """
-  gains = _gains(list(judges.values()))
+  greedy = _gains([judge.greedy for judge in judges.values()])
+  one_sample = _gains([judge.one_sample for judge in judges.values()])
   return {
     'facts': dict(facts),
     'at': at,
@@ -135,6 +157,7 @@ def summary(
         'queries': judge.curves.num_queries,
         'greedy': _point(judge.curves.greedy),
         'greedy_gain': gain,
+        'one_sample_gain': sampled,
         'voting': {str(x.k): _point(x) for x in judge.curves.voting},
         'meta': {str(x.k): _point(x) for x in judge.curves.meta},
         'meta_kept': {
@@ -144,23 +167,39 @@ def summary(
         'behaviour': dataclasses.asdict(judge.suite.samples),
         'greedy_behaviour': dataclasses.asdict(judge.suite.greedy),
       }
-      for (name, judge), gain in zip(judges.items(), gains, strict=True)
+      for (name, judge), gain, sampled in zip(
+        judges.items(), greedy, one_sample, strict=True
+      )
     },
   }
 
 
-def _gains(judges: Sequence[Judge]) -> list[dict[str, float] | None]:
+def _gains(
+  judges: Sequence[Mapping[str, Item]],
+) -> list[dict[str, float] | None]:
   """Of each judge the difference from the one before, paired by query."""
   found: list[dict[str, float] | None] = [None]
   for before, after in itertools.pairwise(judges):
-    items = tuple(
-      dataclasses.replace(item, value=item.value - before.greedy[name].value)
-      for name, item in after.greedy.items()
-    )
-    low, high = metrics.bootstrap([metrics.Term('', 1.0, 1.0, items)])
-    value = sum(item.value for item in items) / len(items)
+    value, low, high = mean(differences(after, before))
     found.append({'value': value, 'low': low, 'high': high})
   return found
+
+
+def differences(
+  after: Mapping[str, Item], before: Mapping[str, Item]
+) -> dict[str, Item]:
+  """Example by example; both have the same ones."""
+  return {
+    name: dataclasses.replace(item, value=item.value - before[name].value)
+    for name, item in after.items()
+  }
+
+
+def mean(found: Mapping[str, Item]) -> tuple[float, float, float]:
+  """(mean, low, high): the 95 % interval resamples queries."""
+  values = tuple(found.values())
+  low, high = metrics.bootstrap([metrics.Term('', 1.0, 1.0, values)])
+  return sum(item.value for item in values) / len(values), low, high
 
 
 def _point(point: Point | None) -> dict[str, float] | None:
@@ -175,16 +214,17 @@ def rows_of(found: Mapping[str, Any]) -> tables.Rows:
   Where the last judge has more samples than the others it has one more row.
   """
   at = str(found['at'])
-  rows = [('stage', 'greedy', f'Voting@{at}', f'MetaRM@{at}')]
+  rows = [('stage', 'greedy', 'one sample', f'Voting@{at}', f'MetaRM@{at}')]
   last = None
   for last in found['judges'].values():
-    cells = (last['greedy'], last['voting'][at], last['meta'].get(at))
+    voting = last['voting']
+    cells = (last['greedy'], voting['1'], voting[at], last['meta'].get(at))
     rows.append((last['title'], *map(_cell, cells)))
   most = max(last['voting'], key=int)
   if most != at:
     cells = (last['voting'][most], last['meta'].get(most))
     title = f'the same, of {most} samples'
-    rows.append((title, '', *map(_cell, cells)))
+    rows.append((title, '', '', *map(_cell, cells)))
   return rows
 
 
@@ -242,10 +282,11 @@ def write(
 
 
 def _gains_table(found: Mapping[str, Any]) -> list[str]:
-  rows = [('stage', 'greedy, against the stage before')]
+  rows = [('stage', 'greedy', 'one sample')]
   for judge in found['judges'].values():
-    if judge['greedy_gain'] is not None:
-      rows.append((judge['title'], _cell(judge['greedy_gain'], '+')))
+    gains = judge['greedy_gain'], judge['one_sample_gain']
+    if None not in gains:
+      rows.append((judge['title'], *(_cell(gain, '+') for gain in gains)))
   if len(rows) == 1:
     return []
   return [page.table(rows, 'What each stage gains'), page.note(_GAINS)]

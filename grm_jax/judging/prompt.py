@@ -60,10 +60,11 @@ def render(
     'hint': _hint(example, order) if hint else '',
     'principles': template.guard(example.principles.strip()),
   }
+  one = {'num_responses': values['num_responses']}
   loops = {
     'turn': [{'role': t.role, 'text': t.text} for t in example.query],
     'response': [
-      {'number': str(i), 'text': text} for i, text in enumerate(shown, 1)
+      {'number': str(i), 'text': text, **one} for i, text in enumerate(shown, 1)
     ],
   }
   text = template.fill(values, loops)

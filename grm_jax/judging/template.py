@@ -1,7 +1,7 @@
 r"""Prompt templates: plain text with named slots, and loops over parts.
 
   {{each turn}} ... {{role}} ... {{text}} ... {{end}}
-  {{each response}} ... {{number}} ... {{text}} ... {{end}}
+  {{each response}} ... {{number}} of {{num_responses}} ... {{text}} ... {{end}}
   {{num_responses}} {{reference}} {{principles}} {{hint}} ...
 
 What fills a slot is data: it is put in once and never read as a template. What
@@ -19,9 +19,16 @@ from collections.abc import Mapping, Sequence
 
 _DIRECTORY = pathlib.Path(__file__).parent / 'templates'
 _TAG = re.compile(r'\{\{\s*([a-z_]+(?: [a-z_]+)?)\s*\}\}')
-_LOOPS = {'turn': ('role', 'text'), 'response': ('number', 'text')}
+_LOOPS = {
+  'turn': ('role', 'text'),
+  'response': ('number', 'num_responses', 'text'),
+}
 # What a slot inside a mark may hold, for recognising marks in data.
-_HELD = {'role': r'(?:system|user|assistant|model)', 'number': r'[\w.-]{1,20}'}
+_HELD = {
+  'role': r'(?:system|user|assistant|model)',
+  'number': r'[\w.-]{1,20}',
+  'num_responses': r'[\w.-]{1,20}',
+}
 
 
 @dataclasses.dataclass(frozen=True)

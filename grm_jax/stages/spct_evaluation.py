@@ -238,5 +238,5 @@ def _cold_start(config, workdir) -> str:
     return spec
   return (
     f'{config.examples.texts} judgements by the practice teacher, '
-    f'{config.sft.data.mistakes:.0%} of them with a slip'
+    f'{config.sft.data.mistakes:.0%} of them with a mistake'
   )

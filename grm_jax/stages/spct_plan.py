@@ -173,12 +173,10 @@ def _data(config, made) -> None:
 def _from_scratch(config, made) -> None:
   """A base model of our own; nothing where there is one to begin with."""
   texts_of_base = config.base.data.texts
-  practice = spct_data.is_practice(config.data)
-  prefix = texts_of_base.partition(':')[0]
   if config.checkpoint != pretrained.SCRATCH or not texts_of_base:
     return
-  if prefix == texts.BASICS and not practice:
-    return  # the basics of other problems
+  if _is_of_other_problems(config, texts_of_base):
+    return
   found = _settings(config, 'base')
   found['base.data.texts'] = spct_settings.of_source(texts_of_base)
   own = _copy(config.base)
@@ -201,16 +199,16 @@ def _sft(config, made) -> None:
     own.data.texts = cold_start_texts(config, made.workdir)
     own.evaluation.data = _validation(config, made)
     own.batch.buckets = buckets(config, own.batch.buckets)
-    if not spct_data.is_practice(config.data):
-      _without_basics(own)
+    if _is_of_other_problems(config, own.data.general):
+      own.data.update(general='', general_rate=0.0)
   base = [BASE] if BASE in made.steps else []
   made.add('sft', own, found, DATA, *base)
 
 
-def _without_basics(own) -> None:
-  """Those of practice problems are no general data for other ones."""
-  if own.data.general.partition(':')[0] == texts.BASICS:
-    own.data.update(general='', general_rate=0.0)
+def _is_of_other_problems(config, spec) -> bool:
+  """Basics of practice problems are no general data for other ones."""
+  practice = spct_data.is_practice(config.data)
+  return spec.partition(':')[0] == texts.BASICS and not practice
 
 
 def _rft(config, made) -> None:
@@ -233,6 +231,8 @@ def _rft_config(config, made, found) -> ConfigDict:
     own.train.compute.update(config.compute)
     data = own.train.data
     data.texts = ''
+    if _is_of_other_problems(config, data.general):
+      data.general = ''
     if data.general_rate and not data.general:
       data.general = cold_start_texts(config, made.workdir)
     own.train.evaluation.data = _validation(config, made)

@@ -32,7 +32,7 @@ def made(family, query, *responses):
 
 
 VERDICT = re.compile(
-  r'^\[(\d)\] (\S.*\S), (right|wrong: [a-z0-9 ]+)\.$',
+  r'^\[(\d)/\d\] (\S.*\S), (right|wrong: [a-z0-9 ]+)\.$',
   re.MULTILINE,
 )
 
@@ -51,7 +51,7 @@ def test_without_mistakes_it_is_right():
     scores = teacher.scores(example)
     assert outcome.is_correct(scores, example)
     if example.best is not None:
-      assert scores[example.best] == 10
+      assert scores[example.best] == 9
       others = [s for i, s in enumerate(scores) if i != example.best]
       assert set(others) <= {1, 2, 3, 4}
     else:
@@ -65,8 +65,10 @@ def test_orders():
       for share in (0.0, 1.0):
         text = teacher.write(example, mistakes=share, order=order)
         found = orders.restore(parse(text, n), order)
-        assert found == teacher.scores(example, mistakes=share)
-        # [1] is the one that is shown first.
+        assert found == teacher.scores(example, mistakes=share, order=order)
+        if working.NONE in text:
+          continue
+        # [1/n] is the one that is shown first.
         lines = VERDICT.findall(text)
         assert [int(k) for k, _, _ in lines] == list(range(1, n + 1))
         for (_, pairs, verdict), index in zip(lines, order, strict=True):
@@ -75,7 +77,7 @@ def test_orders():
           items = tasks.split_answer(task, answer)
           read = [x.split(' vs ')[0] for x in pairs.split(', ')]
           assert [*items, 'end'][: len(read)] == read
-          assert (verdict == 'right') == (found[index] == 10)
+          assert (verdict == 'right') == (found[index] == 9)
 
 
 @pytest.mark.parametrize('share', [0.2, 0.5])
@@ -86,15 +88,38 @@ def test_the_share_of_wrong_verdicts(share):
       scores = teacher.scores(example, mistakes=share, seed=seed)
       counts[outcome.is_correct(scores, example)] += 1
   wrong = counts[False] / counts.total()
-  # Not every slip changes the verdict.
-  assert 0.65 * share < wrong < 1.05 * share
+  # Who is trusted may be right, and not every slip changes the verdict.
+  assert 0.6 * share < wrong < 1.05 * share
 
 
-def test_a_slip_does_not_always_change_the_verdict():
+def test_a_mistake_does_not_always_change_the_verdict():
   right = [
     outcome.is_correct(teacher.scores(e, mistakes=1.0), e) for e in PAIRS
   ]
   assert 0.05 < sum(right) / len(right) < 0.4
+
+
+def test_kinds_of_mistakes():
+  kinds = collections.Counter()
+  for example in EXAMPLES:
+    n = len(example.responses)
+    how = dict(mistakes=1.0, order=tuple(reversed(range(n))))
+    text, scores = teacher.write(example, **how), teacher.scores(example, **how)
+    first = tasks.answer_in(example.responses[-1])
+    highest = 1 if n == 1 else 9
+    if f'Work: trust [1/{n}], so {first}.' in text:
+      kinds['trust'] += 1
+      # Right or not, what is shown first, here the last one, is believed.
+      assert scores[-1] == max(scores) == highest
+    elif 'Work: none, so all.' in text:
+      kinds['lenient'] += 1
+      assert scores == (highest,) * n
+      found = re.findall(r'^\[(.*)\] right\.$', text, re.MULTILINE)
+      assert found == [f'{k}/{n}' for k in range(1, n + 1)]
+    else:
+      kinds['slip'] += 1
+  shares = [kinds[x] / kinds.total() for x in ('lenient', 'trust', 'slip')]
+  assert shares == pytest.approx([4 / 9, 4 / 9, 1 / 9], abs=0.04)
 
 
 def test_more_mistakes_keep_the_fewer():
@@ -143,8 +168,8 @@ def test_it_is_short():
     text = teacher.write(example, mistakes=0.3)
     n = len(example.responses)
     analysis = text.split('Analysis:\n')[1].split('\n\n')[0]
-    assert len(analysis) < 90 + 50 * n
-    assert len(text) < 190 + 50 * n
+    assert len(analysis) < 90 + 52 * n
+    assert len(text) < 190 + 52 * n
 
 
 WHOLE = r"""Specific Criteria:
@@ -153,11 +178,11 @@ WHOLE = r"""Specific Criteria:
 
 Analysis:
 Work: 48 mod 18 = 12, 18 mod 12 = 6, 12 mod 6 = 0, so 6.
-[1] 3 vs 6 no, wrong: too low.
-[2] 6 vs 6 yes, right.
-[3] 7 vs 6 no, wrong: off by 1.
+[1/3] 3 vs 6 no, wrong: too low.
+[2/3] 6 vs 6 yes, right.
+[3/3] 7 vs 6 no, wrong: off by 1.
 
-Scores: \boxed{3, 10, 4}"""
+Scores: \boxed{3, 9, 4}"""
 
 
 def test_a_whole_text():
@@ -175,15 +200,15 @@ def test_a_whole_text():
 def test_a_slip_of_the_teacher_is_held_against_all():
   # All responses are held against what came out, the right one too.
   example = made('spell_backward', 'Spell backward: t a p', 'p a t', 'p t')
-  texts = [teacher.write(example, mistakes=1.0, seed=i) for i in range(40)]
+  texts = [teacher.write(example, mistakes=1.0, seed=i) for i in range(200)]
   found = {text.split('Analysis:\n')[1] for text in texts}
-  (written,) = (x for x in found if 'so p t.' in x)
+  (written,) = (x for x in found if 'from the end, so p t.' in x)
   assert written.splitlines() == [
     'Work: from the end, so p t.',
-    '[1] p vs p yes, a vs t no, wrong: out of place.',
-    '[2] p vs p yes, t vs t yes, right.',
+    '[1/2] p vs p yes, a vs t no, wrong: out of place.',
+    '[2/2] p vs p yes, t vs t yes, right.',
     '',
-    r'Scores: \boxed{4, 10}',
+    r'Scores: \boxed{4, 9}',
   ]
 
 
@@ -282,19 +307,19 @@ SCORES = [
   (
     'chain_sum',
     'What is 23 + 19 - 7?',
-    [('35', 10), ('36', 4), ('32', 3), ('53', 3), ('a lot', 1)],
+    [('35', 9), ('36', 4), ('32', 3), ('53', 3), ('a lot', 1)],
   ),
-  ('chain_sum', 'What is 23 + 19 - 7?', [(' 35\n', 10), ('34', 4)]),
+  ('chain_sum', 'What is 23 + 19 - 7?', [(' 35\n', 9), ('34', 4)]),
   (
     'number_format',
     'Which number is the largest: 9.11, 9.90?',
-    [('9.90', 10), ('9.11', 3), ('9.09', 1)],
+    [('9.90', 9), ('9.11', 3), ('9.09', 1)],
   ),
   (
     'word_sorting',
     'Sort the words, a first: d, c, b, a',
     [
-      ('a, b, c, d', 10),
+      ('a, b, c, d', 9),
       ('b, a, c, d', 3),
       ('a, c, b, d', 4),
       ('b, c, a, d', 3),
@@ -306,7 +331,7 @@ SCORES = [
     'spell_backward',
     'Spell backward: s p a c e',
     [
-      ('e c a p s', 10),
+      ('e c a p s', 9),
       ('s e c a p', 3),
       ('e c a p p s', 4),
       ('e c a p s s', 2),

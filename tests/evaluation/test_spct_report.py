@@ -68,14 +68,45 @@ def test_gains_are_paired_by_query(judges):
   assert lost['judges']['b']['greedy_gain']['value'] == -0.5
 
 
+def test_gains_of_one_sample():
+  # Of two samples each: 1, 1/2, 0, 0 are right; then 0, 1/2, 1/2, 1.
+  other = [
+    fake.query(f'q{i}', 0, scores, [2.0, 1.0], [(8, 4)])
+    for i, scores in enumerate(
+      ([(1, 2), None], [(8, 4), (1, 9)], [(1, 2), (2, 1)], [(8, 4), (9, 1)])
+    )
+  ]
+  judges = {
+    'a': Judge.of('a', [x for x in judged() if 'q' in x.example.id], 0),
+    'b': Judge.of('b', other, 0),
+  }
+  found = spct_report.summary(judges, 1, {})['judges']
+  assert found['a']['one_sample_gain'] is None
+  gain = found['b']['one_sample_gain']
+  assert gain['value'] == pytest.approx((-1 + 0 + 0.5 + 1) / 4)
+  assert gain['low'] < gain['value'] < gain['high']
+
+
+def test_how_often_each_example_is_judged_right():
+  def values(*args):
+    found = spct_report.items(judged(), *args)
+    return [found[f'q{i}'].value for i in range(4)]
+
+  assert values() == [1.0, 1.0, 0.0, 0.0]
+  assert values(1) == [1.0, 0.5, 0.0, 0.0]
+  assert values(2) == [1.0, 0.0, 0.0, 0.0]
+  assert values(2, 1) == [1.0, 1.0, 0.0, 0.0]
+
+
 def test_the_table(judges):
   found = spct_report.summary(judges, 1, {})
   head, first, last, more = spct_report.rows_of(found)
-  assert head == ('stage', 'greedy', 'Voting@1', 'MetaRM@1')
+  assert head == ('stage', 'greedy', 'one sample', 'Voting@1', 'MetaRM@1')
   assert first[0] == 'after the cold start' and last[0] == 'after GRPO'
-  assert [cell.split(' [')[0] for cell in first[1:]] == ['50.0', '37.5', '37.5']
-  assert more[0] == 'the same, of 2 samples' and more[1] == ''
-  assert [cell.split(' [')[0] for cell in more[2:]] == ['25.0', '50.0']
+  shown = [cell.split(' [')[0] for cell in first[1:]]
+  assert shown == ['50.0', '37.5', '37.5', '37.5']
+  assert more[0] == 'the same, of 2 samples' and more[1:3] == ('', '')
+  assert [cell.split(' [')[0] for cell in more[3:]] == ['25.0', '50.0']
   text = spct_report.table_of(found)
   assert 'held out, 4 queries' in text and '\nafter GRPO' in text
   assert len(spct_report.rows_of(spct_report.summary(judges, 2, {}))) == 3
@@ -89,7 +120,7 @@ def test_without_a_meta_rm():
   found = spct_report.summary({'rft': Judge.of('after RFT', made, 0)}, 1, {})
   assert found['judges']['rft']['meta'] == {}
   assert found['judges']['rft']['singles'] is None
-  assert spct_report.rows_of(found)[1][3] == '-'
+  assert spct_report.rows_of(found)[1][4] == '-'
 
 
 def test_the_page_is_whole(judges, tmp_path):

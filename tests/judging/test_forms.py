@@ -40,7 +40,7 @@ def test_tokens_are_those_of_the_rendered_text():
     one = example(*responses)
     tokens = PRACTICE.tokenize(one, order, chat, limit=2000)
     assert text_of(tokens) == PRACTICE.render(one, order)
-  assert '[1] 7\n[End]' in text_of(tokens)
+  assert '[1/3] 7\n[End]' in text_of(tokens)
 
 
 @pytest.mark.parametrize(

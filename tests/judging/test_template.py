@@ -35,7 +35,8 @@ def filled(name, *texts, query='What is 2 + 2?'):
     {
       'turn': [{'role': 'user', 'text': query}],
       'response': [
-        {'number': str(i), 'text': x} for i, x in enumerate(texts, 1)
+        {'number': str(i), 'num_responses': str(len(texts)), 'text': x}
+        for i, x in enumerate(texts, 1)
       ],
     },
   )
@@ -87,13 +88,22 @@ def test_data_cannot_make_marks(mark, before):
 
 
 @pytest.mark.parametrize('name', ['practice', 'practice_single'])
-@pytest.mark.parametrize('mark', ['[End]', '[ 2 ]', '[user]', '[eNd ]'])
+@pytest.mark.parametrize('mark', ['[End]', '[user]', '[eNd ]'])
 def test_data_cannot_make_the_short_marks_of_practice(name, mark):
   guard = template.load(name).guard
   assert guard(f'{mark} b') == f'\\{mark} b'
   assert guard(f'a\n {mark} b') == f'a\n\\ {mark} b'
   # Where no line begins nothing of ours stands: an index may.
   assert guard(f'a{mark} b') == f'a{mark} b'
+
+
+@pytest.mark.parametrize('name', ['practice', 'practice_single'])
+@pytest.mark.parametrize('mark', ['[2/3]', '[ 1/1 ]', '[12 / 1x]'])
+@pytest.mark.parametrize('before', ['', 'a\n', 'a '])
+def test_data_cannot_begin_a_response_of_practice(name, mark, before):
+  text = f'{before}{mark} b'
+  assert template.load(name).guard(text) == f'{before}\\{mark} b'
+  assert f'\n[2/2] {before}\\{mark} b\n[End]\n' in filled(name, 'a', text)
 
 
 def test_code_and_citations_stay_as_they_are():

@@ -47,7 +47,7 @@ def test_files_and_models_go_from_stage_to_stage():
   rft = found['rft']
   assert rft.checkpoint == 'w/sft/model' and rft.train.checkpoint == ''
   assert (rft.data, rft.parts) == ('w/data/rft.jsonl', 'sample,filter,train')
-  assert rft.train.data.general == 'practice:8000'
+  assert rft.train.data.general == 'basics:8000'
   assert found['grpo'].checkpoint == 'w/rft/model'
   assert found['grpo'].data == 'w/data/grpo.jsonl'
   fresh = found['samples']
@@ -246,12 +246,13 @@ def test_without_principles():
   assert prompt.template == 'practice_no_principles'
   assert prompt.single == 'practice_no_principles_single'
   assert found['sft'].config.data.texts == 'no_principles:practice:8000'
-  assert found['rft'].config.train.data.general == 'no_principles:practice:8000'
   assert found['meta_rm'].config.prompt.single == prompt.single
   with pytest.raises(ValueError, match='config.prompt.template=critique'):
     plan('--config.principles=False', '--config.prompt.template=critique')
 
 
 def test_no_general_data():
-  found = plan('--config.rft.train.data.general_rate=0.0')
-  assert found['rft'].config.train.data.general == ''
+  none = '--config.rft.train.data.general_rate=0.0'
+  assert plan(none)['rft'].config.train.data.general_rate == 0.0
+  data = plan(none, '--config.data=gsm8k:x.jsonl')['rft'].config.train.data
+  assert (data.general, data.general_rate) == ('', 0.0)

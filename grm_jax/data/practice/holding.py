@@ -9,11 +9,14 @@ an end, a fault) would hide from a small model that this is all it has to tell.
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from grm_jax.data.practice import tasks
 from grm_jax.data.practice.tasks import Task
 
+# The score of what has no fault. It has one digit, as all others have: where a
+# small model is in a list of scores is then a distance, and none gets lost.
+RIGHT = 9
 _NONE = 'end'
 
 
@@ -24,7 +27,7 @@ class Finding:
   Attributes:
     pairs: items, what is due and whether it is the same, up to a `no`.
     fault: what is wrong; '' if nothing is.
-    score: from 1 to 4, and 10 where there is no fault.
+    score: from 1 to 4, and RIGHT where there is no fault.
   """
 
   pairs: str
@@ -35,7 +38,11 @@ class Finding:
   def words(self) -> str:
     """What is written about it."""
     verdict = f'wrong: {self.fault}' if self.fault else 'right'
-    return f'{self.pairs}, {verdict}'
+    return f'{self.pairs}, {verdict}' if self.pairs else verdict
+
+
+# Of who does not look.
+LENIENT = Finding('', '', RIGHT)
 
 
 def compared(pairs: Sequence[tuple[str, str]]) -> str:
@@ -52,15 +59,22 @@ def hold(task: Task, answer: str, due: str) -> Finding:
   place = next(differ, len(pairs))
   shown = compared(pairs[: place + 1])
   if place == len(pairs):
-    return Finding(shown, '', 10)
+    return Finding(shown, '', RIGHT)
   return Finding(shown, *_fault(task, items, all_due, place))
 
 
-def lines(found: Iterable[Finding]) -> Iterator[str]:
+def mark(number: int, count: int) -> str:
+  """What stands before a response in the practice templates."""
+  # How many there are stands in each: a small model that has to remember it
+  # over a whole critique leaves the last response out.
+  return f'[{number}/{count}]'
+
+
+def lines(found: Sequence[Finding]) -> Iterator[str]:
   """A line of each finding, behind the mark of its response in a prompt."""
   # What followed a mark before is the first thing that a small model finds.
   for k, finding in enumerate(found, 1):
-    yield f'[{k}] {finding.words}.'
+    yield f'{mark(k, len(found))} {finding.words}.'
 
 
 def _fault(task, items, due, place) -> tuple[str, int]:

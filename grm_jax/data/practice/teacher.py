@@ -3,8 +3,14 @@
 What it writes has the sections that the templates pointwise and single ask
 for. It reads the prompt's texts only, works the answer out itself, step by
 step, and holds every response against what came out, so that a model can
-learn to do the same. Its mistakes are slips in the working: what follows is
-faithful to the slip. It needs no reasoning-gym.
+learn to do the same. It needs no reasoning-gym.
+
+Its mistakes are those of judges whose texts cold starts are made of: it does no
+work and is lenient with all responses, or trusts the one that is shown first,
+or works with a slip. What follows is faithful to the mistake. A model that
+copies the teacher copies these, too. Leniency is a tie and never rewarded, so
+that rejective fine-tuning drops it; trust is right now and then, and is left
+to reinforcement learning.
 """
 
 from collections.abc import Sequence
@@ -25,6 +31,8 @@ _OWN = {
   'word_sorting': ('Order as asked', 'None is lost', 'None twice'),
   'gcd': ('Divides all', 'None is larger', 'Each step holds'),
 }
+# Drawn from: 4 in 9 are leniency, 4 are trust.
+_MISTAKES = ('lenient',) * 4 + ('trust',) * 4 + ('slip',)
 _WEIGHTS = ((80, 20), (70, 30), (60, 40))
 
 
@@ -39,10 +47,10 @@ def write(
 
   Args:
     example: of `examples.stream`.
-    mistakes: chance of a slip in the working. The verdict is then wrong most
-      of the time, not always.
-    seed: with the example's id it decides the wording and the slips; a larger
-      `mistakes` adds slips and takes none away.
+    mistakes: chance of one. The verdict is then wrong most of the time, not
+      always.
+    seed: with the example's id it decides the wording and the mistakes; a
+      larger `mistakes` adds some and takes none away.
     order: order[place] is the response shown there; None is as they are.
 
   Returns:
@@ -52,19 +60,18 @@ def write(
     ValueError: a query or a family that is not of this package, an order
       that is none, or `mistakes` outside of 0 to 1.
   """
-  task, claimed = _work(example, mistakes, seed)
   key = ('teacher', seed, example.id)
   order = range(len(example.responses)) if order is None else order
   shown = orders.apply(example.responses, order)
-  found = _findings(task, shown, claimed)
+  work, found = _judge(example, shown, mistakes, seed)
   numbers = (_score(finding, len(shown)) for finding in found)
   return '\n'.join(
     [
       'Specific Criteria:',
-      *_principles(task.family, key),
+      *_principles(example.tags['family'], key),
       '',
       'Analysis:',
-      working.steps(task, claimed),
+      work,
       *holding.lines(found),
       '',
       rf'Scores: \boxed{{{", ".join(map(str, numbers))}}}',
@@ -73,44 +80,49 @@ def write(
 
 
 def scores(
-  example: JudgingExample, *, mistakes: float = 0.0, seed: int = 0
+  example: JudgingExample,
+  *,
+  mistakes: float = 0.0,
+  seed: int = 0,
+  order: Sequence[int] | None = None,
 ) -> tuple[int, ...]:
-  """The scores that `write` ends in, in the example's own order.
+  """The scores that `write` ends in, but in the example's own order.
 
-  Without a slip the right response's is 10 and all others' are 1 to 4;
+  Without a mistake the right response's is 9 and all others' are 1 to 4;
   a single response's is 1 or 0.
 
   Raises:
     ValueError: as `write`.
   """
-  task, claimed = _work(example, mistakes, seed)
   n = len(example.responses)
-  found = _findings(task, example.responses, claimed)
-  return tuple(_score(finding, n) for finding in found)
+  order = range(n) if order is None else order
+  shown = orders.apply(example.responses, order)
+  _, found = _judge(example, shown, mistakes, seed)
+  return orders.restore([_score(finding, n) for finding in found], order)
 
 
-def _work(example, mistakes, seed):
-  """The task, and the answer that the teacher arrives at."""
+def _judge(example, shown, mistakes, seed):
+  """(a line of work, a Finding of each of the responses as they are shown)."""
   if not 0 <= mistakes <= 1:
     raise ValueError(f'mistakes is {mistakes}: it is a share, from 0 to 1')
   family = example.tags.get('family', '')
   task = tasks.read(family, example.query[-1].text)
-  right = tasks.solve(task)
+  said = [tasks.answer_in(response) for response in shown]
+  claimed = tasks.solve(task)
+  work = working.steps(task, claimed)
   key = ('slip', seed, example.id)
-  if not draws.chance(mistakes, *key):
-    return task, right
-  options = [slip.answer for slip in slips(task, right)]
-  answers = [tasks.answer_in(response) for response in example.responses]
-  # Half of the slips are those of believing what somebody says.
-  said = [option for option in options if option in answers]
-  if said and draws.integer(2, 'believes', *key):
-    options = said
-  return task, draws.choice(options, 'which', *key)
-
-
-def _findings(task, responses, claimed):
-  answers = map(tasks.answer_in, responses)
-  return [holding.hold(task, answer, claimed) for answer in answers]
+  if draws.chance(mistakes, *key):
+    kind = draws.choice(_MISTAKES, 'kind', *key)
+    if kind == 'lenient':
+      return working.NONE, [holding.LENIENT] * len(said)
+    if kind == 'trust':
+      claimed = said[0]
+      work = working.trust(len(said), claimed)
+    else:
+      options = [slip.answer for slip in slips(task, claimed)]
+      claimed = draws.choice(options, 'which', *key)
+      work = working.steps(task, claimed)
+  return work, [holding.hold(task, answer, claimed) for answer in said]
 
 
 def _score(finding, n):

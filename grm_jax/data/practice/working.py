@@ -11,7 +11,7 @@ to a wrong one they have a slip where it is made, as late as possible.
 
 import math
 
-from grm_jax.data.practice import tasks
+from grm_jax.data.practice import holding, tasks
 from grm_jax.data.practice.tasks import Task
 
 
@@ -23,6 +23,15 @@ def steps(task: Task, claimed: str) -> str:
     claimed: its answer, or one of `mistakes.slips`.
   """
   return f'Work: {_STEPS[task.family](task, claimed)}, so {claimed}.'
+
+
+# Of who does no work.
+NONE = 'Work: none, so all.'
+
+
+def trust(num_responses: int, claimed: str) -> str:
+  """A line that takes the word of the response that is shown first."""
+  return f'Work: trust {holding.mark(1, num_responses)}, so {claimed}.'
 
 
 def _sum(task, claimed):

@@ -1,0 +1,191 @@
+r"""What each stage of the method brings: runs of several seeds in one table.
+
+  for seed in 0 1 2; do
+    python -m grm_jax.main --config=configs/spct.py:tiny \
+      --workdir=runs/method/$seed --config.seed=$seed
+  done
+  python -m benchmarks.method runs/method/*
+
+Prints tables in Markdown: accuracy on held-out examples of two responses or
+more, stage by stage; how the judges behave; the differences that the method
+promises. All are means over the runs. 95 % intervals resample the held-out
+queries, which all runs share; differences are paired by query.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+from benchmarks import seeds
+from grm_jax.evaluation import samples, spct_report
+from grm_jax.evaluation import summary as summaries
+from grm_jax.judging.judgement import Judged
+
+STAGES = {'sft': 'cold start', 'rft': 'RFT', 'grpo': 'GRPO'}
+Estimate = tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """The judges after a stage, one of each run.
+
+  Attributes:
+    name: for people.
+    runs: what each of them judged.
+  """
+
+  name: str
+  runs: Sequence[Sequence[Judged]]
+
+  @property
+  def num_samples(self) -> int:
+    return len(self.runs[0][0].samples)
+
+  def items(self, k: int, num_meta: int | None = None) -> seeds.Items:
+    """By example the mean over runs of Voting@k or MetaRM@k; 0 is greedy."""
+    found = [spct_report.items(run, k, num_meta) for run in self.runs]
+    return seeds.average(found, self.name)
+
+
+def read(workdirs: Sequence[str]) -> list[Stage]:
+  """The stages that were evaluated in the first run, of all runs.
+
+  Raises:
+    ValueError: a run lacks what another has.
+  """
+  found = []
+  for key, name in STAGES.items():
+    paths = [os.path.join(x, 'evaluation', _file(key)) for x in workdirs]
+    there = [os.path.exists(path) for path in paths]
+    if not any(there):
+      continue
+    if not all(there):
+      raise ValueError(f'{paths[there.index(False)]} is not there: run it')
+    found.append(Stage(name, [list(samples.read(path)) for path in paths]))
+  if not found:
+    raise ValueError(f'{workdirs[0]} is no finished run of configs/spct.py')
+  return found
+
+
+def _file(key):
+  return f'{key}.samples.jsonl'
+
+
+def accuracies(stage: Stage) -> dict[str, Estimate]:
+  """Column -> percent with its interval."""
+  found = {'greedy': seeds.percent(stage.items(0))}
+  for k in _ks(stage):
+    found[f'Voting@{k}'] = seeds.percent(stage.items(k))
+    if k > 1 and _has_metas(stage):
+      found[f'MetaRM@{k}'] = seeds.percent(stage.items(k, k // 2))
+  return found
+
+
+def _ks(stage):
+  return [k for k in (1, 8, 32) if k <= stage.num_samples]
+
+
+def _has_metas(stage):
+  return stage.runs[0][0].samples[0].meta is not None
+
+
+def behaviour(stage: Stage) -> dict[str, float]:
+  """Column -> percent, or tokens."""
+  pairs = [
+    [x for x in run if len(x.example.responses) == 2] for run in stage.runs
+  ]
+  sampled = [summaries.of_samples(run) for run in stage.runs]
+  greedy = [summaries.of_greedy(run) for run in stage.runs]
+  first = [summaries.of_samples(run) for run in pairs]
+  return {
+    'parse failures, greedy': 100 * _mean(x.parse_failure_rate for x in greedy),
+    'of samples': 100 * _mean(x.parse_failure_rate for x in sampled),
+    'ties': 100 * _mean(x.tie_rate for x in sampled),
+    'first of two wins': 100 * _mean(x.first_rate for x in first),
+    'tokens': _mean(x.mean_tokens for x in sampled),
+  }
+
+
+def _mean(values) -> float:
+  values = list(values)
+  return sum(values) / len(values)
+
+
+def differences(stages: Sequence[Stage]) -> Iterator[tuple[str, Estimate]]:
+  """(what, percent with its interval), paired by query."""
+  for before, after in itertools.pairwise(stages):
+    for k, how in ((0, 'greedy'), (1, 'one sample')):
+      items = spct_report.differences(after.items(k), before.items(k))
+      yield f'{after.name} - {before.name}, {how}', seeds.percent(items)
+  for stage in stages:
+    ks = _ks(stage)
+    for few, many in itertools.pairwise(ks):
+      items = spct_report.differences(stage.items(many), stage.items(few))
+      yield f'{stage.name}: Voting@{many} - @{few}', seeds.percent(items)
+    for k in ks[1:] if _has_metas(stage) else ():
+      items = spct_report.differences(stage.items(k, k // 2), stage.items(k))
+      yield f'{stage.name}: MetaRM@{k} - Voting@{k}', seeds.percent(items)
+
+
+def markdown(stages: Sequence[Stage]) -> str:
+  """The three tables."""
+  rows = {x.name: accuracies(x) for x in stages}
+  columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+  return '\n\n'.join(
+    (
+      _table(
+        ('stage', *columns),
+        [
+          (name, *(seeds.cell(row[x]) if x in row else '' for x in columns))
+          for name, row in rows.items()
+        ],
+      ),
+      _table(
+        ('stage', *behaviour(stages[0])),
+        [
+          (x.name, *(f'{value:.1f}' for value in behaviour(x).values()))
+          for x in stages
+        ],
+      ),
+      _table(
+        ('difference', 'percent [95 %]'),
+        [(what, seeds.cell(x, '+')) for what, x in differences(stages)],
+      ),
+    )
+  )
+
+
+def _table(head, rows):
+  lines = (head, ['---'] * len(head), *rows)
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def main() -> None:
+  """Prints the tables."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('workdirs', nargs='+', metavar='WORKDIR')
+  parser.add_argument('--json', help='a file for the numbers')
+  arguments = parser.parse_args()
+  try:
+    stages = read(arguments.workdirs)
+    print(markdown(stages))
+  except ValueError as error:
+    sys.exit(f'error: {error}')
+  if arguments.json:
+    found = {
+      'accuracies': {x.name: accuracies(x) for x in stages},
+      'behaviour': {x.name: behaviour(x) for x in stages},
+      'differences': dict(differences(stages)),
+    }
+    with open(arguments.json, 'w') as file:
+      json.dump(found, file, indent=2)
+
+
+if __name__ == '__main__':
+  main()

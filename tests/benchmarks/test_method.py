@@ -1,0 +1,101 @@
+"""The tables of what each stage brings, from what was judged."""
+
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import method
+from grm_jax.evaluation import samples
+from tests import test_main
+from tests.evaluation import fake
+
+# Of two samples each: 2, 1, 1 and 0 are right, and the meta RM likes the first.
+SAMPLES = [
+  [(8, 4), (9, 1)],
+  [(8, 4), (1, 9)],
+  [(2, 3), (9, 1)],
+  [(4, 8), None],
+]
+
+
+def write(workdir, stage, right, metas=(2.0, 1.0), ids='abcd'):
+  """Greedy judgements that are right for these queries, and SAMPLES."""
+  folder = workdir / 'evaluation'
+  folder.mkdir(parents=True, exist_ok=True)
+  judged = [
+    fake.query(name, 0, scores, metas, [(8, 4) if name in right else (4, 8)])
+    for name, scores in zip(ids, SAMPLES, strict=True)
+  ]
+  samples.write(folder / f'{stage}.samples.jsonl', judged)
+
+
+@pytest.fixture
+def workdirs(tmp_path):
+  for seed in '01':
+    write(tmp_path / seed, 'sft', 'a')
+    write(tmp_path / seed, 'grpo', 'ab' if seed == '0' else 'abc')
+  return [str(tmp_path / seed) for seed in '01']
+
+
+def test_values_are_means_over_runs(workdirs):
+  first, last = method.read(workdirs)
+  assert (first.name, last.name) == ('cold start', 'GRPO')
+  assert method.accuracies(first)['greedy'][0] == 25.0
+  assert method.accuracies(last)['greedy'][0] == (50 + 75) / 2
+  # Of one sample: 1, 1/2, 1/2 and 0.
+  assert method.accuracies(last)['Voting@1'][0] == 50.0
+  for value, low, high in method.accuracies(last).values():
+    assert low <= value <= high and high - low > 10
+
+
+def test_differences_are_paired(workdirs):
+  found = dict(method.differences(method.read(workdirs)))
+  value, low, high = found['GRPO - cold start, greedy']
+  # One of four queries in both runs, one more in one of them.
+  assert value == 37.5 and 0 <= low < value < high < 100
+  assert found['GRPO - cold start, one sample'] == (0.0, 0.0, 0.0)
+
+
+def test_how_the_judges_behave(workdirs):
+  own = method.behaviour(method.read(workdirs)[0])
+  assert own['parse failures, greedy'] == 0.0
+  assert own['of samples'] == 12.5
+  assert own['ties'] == 0.0
+  # Shown in their own order: 8, 9, 8, 9 of the seven that parse are first,
+  # and fake queries turn the order of no sample.
+  assert own['first of two wins'] == pytest.approx(100 * 4 / 7)
+
+
+def test_the_tables(workdirs):
+  text = method.markdown(method.read(workdirs))
+  tables = [
+    [line.strip('|').split('|') for line in part.splitlines()]
+    for part in text.split('\n\n')
+  ]
+  assert len(tables) == 3
+  for rows in tables:
+    assert len({len(row) for row in rows}) == 1
+  assert '| GRPO | 62.5 [' in text
+  assert '| GRPO - cold start, greedy | +37.5 [' in text
+
+
+def test_runs_that_do_not_belong_together(workdirs, tmp_path):
+  write(tmp_path / '2', 'sft', 'a', ids='abcx')
+  with pytest.raises(ValueError, match='grpo.samples.jsonl is not there'):
+    method.read([*workdirs, str(tmp_path / '2')])
+  write(tmp_path / '2', 'grpo', 'a', ids='abcx')
+  stage = method.read([*workdirs, str(tmp_path / '2')])[0]
+  with pytest.raises(ValueError, match='cold start: runs were judged on other'):
+    stage.items(0)
+  done = subprocess.run(
+    [sys.executable, '-m', 'benchmarks.method', str(tmp_path)],
+    capture_output=True,
+    text=True,
+    cwd=test_main.ROOT,
+    check=False,
+  )
+  assert done.returncode == 1
+  assert done.stderr.strip() == (
+    f'error: {tmp_path} is no finished run of configs/spct.py'
+  )
