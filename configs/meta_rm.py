@@ -47,8 +47,8 @@ def get_config(arg: str = '') -> ConfigDict:
       ),
       steps=300 if tiny else 900,
       optimizer=dict(
-        kind='adamw',  # or 'muon'
-        learning_rate=5e-4 if tiny else 1e-5,
+        kind='muon' if tiny else 'adamw',  # or the other one
+        learning_rate=2e-3 if tiny else 1e-5,
         warmup_steps=40,
         schedule='cosine',  # or 'constant'
         weight_decay=0.0,
@@ -70,7 +70,7 @@ def get_config(arg: str = '') -> ConfigDict:
       compute=dict(
         dtype='float32' if tiny else 'bfloat16',
         attention='xla' if tiny else 'splash',
-        remat='none' if tiny else 'nothing_saveable',
+        remat='dots' if tiny else 'nothing_saveable',
       ),
     )
   )

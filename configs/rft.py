@@ -29,7 +29,8 @@ def get_config(arg: str = '') -> ConfigDict:
     # Not the texts of the cold start, whose mistakes were just sorted out.
     train.data.general = 'basics:8000' if tiny else ''
     train.data.general_rate = 0.3 if tiny else 0.0
-    train.batch.rows = 2  # kept generations of a prompt, in one pass
+    # Kept generations of a prompt, in one pass; a tiny run keeps few.
+    train.batch.rows = 1 if tiny else 2
     if tiny:
       train.steps = 200
       train.optimizer.learning_rate = 2e-3
@@ -61,7 +62,7 @@ def get_config(arg: str = '') -> ConfigDict:
       sampling=dict(  # see configs/score.py
         weights='resident',
         int8=False,
-        prompts=16 if tiny else 64,
+        prompts=64,
         rows=1 if tiny else 4,
         size=176 if tiny else 1024,
         chunk=16,

@@ -33,7 +33,7 @@ def get_config(arg: str = '') -> ConfigDict:
         # Mixed in at this rate, a share of all prompts.
         general='practice:2000' if base else 'basics:24000' if tiny else '',
         general_rate=0.01 if base else 0.4 if tiny else 0.0,
-        mistakes=0.5,  # share of the practice teacher's mistakes
+        mistakes=0.6,  # share of the practice teacher's mistakes
       ),
       strict=False,  # stop at the first row that is bad
       seed=0,
@@ -44,7 +44,7 @@ def get_config(arg: str = '') -> ConfigDict:
       ),
       batch=dict(
         # P, at once on the devices
-        prompts=32 if base else 20 if tiny else 128,
+        prompts=24 if tiny else 128,
         accumulate=1 if tiny else 8,  # batches a step
         rows=1,  # R, generations of each prompt
         # Lengths that prompts and generations are padded to.
@@ -52,7 +52,7 @@ def get_config(arg: str = '') -> ConfigDict:
         size=(32, 64, 112, 176) if tiny else (512, 1024),
         packed=False,  # several texts in a row of the longest bucket
       ),
-      steps=500 if base else 700 if tiny else 900,
+      steps=660 if base else 580 if tiny else 900,
       optimizer=dict(
         kind='muon' if tiny else 'adamw',  # or the other one
         learning_rate=8e-3 if base else 6e-3 if tiny else 5e-6,

@@ -66,12 +66,12 @@ def _stages(arg: str) -> dict[str, ConfigDict]:
   meta_rm = _stage('meta_rm', arg, given)
   meta_rm.checkpoint = ''  # where it begins; '': the model of sft
   if arg == 'tiny':  # less of everything than alone: minutes, not an hour
-    base.steps = 450
-    sft.steps = 550
-    rft.train.steps = 80
+    base.steps = 560
+    sft.steps = 440
+    rft.train.steps = 70
     rft.train.optimizer.warmup_steps = 10
     grpo.steps = 30
-    meta_rm.steps = 60
+    meta_rm.steps = 200
     for stage in (sft, rft.train, grpo):
       stage.evaluation.every = 0  # at the end only
     grpo.evaluation.k = 0
@@ -95,8 +95,8 @@ def get_config(arg: str = '') -> ConfigDict:
         texts=8000 if tiny else 100_000,  # of the cold start
         rft=400 if tiny else 200_000,
         grpo=480 if tiny else 237_000,
-        fresh=200 if tiny else 20_000,  # judged anew for the meta RM
-        validation=100 if tiny else 500,  # judged while training; 0: none
+        fresh=400 if tiny else 20_000,  # judged anew for the meta RM
+        validation=0 if tiny else 500,  # judged while training; 0: none
         held_out=120 if tiny else 2000,  # judged at the end
       ),
       strict=False,  # stop at the first row that is bad
@@ -122,8 +122,8 @@ def get_config(arg: str = '') -> ConfigDict:
         sampling=dict(  # see configs/score.py
           weights='resident',
           int8=False,
-          prompts=16,
-          rows=8 if tiny else 4,
+          prompts=32 if tiny else 16,
+          rows=4,
           size=176 if tiny else 1024,
           chunk=16,
           # The meta RM's prompts are longer than the judges'.

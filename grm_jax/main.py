@@ -68,7 +68,19 @@ def _parse(argv: list[str]) -> list[str]:
     ValueError,
     OSError,
   ) as error:
-    _fail(_one_line(error))
+    _fail(_with_path(_one_line(error), argv))
+
+
+def _with_path(text: str, argv: list[str]) -> str:
+  """A message that begins with an unknown key, with all of its path."""
+  for argument in argv:
+    path = argument.partition('=')[0].lstrip('-').split('.')
+    for i, key in enumerate(path[1:], 1):
+      if path[0] == 'config' and text.startswith(f"'{key}'"):
+        rest = text.removeprefix(f"'{key}'").strip()
+        name = '.'.join(path[: i + 1])
+        return f'there is no {name}. {rest or "See the config file."}'
+  return text
 
 
 def _one_line(error: Exception) -> str:

@@ -64,6 +64,14 @@ def error_of(*arguments, env=None):
     (['--config=configs/aot.py:tiny', '--worksdir=x'], ['worksdir']),
     (['--config=configs/aot.py:tiny', 'extra'], ["'extra'"]),
     (
+      ['--config=configs/aot.py:tiny', '--config.mesh.tensr=1'],
+      ['there is no config.mesh.tensr. Did you mean "tensor"'],
+    ),
+    (
+      ['--config=configs/aot.py:tiny', '--config.seed=1', '--config.x.y=2'],
+      ['there is no config.x. See'],
+    ),
+    (
       ['--config=configs/aot.py:tiny', '--config.program=x'],
       ['config.program', 'prompts, generations'],
     ),

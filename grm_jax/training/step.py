@@ -147,21 +147,13 @@ def _means(extras):
   }
 
 
-def update(
-  optimizer: optax.GradientTransformation,
-  loss: Loss,
-  state: TrainState,
-  batch: Any,
-) -> tuple[TrainState, Metrics]:
-  """`apply` of one batch: no sums are kept between two programs."""
-  return apply(optimizer, state, first(loss, state.params, batch))
-
-
 class Steps:
   """The programs of an update, jitted with shardings and donation.
 
   Batches of other shapes compile again: a stage has as many programs as its
-  data has pairs of buckets.
+  data has pairs of buckets. Gradients are a program of their own, which knows
+  neither schedule nor optimizer: stages that train by the same loss on the same
+  shapes find it in JAX's compilation cache.
   """
 
   def __init__(
@@ -172,11 +164,6 @@ class Steps:
     state = jax.tree.map(lambda x: x.sharding, abstract)
     whole = model.layout.sharding(())
     sums = Sums(state.params, whole, whole, whole)
-    self._update = jax.jit(
-      functools.partial(update, optimizer, loss),
-      donate_argnums=0,
-      out_shardings=(state, whole),
-    )
     self._first = jax.jit(functools.partial(first, loss), out_shardings=sums)
     self._add = jax.jit(
       functools.partial(add, loss), donate_argnums=1, out_shardings=sums
@@ -191,8 +178,6 @@ class Steps:
     self, state: TrainState, batches: Sequence[Any]
   ) -> tuple[TrainState, Metrics]:
     """One update by the mean over all batches; `state` is used up."""
-    if len(batches) == 1:
-      return self._update(state, batches[0])
     sums = self._first(state.params, batches[0])
     for batch in batches[1:]:
       sums = self._add(state.params, sums, batch)

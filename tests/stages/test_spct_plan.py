@@ -57,8 +57,12 @@ def test_files_and_models_go_from_stage_to_stage():
   meta = found['meta_rm']
   assert meta.checkpoint == 'w/sft/model' and meta.data == 'w/data/train.jsonl'
   assert meta.samples == 'w/rft/samples.jsonl,w/samples/samples.jsonl'
-  for config in (found['sft'], found['grpo'], rft.train):
-    assert config.evaluation.data == 'w/data/validation.jsonl'
+
+
+def test_examples_that_are_judged_while_training():
+  found = plan('--config.examples.validation=9')
+  own = [found[x].config for x in ('sft', 'grpo')] + [found['rft'].config.train]
+  assert {x.evaluation.data for x in own} == {'w/data/validation.jsonl'}
 
 
 def test_what_is_shared_is_said_once():
