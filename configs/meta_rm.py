@@ -40,7 +40,7 @@ def get_config(arg: str = '') -> ConfigDict:
       batch=dict(
         prompts=16 if tiny else 32,  # P, at once on the devices
         accumulate=1 if tiny else 4,  # batches a step
-        rows=1 if tiny else 4,  # R, judgements of a prompt, in one pass
+        rows=2 if tiny else 4,  # R, judgements of a prompt, in one pass
         # Lengths that prompts and judgements are padded to.
         buckets=(192, 256, 384) if tiny else (1024, 2048),
         size=(128, 192) if tiny else (512, 1024),

@@ -72,6 +72,7 @@ def _stages(arg: str) -> dict[str, ConfigDict]:
     rft.train.optimizer.warmup_steps = 10
     grpo.steps = 30
     meta_rm.steps = 200
+    meta_rm.batch.rows = 1  # few prompts have more judgements
     for stage in (sft, rft.train, grpo):
       stage.evaluation.every = 0  # at the end only
     grpo.evaluation.k = 0

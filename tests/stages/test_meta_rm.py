@@ -246,6 +246,7 @@ BASELINES = {
   # A batch has more of one label or the other, which is learnt first.
   'pair': {
     'batch.buckets': (136,),
+    'optimizer.kind': 'adamw',
     'optimizer.learning_rate': 6e-3,
     'steps': 24,
   },

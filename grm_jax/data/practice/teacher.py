@@ -31,8 +31,8 @@ _OWN = {
   'word_sorting': ('Order as asked', 'None is lost', 'None twice'),
   'gcd': ('Divides all', 'None is larger', 'Each step holds'),
 }
-# Drawn from: 4 in 9 are leniency, 4 are trust.
-_MISTAKES = ('lenient',) * 4 + ('trust',) * 4 + ('slip',)
+# Drawn from: 3 in 9 are leniency, 5 are trust.
+_MISTAKES = ('lenient',) * 3 + ('trust',) * 5 + ('slip',)
 _WEIGHTS = ((80, 20), (70, 30), (60, 40))
 
 
