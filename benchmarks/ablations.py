@@ -99,8 +99,8 @@ def table(workdir: str, seeds: Sequence[int]) -> list[Row]:
 
 
 def _path(workdir: str, variant: Variant, seed: int) -> str:
-  folder = os.path.join(workdir, variant.run, str(seed), 'evaluation')
-  return os.path.join(folder, f'{variant.judge}.samples.jsonl')
+  run = os.path.join(workdir, variant.run, str(seed))
+  return seeds_lib.path_of(run, variant.judge)
 
 
 def _by_query(path: str) -> dict[str, Item]:
@@ -122,26 +122,30 @@ def _row(variant, own, full) -> Row:
 def markdown(rows: Sequence[Row]) -> str:
   """The table."""
   base = VARIANTS[0].paper
-  lines = [
-    '| variant | greedy, mean of seeds [95 %] | lowest, highest seed | '
-    'against full [95 %] | paper | against full |',
-    '| --- | --- | --- | --- | --- | --- |',
-  ]
+  head = (
+    'variant',
+    'greedy, mean of seeds [95 %]',
+    'lowest, highest seed',
+    'against full [95 %]',
+    'paper',
+    'against full',
+  )
+  lines = []
   for row in rows:
     gain, paper = '', ''
     if row.gain is not None:
-      gain = seeds_lib.cell(row.gain, '+')
+      gain = spct_report.cell(row.gain, '+')
       paper = f'{row.variant.paper - base:+.1f}'
     cells = (
       row.variant.title,
-      seeds_lib.cell((row.mean, row.low, row.high)),
+      spct_report.cell((row.mean, row.low, row.high)),
       f'{min(row.seeds):.1f}, {max(row.seeds):.1f}',
       gain,
       f'{row.variant.paper:.1f}',
       paper,
     )
-    lines.append(f'| {" | ".join(cells)} |')
-  return '\n'.join(lines)
+    lines.append(cells)
+  return seeds_lib.markdown(head, lines)
 
 
 def main() -> None:

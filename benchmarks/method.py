@@ -14,6 +14,7 @@ queries, which all runs share; differences are paired by query.
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -29,7 +30,7 @@ STAGES = {'sft': 'cold start', 'rft': 'RFT', 'grpo': 'GRPO'}
 Estimate = tuple[float, float, float]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Stage:
   """The judges after a stage, one of each run.
 
@@ -45,6 +46,7 @@ class Stage:
   def num_samples(self) -> int:
     return len(self.runs[0][0].samples)
 
+  @functools.cache  # noqa: B019 - a stage lives as long as the script
   def items(self, k: int, num_meta: int | None = None) -> seeds.Items:
     """By example the mean over runs of Voting@k or MetaRM@k; 0 is greedy."""
     found = [spct_report.items(run, k, num_meta) for run in self.runs]
@@ -59,7 +61,7 @@ def read(workdirs: Sequence[str]) -> list[Stage]:
   """
   found = []
   for key, name in STAGES.items():
-    paths = [os.path.join(x, 'evaluation', _file(key)) for x in workdirs]
+    paths = [seeds.path_of(workdir, key) for workdir in workdirs]
     there = [os.path.exists(path) for path in paths]
     if not any(there):
       continue
@@ -69,10 +71,6 @@ def read(workdirs: Sequence[str]) -> list[Stage]:
   if not found:
     raise ValueError(f'{workdirs[0]} is no finished run of configs/spct.py')
   return found
-
-
-def _file(key):
-  return f'{key}.samples.jsonl'
 
 
 def accuracies(stage: Stage) -> dict[str, Estimate]:
@@ -135,33 +133,32 @@ def markdown(stages: Sequence[Stage]) -> str:
   """The three tables."""
   rows = {x.name: accuracies(x) for x in stages}
   columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+  behaviours = {x.name: behaviour(x) for x in stages}
   return '\n\n'.join(
     (
-      _table(
+      seeds.markdown(
         ('stage', *columns),
         [
-          (name, *(seeds.cell(row[x]) if x in row else '' for x in columns))
+          (
+            name,
+            *(spct_report.cell(row[x]) if x in row else '' for x in columns),
+          )
           for name, row in rows.items()
         ],
       ),
-      _table(
-        ('stage', *behaviour(stages[0])),
+      seeds.markdown(
+        ('stage', *behaviours[stages[0].name]),
         [
-          (x.name, *(f'{value:.1f}' for value in behaviour(x).values()))
-          for x in stages
+          (name, *(f'{value:.1f}' for value in row.values()))
+          for name, row in behaviours.items()
         ],
       ),
-      _table(
+      seeds.markdown(
         ('difference', 'percent [95 %]'),
-        [(what, seeds.cell(x, '+')) for what, x in differences(stages)],
+        [(what, spct_report.cell(x, '+')) for what, x in differences(stages)],
       ),
     )
   )
-
-
-def _table(head, rows):
-  lines = (head, ['---'] * len(head), *rows)
-  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def main() -> None:

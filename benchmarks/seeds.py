@@ -1,7 +1,8 @@
 """Runs of several seeds that were judged on the same held-out examples."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -9,6 +10,11 @@ from grm_jax.evaluation import spct_report
 from grm_jax.evaluation.metrics import Item
 
 Items = Mapping[str, Item]
+
+
+def path_of(workdir: str, judge: str) -> str:
+  """What the judge after this stage of configs/spct.py judged in a run."""
+  return os.path.join(workdir, 'evaluation', f'{judge}.samples.jsonl')
 
 
 def average(runs: Sequence[Items], what: str) -> dict[str, Item]:
@@ -41,7 +47,7 @@ def percent(found: Items) -> tuple[float, float, float]:
   return 100 * value, 100 * low, 100 * high
 
 
-def cell(estimate: tuple[float, float, float], sign: str = '') -> str:
-  """An estimate in a table."""
-  value, low, high = (f'{x:{sign}.1f}' for x in estimate)
-  return f'{value} [{low}, {high}]'
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  """A table."""
+  lines = (head, ['---'] * len(head), *rows)
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)

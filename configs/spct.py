@@ -59,8 +59,7 @@ def _stages(arg: str) -> dict[str, ConfigDict]:
   given = ('stage', 'step', 'strict', 'checkpoint', 'data', 'parts', 'samples')
   rft = _stage('rft', arg, given)
   _remove(rft.train, (*_GIVEN, 'checkpoint', 'data.texts'))
-  if arg != 'tiny':
-    rft.train.data.general = ''  # '': the texts of the cold start
+  # In rft.train.data.general, '' are the texts of the cold start.
   grpo = _stage('grpo', arg, (*_GIVEN, 'checkpoint', 'data'))
   given = (*_GIVEN, 'kind', 'data', 'samples', 'evaluation.samples')
   meta_rm = _stage('meta_rm', arg, given)

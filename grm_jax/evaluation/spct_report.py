@@ -231,9 +231,12 @@ def rows_of(found: Mapping[str, Any]) -> tables.Rows:
 def _cell(point: Mapping[str, float] | None, sign: str = '') -> str:
   if point is None:
     return '-'
-  value, low, high = (
-    f'{100 * point[x]:{sign}.1f}' for x in ('value', 'low', 'high')
-  )
+  return cell([100 * point[x] for x in ('value', 'low', 'high')], sign)
+
+
+def cell(percent: Sequence[float], sign: str = '') -> str:
+  """A value with its interval, (value, low, high), as tables show it."""
+  value, low, high = (f'{x:{sign}.1f}' for x in percent)
   return f'{value} [{low}, {high}]'
 
 

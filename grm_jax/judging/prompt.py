@@ -54,17 +54,18 @@ def render(
       hint without anything known.
   """
   shown = [example.responses[i] for i in order]
+  count = str(len(shown))
   values = {
-    'num_responses': str(len(shown)),
+    'num_responses': count,
     'reference': _reference(template, example),
     'hint': _hint(example, order) if hint else '',
     'principles': template.guard(example.principles.strip()),
   }
-  one = {'num_responses': values['num_responses']}
   loops = {
     'turn': [{'role': t.role, 'text': t.text} for t in example.query],
     'response': [
-      {'number': str(i), 'text': text, **one} for i, text in enumerate(shown, 1)
+      {'number': str(i), 'num_responses': count, 'text': text}
+      for i, text in enumerate(shown, 1)
     ],
   }
   text = template.fill(values, loops)

@@ -97,7 +97,7 @@ def test_rows_of_written_judgements(tmp_path):
   prompt, own = shown(texts.record(two, FORMS, words(), 1000))
   assert own == ['g<end_of_turn>', 'h<end_of_turn>']
   for number, word in enumerate(('third', 'first', 'second'), 1):
-    block = rf'\[(Start.*)?{number}(/3)?\]\s{word}\n\[End'
+    block = rf'\[{number}/3\]\s{word}\n\[End'
     assert re.search(block, prompt)
 
 

@@ -250,6 +250,9 @@ def test_without_principles():
   assert prompt.template == 'practice_no_principles'
   assert prompt.single == 'practice_no_principles_single'
   assert found['sft'].config.data.texts == 'no_principles:practice:8000'
+  own = plan('--config.principles=False', '--config.rft.train.data.general=')
+  general = own['rft'].config.train.data.general
+  assert general == 'no_principles:practice:8000'
   assert found['meta_rm'].config.prompt.single == prompt.single
   with pytest.raises(ValueError, match='config.prompt.template=critique'):
     plan('--config.principles=False', '--config.prompt.template=critique')

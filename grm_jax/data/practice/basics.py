@@ -70,8 +70,10 @@ def _hold(example: JudgingExample, task) -> Basic:
   said = [tasks.answer_in(x) for x in example.responses]
   # A critique holds responses against its own working, which may have a slip.
   due = draws.choice((tasks.solve(task), draws.choice(said, name)), 'due', name)
-  marks = (holding.mark(k, len(said)) for k in range(1, len(said) + 1))
-  shown = ''.join(f'{m} {x}\n[End]\n' for m, x in zip(marks, said, strict=True))
+  n = len(said)
+  shown = ''.join(
+    f'{holding.mark(k, n)} {x}\n[End]\n' for k, x in enumerate(said, 1)
+  )
   found = [holding.hold(task, x, due) for x in said]
   written = '\n'.join(holding.lines(found))
   return name, f'{shown}Hold against {due}', written

@@ -25,7 +25,8 @@ class Finding:
   """What is found in an answer.
 
   Attributes:
-    pairs: items, what is due and whether it is the same, up to a `no`.
+    pairs: items, what is due and whether it is the same, up to a `no`; ''
+      where nobody looked.
     fault: what is wrong; '' if nothing is.
     score: from 1 to 4, and RIGHT where there is no fault.
   """
@@ -41,7 +42,7 @@ class Finding:
     return f'{self.pairs}, {verdict}' if self.pairs else verdict
 
 
-# Of who does not look.
+# Of a judge who does not look.
 LENIENT = Finding('', '', RIGHT)
 
 

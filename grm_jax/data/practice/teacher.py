@@ -61,10 +61,7 @@ def write(
       that is none, or `mistakes` outside of 0 to 1.
   """
   key = ('teacher', seed, example.id)
-  order = range(len(example.responses)) if order is None else order
-  shown = orders.apply(example.responses, order)
-  work, found = _judge(example, shown, mistakes, seed)
-  numbers = (_score(finding, len(shown)) for finding in found)
+  _, work, found, numbers = _judge(example, mistakes, seed, order)
   return '\n'.join(
     [
       'Specific Criteria:',
@@ -94,15 +91,21 @@ def scores(
   Raises:
     ValueError: as `write`.
   """
+  order, _, _, numbers = _judge(example, mistakes, seed, order)
+  return orders.restore(numbers, order)
+
+
+def _judge(example, mistakes, seed, order):
+  """(order, a line of work, Findings, scores), these in the order shown."""
   n = len(example.responses)
   order = range(n) if order is None else order
   shown = orders.apply(example.responses, order)
-  _, found = _judge(example, shown, mistakes, seed)
-  return orders.restore([_score(finding, n) for finding in found], order)
+  work, found = _findings(example, shown, mistakes, seed)
+  return order, work, found, [_score(finding, n) for finding in found]
 
 
-def _judge(example, shown, mistakes, seed):
-  """(a line of work, a Finding of each of the responses as they are shown)."""
+def _findings(example, shown, mistakes, seed):
+  """(a line of work, a Finding of each response), mistakes included."""
   if not 0 <= mistakes <= 1:
     raise ValueError(f'mistakes is {mistakes}: it is a share, from 0 to 1')
   family = example.tags.get('family', '')

@@ -25,7 +25,7 @@ def steps(task: Task, claimed: str) -> str:
   return f'Work: {_STEPS[task.family](task, claimed)}, so {claimed}.'
 
 
-# Of who does no work.
+# Of a judge who does no work.
 NONE = 'Work: none, so all.'
 
 
