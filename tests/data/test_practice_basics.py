@@ -45,8 +45,8 @@ def test_the_first_texts():
     *('solve', 'compare'),
   ]
   names = [family_of(name) for name, _, _ in of_kind('solve')]
-  assert names[:5] == list(problems.DEFAULTS)
-  assert set(collections.Counter(names).values()) == {240}
+  assert names[:4] == list(problems.DEFAULTS)
+  assert set(collections.Counter(names).values()) == {300}
 
 
 @pytest.mark.parametrize('count', [0, 1, 5, 100])
@@ -112,7 +112,7 @@ def test_all_responses_are_held_and_those_that_are_the_same_are_right():
       assert line.endswith(' yes, right.') or ' no, wrong: ' in line
       right[k] += answer == due
   # Wherever they stand.
-  assert min(right.values()) > 50
+  assert min(right.values()) > 20
 
 
 @pytest.mark.parametrize('family', problems.DEFAULTS)
@@ -129,7 +129,7 @@ def test_what_is_held_against_is_right_or_what_was_said(family):
     others += due != rights[name.rpartition('/')[0]]
     count += 1
   # Half of one in 2, 2 in 3 and 3 in 4 of them.
-  assert count == 160 and 35 <= others <= 75
+  assert count == 200 and 35 <= others <= 85
 
 
 def test_a_seed_decides_and_another_process_makes_the_same():

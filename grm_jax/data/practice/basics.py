@@ -14,6 +14,7 @@ from grm_jax.data.practice import draws, examples, holding, tasks, working
 from grm_jax.judging.example import JudgingExample
 
 _PAIRS = 6  # compared in one text
+_SEVERAL = tuple(n for n in examples.NUM_RESPONSES if n > 1)
 
 # (id, what is asked, what is to be written)
 Basic = tuple[str, str, str]
@@ -34,7 +35,7 @@ def basics(split: str, count: int, *, seed: int = 0) -> list[Basic]:
 
 
 def _stream(split, seed) -> Iterator[Basic]:
-  stream = examples.stream(split, seed=seed, num_responses=(2, 3, 4))
+  stream = examples.stream(split, seed=seed, num_responses=_SEVERAL)
   for number, example in enumerate(stream):
     task = tasks.read(example.tags['family'], example.query[-1].text)
     yield _solve(example, task)
