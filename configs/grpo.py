@@ -56,8 +56,8 @@ def get_config(arg: str = '') -> ConfigDict:
       ),
       batch=dict(
         prompts=16,  # groups at once on the devices
-        buckets=(96, 144) if tiny else (1024, 2048),
-        size=(96, 128, 176) if tiny else (512, 1024),
+        buckets=(88, 112, 144) if tiny else (1024, 2048),
+        size=(96, 120, 144) if tiny else (512, 1024),
       ),
       steps=100 if tiny else 900,
       optimizer=dict(

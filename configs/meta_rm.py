@@ -42,8 +42,8 @@ def get_config(arg: str = '') -> ConfigDict:
         accumulate=1 if tiny else 4,  # batches a step
         rows=2 if tiny else 4,  # R, judgements of a prompt, in one pass
         # Lengths that prompts and judgements are padded to.
-        buckets=(192, 256, 384) if tiny else (1024, 2048),
-        size=(128, 192) if tiny else (512, 1024),
+        buckets=(160, 192, 256) if tiny else (1024, 2048),
+        size=(112, 144) if tiny else (512, 1024),
       ),
       steps=300 if tiny else 900,
       optimizer=dict(

@@ -65,12 +65,12 @@ def _stages(arg: str) -> dict[str, ConfigDict]:
   meta_rm = _stage('meta_rm', arg, given)
   meta_rm.checkpoint = ''  # where it begins; '': the model of sft
   if arg == 'tiny':  # less of everything than alone: minutes, not an hour
-    base.steps = 560
-    sft.steps = 440
+    base.steps = 480
+    sft.steps = 400
     rft.train.steps = 70
     rft.train.optimizer.warmup_steps = 10
     grpo.steps = 30
-    meta_rm.steps = 200
+    meta_rm.steps = 170
     meta_rm.batch.rows = 1  # few prompts have more judgements
     for stage in (sft, rft.train, grpo):
       stage.evaluation.every = 0  # at the end only
@@ -124,10 +124,10 @@ def get_config(arg: str = '') -> ConfigDict:
           int8=False,
           prompts=32 if tiny else 16,
           rows=4,
-          size=176 if tiny else 1024,
+          size=144 if tiny else 1024,
           chunk=16,
           # The meta RM's prompts are longer than the judges'.
-          buckets=(144, 208, 256) if tiny else (1024, 2048),
+          buckets=(112, 192, 256) if tiny else (1024, 2048),
         ),
       ),
       mesh=dict(data=1, fsdp=-1, tensor=1, slices=1, rules=RULES),
