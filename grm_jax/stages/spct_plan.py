@@ -284,12 +284,14 @@ def _meta_begin(config, made, found) -> dict[str, Any]:
 
 def _fresh(config, made) -> None:
   """Unhinted samples of the GRM that the meta RM is to guide."""
-  found = _settings(config, 'fresh', 'rft.order', 'rft.sampling')
+  found = _settings(config, 'fresh', 'evaluation.order', 'rft.sampling')
   own = _rft_config(config, made, found)
   with own.unlocked():
     own.update(parts='sample', data=made.file(spct_data.FRESH), num_hinted=0)
     own.num_samples = config.fresh.num_samples
     own.temperature = config.fresh.temperature
+    # As the GRM will be asked when the meta RM guides it.
+    own.order = config.evaluation.order
   made.add(SAMPLES, own, found, DATA, *made.judges[-1:])
 
 

@@ -98,6 +98,8 @@ def test_what_is_asked(made, run):
     '--config.train.seed=7',
     '--config.checkpoint=some/model',
     '--config.step=300',
+    '--config.sampling.size=176',
+    '--config.sampling.buckets=(96,144)',
     engine=engine,
   )
   (opened,) = loaded  # one model for both passes
