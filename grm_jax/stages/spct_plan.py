@@ -288,8 +288,7 @@ def _fresh(config, made) -> None:
   own = _rft_config(config, made, found)
   with own.unlocked():
     own.update(parts='sample', data=made.file(spct_data.FRESH), num_hinted=0)
-    own.num_samples = config.fresh.num_samples
-    own.temperature = config.fresh.temperature
+    own.update(config.fresh)
     # As the GRM will be asked when the meta RM guides it.
     own.order = config.evaluation.order
   made.add(SAMPLES, own, found, DATA, *made.judges[-1:])

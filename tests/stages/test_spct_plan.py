@@ -54,6 +54,8 @@ def test_files_and_models_go_from_stage_to_stage():
   assert fresh.checkpoint == 'w/grpo/model'
   assert (fresh.data, fresh.parts) == ('w/data/fresh.jsonl', 'sample')
   assert (fresh.num_hinted, fresh.num_samples) == (0, 4)
+  # As the evaluation asks, whatever RFT did.
+  assert (rft.order, fresh.order) == ('random', 'balanced')
   meta = found['meta_rm']
   assert meta.checkpoint == 'w/sft/model' and meta.data == 'w/data/train.jsonl'
   assert meta.samples == 'w/rft/samples.jsonl,w/samples/samples.jsonl'
@@ -161,8 +163,10 @@ def changed(*arguments):
     ('prompt.too_long=refuse', 'base'),
     ('rft.filter.reject=False', 'rft'),
     ('rft.train.steps=10', 'rft'),
+    ('rft.order=fixed', 'rft'),
     ('grpo.group_size=4', 'grpo'),
     ('fresh.num_samples=2', 'samples'),
+    ('evaluation.order=fixed', 'samples'),
     ('meta_rm.steps=10', 'meta_rm'),
     ('evaluation.k=16', 'evaluation'),
   ],
