@@ -52,7 +52,9 @@ def get_config(arg: str = '') -> ConfigDict:
       temperature=0.5,
       order='balanced',  # 'random' is the paper's; 'fixed'
       seed=0,
-      prompt=dict(template='', principles='principles', too_long='shorten'),
+      prompt=dict(  # see configs/score.py
+        template='', principles='principles', too_long='shorten', meta=''
+      ),
       sampling=dict(  # see configs/score.py
         weights='resident',
         int8=False,

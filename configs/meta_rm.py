@@ -34,6 +34,9 @@ def get_config(arg: str = '') -> ConfigDict:
       strict=False,  # stop at the first row that is bad
       seed=0,
       prompt=dict(
+        # What the meta RM reads before a judgement; its checkpoint says so to
+        # those who use it.
+        meta='practice_meta' if tiny else 'meta',
         # By which single responses were judged; '' if from 1 to 10.
         single='practice_single' if tiny else 'single',
       ),
@@ -42,7 +45,7 @@ def get_config(arg: str = '') -> ConfigDict:
         accumulate=1 if tiny else 4,  # batches a step
         rows=2 if tiny else 4,  # R, judgements of a prompt, in one pass
         # Lengths that prompts and judgements are padded to.
-        buckets=(160, 192, 256) if tiny else (1024, 2048),
+        buckets=(88, 112, 144) if tiny else (1024, 2048),
         size=(112, 144) if tiny else (512, 1024),
       ),
       steps=300 if tiny else 900,

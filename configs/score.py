@@ -49,6 +49,7 @@ def get_config(arg: str = '') -> ConfigDict:
         # for the row by this template.
         principles='principles',
         too_long='shorten',  # or 'refuse'
+        meta='',  # of the meta RM; '': the one that it was trained with
       ),
       sampling=dict(
         weights='resident',  # or 'fsdp': split as in training, gathered

@@ -29,9 +29,9 @@ def get_config(arg: str = '') -> ConfigDict:
       data=dict(
         # practice:COUNT, texts:PATH or judged:PATH, see data/texts.py. A new
         # tokenizer should see what comes later: hence judgements in :base.
-        texts='basics:24000' if base else 'practice:8000' if tiny else '',
+        texts='basics:12000' if base else 'practice:8000' if tiny else '',
         # Mixed in at this rate, a share of all prompts.
-        general='practice:2000' if base else 'basics:24000' if tiny else '',
+        general='practice:2000' if base else 'basics:12000' if tiny else '',
         general_rate=0.01 if base else 0.4 if tiny else 0.0,
         mistakes=0.6,  # share of the practice teacher's mistakes
       ),

@@ -63,15 +63,15 @@ def _stages(arg: str) -> dict[str, ConfigDict]:
   grpo = _stage('grpo', arg, (*_GIVEN, 'checkpoint', 'data'))
   given = (*_GIVEN, 'kind', 'data', 'samples', 'evaluation.samples')
   meta_rm = _stage('meta_rm', arg, given)
-  meta_rm.checkpoint = ''  # where it begins; '': the model of sft
+  meta_rm.checkpoint = ''  # where it begins; '': the GRM that it will guide
   if arg == 'tiny':  # less of everything than alone: minutes, not an hour
     base.steps = 480
-    sft.steps = 400
+    sft.steps = 360
     rft.train.steps = 70
     rft.train.optimizer.warmup_steps = 10
     grpo.steps = 30
-    meta_rm.steps = 170
-    meta_rm.batch.rows = 1  # few prompts have more judgements
+    meta_rm.steps = 120
+    meta_rm.batch.rows = 4
     for stage in (sft, rft.train, grpo):
       stage.evaluation.every = 0  # at the end only
     grpo.evaluation.k = 0
@@ -106,12 +106,13 @@ def get_config(arg: str = '') -> ConfigDict:
         template='practice' if tiny else 'pointwise',
         single='practice_single' if tiny else 'single',  # of one response
         too_long='shorten',
+        meta='practice_meta' if tiny else 'meta',  # of the meta RM
       ),
       # Lengths that prompts of data other than practice are padded to; ():
       # those of each stage.
       buckets=(512, 1024) if tiny else (),
       fresh=dict(  # judgements by the last GRM for the meta RM to learn from
-        num_samples=4,
+        num_samples=8 if tiny else 4,
         temperature=0.7,
       ),
       evaluation=dict(
@@ -126,8 +127,7 @@ def get_config(arg: str = '') -> ConfigDict:
           rows=4,
           size=144 if tiny else 1024,
           chunk=16,
-          # The meta RM's prompts are longer than the judges'.
-          buckets=(112, 192, 256) if tiny else (1024, 2048),
+          buckets=(88, 112, 144) if tiny else (1024, 2048),
         ),
       ),
       mesh=dict(data=1, fsdp=-1, tensor=1, slices=1, rules=RULES),

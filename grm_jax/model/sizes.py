@@ -110,7 +110,7 @@ SIZES: dict[str, Size] = {
     head_dim=32,
     query_pre_attn_scalar=32,
     vocab_size=1024,
-    window=64,
+    window=128,
   ),
 }
 

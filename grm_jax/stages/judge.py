@@ -47,6 +47,8 @@ class Settings:
     reads: 'scores' or 'best', see judging/forms.py.
     k_meta: samples that `guided` keeps; 0 for half of them.
     hint: whether prompts tell what is right (rejective fine-tuning).
+    meta: template of the meta RM's prompts; '' is the one that it was trained
+      with, if its checkpoint says so.
   """
 
   template: str = 'pointwise'
@@ -60,6 +62,7 @@ class Settings:
   reads: str = 'scores'
   k_meta: int = 0
   hint: bool = False
+  meta: str = ''
 
   def __post_init__(self):
     self.forms()

@@ -8,6 +8,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from grm_jax.judging import template
 from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.tokenizer import Tokenizer
@@ -18,10 +19,10 @@ from grm_jax.sampling.engine import Engine
 from grm_jax.sampling.values import Values
 from grm_jax.stages.judge import Judge, Settings, check_meta
 from grm_jax.stages.pair import PairJudge
-from grm_jax.stages.scalar import MetaJudge, ScalarJudge
+from grm_jax.stages.scalar import META, MetaJudge, ScalarJudge
 from grm_jax.stages.semi_scalar import SemiScalarJudge
 from grm_jax.stages.token_probability import TokenProbabilityJudge, Verdicts
-from grm_jax.training import pretrained
+from grm_jax.training import checkpoints, pretrained
 
 # A GRM; a model asked for the best response, by what it says or by how likely
 # that is; a value per response, or per pair of them; a critique per response,
@@ -131,6 +132,7 @@ def settings_of(config: ConfigDict) -> Settings:
     principles=config.prompt.principles,
     reads='best' if by_name else 'scores',
     too_long=config.prompt.too_long,
+    meta=config.prompt.meta,
     order=config.order,
     temperature=config.temperature,
     seed=config.seed,
@@ -176,6 +178,8 @@ def load(
   """
   check_meta(settings, bool(meta_checkpoint))
   settings.forms().check()  # a wrong one should not wait for weights
+  if settings.meta:
+    template.load(settings.meta)
   sizes = dict(prompts=prompts, size=size, buckets=buckets)
   model, tokenizer, params = pretrained.open_model(
     checkpoint, step, compute, layouts[0], seed=settings.seed
@@ -191,8 +195,20 @@ def load(
     network, words, params = pretrained.open_model(
       meta_checkpoint, None, compute, layouts[1], scalar=True
     )
-    meta = MetaJudge(Values(network, params, **sizes), words)
+    asked = settings.meta or trained_with(meta_checkpoint)
+    meta = MetaJudge(Values(network, params, **sizes), words, asked)
   return Judge(engine, tokenizer, settings, meta)
+
+
+def trained_with(directory: str) -> str:
+  """The template of the prompts that a meta RM was trained with.
+
+  Converted checkpoints do not say; they are taken to read `scalar.META`.
+  """
+  if directory == pretrained.RANDOM:
+    return META
+  config = checkpoints.read_json(directory, 'meta').get('config', {})
+  return config.get('prompt', {}).get('meta', META)
 
 
 def make_engine(model: Gemma, weights, tokenizer: Tokenizer, **sizes) -> Engine:

@@ -67,12 +67,13 @@ def run(config: ConfigDict, workdir: str) -> None:
   )
   own_rows = placing.process_rows(layout, config.batch.prompts)
   data, held = meta_rm_records.read(config)
+  forms = _forms(config)
   target = os.path.join(workdir, runs.MODEL)
   model, tokenizer, params = _open(config, target, layout)
 
   def rows_of(data, where):
     return meta_rm_records.rows_of(
-      config.kind, data, config.prompt.single, tokenizer, limits, where
+      config.kind, data, forms, tokenizer, limits, where
     )
 
   rows = rows_of(data, 'data to train on')
@@ -81,7 +82,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     held,
     rows_of(held, 'held-out data'),
     model,
-    config.prompt.single,
+    forms,
     prompts=config.evaluation.prompts,
     limits=limits,
     seed=config.seed,
@@ -136,7 +137,11 @@ def check(config: ConfigDict, workdir: str) -> None:
     raise ValueError(
       f'config.evaluation.share is {e.share}; it is a share below 1'
     )
-  Forms('meta', config.prompt.single).check()
+  _forms(config).check()
+
+
+def _forms(config) -> Forms:
+  return Forms(config.prompt.meta, config.prompt.single)
 
 
 def _open(config, target, layout):

@@ -53,7 +53,7 @@ class HeldOut:
     data: Data,
     rows: Sequence[Rows],
     model: Gemma,
-    single: str,
+    forms: Forms,
     *,
     prompts: int,
     limits: Limits,
@@ -66,7 +66,7 @@ class HeldOut:
       data: what the rows are made of.
       rows: by meta_rm_records.rows_of.
       model: with a scalar head.
-      single: see meta_rm_records.rows_of.
+      forms: see meta_rm_records.rows_of.
       prompts: P, prompts at once.
       limits: what all rows fit.
       seed: of the subsets of judgements that are voted on.
@@ -89,7 +89,7 @@ class HeldOut:
     )
     self._examples, self._judged = data.examples, []
     if kind == 'meta':
-      self._judged = _equally_many(_judged(data, single))
+      self._judged = _equally_many(_judged(data, forms))
 
   def measure(self, params: dict, workdir: str) -> dict[str, float]:
     """Figures of these parameters; writes WORKDIR/calibration.png.
@@ -209,9 +209,8 @@ def _with_metas(judged: Judged, values: Mapping[int, float]) -> Judged:
   return dataclasses.replace(judged, samples=tuple(samples))
 
 
-def _judged(data: Data, single: str) -> list[Judged]:
+def _judged(data: Data, forms: Forms) -> list[Judged]:
   """Examples of two responses or more, with what was said about them."""
-  forms = Forms('meta', single)
   return [
     Judged(example, tuple(_judgement(x, forms) for x in own))
     for name, own in data.samples.items()

@@ -141,7 +141,7 @@ def _is_used(example, data):
 def rows_of(
   kind: str,
   data: Data,
-  single: str,
+  forms: Forms,
   tokenizer: Tokenizer,
   limits: Limits,
   where: str,
@@ -151,7 +151,8 @@ def rows_of(
   Args:
     kind: one of KINDS.
     data: from `read`.
-    single: template by which single responses were judged, see Forms.
+    forms: the template of the meta RM's prompts, and the one by which single
+      responses were judged.
     tokenizer: the model's.
     limits: of the batches.
     where: what is read, for messages.
@@ -163,7 +164,6 @@ def rows_of(
   for example in data.examples.values():
     try:
       if kind == 'meta':
-        forms = Forms('meta', single)
         own = data.samples.get(example.id, ())
         made += _meta(example, own, forms, tokenizer, limits)
       else:
@@ -196,7 +196,9 @@ def _meta(example, samples, forms, tokenizer, limits) -> list[Rows]:
     _record(
       example.id,
       f'{",".join(map(str, order))} {part}',
-      scalar.meta_prompt(example, order, tokenizer, limits.buckets[-1]),
+      scalar.meta_prompt(
+        example, order, tokenizer, limits.buckets[-1], forms.template
+      ),
       lambda place: scalar.meta_text(
         samples[place].text, tokenizer, limits.sizes[-1]
       ),

@@ -15,6 +15,8 @@ from grm_jax.model import chat
 from grm_jax.model.tokenizer import Tokenizer
 from grm_jax.sampling.values import Item, Values
 
+META = 'meta'  # the template of meta RMs that say nothing of theirs
+
 
 def query_and_responses(example: JudgingExample, tokenizer: Tokenizer) -> Item:
   """The query as a prompt, and each response as the model's turn after it.
@@ -33,14 +35,22 @@ def meta_prompt(
   order: Sequence[int],
   tokenizer: Tokenizer,
   limit: int,
+  name: str = META,
 ) -> tuple[int, ...]:
   """What the meta RM reads before judgements of the example in this order.
+
+  Args:
+    example: what was judged.
+    order: in which its responses were shown.
+    tokenizer: the meta RM's.
+    limit: most tokens.
+    name: of the template.
 
   Raises:
     ValueError: it does not fit in `limit` tokens, however shortened.
   """
   render = functools.partial(chat.render_user, tokenizer)
-  asked = template.load('meta')
+  asked = template.load(name)
   return prompt.tokenize(asked, example, order, render, limit=limit).tokens
 
 
@@ -125,8 +135,11 @@ class MetaJudge:
   the judgements of that order are the texts that follow.
   """
 
-  def __init__(self, values: Values, tokenizer: Tokenizer):
+  def __init__(
+    self, values: Values, tokenizer: Tokenizer, template_name: str = META
+  ):
     self.values, self.tokenizer = values, tokenizer
+    self.template_name = template_name
 
   def rate(self, judged: Judged) -> Judged | Fault:
     """The example with `meta` in every sample, or why that cannot be.
@@ -156,6 +169,8 @@ class MetaJudge:
     limit, size = self.values.buckets[-1], self.values.size
     texts = [judged.samples[place].text for place in places]
     return (
-      meta_prompt(judged.example, order, self.tokenizer, limit),
+      meta_prompt(
+        judged.example, order, self.tokenizer, limit, self.template_name
+      ),
       [meta_text(text, self.tokenizer, size) for text in texts],
     )

@@ -115,6 +115,7 @@ def _settings(config) -> Settings:
     order=e.order,
     temperature=e.temperature,
     seed=config.seed,
+    meta=config.prompt.meta,
   )
 
 

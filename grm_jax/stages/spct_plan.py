@@ -28,7 +28,13 @@ _PLAIN = {
   'pointwise': 'no_principles',
 }
 # What all steps that ask or train models depend on.
-_MODEL_KEYS = ('seed', 'prompt', 'principles', 'buckets', 'compute.dtype')
+_MODEL_KEYS = (
+  'seed',
+  'prompt.too_long',
+  'principles',
+  'buckets',
+  'compute.dtype',
+)
 _COLD_START_KEYS = ('sft.data', 'examples.texts')
 
 
@@ -256,11 +262,13 @@ def _grpo(config, made) -> None:
 def _meta_rm(config, made) -> None:
   _fresh(config, made)
   found = _settings(config, 'meta_rm')
+  found['prompt.meta'] = spct_settings.of_template(config.prompt.meta)
   own = _copy(config.meta_rm)
   drawn = [x for x in ('rft', SAMPLES) if x in made.steps]
   begin = _meta_begin(config, made, found)
   with own.unlocked():
     own.update(stage='meta_rm', kind='meta', **_given(config), **begin)
+    own.prompt.meta = config.prompt.meta
     own.compute.update(config.compute)
     own.data = made.file(spct_data.TRAIN)
     own.samples = ','.join(
@@ -268,16 +276,19 @@ def _meta_rm(config, made) -> None:
     )
     own.evaluation.update(data='', samples='')
     own.batch.buckets = buckets(config, own.batch.buckets)
-  first = ['sft'] if 'sft' in made.judges else []
-  made.add('meta_rm', own, found, DATA, *first, *drawn)
+  made.add('meta_rm', own, found, DATA, *made.judges[-1:], *drawn)
 
 
 def _meta_begin(config, made, found) -> dict[str, Any]:
-  """Where the meta RM begins: by default where the cold start ended."""
+  """Where the meta RM begins: by default where the GRM that it guides is.
+
+  That one knows best what such judgements are made of: among judgements of one
+  query a small meta RM orders more of them than from the cold start.
+  """
   if config.meta_rm.checkpoint:
     return {'checkpoint': config.meta_rm.checkpoint, 'step': -1}
-  if 'sft' in made.judges:
-    return {'checkpoint': made.model('sft'), 'step': -1}
+  if made.judges:
+    return {'checkpoint': made.model(made.judges[-1]), 'step': -1}
   found |= spct_settings.of(config, 'checkpoint', 'step')
   return {'checkpoint': config.checkpoint, 'step': config.step}
 

@@ -23,30 +23,51 @@ def family_of(name):
   return name.split('/')[1]
 
 
+def solved(found=TEXTS):
+  """(family, task, what is written of it) of all problems that are solved."""
+  for name, asked, written in of_kind('solve', found):
+    if name.endswith('beside'):
+      family = family_of(name)
+      question, _, shown = asked.partition('\n')
+      assert re.fullmatch(r'(\[\d/\d\] .*\n\[End\]\n)+Solve', shown)
+      yield family, tasks.read(family, question), written
+      continue
+    lines = zip(asked.split('\n'), written.split('\n'), strict=True)
+    for k, (question, work) in enumerate(lines, 1):
+      mark = f'[{k}/3] '
+      assert question.startswith(mark) and work.startswith(mark)
+      question = question.removeprefix(mark)
+      (family,) = [x for x in problems.DEFAULTS if is_of(x, question)]
+      yield family, tasks.read(family, question), work.removeprefix(mark)
+
+
+def is_of(family, question):
+  try:
+    return bool(tasks.read(family, question))
+  except ValueError:
+    return False
+
+
 def items_of(found):
   """(family, items in order) of all problems that are solved."""
-  return {
-    (family, tuple(sorted(tasks.read(family, asked).items)))
-    for name, asked, _ in of_kind('solve', found)
-    for family in [family_of(name)]
-  }
+  return {(f, tuple(sorted(task.items))) for f, task, _ in solved(found)}
 
 
 def test_the_first_texts():
-  # Of every example its steps, and all its responses held against an answer;
-  # of every third one pieces in pairs instead.
-  assert TEXTS[0] == (
-    'practice/chain_sum/train/0/0/solve',
-    'What is 9 - 0?',
-    'Work: 9 - 0 = 9, so 9.',
-  )
+  # Three problems, then pieces in pairs or steps of sums; then of two examples
+  # the work, and their responses held against an answer.
+  name, asked, written = TEXTS[0]
+  assert name == 'practice/chain_sum/train/0/0/solve'
+  assert asked.startswith('[1/3] What is 8 - 8 + 8?\n[2/3] Sort the numbers')
+  assert written.startswith('[1/3] Work: 8 - 8 = 0, 0 + 8 = 8, so 8.\n[2/3] ')
   assert [name.rpartition('/')[2] for name, _, _ in TEXTS[:8]] == [
-    *('solve', 'compare', 'solve', 'hold', 'solve', 'hold'),
     *('solve', 'compare'),
+    *('solve beside', 'hold', 'solve beside', 'hold'),
+    *('solve', 'sums'),
   ]
-  names = [family_of(name) for name, _, _ in of_kind('solve')]
-  assert names[:4] == list(problems.DEFAULTS)
-  assert set(collections.Counter(names).values()) == {300}
+  counts = collections.Counter(family for family, _, _ in solved())
+  # Each text of three ends where the next one goes on.
+  assert set(counts.values()) <= {499, 500, 501} and counts.total() == 2000
 
 
 @pytest.mark.parametrize('count', [0, 1, 5, 100])
@@ -72,9 +93,21 @@ def test_no_problem_is_in_two_splits():
 
 
 def test_steps_end_in_the_right_answer():
-  for name, asked, written in of_kind('solve'):
-    right = tasks.solve(tasks.read(family_of(name), asked))
-    assert re.search(rf', so {re.escape(right)}\.$', written)
+  for _, task, written in solved():
+    assert written.startswith('Work: ')
+    assert written.endswith(f', so {tasks.solve(task)}.')
+
+
+def test_steps_of_sums_are_right_and_of_one_digit():
+  found = [x[2] for x in of_kind('sums')]
+  steps = [x for text in found for x in text.removesuffix('.').split(', ')]
+  assert len(steps) == 6 * len(found) == 1200
+  for step in steps:
+    a, sign, b, equals, result = step.split(' ')
+    assert equals == '=' and 0 <= int(result) <= 9
+    assert int(a) + int(f'{sign}{b}') == int(result)
+  # There are 55 of each sign.
+  assert len(set(steps)) == 110
 
 
 def test_half_of_the_pairs_are_the_same_twice():
@@ -84,8 +117,8 @@ def test_half_of_the_pairs_are_the_same_twice():
     words = [f'{a} vs {b} {"yes" if a == b else "no"}' for a, b in pairs]
     assert len(pairs) == 6 and written == f'Pairs: {", ".join(words)}.'
     counts.update(a == b for a, b in pairs)
-  # Of 2400; a pair that is drawn piece by piece can be the same twice, too.
-  assert counts.total() == 2400
+  # Of 1200; a pair that is drawn piece by piece can be the same twice, too.
+  assert counts.total() == 1200
   assert 0.5 < counts[True] / counts.total() < 0.75
 
 
@@ -119,7 +152,8 @@ def test_all_responses_are_held_and_those_that_are_the_same_are_right():
 def test_what_is_held_against_is_right_or_what_was_said(family):
   rights = {
     name.rpartition('/')[0]: tasks.solve(tasks.read(family_of(name), asked))
-    for name, asked, _ in of_kind('solve')
+    for name, asked, _ in of_kind('solve beside')
+    for asked in [asked.partition('\n')[0]]
   }
   others = count = 0
   for name, said, due, _ in held():

@@ -247,10 +247,12 @@ STEPS = [
   (
     Task('letter_counting', tuple('there'), 'e'),
     [
-      ('2', 'e 1, e 2, so 2.'),
-      ('1', 'e 1, so 1.'),
-      ('0', 'none, so 0.'),
-      ('3', 'e 1, e 2, e 3, so 3.'),
+      ('2', 't, h, e 1, r, e 2, so 2.'),
+      # A slip is made as late as possible.
+      ('1', 't, h, e 1, r, e, so 1.'),
+      ('0', 't, h, e, r, e, so 0.'),
+      ('3', 't, h, e 1, r 2, e 3, so 3.'),
+      ('4', 't, h 1, e 2, r 3, e 4, so 4.'),
     ],
   ),
   (

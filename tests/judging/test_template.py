@@ -87,7 +87,9 @@ def test_data_cannot_make_marks(mark, before):
   assert f'\\{mark}' in text
 
 
-@pytest.mark.parametrize('name', ['practice', 'practice_single'])
+@pytest.mark.parametrize(
+  'name', ['practice', 'practice_single', 'practice_meta']
+)
 @pytest.mark.parametrize('mark', ['[End]', '[user]', '[eNd ]'])
 def test_data_cannot_make_the_short_marks_of_practice(name, mark):
   guard = template.load(name).guard
@@ -97,7 +99,9 @@ def test_data_cannot_make_the_short_marks_of_practice(name, mark):
   assert guard(f'a{mark} b') == f'a{mark} b'
 
 
-@pytest.mark.parametrize('name', ['practice', 'practice_single'])
+@pytest.mark.parametrize(
+  'name', ['practice', 'practice_single', 'practice_meta']
+)
 @pytest.mark.parametrize('mark', ['[2/3]', '[ 1/1 ]', '[12 / 1x]'])
 @pytest.mark.parametrize('before', ['', 'a\n', 'a '])
 def test_data_cannot_begin_a_response_of_practice(name, mark, before):

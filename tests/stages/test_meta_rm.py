@@ -15,7 +15,7 @@ from grm_jax.judging.judgement import Judged, Judgement
 from grm_jax.model.compute import Compute
 from grm_jax.parallel import mesh
 from grm_jax.sampling.values import Values
-from grm_jax.stages import meta_rm
+from grm_jax.stages import load_judge, meta_rm
 from grm_jax.stages.scalar import MetaJudge
 from grm_jax.training import checkpoints, pretrained
 from tests import test_main
@@ -33,7 +33,7 @@ from tests.stages.test_sft import (
   write_model,
 )
 
-STEPS = 16
+STEPS = 24
 SETTINGS = {
   'prompt.single': 'single',
   'batch.prompts': 8,
@@ -115,15 +115,15 @@ def test_it_learns_which_judgements_are_right(calm):
     assert 0 < row['padding/prompts'] < 1 and row['tokens_per_second'] > 0
     assert 'count' not in row and row['learning_rate'] > 0
   # 8 of 40 queries are held out.
-  assert stdout.count('held out: AUC ') == 2
+  assert stdout.count('held out: AUC ') == 3
   assert f'{STEPS} of {STEPS} steps; epochs: judged ' in stdout
-  assert steps_in(workdir) == [15, 16]
+  assert steps_in(workdir) == [20, STEPS]
 
 
 def test_held_out_figures(calm):
   workdir, stdout = calm
   found = [x for x in rows_of(workdir) if 'held_out/auc' in x]
-  assert [x['step'] for x in found] == [10, STEPS]
+  assert [x['step'] for x in found] == [10, 20, STEPS]
   last = {k.removeprefix('held_out/'): v for k, v in found[-1].items()}
   assert last['auc'] > 0.9 and last['accuracy'] > 0.8
   assert last['log_loss'] < 0.5 and 0 <= last['calibration_error'] < 0.4
@@ -158,7 +158,10 @@ def test_the_directory_is_a_meta_rm(given, calm):
     for order in ((0, 1), (1, 0))
     for right in (True, False)
   )
-  rated = MetaJudge(values, tokenizer).rate(Judged(example, samples))
+  # Its checkpoint says what it reads before a judgement.
+  asked = load_judge.trained_with(str(calm[0] / 'model'))
+  assert asked == 'practice_meta'
+  rated = MetaJudge(values, tokenizer, asked).rate(Judged(example, samples))
   right, wrong, right_too, wrong_too = (x.meta for x in rated.samples)
   assert min(right, right_too) > 0 > max(wrong, wrong_too)
 
@@ -248,7 +251,7 @@ BASELINES = {
     'batch.buckets': (136,),
     'optimizer.kind': 'adamw',
     'optimizer.learning_rate': 6e-3,
-    'steps': 24,
+    'steps': 36,
   },
 }
 

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from grm_jax.data import records
+from grm_jax.judging.forms import Forms
 from grm_jax.model import head
 from grm_jax.model.batch import Batch
 from grm_jax.parallel import mesh, rules
 from grm_jax.stages import meta_rm_records
 from grm_jax.stages.meta_rm_held_out import HeldOut
 from grm_jax.stages.meta_rm_records import Data
+from grm_jax.stages.scalar import META
 from tests.model import tiny
 from tests.stages.test_judge import words
 from tests.stages.test_meta_rm_records import (
@@ -51,19 +53,21 @@ VALUES = {
   ('lone', 0): 0.0,
 }
 
+FORMS = Forms(META, 'single')
+
 
 def held_out(kind='meta', model=None, limits=LIMITS, data=None, prompts=1):
   if data is None:
     data = Data({x.id: x for x in (PAIR, FIRST, LONE)}, SAMPLES)
   rows = meta_rm_records.rows_of(
-    kind, data, 'single', words(), limits, 'held-out data'
+    kind, data, FORMS, words(), limits, 'held-out data'
   )
   return HeldOut(
     kind,
     data,
     rows,
     model or tiny.gemma(scalar=True),
-    'single',
+    FORMS,
     prompts=prompts,
     limits=limits,
     seed=0,

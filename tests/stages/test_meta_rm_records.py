@@ -8,13 +8,14 @@ import pytest
 
 from grm_jax.data import padding, records
 from grm_jax.judging.example import JudgingExample, Turn
+from grm_jax.judging.forms import Forms
 from grm_jax.judging.judgement import Judged, Judgement
 from grm_jax.judging.rejection import Sample
 from grm_jax.model.batch import Batch
 from grm_jax.stages import meta_rm_records
 from grm_jax.stages.meta_rm_records import Data
 from grm_jax.stages.pair import PairJudge, chances
-from grm_jax.stages.scalar import MetaJudge, ScalarJudge
+from grm_jax.stages.scalar import META, MetaJudge, ScalarJudge
 from tests import test_configs
 from tests.stages.test_judge import words
 
@@ -59,9 +60,10 @@ def data(judged=JUDGED):
   return Data(EXAMPLES, found)
 
 
-def rows_of(kind, given, limits=LIMITS):
+def rows_of(kind, given, limits=LIMITS, template=META):
+  forms = Forms(template, 'single')
   return meta_rm_records.rows_of(
-    kind, given, 'single', words(), limits, 'these data'
+    kind, given, forms, words(), limits, 'these data'
   )
 
 
@@ -133,14 +135,16 @@ def tokens(row):
 LONG = 'This judgement goes on and on. ' * 20
 
 
-def test_the_tokens_are_those_that_the_meta_judge_reads():
+@pytest.mark.parametrize('template', [META, 'practice_meta'])
+def test_the_tokens_are_those_that_the_meta_judge_reads(template):
   judged = [*JUDGED, (sample('pair', (1, 0), text=LONG), 0)]
   seen = Seen()
   for name, own in data(judged).samples.items():
     samples = [Judgement(x.order, x.text, 1, 'stop', None) for x in own]
-    MetaJudge(seen, words()).rate(Judged(EXAMPLES[name], tuple(samples)))
+    judge = MetaJudge(seen, words(), template)
+    judge.rate(Judged(EXAMPLES[name], tuple(samples)))
   ours = {}
-  for row in rows_of('meta', data(judged)):
+  for row in rows_of('meta', data(judged), template=template):
     prompt, texts = tokens(row)
     ours.setdefault(prompt, []).extend(texts)
   assert list(ours.items()) == seen.items

@@ -29,7 +29,7 @@ def test_the_steps_and_what_they_read():
     'rft': {'data', 'sft'},
     'grpo': {'data', 'rft'},
     'samples': {'data', 'grpo'},
-    'meta_rm': {'data', 'sft', 'rft', 'samples'},
+    'meta_rm': {'data', 'grpo', 'rft', 'samples'},
     'evaluation': {'data', 'sft', 'rft', 'grpo', 'meta_rm'},
   }
   for step in found.values():
@@ -41,7 +41,7 @@ def test_the_steps_and_what_they_read():
 def test_files_and_models_go_from_stage_to_stage():
   found = {name: step.config for name, step in plan().items()}
   base = found['base']
-  assert (base.checkpoint, base.data.texts) == ('scratch', 'basics:24000')
+  assert (base.checkpoint, base.data.texts) == ('scratch', 'basics:12000')
   assert found['sft'].checkpoint == 'w/base/model'
   assert found['sft'].data.texts == 'practice:8000'
   rft = found['rft']
@@ -53,11 +53,11 @@ def test_files_and_models_go_from_stage_to_stage():
   fresh = found['samples']
   assert fresh.checkpoint == 'w/grpo/model'
   assert (fresh.data, fresh.parts) == ('w/data/fresh.jsonl', 'sample')
-  assert (fresh.num_hinted, fresh.num_samples) == (0, 4)
+  assert (fresh.num_hinted, fresh.num_samples) == (0, 8)
   # As the evaluation asks, whatever RFT did.
   assert (rft.order, fresh.order) == ('random', 'balanced')
   meta = found['meta_rm']
-  assert meta.checkpoint == 'w/sft/model' and meta.data == 'w/data/train.jsonl'
+  assert meta.checkpoint == 'w/grpo/model' and meta.data == 'w/data/train.jsonl'
   assert meta.samples == 'w/rft/samples.jsonl,w/samples/samples.jsonl'
 
 
@@ -83,7 +83,10 @@ def test_what_is_shared_is_said_once():
   for config in configs:
     assert (config.seed, config.strict, config.mesh.tensor) == (7, True, 2)
     assert config.compute.dtype == 'bfloat16'
-    assert config.prompt.to_dict() == {
+    prompt = config.prompt.to_dict()
+    # Of the meta RM alone.
+    assert prompt.pop('meta', '') in ('', 'practice_meta')
+    assert prompt == {
       'template': 'practice',
       'single': 'practice_single',
       'too_long': 'refuse',
@@ -108,12 +111,12 @@ def test_what_is_shared_is_said_once():
     ),
     (
       'meta_rm,rft',
-      {'rft': 'base', 'samples': 'w/rft/model', 'meta_rm': 'base'},
+      {'rft': 'base', 'samples': 'w/rft/model', 'meta_rm': 'w/rft/model'},
       None,
     ),
     (
       'grpo,meta_rm,evaluate',
-      {'grpo': 'base', 'samples': 'w/grpo/model', 'meta_rm': 'base'},
+      {'grpo': 'base', 'samples': 'w/grpo/model', 'meta_rm': 'w/grpo/model'},
       {'grpo', 'meta_rm'},
     ),
   ],
@@ -168,6 +171,7 @@ def changed(*arguments):
     ('fresh.num_samples=2', 'samples'),
     ('evaluation.order=fixed', 'samples'),
     ('meta_rm.steps=10', 'meta_rm'),
+    ('prompt.meta=meta', 'meta_rm'),
     ('evaluation.k=16', 'evaluation'),
   ],
 )
@@ -258,6 +262,7 @@ def test_without_principles():
   general = own['rft'].config.train.data.general
   assert general == 'no_principles:practice:8000'
   assert found['meta_rm'].config.prompt.single == prompt.single
+  assert found['meta_rm'].config.prompt.meta == 'practice_meta'
   with pytest.raises(ValueError, match='config.prompt.template=critique'):
     plan('--config.principles=False', '--config.prompt.template=critique')
 

@@ -1,6 +1,7 @@
 """Short texts that teach what a critique is made of, one piece at a time.
 
-To work an answer out, to say whether two pieces are the same, and to hold
+To work an answer out, beside other problems and above responses that may be
+wrong, to add two digits, to say whether two pieces are the same, and to hold
 responses against an answer are the steps of a critique. Texts of one step each
 are shorter than judgements and say more of it, and a small model learns from
 them in minutes what it does not see in whole judgements for hours. They are the
@@ -10,11 +11,27 @@ general instruction data of practice runs.
 import itertools
 from collections.abc import Iterator
 
-from grm_jax.data.practice import draws, examples, holding, tasks, working
+from grm_jax.data.practice import (
+  draws,
+  examples,
+  holding,
+  problems,
+  tasks,
+  working,
+)
 from grm_jax.judging.example import JudgingExample
 
-_PAIRS = 6  # compared in one text
+_PAIRS = 6  # compared, or added, in one text
+_AMONG = 3  # problems that are solved in one text
 _SEVERAL = tuple(n for n in examples.NUM_RESPONSES if n > 1)
+
+# Two digits whose sum or difference is one, with the result.
+_STEPS = tuple(
+  (f'{a} {sign} {b}', str(result))
+  for a, b in itertools.product(range(10), repeat=2)
+  for sign, result in (('+', a + b), ('-', a - b))
+  if 0 <= result <= 9
+)
 
 # (id, what is asked, what is to be written)
 Basic = tuple[str, str, str]
@@ -36,19 +53,57 @@ def basics(split: str, count: int, *, seed: int = 0) -> list[Basic]:
 
 def _stream(split, seed) -> Iterator[Basic]:
   stream = examples.stream(split, seed=seed, num_responses=_SEVERAL)
+  asked = _problems(split, seed)
   for number, example in enumerate(stream):
     task = tasks.read(example.tags['family'], example.query[-1].text)
-    yield _solve(example, task)
     # To solve is the hardest step: it comes as often as the others together.
-    yield (_hold if number % 3 else _compare)(example, task)
+    if number % 3:
+      yield _solve_beside(example, task)
+      yield _hold(example, task)
+    else:
+      yield _solve(list(itertools.islice(asked, _AMONG)))
+      yield (_sums if number % 2 else _compare)(example, task)
 
 
-def _solve(example, task) -> Basic:
+def _problems(split, seed) -> Iterator[tuple[str, tasks.Task]]:
+  """(id, task), the families in turn."""
+  streams = [
+    enumerate(problems.problems(family, split, seed))
+    for family in problems.DEFAULTS
+  ]
+  for source in itertools.cycle(streams):
+    place, problem = next(source)
+    yield f'practice/{problem.family}/{split}/{seed}/{place}', problem.task
+
+
+def _solve(some: list[tuple[str, tasks.Task]]) -> Basic:
+  """Several problems, with marks that say which is which."""
+  n = len(some)
+  asked, written = [], []
+  for k, (_, task) in enumerate(some, 1):
+    asked.append(f'{holding.mark(k, n)} {tasks.question(task)}')
+    worked = working.steps(task, tasks.solve(task))
+    written.append(f'{holding.mark(k, n)} {worked}')
+  return f'{some[0][0]}/solve', '\n'.join(asked), '\n'.join(written)
+
+
+def _solve_beside(example: JudgingExample, task) -> Basic:
+  """A problem above responses to it, which are not to be copied."""
+  asked = f'{example.query[-1].text}\n{_shown(example)}Solve'
   steps = working.steps(task, tasks.solve(task))
-  return f'{example.id}/solve', example.query[-1].text, steps
+  return f'{example.id}/solve beside', asked, steps
 
 
-def _compare(example, task) -> Basic:
+def _shown(example) -> str:
+  """The responses as the prompts of judges show them."""
+  n = len(example.responses)
+  return ''.join(
+    f'{holding.mark(k, n)} {tasks.answer_in(x)}\n[End]\n'
+    for k, x in enumerate(example.responses, 1)
+  )
+
+
+def _compare(example: JudgingExample, task) -> Basic:
   """Pieces of answers, in pairs; half of them or more the same twice."""
   name = f'{example.id}/compare'
   pieces = sorted(
@@ -65,16 +120,21 @@ def _compare(example, task) -> Basic:
   return name, f'Compare {asked}', f'Pairs: {holding.compared(pairs)}.'
 
 
+def _sums(example: JudgingExample, task) -> Basic:
+  """Steps of chain_sum, whose problems are sums of three numbers."""
+  del task
+  name = f'{example.id}/sums'
+  found = [draws.choice(_STEPS, i, name) for i in range(_PAIRS)]
+  asked = ', '.join(step for step, _ in found)
+  return name, f'Sums {asked}', ', '.join(f'{x} = {y}' for x, y in found) + '.'
+
+
 def _hold(example: JudgingExample, task) -> Basic:
   """All responses against what is right, or what one of them says."""
   name = f'{example.id}/hold'
   said = [tasks.answer_in(x) for x in example.responses]
   # A critique holds responses against its own working, which may have a slip.
   due = draws.choice((tasks.solve(task), draws.choice(said, name)), 'due', name)
-  n = len(said)
-  shown = ''.join(
-    f'{holding.mark(k, n)} {x}\n[End]\n' for k, x in enumerate(said, 1)
-  )
   found = [holding.hold(task, x, due) for x in said]
   written = '\n'.join(holding.lines(found))
-  return name, f'{shown}Hold against {due}', written
+  return name, f'{_shown(example)}Hold against {due}', written

@@ -29,7 +29,7 @@ from grm_jax.data.practice.tasks import Task
 # Family -> what its generator is given: here difficulty is tuned.
 FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
   {
-    'chain_sum': dict(min_terms=2, max_terms=3, min_digits=1, max_digits=1),
+    'chain_sum': dict(min_terms=3, max_terms=3, min_digits=1, max_digits=1),
     'number_format': dict(
       min_num_candidates=3,
       max_num_candidates=3,
@@ -68,9 +68,10 @@ DEFAULTS = MappingProxyType(
 SPLITS = ('train', 'validation', 'held_out')
 _SHARES = ('train',) * 14 + ('validation',) * 3 + ('held_out',) * 3
 
+_MOST_LETTERS = 12  # in which some are counted
 _STORY = 'in_the_year_2889.txt'
 # Draws in a row without a problem that can be used, after which those that
-# were used before are used again.
+# were met come again.
 _USED_UP = 10_000
 
 
@@ -114,7 +115,7 @@ def problems(
 ) -> Iterator[Problem]:
   """An endless stream of a split's problems.
 
-  A problem comes a second time only when no new one has been met for long. Of
+  When no new problem has been met for long, those that were met come again. Of
   the families in tasks.ANSWERS each answer comes as often.
 
   Args:
@@ -138,37 +139,55 @@ def problems(
 
 
 def _stream(family, split, dataset, settings):
+  pools: dict[str, dict[Task, Problem]] = collections.defaultdict(dict)
   seen, made, idle = set(), collections.Counter(), 0
   # A dataset has more items than its length says: an item is what its number
   # and the seed make it.
   for index in itertools.count():
     problem = _problem(family, dataset[index])
-    if problem and _wanted(problem, split, made) and problem.task not in seen:
-      seen.add(problem.task)
-      made[problem.answer] += 1
-      idle = 0
-      yield problem
-      continue
+    turn = problem and _turn(problem, split)
+    if turn is not None:
+      pools[turn].setdefault(problem.task, problem)
+      if made[turn] == _fewest(family, made) and problem.task not in seen:
+        seen.add(problem.task)
+        made[turn] += 1
+        idle = 0
+        yield problem
+        continue
     idle += 1
     if idle == _USED_UP:
-      if not seen:
-        raise ValueError(
-          f'practice family {family}: no problem for {split} in {idle} draws '
-          f'with {settings}: other sizes are needed'
-        )
-      seen.clear()
-      idle = 0
+      break
+  turns = tasks.ANSWERS.get(family, ('',))
+  if not _fewest(family, made):
+    raise ValueError(
+      f'practice family {family}: no problem for {split} in {idle} draws '
+      f'with {settings}: other sizes are needed'
+    )
+  # To draw on would take long and find little. First this round's rest.
+  again = {turn: _again(list(pools[turn].values()), turn) for turn in turns}
+  rest = [turn for turn in turns if made[turn] == _fewest(family, made)]
+  for turn in itertools.chain(rest, itertools.cycle(turns)):
+    yield next(again[turn])
 
 
-def _wanted(problem, split, made):
-  """Whether it is of this split and its answer's turn."""
+def _turn(problem, split) -> str | None:
+  """Its answer, if each comes as often, or ''; None if it is of no use."""
   if problem.split != split:
-    return False
+    return None
   answers = tasks.ANSWERS.get(problem.family)
   if answers is None:
-    return True
-  fewest = min(made[answer] for answer in answers)
-  return problem.answer in answers and made[problem.answer] == fewest
+    return ''
+  return problem.answer if problem.answer in answers else None
+
+
+def _fewest(family, made) -> int:
+  return min(made[turn] for turn in tasks.ANSWERS.get(family, ('',)))
+
+
+def _again(pool, turn) -> Iterator[Problem]:
+  """All of them in one order after the other."""
+  for number in itertools.count():
+    yield from draws.shuffled(pool, 'again', turn, number)
 
 
 def _dataset(family, seed, settings):
@@ -248,7 +267,9 @@ def _suits(task):
     return all(0 <= total <= 9 for total in totals)
   if task.family == 'letter_counting':
     text = ''.join(task.items)
-    return len(text) > 2 and text.isascii() and text.isalpha()
+    # Its working has one step for each, and a number for each answer.
+    fits = len(tasks.ANSWERS[task.family]) <= len(text) <= _MOST_LETTERS
+    return fits and text.isascii() and text.isalpha()
   if task.family == 'number_format':
     wholes = {item.partition('.')[0] for item in task.items}
     return len(wholes) == len(task.items) and all(map(_differ, task.items))

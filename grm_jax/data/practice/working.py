@@ -55,9 +55,21 @@ def _asked_first(task, claimed):
 
 
 def _count(task, claimed):
-  """One after the other is counted."""
-  counted = (f'{task.asked} {i}' for i in range(1, int(claimed) + 1))
-  return ', '.join(counted) or 'none'
+  """Letter by letter, those that are asked for with a number."""
+  counted, lines, number = _counted(task, int(claimed)), [], 0
+  for i, letter in enumerate(task.items):
+    number += i in counted
+    lines.append(f'{letter} {number}' if i in counted else letter)
+  return ', '.join(lines)
+
+
+def _counted(task, claimed):
+  """The places that are counted; too few or too many at the end."""
+  right, others = [], []
+  for i, letter in enumerate(task.items):
+    (right if letter == task.asked else others).append(i)
+  more = max(0, claimed - len(right))
+  return {*right[:claimed], *others[len(others) - more :]}
 
 
 def _backward(task, claimed):
