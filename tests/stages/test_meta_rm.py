@@ -161,6 +161,8 @@ def test_the_directory_is_a_meta_rm(given, calm):
   # Its checkpoint says what it reads before a judgement.
   asked = load_judge.trained_with(str(calm[0] / 'model'))
   assert asked == 'practice_meta'
+  # One that was converted, or trained by something else, does not say.
+  assert load_judge.trained_with(str(given.folder / 'base')) == 'meta'
   rated = MetaJudge(values, tokenizer, asked).rate(Judged(example, samples))
   right, wrong, right_too, wrong_too = (x.meta for x in rated.samples)
   assert min(right, right_too) > 0 > max(wrong, wrong_too)
