@@ -7,9 +7,10 @@ r"""What each stage of the method brings: runs of several seeds in one table.
   python -m benchmarks.method runs/method/*
 
 Prints tables in Markdown: accuracy on held-out examples of two responses or
-more, stage by stage; how the judges behave; the differences that the method
-promises. All are means over the runs. 95 % intervals resample the held-out
-queries, which all runs share; differences are paired by query.
+more, stage by stage; on pairs alone, where a tie is wrong; how the judges
+behave; the differences that the method promises. All are means over the runs.
+95 % intervals resample the held-out queries, which all runs share; differences
+are paired by query.
 """
 
 import argparse
@@ -22,8 +23,9 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from benchmarks import seeds
-from grm_jax.evaluation import samples, spct_report
+from grm_jax.evaluation import metrics, samples, spct_report
 from grm_jax.evaluation import summary as summaries
+from grm_jax.judging import outcome
 from grm_jax.judging.judgement import Judged
 
 STAGES = {'sft': 'cold start', 'rft': 'RFT', 'grpo': 'GRPO'}
@@ -51,6 +53,25 @@ class Stage:
     """By example the mean over runs of Voting@k or MetaRM@k; 0 is greedy."""
     found = [spct_report.items(run, k, num_meta) for run in self.runs]
     return seeds.average(found, self.name)
+
+  @functools.cache  # noqa: B019 - as above
+  def pairs(self, greedy: bool) -> seeds.Items:
+    """By pair the share of judgements that are right, and a tie is not."""
+    found = [_strict(run, greedy) for run in self.runs]
+    return seeds.average(found, self.name)
+
+
+def _strict(run: Sequence[Judged], greedy: bool) -> seeds.Items:
+  return {
+    x.example.id: metrics.Item(
+      '',
+      metrics.query_of(x.example),
+      _mean(outcome.is_correct(y.scores, x.example) for y in judgements),
+    )
+    for x in run
+    if len(x.example.responses) == 2
+    for judgements in [[x.greedy] if greedy else x.samples]
+  }
 
 
 def read(workdirs: Sequence[str]) -> list[Stage]:
@@ -91,6 +112,14 @@ def _has_metas(stage):
   return stage.runs[0][0].samples[0].meta is not None
 
 
+def strict(stage: Stage) -> dict[str, Estimate]:
+  """Column -> percent of pairs that are judged right; a tie is wrong."""
+  return {
+    'greedy': seeds.percent(stage.pairs(True)),
+    'one sample': seeds.percent(stage.pairs(False)),
+  }
+
+
 def behaviour(stage: Stage) -> dict[str, float]:
   """Column -> percent, or tokens."""
   pairs = [
@@ -119,6 +148,10 @@ def differences(stages: Sequence[Stage]) -> Iterator[tuple[str, Estimate]]:
     for k, how in ((0, 'greedy'), (1, 'one sample')):
       items = spct_report.differences(after.items(k), before.items(k))
       yield f'{after.name} - {before.name}, {how}', seeds.percent(items)
+    for greedy, how in ((True, 'greedy'), (False, 'one sample')):
+      items = spct_report.differences(after.pairs(greedy), before.pairs(greedy))
+      what = f'{after.name} - {before.name}, pairs, strict, {how}'
+      yield what, seeds.percent(items)
   for stage in stages:
     ks = _ks(stage)
     for few, many in itertools.pairwise(ks):
@@ -130,9 +163,10 @@ def differences(stages: Sequence[Stage]) -> Iterator[tuple[str, Estimate]]:
 
 
 def markdown(stages: Sequence[Stage]) -> str:
-  """The three tables."""
+  """The four tables."""
   rows = {x.name: accuracies(x) for x in stages}
   columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+  pairs = {x.name: strict(x) for x in stages}
   behaviours = {x.name: behaviour(x) for x in stages}
   return '\n\n'.join(
     (
@@ -144,6 +178,13 @@ def markdown(stages: Sequence[Stage]) -> str:
             *(spct_report.cell(row[x]) if x in row else '' for x in columns),
           )
           for name, row in rows.items()
+        ],
+      ),
+      seeds.markdown(
+        ('pairs, strict', *pairs[stages[0].name]),
+        [
+          (name, *map(spct_report.cell, row.values()))
+          for name, row in pairs.items()
         ],
       ),
       seeds.markdown(
@@ -177,6 +218,7 @@ def main() -> None:
   if arguments.json:
     found = {
       'accuracies': {x.name: accuracies(x) for x in stages},
+      'pairs, strict': {x.name: strict(x) for x in stages},
       'behaviour': {x.name: behaviour(x) for x in stages},
       'differences': dict(differences(stages)),
     }

@@ -57,6 +57,26 @@ def test_differences_are_paired(workdirs):
   assert found['GRPO - cold start, one sample'] == (0.0, 0.0, 0.0)
 
 
+def test_a_tie_is_wrong_where_accuracy_is_strict(workdirs):
+  for seed in '01':
+    judged = [
+      # Right, and a tie; a tie, and no scores.
+      fake.query('a', 0, [(8, 4), (5, 5)], (2.0, 1.0), [(9, 2)]),
+      fake.query('b', 0, [(3, 3), None], (2.0, 1.0), [(4, 4)]),
+    ]
+    for stage in ('sft', 'grpo'):
+      path = f'{workdirs[int(seed)]}/evaluation/{stage}.samples.jsonl'
+      samples.write(path, judged)
+  stage = method.read(workdirs)[0]
+  found = method.strict(stage)
+  assert (found['greedy'][0], found['one sample'][0]) == (50.0, 25.0)
+  # Elsewhere it is worth one half.
+  assert method.accuracies(stage)['greedy'][0] == 75.0
+  differences = dict(method.differences(method.read(workdirs)))
+  what = 'GRPO - cold start, pairs, strict, one sample'
+  assert differences[what] == (0.0, 0.0, 0.0)
+
+
 def test_how_the_judges_behave(workdirs):
   own = method.behaviour(method.read(workdirs)[0])
   assert own['parse failures, greedy'] == 0.0
@@ -73,7 +93,7 @@ def test_the_tables(workdirs):
     [line.strip('|').split('|') for line in part.splitlines()]
     for part in text.split('\n\n')
   ]
-  assert len(tables) == 3
+  assert len(tables) == 4
   for rows in tables:
     assert len({len(row) for row in rows}) == 1
   assert '| GRPO | 62.5 [' in text
