@@ -56,6 +56,16 @@ BY_HAND = [
     },
   ),
   (
+    Task('number_filtering', ('9', '2', '7'), 'above 5'),
+    '9, 7',
+    {
+      'the others': {'2'},
+      'one too many': {'9, 2, 7'},
+      'one left out': {'9', '7'},
+      'neighbours swapped': {'7, 9'},
+    },
+  ),
+  (
     Task('letter_counting', tuple('there'), 'e'),
     '2',
     {

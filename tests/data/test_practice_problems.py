@@ -34,6 +34,13 @@ VERDICTS = [
     ['12, 7, 40', '7, 12', '40, 12, 7', '7, 12, 42', 'seven'],
   ),
   (
+    'number_filtering',
+    "['7', '3']",
+    {},
+    ['7, 3'],
+    ['3, 7', '7', '7, 3, 9', '9'],
+  ),
+  (
     'spell_backward',
     'pmal',
     {},
@@ -135,6 +142,7 @@ def test_shares_of_the_splits():
 NEW = {
   'chain_sum': (400, 150),
   'number_sorting': (400, 100),
+  'number_filtering': (400, 200),
   'letter_counting': (130, 20),
   'spell_backward': (190, 40),
   'gcd': (290, 40),

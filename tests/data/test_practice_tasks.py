@@ -37,6 +37,8 @@ TABLE = [
     'largest',
     '40, 12, 7',
   ),
+  ('number_filtering', 'Keep all above 5: 9, 2, 7', '9 2 7', 'above 5', '9, 7'),
+  ('number_filtering', 'Keep all below 3: 9, 2, 7', '9 2 7', 'below 3', '2'),
   (
     'letter_counting',
     'How many times is e in: t h e r e?',

@@ -245,6 +245,13 @@ STEPS = [
     [('40, 12, 7', 'largest first, so 40, 12, 7.')],
   ),
   (
+    Task('number_filtering', ('9', '2', '7'), 'above 5'),
+    [
+      ('9, 7', '9 yes, 2 no, 7 yes, so 9, 7.'),
+      ('2', '9 no, 2 yes, 7 no, so 2.'),
+    ],
+  ),
+  (
     Task('letter_counting', tuple('there'), 'e'),
     [
       ('2', 't, h, e 1, r, e 2, so 2.'),

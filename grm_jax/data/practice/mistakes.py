@@ -63,6 +63,19 @@ def _sorted_numbers(task: Task, answer: str) -> Kinds:
       yield kind, ', '.join([*items[:i], text, *items[i + 1 :]])
 
 
+def _kept(task: Task, answer: str) -> Kinds:
+  kept = answer.split(', ')
+  others = [x for x in task.items if x not in kept]
+  yield 'the others', ', '.join(others)
+  for item in others:
+    more = (x for x in task.items if x in kept or x == item)
+    yield 'one too many', ', '.join(more)
+  for i in range(len(kept)):
+    yield 'one left out', ', '.join(kept[:i] + kept[i + 1 :])
+  yield 'as given', ', '.join(task.items)
+  yield from _neighbours(kept, ', ', 'neighbours swapped')
+
+
 def _count(task: Task, answer: str) -> Kinds:
   for other in tasks.ANSWERS[task.family]:
     gap = abs(int(other) - int(answer))
@@ -129,6 +142,7 @@ _KINDS = {
   'chain_sum': _sum,
   'number_format': _extreme,
   'number_sorting': _sorted_numbers,
+  'number_filtering': _kept,
   'letter_counting': _count,
   'spell_backward': _backward,
   'word_sorting': _sorted_words,

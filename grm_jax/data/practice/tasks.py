@@ -17,7 +17,8 @@ class Task:
   Attributes:
     family: one of FORMS.
     items: what is summed, sorted, ...: as they are shown.
-    asked: which of two ways round, or which letter; '' if there is no choice.
+    asked: which of two ways round, which letter or which numbers; '' if there
+      is no choice.
   """
 
   family: str
@@ -47,6 +48,7 @@ FORMS = {
   'number_sorting': Form(
     'Sort the numbers, {asked} first: {items}', ', ', ', '
   ),
+  'number_filtering': Form('Keep all {asked}: {items}', ', ', ', '),
   'letter_counting': Form('How many times is {asked} in: {items}?', ' '),
   'spell_backward': Form('Spell backward: {items}', ' ', ' '),
   'word_sorting': Form('Sort the words, {asked} first: {items}', ', ', ', '),
@@ -90,7 +92,7 @@ def read(family: str, text: str) -> Task:
 @functools.cache
 def _pattern(family):
   text = re.escape(FORMS[family].question)
-  for slot, inner in (('items', '.+'), ('asked', '[a-z]+')):
+  for slot, inner in (('items', '.+'), ('asked', '[a-z]+(?: [0-9]+)?')):
     text = text.replace(rf'\{{{slot}\}}', f'(?P<{slot}>{inner})')
   return re.compile(text)
 
@@ -132,6 +134,13 @@ def _sorted_numbers(task):
   return ', '.join(sorted(task.items, key=float, reverse=falling))
 
 
+def _kept(task):
+  side, limit = task.asked.split(' ')
+  above = side == 'above'
+  kept = (x for x in task.items if (float(x) > float(limit)) == above)
+  return ', '.join(kept)
+
+
 def _count(task):
   return str(task.items.count(task.asked))
 
@@ -152,6 +161,7 @@ _SOLVERS = {
   'chain_sum': _sum,
   'number_format': _extreme,
   'number_sorting': _sorted_numbers,
+  'number_filtering': _kept,
   'letter_counting': _count,
   'spell_backward': _backward,
   'word_sorting': _sorted_words,

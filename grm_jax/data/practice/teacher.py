@@ -26,6 +26,7 @@ _OWN = {
   'chain_sum': ('Every term counts', 'Signs are kept', 'Digits in place'),
   'number_format': ('All compared', 'Decimals are read', 'Copied exactly'),
   'number_sorting': ('Order as asked', 'None is lost', 'Copied exactly'),
+  'number_filtering': ('All looked at', 'None is lost', 'Copied exactly'),
   'letter_counting': ('Every letter read', 'None is missed', 'None twice'),
   'spell_backward': ('From the end', 'None is lost', 'None twice'),
   'word_sorting': ('Order as asked', 'None is lost', 'None twice'),

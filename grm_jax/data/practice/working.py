@@ -54,6 +54,12 @@ def _asked_first(task, claimed):
   return f'{task.asked} first'
 
 
+def _kept(task, claimed):
+  """Whether each one stays."""
+  kept = claimed.split(', ')
+  return ', '.join(f'{x} {"yes" if x in kept else "no"}' for x in task.items)
+
+
 def _count(task, claimed):
   """Letter by letter, those that are asked for with a number."""
   counted, lines, number = _counted(task, int(claimed)), [], 0
@@ -102,6 +108,7 @@ _STEPS = {
   'chain_sum': _sum,
   'number_format': _asked,
   'number_sorting': _asked_first,
+  'number_filtering': _kept,
   'letter_counting': _count,
   'spell_backward': _backward,
   'word_sorting': _asked_first,
