@@ -83,6 +83,11 @@ _STORY = 'in_the_year_2889.txt'
 _USED_UP = 10_000
 
 
+# Streams of this process, with what was drawn of them: to find a problem whose
+# answer's turn it is takes thousands of draws, and stages read the same ones.
+_DRAWN: dict[Any, tuple[list['Problem'], Iterator['Problem']]] = {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
   """One problem.
@@ -143,7 +148,24 @@ def problems(
   if split not in SPLITS:
     raise ValueError(f'split {split!r} is none of {", ".join(SPLITS)}')
   settings = dict(FAMILIES[family] if settings is None else settings)
-  return _stream(family, split, _dataset(family, seed, settings), settings)
+  key = (family, split, seed, tuple(sorted(settings.items())))
+  if key not in _DRAWN:
+    dataset = _dataset(family, seed, settings)
+    _DRAWN[key] = [], _stream(family, split, dataset, settings)
+  return _replayed(key)
+
+
+def _replayed(key) -> Iterator[Problem]:
+  """The stream from its begin; what was drawn before is not drawn again."""
+  found, stream = _DRAWN[key]
+  for number in itertools.count():
+    if number == len(found):
+      try:
+        found.append(next(stream))
+      except ValueError:
+        _DRAWN.pop(key, None)  # a stream that failed has ended
+        raise
+    yield found[number]
 
 
 def _stream(family, split, dataset, settings):
