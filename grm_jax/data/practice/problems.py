@@ -26,6 +26,14 @@ from reasoning_gym.data import read_data_file
 from grm_jax.data.practice import draws, mistakes, tasks
 from grm_jax.data.practice.tasks import Task
 
+_THREE_DIGITS = dict(
+  min_numbers=3,
+  max_numbers=3,
+  min_decimals=0,
+  max_decimals=0,
+  min_value=0,
+  max_value=9,
+)
 # Family -> what its generator is given: here difficulty is tuned.
 FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
   {
@@ -37,22 +45,8 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
       max_n=8,
       max_delta=3,
     ),
-    'number_sorting': dict(
-      min_numbers=3,
-      max_numbers=3,
-      min_decimals=0,
-      max_decimals=0,
-      min_value=0,
-      max_value=9,
-    ),
-    'number_filtering': dict(
-      min_numbers=3,
-      max_numbers=3,
-      min_decimals=0,
-      max_decimals=0,
-      min_value=0,
-      max_value=9,
-    ),
+    'number_sorting': _THREE_DIGITS,
+    'number_filtering': _THREE_DIGITS,
     'letter_counting': dict(min_words=2, max_words=2),
     'spell_backward': dict(min_word_len=3, max_word_len=4),
     'word_sorting': dict(
