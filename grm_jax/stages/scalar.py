@@ -35,7 +35,7 @@ def meta_prompt(
   order: Sequence[int],
   tokenizer: Tokenizer,
   limit: int,
-  name: str = META,
+  name: str,
 ) -> tuple[int, ...]:
   """What the meta RM reads before judgements of the example in this order.
 

@@ -287,10 +287,7 @@ def _meta_begin(config, made, found) -> dict[str, Any]:
   """
   if config.meta_rm.checkpoint:
     return {'checkpoint': config.meta_rm.checkpoint, 'step': -1}
-  if made.judges:
-    return {'checkpoint': made.model(made.judges[-1]), 'step': -1}
-  found |= spct_settings.of(config, 'checkpoint', 'step')
-  return {'checkpoint': config.checkpoint, 'step': config.step}
+  return _begin(config, made, found)
 
 
 def _fresh(config, made) -> None:

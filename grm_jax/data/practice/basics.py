@@ -19,6 +19,7 @@ from grm_jax.data.practice import (
   tasks,
   working,
 )
+from grm_jax.data.practice.problems import Problem
 from grm_jax.judging.example import JudgingExample
 
 _PAIRS = 6  # compared, or added, in one text
@@ -53,7 +54,7 @@ def basics(split: str, count: int, *, seed: int = 0) -> list[Basic]:
 
 def _stream(split, seed) -> Iterator[Basic]:
   stream = examples.stream(split, seed=seed, num_responses=_SEVERAL)
-  asked = _problems(split, seed)
+  asked = problems.in_turn(split, seed)
   for number, example in enumerate(stream):
     task = tasks.read(example.tags['family'], example.query[-1].text)
     # To solve is the hardest step: it comes as often as the others together.
@@ -62,27 +63,16 @@ def _stream(split, seed) -> Iterator[Basic]:
       yield _hold(example, task)
     else:
       yield _solve(list(itertools.islice(asked, _AMONG)))
-      yield (_sums if number % 2 else _compare)(example, task)
+      yield _sums(example) if number % 2 else _compare(example, task)
 
 
-def _problems(split, seed) -> Iterator[tuple[str, tasks.Task]]:
-  """(id, task), the families in turn."""
-  streams = [
-    enumerate(problems.problems(family, split, seed))
-    for family in problems.DEFAULTS
-  ]
-  for source in itertools.cycle(streams):
-    place, problem = next(source)
-    yield f'practice/{problem.family}/{split}/{seed}/{place}', problem.task
-
-
-def _solve(some: list[tuple[str, tasks.Task]]) -> Basic:
+def _solve(some: list[tuple[str, Problem]]) -> Basic:
   """Several problems, with marks that say which is which."""
   n = len(some)
   asked, written = [], []
-  for k, (_, task) in enumerate(some, 1):
-    asked.append(f'{holding.mark(k, n)} {tasks.question(task)}')
-    worked = working.steps(task, tasks.solve(task))
+  for k, (_, problem) in enumerate(some, 1):
+    asked.append(f'{holding.mark(k, n)} {problem.question}')
+    worked = working.steps(problem.task, tasks.solve(problem.task))
     written.append(f'{holding.mark(k, n)} {worked}')
   return f'{some[0][0]}/solve', '\n'.join(asked), '\n'.join(written)
 
@@ -120,9 +110,8 @@ def _compare(example: JudgingExample, task) -> Basic:
   return name, f'Compare {asked}', f'Pairs: {holding.compared(pairs)}.'
 
 
-def _sums(example: JudgingExample, task) -> Basic:
+def _sums(example: JudgingExample) -> Basic:
   """Steps of chain_sum, whose problems are sums of three numbers."""
-  del task
   name = f'{example.id}/sums'
   found = [draws.choice(_STEPS, i, name) for i in range(_PAIRS)]
   asked = ', '.join(step for step, _ in found)

@@ -56,17 +56,12 @@ def stream(
     raise ValueError('practice examples of no family: name at least one')
   if not num_responses or min(num_responses) < 1:
     raise ValueError(f'num_responses is {num_responses}: each at least 1')
-  streams = [
-    enumerate(problems.problems(family, split, seed, settings))
-    for family, settings in families.items()
-  ]
-  return _examples(streams, split, seed, tuple(num_responses))
+  named = problems.in_turn(split, seed, families)
+  return _examples(named, tuple(num_responses))
 
 
-def _examples(streams, split, seed, num_responses):
-  for source in itertools.cycle(streams):
-    place, problem = next(source)
-    name = f'practice/{problem.family}/{split}/{seed}/{place}'
+def _examples(named, num_responses):
+  for name, problem in named:
     n = draws.choice(num_responses, 'n', name)
     yield _example(problem, name, n)
 

@@ -149,6 +149,28 @@ def problems(
   return _replayed(key)
 
 
+def in_turn(
+  split: str, seed: int, families: Mapping[str, Mapping[str, Any]] = DEFAULTS
+) -> Iterator[tuple[str, Problem]]:
+  """(id, problem) without end, the families in turn; see `problems`.
+
+  Args:
+    split, seed: of the problems.
+    families: family -> settings of its generator.
+  """
+  streams = [
+    enumerate(problems(family, split, seed, settings))
+    for family, settings in families.items()
+  ]
+  return _in_turn(streams, split, seed)
+
+
+def _in_turn(streams, split, seed):
+  for source in itertools.cycle(streams):
+    place, problem = next(source)
+    yield f'practice/{problem.family}/{split}/{seed}/{place}', problem
+
+
 def _replayed(key) -> Iterator[Problem]:
   """The stream from its begin; what was drawn before is not drawn again."""
   found, stream = _DRAWN[key]
