@@ -55,9 +55,9 @@ def get_config(arg: str = '') -> ConfigDict:
         on_host=False,  # in the host's memory while it is not used
       ),
       batch=dict(
-        prompts=16,  # groups at once on the devices
-        buckets=(88, 112, 144) if tiny else (1024, 2048),
-        size=(96, 120, 144) if tiny else (512, 1024),
+        prompts=8 if tiny else 16,  # groups at once on the devices
+        buckets=(96, 128) if tiny else (1024, 2048),
+        size=(120, 176) if tiny else (512, 1024),
       ),
       steps=100 if tiny else 900,
       optimizer=dict(

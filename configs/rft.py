@@ -64,11 +64,11 @@ def get_config(arg: str = '') -> ConfigDict:
         int8=False,
         prompts=64,
         rows=1 if tiny else 4,
-        size=144 if tiny else 1024,
+        size=176 if tiny else 1024,
         chunk=16,
         # The longest is as in train.batch: what is read whole is trained on
         # whole, and what is shortened is so in both.
-        buckets=(112, 144) if tiny else (1024, 2048),
+        buckets=(112, 160) if tiny else (1024, 2048),
       ),
       train=train,  # as configs/sft.py
     )

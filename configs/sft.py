@@ -48,8 +48,8 @@ def get_config(arg: str = '') -> ConfigDict:
         accumulate=1 if tiny else 8,  # batches a step
         rows=1,  # R, generations of each prompt
         # Lengths that prompts and generations are padded to.
-        buckets=(32, 64, 88, 112, 144) if tiny else (1024, 2048),
-        size=(32, 64, 104, 144) if tiny else (512, 1024),
+        buckets=(48, 96, 128, 160) if tiny else (1024, 2048),
+        size=(64, 120, 176) if tiny else (512, 1024),
         packed=False,  # several texts in a row of the longest bucket
       ),
       steps=660 if base else 580 if tiny else 900,

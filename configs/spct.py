@@ -71,7 +71,7 @@ def _stages(arg: str) -> dict[str, ConfigDict]:
     rft.train.optimizer.warmup_steps = 10
     grpo.steps = 30
     meta_rm.steps = 120
-    meta_rm.batch.rows = 4
+    meta_rm.batch.prompts = 20
     for stage in (sft, rft.train, grpo):
       stage.evaluation.every = 0  # at the end only
     grpo.evaluation.k = 0
@@ -95,7 +95,7 @@ def get_config(arg: str = '') -> ConfigDict:
         texts=8000 if tiny else 100_000,  # of the cold start
         rft=400 if tiny else 200_000,
         grpo=480 if tiny else 237_000,
-        fresh=400 if tiny else 20_000,  # judged anew for the meta RM
+        fresh=600 if tiny else 20_000,  # judged anew for the meta RM
         validation=0 if tiny else 500,  # judged while training; 0: none
         held_out=120 if tiny else 2000,  # judged at the end
       ),
@@ -110,7 +110,7 @@ def get_config(arg: str = '') -> ConfigDict:
       ),
       # Lengths that prompts of data other than practice are padded to; ():
       # those of each stage.
-      buckets=(512, 1024) if tiny else (),
+      buckets=(256, 512, 1024) if tiny else (),
       fresh=dict(  # judgements by the last GRM for the meta RM to learn from
         num_samples=8 if tiny else 4,
         temperature=0.7,
@@ -125,9 +125,9 @@ def get_config(arg: str = '') -> ConfigDict:
           int8=False,
           prompts=32 if tiny else 16,
           rows=4,
-          size=144 if tiny else 1024,
+          size=176 if tiny else 1024,
           chunk=16,
-          buckets=(88, 112, 144) if tiny else (1024, 2048),
+          buckets=(96, 128) if tiny else (1024, 2048),
         ),
       ),
       mesh=dict(data=1, fsdp=-1, tensor=1, slices=1, rules=RULES),

@@ -28,20 +28,24 @@ class Dropped:
 
 
 def read(
-  path: str, make: Callable[[rows.Row], Iterable[T]]
+  path: str, make: Callable[[rows.Row], Iterable[T]], name: str = ''
 ) -> Iterator[T | Fault]:
   """What the rows of a file make, and a fault for each that is wrong.
 
   Args:
     path: a .json (one array), .jsonl or .parquet file, local or gs://; a `*`
-      in its name stands for several files, read in order of their names. Or
-      tfds:NAME:SPLIT or seqio:NAME:SPLIT.
+      in its name stands for several files, read in order of their names. A
+      folder is the one such file in it. Or tfds:NAME:SPLIT or
+      seqio:NAME:SPLIT.
     make: an adapter.
+    name: of the file to take from a folder that has several, as the set is
+      published.
 
   Raises:
-    ValueError: a file cannot be read, or is not of its format at all.
+    ValueError: a file cannot be read, or is not of its format at all; which
+      file of a folder is meant is not clear.
   """
-  for file in _files(path):
+  for file in _files(path, name):
     for number, value in values(file):
       yield from _made(rows.Row(file, number, value), make)
 
@@ -75,16 +79,28 @@ def _named(path):
   return None
 
 
-def _files(path):
+def _files(path, name):
   if _named(path):
     return [path]
   root = epath.Path(path)
   if '*' not in root.name:
-    return [path]
+    return [_in_folder(root, name) if root.is_dir() else path]
   found = sorted(str(file) for file in root.parent.glob(root.name))
   if not found:
     raise ValueError(f'{path}: no file has such a name')
   return found
+
+
+def _in_folder(root, name):
+  """The data file of a folder; its licence and the like are none."""
+  found = sorted(x.name for x in root.iterdir() if x.suffix in rows.SUFFIXES)
+  if name not in found and len(found) != 1:
+    files = f'several data files ({", ".join(found)})' if found else 'no file'
+    raise ValueError(
+      f'{root}: a folder with {files}; name one of {", ".join(rows.SUFFIXES)}, '
+      'or several as FOLDER/*.json'
+    )
+  return str(root / (name if name in found else found[0]))
 
 
 def values(file: str) -> Iterator[tuple[int, Any]]:
@@ -106,7 +122,7 @@ def values(file: str) -> Iterator[tuple[int, Any]]:
   if suffix == '.parquet':
     return _parquet(file)
   known = ', '.join(rows.SUFFIXES)
-  raise ValueError(f'{file}: not one of {known}; a folder is FOLDER/*.json')
+  raise ValueError(f'{file}: not one of {known}')
 
 
 def _array(file):

@@ -10,7 +10,8 @@
   ultrafeedback:PATH  offsetbias:PATH  skywork:PATH  helpsteer2:PATH
 
 A PATH of a published set is a .json, .jsonl or .parquet file, local or gs://,
-and may have a `*` in the file's name; or it is tfds:NAME:SPLIT. Published sets
+and may have a `*` in the file's name; or a folder with one such file, or with
+the one that was published under this name; or tfds:NAME:SPLIT. Published sets
 are split by question into train, validation and held_out, 80, 10 and 10 of 100
 (splits.py).
 
@@ -40,6 +41,11 @@ _ADAPTERS: Mapping[str, Callable[[rows.Row], Iterable[_Made]]] = {
   'offsetbias': preferences.offsetbias,
   'skywork': preferences.skywork,
   'helpsteer2': preferences.helpsteer2,
+}
+# In folders with other files beside it.
+_PUBLISHED_AS = {
+  'gsm8k': 'example_model_solutions.jsonl',
+  'pandalm': 'testset-v1.json',
 }
 _BY_QUESTION = '#split'
 _PRACTICE = 4000  # examples
@@ -107,8 +113,9 @@ def _open(spec, split) -> Iterator[_Made | Fault]:
       items = _located(place, named.read(place))
       return _only(items, split) if hashed else items
   if prefix in _ADAPTERS and path and not rest:
-    items = map(_usable, published.read(path, _ADAPTERS[prefix]))
-    return _only(items, split)
+    name = _PUBLISHED_AS.get(prefix, '')
+    items = published.read(path, _ADAPTERS[prefix], name)
+    return _only(map(_usable, items), split)
   if prefix == 'jsonl' and path and not rest:
     return _only(_own(path), split) if hashed else _own(path)
   remote = path.startswith('//')

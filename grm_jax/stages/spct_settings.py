@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from grm_jax.judging import template
+from grm_jax.judging import rows, template
 
 _FREE = ('save_every', 'keep', 'profile_steps', 'texts_every', 'remat')
 # Of one file; of a larger one only the length is looked at.
@@ -48,7 +48,7 @@ def of_template(name: str) -> str:
 
 
 def of_source(spec: str) -> str:
-  """A source of data, with a digest of the local file that it names."""
+  """A source of data, with a digest of the local files that it names."""
   _, _, rest = spec.partition(':')
   for name in (rest, spec):
     if not name or '://' in name:
@@ -56,6 +56,14 @@ def of_source(spec: str) -> str:
     file = epath.Path(name.partition('#')[0])
     if file.is_file():
       return f'{spec}, {_content(file)}'
+    found = list(file.iterdir()) if file.is_dir() else []
+    if '*' in file.name and file.parent.is_dir():
+      found = list(file.parent.glob(file.name))
+    contents = {
+      x.name: _content(x) for x in sorted(found) if x.suffix in rows.SUFFIXES
+    }
+    if contents:
+      return f'{spec}, {digest(contents)}'
   return spec
 
 

@@ -67,7 +67,7 @@ def test_the_first_texts():
   ]
   counts = collections.Counter(family for family, _, _ in solved())
   # Each text of three ends where the next one goes on.
-  assert set(counts.values()) <= {499, 500, 501} and counts.total() == 2000
+  assert set(counts.values()) == {400} and counts.total() == 2000
 
 
 @pytest.mark.parametrize('count', [0, 1, 5, 100])
@@ -162,8 +162,8 @@ def test_what_is_held_against_is_right_or_what_was_said(family):
     assert due in said
     others += due != rights[name.rpartition('/')[0]]
     count += 1
-  # Half of one in 2, 2 in 3 and 3 in 4 of them.
-  assert count == 200 and 35 <= others <= 85
+  # Half of one in 2, 2 in 3 and 3 in 4 of them: 47, with a deviation of 6.
+  assert count == 160 and 22 <= others <= 72
 
 
 def test_a_seed_decides_and_another_process_makes_the_same():

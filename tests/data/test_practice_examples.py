@@ -37,9 +37,9 @@ def test_one_is_right():
 
 def test_most_are_pairs_and_each_number_of_responses_comes():
   counts = collections.Counter(len(e.responses) for e in EXAMPLES)
-  # Sixths of 2800; five standard deviations of the largest are 132.
-  assert sorted(counts) == [1, 2, 3]
-  for n, expected in {1: 467, 2: 1400, 3: 933}.items():
+  # Eighths of 2800; five standard deviations of the largest are 132.
+  assert sorted(counts) == [1, 2, 3, 4]
+  for n, expected in {1: 350, 2: 1400, 3: 700, 4: 350}.items():
     assert abs(counts[n] - expected) < 132
   twos = practice.examples('train', 300, num_responses=(2, 2, 3))
   counts = collections.Counter(len(e.responses) for e in twos)
@@ -76,14 +76,15 @@ def test_a_small_answer_says_nothing_about_what_is_right(family):
 
 def test_families_in_turn_and_tags():
   names = [example.tags['family'] for example in EXAMPLES]
-  assert names[:4] == [
+  assert names[:5] == [
     'chain_sum',
     'number_sorting',
+    'number_filtering',
     'letter_counting',
     'spell_backward',
   ]
   counts = collections.Counter(names)
-  assert [counts[name] for name in names[:4]] == [700] * 4
+  assert [counts[name] for name in names[:5]] == [560] * 5
   assert {example.tags['split'] for example in EXAMPLES} == {'train'}
   only = {'number_sorting': {'min_value': 70, 'max_value': 90}}
   some = practice.examples('held_out', 20, families=only)

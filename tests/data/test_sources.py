@@ -184,6 +184,39 @@ def test_several_files_are_read_in_order_of_their_names(tmp_path):
     everything(f'offsetbias:{tmp_path}/x*.json')
 
 
+def test_a_folder_is_the_data_file_in_it(tmp_path):
+  (tmp_path / 'LICENSE').write_text('no rows')
+  for spec in (f'offsetbias:{tmp_path}', f'gsm8k:{tmp_path}'):
+    with pytest.raises(ValueError, match='a folder with no file; name one of'):
+      everything(spec)
+  write(tmp_path / 'b.json', [pair('question b')])
+  assert questions(everything(f'offsetbias:{tmp_path}')) == {'question b'}
+  write(tmp_path / 'a.jsonl', [pair('question a')])
+  with pytest.raises(ValueError) as error:
+    everything(f'offsetbias:{tmp_path}')
+  assert str(error.value) == (
+    f'{tmp_path}: a folder with several data files (a.jsonl, b.json); name '
+    'one of .json, .jsonl, .parquet, or several as FOLDER/*.json'
+  )
+
+
+@pytest.mark.parametrize(
+  'name, file, row',
+  [
+    ('gsm8k', 'example_model_solutions.jsonl', made.gsm8k('0110')),
+    ('pandalm', 'testset-v1.json', made.panda(0, (1, 1, 1))),
+  ],
+)
+def test_a_folder_with_what_was_published_under_this_name(
+  tmp_path, name, file, row
+):
+  write(tmp_path / file, [row])
+  write(tmp_path / 'others.json', [{'what': 'else'}])
+  found = everything(f'{name}:{tmp_path}')
+  assert found == everything(f'{name}:{tmp_path / file}')
+  assert any(isinstance(x, JudgingExample) for x in found)
+
+
 @pytest.mark.parametrize(
   'name, content, what',
   [
@@ -191,7 +224,7 @@ def test_several_files_are_read_in_order_of_their_names(tmp_path):
     ('f.json', '[{"a": 1},', 'not JSON: '),
     ('f.json', '[' * 100_000, 'not JSON: '),
     ('f.parquet', 'PAR1', 'not a Parquet file'),
-    ('f.csv', 'a,b', 'not one of .json, .jsonl, .parquet; a folder is'),
+    ('f.csv', 'a,b', 'not one of .json, .jsonl, .parquet'),
   ],
 )
 def test_files_of_another_format(tmp_path, name, content, what):

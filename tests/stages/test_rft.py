@@ -317,7 +317,7 @@ SHORTER = '--config.sampling.buckets=(192,)'
     (['--config.hinted_temperature=nan'], ['config.hinted_temperature is nan']),
     (['--config.filter.max_per_example=-2'], ['max_per_example is -2']),
     (['--config.samples=x.jsonl'], ['config.samples', 'parts=filter,train']),
-    ([SHORTER], ['end at 192', 'at 144', 'config.sampling.buckets']),
+    ([SHORTER], ['end at 192', 'at 160', 'config.sampling.buckets']),
     (
       ['--config.train.prompt.template=nowhere'],
       ["config.train.prompt.template: 'nowhere'"],

@@ -98,13 +98,13 @@ def test_what_is_asked(made, run):
     '--config.train.seed=7',
     '--config.checkpoint=some/model',
     '--config.step=300',
-    '--config.sampling.size=176',
-    '--config.sampling.buckets=(96,144)',
+    '--config.sampling.size=160',
+    '--config.sampling.buckets=(96,160)',
     engine=engine,
   )
   (opened,) = loaded  # one model for both passes
   assert opened[:3] == ('some/model', 300, '')
-  assert (opened[3]['size'], opened[3]['buckets']) == (176, (96, 144))
+  assert (opened[3]['size'], opened[3]['buckets']) == (160, (96, 160))
   asked = [
     (x.key, x.num_samples, x.temperature, x.seed) for x in engine.requests
   ]
@@ -245,7 +245,7 @@ CHANGES = [
   ('--config.temperature=0.5', 'config.temperature=0.7'),
   ('--config.hinted_temperature=0.5', 'config.hinted_temperature=0.7'),
   ('--config.train.seed=1', 'config.train.seed=0'),
-  ('--config.sampling.size=64', 'config.sampling.size=144'),
+  ('--config.sampling.size=64', 'config.sampling.size=176'),
   ('--config.sampling.int8=true', 'config.sampling.int8=False'),
 ]
 

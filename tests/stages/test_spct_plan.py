@@ -2,7 +2,7 @@
 
 import pytest
 
-from grm_jax.stages import spct_plan
+from grm_jax.stages import spct_plan, spct_settings
 from tests import test_main
 from tests.stages import spct_run
 
@@ -220,7 +220,7 @@ def test_content_of_files_is_part_of_the_settings(tmp_path):
   data.write_text('two')
   assert fingerprints()['data'] != before['data']
   data.write_text('one')
-  spct_plan.spct_settings.template.load.cache_clear()
+  spct_settings.template.load.cache_clear()
   template.write_text('{{each response}}{{number}} {{text}}{{end}}')
   after = fingerprints()
   assert after['data'] == before['data'] and after['sft'] != before['sft']
@@ -250,6 +250,19 @@ def test_other_data_have_no_teacher_and_longer_prompts():
   )
   assert found['sft'].config.data.texts == 'judged:y.jsonl'
   assert found['rft'].config.train.data.general == 'texts:z.jsonl'
+
+
+@pytest.mark.parametrize('spec', ['{}/a.json', '{}/*.json', '{}'])
+def test_a_source_of_other_content_is_another_one(tmp_path, spec):
+  spec = f'gsm8k:{spec.format(tmp_path)}'
+  assert spct_settings.of_source(spec) == spec  # nothing is there
+  (tmp_path / 'a.json').write_text('[]')
+  found = spct_settings.of_source(spec)
+  assert found.startswith(f'{spec}, ')
+  (tmp_path / 'README').write_text('no data')
+  assert spct_settings.of_source(spec) == found
+  (tmp_path / 'a.json').write_text('[1]')
+  assert spct_settings.of_source(spec) != found
 
 
 def test_without_principles():

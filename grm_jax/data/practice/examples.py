@@ -9,7 +9,7 @@ from grm_jax.data.practice.problems import DEFAULTS, Problem
 from grm_jax.judging.example import JudgingExample, Turn
 
 # Pairs are what most data is made of, and what a small model reads best.
-NUM_RESPONSES = (1, 2, 2, 2, 3, 3)
+NUM_RESPONSES = (1, 2, 2, 2, 2, 3, 3, 4)
 
 
 def examples(

@@ -58,8 +58,8 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 # Those that are drawn unless others are asked for. Which of two words comes
 # first, and what remains of a division, takes a tiny model too long to learn;
 # and numbers with decimals are held against each other digit by digit, in the
-# longest judgements of all. How well filtering is learnt was not tried yet.
-_ASKED_FOR = ('number_format', 'number_filtering', 'word_sorting', 'gcd')
+# longest judgements of all.
+_ASKED_FOR = ('number_format', 'word_sorting', 'gcd')
 DEFAULTS = MappingProxyType(
   {
     family: settings
