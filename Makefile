@@ -20,13 +20,18 @@ STAMPS := $(VENV)/stamps
 # Where the demo works, and overrides of its config.
 DEMO_WORKDIR ?= runs/demo
 DEMO ?=
+# XLA's CPU backend takes large buffers and gives them back at every call. glibc
+# that keeps them, in large pages, makes a step a fifth faster; others ignore it.
+KEPT := 17179869184
+MALLOC := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=$(KEPT)
+MALLOC := $(MALLOC):glibc.malloc.trim_threshold=$(KEPT)
 # A demo that is stopped and started again need not compile again.
 DEMO_COMPILED ?= runs/compiled
 
 .PHONY: demo demo-score test lint peers bench clean
 
 demo: $(STAMPS)/requirements
-	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} \
+	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} GLIBC_TUNABLES=$(MALLOC) \
 		JAX_COMPILATION_CACHE_DIR=$(DEMO_COMPILED) \
 		$(BIN)/python -m grm_jax.main \
 		--config=configs/spct.py:tiny --workdir=$(DEMO_WORKDIR) $(DEMO)

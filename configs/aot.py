@@ -1,16 +1,18 @@
-r"""Compiles a program for a TPU slice, on a machine without one.
+r"""Compiles what a step runs for a TPU slice, on a machine without one.
 
   pip install libtpu
   python -m grm_jax.main --config=configs/aot.py \
-    --config.topology=v6e:8x8 --config.mesh.tensor=4 --config.json=report.json
+    --config.program=grpo_update --config.topology=v5p:4x4x4 \
+    --config.json=report.json
 
   python -m grm_jax.main --config=configs/aot.py --config.program=decode \
     --config.topology=v5p:2x2x2 --config.mesh.tensor=8 --config.mesh.fsdp=1 \
     --config.prompts=8 --config.num_generations=8
 
-Prints bytes per device, whether they fit the chip, and the compile time
-(1-2 minutes for 27B on two cores); of decode also the bytes that a step moves,
-against its weights and caches read once. `:tiny` compiles for the devices here.
+Prints, per device: memory and whether it fits; FLOPs that are needed and that
+are computed; bytes to and from HBM and over the network; the least time that
+these take, what bounds it, and the MFU then. --config.sweep=fsdp,tensor
+compiles every such mesh and ranks them. `:tiny` compiles for the devices here.
 """
 
 from ml_collections import ConfigDict
@@ -25,17 +27,39 @@ def get_config(arg: str = '') -> ConfigDict:
   return ConfigDict(
     dict(
       stage='aot',
-      # 'prompts': log-probs of prompts; 'generations': of R generations each;
-      # 'prefill' and 'decode': what the sampler runs, with its own layout.
-      program='generations',
+      # What a step of a stage runs: 'sft_step', 'grpo_update', 'meta_rm_step'
+      # (gradients and update), 'reference' (log-probabilities by frozen
+      # parameters); 'prefill' and 'decode' of the sampler, in its own layout;
+      # 'prompts' and 'generations', log-probabilities of these alone.
+      program='grpo_update',
       topology='local' if tiny else 'v5p:4x4x4',  # 'local': devices here
       size='tiny' if tiny else 'gemma2_27b',
       num_layers=0,  # 0: as the size says; fewer only help decode and prefill
-      prompts=8 if tiny else 128,  # P, over all devices
+      prompts=8 if tiny else 128,  # P at once, over all devices
+      accumulate=1,  # times that a step does so
       prompt_size=128 if tiny else 2048,  # S
       num_generations=4,  # R
       generation_size=64 if tiny else 1024,  # T
       json='',  # also write the report there
+      sweep='',  # mesh axes whose sizes are tried, such as fsdp,tensor
+      optimizer=dict(  # of sft_step, grpo_update and meta_rm_step
+        kind='adamw',  # or 'muon'
+        learning_rate=4e-7,
+        warmup_steps=5,
+        schedule='constant',
+        weight_decay=0.0,
+        clip=1.0,
+        b2=0.95,
+        moment_dtype='float32',
+      ),
+      objective=dict(  # of grpo_update, see training/policy.py
+        kl_coef=0.08,
+        kl='k3',
+        clip_low=0.2,
+        clip_high=0.2,
+        normalizer='sequence',
+      ),
+      reference=dict(dtype='bfloat16', on_host=False),
       mesh=dict(data=1, fsdp=-1, tensor=1, slices=1, rules=RULES),
       sampling=dict(weights='resident', int8=False),  # prefill and decode
       compute=dict(

@@ -22,14 +22,14 @@ def environment(cache):
   }
 
 
-def run(*arguments, expect=0, env=None):
+def run(*arguments, expect=0, env=None, timeout=300):
   """Runs main; returns (stdout, stderr)."""
   out = subprocess.run(
     [sys.executable, '-m', 'grm_jax.main', *map(str, arguments)],
     cwd=ROOT,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=timeout,
     env=env,
   )
   assert out.returncode == expect, out.stderr

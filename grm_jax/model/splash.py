@@ -82,6 +82,21 @@ def attend(
   return jnp.swapaxes(out, 1, 2)
 
 
+def tiles(size: int, block: int, window: int | None) -> int:
+  """How many tiles of a head the kernel computes: those not all masked.
+
+  Args:
+    size: S, places of the prompt.
+    block: places of a side of a tile, `Compute.splash_block`.
+    window: W on local layers, None on global ones.
+  """
+  block = _block(size, block)
+  count = size // block
+  # The least distance in a tile j tiles off the diagonal: (j - 1) block + 1.
+  reach = count if window is None else (window + block - 2) // block
+  return sum(min(i, reach) + 1 for i in range(count))
+
+
 def _block(size, block):
   block = min(block, size)
   if block % _LANES or size % block:

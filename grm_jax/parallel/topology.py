@@ -9,10 +9,9 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
-# HBM per JAX device in GiB, and where the number is from: the "TPU v4",
-# "TPU v5e", "TPU v5p" and "TPU v6e" pages of the Google Cloud documentation.
-# A v4 chip (32 GiB) is described as two devices.
-HBM_GIB = {'v4': 16, 'v5e': 16, 'v5p': 95, 'v6e': 32}
+from grm_jax.parallel.chips import CHIPS, Chip
+
+GENERATIONS = ('v4', 'v5e', 'v5p', 'v6e')
 
 
 def devices(name: str) -> Sequence[jax.Device]:
@@ -24,7 +23,7 @@ def devices(name: str) -> Sequence[jax.Device]:
   Raises:
     ValueError: an unknown generation or shape, or libtpu is not installed.
   """
-  hbm_bytes(name)
+  chip(name)
   # Without these libtpu waits for a metadata server that is not there.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   # It guards a chip against two users; here there is no chip.
@@ -40,12 +39,22 @@ def devices(name: str) -> Sequence[jax.Device]:
     ) from error
 
 
-def hbm_bytes(name: str) -> int:
-  """Memory of one device of the slice `name`, in bytes."""
+def chip(name: str) -> Chip:
+  """The chip that the slice `name` is made of.
+
+  Raises:
+    ValueError: an unknown generation, or no name of a slice.
+  """
   generation = name.split(':')[0]
-  if generation not in HBM_GIB or ':' not in name:
+  if generation not in GENERATIONS or ':' not in name:
     raise ValueError(
       f'config.topology is {name!r}; expected GENERATION:SHAPE such as '
-      f'v5p:4x4x4, with one of {", ".join(HBM_GIB)}'
+      f'v5p:4x4x4, with one of {", ".join(GENERATIONS)}'
     )
-  return HBM_GIB[generation] * 2**30
+  return CHIPS[generation]
+
+
+def hbm_bytes(name: str) -> int:
+  """Memory of one device of the slice `name`, in bytes."""
+  found = chip(name)
+  return found.hbm // found.devices

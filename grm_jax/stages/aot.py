@@ -1,84 +1,73 @@
 """Ahead-of-time compilation for a named TPU topology, and what it will cost.
 
 The production functions with their production shardings are compiled; only
-the arrays are missing.
+the arrays are missing. See aot_programs.py for what a step runs, aot_costs.py
+for what is counted, parallel/chips.py for the numbers of chips.
 """
 
 import dataclasses
-import functools
 import json
-import math
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.stages import Compiled
 from ml_collections import ConfigDict
 
-from grm_jax.model import head, sizes
-from grm_jax.model import params as params_lib
-from grm_jax.model.batch import Batch
+from grm_jax.model import sizes
 from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
-from grm_jax.parallel import files, mesh, topology, traffic
-from grm_jax.parallel.rules import Layout
-from grm_jax.sampling import decode, placing, programs
+from grm_jax.parallel import files, mesh, topology
+from grm_jax.parallel.mesh import AXES
+from grm_jax.stages import aot_costs, aot_programs, aot_tables
+from grm_jax.stages.aot_costs import Costs
 
-PROGRAMS = {
-  'prompts': head.prompt_logps,
-  'generations': head.generation_logps,
-  'prefill': decode.prefill,
-  'decode': decode.decode,
-}
-SAMPLING = ('prefill', 'decode')
-STEPS = 32  # of one call of decode; their number changes neither bytes nor time
+LOCAL = 'local'
 
 
 def run(config: ConfigDict, workdir: str) -> None:
-  """Compiles, prints the report, and writes it to `config.json` if given."""
+  """Compiles, prints the report, and writes it to `config.json` if given.
+
+  With config.sweep, one report for each mesh, and the meshes in order.
+  """
   del workdir
-  report = compile_report(config)
-  print(table(report))
+  if config.sweep:
+    report = sweep(config)
+    print(aot_tables.ranking(report))
+  else:
+    report = compile_report(config)
+    print(aot_tables.report(report))
   if config.json:
     files.write_whole(config.json, json.dumps(report, indent=2) + '\n')
 
 
 def compile_report(config: ConfigDict) -> dict[str, Any]:
-  """Compiles the program that `config` names.
+  """Compiles what a step of `config.program` runs.
 
   Returns:
-    Names and settings, `compile_seconds`, and per device: `arguments_bytes`,
-    `outputs_bytes`, `temporary_bytes`, `peak_bytes`, `memory_bytes` and
-    `fits` (None where the device does not tell its memory). When the compiler
-    itself ran out of the device's memory, `fits` is False and `error` says
-    why.
-
-    Of 'decode' also what one step moves per device: `step_bytes`, read from
-    and written to the device's memory; `network_bytes`, operands of
-    collectives; `bound_bytes`, all weights and all keys and values read once;
-    and `step_by_bound`, the first over the last. See parallel/traffic.py for
-    what is counted.
+    Names and settings; `parts`, the costs of each program (see
+    aot_costs.of_part); and of the whole step a device: parameters_bytes,
+    optimizer_bytes, activations_bytes (of the largest part), peak_bytes,
+    memory_bytes, fits, useful_flops, computed_flops, waste (the second over
+    the first), hbm_bytes, network_bytes, seconds, bound and mfu (of useful
+    FLOPs). What is not known is None.
 
   Raises:
     ValueError: a wrong name, or sizes that the mesh cannot split.
   """
-  if config.program not in PROGRAMS:
-    raise ValueError(
-      f'config.program is {config.program!r}; it can be {", ".join(PROGRAMS)}'
-    )
-  local = config.topology == 'local'
+  local = config.topology == LOCAL
   devices = jax.devices() if local else topology.devices(config.topology)
-  sampling = config.program in SAMPLING
-  weights = config.sampling.weights if sampling else None
+  chip = None if local else topology.chip(config.topology)
+  weights = None
+  if aot_programs.is_sampling(config.program):
+    weights = config.sampling.weights
   layout = mesh.from_config(config, devices, weights)
   size = sizes.named(config.size)
   if config.num_layers:
     size = dataclasses.replace(size, num_layers=config.num_layers)
-  model = Gemma(size, Compute(**config.compute), layout)
-  memory = _local_memory() if local else topology.hbm_bytes(config.topology)
-  report = {
+  scalar = aot_programs.is_scalar(config.program)
+  model = Gemma(size, Compute(**config.compute), layout, scalar=scalar)
+  parts = aot_programs.parts(config, model)
+  found = [aot_costs.of_part(part, model, chip) for part in parts]
+  settings = {
     'program': config.program,
     'topology': config.topology,
     'devices': len(devices),
@@ -86,115 +75,102 @@ def compile_report(config: ConfigDict) -> dict[str, Any]:
     'size': config.size,
     'num_layers': size.num_layers,
     'prompts': config.prompts,
+    'accumulate': config.accumulate,
     'prompt_size': config.prompt_size,
     'num_generations': config.num_generations,
     'generation_size': config.generation_size,
     'attention': config.compute.attention,
-    'memory_bytes': memory,
+    'remat': config.compute.remat,
   }
-  if config.program == 'decode':
-    return report | _decode(config, model, memory)
-  batch = _batch(config, layout)
-  if sampling:
-    arguments = (placing.abstract_weights(model, config.sampling.int8), batch)
-  else:
-    arguments = (params_lib.abstract_params(model), batch)
-  function = functools.partial(PROGRAMS[config.program], model)
-  _, costs = _compile(jax.jit(function), arguments, memory)
-  return report | costs
+  whole = _whole(found, chip, len(devices))
+  return settings | _resting(parts) | whole | {'parts': found}
 
 
-def _decode(config, model: Gemma, memory: int | None) -> dict[str, Any]:
-  """The report of a call of decode, and the bytes that one step moves."""
-  sizes = programs.Sizes(
-    prompts=config.prompts,
-    rows=config.num_generations,
-    size=config.generation_size,
-    chunk=STEPS,
-    prefill=config.prompts,
-    buckets=(config.prompt_size,),
-  )
-  weights = placing.abstract_weights(model, config.sampling.int8)
-  rest = programs.decode_arguments(model, sizes, config.prompt_size)
-  slots, _, state, *_ = rest
-  jitted = programs.decode_jit(model, STEPS)
-  compiled, costs = _compile(jitted, (weights, *rest), memory)
-  # What a step must read at least: all weights, all keys and values.
-  read = jax.tree.leaves((weights, slots.caches, state.caches))
-  bound = sum(_bytes_a_device(x) for x in read)
-  costs['bound_bytes'] = bound
-  if compiled is not None:
-    step = traffic.of_loop(compiled.as_text())
-    costs['step_bytes'] = step.hbm_bytes
-    costs['network_bytes'] = step.network_bytes
-    costs['step_by_bound'] = round(step.hbm_bytes / bound, 3)
-  return costs
-
-
-def _bytes_a_device(x: jax.ShapeDtypeStruct) -> int:
-  return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-
-
-def _batch(config, layout: Layout) -> Batch:
-  def array(*shape):
-    names = ('prompts', 'tokens', 'tokens')[: len(shape)]
-    sharding = layout.sharding(names, shape)
-    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
-
-  p, s = config.prompts, config.prompt_size
-  if config.program in ('prompts', 'prefill'):
-    return Batch(array(p, s), array(p))
-  r, t = config.num_generations, config.generation_size
-  return Batch(array(p, s), array(p), array(p, r, t), array(p, r))
-
-
-def _compile(
-  jitted: Callable, arguments: tuple, memory: int | None
-) -> tuple[Compiled | None, dict[str, Any]]:
-  """What compiled, None if memory ran out, and what it costs."""
-  start = time.monotonic()
-  try:
-    compiled = jitted.lower(*arguments).compile()
-  except jax.errors.JaxRuntimeError as error:
-    if 'RESOURCE_EXHAUSTED' not in str(error):
-      raise
-    seconds = round(time.monotonic() - start, 1)
-    first = str(error).splitlines()[0]
-    return None, {'compile_seconds': seconds, 'fits': False, 'error': first}
-  analysis = compiled.memory_analysis()
-  # The compiler's own peak leaves out fragmentation on some backends.
-  peak = max(
-    analysis.peak_memory_in_bytes,
-    analysis.argument_size_in_bytes
-    + analysis.output_size_in_bytes
-    - analysis.alias_size_in_bytes
-    + analysis.temp_size_in_bytes,
-  )
-  return compiled, {
-    'compile_seconds': round(time.monotonic() - start, 1),
-    'arguments_bytes': analysis.argument_size_in_bytes,
-    'outputs_bytes': analysis.output_size_in_bytes,
-    'temporary_bytes': analysis.temp_size_in_bytes,
-    'peak_bytes': peak,
-    'fits': None if memory is None else peak <= memory,
+def _resting(parts) -> Costs:
+  """What of the memory is parameters and optimizer."""
+  first = parts[0]
+  arguments = first.arguments[0]
+  return {
+    'parameters_bytes': aot_programs.bytes_a_device(arguments),
+    'optimizer_bytes': aot_programs.bytes_a_device(first.waits),
   }
 
 
-def _local_memory() -> int | None:
-  """Memory of a local device in bytes, where it tells."""
-  stats = jax.local_devices()[0].memory_stats() or {}
-  return stats.get('bytes_limit')
+def _whole(found: list[Costs], chip, devices: int) -> Costs:
+  """The step: all parts, each as often as it is run."""
+  if any('error' in part for part in found):
+    return {'fits': False}
+  whole: Costs = {
+    'activations_bytes': max(part['temporary_bytes'] for part in found),
+    'peak_bytes': max(part['peak_bytes'] for part in found),
+    'memory_bytes': found[0]['memory_bytes'],
+  }
+  whole['fits'] = (
+    None
+    if whole['memory_bytes'] is None
+    else whole['peak_bytes'] <= whole['memory_bytes']
+  )
+  for name in ('useful_flops', 'computed_flops', 'hbm_bytes'):
+    whole[name] = sum(part['times'] * part[name] for part in found)
+  whole['waste'] = round(whole['computed_flops'] / whole['useful_flops'], 3)
+  whole['network_bytes'] = sum(
+    part['times'] * row['sent_bytes']
+    for part in found
+    for row in part['collectives']
+  )
+  if chip is None:
+    return whole | {'seconds': None, 'bound': None, 'mfu': None}
+  slowest = max(found, key=lambda part: part['times'] * part['seconds'])
+  seconds = sum(part['times'] * part['seconds'] for part in found)
+  ideal = whole['useful_flops'] * chip.devices / chip.flops
+  return whole | {
+    'seconds': seconds,
+    'bound': slowest['bound'],
+    'mfu': round(ideal / seconds, 3),
+  }
 
 
-def table(report: dict[str, Any]) -> str:
-  """The report as lines of `name  value`, bytes in GiB."""
-  lines = []
-  for name, value in report.items():
-    if name.endswith('_bytes') and value is not None:
-      name, value = name.removesuffix('_bytes'), f'{value / 2**30:.3f} GiB'
-    elif name == 'mesh':
-      value = ' x '.join(f'{a}={n}' for a, n in value.items())
-    elif value is None:
-      value = 'unknown'
-    lines.append(f'{name.replace("_", " "):<18} {value}')
-  return '\n'.join(lines)
+def sweep(config: ConfigDict) -> list[dict[str, Any]]:
+  """Reports of all meshes of the axes in `config.sweep`, the best first.
+
+  Each axis takes the powers of two that the devices can be divided into; what
+  is left goes to config.mesh's axis of -1.
+
+  Raises:
+    ValueError: config.sweep names no axis, or no mesh can be compiled.
+  """
+  axes = [x.strip() for x in config.sweep.split(',') if x.strip()]
+  wrong = [x for x in axes if x not in AXES]
+  if wrong or not axes:
+    raise ValueError(
+      f'config.sweep={config.sweep!r}: it is some of {",".join(AXES)}'
+    )
+  local = config.topology == LOCAL
+  devices = jax.devices() if local else topology.devices(config.topology)
+  reports, reasons = [], []
+  for sizes_ in _meshes(axes, len(devices)):
+    own = config.copy_and_resolve_references()
+    own.mesh.update(dict.fromkeys(AXES, 1) | sizes_)
+    try:
+      reports.append(compile_report(own))
+    except ValueError as error:  # sizes that this mesh cannot split
+      reasons.append(str(error))
+      continue
+    print(aot_tables.line(reports[-1]), flush=True)
+  if not reports:
+    raise ValueError(f'config.sweep: no mesh can be compiled; {reasons[0]}')
+  return sorted(
+    reports,
+    key=lambda x: (x['fits'] is False, x.get('seconds') or float('inf')),
+  )
+
+
+def _meshes(axes, count) -> list[dict[str, int]]:
+  """All ways to write `count` as a product of powers of two, an axis each."""
+  if len(axes) == 1:
+    return [{axes[0]: count}]
+  found, size = [], 1
+  while count % size == 0:
+    found += [{axes[-1]: size} | x for x in _meshes(axes[:-1], count // size)]
+    size *= 2
+  return found

@@ -1,4 +1,4 @@
-"""Exact counts of the useful multiplications of Gemma-2, and peaks of chips.
+"""Exact counts of the useful multiplications of Gemma-2, and utilization.
 
 A product of [m, k] by [k, n] is 2 m n k FLOPs. Counted are the projections,
 the gated MLP, attention's scores and weighted sums, and the tied head; not
@@ -22,22 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from grm_jax.model.sizes import Size
-
-# bfloat16 FLOP/s of a chip by JAX's device_kind. TPU: the pages "TPU v4",
-# "TPU v5e", "TPU v5p" and "TPU v6e" of the Google Cloud documentation. GPU:
-# the H100 SXM and H200 SXM data sheets, half of what they state with sparsity.
-# The H100 PCIe is slower, is called otherwise, and is not listed.
-PEAK_FLOPS = {
-  'TPU v4': 275e12,
-  'TPU v5 lite': 197e12,
-  'TPU v5e': 197e12,
-  'TPU v5': 459e12,
-  'TPU v5p': 459e12,
-  'TPU v6 lite': 918e12,
-  'TPU v6e': 918e12,
-  'NVIDIA H100 80GB HBM3': 989e12,
-  'NVIDIA H200': 989e12,
-}
+from grm_jax.parallel import chips
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,10 +133,9 @@ def peak_flops(devices: Sequence[jax.Device]) -> float | None:
 
   A chip counts once: some runtimes report a TPU v4 chip as two devices.
   """
-  chips = {_chip(device): device.device_kind for device in devices}
-  if not PEAK_FLOPS.keys() >= set(chips.values()):
-    return None
-  return sum(PEAK_FLOPS[kind] for kind in chips.values())
+  kinds = {_chip(device): device.device_kind for device in devices}
+  found = [chips.of_kind(kind) for kind in kinds.values()]
+  return None if None in found else sum(chip.flops for chip in found)
 
 
 def utilization(

@@ -150,6 +150,9 @@ def _means(extras):
 class Steps:
   """The programs of an update, jitted with shardings and donation.
 
+  `first` makes the sums of a batch, `add` those of one more, `apply` the next
+  state of both.
+
   Batches of other shapes compile again: a stage has as many programs as its
   data has pairs of buckets. Gradients are a program of their own, which knows
   neither schedule nor optimizer: stages that train by the same loss on the same
@@ -164,11 +167,11 @@ class Steps:
     state = jax.tree.map(lambda x: x.sharding, abstract)
     whole = model.layout.sharding(())
     sums = Sums(state.params, whole, whole, whole)
-    self._first = jax.jit(functools.partial(first, loss), out_shardings=sums)
-    self._add = jax.jit(
+    self.first = jax.jit(functools.partial(first, loss), out_shardings=sums)
+    self.add = jax.jit(
       functools.partial(add, loss), donate_argnums=1, out_shardings=sums
     )
-    self._apply = jax.jit(
+    self.apply = jax.jit(
       functools.partial(apply, optimizer),
       donate_argnums=0,
       out_shardings=(state, whole),
@@ -178,7 +181,7 @@ class Steps:
     self, state: TrainState, batches: Sequence[Any]
   ) -> tuple[TrainState, Metrics]:
     """One update by the mean over all batches; `state` is used up."""
-    sums = self._first(state.params, batches[0])
+    sums = self.first(state.params, batches[0])
     for batch in batches[1:]:
-      sums = self._add(state.params, sums, batch)
-    return self._apply(state, sums)
+      sums = self.add(state.params, sums, batch)
+    return self.apply(state, sums)

@@ -1,0 +1,92 @@
+"""FLOPs of the matrix products in a compiled module, loops included.
+
+XLA for TPU writes every product as a convolution, batch dimensions as windows
+that are mostly padding: counted are the multiplications with what is there.
+"""
+
+import math
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from grm_jax.parallel import module as modules
+from grm_jax.parallel.module import Instruction, Module, sizes
+
+_CONTRACTED = re.compile(r'lhs_contracting_dims=\{([\d,]*)\}')
+_LABELS = re.compile(r'dim_labels=(\w+)_(\w+)->(\w+)')
+_WINDOW = re.compile(r'window=\{([^}]*)\}')
+
+
+def of_module(
+  module: Module,
+  kernel: Callable[[Instruction], int] = lambda x: 0,
+  name: str = '',
+) -> int:
+  """FLOPs of one device: 2 for each multiplication and its addition.
+
+  Args:
+    module: from module.parse.
+    kernel: FLOPs of a custom call, which XLA knows nothing of.
+    name: of the computation to begin with; '' is ENTRY.
+
+  Raises:
+    ValueError: a product that cannot be read.
+  """
+  total = 0
+  for run in modules.runs(module, name):
+    x = run.instruction
+    if x.op == 'custom-call':
+      total += run.passes * kernel(x)
+    elif x.op in ('dot', 'convolution'):
+      lines = module[run.computation].lines
+      left, right = (sizes(lines[name].shape)[0] for name in x.operands[:2])
+      of = _dot if x.op == 'dot' else _convolution
+      total += run.passes * of(x, left, right)
+  return total
+
+
+def _dot(x, left, right):
+  del right
+  found = _CONTRACTED.search(x.attributes)
+  places = [int(n) for n in found[1].split(',') if n] if found else []
+  (out,) = sizes(x.shape)
+  return 2 * math.prod(out) * math.prod(left[i] for i in places)
+
+
+def _convolution(x, left, right):
+  labels = _LABELS.search(x.attributes)
+  if labels is None:
+    raise ValueError(f'a convolution without dim_labels: {x.name}')
+  of_left, of_right, of_out = labels.groups()
+  (out,) = sizes(x.shape)
+  window = _WINDOW.search(x.attributes)
+  own = dict(part.split('=') for part in window[1].split()) if window else {}
+  total = 2 * out[of_out.index('b')] * out[of_out.index('f')]
+  total *= right[of_right.index('i')]
+  for d, label in enumerate(sorted(set(of_out) - {'b', 'f'})):
+    total *= _pairs(
+      inputs=left[of_left.index(label)],
+      outputs=out[of_out.index(label)],
+      size=right[of_right.index(label)],
+      stride=_number(own, 'stride', d, 1),
+      before=_number(own, 'pad', d, 0),
+      spread=_number(own, 'lhs_dilate', d, 1),
+      apart=_number(own, 'rhs_dilate', d, 1),
+    )
+  return total
+
+
+def _number(window, key, dim, default):
+  """Of 'size=3x1 pad=1_1x0_0', the first number of a dimension."""
+  if key not in window:
+    return default
+  return int(window[key].split('x')[dim].split('_')[0])
+
+
+def _pairs(*, inputs, outputs, size, stride, before, spread, apart):
+  """How often an output meets an input that is not padding."""
+  place = np.arange(outputs)[:, None] * stride - before
+  place = place + np.arange(size)[None] * apart
+  real = (place >= 0) & (place <= (inputs - 1) * spread)
+  return int(np.sum(real & (place % spread == 0)))

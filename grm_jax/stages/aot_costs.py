@@ -1,0 +1,157 @@
+"""What a compiled program costs a device, and how long it takes at least.
+
+Three things take time: products, bytes to and from HBM, and bytes over the
+network. The roofline's step takes as long as the slowest of them, the other
+two behind it; it knows nothing of latencies, of small products that do not
+fill a systolic array, or of what cannot overlap. All counts are read off the
+compiled module of one device.
+"""
+
+import re
+import time
+from typing import Any
+
+import jax
+from jax.stages import Compiled
+
+from grm_jax.model import splash
+from grm_jax.model.gemma import Gemma
+from grm_jax.parallel import collectives, module, products, traffic
+from grm_jax.parallel.chips import Chip
+from grm_jax.parallel.module import Instruction
+from grm_jax.stages import aot_programs
+from grm_jax.stages.aot_programs import Part
+
+# Products of a tile that the kernels of splash compute: logits and weighted
+# sums; with those again, and gradients of queries, or of keys and values.
+_KERNELS = {'splash_mha_fwd': 2, 'splash_mha_dq': 3, 'splash_mha_dkv': 4}
+_KERNEL = re.compile(rf'({"|".join(_KERNELS)})')
+_OPERANDS = re.compile(r'operand_layout_constraints=\{(.*?\})\}')
+
+Costs = dict[str, Any]
+
+
+def of_part(part: Part, model: Gemma, chip: Chip | None) -> Costs:
+  """Compiles a part, and reads off what one run of it costs a device.
+
+  Args:
+    part: from aot_programs.parts.
+    model: that it is of.
+    chip: that it is compiled for; None where that is not known.
+
+  Returns:
+    name, times, compile_seconds, fits. Where memory ran out in compiling, that
+    is False and `error` says why; else also arguments_bytes, outputs_bytes,
+    temporary_bytes, waiting_bytes (what else is there meanwhile), peak_bytes,
+    useful_flops, computed_flops, hbm_bytes, collectives (a table), and
+    compute_seconds, memory_seconds, network_seconds, seconds and bound (None
+    without a chip). Of a part that is looked at by the pass also bound_bytes,
+    what it must read, and step_by_bound, hbm_bytes over that.
+  """
+  costs: Costs = {'name': part.name, 'times': part.times}
+  begin = time.monotonic()
+  try:
+    compiled = part.jitted.lower(*part.arguments).compile()
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    costs['compile_seconds'] = round(time.monotonic() - begin, 1)
+    return costs | {'fits': False, 'error': str(error).splitlines()[0]}
+  costs['compile_seconds'] = round(time.monotonic() - begin, 1)
+  mesh = model.layout.mesh
+  return (
+    costs
+    | _memory(part, compiled, chip)
+    | _work(part, compiled.as_text(), model, mesh, chip)
+  )
+
+
+def _memory(part, compiled: Compiled, chip) -> Costs:
+  analysis = compiled.memory_analysis()
+  waiting = aot_programs.bytes_a_device(part.waits)
+  # The compiler's own peak leaves out fragmentation on some backends.
+  peak = waiting + max(
+    analysis.peak_memory_in_bytes,
+    analysis.argument_size_in_bytes
+    + analysis.output_size_in_bytes
+    - analysis.alias_size_in_bytes
+    + analysis.temp_size_in_bytes,
+  )
+  memory = chip.hbm // chip.devices if chip else _local_memory()
+  return {
+    'arguments_bytes': analysis.argument_size_in_bytes,
+    'outputs_bytes': analysis.output_size_in_bytes,
+    'temporary_bytes': analysis.temp_size_in_bytes,
+    'waiting_bytes': waiting,
+    'peak_bytes': peak,
+    'memory_bytes': memory,
+    'fits': None if memory is None else peak <= memory,
+  }
+
+
+def _local_memory() -> int | None:
+  """Memory of a local device in bytes, where it tells."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  return stats.get('bytes_limit')
+
+
+def _work(part, text, model, mesh, chip) -> Costs:
+  found = module.parse(text)
+  devices = list(mesh.devices.flat)
+  # A call of decode is many steps; one pass of its loop is one.
+  name = traffic.main_loop(found) if part.read else ''
+  moved = traffic.of_module(found, name)
+  costs: Costs = {
+    'useful_flops': part.useful // len(devices),
+    'computed_flops': products.of_module(
+      found, lambda x: _kernel(model, x), name
+    ),
+    'hbm_bytes': moved.hbm_bytes,
+    'largest': [list(x) for x in moved.largest],
+    'collectives': collectives.table(
+      collectives.of_module(found, len(devices), name),
+      mesh.shape,
+      devices,
+      chip,
+    ),
+  }
+  if part.read:
+    bound = aot_programs.bytes_a_device(part.read)
+    costs['bound_bytes'] = bound
+    costs['step_by_bound'] = round(moved.hbm_bytes / bound, 3)
+  return costs | _roofline(costs, chip)
+
+
+def _roofline(costs, chip) -> Costs:
+  names = ('compute', 'memory', 'network')
+  if chip is None:
+    return dict.fromkeys((*(f'{x}_seconds' for x in names), 'seconds', 'bound'))
+  found = {
+    'compute': costs['computed_flops'] * chip.devices / chip.flops,
+    'memory': costs['hbm_bytes'] * chip.devices / chip.hbm_rate,
+    'network': sum(row['seconds'] for row in costs['collectives']),
+  }
+  bound = max(found, key=found.get)
+  return {
+    **{f'{name}_seconds': value for name, value in found.items()},
+    'seconds': found[bound],
+    'bound': bound,
+  }
+
+
+def _kernel(model: Gemma, x: Instruction) -> int:
+  """FLOPs of a kernel of splash, 0 of other custom calls."""
+  kind = _KERNEL.search(x.name)
+  operands = _OPERANDS.search(x.attributes)
+  if kind is None or operands is None:
+    return 0
+  queries = module.sizes(operands[1])[2]  # [..., N, S, H]
+  *rows, size, width = queries
+  block = min(model.compute.splash_block, size)
+  local = '/local/' in x.attributes
+  window = min(model.size.window, size) if local else None
+  heads = 1
+  for count in rows:
+    heads *= count
+  tile = _KERNELS[kind[1]] * 2 * block * block * width
+  return heads * splash.tiles(size, block, window) * tile

@@ -1,0 +1,281 @@
+"""The programs that can be compiled ahead of time, with their arguments.
+
+Each is the jitted function of production with production's shardings; only the
+arrays are missing.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from grm_jax.model import head
+from grm_jax.model import params as params_lib
+from grm_jax.model.batch import Batch
+from grm_jax.model.gemma import Gemma
+from grm_jax.parallel.rules import Layout
+from grm_jax.sampling import decode, placing, programs
+from grm_jax.training import flops, optimizer, policy, scalar_loss
+from grm_jax.training import reference as reference_lib
+from grm_jax.training import state as states
+from grm_jax.training import step as steps
+from grm_jax.training.policy import Objective, PolicyBatch
+from grm_jax.training.scalar_loss import ScalarBatch
+
+DECODE_STEPS = 32  # of one call; their number changes neither bytes nor time
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A program of a step.
+
+  Attributes:
+    name: what it does.
+    jitted: the function.
+    arguments: ShapeDtypeStructs with shardings.
+    times: how often a step runs it.
+    useful: FLOPs of one run on all devices that lengths without padding need,
+      see training/flops.py.
+    waits: arrays that are on the devices meanwhile and are no arguments.
+    read: arrays that one pass of its main loop must read; () if it is not
+      looked at by the pass.
+  """
+
+  name: str
+  jitted: Callable
+  arguments: tuple
+  times: int = 1
+  useful: int = 0
+  waits: Any = ()
+  read: Any = ()
+
+
+def parts(config: ConfigDict, model: Gemma) -> list[Part]:
+  """What a step of `config.program` runs.
+
+  Args:
+    config: as configs/aot.py.
+    model: of config.size, laid out on the topology.
+
+  Raises:
+    ValueError: an unknown program, or sizes that the mesh cannot split.
+  """
+  if config.program not in PROGRAMS:
+    raise ValueError(
+      f'config.program is {config.program!r}; it can be {", ".join(PROGRAMS)}'
+    )
+  if config.accumulate < 1:
+    raise ValueError(f'config.accumulate is {config.accumulate}; 1 or more')
+  return PROGRAMS[config.program](config, model)
+
+
+def is_scalar(program: str) -> bool:
+  """Whether the program is of a model with a scalar head."""
+  return program == 'meta_rm_step'
+
+
+def is_sampling(program: str) -> bool:
+  """Whether the program runs in the layout of decoding."""
+  return program in ('prefill', 'decode')
+
+
+def _sft(config, model) -> list[Part]:
+  loss = functools.partial(steps.supervised_loss, model)
+  return _update(config, model, loss, _batch(config, model.layout))
+
+
+def _meta_rm(config, model) -> list[Part]:
+  loss = functools.partial(scalar_loss.bce_loss, model)
+  batch = _batch(config, model.layout)
+  known = _floats(config, model.layout, 2)
+  return _update(config, model, loss, ScalarBatch(batch, known, known))
+
+
+def _grpo(config, model) -> list[Part]:
+  objective = Objective(**config.objective, max_tokens=config.generation_size)
+  loss = functools.partial(policy.policy_loss, model, objective)
+  known, logps = (_floats(config, model.layout, n) for n in (2, 3))
+  batch = PolicyBatch(
+    batch=_batch(config, model.layout),
+    advantages=known,
+    weights=known,
+    drawn_logps=logps,
+    ref_logps=logps if objective.kl_coef else None,
+  )
+  held = ()
+  if objective.kl_coef and not config.reference.on_host:
+    held = _reference_params(config, model)
+  return _update(config, model, loss, batch, held)
+
+
+def _update(config, model, loss, batch, waits=()) -> list[Part]:
+  """Gradients of each batch, then the update by all of them."""
+  optim, _ = optimizer.make(1000, **config.optimizer)
+  update = steps.Steps(model, optim, loss)
+  state = states.abstract_state(model, optim)
+  first = jax.eval_shape(
+    functools.partial(steps.first, loss), state.params, batch
+  )
+  whole = model.layout.sharding(())
+
+  def scalar(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
+
+  sums = steps.Sums(
+    state.params,
+    *jax.tree.map(scalar, (first.numerator, first.denominator, first.extras)),
+  )
+  useful = flops.train_step(
+    model.size, *_lengths(config), scalar=model.scalar
+  ).total
+  several = config.accumulate > 1
+  return [
+    Part(
+      'gradients',
+      update.add if several else update.first,
+      (state.params, sums, batch) if several else (state.params, batch),
+      config.accumulate,
+      useful,
+      waits=(state.opt_state, waits),
+    ),
+    Part('update', update.apply, (state, sums), waits=waits),
+  ]
+
+
+def _reference_params(config, model) -> dict:
+  dtype = config.reference.dtype
+  reference_lib.check_dtype(dtype)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding),
+    params_lib.abstract_params(model),
+  )
+
+
+def _reference(config, model) -> list[Part]:
+  return [
+    Part(
+      'log-probabilities',
+      jax.jit(functools.partial(policy.logps, model)),
+      (_reference_params(config, model), _batch(config, model.layout)),
+      config.accumulate,
+      flops.forward(model.size, *_lengths(config)).total,
+    )
+  ]
+
+
+def _prompts(config, model) -> list[Part]:
+  lengths = np.full(config.prompts, config.prompt_size)
+  every = flops.forward(model.size, lengths)
+  of_head = 2 * model.size.width * model.size.vocab_size * int(lengths.sum())
+  return [
+    Part(
+      'log-probabilities',
+      jax.jit(functools.partial(head.prompt_logps, model)),
+      (params_lib.abstract_params(model), _batch(config, model.layout, False)),
+      useful=every.total + of_head,
+    )
+  ]
+
+
+def _generations(config, model) -> list[Part]:
+  return [
+    Part(
+      'log-probabilities',
+      jax.jit(functools.partial(head.generation_logps, model)),
+      (params_lib.abstract_params(model), _batch(config, model.layout)),
+      useful=flops.forward(model.size, *_lengths(config)).total,
+    )
+  ]
+
+
+def _prefill(config, model) -> list[Part]:
+  weights = placing.abstract_weights(model, config.sampling.int8)
+  lengths = np.full(config.prompts, config.prompt_size)
+  return [
+    Part(
+      'prefill',
+      jax.jit(functools.partial(decode.prefill, model)),
+      (weights, _batch(config, model.layout, False)),
+      useful=flops.forward(model.size, lengths).total,
+    )
+  ]
+
+
+def _decode(config, model) -> list[Part]:
+  sizes = programs.Sizes(
+    prompts=config.prompts,
+    rows=config.num_generations,
+    size=config.generation_size,
+    chunk=DECODE_STEPS,
+    prefill=config.prompts,
+    buckets=(config.prompt_size,),
+  )
+  weights = placing.abstract_weights(model, config.sampling.int8)
+  rest = programs.decode_arguments(model, sizes, config.prompt_size)
+  slots, _, state, *_ = rest
+  keys = config.prompt_size + config.generation_size
+  one = flops.decode(model.size, keys).total
+  return [
+    Part(
+      'decode',
+      programs.decode_jit(model, DECODE_STEPS),
+      (weights, *rest),
+      useful=one * config.prompts * config.num_generations,
+      read=(weights, slots.caches, state.caches),
+    )
+  ]
+
+
+PROGRAMS: Mapping[str, Callable[[ConfigDict, Gemma], list[Part]]] = {
+  'sft_step': _sft,
+  'grpo_update': _grpo,
+  'reference': _reference,
+  'meta_rm_step': _meta_rm,
+  'prefill': _prefill,
+  'decode': _decode,
+  'prompts': _prompts,
+  'generations': _generations,
+}
+
+
+def _lengths(config) -> tuple[np.ndarray, np.ndarray]:
+  p, r = config.prompts, config.num_generations
+  return (
+    np.full(p, config.prompt_size),
+    np.full((p, r), config.generation_size),
+  )
+
+
+def _batch(config, layout: Layout, generations: bool = True) -> Batch:
+  p, s = config.prompts, config.prompt_size
+  r, t = config.num_generations, config.generation_size
+  prompts = _array(layout, jnp.int32, p, s), _array(layout, jnp.int32, p)
+  if not generations:
+    return Batch(*prompts)
+  own = _array(layout, jnp.int32, p, r, t), _array(layout, jnp.int32, p, r)
+  return Batch(*prompts, *own)
+
+
+def _floats(config, layout, ndim) -> jax.ShapeDtypeStruct:
+  shape = (config.prompts, config.num_generations, config.generation_size)
+  return _array(layout, jnp.float32, *shape[:ndim])
+
+
+def _array(layout, dtype, *shape) -> jax.ShapeDtypeStruct:
+  names = ('prompts', 'tokens', 'tokens')[: len(shape)]
+  sharding = layout.sharding(names, shape)
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def bytes_a_device(tree: Any) -> int:
+  """Of arrays with shardings, what one device holds of them."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
+    for x in jax.tree.leaves(tree)
+  )

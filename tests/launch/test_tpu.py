@@ -1,0 +1,242 @@
+"""launch/tpu.sh: its dry runs, and what it does with a gcloud of our own."""
+
+import os
+import shlex
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from tests import test_main
+
+SCRIPT = test_main.ROOT / 'launch' / 'tpu.sh'
+GIVEN = {
+  'PROJECT': 'my-project',
+  'ZONE': 'us-east5-a',
+  'NAME': 'judge',
+  'TOPOLOGY': 'v5p:4x4x4',
+}
+
+
+def call(*arguments, env=None, path=''):
+  given = {**os.environ, **GIVEN, **(env or {})}
+  if path:
+    given['PATH'] = f'{path}:{given["PATH"]}'
+  return subprocess.run(
+    ['bash', SCRIPT, *arguments], capture_output=True, text=True, env=given
+  )
+
+
+def dry_run(*arguments, **env):
+  out = call('--dry-run', *arguments, env=env)
+  assert out.returncode == 0, out.stderr
+  return [shlex.split(line) for line in out.stderr.splitlines()]
+
+
+def value(command, flag):
+  """Of --flag=value; None without it."""
+  found = [x for x in command if x.startswith(f'--{flag}=')]
+  return found[0].partition('=')[2] if found else None
+
+
+def test_shellcheck_finds_nothing():
+  out = subprocess.run(
+    ['shellcheck', *sorted((test_main.ROOT / 'launch').glob('*.sh'))],
+    capture_output=True,
+    text=True,
+    env=os.environ | {'PATH': _with_venv()},
+  )
+  assert out.returncode == 0, out.stdout
+
+
+def _with_venv():
+  return f'{os.path.dirname(sys.executable)}:{os.environ["PATH"]}'
+
+
+def test_all_in_order():
+  found = dry_run('all', '--config=configs/grpo.py', '--workdir=gs://b/w')
+  steps = [' '.join(x[:5]) for x in found]
+  assert steps == [
+    'gcloud compute tpus queued-resources create',
+    'git archive --format=tar.gz ' + found[1][3] + ' HEAD',
+    'gcloud compute tpus tpu-vm scp',
+    'gcloud compute tpus tpu-vm ssh',
+    'gcloud compute tpus tpu-vm ssh',
+    'gcloud compute tpus tpu-vm ssh',
+    'gcloud compute tpus tpu-vm ssh',
+    'gcloud compute tpus queued-resources delete',
+  ]
+  for command in found:
+    if command[0] == 'gcloud':
+      assert value(command, 'project') == 'my-project'
+      assert value(command, 'zone') == 'us-east5-a'
+      assert '--quiet' in command
+
+
+@pytest.mark.parametrize(
+  'topology, kind, shape, image',
+  [
+    ('v4:2x2x2', 'v4', '2x2x2', 'tpu-ubuntu2204-base'),
+    ('v5e:4x4', 'v5litepod', '4x4', 'v2-alpha-tpuv5-lite'),
+    ('v5p:4x4x4', 'v5p', '4x4x4', 'v2-alpha-tpuv5'),
+    ('v6e:8x8', 'v6e', '8x8', 'v2-alpha-tpuv6e'),
+  ],
+)
+def test_what_is_asked_for(topology, kind, shape, image):
+  (create,) = dry_run('create', TOPOLOGY=topology)
+  assert value(create, 'type') == kind
+  assert value(create, 'topology') == shape
+  assert value(create, 'runtime-version') == image
+  assert value(create, 'node-id') == 'judge'
+  assert '--spot' not in create and '--reserved' not in create
+  (create,) = dry_run('create', SPOT='1', RESERVED='1', RUNTIME='own')
+  assert '--spot' in create and '--reserved' in create
+  assert value(create, 'runtime-version') == 'own'
+
+
+def test_several_slices():
+  (create,) = dry_run('create', SLICES='2')
+  assert value(create, 'node-count') == '2'
+  assert value(create, 'node-prefix') == 'judge'
+  found = dry_run('run', '--config=configs/sft.py', SLICES='2')
+  assert [x[5] for x in found] == ['judge-0', 'judge-1']
+  assert all('--config.mesh.slices=2' in value(x, 'command') for x in found)
+  (logs,) = dry_run('logs', SLICES='2')
+  assert logs[5] == 'judge-0'
+
+
+def test_what_the_workers_run(tmp_path):
+  """The command, run here, gives the flags to Python as they were given."""
+  flags = ['--config=configs/a.py', "--config.x=('a b',)", '--config.y=$HOME;`']
+  (start,) = dry_run('run', *flags, FLAGS='--xla_a=1 --xla_b=2')
+  assert value(start, 'worker') == 'all'
+  folder = tmp_path / 'grm_jax_run'
+  python = folder / '.venv' / 'bin' / 'python'
+  python.parent.mkdir(parents=True)
+  python.write_text(
+    '#!/usr/bin/env bash\nprintf "%s\\n" "$GRM_COORDINATOR" '
+    '"$LIBTPU_INIT_ARGS" "$@"\nexit 3\n'
+  )
+  python.chmod(python.stat().st_mode | stat.S_IEXEC)
+  (folder / 'run.exit').write_text('0\n')  # of an earlier run
+  command = value(start, 'command').removesuffix('&') + '& wait'
+  subprocess.run(['bash', '-c', command], cwd=tmp_path, check=True)
+  assert (folder / 'run.log').read_text().splitlines() == [
+    *('auto', '--xla_a=1 --xla_b=2', '-m', 'grm_jax.main'),
+    *flags,
+  ]
+  assert (folder / 'run.exit').read_text() == '3\n'
+
+
+def test_results():
+  (copy,) = dry_run('results', 'runs/grpo', 'here')
+  assert copy[5:7] == ['--recurse', 'judge:grm_jax_run/runs/grpo']
+  assert copy[7] == 'here' and value(copy, 'worker') == '0'
+
+
+@pytest.mark.parametrize(
+  'arguments, env, words',
+  [
+    (['create'], {'PROJECT': ''}, 'PROJECT is not set'),
+    (['create'], {'ZONE': ''}, 'ZONE is not set'),
+    (['logs'], {'NAME': ''}, 'NAME is not set'),
+    (['create'], {'TOPOLOGY': ''}, 'TOPOLOGY is not set'),
+    (['create'], {'TOPOLOGY': 'v9:4x4'}, 'it is v4, v5e, v5p or v6e'),
+    (['create'], {'TOPOLOGY': 'v5p'}, 'its shape is such as'),
+    (['create'], {'TOPOLOGY': 'v5p:4x4x'}, 'its shape is such as'),
+    (['create'], {'SLICES': '0'}, 'SLICES is 0'),
+    (['create', 'now'], {}, 'create takes no arguments, got now'),
+    (['run'], {}, 'run needs the flags of grm_jax.main'),
+    (['results', 'x'], {}, 'results needs FROM'),
+    (['fly'], {}, 'fly is no command'),
+  ],
+)
+def test_mistakes(arguments, env, words):
+  out = call('--dry-run', *arguments, env=env)
+  assert out.returncode == 2
+  (line,) = out.stderr.splitlines()
+  assert line.startswith('error: ') and words in line
+
+
+def test_help_names_every_command_and_variable():
+  out = call('--help')
+  assert out.returncode == 0
+  for word in (
+    *('all', 'create', 'setup', 'run', 'watch', 'logs', 'results', 'delete'),
+    *('PROJECT', 'ZONE', 'NAME', 'TOPOLOGY', 'SLICES', 'SPOT', 'RETRIES'),
+  ):
+    assert word in out.stdout
+  assert 'set -euo' not in out.stdout
+
+
+# A gcloud of one queued resource, which is taken away as often as TAKEN says
+# while a run is on, and whose run ends with STATUS.
+PLAYED = """#!/usr/bin/env bash
+printf '%s\\n' "$*" >> "$PLAY/calls"
+case "$*" in
+*'queued-resources create'*) echo ACTIVE > "$PLAY/state" ;;
+*'queued-resources describe'*) cat "$PLAY/state" 2>/dev/null || exit 1 ;;
+*'queued-resources delete'*) rm -f "$PLAY/state" ;;
+*'run.exit 2>/dev/null'*)
+  left=$(cat "$PLAY/taken")
+  if ((left > 0)); then
+    echo $((left - 1)) > "$PLAY/taken"
+    echo SUSPENDED > "$PLAY/state"
+    exit 255
+  fi
+  echo "$STATUS"
+  ;;
+esac
+"""
+
+
+def play(tmp_path, taken, status, **env):
+  gcloud = tmp_path / 'gcloud'
+  gcloud.write_text(PLAYED)
+  gcloud.chmod(0o755)
+  (tmp_path / 'taken').write_text(f'{taken}\n')
+  out = call(
+    *('all', '--config=configs/grpo.py'),
+    env={'PLAY': str(tmp_path), 'STATUS': str(status), 'PAUSE': '0', **env},
+    path=tmp_path,
+  )
+  return out, (tmp_path / 'calls').read_text().splitlines()
+
+
+def count(calls, words):
+  return sum(words in x for x in calls)
+
+
+def test_a_slice_that_is_taken_away_is_asked_for_again(tmp_path):
+  out, calls = play(tmp_path, taken=2, status=0)
+  assert out.returncode == 0, out.stderr
+  assert count(calls, 'queued-resources create') == 3
+  assert count(calls, 'grm_jax.main') == 3
+  assert count(calls, 'queued-resources delete') == 3
+  assert calls[-1].startswith('compute tpus queued-resources delete judge')
+
+
+def test_a_run_that_fails_keeps_its_slice(tmp_path):
+  out, calls = play(tmp_path, taken=0, status=2)
+  assert out.returncode == 2
+  assert 'the run ended with 2; the slice is kept' in out.stderr
+  assert count(calls, 'queued-resources delete') == 0
+  assert count(calls, 'queued-resources create') == 1
+
+
+def test_not_for_ever(tmp_path):
+  out, calls = play(tmp_path, taken=9, status=0, RETRIES='1')
+  assert out.returncode == 2
+  assert 'taken away 1 times; raise RETRIES' in out.stderr
+  assert count(calls, 'queued-resources create') == 2
+
+
+def test_without_gcloud(tmp_path):
+  bash = tmp_path / 'bin'
+  bash.mkdir()
+  for name in ('bash', 'dirname', 'sed'):
+    (bash / name).symlink_to(f'/usr/bin/{name}')
+  out = call('logs', env={'PATH': str(bash)})
+  assert out.returncode == 2
+  assert 'gcloud is not installed' in out.stderr
