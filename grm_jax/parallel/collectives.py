@@ -27,6 +27,8 @@ KINDS = (
 )
 # How XLA for TPU names the fusion that is a reduce-scatter.
 _SCATTERED = 'all-reduce-scatter'
+# And those that are a part of a collective beside other work.
+_BESIDE = 'async_collective'
 _CHANNEL = re.compile(r'\bchannel_id=(\d+)')
 _MESH = re.compile(
   r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? \{([^}]*)\}'
@@ -54,6 +56,7 @@ class Collective:
       of a permutation, pairs of sender and receiver.
     passes: how often it is done.
     source: the operation of the program that it is for.
+    hidden: whether it goes on in the background of other work.
   """
 
   kind: str
@@ -61,6 +64,7 @@ class Collective:
   groups: tuple[tuple[int, ...], ...]
   passes: int
   source: str = ''
+  hidden: bool = False
 
   @property
   def sent(self) -> float:
@@ -93,8 +97,14 @@ def of_module(module: Module, count: int, name: str = '') -> list[Collective]:
     source = source[1] if source else ''
     # On CPU different ones may have the same channel.
     key = (x.base, channel[1], source) if channel else (run.computation, x.name)
-    # What a loop inside goes on with is begun outside of it, once.
-    if key in found and found[key].passes <= run.passes:
+    hidden = x.op != x.base or run.computation.startswith(_BESIDE)
+    if key in found:
+      # What a loop inside goes on with is begun outside of it, once.
+      found[key] = dataclasses.replace(
+        found[key],
+        passes=min(found[key].passes, run.passes),
+        hidden=found[key].hidden or hidden,
+      )
       continue
     kind = x.base
     if kind == 'all-reduce' and run.computation.startswith(_SCATTERED):
@@ -103,7 +113,7 @@ def of_module(module: Module, count: int, name: str = '') -> list[Collective]:
     given = sum(nbytes(lines[name].shape, True) for name in x.operands)
     whole = nbytes(x.shape, True) if kind == 'all-gather' else given
     groups = _groups(x.attributes, count)
-    found[key] = Collective(kind, whole, groups, run.passes, source)
+    found[key] = Collective(kind, whole, groups, run.passes, source, hidden)
   return [x for x in found.values() if len(x.groups[0]) > 1]
 
 
@@ -230,7 +240,10 @@ def table(
   devices: Sequence[jax.Device],
   chip: Chip | None,
 ) -> list[dict]:
-  """Rows of kind, axes, count, sent (bytes a device), seconds; largest first.
+  """Rows of a kind along some axes, those that send the most first.
+
+  Each has kind, axes, count, sent_bytes (a device), seconds, and
+  exposed_seconds: of those that no other work is done beside.
 
   Args:
     found: from `of_module`.
@@ -238,12 +251,14 @@ def table(
     devices: of the mesh, flat.
     chip: that they are; None where that is not known, and seconds neither.
   """
-  rows = collections.defaultdict(lambda: [0, 0.0, 0.0])
+  rows = collections.defaultdict(lambda: [0, 0.0, 0.0, 0.0])
   for x in found:
     row = rows[x.kind, axes(x, mesh)]
     row[0] += x.passes
     row[1] += x.sent
-    row[2] += seconds(x, devices, chip) if chip else 0.0
+    time = seconds(x, devices, chip) if chip else 0.0
+    row[2] += time
+    row[3] += 0.0 if x.hidden else time
   made = [
     {
       'kind': kind,
@@ -251,7 +266,8 @@ def table(
       'count': count,
       'sent_bytes': round(sent),
       'seconds': time if chip else None,
+      'exposed_seconds': exposed if chip else None,
     }
-    for (kind, over), (count, sent, time) in rows.items()
+    for (kind, over), (count, sent, time, exposed) in rows.items()
   ]
   return sorted(made, key=lambda row: -row['sent_bytes'])

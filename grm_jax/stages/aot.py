@@ -48,7 +48,8 @@ def compile_report(config: ConfigDict) -> dict[str, Any]:
     optimizer_bytes, activations_bytes (of the largest part), peak_bytes,
     memory_bytes, fits, useful_flops, computed_flops, waste (the second over
     the first), hbm_bytes, network_bytes, seconds, bound and mfu (of useful
-    FLOPs). What is not known is None.
+    FLOPs), exposed_mfu (where collectives in the foreground come on top of
+    the products). What is not known is None.
 
   Raises:
     ValueError: a wrong name, or sizes that the mesh cannot split.
@@ -119,14 +120,21 @@ def _whole(found: list[Costs], chip, devices: int) -> Costs:
     for row in part['collectives']
   )
   if chip is None:
-    return whole | {'seconds': None, 'bound': None, 'mfu': None}
+    unknown = ('seconds', 'bound', 'mfu', 'exposed_mfu')
+    return whole | dict.fromkeys(unknown)
   slowest = max(found, key=lambda part: part['times'] * part['seconds'])
   seconds = sum(part['times'] * part['seconds'] for part in found)
   ideal = whole['useful_flops'] * chip.devices / chip.flops
+  slow = sum(
+    part['times']
+    * max(part['seconds'], part['compute_seconds'] + part['exposed_seconds'])
+    for part in found
+  )
   return whole | {
     'seconds': seconds,
     'bound': slowest['bound'],
     'mfu': round(ideal / seconds, 3),
+    'exposed_mfu': round(ideal / slow, 3),
   }
 
 

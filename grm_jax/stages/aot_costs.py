@@ -44,9 +44,10 @@ def of_part(part: Part, model: Gemma, chip: Chip | None) -> Costs:
     is False and `error` says why; else also arguments_bytes, outputs_bytes,
     temporary_bytes, waiting_bytes (what else is there meanwhile), peak_bytes,
     useful_flops, computed_flops, hbm_bytes, collectives (a table), and
-    compute_seconds, memory_seconds, network_seconds, seconds and bound (None
-    without a chip). Of a part that is looked at by the pass also bound_bytes,
-    what it must read, and step_by_bound, hbm_bytes over that.
+    compute_seconds, memory_seconds, network_seconds, exposed_seconds (of the
+    network, in the foreground), seconds and bound (None without a chip). Of a
+    part that is looked at by the pass also bound_bytes, what it must read, and
+    step_by_bound, hbm_bytes over that.
   """
   costs: Costs = {'name': part.name, 'times': part.times}
   begin = time.monotonic()
@@ -123,8 +124,8 @@ def _work(part, text, model, mesh, chip) -> Costs:
 
 
 def _roofline(costs, chip) -> Costs:
-  names = ('compute', 'memory', 'network')
   if chip is None:
+    names = ('compute', 'memory', 'network', 'exposed')
     return dict.fromkeys((*(f'{x}_seconds' for x in names), 'seconds', 'bound'))
   found = {
     'compute': costs['computed_flops'] * chip.devices / chip.flops,
@@ -132,8 +133,10 @@ def _roofline(costs, chip) -> Costs:
     'network': sum(row['seconds'] for row in costs['collectives']),
   }
   bound = max(found, key=found.get)
+  rows = costs['collectives']
   return {
     **{f'{name}_seconds': value for name, value in found.items()},
+    'exposed_seconds': sum(row['exposed_seconds'] for row in rows),
     'seconds': found[bound],
     'bound': bound,
   }

@@ -29,7 +29,8 @@ def line(found: Report) -> str:
   if found['seconds'] is not None:
     words.append(
       f'{found["seconds"]:.3g} s, bound by {found["bound"]}, '
-      f'MFU {found["mfu"]:.1%}'
+      f'MFU {found["mfu"]:.1%} ({found["exposed_mfu"]:.1%} with what of the '
+      'network is in the foreground)'
     )
   return f'{sizes}: {"; ".join(words)}'
 
@@ -62,7 +63,12 @@ def _lines(values: Report) -> list[str]:
 
 def _collective(row: Report) -> str:
   over = ' '.join(row['axes']) or 'nothing'
-  time = '' if row['seconds'] is None else f', {row["seconds"]:.3g} s'
+  time = ''
+  if row['seconds'] is not None:
+    time = (
+      f', {row["seconds"]:.3g} s, of which {row["exposed_seconds"]:.3g} s '
+      'in the foreground'
+    )
   return (
     f'{row["kind"]} over {over}: {row["count"]}, sends '
     f'{_gib(row["sent_bytes"])}{time}'

@@ -66,6 +66,7 @@ def test_kinds(kind, result, nbytes, start):
   assert found.source == 'jit(f)/x'
   twice = 2 if kind == 'all-reduce' else 1
   assert found.sent == twice * nbytes * 7 / 8
+  assert found.hidden == bool(start)
 
 
 @pytest.mark.parametrize(
@@ -130,24 +131,27 @@ def test_a_fusion_of_an_all_reduce_that_is_a_reduce_scatter():
 
 def test_what_goes_on_in_a_loop_is_one_collective():
   """Begun outside with a channel that fusions in the loop have, too."""
-  inner = """%step (p: bf16[8,128]) -> bf16[64,128] {
+  inner = """%async_collective_fusion.1 (p: bf16[8,128]) -> bf16[64,128] {
   %p = bf16[8,128]{1,0} parameter(0)
   ROOT %g = bf16[64,128]{1,0} all-gather(%p), channel_id=7, replica_groups={}
 }
 %body (t: bf16[8,128]) -> bf16[8,128] {
   %t = bf16[8,128]{1,0} parameter(0)
   %more = bf16[8,128]{1,0} all-to-all(%t), channel_id=9, replica_groups={}
-  ROOT %f = bf16[64,128]{1,0} fusion(%t), kind=kLoop, calls=%step
+  ROOT %f = bf16[64,128]{1,0} fusion(%t), calls=%async_collective_fusion.1
 }
 """
+  inner += inner[: inner.index('%body')].replace(
+    'async_collective_fusion.1', 'step'
+  )
   begun = (
     'bf16[64,128]{1,0} fusion(%a), calls=%step\n  %w = bf16[8,128] while(%a), '
     'condition=%x, body=%body, backend_config={"known_trip_count":{"n":"4"}}'
   )
   found = of(begun, before=inner)
-  assert [(x.kind, x.passes) for x in found] == [
-    ('all-gather', 1),
-    ('all-to-all', 4),
+  assert [(x.kind, x.passes, x.hidden) for x in found] == [
+    ('all-gather', 1, True),
+    ('all-to-all', 4, False),
   ]
 
 
@@ -208,7 +212,7 @@ def test_seconds_between_slices_and_on_one_chip():
 def test_a_table():
   found = [
     Collective('all-gather', 800, ((0, 1, 2, 3), (4, 5, 6, 7)), 3),
-    Collective('all-gather', 400, ((0, 1, 2, 3), (4, 5, 6, 7)), 1),
+    Collective('all-gather', 400, ((0, 1, 2, 3), (4, 5, 6, 7)), 1, hidden=True),
     Collective('all-reduce', 8000, ((0, 4),), 1),
   ]
   rows = collectives.table(found, MESH, box(2, 4), CHIP)
@@ -218,6 +222,7 @@ def test_a_table():
   ]
   assert [x['sent_bytes'] for x in rows] == [8000, 3 * 600 + 300]
   assert rows[1]['seconds'] == pytest.approx(2100 / 2e9)
+  assert rows[1]['exposed_seconds'] == pytest.approx(1800 / 2e9)
   assert collectives.table(found, MESH, box(2, 4), None)[0]['seconds'] is None
 
 

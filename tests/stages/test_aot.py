@@ -135,6 +135,7 @@ def test_a_sweep_ranks_meshes(tmp_path, capsys, monkeypatch):
       'seconds': seconds,
       'bound': 'memory',
       'mfu': 0.5,
+      'exposed_mfu': 0.25,
     }
 
   monkeypatch.setattr(aot, 'compile_report', compile_report)
@@ -146,7 +147,7 @@ def test_a_sweep_ranks_meshes(tmp_path, capsys, monkeypatch):
   assert found == [4, 1, 2]
   out = capsys.readouterr().out
   assert '1. data=1 x fsdp=2 x tensor=4' in out
-  assert '1.000 GiB, fits; 2 s, bound by memory, MFU 50.0%' in out
+  assert '1.000 GiB, fits; 2 s, bound by memory, MFU 50.0% (25.0% with' in out
 
 
 def test_the_roofline_by_hand():
@@ -154,12 +155,16 @@ def test_the_roofline_by_hand():
   costs = {
     'computed_flops': 394 * 10**12,
     'hbm_bytes': 819 * 10**9,
-    'collectives': [{'seconds': 0.5}, {'seconds': 0.25}],
+    'collectives': [
+      {'seconds': 0.5, 'exposed_seconds': 0.25},
+      {'seconds': 0.25, 'exposed_seconds': 0.0},
+    ],
   }
   assert aot_costs._roofline(costs, CHIPS['v5e']) == {
     'compute_seconds': 2.0,
     'memory_seconds': pytest.approx(1.0),
     'network_seconds': 0.75,
+    'exposed_seconds': 0.25,
     'seconds': 2.0,
     'bound': 'compute',
   }
