@@ -216,9 +216,10 @@ def test_interval_of_an_auc_repeats_the_drawn_rows():
   assert (low, high) == pytest.approx(np.quantile(found, [0.025, 0.975]))
 
 
-def test_ten_thousand_queries_take_less_than_three_seconds():
+def test_ten_thousand_queries_are_no_loop_of_python():
   rng = np.random.default_rng(6)
   values = rng.choice([0, 0.5, 1], 10_000)
-  start = time.monotonic()
+  # Of the process, whatever else is running; one by one it takes minutes.
+  start = time.process_time()
   metrics.bootstrap([term(values)])
-  assert time.monotonic() - start < 3
+  assert time.process_time() - start < 30

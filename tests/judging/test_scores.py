@@ -380,6 +380,7 @@ LONG = [
 def test_a_megabyte_takes_no_time(start, unit, end):
   middle = unit * (10**6 // len(unit) // (2 if end else 1))
   text = start + middle + end * (500_000 if end else 0)
-  begin = time.perf_counter()
+  # Of the process, whatever else is running: backtracking over it takes hours.
+  begin = time.process_time()
   assert legal(parse_scores(text, 2), 2, 1, 10)
-  assert time.perf_counter() - begin < 5
+  assert time.process_time() - begin < 60
