@@ -52,9 +52,3 @@ def chip(name: str) -> Chip:
       f'v5p:4x4x4, with one of {", ".join(GENERATIONS)}'
     )
   return CHIPS[generation]
-
-
-def hbm_bytes(name: str) -> int:
-  """Memory of one device of the slice `name`, in bytes."""
-  found = chip(name)
-  return found.hbm // found.devices

@@ -54,9 +54,8 @@ def compile_report(config: ConfigDict) -> dict[str, Any]:
   Raises:
     ValueError: a wrong name, or sizes that the mesh cannot split.
   """
-  local = config.topology == LOCAL
-  devices = jax.devices() if local else topology.devices(config.topology)
-  chip = None if local else topology.chip(config.topology)
+  devices = _devices(config)
+  chip = None if config.topology == LOCAL else topology.chip(config.topology)
   weights = None
   if aot_programs.is_sampling(config.program):
     weights = config.sampling.weights
@@ -83,8 +82,14 @@ def compile_report(config: ConfigDict) -> dict[str, Any]:
     'attention': config.compute.attention,
     'remat': config.compute.remat,
   }
-  whole = _whole(found, chip, len(devices))
+  whole = _whole(found, chip)
   return settings | _resting(parts) | whole | {'parts': found}
+
+
+def _devices(config):
+  if config.topology == LOCAL:
+    return jax.devices()
+  return topology.devices(config.topology)
 
 
 def _resting(parts) -> Costs:
@@ -97,7 +102,7 @@ def _resting(parts) -> Costs:
   }
 
 
-def _whole(found: list[Costs], chip, devices: int) -> Costs:
+def _whole(found: list[Costs], chip) -> Costs:
   """The step: all parts, each as often as it is run."""
   if any('error' in part for part in found):
     return {'fits': False}
@@ -141,8 +146,8 @@ def _whole(found: list[Costs], chip, devices: int) -> Costs:
 def sweep(config: ConfigDict) -> list[dict[str, Any]]:
   """Reports of all meshes of the axes in `config.sweep`, the best first.
 
-  Each axis takes the powers of two that the devices can be divided into; what
-  is left goes to config.mesh's axis of -1.
+  Each axis but the first takes the powers of two that the devices can be
+  divided into, the first what is left; axes that are not named are 1.
 
   Raises:
     ValueError: config.sweep names no axis, or no mesh can be compiled.
@@ -153,10 +158,8 @@ def sweep(config: ConfigDict) -> list[dict[str, Any]]:
     raise ValueError(
       f'config.sweep={config.sweep!r}: it is some of {",".join(AXES)}'
     )
-  local = config.topology == LOCAL
-  devices = jax.devices() if local else topology.devices(config.topology)
   reports, reasons = [], []
-  for sizes_ in _meshes(axes, len(devices)):
+  for sizes_ in _meshes(axes, len(_devices(config))):
     own = config.copy_and_resolve_references()
     own.mesh.update(dict.fromkeys(AXES, 1) | sizes_)
     try:

@@ -7,6 +7,7 @@ fill a systolic array, or of what cannot overlap. All counts are read off the
 compiled module of one device.
 """
 
+import math
 import re
 import time
 from typing import Any
@@ -152,9 +153,6 @@ def _kernel(model: Gemma, x: Instruction) -> int:
   *rows, size, width = queries
   block = min(model.compute.splash_block, size)
   local = '/local/' in x.attributes
-  window = min(model.size.window, size) if local else None
-  heads = 1
-  for count in rows:
-    heads *= count
+  window = model.size.window if local else None
   tile = _KERNELS[kind[1]] * 2 * block * block * width
-  return heads * splash.tiles(size, block, window) * tile
+  return math.prod(rows) * splash.tiles(size, block, window) * tile

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.model import head
+from grm_jax.model import head, splash
 from grm_jax.model.attention import Rows, attend
 from grm_jax.model.compute import Compute
 from grm_jax.parallel import mesh, rules
@@ -172,3 +172,24 @@ def test_heads_the_mesh_does_not_split(layout):
   arrays = random_arrays(4, heads=3, kv_heads=1, places=128)
   with pytest.raises(ValueError, match='heads has size 3.*config.mesh.tensor'):
     run(arrays, None, None, SPLASH, layout)
+
+
+@pytest.mark.parametrize(
+  'size, block, window',
+  [
+    (1024, 512, None),
+    (2048, 512, 4096),  # a window that is longer than the prompt
+    (1024, 128, 1),
+    (1024, 128, 2),
+    (1024, 128, 129),
+    (1024, 128, 130),
+    (1024, 256, 128),
+  ],
+)
+def test_tiles_that_are_computed(size, block, window):
+  """Counted in the whole mask, which no kernel ever makes."""
+  apart = np.arange(size)[:, None] - np.arange(size)[None]
+  seen = (apart >= 0) & (apart < (window or size))
+  tiles = seen.reshape(size // block, block, size // block, block)
+  expected = int(tiles.any(axis=(1, 3)).sum())
+  assert splash.tiles(size, block, window) == expected
