@@ -5,11 +5,15 @@ import pathlib
 import socket
 import subprocess
 import sys
+from concurrent import futures
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Seconds after which what a test waits for hangs: never a measure of speed, for
+# a machine can be busy or slow.
+HANG = 900
 
 
-def run_together(arguments, count=2, devices=4, timeout=240):
+def run_together(arguments, count=2, devices=4):
   """Runs `python *arguments` in `count` processes of `devices` CPU devices.
 
   Returns:
@@ -39,8 +43,10 @@ def run_together(arguments, count=2, devices=4, timeout=240):
         text=True,
       )
     )
+  # All are read at once: one that waits to be read holds up the others.
   try:
-    done = [child.communicate(timeout=timeout) for child in children]
+    with futures.ThreadPoolExecutor(count) as pool:
+      done = list(pool.map(lambda x: x.communicate(timeout=HANG), children))
   finally:
     for child in children:
       child.kill()

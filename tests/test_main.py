@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.processes import HANG
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -22,14 +24,14 @@ def environment(cache):
   }
 
 
-def run(*arguments, expect=0, env=None, timeout=300):
+def run(*arguments, expect=0, env=None):
   """Runs main; returns (stdout, stderr)."""
   out = subprocess.run(
     [sys.executable, '-m', 'grm_jax.main', *map(str, arguments)],
     cwd=ROOT,
     capture_output=True,
     text=True,
-    timeout=timeout,
+    timeout=HANG,
     env=env,
   )
   assert out.returncode == expect, out.stderr

@@ -10,6 +10,7 @@ from grm_jax.data.batches import Batches
 from grm_jax.data.prefetch import Prefetch
 from grm_jax.data.records import Limits
 from tests.data.made import ragged, same
+from tests.processes import HANG
 
 
 def batches():
@@ -65,7 +66,7 @@ def test_batches_are_built_ahead():
   with Prefetch(source, 2) as ahead:
     # Both are built although nobody asked, and the thread then waits.
     for future in ahead._ahead:
-      future.result(timeout=10)
+      future.result(timeout=HANG)
     assert source.done == 2
     assert ahead.state() == {'done': 0}
     assert next(ahead) == 1

@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from tests import test_main
+from tests.processes import HANG
 
 ROWS = [
   {
@@ -107,6 +108,6 @@ def start(*given, env):
 def run(*given, env):
   """What main prints; a whole run is longer than most."""
   child = start(*given, env=env)
-  stdout, stderr = child.communicate(timeout=1200)
+  stdout, stderr = child.communicate(timeout=2 * HANG)
   assert not child.returncode, stderr
   return stdout

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from grm_jax.model import tiny_tokenizer
 from tests import gemma2_files
+from tests.processes import HANG
 from tests.test_main import error_of, run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -144,7 +145,7 @@ def test_killed_import_can_be_repeated(tmp_path):
   child = subprocess.Popen(
     command, cwd=ROOT, env=ONE, stderr=subprocess.DEVNULL
   )
-  deadline = time.monotonic() + 60
+  deadline = time.monotonic() + HANG
   while not list(tmp_path.glob('ours/*tmp*')):
     if child.poll() is not None or time.monotonic() > deadline:
       break

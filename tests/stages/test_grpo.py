@@ -327,7 +327,6 @@ def test_two_processes_train_as_one(given, calm, tmp_path, monkeypatch):
   run_together(
     ['-m', 'grm_jax.main', *arguments, f'--workdir={tmp_path}'],
     devices=1,
-    timeout=200,
   )
   ours, theirs = updates(tmp_path), updates(calm)[:2]
   for one, two in zip(ours, theirs, strict=True):

@@ -20,6 +20,7 @@ from grm_jax.stages.scalar import MetaJudge
 from grm_jax.training import checkpoints, pretrained
 from tests import test_main
 from tests.model import tiny
+from tests.processes import HANG
 from tests.stages.given import Given
 from tests.stages.test_judge import words
 from tests.stages.test_sft import (
@@ -207,7 +208,7 @@ def test_stopped_and_started_again_it_ends_bit_for_bit_the_same(
   process = given.begin(tmp_path)
   wait_for(process, lambda: lines_of(tmp_path / 'metrics.jsonl') >= 5)
   process.send_signal(signal.SIGTERM)
-  stdout, _ = process.communicate(timeout=120)
+  stdout, _ = process.communicate(timeout=HANG)
   assert process.returncode == 0
   stopped = steps_in(tmp_path)[-1]
   assert 5 <= stopped < STEPS

@@ -24,7 +24,7 @@ from grm_jax.stages import sft
 from grm_jax.training import checkpoints, pretrained
 from tests import test_main
 from tests.model import tiny
-from tests.processes import run_together
+from tests.processes import HANG, run_together
 from tests.stages.given import Given
 
 STEPS = 20
@@ -198,7 +198,7 @@ def disturbed(given, calm, tmp_path_factory):
   process = given.begin(workdir)
   wait_for(process, lambda: lines_of(workdir / 'metrics.jsonl') >= 6)
   process.send_signal(signal.SIGTERM)
-  stdout, _ = process.communicate(timeout=120)
+  stdout, _ = process.communicate(timeout=HANG)
   stopped = subprocess.CompletedProcess([], process.returncode, stdout)
   seen = steps_in(workdir), results(workdir)
   process = given.begin(workdir)
@@ -425,7 +425,6 @@ def test_two_processes_train_as_one(given, calm, tmp_path, monkeypatch):
   monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
   run_together(
     ['-m', 'grm_jax.main', *given.arguments(), f'--workdir={tmp_path}'],
-    timeout=120,
   )
   np.testing.assert_allclose(losses(tmp_path), losses(calm[0]), atol=1e-4)
   assert steps_in(tmp_path) == [15, 20]

@@ -9,6 +9,7 @@ import pytest
 
 from grm_jax.stages import spct
 from tests import test_main
+from tests.processes import HANG
 from tests.stages import spct_run
 
 # config_flags loads a config's file so.
@@ -236,8 +237,8 @@ def test_killed_in_the_middle_of_every_stage(finished, environment):
   assert 'finished before' in stdout
 
 
-def until(there, child, seconds=600):
-  end = time.monotonic() + seconds
+def until(there, child):
+  end = time.monotonic() + HANG
   while not there():
     assert child.poll() is None, child.communicate()[1]
     assert time.monotonic() < end, 'it takes too long'

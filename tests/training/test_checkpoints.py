@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from grm_jax.training import checkpoints
 from grm_jax.training.checkpoints import Checkpoints
-from tests.processes import run_together
+from tests.processes import HANG, run_together
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -366,7 +366,6 @@ CHILD = """
 import sys
 import jax.numpy as jnp
 from grm_jax.training.checkpoints import Checkpoints
-from tests.processes import run_together
 with Checkpoints(sys.argv[1], keep=2) as writer:
   for step in range(int(sys.argv[2]), 1000):
     w = jnp.full((1 << 20,), step, jnp.float32)
@@ -395,7 +394,7 @@ def kill_in_a_save(directory, first, delay):
     stderr=subprocess.DEVNULL,
   )
   tmp = directory / f'{first + 2}.orbax-checkpoint-tmp'
-  limit = time.monotonic() + 60
+  limit = time.monotonic() + HANG
   try:
     while not tmp.exists() and not (directory / str(first + 2)).exists():
       assert child.poll() is None and time.monotonic() < limit
