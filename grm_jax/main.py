@@ -5,6 +5,12 @@ r"""Runs one stage of the method.
 `--config=configs/STAGE.py:tiny` is a version that runs on a laptop CPU. Any
 leaf of a config is changed with `--config.key=value`, for example
 `--config.mesh.tensor=4`. The comments in a config file explain its leaves.
+
+Ends with 0: done, or asked to stop by SIGTERM and saved (the last line says
+which); 1: a fault of the program or a machine; 2: a mistake in what was given,
+one line says which; 3: training met a loss that is not finite; 134, by JAX:
+another process of the run is gone; 143: SIGTERM where nothing is to be saved.
+After 134 and 143, and mostly after 1, the same command goes on.
 """
 
 import importlib
@@ -22,6 +28,10 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Directory for what the stage writes.'
 )
 flags.mark_flag_as_required('config')
+_WITH_OTHERS = (
+  'this process of several ends; if another one ended before it, that is the '
+  'cause, and its log tells why. Start all of them again: the run goes on'
+)
 
 
 def main(argv: list[str]) -> None:
@@ -35,12 +45,20 @@ def main(argv: list[str]) -> None:
     start.start()
     stage = importlib.import_module(f'grm_jax.stages.{_CONFIG.value.stage}')
     stage.run(_CONFIG.value, _WORKDIR.value)
-  except (ValueError, FloatingPointError) as error:
-    if not _is_ours(error):
+  except Exception as error:  # noqa: BLE001  # it goes on, or the process ends
+    known = isinstance(error, (ValueError, FloatingPointError))
+    if known and _is_ours(error):
+      logging.debug('', exc_info=True)
+      print(f'error: {error}', file=sys.stderr)
+      # A loss that is not finite need not be the user's mistake.
+      status = 2 if isinstance(error, ValueError) else 3
+    elif start.are_several():
+      traceback.print_exc()
+      print(f'error: {_WITH_OTHERS}', file=sys.stderr)
+      status = 1
+    else:
       raise
-    logging.debug('', exc_info=True)
-    # A loss that is not finite need not be the user's mistake.
-    _fail(str(error), 2 if isinstance(error, ValueError) else 3)
+    start.leave(status)
 
 
 def _is_ours(error: Exception) -> bool:

@@ -15,8 +15,10 @@
 #     launch/tpu.sh all --config=configs/grpo.py --workdir=gs://BUCKET/grpo
 #
 # --dry-run prints the commands. FLAGs are those of `python -m grm_jax.main`.
-# `all` begins again where a slice is preempted: give a --workdir on gs://, and
-# the run goes on where it was saved. From the environment:
+# `all` begins again where a slice is preempted, and starts the run again where
+# one of its processes was stopped or ended (status 75, see README.md on exit
+# codes): give a --workdir on gs://, and it goes on where it was saved. A run
+# that fails by itself keeps its slice, to be looked at. From the environment:
 #
 #   PROJECT, ZONE   of Google Cloud; needed
 #   NAME            of the queued resource; needed
@@ -40,6 +42,7 @@ RETRIES=${RETRIES:-10}
 PAUSE=${PAUSE:-30}
 FLAGS=${FLAGS:-}
 FOLDER=grm_jax_run # on the workers
+STOPPED=75         # status of what is to be begun again: EX_TEMPFAIL
 
 dry_run=
 if [[ ${1:-} == --dry-run ]]; then
@@ -121,7 +124,8 @@ create() {
   local found
   until found=$(state) && [[ $found == ACTIVE ]]; do
     case $found in
-    FAILED | SUSPENDED | ABSENT)
+    SUSPENDED | ABSENT) return "$STOPPED" ;;
+    FAILED)
       printf 'error: the queued resource is %s\n' "$found" >&2
       return 1
       ;;
@@ -160,6 +164,14 @@ setup() {
 -r requirements.txt 'jax[tpu]'"
 }
 
+# What a worker does when the run has ended: writes its status. A run that was
+# asked to stop and saved says so and ends with 0; one that was asked where
+# nothing is to be saved ends with 143, one whose other processes are gone with
+# 134 (aborted by JAX) or 75.
+ENDING="status=\$?; case \$status in 134 | 143) status=$STOPPED ;; esac; \
+if tail -n 20 run.log | grep -q 'start again to go on\$'; \
+then status=$STOPPED; fi; echo \$status > run.exit"
+
 start() {
   (($# > 0)) || fail 'run needs the flags of grm_jax.main, such as --config=...'
   local quoted
@@ -168,7 +180,7 @@ start() {
   # Away from the ssh session: a lost connection ends no run.
   on_workers all "cd $FOLDER && rm -f run.exit && nohup bash -c \
 $(printf %q "GRM_COORDINATOR=auto LIBTPU_INIT_ARGS=$(printf %q "$FLAGS") \
-.venv/bin/python -m grm_jax.main$quoted; echo \$? > run.exit") \
+.venv/bin/python -m grm_jax.main$quoted; $ENDING") \
 > run.log 2>&1 < /dev/null &"
 }
 
@@ -177,7 +189,7 @@ ended() {
   on_first "cat $FOLDER/run.exit 2>/dev/null || true"
 }
 
-# Waits for the end of a run: its status, or 75 where the slice was taken away.
+# Waits for the end of a run: its status, or 75 where it can be begun again.
 watch() {
   local status found
   if [[ -n $dry_run ]]; then
@@ -195,7 +207,7 @@ watch() {
     found=$(state)
     if [[ $found != ACTIVE ]]; then
       printf 'the slice is %s\n' "$found" >&2
-      return 75
+      return "$STOPPED"
     fi
     sleep "$PAUSE"
   done
@@ -214,25 +226,45 @@ delete() {
   tpus queued-resources delete "$NAME" --force
 }
 
+is_up() {
+  [[ $(state) == ACTIVE ]]
+}
+
+# What failed with this status: it is no error where the slice is gone.
+lost() {
+  ! is_up || return "$1"
+  return "$STOPPED"
+}
+
 all() {
-  local try status
+  local try status ready=
   for ((try = 0; try <= RETRIES; try++)); do
     status=0
-    { create && setup && start "$@" && watch; } || status=$?
+    if [[ -z $ready ]]; then
+      { create && { setup || lost $?; } && ready=1; } || status=$?
+    fi
+    if [[ -n $ready ]]; then
+      { { start "$@" || lost $?; } && watch; } || status=$?
+    fi
     if [[ -n $dry_run ]] || ((status == 0)); then
       delete
-      return 0
+      return
     fi
-    # An error of the run itself would come again.
-    if ((status != 75)) && [[ $(state) == ACTIVE ]]; then
-      printf 'error: %s ended with %s; the slice is kept: %s\n' \
-        'the run' "$status" 'see launch/tpu.sh logs, then delete it' >&2
+    if ((status != STOPPED)); then
+      printf 'error: ended with %s; what there is is kept: %s\n' \
+        "$status" 'see launch/tpu.sh logs, then delete it' >&2
       return "$status"
     fi
+    sleep "$PAUSE" # who is asked to stop may be about to be taken away
+    if [[ -n $ready ]] && is_up; then
+      printf 'the run was stopped; starting it again\n' >&2
+      continue
+    fi
     printf 'the slice was taken away; beginning again\n' >&2
-    delete || true
+    ready=
+    [[ $(state) == ABSENT ]] || delete || return
   done
-  fail "the slice was taken away $RETRIES times; raise RETRIES to go on"
+  fail "stopped or taken away $((RETRIES + 1)) times; raise RETRIES to go on"
 }
 
 command=${1:-}

@@ -13,6 +13,50 @@ ROOT = pathlib.Path(__file__).parents[1]
 HANG = 900
 
 
+def begin(arguments, count=2, devices=4):
+  """Starts `python *arguments` in `count` processes that form one run.
+
+  Args:
+    devices: CPU devices of each.
+
+  Returns:
+    The processes, whose standard output and error are pipes.
+  """
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    port = probe.getsockname()[1]
+  environment = {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+  }
+  if count > 1:
+    environment['GRM_COORDINATOR'] = f'127.0.0.1:{port}'
+    environment['GRM_NUM_PROCESSES'] = str(count)
+  return [
+    subprocess.Popen(
+      [sys.executable, *map(str, arguments)],
+      cwd=ROOT,
+      env=environment | ({'GRM_PROCESS_ID': str(n)} if count > 1 else {}),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for n in range(count)
+  ]
+
+
+def ends(children):
+  """(standard output, error) of each when all have ended."""
+  # All are read at once: one that waits to be read holds up the others.
+  try:
+    with futures.ThreadPoolExecutor(len(children)) as pool:
+      return list(pool.map(lambda x: x.communicate(timeout=HANG), children))
+  finally:
+    for child in children:
+      child.kill()
+
+
 def run_together(arguments, count=2, devices=4):
   """Runs `python *arguments` in `count` processes of `devices` CPU devices.
 
@@ -20,36 +64,8 @@ def run_together(arguments, count=2, devices=4):
     The standard output of each; raises AssertionError with all output when
     one fails.
   """
-  with socket.socket() as probe:
-    probe.bind(('127.0.0.1', 0))
-    port = probe.getsockname()[1]
-  children = []
-  for number in range(count):
-    environment = {
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-      'GRM_COORDINATOR': f'127.0.0.1:{port}',
-      'GRM_NUM_PROCESSES': str(count),
-      'GRM_PROCESS_ID': str(number),
-    }
-    children.append(
-      subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-      )
-    )
-  # All are read at once: one that waits to be read holds up the others.
-  try:
-    with futures.ThreadPoolExecutor(count) as pool:
-      done = list(pool.map(lambda x: x.communicate(timeout=HANG), children))
-  finally:
-    for child in children:
-      child.kill()
+  children = begin(arguments, count, devices)
+  done = ends(children)
   told = '\n'.join(out + err for out, err in done)
   assert all(child.returncode == 0 for child in children), told
   return [out for out, _ in done]

@@ -79,28 +79,42 @@ def _named(path):
   return None
 
 
+def files(path: str) -> list[str]:
+  """Data files that a path may stand for, in order of their names.
+
+  Those of a folder (its licence and the like are none), those that a `*` in
+  the name matches; any other path stands for itself, be there a file or not.
+  """
+  root = epath.Path(path)
+  if '*' in root.name:
+    return sorted(str(file) for file in root.parent.glob(root.name))
+  if not root.is_dir():
+    return [path]
+  return sorted(str(x) for x in root.iterdir() if x.suffix in rows.SUFFIXES)
+
+
 def _files(path, name):
   if _named(path):
     return [path]
-  root = epath.Path(path)
-  if '*' not in root.name:
-    return [_in_folder(root, name) if root.is_dir() else path]
-  found = sorted(str(file) for file in root.parent.glob(root.name))
+  found = files(path)
+  if epath.Path(path).is_dir():
+    return [_the_one(path, found, name)]
   if not found:
     raise ValueError(f'{path}: no file has such a name')
   return found
 
 
-def _in_folder(root, name):
-  """The data file of a folder; its licence and the like are none."""
-  found = sorted(x.name for x in root.iterdir() if x.suffix in rows.SUFFIXES)
-  if name not in found and len(found) != 1:
-    files = f'several data files ({", ".join(found)})' if found else 'no file'
+def _the_one(folder, found, name):
+  names = [epath.Path(file).name for file in found]
+  if name in names:
+    return found[names.index(name)]
+  if len(found) != 1:
+    several = f'several data files ({", ".join(names)})' if found else 'no file'
     raise ValueError(
-      f'{root}: a folder with {files}; name one of {", ".join(rows.SUFFIXES)}, '
-      'or several as FOLDER/*.json'
+      f'{folder}: a folder with {several}; name one of '
+      f'{", ".join(rows.SUFFIXES)}, or several as FOLDER/*.json'
     )
-  return str(root / (name if name in found else found[0]))
+  return found[0]
 
 
 def values(file: str) -> Iterator[tuple[int, Any]]:

@@ -1,10 +1,19 @@
 """Start-up of several processes (a TPU pod, or two on one machine)."""
 
 import os
+import sys
+import time
 
 import jax
 from absl import logging
 from jax.experimental import multihost_utils
+
+# Seconds without a sign of life after which a process counts as gone, and JAX
+# ends the others.
+SILENCE = 60
+# Seconds that the first process, which the others hear from, lives on to let
+# them say what is wrong with them.
+LAST = 5
 
 
 def start() -> None:
@@ -25,9 +34,14 @@ def start() -> None:
   # libtpu puts a sentence there on machines that have no TPU.
   several = ',' in hosts and not hosts.startswith('WARNING')
   if given[0] == 'auto' or (several and not any(given)):
-    jax.distributed.initialize()
+    jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE)
   elif all(given):
-    jax.distributed.initialize(given[0], int(given[1]), int(given[2]))
+    jax.distributed.initialize(
+      given[0],
+      int(given[1]),
+      int(given[2]),
+      heartbeat_timeout_seconds=SILENCE,
+    )
   elif any(given):
     missing = [n for n, v in zip(names, given, strict=True) if not v]
     raise ValueError(f'set {", ".join(missing)} too, or none of {names}')
@@ -39,6 +53,27 @@ def start() -> None:
     jax.device_count(),
     jax.devices()[0].platform,
   )
+
+
+def are_several() -> bool:
+  """Whether this process has others that may wait for it."""
+  return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def leave(status: int) -> None:
+  """Ends this process after an error.
+
+  Several processes: at once, for the ordinary end waits until all of them come
+  to theirs, and they may be waiting for this one.
+  """
+  if not are_several():
+    sys.exit(status)
+  if not jax.process_index():
+    time.sleep(LAST)
+  logging.flush()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 def from_first(number: int) -> int:

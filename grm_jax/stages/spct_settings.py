@@ -13,7 +13,8 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from grm_jax.judging import rows, template
+from grm_jax.data import published
+from grm_jax.judging import template
 
 _FREE = ('save_every', 'keep', 'profile_steps', 'texts_every', 'remat')
 # Of one file; of a larger one only the length is looked at.
@@ -53,21 +54,18 @@ def of_source(spec: str) -> str:
   for name in (rest, spec):
     if not name or '://' in name:
       continue
-    file = epath.Path(name.partition('#')[0])
-    if file.is_file():
-      return f'{spec}, {_content(file)}'
-    found = list(file.iterdir()) if file.is_dir() else []
-    if '*' in file.name and file.parent.is_dir():
-      found = list(file.parent.glob(file.name))
-    contents = {
-      x.name: _content(x) for x in sorted(found) if x.suffix in rows.SUFFIXES
-    }
-    if contents:
+    path = name.partition('#')[0]
+    found = [x for x in published.files(path) if epath.Path(x).is_file()]
+    if found == [path]:
+      return f'{spec}, {_content(path)}'
+    if found:
+      contents = {epath.Path(x).name: _content(x) for x in found}
       return f'{spec}, {digest(contents)}'
   return spec
 
 
-def _content(file: epath.Path) -> str:
+def _content(path: str) -> str:
+  file = epath.Path(path)
   size = file.stat().length
   if size > _MOST_BYTES:
     return f'{size} bytes'

@@ -129,6 +129,29 @@ def test_what_the_workers_run(tmp_path):
   assert (folder / 'run.exit').read_text() == '3\n'
 
 
+@pytest.mark.parametrize(
+  'says, status, told',
+  [
+    ('', 0, 0),
+    ('error: no', 2, 2),
+    ('stopped after step 5 of 9; start again to go on', 0, 75),
+    ('', 134, 75),
+    ('', 143, 75),
+    ('', 75, 75),
+  ],
+)
+def test_what_is_to_be_begun_again(tmp_path, says, status, told):
+  (start,) = dry_run('run', '--config=configs/a.py')
+  python = tmp_path / 'grm_jax_run' / '.venv' / 'bin' / 'python'
+  python.parent.mkdir(parents=True)
+  python.write_text(f'#!/usr/bin/env bash\necho {says!r}\nexit {status}\n')
+  python.chmod(0o755)
+  command = value(start, 'command').removesuffix('&') + '& wait'
+  subprocess.run(['bash', '-c', command], cwd=tmp_path, check=True)
+  found = (tmp_path / 'grm_jax_run' / 'run.exit').read_text()
+  assert found == f'{told}\n'
+
+
 def test_results():
   (copy,) = dry_run('results', 'runs/grpo', 'here')
   assert copy[5:7] == ['--recurse', 'judge:grm_jax_run/runs/grpo']
@@ -170,12 +193,16 @@ def test_help_names_every_command_and_variable():
   assert 'set -euo' not in out.stdout
 
 
-# A gcloud of one queued resource, which is taken away as often as TAKEN says
-# while a run is on, and whose run ends with STATUS.
+# A gcloud of one queued resource, which is taken away as often as `taken`
+# says while a run is on, and whose runs end with the words of `status`, the
+# last of them for ever. REFUSED: it is never given.
 PLAYED = """#!/usr/bin/env bash
 printf '%s\\n' "$*" >> "$PLAY/calls"
 case "$*" in
-*'queued-resources create'*) echo ACTIVE > "$PLAY/state" ;;
+*'queued-resources create'*)
+  [[ -z ${REFUSED:-} ]] || exit 1
+  echo ACTIVE > "$PLAY/state"
+  ;;
 *'queued-resources describe'*) cat "$PLAY/state" 2>/dev/null || exit 1 ;;
 *'queued-resources delete'*) rm -f "$PLAY/state" ;;
 *'run.exit 2>/dev/null'*)
@@ -185,7 +212,9 @@ case "$*" in
     echo SUSPENDED > "$PLAY/state"
     exit 255
   fi
-  echo "$STATUS"
+  read -r first rest < "$PLAY/status"
+  [[ -z $rest ]] || echo "$rest" > "$PLAY/status"
+  echo "$first"
   ;;
 esac
 """
@@ -196,9 +225,10 @@ def play(tmp_path, taken, status, **env):
   gcloud.write_text(PLAYED)
   gcloud.chmod(0o755)
   (tmp_path / 'taken').write_text(f'{taken}\n')
+  (tmp_path / 'status').write_text(f'{status}\n')
   out = call(
     *('all', '--config=configs/grpo.py'),
-    env={'PLAY': str(tmp_path), 'STATUS': str(status), 'PAUSE': '0', **env},
+    env={'PLAY': str(tmp_path), 'PAUSE': '0', **env},
     path=tmp_path,
   )
   return out, (tmp_path / 'calls').read_text().splitlines()
@@ -220,15 +250,33 @@ def test_a_slice_that_is_taken_away_is_asked_for_again(tmp_path):
 def test_a_run_that_fails_keeps_its_slice(tmp_path):
   out, calls = play(tmp_path, taken=0, status=2)
   assert out.returncode == 2
-  assert 'the run ended with 2; the slice is kept' in out.stderr
+  assert 'error: ended with 2; what there is is kept' in out.stderr
   assert count(calls, 'queued-resources delete') == 0
   assert count(calls, 'queued-resources create') == 1
+
+
+def test_a_run_that_was_stopped_is_started_again(tmp_path):
+  """On the slice that is there: nothing is asked for or set up twice."""
+  out, calls = play(tmp_path, taken=0, status='75 75 0')
+  assert out.returncode == 0, out.stderr
+  assert count(calls, 'grm_jax.main') == 3
+  assert count(calls, 'queued-resources create') == 1
+  assert count(calls, 'code.tar.gz -C') == 1
+  assert count(calls, 'queued-resources delete') == 1
+
+
+def test_a_slice_that_is_refused_is_asked_for_once(tmp_path):
+  out, calls = play(tmp_path, taken=0, status=0, REFUSED='1')
+  assert out.returncode == 1
+  assert 'error: ended with 1' in out.stderr
+  assert count(calls, 'queued-resources create') == 1
+  assert count(calls, 'grm_jax.main') == 0
 
 
 def test_not_for_ever(tmp_path):
   out, calls = play(tmp_path, taken=9, status=0, RETRIES='1')
   assert out.returncode == 2
-  assert 'taken away 1 times; raise RETRIES' in out.stderr
+  assert 'taken away 2 times; raise RETRIES' in out.stderr
   assert count(calls, 'queued-resources create') == 2
 
 

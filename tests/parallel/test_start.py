@@ -11,7 +11,9 @@ WARNING = 'WARNING: could not determine TPU worker hostnames, please set'
 @pytest.fixture
 def calls(monkeypatch):
   made = []
-  monkeypatch.setattr(jax.distributed, 'initialize', lambda *a: made.append(a))
+  monkeypatch.setattr(
+    jax.distributed, 'initialize', lambda *a, **unused: made.append(a)
+  )
   for name in (
     'GRM_COORDINATOR',
     'GRM_NUM_PROCESSES',

@@ -48,7 +48,6 @@ def test_an_update_of_the_27b(tmp_path):
     '--config.prompts=64',
     '--config.accumulate=2',
     f'--config.json={report}',
-    timeout=900,
   )
   print(stdout)
   assert 'rematerialization' not in stderr

@@ -22,9 +22,8 @@ from grm_jax.model.gemma import Gemma
 from grm_jax.parallel import mesh
 from grm_jax.stages import sft
 from grm_jax.training import checkpoints, pretrained
-from tests import test_main
+from tests import processes, test_main
 from tests.model import tiny
-from tests.processes import HANG, run_together
 from tests.stages.given import Given
 
 STEPS = 20
@@ -198,7 +197,7 @@ def disturbed(given, calm, tmp_path_factory):
   process = given.begin(workdir)
   wait_for(process, lambda: lines_of(workdir / 'metrics.jsonl') >= 6)
   process.send_signal(signal.SIGTERM)
-  stdout, _ = process.communicate(timeout=HANG)
+  stdout, _ = process.communicate(timeout=processes.HANG)
   stopped = subprocess.CompletedProcess([], process.returncode, stdout)
   seen = steps_in(workdir), results(workdir)
   process = given.begin(workdir)
@@ -420,12 +419,22 @@ def test_a_model_from_scratch_is_a_model_directory(given, scratch, tmp_path):
   assert len(json.loads(row)['samples']) == 1
 
 
-def test_two_processes_train_as_one(given, calm, tmp_path, monkeypatch):
-  """Each of them builds and holds its own rows of every batch."""
+def test_two_processes_of_which_one_is_killed_train_as_one(
+  given, calm, tmp_path, monkeypatch
+):
+  """Each holds its own rows; without one the other ends; both go on again."""
   monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-  run_together(
-    ['-m', 'grm_jax.main', *given.arguments(), f'--workdir={tmp_path}'],
-  )
+  run = ['-m', 'grm_jax.main', *given.arguments(), f'--workdir={tmp_path}']
+  for killed, rows in ((1, 7), (0, 12)):
+    children = processes.begin(run)
+    wait_for(
+      children[0], lambda n=rows: lines_of(tmp_path / 'metrics.jsonl') > n
+    )
+    children[killed].kill()
+    told = processes.ends(children)[1 - killed][1]
+    assert children[1 - killed].returncode in (1, 134, -signal.SIGABRT), told
+    assert 'this process of several ends' in told or 'task died' in told, told
+  processes.run_together(run)
   np.testing.assert_allclose(losses(tmp_path), losses(calm[0]), atol=1e-4)
   assert steps_in(tmp_path) == [15, 20]
   one, two = (x / 'model' for x in (calm[0], tmp_path))

@@ -1,18 +1,13 @@
 """Being asked to stop: by a signal, in one process and in two."""
 
 import os
-import pathlib
 import signal
-import socket
-import subprocess
-import sys
 
 import pytest
 
 from grm_jax.training.preemption import Preemption
-from tests.processes import HANG
+from tests import processes
 
-ROOT = pathlib.Path(__file__).parents[2]
 # Steps that no data and no device slows down: 50 ms each.
 LOOP = """
 import pathlib, sys, time
@@ -59,41 +54,14 @@ def test_the_handler_before_is_there_again(ends_well):
     signal.signal(signal.SIGTERM, before)
 
 
-def begin(count):
-  """`count` processes of LOOP that form one run."""
-  with socket.socket() as probe:
-    probe.bind(('127.0.0.1', 0))
-    port = probe.getsockname()[1]
-  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
-  for number in range(count):
-    if count > 1:
-      environment |= {
-        'GRM_COORDINATOR': f'127.0.0.1:{port}',
-        'GRM_NUM_PROCESSES': str(count),
-        'GRM_PROCESS_ID': str(number),
-      }
-    yield subprocess.Popen(
-      [sys.executable, '-c', LOOP],
-      cwd=ROOT,
-      env=environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-
-
 @pytest.mark.parametrize('count, asked', [(1, 0), (2, 0), (2, 1)])
 def test_all_processes_stop_after_the_same_step(count, asked):
   """Whichever of them got the signal; each exits with 0."""
-  children = list(begin(count))
-  try:
-    for child in children:
-      assert child.stdout.readline() == 'begun\n', child.stderr.read()
-    children[asked].send_signal(signal.SIGTERM)
-    done = [child.communicate(timeout=HANG) for child in children]
-  finally:
-    for child in children:
-      child.kill()
+  children = processes.begin(['-c', LOOP], count, devices=1)
+  for child in children:
+    assert child.stdout.readline() == 'begun\n', child.stderr.read()
+  children[asked].send_signal(signal.SIGTERM)
+  done = processes.ends(children)
   told = '\n'.join(out + err for out, err in done)
   assert [child.returncode for child in children] == [0] * count, told
   steps = {out for out, _ in done}
