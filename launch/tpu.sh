@@ -16,9 +16,10 @@
 #
 # --dry-run prints the commands. FLAGs are those of `python -m grm_jax.main`.
 # `all` begins again where a slice is preempted, and starts the run again where
-# one of its processes was stopped or ended (status 75, see README.md on exit
-# codes): give a --workdir on gs://, and it goes on where it was saved. A run
-# that fails by itself keeps its slice, to be looked at. From the environment:
+# one of its processes was stopped or is gone (exit codes: see the docstring of
+# grm_jax/main.py): give a --workdir on gs://, and it goes on where it was
+# saved. A run that fails by itself keeps its slice, to be looked at. From the
+# environment:
 #
 #   PROJECT, ZONE   of Google Cloud; needed
 #   NAME            of the queued resource; needed
@@ -29,7 +30,10 @@
 #   RUNTIME         image of the machines; default: what goes with TOPOLOGY
 #   RETRIES         times that `all` begins again; default 10
 #   PAUSE           seconds between two looks; default 30
-#   FLAGS           LIBTPU_INIT_ARGS of the run; default none
+#   SIZE            of Gemma-2: 2b, 9b or 27b. What configs/tpu.txt recommends
+#                   for it, TOPOLOGY and the stage is given before FLAGs;
+#                   default none
+#   FLAGS           LIBTPU_INIT_ARGS of the run; default what is recommended
 #
 # Needs gcloud, signed in, and a commit: what is not committed does not travel.
 set -euo pipefail
@@ -40,7 +44,8 @@ SPOT=${SPOT:-0}
 RESERVED=${RESERVED:-0}
 RETRIES=${RETRIES:-10}
 PAUSE=${PAUSE:-30}
-FLAGS=${FLAGS:-}
+SIZE=${SIZE:-}
+TABLE=configs/tpu.txt
 FOLDER=grm_jax_run # on the workers
 STOPPED=75         # status of what is to be begun again: EX_TEMPFAIL
 
@@ -164,6 +169,13 @@ setup() {
 -r requirements.txt 'jax[tpu]'"
 }
 
+# A column of the row for this slice, this size and this stage: 4 has the
+# overrides, 5 what libtpu is given.
+recommended() {
+  awk -F ' *[|] *' -v column="$2" -v key="$TOPOLOGY|$SIZE|$1" \
+    '$1 "|" $2 "|" $3 == key {print $column}' "$TABLE"
+}
+
 # What a worker does when the run has ended: writes its status. A run that was
 # asked to stop and saved says so and ends with 0; one that was asked where
 # nothing is to be saved ends with 143, one whose other processes are gone with
@@ -174,12 +186,29 @@ then status=$STOPPED; fi; echo \$status > run.exit"
 
 start() {
   (($# > 0)) || fail 'run needs the flags of grm_jax.main, such as --config=...'
-  local quoted
-  quoted=$(printf ' %q' "$@")
+  local quoted stage libtpu='' flag
+  local -a all=("$@") own=()
+  if [[ -n $SIZE ]]; then
+    # What is recommended goes behind the config's name, where flags that come
+    # later win over it.
+    all=()
+    for flag in "$@"; do
+      all+=("$flag")
+      if [[ $flag =~ ^--config=(.*/)?([a-z_]+)\.py ]]; then
+        stage=${BASH_REMATCH[2]}
+        read -ra own <<<"$(recommended "$stage" 4)"
+        libtpu=$(recommended "$stage" 5)
+        all+=(${own[@]+"${own[@]}"})
+      fi
+    done
+    ((${#own[@]})) || fail "$TABLE has no row for TOPOLOGY=$TOPOLOGY, SIZE=$SIZE\
+ and the stage ${stage:-?}; set no SIZE and give the mesh by --config.mesh.KEY=N"
+  fi
+  quoted=$(printf ' %q' "${all[@]}")
   ((SLICES == 1)) || quoted+=" --config.mesh.slices=$SLICES"
   # Away from the ssh session: a lost connection ends no run.
   on_workers all "cd $FOLDER && rm -f run.exit && nohup bash -c \
-$(printf %q "GRM_COORDINATOR=auto LIBTPU_INIT_ARGS=$(printf %q "$FLAGS") \
+$(printf %q "GRM_COORDINATOR=auto LIBTPU_INIT_ARGS=$(printf %q "${FLAGS-$libtpu}") \
 .venv/bin/python -m grm_jax.main$quoted; $ENDING") \
 > run.log 2>&1 < /dev/null &"
 }

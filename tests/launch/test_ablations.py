@@ -59,6 +59,9 @@ def test_each_is_one_override_beside_its_stages():
     stages = [x for x in given if x.startswith('--config.stages=')]
     assert len(stages) == 1
     rest = set(given) - {*stages, '--config.seed=0'}
+    one = {'--config.evaluation.k=1', '--config.evaluation.k_before=1'}
+    assert one <= rest or folder == 'w/full/0'
+    rest -= one
     own[folder.split('/')[1]] = (stages[0][16:], *rest)
   assert own == {
     'full': ('base,sft,rft,grpo,meta_rm,evaluate',),

@@ -1,5 +1,6 @@
 """launch/tpu.sh: its dry runs, and what it does with a gcloud of our own."""
 
+import math
 import os
 import shlex
 import stat
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from tests import test_main
+from tests.stages import spct_run
 
 SCRIPT = test_main.ROOT / 'launch' / 'tpu.sh'
 GIVEN = {
@@ -152,6 +154,46 @@ def test_what_is_to_be_begun_again(tmp_path, says, status, told):
   assert found == f'{told}\n'
 
 
+def rows():
+  text = (test_main.ROOT / 'configs' / 'tpu.txt').read_text()
+  lines = [x for x in text.splitlines() if x and not x.startswith('#')]
+  return [[x.strip() for x in line.split('|')] for line in lines]
+
+
+@pytest.mark.parametrize('row', rows(), ids=lambda row: ' '.join(row[:3]))
+def test_a_row_of_the_table_is_what_its_stage_takes(row):
+  topology, size, stage, given, libtpu = row
+  assert size in ('2b', '9b', '27b')
+  assert all(x.startswith('--xla_') for x in libtpu.split())
+  config = spct_run.parse(f'--config=configs/{stage}.py', *given.split())
+  chips = math.prod(map(int, topology.partition(':')[2].split('x')))
+  mesh = config.mesh
+  others = mesh.data * mesh.tensor
+  assert chips % others == 0 and mesh.fsdp in (-1, chips // others)
+  if 'batch' in config:
+    assert config.batch.prompts % (chips // mesh.tensor) == 0
+
+
+def test_no_row_twice():
+  keys = [tuple(row[:3]) for row in rows()]
+  assert len(set(keys)) == len(keys)
+
+
+def test_what_is_recommended_goes_before_what_is_given():
+  topology, size, stage, given, libtpu = rows()[0]
+  flags = [
+    '--workdir=gs://b/w',
+    f'--config=configs/{stage}.py',
+    '--config.seed=1',
+  ]
+  for env, expected in (({}, libtpu), ({'FLAGS': '--xla_c=3'}, '--xla_c=3')):
+    (start,) = dry_run('run', *flags, TOPOLOGY=topology, SIZE=size, **env)
+    command = ' '.join(shlex.split(shlex.split(value(start, 'command'))[-7]))
+    order = [flags[0], flags[1], *given.split(), flags[2]]
+    assert f'grm_jax.main {" ".join(order)};' in command
+    assert f'LIBTPU_INIT_ARGS={expected} ' in command
+
+
 def test_results():
   (copy,) = dry_run('results', 'runs/grpo', 'here')
   assert copy[5:7] == ['--recurse', 'judge:grm_jax_run/runs/grpo']
@@ -171,6 +213,7 @@ def test_results():
     (['create'], {'SLICES': '0'}, 'SLICES is 0'),
     (['create', 'now'], {}, 'create takes no arguments, got now'),
     (['run'], {}, 'run needs the flags of grm_jax.main'),
+    (['run', '--config=configs/aot.py'], {'SIZE': '27b'}, 'has no row for'),
     (['results', 'x'], {}, 'results needs FROM'),
     (['fly'], {}, 'fly is no command'),
   ],
