@@ -166,7 +166,7 @@ setup() {
 && python3 -m pip install -q --user uv \
 && python3 -m uv venv -q --python 3.11 .venv \
 && python3 -m uv pip install -q --python .venv/bin/python \
--r requirements.txt 'jax[tpu]'"
+-r requirements-tpu.txt"
 }
 
 # A column of the row for this slice, this size and this stage: 4 has the

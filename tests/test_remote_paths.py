@@ -1,29 +1,33 @@
-"""gs:// paths: what reads and writes goes through etils, here into memory."""
+"""gs:// paths: all that reads and writes, here into a bucket in memory."""
 
 import json
+import os
+import subprocess
+import sys
 
-import fsspec
+import jax
+import jax.numpy as jnp
 import pytest
 from etils import epath
-from etils.epath import gpath
-from fsspec.implementations.memory import MemoryFileSystem
 
 from grm_jax.data import jsonl, sources
 from grm_jax.evaluation import samples
 from grm_jax.evaluation.suites import SUITES
-from grm_jax.parallel import files
+from grm_jax.judging import template
+from grm_jax.model import tiny_tokenizer, tokenizer
+from grm_jax.parallel import files, mirror
+from grm_jax.parallel.journal import Journal, rows
+from grm_jax.training import checkpoints, metrics, profile
+from tests import fake_bucket, test_main
 from tests.evaluation.fake import query
 
-# Where TensorFlow is installed, etils would ask the real service through it.
 BUCKET = 'gs://bucket'
 
 
 @pytest.fixture(autouse=True)
 def bucket(monkeypatch):
-  fsspec.register_implementation('gcs', MemoryFileSystem, clobber=True)
-  monkeypatch.setattr(gpath, '_is_tf_installed', lambda: False)
-  yield
-  MemoryFileSystem.store.clear()
+  with fake_bucket.bucket(monkeypatch):
+    yield
 
 
 def write(name, rows, array=False):
@@ -69,3 +73,98 @@ def test_a_write_that_fails_leaves_what_was_there():
     raise KeyboardInterrupt
   assert epath.Path(f'{BUCKET}/whole/a').read_bytes() == b'old'
   assert [x.name for x in epath.Path(f'{BUCKET}/whole').iterdir()] == ['a']
+
+
+def test_a_journal_in_a_bucket():
+  path = f'{BUCKET}/a/x.partial'
+  with Journal(path, {'k': 1}) as journal:
+    journal.append({'n': 1})
+    journal.append({'n': 2})
+  assert list(rows(path)) == [{'n': 1}, {'n': 2}]
+  with Journal(path, {'k': 1}) as journal:
+    assert journal.count == 2
+    journal.append({'n': 3})
+    assert [x['n'] for x in journal.rows()] == [1, 2, 3]
+  with pytest.raises(ValueError, match='was begun with k=1, this run has 2'):
+    Journal(path, {'k': 2})
+  Journal(path, {'k': 1}).delete()
+  assert not files.exists(path)
+
+
+def test_a_run_that_is_killed_keeps_what_was_sent(monkeypatch):
+  path = f'{BUCKET}/a/x.partial'
+  journal = Journal(path, {'k': 1})
+  journal.append({'n': 1})
+  assert not files.exists(path)  # not half a minute yet
+  monkeypatch.setattr(mirror, 'SECONDS', 0)
+  journal.append({'n': 2})
+  monkeypatch.setattr(mirror, 'SECONDS', 1000)
+  journal.append({'n': 3})
+  # It never ends; another one goes on.
+  assert Journal(path, {'k': 1}).count == 2
+
+
+def test_metrics_in_a_bucket():
+  work = f'{BUCKET}/work'
+  with metrics.Writer(work) as writer:
+    writer.write(1, {'loss': 2.0})
+    writer.write(2, {'loss': 1.0})
+    writer.send()
+    sent = epath.Path(work, metrics.FILE).read_text()
+    assert [json.loads(x)['step'] for x in sent.splitlines()] == [1, 2]
+    writer.write(3, {'loss': 0.5})
+  with metrics.Writer(work, step=2) as writer:
+    writer.write(3, {'loss': 0.25})
+  found = epath.Path(work, metrics.FILE).read_text().splitlines()
+  assert [json.loads(x)['loss'] for x in found] == [2, 1, 0.25]
+  assert len(list(epath.Path(work, metrics.BOARD).iterdir())) == 2
+
+
+def test_a_profile_in_a_bucket():
+  with profile.Profiler((1, 1), f'{BUCKET}/work') as profiler:
+    profiler.begin(1)
+    profiler.end(1, jnp.ones(3) + 1)
+  found = list(epath.Path(BUCKET, 'work', profile.FOLDER).glob('*/*/*/*'))
+  assert any(x.name.endswith('.xplane.pb') for x in found), found
+
+
+def test_a_tokenizer_and_a_template_in_a_bucket():
+  tiny_tokenizer.train(f'{BUCKET}/m/tokenizer.model')
+  loaded = tokenizer.load(f'{BUCKET}/m/tokenizer.model')
+  assert loaded.vocab_size == tiny_tokenizer.VOCAB_SIZE
+  with pytest.raises(ValueError, match='cannot read the tokenizer gs://'):
+    tokenizer.load(f'{BUCKET}/no/tokenizer.model')
+  files.write_whole(f'{BUCKET}/t.txt', 'say {{hint}}')
+  assert template.load(f'{BUCKET}/t.txt').pieces
+
+
+def test_checkpoints_in_a_bucket():
+  place = f'{BUCKET}/model'
+  with checkpoints.Checkpoints(place, keep=2) as writer:
+    for step in (1, 2, 3):
+      writer.save(step, {'a': jnp.full(5, step)}, meta={'step': step})
+  assert checkpoints.steps(place) == [2, 3]
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  wanted = jax.ShapeDtypeStruct((5,), jnp.int32, sharding=sharding)
+  found = checkpoints.restore_params(place, {'a': wanted}, 2)
+  assert found['a'].tolist() == [2] * 5
+  assert checkpoints.read_json(place, 'meta') == {'step': 3}
+
+
+def test_the_whole_method_in_a_bucket(tmp_path):
+  out = subprocess.run(
+    [sys.executable, '-m', 'tests.bucket_run', tmp_path],
+    cwd=test_main.ROOT,
+    env=test_main.environment(tmp_path / 'cache'),
+    capture_output=True,
+    text=True,
+  )
+  assert out.returncode == 0, out.stderr
+  # The second run finds all of the first one.
+  assert out.stdout.count(': finished before') == 7
+  names = json.loads(out.stdout.splitlines()[-1])
+  for name in ('evaluation/report.html', 'grpo/metrics.jsonl'):
+    assert f'/bucket/work/{name}' in names
+  # No folder of this name is on the disk, and nothing half is in the bucket.
+  assert not os.path.exists(os.path.join(test_main.ROOT, 'gs:'))
+  assert not [x for x in names if x.endswith(('.tmp', '.partial', '.greedy'))]

@@ -17,6 +17,8 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
+from etils import epath
+
 _DIRECTORY = pathlib.Path(__file__).parent / 'templates'
 _TAG = re.compile(r'\{\{\s*([a-z_]+(?: [a-z_]+)?)\s*\}\}')
 _LOOPS = {
@@ -116,7 +118,7 @@ def load(name: str) -> Template:
   """
   path = _DIRECTORY / f'{name}.txt'
   if not path.is_file():
-    path = pathlib.Path(name)
+    path = epath.Path(name)
   try:
     text = path.read_text(encoding='utf-8')
   except (OSError, UnicodeDecodeError) as error:

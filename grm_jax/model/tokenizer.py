@@ -10,11 +10,11 @@ here never does. The ids that structure a prompt are written by chat.py.
 import dataclasses
 import itertools
 import os
-import pathlib
 import re
 from collections.abc import Iterable, Iterator
 
 import sentencepiece
+from etils import epath
 
 PAD, EOS, BOS, UNK = 0, 1, 2, 3
 START_OF_TURN, END_OF_TURN = 106, 107
@@ -146,11 +146,11 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
       not laid out as Gemma's is.
   """
   try:
-    data = pathlib.Path(path).read_bytes()
+    data = epath.Path(path).read_bytes()
   except OSError as error:
     raise ValueError(
-      f'cannot read the tokenizer {path}: {error.strerror}; give the path of '
-      "the tokenizer.model that comes with Gemma-2's weights"
+      f'cannot read the tokenizer {path}: {error.strerror or error}; give the '
+      "path of the tokenizer.model that comes with Gemma-2's weights"
     ) from error
   return from_bytes(data, str(path))
 

@@ -5,7 +5,9 @@ written without it.
 """
 
 import contextlib
+import fnmatch
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
@@ -71,9 +73,31 @@ def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> int:
   return count
 
 
+def copy(source: str | os.PathLike[str], target: str | os.PathLike[str]):
+  """A file as another one, whole or not at all; either may be gs://.
+
+  One process calls. ValueError: the target cannot be written.
+  """
+  with epath.Path(source).open('rb') as old, whole(target) as new:
+    shutil.copyfileobj(old, new, 1 << 24)
+
+
 def exists(path: str | os.PathLike[str]) -> bool:
   """Whether there is such a file, local or gs://."""
   return epath.Path(path).exists()
+
+
+def matching(folder: str | os.PathLike[str], *patterns: str) -> list[str]:
+  """Paths of files in a folder, local or gs://, by patterns such as '*.txt'."""
+  there = epath.Path(folder)
+  if not there.is_dir():
+    return []
+  names = sorted(x.name for x in there.iterdir())
+  return [
+    os.path.join(folder, name)
+    for name in names
+    if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+  ]
 
 
 def remove(path: str | os.PathLike[str]) -> None:

@@ -7,9 +7,13 @@ is refused, so that two runs are never mixed in one file.
 
 import json
 import os
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from etils import epath
+
+from grm_jax.parallel import files
+from grm_jax.parallel.mirror import Mirror
 
 
 class Journal:
@@ -19,21 +23,21 @@ class Journal:
     """Opens it, or goes on with what is there.
 
     Args:
-      path: a local file; folders are made.
+      path: a local file, or gs://, see mirror.py; folders are made.
       header: JSON values that tell this run from others.
 
     Raises:
       ValueError: the file is of another run, or cannot be written.
     """
-    self.path, self.header = pathlib.Path(path), dict(header)
+    self.path, self.header = path, dict(header)
     try:
-      self.path.parent.mkdir(parents=True, exist_ok=True)
-      self.path.touch()
+      self._mirror = Mirror(path)
+      self._mirror.path.touch()
       self.count = self._count_and_cut()
-      self._file = self.path.open('ab')
+      self._file = self._mirror.path.open('ab')
     except OSError as error:
       raise ValueError(
-        f'cannot write {path}: {error.strerror}; choose a local path that '
+        f'cannot write {path}: {error.strerror or error}; choose a path that '
         'you may write to'
       ) from error
     if self.count < 0:
@@ -42,7 +46,7 @@ class Journal:
   def _count_and_cut(self) -> int:
     """Whole lines after the header; -1 without one. Cuts off half a line."""
     count, end = -1, 0
-    with self.path.open('r+b') as file:
+    with self._mirror.path.open('r+b') as file:
       for line in file:
         if not line.endswith(b'\n'):
           break
@@ -72,23 +76,27 @@ class Journal:
     )
 
   def append(self, row: Mapping[str, Any]) -> None:
-    """Adds a row, which is in the file before this returns."""
+    """Adds a row, which is in a local file before this returns."""
     data = json.dumps(row, ensure_ascii=True).encode() + b'\n'
     self._file.write(data)
     self._file.flush()
+    self._mirror.send(now=False)
     self.count += 1
 
   def rows(self) -> Iterator[dict[str, Any]]:
     """All rows, the header left out."""
-    return rows(self.path)
+    return rows(self._mirror.path)
 
   def close(self) -> None:
-    self._file.close()
+    """Closes it; a bucket has all of it then."""
+    if not self._file.closed:
+      self._file.close()
+      self._mirror.close()
 
   def delete(self) -> None:
     """Closes it and removes the file."""
     self.close()
-    self.path.unlink()
+    files.remove(self.path)
 
   def __enter__(self) -> 'Journal':
     return self
@@ -99,6 +107,6 @@ class Journal:
 
 def rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
   """The rows of a journal that nobody has open, the header left out."""
-  with open(path, 'rb') as file:
+  with epath.Path(path).open('rb') as file:
     next(file, None)
     yield from map(json.loads, file)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
@@ -64,19 +65,32 @@ def _check_paths(config, target):
     )
   if not config.source:
     raise ValueError("config.source is empty; give a directory or 'random'")
-  if config.source != 'random' and not os.path.isdir(config.source):
+  for name, path in (('source', config.source), ('target', target)):
+    # safetensors are mapped into memory, which buckets cannot be.
+    if '://' in path and (name == 'target') == (config.to == 'huggingface'):
+      raise ValueError(
+        f'config.{name}={path}: a Hugging Face directory must be local; copy '
+        'it with `gcloud storage cp -r`'
+      )
+  if config.source != 'random' and not epath.Path(config.source).is_dir():
     raise ValueError(f'config.source {config.source} is not a directory')
   if not target:
     raise ValueError('give --config.target=DIR or --workdir=DIR')
-  if os.path.isfile(target) or _in_use(target, config.to):
+  if _is_file(target) or _in_use(target, config.to):
     raise ValueError(
       f'config.target {target} exists; choose another or delete it'
     )
 
 
+def _is_file(target):
+  path = epath.Path(target)
+  return path.exists() and not path.is_dir()
+
+
 def _in_use(target, to):
   """Whether a directory holds more than what a killed conversion leaves."""
-  names = os.listdir(target) if os.path.isdir(target) else []
+  path = epath.Path(target)
+  names = [x.name for x in path.iterdir()] if path.is_dir() else []
   if to == 'huggingface':
     return bool(names)
   left = (*pretrained.COMPANIONS, '.tmp', '.orbax-checkpoint-tmp')

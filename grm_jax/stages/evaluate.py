@@ -78,7 +78,7 @@ def _read_samples(directory: str) -> dict[str, list[Judged]]:
   found = {
     name: list(samples.read(path))
     for name, path in paths.items()
-    if os.path.exists(path)
+    if files.exists(path)
   }
   if not found:
     raise ValueError(
@@ -155,8 +155,7 @@ def _judge_suite(
   if not jax.process_index():
     samples.write(path, found)
     for journal in (f'{path}.partial', f'{path}.greedy'):
-      if os.path.exists(journal):
-        os.remove(journal)
+      files.remove(journal)
   return found
 
 

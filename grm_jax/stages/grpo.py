@@ -240,7 +240,7 @@ def _train(
     profile.Profiler(profile.parse(config.profile_steps), workdir) as profiler,
     progress(begin, total, 'GRPO', first) as bar,
   ):
-    save = _saver(checkpoint, model, visits, config, updater.reference)
+    save = _saver(checkpoint, writer, model, visits, config, updater.reference)
     measure = functools.partial(_measure, config, judge, clock, writer, asked)
     if owed:
       failures = measure(state, begin)
@@ -301,12 +301,15 @@ def _check_left(begin, total, each) -> None:
     )
 
 
-def _saver(checkpoint, model, visits, config, used) -> Callable[..., None]:
+def _saver(
+  checkpoint, writer, model, visits, config, used
+) -> Callable[..., None]:
   """save(state, **more): all that the run needs to go on, each step once."""
   provenance = used and used.provenance
 
   def save(state, **more: Any):
     if int(state.step) not in checkpoint.steps():
+      writer.send()
       runs.save(
         checkpoint, state, model, visits, config, reference=provenance, **more
       )

@@ -261,6 +261,7 @@ def _train(config, workdir, model, params, made, rows, judge, preemption):
           _measure(judge, state, workdir, writer, step)
       if saves:
         with clock.part('save'):
+          writer.send()
           runs.save(saved, state, model, data, config, labels=labels)
       if stop:
         runs.say_stopped(step, total)

@@ -142,7 +142,9 @@ def _journal(config, output: str, share: _Share) -> Journal | None:
   if jax.process_index() and not config.apart:
     return None
   paths = _partials(output, share.count)
-  others = set(glob.glob(f'{glob.escape(output)}.*partial')) - set(paths)
+  folder, name = os.path.split(output)
+  partial = f'{glob.escape(name)}.*partial'
+  others = set(files.matching(folder, partial)) - set(paths)
   if others:
     raise ValueError(
       f'{min(others)} is of a run by another number of processes; go on with '
@@ -164,7 +166,7 @@ def _journal(config, output: str, share: _Share) -> Journal | None:
 
 def _finish(output: str, partials: Sequence[str], config) -> None:
   """Results and errors in files of their own, and a table of the first."""
-  missing = [path for path in partials if not os.path.exists(path)]
+  missing = [path for path in partials if not files.exists(path)]
   if missing:
     raise ValueError(
       f'{missing[0]} is not there: with config.apart all processes must see '
@@ -177,7 +179,7 @@ def _finish(output: str, partials: Sequence[str], config) -> None:
   num_good = files.write_lines(output, map(json.dumps, good))
   shown = list(itertools.islice(_merged(partials), _SHOWN))
   for path in partials:
-    os.remove(path)
+    files.remove(path)
   print(_table(shown))
   if config.checkpoint == pretrained.RANDOM:
     print('random weights: this shows only that everything runs')
@@ -185,7 +187,7 @@ def _finish(output: str, partials: Sequence[str], config) -> None:
   if num_bad:
     print(f'{num_bad} rows could not be judged -> {errors}')
   else:
-    os.remove(errors)
+    files.remove(errors)
 
 
 def _merged(partials: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -196,6 +196,7 @@ def _train(config, workdir, model, params, made, judge, preemption):
           _measure(judge, state, writer, step)
       if saves:
         with clock.part('save'):
+          writer.send()
           runs.save(saved, state, model, data, config)
       if stop:
         runs.say_stopped(step, total)

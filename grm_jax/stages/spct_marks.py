@@ -8,7 +8,6 @@ of other settings is refused, so that two runs are never mixed; but where
 nothing was made yet that would be mixed, it begins anew.
 """
 
-import glob
 import json
 import os
 from collections.abc import Sequence
@@ -69,8 +68,7 @@ def _has_work(folder: str) -> bool:
   """Whether there is anything that a run would go on from."""
   if checkpoints.steps(os.path.join(folder, runs.MODEL)):
     return True
-  place = glob.escape(folder)
-  return any(glob.glob(os.path.join(place, x)) for x in _WORK)
+  return bool(files.matching(folder, *_WORK))
 
 
 def _compare(workdir, folder, found, step, following) -> None:

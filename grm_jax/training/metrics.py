@@ -2,8 +2,9 @@
 
 A step has one unit everywhere: row n is of the n-th update of the run, and
 a checkpoint of step n holds n updates. metrics.jsonl is the record: each row
-is in the file when `Writer.write` returns. TensorBoard's files are a view of
-it and may lack the last seconds of a killed run.
+is in the file when `Writer.write` returns; in a bucket, when `Writer.send`
+does, see parallel/mirror.py. TensorBoard's files are a view of it and may lack
+the last seconds of a killed run.
 """
 
 import json
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 
 from grm_jax.parallel import files
+from grm_jax.parallel.mirror import Mirror
 
 FILE = 'metrics.jsonl'
 BOARD = 'tensorboard'
@@ -41,33 +43,35 @@ class Writer:
     """Opens WORKDIR/metrics.jsonl and WORKDIR/tensorboard.
 
     Args:
-      workdir: a local folder; made if absent.
+      workdir: a folder, local or gs://; made if absent.
       step: updates that the run has already done. Rows of later steps, left
         by a run that was killed after its last checkpoint, are removed, and
-        so is half a line. At 0 the file begins anew. So write the row of a
-        step before its checkpoint, or a run that goes on will lack it.
+        so is half a line. At 0 the file begins anew. So write and send the row
+        of a step before its checkpoint, or a run that goes on will lack it.
       active: whether this process writes; others do nothing at all.
 
     Raises:
-      ValueError: workdir cannot be written, or is not local.
+      ValueError: workdir cannot be written.
     """
     self._file = self._board = None
     if not active:
       return
-    if '://' in os.fspath(workdir):
+    try:
+      rows = Mirror(os.path.join(workdir, FILE))
+      board = Mirror(os.path.join(workdir, BOARD))
+    except OSError as error:
       raise ValueError(
-        f'metrics grow line by line, which {workdir} does not allow; choose a '
-        'local --workdir'
-      )
-    workdir = pathlib.Path(workdir)
-    path = workdir / FILE
-    _keep_until(path, step)
-    self._file = path.open('ab')
+        f'cannot write {workdir}: {error.strerror or error}; choose a '
+        '--workdir that you may write to'
+      ) from error
+    self._mirrors = rows, board
+    _keep_until(rows.path, step)
+    self._file = rows.path.open('ab')
     # tensorboardX imports torch where there is one: not before it is needed.
     import tensorboardX
 
     self._board = tensorboardX.SummaryWriter(
-      os.fspath(workdir / BOARD),
+      os.fspath(board.path),
       purge_step=step + 1 if step else 0,
       flush_secs=_FLUSH_SECONDS,
       # Files are told apart by the second, and one that exists is replaced.
@@ -92,6 +96,8 @@ class Writer:
     self._file.flush()
     for name, x in numbers.items():
       self._board.add_scalar(name, x, step)
+    for mirror in self._mirrors:
+      mirror.send(now=False)
 
   def text(self, step: int, name: str, text: str) -> None:
     """Shows a text, such as a generation, as it is: not as Markdown."""
@@ -105,11 +111,18 @@ class Writer:
     if self._board is not None:
       self._board.add_histogram(name, np.asarray(values), step)
 
+  def send(self) -> None:
+    """All rows so far are where they are to be when this returns."""
+    if self._file is not None:
+      self._mirrors[0].send()
+
   def close(self) -> None:
     """Writes what is pending."""
     if self._file is not None:
       self._file.close()
       self._board.close()
+      for mirror in self._mirrors:
+        mirror.close()
 
   def __enter__(self) -> 'Writer':
     return self

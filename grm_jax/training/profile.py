@@ -11,6 +11,8 @@ from typing import Any
 import jax
 from absl import logging
 
+from grm_jax.parallel.mirror import Mirror
+
 FOLDER = 'profile'
 
 
@@ -63,7 +65,8 @@ class Profiler:
     first, last = self._steps
     # A run that goes on from between the two traces what is left.
     if first <= step <= last:
-      jax.profiler.start_trace(self._folder)
+      self._mirror = Mirror(self._folder)
+      jax.profiler.start_trace(os.fspath(self._mirror.path))
       self._running = True
 
   def end(self, step: int, results: Any) -> None:
@@ -84,6 +87,7 @@ class Profiler:
 
   def _stop(self):
     jax.profiler.stop_trace()
+    self._mirror.close()
     self._running, self._done = False, True
     logging.info('profile -> %s', self._folder)
 

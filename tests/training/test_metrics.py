@@ -136,13 +136,10 @@ def test_a_file_of_something_else_is_left_alone(tmp_path, content):
   assert path.read_text() == content
 
 
-@pytest.mark.parametrize('workdir', ['gs://bucket/run', 'FILE/run'])
-def test_places_that_cannot_be_written(tmp_path, workdir):
+def test_a_place_that_cannot_be_written(tmp_path):
   (tmp_path / 'FILE').touch()
-  if '://' not in workdir:
-    workdir = tmp_path / workdir
-  with pytest.raises(ValueError, match='local --workdir|cannot write'):
-    metrics.Writer(workdir)
+  with pytest.raises(ValueError, match='cannot write'):
+    metrics.Writer(tmp_path / 'FILE' / 'run')
 
 
 def test_finite_steps_pass(tmp_path):

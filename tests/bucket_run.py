@@ -1,0 +1,26 @@
+"""Child of test_remote_paths: the whole method in a bucket in memory, twice.
+
+Prints what it prints, and a line of the names that are there in the end.
+"""
+
+import json
+import pathlib
+import sys
+
+import pytest
+
+from grm_jax.stages import spct
+from tests import fake_bucket
+from tests.stages import spct_run
+
+
+def main(folder: str) -> None:
+  config = spct_run.parse(*spct_run.arguments(pathlib.Path(folder)))
+  with pytest.MonkeyPatch.context() as patch, fake_bucket.bucket(patch) as at:
+    for _ in range(2):
+      spct.run(config, f'{at}/work')
+    print(json.dumps(sorted(fake_bucket.Memory.store)))
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])
