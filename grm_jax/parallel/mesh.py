@@ -108,6 +108,9 @@ def from_config(
     devices: default all.
     weights: where weights rest in decoding, see rules.for_decoding; None is
       the layout of training.
+
+  Raises:
+    ValueError: sizes that do not fit the devices or each other.
   """
   mesh = make_mesh(
     config.mesh.data,
@@ -118,8 +121,36 @@ def from_config(
   )
   table = config.mesh.rules.to_dict()
   if weights is not None:
+    mesh = for_sampling(mesh, config.mesh.sampling_tensor)
     table = rules.for_decoding(table, weights)
   return rules.layout(mesh, table)
+
+
+def for_sampling(mesh: Mesh, tensor: int) -> Mesh:
+  """The same devices with another `tensor` axis, at the expense of `fsdp`.
+
+  Training splits weights over `fsdp` and gathers them; decoding, which would
+  gather them for every token, splits them over `tensor` or not at all. The
+  order of devices stays, so that arrays can go from one to the other in one
+  program, and neighbours along `fsdp` become neighbours along `tensor`.
+
+  Args:
+    mesh: of training.
+    tensor: the size of the axis; 0 is that of training.
+
+  Raises:
+    ValueError: it does not divide fsdp x tensor of training.
+  """
+  data, fsdp, old = mesh.devices.shape
+  if not tensor:
+    return mesh
+  if tensor < 0 or fsdp * old % tensor:
+    raise ValueError(
+      f'config.mesh.sampling_tensor is {tensor}; it must divide fsdp x tensor '
+      f'of config.mesh, {fsdp} x {old}'
+    )
+  devices = mesh.devices.reshape(data, fsdp * old // tensor, tensor)
+  return Mesh(devices, AXES)
 
 
 def one_device() -> rules.Layout:

@@ -107,6 +107,28 @@ def test_from_config():
   assert layout.split('logit_vocab') == 2 and layout.split('vocab') == 4
 
 
+def test_another_tensor_axis_for_sampling():
+  """The same devices in the same order, some of fsdp given to tensor."""
+  config = ConfigDict({'mesh': dict(data=2, fsdp=4, tensor=1, slices=1)})
+  config.mesh.rules = ConfigDict(rules.RULES)
+  config.mesh.sampling_tensor = 4
+  training = mesh.from_config(config)
+  sampling = mesh.from_config(config, weights='resident')
+  assert dict(training.mesh.shape) == {'data': 2, 'fsdp': 4, 'tensor': 1}
+  assert dict(sampling.mesh.shape) == {'data': 2, 'fsdp': 1, 'tensor': 4}
+  assert (training.mesh.devices.flat == sampling.mesh.devices.flat).all()
+  # Heads are split for decoding, prompts over fewer devices than in training.
+  assert (training.split('heads'), sampling.split('heads')) == (1, 4)
+  assert (training.split('prompts'), sampling.split('prompts')) == (8, 2)
+  config.mesh.sampling_tensor = 0
+  same = mesh.from_config(config, weights='resident')
+  assert same.mesh == training.mesh
+  for wrong in (3, 8, -1):
+    config.mesh.sampling_tensor = wrong
+    with pytest.raises(ValueError, match='sampling_tensor is .* 4 x 1'):
+      mesh.from_config(config, weights='resident')
+
+
 def test_one_device_splits_nothing():
   layout = mesh.one_device()
   assert layout.mesh.size == 1

@@ -62,6 +62,19 @@ def test_a_mesh_draws_what_one_device_draws(expected, kind, shape):
     assert x.addressable_shards[0].data.size * 8 == x.size
 
 
+def test_sampling_has_a_tensor_axis_of_its_own(expected):
+  """Trained over fsdp alone; the weights go to the other mesh and decode."""
+  training = mesh.make_mesh(2, 4, 1)
+  trained = tiny.gemma(rules.layout(training, rules.RULES))
+  table = rules.for_decoding(rules.RULES, 'resident')
+  sampling = rules.layout(mesh.for_sampling(training, 2), table)
+  model = tiny.gemma(sampling)
+  weights, _ = placing.place(model, tiny.params(trained))
+  found, _ = generated(model, weights)
+  for name, g in expected.items():
+    np.testing.assert_array_equal(found[name].tokens, g.tokens)
+
+
 def test_resident_weights_are_split_over_tensor_alone():
   model = tiny.gemma(laid_out('resident'))
   trained = tiny.gemma(laid_out('fsdp'))

@@ -13,7 +13,7 @@ SIZES = """
 examples.grpo=16 sft.batch.prompts=8 rft.sampling.prompts=8
 rft.train.batch.prompts=8 grpo.prompts=8 grpo.batch.prompts=8
 grpo.rollout.prompts=8 meta_rm.batch.prompts=8 meta_rm.evaluation.prompts=8
-evaluation.sampling.prompts=8
+evaluation.sampling.prompts=8 mesh.sampling_tensor=2
 """
 
 
