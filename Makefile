@@ -3,6 +3,7 @@
 # make demo-score  judge three queries with tiny random models (a minute)
 # make test        the tests that need only JAX
 # make lint        style
+# make long        tests that take minutes each: all of it by two processes
 # make peers       compare with transformers; compile for TPU pods with libtpu
 # make bench       speed and memory, see benchmarks/
 #
@@ -28,7 +29,7 @@ MALLOC := $(MALLOC):glibc.malloc.trim_threshold=$(KEPT)
 # A demo that is stopped and started again need not compile again.
 DEMO_COMPILED ?= runs/compiled
 
-.PHONY: demo demo-score test lint peers bench clean
+.PHONY: demo demo-score test lint long peers bench clean
 
 demo: $(STAMPS)/requirements
 	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} GLIBC_TUNABLES=$(MALLOC) \
@@ -44,11 +45,15 @@ demo-score: $(STAMPS)/requirements
 		--config.judge=scalar
 
 test: $(STAMPS)/requirements-test
-	$(BIN)/python -m pytest tests --ignore=tests/peers -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests --ignore=tests/peers --ignore=tests/long \
+		-q -n 2 --dist loadfile
 
 lint: $(STAMPS)/requirements-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+long: $(STAMPS)/requirements-test
+	$(BIN)/python -m pytest tests/long -q
 
 peers: $(STAMPS)/requirements-peers
 	$(BIN)/python -m pytest tests/peers -q
