@@ -47,6 +47,7 @@ PAUSE=${PAUSE:-30}
 SIZE=${SIZE:-}
 TABLE=configs/tpu.txt
 FOLDER=grm_jax_run # on the workers
+RUNNING='.venv/bin/python -m grm_jax.main'
 STOPPED=75         # status of what is to be begun again: EX_TEMPFAIL
 
 dry_run=
@@ -206,10 +207,12 @@ start() {
   fi
   quoted=$(printf ' %q' "${all[@]}")
   ((SLICES == 1)) || quoted+=" --config.mesh.slices=$SLICES"
-  # Away from the ssh session: a lost connection ends no run.
-  on_workers all "cd $FOLDER && rm -f run.exit && nohup bash -c \
+  # What is left of a run before would hold the chips. And away from the ssh
+  # session: a lost connection ends no run.
+  on_workers all "cd $FOLDER && { pkill -KILL -f '^$RUNNING' && sleep 5; \
+rm -f run.exit; } && nohup bash -c \
 $(printf %q "GRM_COORDINATOR=auto LIBTPU_INIT_ARGS=$(printf %q "${FLAGS-$libtpu}") \
-.venv/bin/python -m grm_jax.main$quoted; $ENDING") \
+$RUNNING$quoted; $ENDING") \
 > run.log 2>&1 < /dev/null &"
 }
 

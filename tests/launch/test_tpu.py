@@ -122,13 +122,30 @@ def test_what_the_workers_run(tmp_path):
   )
   python.chmod(python.stat().st_mode | stat.S_IEXEC)
   (folder / 'run.exit').write_text('0\n')  # of an earlier run
-  command = value(start, 'command').removesuffix('&') + '& wait'
-  subprocess.run(['bash', '-c', command], cwd=tmp_path, check=True)
+  on_a_worker(value(start, 'command'), tmp_path)
   assert (folder / 'run.log').read_text().splitlines() == [
     *('auto', '--xla_a=1 --xla_b=2', '-m', 'grm_jax.main'),
     *flags,
   ]
   assert (folder / 'run.exit').read_text() == '3\n'
+
+
+def on_a_worker(command, folder):
+  """Runs it here, but for killing: that would reach other runs."""
+  pkill = folder / 'bin' / 'pkill'
+  pkill.parent.mkdir()
+  pkill.write_text(
+    '#!/usr/bin/env bash\nprintf "%s\\n" "$@" >> pkill\nexit 1\n'
+  )
+  pkill.chmod(0o755)
+  subprocess.run(
+    ['bash', '-c', f'{command.removesuffix("&")}& wait'],
+    cwd=folder,
+    check=True,
+    env=os.environ | {'PATH': f'{pkill.parent}:{os.environ["PATH"]}'},
+  )
+  killed = (folder / 'grm_jax_run' / 'pkill').read_text().splitlines()
+  assert killed == ['-KILL', '-f', '^.venv/bin/python -m grm_jax.main']
 
 
 @pytest.mark.parametrize(
@@ -148,8 +165,7 @@ def test_what_is_to_be_begun_again(tmp_path, says, status, told):
   python.parent.mkdir(parents=True)
   python.write_text(f'#!/usr/bin/env bash\necho {says!r}\nexit {status}\n')
   python.chmod(0o755)
-  command = value(start, 'command').removesuffix('&') + '& wait'
-  subprocess.run(['bash', '-c', command], cwd=tmp_path, check=True)
+  on_a_worker(value(start, 'command'), tmp_path)
   found = (tmp_path / 'grm_jax_run' / 'run.exit').read_text()
   assert found == f'{told}\n'
 
