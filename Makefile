@@ -3,7 +3,7 @@
 # make demo-score  judge three queries with tiny random models (a minute)
 # make test        the tests that need only JAX
 # make lint        style
-# make long        tests that take minutes each: all of it by two processes
+# make long        tests that take minutes each: all by two processes, in a bucket
 # make peers       compare with transformers; compile for TPU pods with libtpu
 # make bench       speed and memory, see benchmarks/
 #

@@ -1,9 +1,6 @@
 """gs:// paths: all that reads and writes, here into a bucket in memory."""
 
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +15,7 @@ from grm_jax.model import tiny_tokenizer, tokenizer
 from grm_jax.parallel import files, mirror
 from grm_jax.parallel.journal import Journal, rows
 from grm_jax.training import checkpoints, metrics, profile
-from tests import fake_bucket, test_main
+from tests import fake_bucket
 from tests.evaluation.fake import query
 
 BUCKET = 'gs://bucket'
@@ -149,22 +146,3 @@ def test_checkpoints_in_a_bucket():
   found = checkpoints.restore_params(place, {'a': wanted}, 2)
   assert found['a'].tolist() == [2] * 5
   assert checkpoints.read_json(place, 'meta') == {'step': 3}
-
-
-def test_the_whole_method_in_a_bucket(tmp_path):
-  out = subprocess.run(
-    [sys.executable, '-m', 'tests.bucket_run', tmp_path],
-    cwd=test_main.ROOT,
-    env=test_main.environment(tmp_path / 'cache'),
-    capture_output=True,
-    text=True,
-  )
-  assert out.returncode == 0, out.stderr
-  # The second run finds all of the first one.
-  assert out.stdout.count(': finished before') == 7
-  names = json.loads(out.stdout.splitlines()[-1])
-  for name in ('evaluation/report.html', 'grpo/metrics.jsonl'):
-    assert f'/bucket/work/{name}' in names
-  # No folder of this name is on the disk, and nothing half is in the bucket.
-  assert not os.path.exists(os.path.join(test_main.ROOT, 'gs:'))
-  assert not [x for x in names if x.endswith(('.tmp', '.partial', '.greedy'))]

@@ -1,4 +1,4 @@
-"""Child of test_remote_paths: the whole method in a bucket in memory, twice.
+"""Child of test_bucket: the whole method in a bucket in memory, twice.
 
 Prints what it prints, and a line of the names that are there in the end.
 """

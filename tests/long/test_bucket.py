@@ -1,0 +1,27 @@
+"""The whole method with a workdir on gs://, here a bucket in memory."""
+
+import json
+import os
+import subprocess
+import sys
+
+from tests import test_main
+
+
+def test_the_whole_method_in_a_bucket(tmp_path):
+  out = subprocess.run(
+    [sys.executable, '-m', 'tests.long.bucket_run', tmp_path],
+    cwd=test_main.ROOT,
+    env=test_main.environment(tmp_path / 'cache'),
+    capture_output=True,
+    text=True,
+  )
+  assert out.returncode == 0, out.stderr
+  # The second run finds all of the first one.
+  assert out.stdout.count(': finished before') == 7
+  names = json.loads(out.stdout.splitlines()[-1])
+  for name in ('evaluation/report.html', 'grpo/metrics.jsonl'):
+    assert f'/bucket/work/{name}' in names
+  # No folder of this name is on the disk, and nothing half is in the bucket.
+  assert not os.path.exists(os.path.join(test_main.ROOT, 'gs:'))
+  assert not [x for x in names if x.endswith(('.tmp', '.partial', '.greedy'))]
