@@ -60,13 +60,9 @@ def get_config(arg: str = '') -> ConfigDict:
         normalizer='sequence',
       ),
       reference=dict(dtype='bfloat16', on_host=False),
+      # sampling_tensor is `tensor` while tokens are drawn; 0: the same.
       mesh=dict(
-        data=1,
-        fsdp=-1,
-        tensor=1,
-        sampling_tensor=0,  # tensor while tokens are drawn; 0: the same
-        slices=1,
-        rules=RULES,
+        data=1, fsdp=-1, tensor=1, sampling_tensor=0, slices=1, rules=RULES
       ),
       sampling=dict(weights='resident', int8=False),  # prefill and decode
       compute=dict(

@@ -64,13 +64,9 @@ def get_config(arg: str = '') -> ConfigDict:
         chunk=8 if tiny else 16,
         buckets=(1024, 2048) if tiny else (1024, 2048, 4096),
       ),
+      # sampling_tensor is `tensor` while tokens are drawn; 0: the same.
       mesh=dict(
-        data=1,
-        fsdp=-1,
-        tensor=1,
-        sampling_tensor=0,  # tensor while tokens are drawn; 0: the same
-        slices=1,
-        rules=RULES,
+        data=1, fsdp=-1, tensor=1, sampling_tensor=0, slices=1, rules=RULES
       ),
       compute=dict(
         dtype='float32' if tiny else 'bfloat16',

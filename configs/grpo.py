@@ -87,13 +87,9 @@ def get_config(arg: str = '') -> ConfigDict:
         chunk=16,
         int8=False,  # in evaluations, too
       ),
+      # sampling_tensor is `tensor` while tokens are drawn; 0: the same.
       mesh=dict(
-        data=1,
-        fsdp=-1,
-        tensor=1,
-        sampling_tensor=0,  # tensor while tokens are drawn; 0: the same
-        slices=1,
-        rules=RULES,
+        data=1, fsdp=-1, tensor=1, sampling_tensor=0, slices=1, rules=RULES
       ),
       compute=dict(
         dtype='float32' if tiny else 'bfloat16',

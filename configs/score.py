@@ -64,13 +64,9 @@ def get_config(arg: str = '') -> ConfigDict:
       # Several processes: whether each has a model of its own and judges its
       # own share of the rows, or all of them hold one model together.
       apart=False,
+      # sampling_tensor is `tensor` while tokens are drawn; 0: the same.
       mesh=dict(
-        data=1,
-        fsdp=-1,
-        tensor=1,
-        sampling_tensor=0,  # tensor while tokens are drawn; 0: the same
-        slices=1,
-        rules=RULES,
+        data=1, fsdp=-1, tensor=1, sampling_tensor=0, slices=1, rules=RULES
       ),
       compute=dict(
         dtype='float32' if tiny else 'bfloat16',

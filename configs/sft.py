@@ -72,13 +72,9 @@ def get_config(arg: str = '') -> ConfigDict:
         every=400,  # steps; 0: at the end only
         prompts=32 if tiny else 64,  # judged at once
       ),
+      # sampling_tensor is `tensor` while tokens are drawn; 0: the same.
       mesh=dict(
-        data=1,
-        fsdp=-1,
-        tensor=1,
-        sampling_tensor=0,  # tensor while tokens are drawn; 0: the same
-        slices=1,
-        rules=RULES,
+        data=1, fsdp=-1, tensor=1, sampling_tensor=0, slices=1, rules=RULES
       ),
       compute=dict(
         dtype='float32' if tiny else 'bfloat16',

@@ -45,16 +45,16 @@ def main(argv: list[str]) -> None:
     start.start()
     stage = importlib.import_module(f'grm_jax.stages.{_CONFIG.value.stage}')
     stage.run(_CONFIG.value, _WORKDIR.value)
-  except Exception as error:  # noqa: BLE001  # it goes on, or the process ends
+  except Exception as error:  # whatever it is, others may wait for this one
     known = isinstance(error, (ValueError, FloatingPointError))
     if known and _is_ours(error):
       logging.debug('', exc_info=True)
-      print(f'error: {error}', file=sys.stderr)
+      _say(str(error))
       # A loss that is not finite need not be the user's mistake.
       status = 2 if isinstance(error, ValueError) else 3
     elif start.are_several():
       traceback.print_exc()
-      print(f'error: {_WITH_OTHERS}', file=sys.stderr)
+      _say(_WITH_OTHERS)
       status = 1
     else:
       raise
@@ -112,9 +112,13 @@ def _one_line(error: Exception) -> str:
   return ' '.join(text.split())
 
 
-def _fail(message: str, status: int = 2) -> None:
+def _say(message: str) -> None:
   print(f'error: {message}', file=sys.stderr)
-  sys.exit(status)
+
+
+def _fail(message: str) -> None:
+  _say(message)
+  sys.exit(2)
 
 
 if __name__ == '__main__':

@@ -25,7 +25,7 @@ PYTHON=${PYTHON:-.venv/bin/python}
 # Name | stages | the one override | stages that are those of the full run.
 # RFT alone is the full run after its stage rft. The table needs no votes, so all
 # but the full run draw one sample beside the greedy judgement.
-ONE='--config.evaluation.k=1 --config.evaluation.k_before=1'
+ONE=(--config.evaluation.k=1 --config.evaluation.k_before=1)
 RUNS='
 full                  | base,sft,rft,grpo,meta_rm,evaluate |                                          |
 no_rejective_sampling | base,sft,grpo,evaluate             |                                          | base sft
@@ -74,8 +74,7 @@ for seed in $SEEDS; do
     read -r stages <<<"$stages"
     read -ra override <<<"$override"
     read -ra shared <<<"$shared"
-    # shellcheck disable=SC2206  # these are words
-    [[ $name == full ]] || override+=($ONE)
+    [[ $name == full ]] || override+=("${ONE[@]}")
     folder=$WORKDIR/$name/$seed
     if ((${#shared[@]})); then
       share "$WORKDIR/full/$seed" "$folder" "${shared[@]}"

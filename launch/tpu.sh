@@ -180,7 +180,7 @@ recommended() {
 # What a worker does when the run has ended: writes its status. A run that was
 # asked to stop and saved says so and ends with 0; one that was asked where
 # nothing is to be saved ends with 143, one whose other processes are gone with
-# 134 (aborted by JAX) or 75.
+# 134, aborted by JAX.
 ENDING="status=\$?; case \$status in 134 | 143) status=$STOPPED ;; esac; \
 if tail -n 20 run.log | grep -q 'start again to go on\$'; \
 then status=$STOPPED; fi; echo \$status > run.exit"

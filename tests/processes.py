@@ -1,5 +1,6 @@
 """Runs one command in several real processes that form one JAX run."""
 
+import contextlib
 import os
 import pathlib
 import socket
@@ -13,14 +14,16 @@ ROOT = pathlib.Path(__file__).parents[1]
 HANG = 900
 
 
-def begin(arguments, count=2, devices=4):
-  """Starts `python *arguments` in `count` processes that form one run.
+@contextlib.contextmanager
+def begun(arguments, count=2, devices=4):
+  """`count` processes of `python *arguments` that form one run.
 
   Args:
     devices: CPU devices of each.
 
-  Returns:
-    The processes, whose standard output and error are pipes.
+  Yields:
+    The processes, whose standard output and error are pipes. What still runs
+    after the block is killed.
   """
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
@@ -33,7 +36,7 @@ def begin(arguments, count=2, devices=4):
   if count > 1:
     environment['GRM_COORDINATOR'] = f'127.0.0.1:{port}'
     environment['GRM_NUM_PROCESSES'] = str(count)
-  return [
+  children = [
     subprocess.Popen(
       [sys.executable, *map(str, arguments)],
       cwd=ROOT,
@@ -44,17 +47,18 @@ def begin(arguments, count=2, devices=4):
     )
     for n in range(count)
   ]
+  try:
+    yield children
+  finally:
+    for child in children:
+      child.kill()
 
 
 def ends(children):
   """(standard output, error) of each when all have ended."""
   # All are read at once: one that waits to be read holds up the others.
-  try:
-    with futures.ThreadPoolExecutor(len(children)) as pool:
-      return list(pool.map(lambda x: x.communicate(timeout=HANG), children))
-  finally:
-    for child in children:
-      child.kill()
+  with futures.ThreadPoolExecutor(len(children)) as pool:
+    return list(pool.map(lambda x: x.communicate(timeout=HANG), children))
 
 
 def run_together(arguments, count=2, devices=4):
@@ -64,8 +68,8 @@ def run_together(arguments, count=2, devices=4):
     The standard output of each; raises AssertionError with all output when
     one fails.
   """
-  children = begin(arguments, count, devices)
-  done = ends(children)
+  with begun(arguments, count, devices) as children:
+    done = ends(children)
   told = '\n'.join(out + err for out, err in done)
   assert all(child.returncode == 0 for child in children), told
   return [out for out, _ in done]

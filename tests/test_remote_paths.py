@@ -14,7 +14,7 @@ from grm_jax.judging import template
 from grm_jax.model import tiny_tokenizer, tokenizer
 from grm_jax.parallel import files, mirror
 from grm_jax.parallel.journal import Journal, rows
-from grm_jax.training import checkpoints, metrics, profile
+from grm_jax.training import checkpoint_index, checkpoints, metrics, profile
 from tests import fake_bucket
 from tests.evaluation.fake import query
 
@@ -133,6 +133,13 @@ def test_a_tokenizer_and_a_template_in_a_bucket():
     tokenizer.load(f'{BUCKET}/no/tokenizer.model')
   files.write_whole(f'{BUCKET}/t.txt', 'say {{hint}}')
   assert template.load(f'{BUCKET}/t.txt').pieces
+
+
+def test_checkpoints_in_a_bucket_need_a_package(monkeypatch):
+  monkeypatch.setattr(checkpoint_index, '_has_client', lambda: False)
+  for opened in (checkpoints.steps, checkpoints.Checkpoints):
+    with pytest.raises(ValueError, match='gs://.* requirements-tpu.txt'):
+      opened(f'{BUCKET}/model')
 
 
 def test_checkpoints_in_a_bucket():

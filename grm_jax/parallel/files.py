@@ -73,7 +73,9 @@ def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> int:
   return count
 
 
-def copy(source: str | os.PathLike[str], target: str | os.PathLike[str]):
+def copy(
+  source: str | os.PathLike[str], target: str | os.PathLike[str]
+) -> None:
   """A file as another one, whole or not at all; either may be gs://.
 
   One process calls. ValueError: the target cannot be written.

@@ -34,14 +34,9 @@ def start() -> None:
   # libtpu puts a sentence there on machines that have no TPU.
   several = ',' in hosts and not hosts.startswith('WARNING')
   if given[0] == 'auto' or (several and not any(given)):
-    jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE)
+    _join()
   elif all(given):
-    jax.distributed.initialize(
-      given[0],
-      int(given[1]),
-      int(given[2]),
-      heartbeat_timeout_seconds=SILENCE,
-    )
+    _join(given[0], int(given[1]), int(given[2]))
   elif any(given):
     missing = [n for n, v in zip(names, given, strict=True) if not v]
     raise ValueError(f'set {", ".join(missing)} too, or none of {names}')
@@ -53,6 +48,10 @@ def start() -> None:
     jax.device_count(),
     jax.devices()[0].platform,
   )
+
+
+def _join(*known):
+  jax.distributed.initialize(*known, heartbeat_timeout_seconds=SILENCE)
 
 
 def are_several() -> bool:

@@ -76,15 +76,10 @@ def _check_paths(config, target):
     raise ValueError(f'config.source {config.source} is not a directory')
   if not target:
     raise ValueError('give --config.target=DIR or --workdir=DIR')
-  if _is_file(target) or _in_use(target, config.to):
+  if epath.Path(target).is_file() or _in_use(target, config.to):
     raise ValueError(
       f'config.target {target} exists; choose another or delete it'
     )
-
-
-def _is_file(target):
-  path = epath.Path(target)
-  return path.exists() and not path.is_dir()
 
 
 def _in_use(target, to):

@@ -6,6 +6,7 @@ and the names of the other JSON items. Every JSON item carries its SHA-256.
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
 from typing import Any
@@ -54,10 +55,26 @@ class Step:
 
 
 def absolute(directory: str | os.PathLike) -> epath.Path:
-  """`directory` as Orbax wants it; gs:// and the like stay as they are."""
+  """`directory` as Orbax wants it; gs:// and the like stay as they are.
+
+  Raises:
+    ValueError: a bucket, and no package by which Orbax could ask for its kind.
+  """
   directory = os.fspath(directory)
+  if directory.startswith('gs://') and not _has_client():
+    raise ValueError(
+      f'{directory}: checkpoints in a bucket need a package besides; '
+      'pip install -r requirements-tpu.txt'
+    )
   remote = '://' in directory
   return epath.Path(directory if remote else os.path.abspath(directory))
+
+
+def _has_client():
+  try:
+    return importlib.util.find_spec('google.cloud.storage') is not None
+  except ImportError:  # not even google.cloud
+    return False
 
 
 def leaves_by_path(item: str, tree: Any) -> dict[tuple[str, ...], Any]:

@@ -14,7 +14,6 @@ names the step, the item and the leaf; no other step is taken in its place.
 This is the only module that imports Orbax. All processes call everything.
 """
 
-import importlib.util
 import math
 import os
 from typing import Any
@@ -86,7 +85,6 @@ class Checkpoints:
       if value is not None and value < 1:
         raise ValueError(f'{name} is {value}; it must be at least 1')
     self.directory = absolute(directory)
-    _check_bucket(directory)
     self._blocks = host_gb is not None
     self._manager = ocp.CheckpointManager(
       self.directory,
@@ -184,22 +182,6 @@ class Checkpoints:
     self.close()
 
 
-def _check_bucket(directory):
-  """ValueError where Orbax could not ask what kind of bucket it is."""
-  if os.fspath(directory).startswith('gs://') and not _has_client():
-    raise ValueError(
-      f'{directory}: checkpoints in a bucket need a package besides; '
-      'pip install -r requirements-tpu.txt'
-    )
-
-
-def _has_client():
-  try:
-    return importlib.util.find_spec('google.cloud.storage') is not None
-  except ImportError:  # not even google.cloud
-    return False
-
-
 def steps(directory: str | os.PathLike) -> list[int]:
   """The steps in `directory`, ascending; [] if it does not exist.
 
@@ -208,7 +190,6 @@ def steps(directory: str | os.PathLike) -> list[int]:
   Raises:
     ValueError: a bucket, and no package to ask for it.
   """
-  _check_bucket(directory)
   names = ocp.path.step.standard_name_format()
   return sorted(found.step for found in names.find_all(absolute(directory)))
 

@@ -426,12 +426,12 @@ def test_two_processes_of_which_one_is_killed_train_as_one(
   monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
   run = ['-m', 'grm_jax.main', *given.arguments(), f'--workdir={tmp_path}']
   for killed, rows in ((1, 7), (0, 12)):
-    children = processes.begin(run)
-    wait_for(
-      children[0], lambda n=rows: lines_of(tmp_path / 'metrics.jsonl') > n
-    )
-    children[killed].kill()
-    told = processes.ends(children)[1 - killed][1]
+    with processes.begun(run) as children:
+      wait_for(
+        children[0], lambda n=rows: lines_of(tmp_path / 'metrics.jsonl') > n
+      )
+      children[killed].kill()
+      told = processes.ends(children)[1 - killed][1]
     assert children[1 - killed].returncode in (1, 134, -signal.SIGABRT), told
     assert 'this process of several ends' in told or 'task died' in told, told
   processes.run_together(run)

@@ -57,11 +57,11 @@ def test_the_handler_before_is_there_again(ends_well):
 @pytest.mark.parametrize('count, asked', [(1, 0), (2, 0), (2, 1)])
 def test_all_processes_stop_after_the_same_step(count, asked):
   """Whichever of them got the signal; each exits with 0."""
-  children = processes.begin(['-c', LOOP], count, devices=1)
-  for child in children:
-    assert child.stdout.readline() == 'begun\n', child.stderr.read()
-  children[asked].send_signal(signal.SIGTERM)
-  done = processes.ends(children)
+  with processes.begun(['-c', LOOP], count, devices=1) as children:
+    for child in children:
+      assert child.stdout.readline() == 'begun\n', child.stderr.read()
+    children[asked].send_signal(signal.SIGTERM)
+    done = processes.ends(children)
   told = '\n'.join(out + err for out, err in done)
   assert [child.returncode for child in children] == [0] * count, told
   steps = {out for out, _ in done}
