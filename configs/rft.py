@@ -28,7 +28,7 @@ def get_config(arg: str = '') -> ConfigDict:
     train.data.texts = ''  # what was kept
     # Not the texts of the cold start, whose mistakes were just sorted out.
     train.data.general = 'basics:8000' if tiny else ''
-    train.data.general_rate = 0.3 if tiny else 0.0
+    train.data.general_rate = 0.2 if tiny else 0.0
     # Kept generations of a prompt, in one pass; a tiny run keeps few.
     train.batch.rows = 1 if tiny else 2
     if tiny:

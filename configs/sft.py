@@ -30,9 +30,9 @@ def get_config(arg: str = '') -> ConfigDict:
         # practice:COUNT, texts:PATH or judged:PATH, see data/texts.py. A new
         # tokenizer should see what comes later: hence judgements in :base.
         texts='basics:12000' if base else 'practice:8000' if tiny else '',
-        # Mixed in at this rate, a share of all prompts.
+        # Mixed in at this rate, a share of all prompts or packed rows.
         general='practice:2000' if base else 'basics:12000' if tiny else '',
-        general_rate=0.01 if base else 0.4 if tiny else 0.0,
+        general_rate=0.01 if base else 0.25 if tiny else 0.0,
         mistakes=0.6,  # share of the practice teacher's mistakes
       ),
       strict=False,  # stop at the first row that is bad
@@ -44,15 +44,17 @@ def get_config(arg: str = '') -> ConfigDict:
       ),
       batch=dict(
         # P, at once on the devices
-        prompts=24 if tiny else 128,
+        prompts=8 if base else 12 if tiny else 128,
         accumulate=1 if tiny else 8,  # batches a step
         rows=1,  # R, generations of each prompt
         # Lengths that prompts and generations are padded to.
         buckets=(48, 96, 128, 160) if tiny else (1024, 2048),
         size=(64, 120, 176) if tiny else (512, 1024),
-        packed=False,  # several texts in a row of the longest bucket
+        # Several texts in each row, whatever `rows` is; a row is as long as the
+        # longest bucket and the longest size together.
+        packed=tiny,
       ),
-      steps=660 if base else 580 if tiny else 900,
+      steps=720 if base else 580 if tiny else 900,
       optimizer=dict(
         kind='muon' if tiny else 'adamw',  # or the other one
         learning_rate=8e-3 if base else 6e-3 if tiny else 5e-6,

@@ -10,29 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grm_jax.data.records import Record
+from grm_jax.data.records import Limits, Record
 
 
-def usable(
-  records: Sequence[Record], size: int
-) -> tuple[list[Record], list[tuple[str, str]]]:
-  """Parts records all of whose texts fit a row from those that do not.
-
-  Returns:
-    The records that fit, in order, and (id, reason) of the others.
-  """
-  kept, left_out = [], []
-  for record in records:
-    tokens = len(record.prompt) + max(map(len, record.generations), default=0)
-    if tokens <= size:
-      kept.append(record)
-    else:
-      reason = (
-        f'its prompt and a generation have {tokens} tokens, a packed row has '
-        f'{size}, the longest of config.batch.buckets'
-      )
-      left_out.append((record.id, reason))
-  return kept, left_out
+def room(limits: Limits) -> int:
+  """Places of a packed row: all that fits apart fits a row, too."""
+  return limits.buckets[-1] + limits.sizes[-1]
 
 
 def pack(records: Sequence[Record], size: int) -> list[Record]:
@@ -43,8 +26,8 @@ def pack(records: Sequence[Record], size: int) -> list[Record]:
   shares no prompts.
 
   Args:
-    records: with generations; see `usable`.
-    size: S, places of a row.
+    records: with generations; see records.usable.
+    size: S, places of a row; see `room`.
 
   Raises:
     ValueError: a text longer than `size`.
@@ -57,7 +40,7 @@ def pack(records: Sequence[Record], size: int) -> list[Record]:
     record = texts[0][0]
     raise ValueError(
       f'{record.id!r} has {_length(texts[0])} tokens, a packed row has {size}; '
-      'leave it out, or raise config.batch.buckets'
+      'leave it out, or give longer rows'
     )
   rows = []
   for source in dict.fromkeys(record.source for record, _ in texts):

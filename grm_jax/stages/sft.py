@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from grm_jax.data import placing, records, texts
+from grm_jax.data import packing, placing, records, texts
 from grm_jax.data.prefetch import Prefetch
 from grm_jax.data.texts import Text
 from grm_jax.judging.forms import Forms
@@ -96,7 +96,9 @@ def fine_tune(
   model, tokenizer, params = _open(config, target, layout, found, forms)
   used = sft_records.records_of(found, named, forms, tokenizer, limits, config)
   if config.batch.packed:
-    limits = dataclasses.replace(limits, rows=0)
+    limits = dataclasses.replace(
+      limits, rows=0, buckets=(packing.room(limits),)
+    )
   made = runs.batches(config, used, rates, limits, own_rows)
   judge = held_out.from_config(
     config,

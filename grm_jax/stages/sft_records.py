@@ -99,10 +99,7 @@ def records_of(
   made, left_out = records.usable(made, limits)
   reasons += left_out
   if config.batch.packed:
-    size = limits.buckets[-1]
-    made, left_out = packing.usable(made, size)
-    reasons += left_out
-    made = packing.pack(made, size)
+    made = packing.pack(made, packing.room(limits))
   for name, reason in reasons[:_SHOWN]:
     logging.warning('%s: %s', name, reason)
   if reasons:

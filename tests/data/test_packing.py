@@ -82,15 +82,20 @@ def test_the_order_does_not_depend_on_chance():
 
 def test_texts_too_long_for_a_row():
   given = [record('1', 6, [4, 2]), record('2', 6, [1, 5]), record('3', 1, [])]
-  kept, left_out = packing.usable(given, 10)
-  assert kept == [given[0], given[2]]
-  ((name, reason),) = left_out
-  assert name == '2' and '11 tokens, a packed row has 10' in reason
   with pytest.raises(
     ValueError, match="'2' has 11 tokens, a packed row has 10"
   ):
     packing.pack(given, 10)
   assert packing.pack([], 10) == []
+
+
+def test_a_row_has_room_for_all_that_fits_apart():
+  limits = records.limits((8, 6), (5, 2), 1)
+  longest = record('1', 8, [5])
+  assert records.usable([longest], limits) == ([longest], [])
+  assert packing.room(limits) == 13
+  (row,) = packing.pack([longest], packing.room(limits))
+  assert len(row.prompt) == 13
 
 
 def test_places():

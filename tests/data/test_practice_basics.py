@@ -54,8 +54,8 @@ def items_of(found):
 
 
 def test_the_first_texts():
-  # Three problems, then pieces in pairs or steps of sums; then of two examples
-  # the work, and their responses held against an answer.
+  # Three problems, then pieces in pairs or steps of their work; then of two
+  # examples the work, and their responses held against an answer.
   name, asked, written = TEXTS[0]
   assert name == 'practice/chain_sum/train/0/0/solve'
   assert asked.startswith('[1/3] What is 8 - 8 + 8?\n[2/3] Sort the numbers')
@@ -101,13 +101,32 @@ def test_steps_end_in_the_right_answer():
 def test_steps_of_sums_are_right_and_of_one_digit():
   found = [x[2] for x in of_kind('sums')]
   steps = [x for text in found for x in text.removesuffix('.').split(', ')]
-  assert len(steps) == 6 * len(found) == 1200
+  assert len(steps) == 6 * len(found) == 6 * 133
   for step in steps:
     a, sign, b, equals, result = step.split(' ')
     assert equals == '=' and 0 <= int(result) <= 9
     assert int(a) + int(f'{sign}{b}') == int(result)
   # There are 55 of each sign.
   assert len(set(steps)) == 110
+
+
+def test_numbers_are_sifted_as_asked():
+  found = [(x[1], x[2]) for x in of_kind('sift')]
+  seen = collections.Counter()
+  for asked, written in found:
+    items = asked.removeprefix('Sift ').split(', ')
+    steps = written.removesuffix('.').split(', ')
+    assert len(items) == 6
+    for item, step in zip(items, steps, strict=True):
+      assert step in (f'{item} yes', f'{item} no')
+      a, side, b = item.split(' ')
+      stays = a > b if side == 'above' else a < b
+      assert a != b and step.endswith('yes' if stays else 'no')
+      seen[step] += 1
+  # Any two digits, both ways, of which there are 180; a half of them stays.
+  assert len(seen) > 170
+  stay = sum(n for step, n in seen.items() if step.endswith('yes'))
+  assert 0.45 < stay / seen.total() < 0.55
 
 
 def test_half_of_the_pairs_are_the_same_twice():
@@ -117,8 +136,8 @@ def test_half_of_the_pairs_are_the_same_twice():
     words = [f'{a} vs {b} {"yes" if a == b else "no"}' for a, b in pairs]
     assert len(pairs) == 6 and written == f'Pairs: {", ".join(words)}.'
     counts.update(a == b for a, b in pairs)
-  # Of 1200; a pair that is drawn piece by piece can be the same twice, too.
-  assert counts.total() == 1200
+  # A pair that is drawn piece by piece can be the same twice, too.
+  assert counts.total() == 6 * 134
   assert 0.5 < counts[True] / counts.total() < 0.75
 
 

@@ -247,8 +247,8 @@ STEPS = [
   (
     Task('number_filtering', ('9', '2', '7'), 'above 5'),
     [
-      ('9, 7', '9 yes, 2 no, 7 yes, so 9, 7.'),
-      ('2', '9 no, 2 yes, 7 no, so 2.'),
+      ('9, 7', '9 above 5 yes, 2 above 5 no, 7 above 5 yes, so 9, 7.'),
+      ('2', '9 above 5 no, 2 above 5 yes, 7 above 5 no, so 2.'),
     ],
   ),
   (

@@ -1,8 +1,9 @@
 """Short texts that teach what a critique is made of, one piece at a time.
 
 To work an answer out, beside other problems and above responses that may be
-wrong, to add two digits, to say whether two pieces are the same, and to hold
-responses against an answer are the steps of a critique. Texts of one step each
+wrong, to add two digits, to say which of two is larger and whether two pieces
+are the same, and to hold responses against an answer are the steps of a
+critique. Texts of one step each
 are shorter than judgements and say more of it, and a small model learns from
 them in minutes what it does not see in whole judgements for hours. They are the
 general instruction data of practice runs.
@@ -22,7 +23,7 @@ from grm_jax.data.practice import (
 from grm_jax.data.practice.problems import Problem
 from grm_jax.judging.example import JudgingExample
 
-_PAIRS = 6  # compared, or added, in one text
+_PAIRS = 6  # compared, added or sifted in one text
 _AMONG = 3  # problems that are solved in one text
 _SEVERAL = tuple(n for n in examples.NUM_RESPONSES if n > 1)
 
@@ -32,6 +33,12 @@ _STEPS = tuple(
   for a, b in itertools.product(range(10), repeat=2)
   for sign, result in (('+', a + b), ('-', a - b))
   if 0 <= result <= 9
+)
+# One-digit numbers, what is asked of them, and whether they stay.
+_SIFTED = tuple(
+  (str(a), f'{side} {b}', (a > b) == (side == 'above'))
+  for side in ('above', 'below')
+  for a, b in itertools.permutations(range(10), 2)
 )
 
 # (id, what is asked, what is to be written)
@@ -63,7 +70,7 @@ def _stream(split, seed) -> Iterator[Basic]:
       yield _hold(example, task)
     else:
       yield _solve(list(itertools.islice(asked, _AMONG)))
-      yield _sums(example) if number % 2 else _compare(example, task)
+      yield (_compare, _sums, _sift)[number // 3 % 3](example, task)
 
 
 def _solve(some: list[tuple[str, Problem]]) -> Basic:
@@ -110,12 +117,21 @@ def _compare(example: JudgingExample, task) -> Basic:
   return name, f'Compare {asked}', f'Pairs: {holding.compared(pairs)}.'
 
 
-def _sums(example: JudgingExample) -> Basic:
+def _sums(example: JudgingExample, task) -> Basic:
   """Steps of chain_sum, whose problems are sums of three numbers."""
   name = f'{example.id}/sums'
   found = [draws.choice(_STEPS, i, name) for i in range(_PAIRS)]
   asked = ', '.join(step for step, _ in found)
   return name, f'Sums {asked}', ', '.join(f'{x} = {y}' for x, y in found) + '.'
+
+
+def _sift(example: JudgingExample, task) -> Basic:
+  """Steps of number_filtering."""
+  name = f'{example.id}/sift'
+  found = [draws.choice(_SIFTED, i, name) for i in range(_PAIRS)]
+  asked = ', '.join(f'{item} {side}' for item, side, _ in found)
+  written = ', '.join(working.sifted(*step) for step in found)
+  return name, f'Sift {asked}', f'{written}.'
 
 
 def _hold(example: JudgingExample, task) -> Basic:

@@ -55,9 +55,14 @@ def _asked_first(task, claimed):
 
 
 def _kept(task, claimed):
-  """Whether each one stays."""
+  """Whether each one stays, with all that it depends on beside it."""
   kept = claimed.split(', ')
-  return ', '.join(f'{x} {"yes" if x in kept else "no"}' for x in task.items)
+  return ', '.join(sifted(x, task.asked, x in kept) for x in task.items)
+
+
+def sifted(item: str, asked: str, stays: bool) -> str:
+  """A step of number_filtering: `7 above 5 yes`."""
+  return f'{item} {asked} {"yes" if stays else "no"}'
 
 
 def _count(task, claimed):
