@@ -127,7 +127,7 @@ def get_config(arg: str = '') -> ConfigDict:
           rows=4,
           size=176 if tiny else 1024,
           chunk=16,
-          buckets=(96, 128) if tiny else (1024, 2048),
+          buckets=(128,) if tiny else (1024, 2048),
         ),
       ),
       # sampling_tensor is `tensor` while tokens are drawn; 0: the same.
