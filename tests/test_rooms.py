@@ -37,6 +37,11 @@ LIBRARIES = {
   'tensorboardX': ('training/metrics.py', True),
   'reasoning_gym': ('data/practice/', False),
   'safetensors': ('model/huggingface/', False),
+  'fastapi': ('serving/', False),
+  'starlette': ('serving/', False),
+  'pydantic': ('serving/', False),
+  'prometheus_client': ('serving/', False),
+  'uvicorn': ('stages/serve.py', True),
 }
 FILES = sorted(PACKAGE.rglob('*.py'))
 
@@ -116,7 +121,8 @@ def test_no_room_is_missing_from_the_rules():
 
 
 @pytest.mark.parametrize(
-  'stage', ['score', 'evaluate', 'convert', 'aot', 'sft', 'meta_rm', 'grpo']
+  'stage',
+  ['score', 'evaluate', 'convert', 'aot', 'sft', 'meta_rm', 'grpo', 'serve'],
 )
 def test_stages_run_without_tensorflow(stage):
   code = (

@@ -13,7 +13,7 @@ Every process of a pod runs the same engine on the same requests.
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -145,6 +145,7 @@ class Engine:
     *,
     progress: str = '',
     total: int = 0,
+    dropped: Callable[[], Collection[str]] = tuple,
   ) -> Iterator[Generation | Refusal]:
     """Generates for a stream of requests, which is read as slots get free.
 
@@ -155,6 +156,8 @@ class Engine:
         nothing at work it is asked again at once and may wait there.
       progress: name of a progress bar, '' for none; quiet off a terminal.
       total: generations expected, for the bar; 0 if unknown.
+      dropped: called before every call of decode: ids of requests that nobody
+        waits for any more. Their rows are given to others at once.
 
     Yields:
       Generations in the order in which they end, and a Refusal for every
@@ -168,7 +171,7 @@ class Engine:
     )
     begin, before = time.monotonic(), self.stats.seconds
     with bar:
-      for item in self._run(iter(requests)):
+      for item in self._run(iter(requests), dropped):
         spent = before + time.monotonic() - begin
         self.stats = dataclasses.replace(self.stats, seconds=spent)
         if isinstance(item, Generation):
@@ -178,9 +181,10 @@ class Engine:
     spent = before + time.monotonic() - begin
     self.stats = dataclasses.replace(self.stats, seconds=spent)
 
-  def _run(self, requests):
+  def _run(self, requests, dropped):
     table, ended, more = Table(*self._shape(), self._sizes.size), [], True
     while more or ended or table.requests():
+      table.drop(dropped())
       refused, more = self._admit(table, requests)
       drawn = self._begin_call(table) if table.requests() else None
       # From here on the device is busy; the rest takes none of its time.

@@ -6,7 +6,7 @@ have all ended is given the next prompt.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -79,6 +79,12 @@ class Table:
     slot.request, slot.begun = request, 0
     for r in range(len(slot.rows)):
       self._begin(slot, r)
+
+  def drop(self, ids: Collection[str]) -> None:
+    """Frees the slots of these requests, whatever their rows have written."""
+    for slot in self.slots:
+      if slot.request is not None and slot.request.id in ids:
+        slot.request, slot.rows = None, [None] * len(slot.rows)
 
   def collect(
     self,

@@ -255,4 +255,4 @@ def say_stopped(step: int, total: int) -> None:
 def say(line: str) -> None:
   """One process speaks for all."""
   if not jax.process_index():
-    print(line)
+    print(line, flush=True)

@@ -27,6 +27,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from grm_jax.data import jsonl
+from grm_jax.judging import report
 from grm_jax.judging.judgement import Fault
 from grm_jax.parallel import files, start
 from grm_jax.parallel import journal as journals
@@ -115,7 +116,7 @@ def _judge_rows(judge, rows, config, settings, journal, total):
       logging.warning('%s', where)
       row = {'id': item.id, 'error': item.reason}
     else:
-      row = judges.report(item, settings)
+      row = report.report(item, settings.voting(), settings.seed)
     if journal:
       journal.append({'line': number} | row)
 

@@ -304,3 +304,33 @@ def test_a_request_can_wait_for_what_another_one_generates(drawn):
 def test_bad_engines(changes, message):
   with pytest.raises(ValueError, match=message):
     engine(**changes)
+
+
+def test_requests_that_are_dropped_make_place_and_change_nothing(drawn):
+  """One slot: the second prompt begins when the first is dropped."""
+  machine = engine(prompts=1)
+  calls = []
+
+  def dropped():
+    calls.append(machine.stats.calls)
+    return {'0'} if machine.stats.calls == 2 else ()
+
+  found = by_name(machine.run(asked(4, seed=1, **CUT), dropped=dropped))
+  assert {name for name, _ in found} >= {'1', '2'}
+  left = {name: g for name, g in found.items() if name[0] != '0'}
+  expected = {name: g for name, g in drawn.items() if name[0] != '0'}
+  assert_same(left, expected)
+  # Ten tokens were drawn of it before: what had ended by then came out.
+  for name, g in found.items():
+    if name[0] == '0':
+      assert len(g.tokens) <= 10
+      np.testing.assert_array_equal(g.tokens, drawn[name].tokens)
+  missing = set(drawn) - set(found)
+  assert missing and {name for name, _ in missing} == {'0'}
+
+
+def test_what_is_dropped_before_it_came_is_still_done(drawn):
+  found = by_name(
+    engine().run(asked(4, seed=1, **CUT), dropped=lambda: {'nobody'})
+  )
+  assert_same(found, drawn)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 import grm_jax
+from grm_jax.judging import report as reports
+from grm_jax.judging.asked import Asked
 from grm_jax.judging.example import JudgingExample, Turn
 from grm_jax.judging.judgement import Fault, Judged
 from grm_jax.model import tiny_tokenizer, tokenizer
 from grm_jax.sampling.request import Generation, Limits, Refusal, fault
-from grm_jax.stages.judge import Judge, Settings, combine, report
+from grm_jax.stages.judge import Judge, Settings
 
 
 @functools.cache
@@ -38,7 +40,8 @@ class RuleEngine:
     held = []  # generations come in another order than they were asked for
     for request in requests:
       if request is None:
-        yield held.pop()
+        yield from held[-1:]
+        del held[-1:]
         continue
       self.requests.append(request)
       reason = fault(request, self.limits)
@@ -64,6 +67,14 @@ class RuleEngine:
     ids = np.array(words().encode(text), np.int32)
     zeros = np.zeros(len(ids), np.float32)
     return Generation(request.id, sample, ids, 'stop', zeros, zeros, text)
+
+
+def report(judged, settings):
+  return reports.report(judged, settings.voting(), settings.seed)
+
+
+def combine(judged, settings):
+  return reports.combine(judged, settings.voting())
 
 
 def example(name, *responses, **fields):
@@ -320,3 +331,92 @@ def test_load_judge_with_a_meta_rm():
   assert found[0]['samples'] != found[1]['samples']  # other ids
   again = made.score(rows, k=3)
   assert [r['samples'] for r in again] == [r['samples'] for r in found]
+
+
+class Stream:
+  """Examples as a service has them: some later, some given up."""
+
+  def __init__(self, script):
+    self.script, self.dropping = list(script), []
+    self.done, self.shown = {}, []
+
+  def asked(self):
+    for item in self.script:
+      if callable(item):
+        item(self)
+        yield None
+      else:
+        yield item
+
+  def dropped(self):
+    found, self.dropping = self.dropping, []
+    return found
+
+  def run(self, made):
+    def hand_out(number, item):
+      assert number not in self.done
+      self.done[number] = item
+
+    def show(number, place, judgement):
+      self.shown.append((number, place, judgement))
+
+    made.stream(self.asked(), hand_out, show, self.dropped)
+    return self
+
+
+def test_a_stream_asks_each_example_in_its_own_way():
+  made = judge()
+  ways = [
+    Asked(EXAMPLES[0], 4, 'random', 0.9, seed=5),
+    Asked(EXAMPLES[1], 0),
+    Asked(EXAMPLES[3], 3, 'fixed', 0.5, seed=7),
+  ]
+  ran = Stream([ways[0], lambda _: None, ways[1], ways[2]]).run(made)
+  assert sorted(ran.done) == [0, 1, 2]
+  for number, way in enumerate(ways):
+    alone = judge(order=way.order, temperature=way.temperature, seed=way.seed)
+    (expected,) = alone.judge([way.example], way.k)
+    assert ran.done[number] == expected
+    own = {place: found for n, place, found in ran.shown if n == number}
+    assert tuple(own[i] for i in range(len(own))) == expected.samples
+  temperatures = {r.temperature for r in made.engine.requests}
+  assert temperatures == {0.9, 0.0, 0.5}
+
+
+def test_a_stream_hands_out_what_needs_no_model_at_once():
+  """A refusal must not wait for the next generation of somebody else."""
+  seen = []
+  long = example('long', 'x' * 9000 + ' 5')
+  script = [Asked(long, 2), lambda now: seen.append(dict(now.done))]
+  Stream(script).run(judge(RuleEngine(limit=1200), too_long='refuse'))
+  assert seen[0][0].id == 'long'
+
+
+@pytest.mark.parametrize('template', ['pointwise', 'critique'])
+def test_examples_that_are_dropped(template):
+  """The second is given up while its samples or principles are written."""
+
+  class Dropping(RuleEngine):
+    def run(self, requests, dropped=tuple, **unused):
+      for item in super().run(requests):
+        self.gone |= set(dropped())
+        if item.request not in self.gone:
+          yield item
+
+  engine = Dropping()
+  engine.gone = set()
+  script = [
+    Asked(EXAMPLES[0], 2),
+    Asked(EXAMPLES[2], 2),
+    lambda now: now.dropping.append(1),
+    Asked(EXAMPLES[1], 2),
+  ]
+  ran = Stream(script).run(judge(engine, template=template))
+  assert sorted(ran.done) == [0, 2]
+  assert engine.gone and all(name[:2] == '1:' for name in engine.gone)
+  assert all(number != 1 for number, *_ in ran.shown)
+
+
+def test_a_number_that_is_done_can_be_dropped():
+  ran = Stream([Asked(EXAMPLES[0], 2), lambda now: now.dropping.extend((0, 9))])
+  assert sorted(ran.run(judge()).done) == [0]

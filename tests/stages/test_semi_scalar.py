@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from grm_jax.judging import example as examples
-from grm_jax.judging import prompt, template
+from grm_jax.judging import prompt, report, template
 from grm_jax.judging.judgement import Fault, Judged
 from grm_jax.model import chat, head
 from grm_jax.model.batch import Batch
 from grm_jax.sampling import placing
 from grm_jax.sampling.values import Values
 from grm_jax.stages import load_judge
-from grm_jax.stages.judge import Judge, Settings, report
+from grm_jax.stages.judge import Judge, Settings
 from grm_jax.stages.semi_scalar import SemiScalarJudge
 from tests.model import tiny
 from tests.stages.test_judge import RuleEngine, words
@@ -114,7 +114,7 @@ def test_votes_add_up_values(form):
   made = judge(form)
   (judged,) = made.judge(EXAMPLES[2:], 4)
   one, two = zip(*(s.scores for s in judged.samples), strict=True)
-  told = report(judged, made.inner.settings)
+  told = report.report(judged, made.inner.settings.voting(), 0)
   assert told['votes'] == (sum(one), sum(two))
   assert told['failures'] == 0
 

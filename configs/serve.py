@@ -1,0 +1,76 @@
+r"""Serves a judge over HTTP: a reward for RL trainers, a page for people.
+
+  python -m grm_jax.main --config=configs/serve.py --config.checkpoint=DIR
+
+  curl http://127.0.0.1:8080/v1/score -H 'content-type: application/json' \
+    -d '{"query": "2 + 3?", "responses": ["5", "6"], "k": 4}'
+
+http://127.0.0.1:8080/docs describes all of it. SIGTERM answers what was taken
+and ends. `:tiny` serves a small random model: it shows that everything runs.
+"""
+
+from ml_collections import ConfigDict
+
+from grm_jax.parallel.rules import RULES
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  if arg not in ('', 'tiny'):
+    raise ValueError(f'configs/serve.py:{arg}: only :tiny exists')
+  tiny = arg == 'tiny'
+  return ConfigDict(
+    dict(
+      stage='serve',
+      judge='grm',  # or 'llm', see configs/score.py
+      # Directory written by configs/convert.py; 'random' for tiny weights.
+      checkpoint='random' if tiny else '',
+      step=-1,  # which step of the checkpoint; -1 is the newest
+      meta_checkpoint='',  # of a meta RM, for votes guided by it
+      host='127.0.0.1',  # '0.0.0.0': all who reach this machine
+      port=8080,  # 0: any free one
+      token_file='',  # holds what clients must send as a bearer token
+      limits=dict(  # above them: 413, 422, 429 or 504, with the limit's name
+        body_bytes=4_000_000,
+        characters=400_000,  # of all texts of an example
+        responses=16,
+        k=64,
+        batch=256,  # examples of a request
+        waiting=1024,  # examples of all clients
+        seconds=600.0,  # until an example is given up
+      ),
+      # What requests leave open; see configs/score.py.
+      k=4 if tiny else 8,
+      temperature=0.5,
+      order='balanced',
+      vote='sum',
+      k_meta=0,
+      seed=0,
+      prompt=dict(
+        template='',
+        principles='principles',
+        too_long='shorten',
+        meta='',
+      ),
+      sampling=dict(
+        weights='resident',
+        int8=False,
+        prompts=4 if tiny else 16,
+        rows=2 if tiny else 4,
+        size=96 if tiny else 1024,
+        chunk=16,
+        # One length: with several, the last bits of a sum depend on which
+        # other prompts are at work, and with them now and then a draw.
+        buckets=(2048,) if tiny else (4096,),
+      ),
+      mesh=dict(
+        data=1, fsdp=-1, tensor=1, sampling_tensor=0, slices=1, rules=RULES
+      ),
+      compute=dict(
+        dtype='float32' if tiny else 'bfloat16',
+        attention='xla' if tiny else 'splash',
+        query_block=512,
+        splash_block=512,
+        head_chunk=4096,
+      ),
+    )
+  )

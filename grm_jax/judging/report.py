@@ -1,0 +1,77 @@
+"""What a user gets of an example that was judged: votes, scores, texts."""
+
+import dataclasses
+from typing import Any
+
+from grm_jax.judging import judgement, orders, votes
+from grm_jax.judging.judgement import Judged
+
+# The last two need a meta RM.
+KINDS = ('sum', 'mean', 'majority', 'guided', 'best')
+_BY_META = ('guided', 'best')
+
+
+@dataclasses.dataclass(frozen=True)
+class Voting:
+  """How the scores of k samples become a vote.
+
+  Attributes:
+    kind: one of KINDS, see judging/votes.py.
+    k_meta: samples that `guided` keeps; 0 for half of them.
+  """
+
+  kind: str = 'sum'
+  k_meta: int = 0
+
+  def __post_init__(self):
+    if self.kind not in KINDS:
+      raise ValueError(
+        f'config.vote is {self.kind!r}; it can be {", ".join(KINDS)}'
+      )
+    if self.k_meta < 0:
+      raise ValueError(f'config.k_meta is {self.k_meta}; 0 is half of k')
+
+  @property
+  def needs_meta(self) -> bool:
+    return self.kind in _BY_META
+
+
+def report(judged: Judged, voting: Voting, seed: int) -> dict[str, Any]:
+  """What a user gets of an example, as JSON values.
+
+  Args:
+    judged: the example and its samples.
+    voting: how they vote.
+    seed: of the draw between winners.
+
+  Returns:
+    {id, votes, best, winners, failures, samples}: votes are None if no sample
+    parsed; best is one of the winners, picked by the id among several;
+    failures counts samples that did not parse.
+  """
+  example = judged.example
+  found = combine(judged, voting)
+  winners = () if found is None else votes.winners(found)
+  # Not the first of them: that would favour a place.
+  draw = orders.orders('random', max(1, len(winners)), 1, seed, example.id)
+  return {
+    'id': example.id,
+    'votes': found,
+    'best': winners[draw[0][0]] if winners else None,
+    'winners': winners,
+    'failures': sum(x.scores is None for x in judged.samples),
+    'samples': [judgement.to_row(sample) for sample in judged.samples],
+  }
+
+
+def combine(judged: Judged, voting: Voting) -> tuple[float, ...] | None:
+  """The votes of an example's samples; None if none parsed."""
+  n = len(judged.example.responses)
+  parsed = [sample.scores for sample in judged.samples]
+  metas = [sample.meta for sample in judged.samples]
+  if voting.kind == 'guided':
+    return votes.guided(parsed, metas, n, voting.k_meta or None)
+  if voting.kind == 'best':
+    return votes.best_of(parsed, metas, n)
+  plain = {'sum': votes.summed, 'mean': votes.mean, 'majority': votes.majority}
+  return plain[voting.kind](parsed, n)

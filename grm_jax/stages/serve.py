@@ -1,0 +1,198 @@
+"""The stage serve: a judge behind HTTP, until SIGTERM."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import signal
+import socket
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from grm_jax.serving import limits
+from grm_jax.stages import load_judge, runs
+from grm_jax.stages.judge import Judge, Settings
+
+_NEEDED = ('fastapi', 'uvicorn', 'prometheus_client')
+_LOOPBACK = ('127.0.0.1', 'localhost', '::1')
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+  """Serves until SIGTERM or SIGINT; what was taken is answered before.
+
+  Args:
+    config: as configs/serve.py.
+    workdir: not used: nothing is written.
+
+  Raises:
+    ValueError: a setting is wrong.
+    RuntimeError: the judge has failed.
+  """
+  _check(config)
+  settings = _settings(config)
+  token = _token(config.token_file)
+  # A port that is taken should not wait for weights. Nobody is let in yet.
+  with _bind(config) as bound:
+    judge = load_judge.from_config(config, settings)
+    count = judge.engine.warm_up()
+    logging.info('%d programs compiled', count)
+    serve(judge, config, token, bound)
+
+
+def _check(config: ConfigDict) -> None:
+  missing = [x for x in _NEEDED if importlib.util.find_spec(x) is None]
+  if missing:
+    raise ValueError(
+      f'{missing[0]} is not installed; the service needs '
+      '`pip install -r requirements-serve.txt`'
+    )
+  if jax.process_count() > 1:
+    raise ValueError('a service is one process; start one for each host')
+  if config.judge not in ('grm', 'llm'):
+    raise ValueError(
+      f'config.judge is {config.judge!r}; a service has a judge that writes: '
+      "'grm' or 'llm'"
+    )
+  allowed = limits.Limits(**config.limits)
+  runs.check_least(('k', config.k, 0))
+  allowed.check_samples(config.k)
+  if not 0 <= config.port < 2**16:
+    raise ValueError(f'config.port is {config.port}; 0 is any free one')
+  if config.host not in _LOOPBACK and not config.token_file:
+    logging.warning(
+      'config.host=%s: whoever reaches this machine can use the service; '
+      'config.token_file asks them for a token',
+      config.host,
+    )
+
+
+def _settings(config: ConfigDict) -> Settings:
+  return dataclasses.replace(
+    load_judge.settings_of(config), vote=config.vote, k_meta=config.k_meta
+  )
+
+
+def _token(path: str) -> str:
+  if not path:
+    return ''
+  try:
+    found = epath.Path(path).read_text().strip()
+  except (OSError, UnicodeDecodeError) as error:
+    raise ValueError(
+      f'config.token_file={path} cannot be read: {error}'
+    ) from None
+  if not found:
+    raise ValueError(f'config.token_file={path} is empty')
+  return found
+
+
+def _bind(config: ConfigDict) -> socket.socket:
+  """A socket of this address that does not listen yet."""
+  try:
+    family, kind, *_, address = socket.getaddrinfo(
+      config.host, config.port, type=socket.SOCK_STREAM
+    )[0]
+    made = socket.socket(family, kind)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(address)
+  except OSError as error:
+    raise ValueError(
+      f'config.host={config.host} and config.port={config.port} cannot be '
+      f'used: {error.strerror or error}'
+    ) from None
+  return made
+
+
+def serve(
+  judge: Judge, config: ConfigDict, token: str, bound: socket.socket
+) -> None:
+  """Serves with this judge on a bound socket; see `run`."""
+  import uvicorn
+
+  from grm_jax.serving import app, contract, desk, meters
+
+  settings, allowed = judge.settings, limits.Limits(**config.limits)
+  made = desk.Desk(judge.stream, allowed.waiting)
+  service = app.Service(
+    desk=made,
+    defaults=contract.Defaults(
+      k=config.k,
+      order=settings.order,
+      temperature=settings.temperature,
+      seed=settings.seed,
+      voting=settings.voting(),
+      has_meta=judge.meta is not None,
+    ),
+    limits=allowed,
+    meters=meters.Meters(made, lambda: _counts(judge)),
+    token=token,
+    about=_about(config, judge),
+  )
+  server = uvicorn.Server(
+    uvicorn.Config(
+      app.make(service),
+      log_level='warning',
+      access_log=False,
+      timeout_graceful_shutdown=int(config.limits.seconds) + 1,
+    )
+  )
+  _until_failure(made, server)
+  bound.listen()
+  host, port = bound.getsockname()[:2]
+  address = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+  runs.say(f'serving on http://{address}, described at http://{address}/docs')
+  with _quiet_signals():
+    server.run(sockets=[bound])
+  if made.failed.is_set():
+    raise RuntimeError('the judge has failed, see above')
+
+
+def _about(config, judge) -> dict[str, Any]:
+  return {
+    'checkpoint': config.checkpoint,
+    'meta_checkpoint': config.meta_checkpoint,
+    'template': judge.settings.template,
+    'prompt_tokens': judge.engine.limits.prompt,
+    'judgement_tokens': judge.engine.limits.new,
+  }
+
+
+def _counts(judge) -> Mapping[str, float]:
+  stats = judge.engine.stats
+  return {
+    'tokens': stats.tokens,
+    'row_steps': stats.row_steps,
+    'prompts': stats.prompts,
+    'generations': stats.generations,
+  }
+
+
+def _until_failure(desk, server) -> None:
+  """A judge that has failed ends the server: what restarts it must see it."""
+
+  def watch():
+    desk.failed.wait()
+    server.should_exit = True
+
+  threading.Thread(target=watch, name='watch', daemon=True).start()
+
+
+@contextlib.contextmanager
+def _quiet_signals():
+  """uvicorn raises a signal again after it has stopped in good order for it."""
+  kinds = (signal.SIGTERM, signal.SIGINT)
+  before = {kind: signal.signal(kind, _ignored) for kind in kinds}
+  try:
+    yield
+  finally:
+    for kind, handler in before.items():
+      signal.signal(kind, handler)
+
+
+def _ignored(number, frame):
+  """Does nothing."""

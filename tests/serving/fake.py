@@ -1,0 +1,99 @@
+"""Judges by a known rule, and one whose pace a test decides."""
+
+import threading
+
+from grm_jax.judging.judgement import Fault, Judged, Judgement
+from grm_jax.judging.report import Voting
+from grm_jax.serving import app, contract, desk, limits, meters
+from tests.stages import test_judge
+
+COUNTS = {'tokens': 7, 'row_steps': 9, 'prompts': 3, 'generations': 2}
+
+
+class Paced:
+  """Judges what `let` allows, an example a sample at a time, in order.
+
+  A response is as good as its last digit. What it was told to drop is noted.
+  """
+
+  def __init__(self):
+    self.allowed = threading.Semaphore(0)
+    self.dropped, self.error = [], None
+
+  def let(self, samples=10_000):
+    for _ in range(samples):
+      self.allowed.release()
+
+  def __call__(self, examples, hand_out, show, dropped):
+    todo, number, examples = {}, 0, iter(examples)
+    while True:
+      self.dropped += (gone := list(dropped()))
+      for x in gone:
+        todo.pop(x, None)
+      try:
+        item = next(examples)
+      except StopIteration:
+        return
+      if item is not None:
+        todo[number] = [item, []]
+        number += 1
+      for each in list(todo):
+        if not self.allowed.acquire(timeout=0.002):
+          break
+        if self.error:
+          raise self.error
+        self._advance(each, todo, hand_out, show)
+
+  def _advance(self, number, todo, hand_out, show):
+    asked, found = todo[number]
+    example = asked.example
+    if 'unjudgeable' in example.responses[0]:
+      del todo[number]
+      hand_out(number, Fault(example.id, 'it cannot be judged'))
+      return
+    order = tuple(range(len(example.responses)))
+    scores = tuple(int(x[-1]) for x in example.responses)
+    text = f'Specific Criteria:\nc\n\nAnalysis:\na\n\nScores: {scores}'
+    found.append(Judgement(order, text, 5, 'stop', scores))
+    show(number, len(found) - 1, found[-1])
+    if len(found) == max(1, asked.k):
+      del todo[number]
+      hand_out(number, Judged(example, tuple(found)))
+
+
+def limit(**changes):
+  values = dict(
+    body_bytes=20_000,
+    characters=5000,
+    responses=4,
+    k=8,
+    batch=3,
+    waiting=4,
+    seconds=20.0,
+  )
+  return limits.Limits(**values | changes)
+
+
+def service(judge, token='', has_meta=False, voting=None, **changes):
+  """A Service over a stream of judgements."""
+  made = desk.Desk(judge, limit(**changes).waiting)
+  return app.Service(
+    desk=made,
+    defaults=contract.Defaults(
+      k=2,
+      order='balanced',
+      temperature=0.5,
+      seed=0,
+      voting=voting or Voting(),
+      has_meta=has_meta,
+    ),
+    limits=limit(**changes),
+    meters=meters.Meters(made, lambda: COUNTS),
+    token=token,
+    about={'checkpoint': 'fake'},
+  )
+
+
+def rule_judge(**settings):
+  """A whole judge, whose engine scores by the last digit of a response."""
+  return test_judge.judge(**settings)

@@ -1,0 +1,159 @@
+"""Who waits, who is told, and what becomes of those who leave."""
+
+import queue
+import time
+
+import pytest
+
+from grm_jax.judging.asked import Asked
+from grm_jax.judging.judgement import Judged
+from grm_jax.serving import desk
+from grm_jax.serving.desk import Broken, Closed, Desk, Full, Written
+from tests.serving.fake import Paced
+from tests.stages.test_judge import example
+
+WAIT = 30  # seconds; a hang is a failure
+
+
+def asked(name, k=2):
+  return Asked(example(name, 'x 3', 'y 4'), k)
+
+
+class Client:
+  """Whoever asks; `events` are what it was told."""
+
+  def __init__(self, made, name='a', k=2):
+    self.events = queue.Queue()
+    self.desk = made
+    (self.ticket,) = made.ask([(asked(name, k), self.events.put)])
+
+  def next(self):
+    return self.events.get(timeout=WAIT)
+
+  def leave(self):
+    self.desk.drop([self.ticket])
+
+
+@pytest.fixture
+def judge():
+  return Paced()
+
+
+@pytest.fixture
+def made(judge):
+  built = Desk(judge, 3)
+  yield built
+  judge.let()
+  assert built.close(WAIT)
+
+
+def until(condition):
+  for _ in range(int(WAIT / 0.01)):
+    if condition():
+      return
+    time.sleep(0.01)
+  raise AssertionError('it did not come about')
+
+
+def test_samples_come_before_the_answer(judge, made):
+  judge.let()
+  client = Client(made, k=3)
+  found = [client.next() for _ in range(4)]
+  assert [x.place for x in found[:3]] == [0, 1, 2]
+  assert all(isinstance(x, Written) for x in found[:3])
+  assert isinstance(found[3], Judged)
+  assert found[3].samples == tuple(x.judgement for x in found[:3])
+  assert client.ticket.begun >= client.ticket.came
+  assert made.counts() == (0, 0)
+
+
+class Stuck(Paced):
+  """Takes nothing until it is let."""
+
+  def __call__(self, examples, *others):
+    self.allowed.acquire()
+    super().__call__(examples, *others)
+
+
+def test_no_more_than_so_many_wait():
+  judge = Stuck()
+  made = Desk(judge, 3)
+  clients = [Client(made, str(i)) for i in range(3)]
+  with pytest.raises(Full, match='3 of 3 places are taken'):
+    Client(made, 'one too many')
+  assert made.counts() == (3, 0)
+  judge.let()
+  for client in clients:
+    while not isinstance(client.next(), Judged):
+      pass
+  assert made.close(WAIT)
+
+
+def test_all_of_a_batch_or_none(judge, made):
+  told = queue.Queue()
+  with pytest.raises(Full):
+    made.ask([(asked(str(i)), told.put) for i in range(4)])
+  assert made.counts() == (0, 0)
+  judge.let()
+  made.ask([(asked(str(i)), told.put) for i in range(3)])
+  answers = set()
+  while len(answers) < 3:
+    event = told.get(timeout=WAIT)
+    if isinstance(event, Judged):
+      answers.add(event.example.id)
+
+
+def test_who_leaves_is_told_nothing_and_takes_no_place(judge, made):
+  gone, stays = Client(made, 'gone'), Client(made, 'stays')
+  until(lambda: made.counts() == (0, 2))
+  gone.leave()
+  gone.leave()
+  until(lambda: judge.dropped == [0])
+  judge.let()
+  while not isinstance(stays.next(), Judged):
+    pass
+  assert gone.events.empty()
+
+
+def test_who_leaves_while_waiting():
+  judge = Stuck()
+  made = Desk(judge, 3)
+  gone, stays = Client(made, 'gone'), Client(made, 'stays')
+  assert made.counts() == (2, 0)
+  gone.leave()
+  assert made.counts() == (1, 0)
+  judge.let()
+  while not isinstance(stays.next(), Judged):
+    pass
+  assert gone.events.empty() and judge.dropped == []
+  assert made.close(WAIT)
+
+
+def test_closing_answers_what_was_taken(judge, made):
+  clients = [Client(made, str(i)) for i in range(3)]
+  assert not made.close(0.05)  # nothing was allowed yet
+  with pytest.raises(Closed, match='stopping'):
+    Client(made)
+  assert not made.open
+  judge.let()
+  assert made.close(WAIT)
+  for client in clients:
+    while not isinstance(client.next(), Judged):
+      pass
+
+
+@pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnhandledThreadExceptionWarning'
+)
+def test_a_judge_that_fails_is_told_to_all():
+  judge = Paced()
+  judge.error = MemoryError('no room')
+  made = Desk(judge, 3)
+  clients = [Client(made, str(i)) for i in range(3)]
+  judge.let()
+  for client in clients:
+    event = client.next()
+    assert isinstance(event, Broken) and 'MemoryError: no room' in event.reason
+  assert made.failed.wait(WAIT)
+  with pytest.raises(desk.Closed, match='no room'):
+    Client(made)
