@@ -3,10 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
-import json
 import secrets
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, Any
 
 import fastapi
@@ -16,21 +13,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from grm_jax.judging.judgement import Fault, Judged
-from grm_jax.judging.report import Voting
-from grm_jax.serving import contract, meters
+from grm_jax.serving import answers, meters, openrlhf
+from grm_jax.serving.answers import Service
 from grm_jax.serving.body import BodyLimit
 from grm_jax.serving.contract import (
   BatchRequest,
   BatchResponse,
-  Defaults,
   Refused,
   ScoreRequest,
   ScoreResponse,
-  Timings,
 )
-from grm_jax.serving.desk import Broken, Closed, Desk, Event, Full, Ticket
-from grm_jax.serving.limits import Limits
 
 _REFUSALS = {
   400: 'The body is no JSON.',
@@ -42,34 +34,6 @@ _REFUSALS = {
   503: 'The server is stopping, or its judge has failed.',
   504: 'The judge was not done in time.',
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Service:
-  """What the application is made of.
-
-  Attributes:
-    desk: where judgements come from.
-    defaults, limits: of requests.
-    meters: what is counted.
-    token: that clients must bear; '' for none.
-    about: what /v1/about tells of the model.
-  """
-
-  desk: Desk
-  defaults: Defaults
-  limits: Limits
-  meters: meters.Meters
-  token: str = ''
-  about: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Work:
-  """An example on its way, and how its samples will vote."""
-
-  ticket: Ticket
-  voting: Voting
 
 
 def make(service: Service) -> FastAPI:
@@ -94,6 +58,7 @@ def make(service: Service) -> FastAPI:
   app.add_exception_handler(RequestValidationError, _say_what_is_wrong)
   app.add_exception_handler(starlette.exceptions.HTTPException, _say)
   app.include_router(_scores)
+  app.include_router(_trainers)
   app.include_router(_health)
   return app
 
@@ -144,6 +109,7 @@ def _authorized(
 
 
 _scores = fastapi.APIRouter(prefix='/v1', dependencies=[Depends(_authorized)])
+_trainers = fastapi.APIRouter(dependencies=[Depends(_authorized)])
 _health = fastapi.APIRouter()
 
 
@@ -154,20 +120,15 @@ async def score(request: Request, asked: ScoreRequest, service: _ASKS) -> Any:
   Events are `sample` (a judgement), then `result` (the whole answer) or
   `error`.
   """
-  events: asyncio.Queue[Event] = asyncio.Queue()
-  (work,) = _begin(service, [asked], [events])
   if asked.stream:
+    told = answers.stream(service, asked)
     service.meters.answered(200)
-    return StreamingResponse(
-      _told(service, work, events), media_type='text/event-stream'
-    )
-  async with _waiting(request, service, [work]) as waiting:
-    found = await waiting(_last(events))
-    service.meters.answered(200 if isinstance(found, Judged) else 422)
-    answer = _answer(service, work, found)
-  if isinstance(answer, Refused):
-    return JSONResponse(answer.model_dump(), 422)
-  return answer
+    return StreamingResponse(told, media_type='text/event-stream')
+  (found,) = await answers.of(request, service, [asked])
+  if isinstance(found, Refused):
+    raise HTTPException(422, found.error)
+  service.meters.answered(200)
+  return found
 
 
 @_scores.post('/score_batch', response_model=BatchResponse)
@@ -177,161 +138,26 @@ async def score_batch(
   """Judges many at once; one that cannot be judged does not stop the others."""
   if any(x.stream for x in asked.requests):
     raise HTTPException(422, 'requests of a batch cannot stream')
-  queues = [asyncio.Queue() for _ in asked.requests]
-  works = _begin(service, asked.requests, queues)
-  async with _waiting(request, service, works) as waiting:
-    found = await waiting(asyncio.gather(*map(_last, queues)))
-    results = [
-      _answer(service, work, item)
-      for work, item in zip(works, found, strict=True)
-    ]
+  found = await answers.of(request, service, asked.requests)
   service.meters.answered(200)
-  return BatchResponse(results=results)
+  return BatchResponse(results=found)
 
 
-def _begin(
-  service: Service,
-  requests: Sequence[ScoreRequest],
-  queues: Sequence[asyncio.Queue],
-) -> list[_Work]:
-  """Puts all of them on the desk, or raises HTTPException."""
-  loop = asyncio.get_running_loop()
+@_trainers.post('/openrlhf')
+async def rewards(
+  request: Request, asked: openrlhf.Asked, service: _ASKS
+) -> openrlhf.Rewards:
+  """Rewards for OpenRLHF's --remote_rm_url."""
   try:
-    service.limits.check_batch(len(requests))
-    read = [
-      contract.read(x, service.defaults, service.limits) for x in requests
-    ]
+    groups, wanted = openrlhf.read(asked, service.limits.responses)
   except ValueError as error:
     raise HTTPException(422, str(error)) from None
-  wanted = [
-    (asked, _teller(loop, queue))
-    for (asked, _), queue in zip(read, queues, strict=True)
-  ]
-  try:
-    tickets = service.desk.ask(wanted)
-  except Full as error:
-    raise HTTPException(
-      429, f'too many wait: {error}', {'Retry-After': '1'}
-    ) from None
-  except Closed as error:
-    raise HTTPException(503, str(error), {'Retry-After': '10'}) from None
-  return [
-    _Work(ticket, voting)
-    for ticket, (_, voting) in zip(tickets, read, strict=True)
-  ]
-
-
-def _teller(loop, queue) -> Callable[[Event], None]:
-  """From the judge's thread to the loop's."""
-
-  def tell(event: Event) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop has ended
-      loop.call_soon_threadsafe(queue.put_nowait, event)
-
-  return tell
-
-
-async def _last(events: asyncio.Queue) -> Judged | Fault:
-  """What came of an example; HTTPException where nothing will."""
-  while True:
-    event = await events.get()
-    if isinstance(event, Broken):
-      raise HTTPException(503, event.reason)
-    if isinstance(event, Judged | Fault):
-      return event
-
-
-@contextlib.asynccontextmanager
-async def _waiting(request: Request, service: Service, works: list[_Work]):
-  """Waits for an awaitable while the client does, and not too long.
-
-  Whatever happens, what is not done by then is dropped.
-  """
-
-  async def waiting(wanted):
-    task = asyncio.ensure_future(wanted)
-    gone = asyncio.ensure_future(_gone(request))
-    try:
-      await asyncio.wait(
-        (task, gone),
-        timeout=service.limits.seconds,
-        return_when=asyncio.FIRST_COMPLETED,
-      )
-      if task.done():
-        return task.result()
-      _give_up(service, works, 'gone' if gone.done() else 'late')
-      if gone.done():
-        raise HTTPException(499, 'the client is gone')
-      raise HTTPException(504, _late(service))
-    finally:
-      task.cancel(), gone.cancel()
-
-  try:
-    yield waiting
-  finally:
-    service.desk.drop(work.ticket for work in works)
-
-
-def _late(service) -> str:
-  return (
-    f'the judge was not done in {service.limits.seconds:g} s '
-    '(config.limits.seconds); ask for fewer samples or try again later'
-  )
-
-
-def _give_up(service, works, why) -> None:
-  for _ in works:
-    service.meters.gave_up(why)
-
-
-async def _gone(request: Request) -> None:
-  """Returns when the client has closed the connection."""
-  while (await request.receive())['type'] != 'http.disconnect':
-    pass
-
-
-def _answer(
-  service: Service, work: _Work, found: Judged | Fault
-) -> ScoreResponse | Refused:
-  if isinstance(found, Fault):
-    service.meters.gave_up('fault')
-    return Refused(error=found.reason)
-  ticket, now = work.ticket, time.monotonic()
-  timings = Timings(
-    queued_seconds=ticket.begun - ticket.came, seconds=now - ticket.came
-  )
-  service.meters.judged(found, timings.queued_seconds, timings.seconds)
-  return contract.response(found, work.voting, ticket.asked.seed, timings)
-
-
-async def _told(service, work, events) -> AsyncIterator[str]:
-  """Server-sent events; the client's going away ends the generator."""
-  try:
-    async with asyncio.timeout(service.limits.seconds):
-      while True:
-        event = await events.get()
-        if isinstance(event, Broken):
-          yield _event('error', Refused(error=event.reason))
-          return
-        if isinstance(event, Judged | Fault):
-          answer = _answer(service, work, event)
-          kind = 'error' if isinstance(answer, Refused) else 'result'
-          yield _event(kind, answer)
-          return
-        yield _event('sample', contract.sample(event.place, event.judgement))
-  except TimeoutError:
-    _give_up(service, [work], 'late')
-    yield _event('error', Refused(error=_late(service)))
-  except (asyncio.CancelledError, GeneratorExit):
-    _give_up(service, [work], 'gone')
-    raise
-  finally:
-    service.desk.drop([work.ticket])
-
-
-def _event(kind: str, content) -> str:
-  data = json.dumps(content.model_dump(), allow_nan=False)
-  return f'event: {kind}\ndata: {data}\n\n'
+  found = []
+  for first in range(0, len(wanted), service.limits.batch):
+    some = wanted[first : first + service.limits.batch]
+    found += await answers.of(request, service, some)
+  service.meters.answered(200)
+  return openrlhf.rewards(groups, found, asked.missing)
 
 
 @_scores.get('/about')

@@ -1,6 +1,10 @@
 """Judges by a known rule, and one whose pace a test decides."""
 
+import contextlib
+import socket
 import threading
+
+import uvicorn
 
 from grm_jax.judging.judgement import Fault, Judged, Judgement
 from grm_jax.judging.report import Voting
@@ -92,6 +96,23 @@ def service(judge, token='', has_meta=False, voting=None, **changes):
     token=token,
     about={'checkpoint': 'fake'},
   )
+
+
+@contextlib.contextmanager
+def listening(made):
+  """The address of a real server of this Service."""
+  with socket.socket() as bound:
+    bound.bind(('127.0.0.1', 0))
+    bound.listen()
+    config = uvicorn.Config(app.make(made), log_level='warning')
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([bound],))
+    thread.start()
+    try:
+      yield f'http://127.0.0.1:{bound.getsockname()[1]}'
+    finally:
+      server.should_exit = True
+      thread.join()
 
 
 def rule_judge(**settings):

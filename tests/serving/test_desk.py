@@ -157,3 +157,4 @@ def test_a_judge_that_fails_is_told_to_all():
   assert made.failed.wait(WAIT)
   with pytest.raises(desk.Closed, match='no room'):
     Client(made)
+  assert made.close(WAIT)

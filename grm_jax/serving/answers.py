@@ -1,0 +1,224 @@
+"""From requests to tickets, and from what becomes of these to answers."""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from fastapi import HTTPException, Request
+
+from grm_jax.judging.judgement import Fault, Judged
+from grm_jax.judging.report import Voting
+from grm_jax.serving import contract
+from grm_jax.serving.contract import (
+  Defaults,
+  Refused,
+  ScoreRequest,
+  ScoreResponse,
+  Timings,
+)
+from grm_jax.serving.desk import Broken, Closed, Desk, Event, Full, Ticket
+from grm_jax.serving.limits import Limits
+from grm_jax.serving.meters import Meters
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+  """What the application is made of.
+
+  Attributes:
+    desk: where judgements come from.
+    defaults, limits: of requests.
+    meters: what is counted.
+    token: that clients must bear; '' for none.
+    about: what /v1/about tells of the model.
+  """
+
+  desk: Desk
+  defaults: Defaults
+  limits: Limits
+  meters: Meters
+  token: str = ''
+  about: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+  """An example on its way, and how its samples will vote."""
+
+  ticket: Ticket
+  voting: Voting
+
+
+async def of(
+  request: Request, service: Service, wanted: Sequence[ScoreRequest]
+) -> list[ScoreResponse | Refused]:
+  """An answer or a refusal for each of these, when all are there.
+
+  Raises:
+    HTTPException: one is wrong or there is no room, before any is begun; it
+      takes too long, the client is gone, or the judge has failed.
+  """
+  queues = [asyncio.Queue() for _ in wanted]
+  works = _begin(service, wanted, queues)
+  async with _waiting(request, service, works) as waiting:
+    found = await waiting(asyncio.gather(*map(_last, queues)))
+    return [
+      _answer(service, work, item)
+      for work, item in zip(works, found, strict=True)
+    ]
+
+
+def stream(service: Service, wanted: ScoreRequest) -> AsyncIterator[str]:
+  """Server-sent events; HTTPException if nothing can be begun."""
+  events: asyncio.Queue[Event] = asyncio.Queue()
+  (work,) = _begin(service, [wanted], [events])
+  return _told(service, work, events)
+
+
+def _begin(
+  service: Service,
+  requests: Sequence[ScoreRequest],
+  queues: Sequence[asyncio.Queue],
+) -> list[_Work]:
+  """Puts all of them on the desk, or raises HTTPException."""
+  loop = asyncio.get_running_loop()
+  try:
+    service.limits.check_batch(len(requests))
+    read = [
+      contract.read(x, service.defaults, service.limits) for x in requests
+    ]
+  except ValueError as error:
+    raise HTTPException(422, str(error)) from None
+  wanted = [
+    (asked, _teller(loop, queue))
+    for (asked, _), queue in zip(read, queues, strict=True)
+  ]
+  try:
+    tickets = service.desk.ask(wanted)
+  except Full as error:
+    raise HTTPException(
+      429, f'too many wait: {error}', {'Retry-After': '1'}
+    ) from None
+  except Closed as error:
+    raise HTTPException(503, str(error), {'Retry-After': '10'}) from None
+  return [
+    _Work(ticket, voting)
+    for ticket, (_, voting) in zip(tickets, read, strict=True)
+  ]
+
+
+def _teller(loop, queue) -> Callable[[Event], None]:
+  """From the judge's thread to the loop's."""
+
+  def tell(event: Event) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has ended
+      loop.call_soon_threadsafe(queue.put_nowait, event)
+
+  return tell
+
+
+async def _last(events: asyncio.Queue) -> Judged | Fault:
+  """What came of an example; HTTPException where nothing will."""
+  while True:
+    event = await events.get()
+    if isinstance(event, Broken):
+      raise HTTPException(503, event.reason)
+    if isinstance(event, Judged | Fault):
+      return event
+
+
+@contextlib.asynccontextmanager
+async def _waiting(request: Request, service: Service, works: list[_Work]):
+  """Waits for an awaitable while the client does, and not too long.
+
+  Whatever happens, what is not done by then is dropped.
+  """
+
+  async def waiting(wanted):
+    task = asyncio.ensure_future(wanted)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+      await asyncio.wait(
+        (task, gone),
+        timeout=service.limits.seconds,
+        return_when=asyncio.FIRST_COMPLETED,
+      )
+      if task.done():
+        return task.result()
+      _give_up(service, works, 'gone' if gone.done() else 'late')
+      if gone.done():
+        raise HTTPException(499, 'the client is gone')
+      raise HTTPException(504, _late(service))
+    finally:
+      task.cancel(), gone.cancel()
+
+  try:
+    yield waiting
+  finally:
+    service.desk.drop(work.ticket for work in works)
+
+
+def _late(service) -> str:
+  return (
+    f'the judge was not done in {service.limits.seconds:g} s '
+    '(config.limits.seconds); ask for fewer samples or try again later'
+  )
+
+
+def _give_up(service, works, why) -> None:
+  for _ in works:
+    service.meters.gave_up(why)
+
+
+async def _gone(request: Request) -> None:
+  """Returns when the client has closed the connection."""
+  while (await request.receive())['type'] != 'http.disconnect':
+    pass
+
+
+def _answer(
+  service: Service, work: _Work, found: Judged | Fault
+) -> ScoreResponse | Refused:
+  if isinstance(found, Fault):
+    service.meters.gave_up('fault')
+    return Refused(error=found.reason)
+  ticket, now = work.ticket, time.monotonic()
+  timings = Timings(
+    queued_seconds=ticket.begun - ticket.came, seconds=now - ticket.came
+  )
+  service.meters.judged(found, timings.queued_seconds, timings.seconds)
+  return contract.response(found, work.voting, ticket.asked.seed, timings)
+
+
+async def _told(service, work, events) -> AsyncIterator[str]:
+  """Server-sent events; the client's going away ends the generator."""
+  try:
+    async with asyncio.timeout(service.limits.seconds):
+      while True:
+        event = await events.get()
+        if isinstance(event, Broken):
+          yield _event('error', Refused(error=event.reason))
+          return
+        if isinstance(event, Judged | Fault):
+          found = _answer(service, work, event)
+          kind = 'error' if isinstance(found, Refused) else 'result'
+          yield _event(kind, found)
+          return
+        yield _event('sample', contract.sample(event.place, event.judgement))
+  except TimeoutError:
+    _give_up(service, [work], 'late')
+    yield _event('error', Refused(error=_late(service)))
+  except (asyncio.CancelledError, GeneratorExit):
+    _give_up(service, [work], 'gone')
+    raise
+  finally:
+    service.desk.drop([work.ticket])
+
+
+def _event(kind: str, content) -> str:
+  data = json.dumps(content.model_dump(), allow_nan=False)
+  return f'event: {kind}\ndata: {data}\n\n'
