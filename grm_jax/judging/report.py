@@ -75,3 +75,14 @@ def combine(judged: Judged, voting: Voting) -> tuple[float, ...] | None:
     return votes.best_of(parsed, metas, n)
   plain = {'sum': votes.summed, 'mean': votes.mean, 'majority': votes.majority}
   return plain[voting.kind](parsed, n)
+
+
+def counted(judged: Judged, voting: Voting) -> tuple[int, ...]:
+  """The samples whose scores are in the votes, ascending."""
+  parsed = [sample.scores for sample in judged.samples]
+  if not voting.needs_meta:
+    return tuple(i for i, scores in enumerate(parsed) if scores is not None)
+  metas = [sample.meta for sample in judged.samples]
+  k_meta = 1 if voting.kind == 'best' else voting.k_meta or None
+  n = len(judged.example.responses)
+  return tuple(sorted(votes.most_liked(parsed, metas, n, k_meta)))

@@ -90,6 +90,17 @@ def guided(
     ValueError: a sample without n scores; another number of metas than of
       samples, or none for a sample that parses; k_meta not in 1..k.
   """
+  liked = most_liked(samples, metas, n, k_meta)
+  return summed([samples[i] for i in liked], n)
+
+
+def most_liked(
+  samples: Samples, metas: Metas, n: int, k_meta: int | None = None
+) -> tuple[int, ...]:
+  """The samples that count for `guided`, the one most liked first.
+
+  Args and errors are those of `guided`.
+  """
   k = len(samples)
   if len(metas) != k:
     raise ValueError(f'{len(metas)} metas for {k} samples')
@@ -104,8 +115,7 @@ def guided(
     return (True, 0.0) if math.isnan(metas[i]) else (False, -metas[i])
 
   liked = sorted(parsed, key=dislike)  # Stable: equals stay in order.
-  most = (k + 1) // 2 if k_meta is None else k_meta
-  return summed([parsed[i] for i in liked[:most]], n)
+  return tuple(liked[: (k + 1) // 2 if k_meta is None else k_meta])
 
 
 def winners(votes: Sequence[float]) -> tuple[int, ...]:

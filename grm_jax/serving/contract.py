@@ -13,7 +13,7 @@ from grm_jax.judging import sections, votes
 from grm_jax.judging.asked import Asked
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.judgement import Judged, Judgement
-from grm_jax.judging.report import Voting, report
+from grm_jax.judging.report import Voting, counted, report
 from grm_jax.serving.limits import Limits
 
 
@@ -133,6 +133,9 @@ class ScoreResponse(BaseModel):
   winners: list[int]
   failures: int = Field(description='Judgements that do not parse.')
   samples: list[Sample]
+  counted: list[int] = Field(
+    description='Places of the judgements whose scores are in the votes.'
+  )
   timings: Timings
 
 
@@ -250,5 +253,6 @@ def response(
     winners=found['winners'],
     failures=found['failures'],
     samples=[sample(i, x) for i, x in enumerate(judged.samples)],
+    counted=counted(judged, voting),
     timings=timings,
   )

@@ -227,6 +227,9 @@ def test_votes_by_a_meta_rm():
   assert guided['votes'] == [3, 4]
   assert plain['votes'] == [12, 16]
   assert two['votes'] == [6, 8]
+  metas = [x['meta'] for x in guided['samples']]
+  assert guided['counted'] == [metas.index(max(metas))]
+  assert len(two['counted']) == 2 and plain['counted'] == [0, 1, 2, 3]
   assert all(x['meta'] is not None for x in guided['samples'])
 
 
