@@ -4,6 +4,7 @@
 # make test        the tests that need only JAX
 # make lint        style
 # make long        tests that take minutes each: all by two processes, in a bucket
+# make page        the service's page in Chromium, which must be installed
 # make peers       compare with transformers; compile for TPU pods with libtpu
 # make bench       speed and memory, see benchmarks/
 #
@@ -29,7 +30,7 @@ MALLOC := $(MALLOC):glibc.malloc.trim_threshold=$(KEPT)
 # A demo that is stopped and started again need not compile again.
 DEMO_COMPILED ?= runs/compiled
 
-.PHONY: demo demo-score test lint long peers bench clean
+.PHONY: demo demo-score test lint long page peers bench clean
 
 demo: $(STAMPS)/requirements
 	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} GLIBC_TUNABLES=$(MALLOC) \
@@ -46,7 +47,7 @@ demo-score: $(STAMPS)/requirements
 
 test: $(STAMPS)/requirements-test
 	$(BIN)/python -m pytest tests --ignore=tests/peers --ignore=tests/long \
-		-q -n 2 --dist loadfile
+		--ignore=tests/page -q -n 2 --dist loadfile
 
 lint: $(STAMPS)/requirements-test
 	$(BIN)/ruff check .
@@ -54,6 +55,9 @@ lint: $(STAMPS)/requirements-test
 
 long: $(STAMPS)/requirements-test
 	$(BIN)/python -m pytest tests/long -q
+
+page: $(STAMPS)/requirements-page
+	$(BIN)/python -m pytest tests/page -q
 
 peers: $(STAMPS)/requirements-peers
 	$(BIN)/python -m pytest tests/peers -q
@@ -69,7 +73,8 @@ clean:
 	rm -rf $(VENV) runs
 
 $(STAMPS)/requirements-test $(STAMPS)/requirements-peers: $(STAMPS)/requirements
-$(STAMPS)/requirements-peers: $(STAMPS)/requirements-test
+$(STAMPS)/requirements-peers $(STAMPS)/requirements-page: \
+	$(STAMPS)/requirements-test
 
 $(STAMPS)/%: %.txt
 	@test -n "$(PYTHON)" || { echo 'error: no Python >= 3.11 found;' \

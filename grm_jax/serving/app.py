@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from grm_jax.serving import answers, meters, openrlhf
+from grm_jax.serving import answers, meters, openrlhf, page
 from grm_jax.serving.answers import Service
 from grm_jax.serving.body import BodyLimit
 from grm_jax.serving.contract import (
@@ -60,6 +60,7 @@ def make(service: Service) -> FastAPI:
   app.include_router(_scores)
   app.include_router(_trainers)
   app.include_router(_health)
+  app.include_router(page.router())
   return app
 
 

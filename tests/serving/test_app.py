@@ -346,3 +346,18 @@ def test_the_description_names_all_refusals(client):
     codes = set(found['paths'][path]['post']['responses'])
     assert codes == {'200', *map(str, app._REFUSALS)}
   assert client.get('/docs').status_code == 200
+
+
+def test_the_page_runs_nothing_but_itself(client):
+  for path, kind in (
+    ('/', 'text/html'),
+    ('/page.css', 'text/css'),
+    ('/page.js', 'text/javascript'),
+  ):
+    answer = client.get(path)
+    assert answer.status_code == 200
+    assert answer.headers['content-type'].startswith(kind)
+    policy = answer.headers['content-security-policy']
+    assert "default-src 'none'" in policy and 'unsafe' not in policy
+  page = client.get('/').text
+  assert '<script src="page.js"' in page and 'http' not in page

@@ -1,0 +1,240 @@
+"""The page in a real browser: Chromium, headless, by Playwright.
+
+Needs Debian's chromium or another one on the PATH; `make page` runs this.
+"""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from grm_jax.judging.report import Voting
+from tests.serving.fake import Paced, listening, rule_judge, service
+from tests.stages.test_judge import RuleMeta
+
+BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
+ARGUMENTS = [
+  '--no-sandbox',
+  '--disable-gpu',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+]
+EVIL = '<img src=x onerror="window.owned = 1"><script>window.owned = 1</script>'
+
+
+@pytest.fixture(scope='module')
+def browser():
+  path = next(filter(None, map(shutil.which, BROWSERS)), None)
+  assert path, f'none of {BROWSERS} is on the PATH; install one'
+  with sync_playwright() as playwright:
+    made = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope='module')
+def address():
+  judge = rule_judge(vote='guided', k_meta=2, meta=RuleMeta())
+  made = service(judge.stream, has_meta=True, voting=Voting('guided', 2))
+  with listening(made) as found:
+    yield found
+
+
+def opened(browser, address, **context):
+  """A page that fails the test where the browser reports an error."""
+  context = browser.new_context(**context)
+  page = context.new_page()
+  page.errors = []
+  page.on('pageerror', lambda error: page.errors.append(str(error)))
+  page.on(
+    'console',
+    lambda said: said.type == 'error' and page.errors.append(said.text),
+  )
+  page.goto(address)
+  expect(page.locator('#about')).to_contain_text('fake')
+  return page
+
+
+def status(page):
+  return page.get_by_role('status')
+
+
+def ask(page, *responses, query='q', k=4):
+  page.get_by_label('Query').fill(query)
+  while page.locator('#responses textarea').count() > len(responses):
+    page.get_by_role('button', name='Remove the last').click()
+  while page.locator('#responses textarea').count() < len(responses):
+    page.get_by_role('button', name='Add a response').click()
+  for i, text in enumerate(responses, 1):
+    page.get_by_label(f'Response {i}').fill(text)
+  page.get_by_role('spinbutton', name='Judgements').fill(str(k))
+  page.get_by_role('button', name='Judge', exact=True).click()
+
+
+def test_judgements_votes_and_what_the_meta_rm_picked(browser, address):
+  page = opened(browser, address)
+  ask(page, 'x 3', 'y 4', k=4)
+  expect(status(page)).to_contain_text('Best: response 2. 4 judgements in')
+  expect(
+    page.get_by_role('heading', name='Votes of 2 judgements')
+  ).to_be_visible()
+  bars = page.locator('#bars li')
+  expect(bars).to_have_count(2)
+  expect(bars.nth(0)).to_contain_text('Response 1')
+  expect(bars.nth(0)).to_contain_text('6')
+  expect(bars.nth(1)).to_contain_text('Response 2 (best)')
+  expect(bars.nth(1)).to_contain_text('8')
+  samples = page.get_by_role('article')
+  expect(samples).to_have_count(4)
+  expect(samples.nth(2)).to_contain_text('Scores: response 1: 3, response 2: 4')
+  orders = [x.split('the order ')[1][:4] for x in samples.all_inner_texts()]
+  assert set(orders) == {'1, 2', '2, 1'}
+  picked = [
+    x for x in samples.all_inner_texts() if 'picked by the meta RM' in x
+  ]
+  assert len(picked) == page.locator('article.counted').count() == 2
+  assert not page.errors
+
+
+def test_judgements_appear_as_they_arrive_and_can_be_stopped(browser):
+  judge = Paced()
+  with listening(service(judge)) as address:
+    page = opened(browser, address)
+    ask(page, 'x 3', 'y 4', k=3)
+    expect(status(page)).to_contain_text('Waiting for 3')
+    judge.let(1)
+    expect(page.get_by_role('article')).to_have_count(1)
+    sample = page.get_by_role('article').first
+    expect(sample.get_by_role('heading', name='Principles')).to_be_visible()
+    expect(sample.get_by_role('heading', name='Critique')).to_be_visible()
+    expect(status(page)).to_contain_text('1 of 3')
+    page.get_by_role('button', name='Stop').click()
+    expect(status(page)).to_have_text('Stopped.')
+    for _ in range(500):
+      if judge.dropped:
+        break
+      page.wait_for_timeout(20)
+    assert judge.dropped == [0]
+    judge.let()
+    page.get_by_role('button', name='Judge', exact=True).click()
+    expect(status(page)).to_contain_text('3 judgements in')
+    assert not page.errors
+
+
+def test_the_keyboard_is_enough(browser, address):
+  page = opened(browser, address)
+  page.get_by_label('Example').focus()
+  page.keyboard.press('ArrowDown')  # the next example
+  expect(page.locator('#responses textarea')).to_have_count(3)
+  page.keyboard.press('Tab')
+  assert page.evaluate('document.activeElement.id') == 'query'
+  page.keyboard.press('Control+A')
+  page.keyboard.type('What?')
+  for text in ('a 1', 'b 2', 'c 9'):
+    page.keyboard.press('Tab')
+    page.keyboard.press('Control+A')
+    page.keyboard.type(text)
+  page.keyboard.press('Control+Enter')
+  expect(status(page)).to_contain_text('Best: response 3')
+  assert not page.errors
+
+
+def test_every_control_has_a_name(browser, address):
+  page = opened(browser, address)
+  nameless = page.evaluate(
+    """() => [...document.querySelectorAll('input, select, textarea, button')]
+      .filter((x) => !(x.labels?.length || x.textContent.trim()))
+      .map((x) => x.id)"""
+  )
+  assert nameless == []
+  assert page.locator('html').get_attribute('lang') == 'en'
+  assert page.get_by_role('heading', level=1).count() == 1
+  assert page.locator('[aria-live=polite]').count() == 1
+
+
+def test_text_is_no_markup(browser, address):
+  page = opened(browser, address)
+  ask(page, f'{EVIL} 3', f'{EVIL} 4', query=EVIL)
+  expect(status(page)).to_contain_text('Best: response 2')
+  assert page.evaluate('window.owned') is None
+  assert page.locator('main img').count() == 0
+  assert not page.errors
+
+
+def test_a_refusal_is_shown(browser, address):
+  page = opened(browser, address)
+  ask(page, 'x' * 6000)
+  expect(status(page)).to_contain_text('at most 5000')
+  ask(page, 'x 3')
+  expect(status(page)).to_contain_text('Best: response 1')
+
+
+def test_the_token_is_asked_for(browser):
+  judge = Paced()
+  judge.let()
+  with listening(service(judge, token='secret')) as address:
+    page = browser.new_page()
+    page.goto(address)
+    page.get_by_label('Token').fill('wrong')
+    ask(page, 'x 3')
+    expect(status(page)).to_contain_text('give the token')
+    page.get_by_label('Token').fill('secret')
+    ask(page, 'x 3')
+    expect(status(page)).to_contain_text('Best: response 1')
+
+
+def test_copying(browser, address):
+  page = opened(
+    browser, address, permissions=['clipboard-read', 'clipboard-write']
+  )
+  ask(page, 'x 3', 'y 4', k=2)
+  expect(status(page)).to_contain_text('2 judgements in')
+  page.get_by_role('button', name='Copy as JSON').click()
+  expect(status(page)).to_have_text('Copied.')
+  copied = json.loads(page.evaluate('navigator.clipboard.readText()'))
+  assert copied['votes'] == [6, 8] and len(copied['samples']) == 2
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+@pytest.mark.parametrize('width', [360, 1200])
+def test_it_fits_and_can_be_read(browser, address, scheme, width, tmp_path):
+  """Nothing sticks out, and text stands out from its ground (WCAG AA)."""
+  page = opened(
+    browser,
+    address,
+    viewport={'width': width, 'height': 800},
+    color_scheme=scheme,
+  )
+  ask(page, f'{"long" * 60} 3', 'y 4', k=2)
+  expect(status(page)).to_contain_text('2 judgements in')
+  assert page.evaluate(
+    'document.documentElement.scrollWidth <= window.innerWidth'
+  )
+  for name in ('ink', 'faint', 'mark', 'best', 'bad'):
+    assert contrast(page, name, 'ground') >= 4.5, name
+  assert contrast(page, 'on-mark', 'mark') >= 4.5
+  picture = pathlib.Path(tmp_path / f'{scheme}-{width}.png')
+  page.screenshot(path=picture, full_page=True)
+  print(f'picture -> {picture}')
+  assert not page.errors
+
+
+def contrast(page, *names):
+  """Of two variables of the style sheet, as WCAG 2 defines it."""
+  lights = []
+  for name in names:
+    text = page.evaluate(
+      'n => getComputedStyle(document.documentElement).getPropertyValue(n)',
+      f'--{name}',
+    ).strip()
+    digits = text[1:] if len(text) == 7 else ''.join(2 * x for x in text[1:])
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [
+      x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts
+    ]
+    weights = (0.2126, 0.7152, 0.0722)
+    lights.append(sum(w * x for w, x in zip(weights, linear, strict=True)))
+  return (max(lights) + 0.05) / (min(lights) + 0.05)
