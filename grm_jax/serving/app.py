@@ -185,7 +185,11 @@ async def readyz(service: _ASKS) -> dict[str, str]:
   return {'status': 'ready'}
 
 
-@_health.get('/metrics')
+@_health.get(
+  '/metrics',
+  response_class=Response,
+  responses={200: {'content': {'text/plain': {}}}},
+)
 async def metrics(service: _ASKS) -> Response:
   """For Prometheus."""
   return Response(service.meters.text(), media_type=meters.CONTENT_TYPE)

@@ -56,13 +56,17 @@ class Paced:
       hand_out(number, Fault(example.id, 'it cannot be judged'))
       return
     order = tuple(range(len(example.responses)))
-    scores = tuple(int(x[-1]) for x in example.responses)
+    scores = tuple(_last_digit(x) for x in example.responses)
     text = f'Specific Criteria:\nc\n\nAnalysis:\na\n\nScores: {scores}'
     found.append(Judgement(order, text, 5, 'stop', scores))
     show(number, len(found) - 1, found[-1])
     if len(found) == max(1, asked.k):
       del todo[number]
       hand_out(number, Judged(example, tuple(found)))
+
+
+def _last_digit(text):
+  return int(text[-1]) if text[-1:] in tuple('0123456789') else 0
 
 
 def limit(**changes):
