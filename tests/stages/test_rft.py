@@ -283,7 +283,7 @@ def test_general_data_are_one_override(made, run, trained):
   run('--config.train.data.general_rate=0.0', '--config.parts=train')
   run('--config.train.checkpoint=base', '--config.parts=train')
   rates = [x.data.general_rate for x, _ in trained]
-  assert rates == [0.3, 0.0, 0.3]
+  assert rates == [0.2, 0.0, 0.2]
   assert [x.data.general for x, _ in trained] == ['basics:8000'] * 3
   # From the model that was sampled, unless it is said otherwise.
   assert [(x.checkpoint, x.step) for x, _ in trained] == [
