@@ -43,8 +43,8 @@ class Forms:
         )
 
   def check(self) -> None:
-    """ValueError where a template cannot be loaded."""
-    self.of(2), self.of(1)
+    """ValueError where a template cannot be loaded, or would hide data."""
+    prompt.check(self.of(2)), prompt.check(self.of(1))
 
   def of(self, num_responses: int) -> Template:
     """The template of an example with so many responses."""

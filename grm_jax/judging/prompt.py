@@ -15,6 +15,8 @@ from grm_jax.judging.template import Template
 Chat = Callable[[str], Sequence[int]]
 
 TOO_LONG = ('shorten', 'refuse')
+# What a template may have outside of its loops.
+SLOTS = ('hint', 'num_responses', 'principles', 'reference')
 _LEAST = 200
 # No tokenizer of ours makes tokens longer than this, so that a text of more
 # characters than this per token cannot fit, and need not be tokenized.
@@ -71,6 +73,21 @@ def render(
   text = template.fill(values, loops)
   # A template of someone else may have no place for it: then at the end.
   return text if 'hint' in template.slots() else text + values['hint']
+
+
+def check(template: Template) -> None:
+  """ValueError where `render` could not fill a template, or would hide data."""
+  unknown = template.slots() - set(SLOTS)
+  if unknown:
+    raise ValueError(
+      f'template {template.name} has a slot {{{{{min(unknown)}}}}}, which is '
+      f'not filled here; there are {", ".join(SLOTS)}'
+    )
+  for missing in {'turn', 'response'} - template.loops():
+    raise ValueError(
+      f'template {template.name} has no {{{{each {missing}}}}}: a judge would '
+      'not see what it judges'
+    )
 
 
 def _reference(template, example):

@@ -66,6 +66,10 @@ class Template:
     """Names of the slots outside of loops."""
     return {piece.name for piece in self.pieces if isinstance(piece, Slot)}
 
+  def loops(self) -> set[str]:
+    """What its loops are over."""
+    return {piece.over for piece in self.pieces if isinstance(piece, Loop)}
+
   def fill(
     self,
     values: Mapping[str, str],

@@ -27,6 +27,11 @@ def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     ValueError: path cannot be written.
   """
   path = epath.Path(path)
+  local = os.fspath(path)
+  # A device such as /dev/null would be replaced as easily as a file. In a
+  # bucket there are none.
+  if os.path.exists(local) and not os.path.isfile(local):
+    raise ValueError(f'cannot write {path}: it is no file; choose another path')
   # In the same folder: renaming is atomic only inside a file system.
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   try:
@@ -39,8 +44,8 @@ def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
       temporary.unlink()
     if isinstance(error, OSError):
       raise ValueError(
-        f'cannot write {path}: {error.strerror}; choose a path that you may '
-        'write to'
+        f'cannot write {path}: {error.strerror}; make room, or choose a path '
+        'that you may write to'
       ) from error
     raise
 

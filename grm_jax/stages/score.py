@@ -177,10 +177,18 @@ def _finish(output: str, partials: Sequence[str], config) -> None:
   good = (row for row in _merged(partials) if 'error' not in row)
   bad = (row for row in _merged(partials) if 'error' in row)
   num_bad = files.write_lines(errors, map(json.dumps, bad))
-  num_good = files.write_lines(output, map(json.dumps, good))
   shown = list(itertools.islice(_merged(partials), _SHOWN))
+  first = next(good, None)
+  if first is not None:
+    rows = itertools.chain((first,), good)
+    num_good = files.write_lines(output, map(json.dumps, rows))
   for path in partials:
     files.remove(path)
+  if first is None:
+    raise ValueError(
+      f'none of the {num_bad} rows of {config.input} could be judged, see '
+      f'{errors}; the first: {shown[0]["error"]}'
+    )
   print(_table(shown))
   if config.checkpoint == pretrained.RANDOM:
     print('random weights: this shows only that everything runs')

@@ -110,3 +110,27 @@ def test_check_finds_a_template_that_is_missing(forms):
   with pytest.raises(ValueError, match="'nowhere' is neither a readable"):
     forms.check()
   PRACTICE.check()
+
+
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    ('{{each turn}}{{text}}{{end}}{{each response}}{{text}}{{end}}', None),
+    (
+      '{{each turn}}{{text}}{{end}}{{each response}}{{text}}{{end}}{{scores}}',
+      'slot {{scores}}, which is not filled here; there are hint, ',
+    ),
+    ('{{each turn}}{{text}}{{end}}', 'no {{each response}}'),
+    ('{{each response}}{{text}}{{end}}', 'no {{each turn}}'),
+  ],
+)
+def test_a_template_that_cannot_ask_is_refused_at_once(tmp_path, text, words):
+  path = tmp_path / 'own.txt'
+  path.write_text(text)
+  for forms in (Forms(str(path)), Forms('pointwise', single=str(path))):
+    if words is None:
+      forms.check()
+      continue
+    with pytest.raises(ValueError) as error:
+      forms.check()
+    assert words in str(error.value) and 'own.txt' in str(error.value)

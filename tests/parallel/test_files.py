@@ -27,8 +27,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
   with pytest.raises(ValueError) as error:
     files.write_whole(path, b'new text')
   assert str(error.value) == (
-    f'cannot write {path}: No space left on device; choose a path that you '
-    'may write to'
+    f'cannot write {path}: No space left on device; make room, or choose a '
+    'path that you may write to'
   )
   assert path.read_bytes() == b'old'
   assert os.listdir(tmp_path) == ['file']
@@ -53,3 +53,15 @@ def test_lines_that_end_in_an_error_leave_nothing(tmp_path):
     files.write_lines(path, broken())
   assert path.read_text(encoding='utf-8') == 'a\né\n'
   assert os.listdir(tmp_path) == ['lines']
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+  """A device would be gone for everybody."""
+  (tmp_path / 'folder').mkdir()
+  os.mkfifo(tmp_path / 'pipe')
+  for name in ('folder', 'pipe'):
+    with pytest.raises(ValueError, match=f'{name}: it is no file; choose'):
+      files.write_whole(tmp_path / name, b'x')
+  with pytest.raises(ValueError, match='/dev/null: it is no file'):
+    files.write_whole('/dev/null', b'x')
+  assert sorted(os.listdir(tmp_path)) == ['folder', 'pipe']

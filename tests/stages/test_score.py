@@ -164,6 +164,20 @@ def test_bad_rows_are_reported_and_the_rest_goes_on(tmp_path, run, error_of):
   assert f'{rows}:2: not JSON' in line
 
 
+def test_no_row_that_can_be_judged_is_an_error(tmp_path, run, error_of):
+  rows = tmp_path / 'rows.jsonl'
+  rows.write_text('{"query": "q"}\nnonsense\n')
+  arguments = [f'--config.input={rows}', f'--workdir={tmp_path}']
+  line = error_of(*arguments)
+  assert f'none of the 2 rows of {rows} could be judged' in line
+  assert 'the first: ' in line
+  assert len(rows_of(tmp_path / 'scores.errors.jsonl')) == 2
+  assert not list(tmp_path.glob('scores.jsonl*'))
+  write_rows(rows, 2)  # mended, it begins anew
+  run(*arguments)
+  assert len(rows_of(tmp_path / 'scores.jsonl')) == 2
+
+
 def test_killed_at_any_moment_it_ends_the_same(tmp_path, run, fast):
   rows = tmp_path / 'rows.jsonl'
   write_rows(rows, 40)
