@@ -155,6 +155,8 @@ async def _waiting(request: Request, service: Service, works: list[_Work]):
       raise HTTPException(504, _late(service))
     finally:
       task.cancel(), gone.cancel()
+      # Or asyncio would log that nobody has looked at how they ended.
+      await asyncio.gather(task, gone, return_exceptions=True)
 
   try:
     yield waiting
