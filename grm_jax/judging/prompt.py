@@ -83,10 +83,11 @@ def check(template: Template) -> None:
       f'template {template.name} has a slot {{{{{min(unknown)}}}}}, which is '
       f'not filled here; there are {", ".join(SLOTS)}'
     )
-  for missing in {'turn', 'response'} - template.loops():
+  missing = {'turn', 'response'} - template.loops()
+  if missing:
     raise ValueError(
-      f'template {template.name} has no {{{{each {missing}}}}}: a judge would '
-      'not see what it judges'
+      f'template {template.name} has no {{{{each {min(missing)}}}}}: a judge '
+      'would not see what it judges'
     )
 
 

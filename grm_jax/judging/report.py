@@ -45,9 +45,19 @@ def report(judged: Judged, voting: Voting, seed: int) -> dict[str, Any]:
     seed: of the draw between winners.
 
   Returns:
-    {id, votes, best, winners, failures, samples}: votes are None if no sample
-    parsed; best is one of the winners, picked by the id among several;
-    failures counts samples that did not parse.
+    `verdict` with {samples}.
+  """
+  samples = [judgement.to_row(sample) for sample in judged.samples]
+  return verdict(judged, voting, seed) | {'samples': samples}
+
+
+def verdict(judged: Judged, voting: Voting, seed: int) -> dict[str, Any]:
+  """What comes of an example's samples, as JSON values; see `report`.
+
+  Returns:
+    {id, votes, best, winners, failures}: votes are None if no sample parsed;
+    best is one of the winners, picked by the id among several; failures counts
+    samples that did not parse.
   """
   example = judged.example
   found = combine(judged, voting)
@@ -60,21 +70,16 @@ def report(judged: Judged, voting: Voting, seed: int) -> dict[str, Any]:
     'best': winners[draw[0][0]] if winners else None,
     'winners': winners,
     'failures': sum(x.scores is None for x in judged.samples),
-    'samples': [judgement.to_row(sample) for sample in judged.samples],
   }
 
 
 def combine(judged: Judged, voting: Voting) -> tuple[float, ...] | None:
   """The votes of an example's samples; None if none parsed."""
   n = len(judged.example.responses)
-  parsed = [sample.scores for sample in judged.samples]
-  metas = [sample.meta for sample in judged.samples]
-  if voting.kind == 'guided':
-    return votes.guided(parsed, metas, n, voting.k_meta or None)
-  if voting.kind == 'best':
-    return votes.best_of(parsed, metas, n)
-  plain = {'sum': votes.summed, 'mean': votes.mean, 'majority': votes.majority}
-  return plain[voting.kind](parsed, n)
+  parsed = [judged.samples[i].scores for i in counted(judged, voting)]
+  # With a meta RM: the sum over those that it picked.
+  plain = {'mean': votes.mean, 'majority': votes.majority}
+  return plain.get(voting.kind, votes.summed)(parsed, n)
 
 
 def counted(judged: Judged, voting: Voting) -> tuple[int, ...]:

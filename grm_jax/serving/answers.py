@@ -64,12 +64,15 @@ async def of(
   """
   queues = [asyncio.Queue() for _ in wanted]
   works = _begin(service, wanted, queues)
-  async with _waiting(request, service, works) as waiting:
-    found = await waiting(asyncio.gather(*map(_last, queues)))
+  try:
+    every = asyncio.gather(*map(_last, queues))
+    found = await _wait(request, service, works, every)
     return [
       _answer(service, work, item)
       for work, item in zip(works, found, strict=True)
     ]
+  finally:
+    service.desk.drop(work.ticket for work in works)
 
 
 def stream(service: Service, wanted: ScoreRequest) -> AsyncIterator[str]:
@@ -131,37 +134,27 @@ async def _last(events: asyncio.Queue) -> Judged | Fault:
       return event
 
 
-@contextlib.asynccontextmanager
-async def _waiting(request: Request, service: Service, works: list[_Work]):
-  """Waits for an awaitable while the client does, and not too long.
-
-  Whatever happens, what is not done by then is dropped.
-  """
-
-  async def waiting(wanted):
-    task = asyncio.ensure_future(wanted)
-    gone = asyncio.ensure_future(_gone(request))
-    try:
-      await asyncio.wait(
-        (task, gone),
-        timeout=service.limits.seconds,
-        return_when=asyncio.FIRST_COMPLETED,
-      )
-      if task.done():
-        return task.result()
-      _give_up(service, works, 'gone' if gone.done() else 'late')
-      if gone.done():
-        raise HTTPException(499, 'the client is gone')
-      raise HTTPException(504, _late(service))
-    finally:
-      task.cancel(), gone.cancel()
-      # Or asyncio would log that nobody has looked at how they ended.
-      await asyncio.gather(task, gone, return_exceptions=True)
-
+async def _wait(
+  request: Request, service: Service, works: list[_Work], wanted: asyncio.Future
+) -> list[Judged | Fault]:
+  """Waits while the client does, and not too long; else HTTPException."""
+  gone = asyncio.ensure_future(_gone(request))
   try:
-    yield waiting
+    await asyncio.wait(
+      (wanted, gone),
+      timeout=service.limits.seconds,
+      return_when=asyncio.FIRST_COMPLETED,
+    )
+    if wanted.done():
+      return wanted.result()
+    _give_up(service, works, 'gone' if gone.done() else 'late')
+    if gone.done():
+      raise HTTPException(499, 'the client is gone')
+    raise HTTPException(504, _late(service))
   finally:
-    service.desk.drop(work.ticket for work in works)
+    wanted.cancel(), gone.cancel()
+    # Or asyncio would log that nobody has looked at how they ended.
+    await asyncio.gather(wanted, gone, return_exceptions=True)
 
 
 def _late(service) -> str:

@@ -166,7 +166,7 @@ async def about(service: _ASKS) -> dict[str, Any]:
   """The model, what requests leave open, and the limits."""
   return {
     **service.about,
-    'defaults': service.defaults.model_dump(),
+    'defaults': dataclasses.asdict(service.defaults),
     'limits': dataclasses.asdict(service.limits),
   }
 

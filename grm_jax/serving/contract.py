@@ -1,11 +1,11 @@
 """What clients of the service send and get."""
 
+import dataclasses
 import hashlib
 import json
 import math
 from typing import Annotated, Any, Literal
 
-import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from grm_jax.judging import example as examples
@@ -13,7 +13,7 @@ from grm_jax.judging import sections, votes
 from grm_jax.judging.asked import Asked
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.judgement import Judged, Judgement
-from grm_jax.judging.report import Voting, counted, report
+from grm_jax.judging.report import Voting, counted, verdict
 from grm_jax.serving.limits import Limits
 
 
@@ -151,7 +151,8 @@ class BatchResponse(BaseModel):
   results: list[ScoreResponse | Refused]
 
 
-class Defaults(pydantic.BaseModel):
+@dataclasses.dataclass(frozen=True)
+class Defaults:
   """What requests leave open.
 
   Attributes:
@@ -160,7 +161,6 @@ class Defaults(pydantic.BaseModel):
     has_meta: whether there is a meta RM to ask.
   """
 
-  model_config = ConfigDict(frozen=True)
   k: int
   order: str
   temperature: float
@@ -243,15 +243,10 @@ def response(
   judged: Judged, voting: Voting, seed: int, timings: Timings
 ) -> ScoreResponse:
   """The answer to a request."""
-  found = report(judged, voting, seed)
   parsed = [x.scores for x in judged.samples]
   return ScoreResponse(
-    id=found['id'],
-    votes=found['votes'],
+    **verdict(judged, voting, seed),
     scores=votes.mean(parsed, len(judged.example.responses)),
-    best=found['best'],
-    winners=found['winners'],
-    failures=found['failures'],
     samples=[sample(i, x) for i, x in enumerate(judged.samples)],
     counted=counted(judged, voting),
     timings=timings,

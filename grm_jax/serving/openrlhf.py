@@ -18,6 +18,7 @@ from grm_jax.serving.contract import (
   ScoreResponse,
   Text,
 )
+from grm_jax.serving.rewards import together
 
 # What tokenizers put at the end of a turn: `<|im_end|>`, `</s>`, `<eos>`.
 _END = re.compile(
@@ -74,14 +75,7 @@ def read(asked: Asked, most: int) -> tuple[list[list[int]], list[ScoreRequest]]:
   for name, found in (('prompts', asked.prompts), ('labels', labels)):
     if len(found) != count:
       raise ValueError(f'{len(found)} {name} for {count} texts in query')
-  by_prompt: dict[tuple[str, str | None], list[int]] = {}
-  for i, key in enumerate(zip(asked.prompts, labels, strict=True)):
-    by_prompt.setdefault(key, []).append(i)
-  groups = [
-    places[first : first + most]
-    for places in by_prompt.values()
-    for first in range(0, len(places), most)
-  ]
+  groups = together(list(zip(asked.prompts, labels, strict=True)), most)
   return groups, [_request(asked, labels, places) for places in groups]
 
 

@@ -26,7 +26,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 _BUSY = (429, 503)
@@ -69,7 +69,8 @@ class Rewards:
       OSError: the service is not there.
     """
     rewards: list[float | None] = [None] * len(rows)
-    groups = list(self._groups(rows))
+    prompts = [json.dumps(_rest(row), sort_keys=True) for row in rows]
+    groups = together(prompts, self.together)
     for first in range(0, len(groups), self.batch):
       some = groups[first : first + self.batch]
       asked = [self._request(rows, places) for places in some]
@@ -81,20 +82,9 @@ class Rewards:
           rewards[place] = self._reward(answer, i)
     return rewards
 
-  def _groups(self, rows) -> Iterator[list[int]]:
-    """Places of rows that are judged together."""
-    by_prompt: dict[Hashable, list[int]] = {}
-    for place, row in enumerate(rows):
-      rest = {key: value for key, value in row.items() if key != 'response'}
-      by_prompt.setdefault(json.dumps(rest, sort_keys=True), []).append(place)
-    for places in by_prompt.values():
-      for first in range(0, len(places), self.together):
-        yield places[first : first + self.together]
-
   def _request(self, rows, places):
-    rest = {k: v for k, v in rows[places[0]].items() if k != 'response'}
     responses = [rows[place]['response'] for place in places]
-    return {**rest, **self.how, 'responses': responses}
+    return {**_rest(rows[places[0]]), **self.how, 'responses': responses}
 
   def _reward(self, answer, i) -> float:
     if answer['scores'] is not None:
@@ -142,6 +132,22 @@ class Rewards:
       )
 
     return grm_reward
+
+
+def together(prompts: Sequence[Hashable], most: int) -> list[list[int]]:
+  """Places of responses to the same prompt, at most so many in a group."""
+  by_prompt: dict[Hashable, list[int]] = {}
+  for place, prompt in enumerate(prompts):
+    by_prompt.setdefault(prompt, []).append(place)
+  return [
+    places[first : first + most]
+    for places in by_prompt.values()
+    for first in range(0, len(places), most)
+  ]
+
+
+def _rest(row: dict[str, Any]) -> dict[str, Any]:
+  return {key: value for key, value in row.items() if key != 'response'}
 
 
 def _words(error: urllib.error.HTTPError) -> str:

@@ -139,6 +139,13 @@ def settings_of(config: ConfigDict) -> Settings:
   )
 
 
+def voting_settings_of(config: ConfigDict) -> Settings:
+  """How `config`, which has votes, says to judge."""
+  return dataclasses.replace(
+    settings_of(config), vote=config.vote, k_meta=config.k_meta
+  )
+
+
 def in_order(judge: AnyJudge, order: str) -> AnyJudge:
   """The judge with another order of responses."""
   if isinstance(judge, TokenProbabilityJudge):

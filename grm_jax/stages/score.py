@@ -32,7 +32,6 @@ from grm_jax.judging.judgement import Fault
 from grm_jax.parallel import files, start
 from grm_jax.parallel import journal as journals
 from grm_jax.parallel.journal import Journal
-from grm_jax.stages import judge as judges
 from grm_jax.stages import load_judge
 from grm_jax.training import pretrained
 
@@ -65,7 +64,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     jsonl.read(config.input), share.index, None, share.count
   )
   rows = itertools.islice(rows, done, None)
-  settings = _settings(config)
+  settings = load_judge.voting_settings_of(config)
   devices, judge = jax.local_devices() if config.apart else None, None
   if done < mine:
     try:
@@ -121,12 +120,6 @@ def _judge_rows(judge, rows, config, settings, journal, total):
       journal.append({'line': number} | row)
 
 
-def _settings(config) -> judges.Settings:
-  return dataclasses.replace(
-    load_judge.settings_of(config), vote=config.vote, k_meta=config.k_meta
-  )
-
-
 def _count(path):
   count = sum(1 for _ in jsonl.lines(path))
   if not count:
@@ -159,7 +152,7 @@ def _journal(config, output: str, share: _Share) -> Journal | None:
     'input': config.input,
     'k': config.k,
   }
-  header |= dataclasses.asdict(_settings(config))
+  header |= dataclasses.asdict(load_judge.voting_settings_of(config))
   header |= {'size': config.sampling.size, 'int8': config.sampling.int8}
   header['bytes'] = epath.Path(config.input).stat().length
   return Journal(paths[share.index], header)

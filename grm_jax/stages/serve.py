@@ -1,7 +1,6 @@
 """The stage serve: a judge behind HTTP, until SIGTERM."""
 
 import contextlib
-import dataclasses
 import importlib.util
 import signal
 import socket
@@ -14,9 +13,9 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from grm_jax.serving import limits
+from grm_jax.serving.limits import Limits
 from grm_jax.stages import load_judge, runs
-from grm_jax.stages.judge import Judge, Settings
+from grm_jax.stages.judge import Judge
 
 _NEEDED = ('fastapi', 'uvicorn', 'prometheus_client')
 _LOOPBACK = ('127.0.0.1', 'localhost', '::1')
@@ -33,18 +32,19 @@ def run(config: ConfigDict, workdir: str) -> None:
     ValueError: a setting is wrong.
     RuntimeError: the judge has failed.
   """
-  _check(config)
-  settings = _settings(config)
+  allowed = _check(config)
+  settings = load_judge.voting_settings_of(config)
   token = _token(config.token_file)
   # A port that is taken should not wait for weights. Nobody is let in yet.
   with _bind(config) as bound:
     judge = load_judge.from_config(config, settings)
     count = judge.engine.warm_up()
     logging.info('%d programs compiled', count)
-    serve(judge, config, token, bound)
+    _serve(judge, config, allowed, token, bound)
 
 
-def _check(config: ConfigDict) -> None:
+def _check(config: ConfigDict) -> Limits:
+  """The limits, if nothing is wrong that is seen before weights are read."""
   missing = [x for x in _NEEDED if importlib.util.find_spec(x) is None]
   if missing:
     raise ValueError(
@@ -58,7 +58,7 @@ def _check(config: ConfigDict) -> None:
       f'config.judge is {config.judge!r}; a service has a judge that writes: '
       "'grm' or 'llm'"
     )
-  allowed = limits.Limits(**config.limits)
+  allowed = Limits(**config.limits)
   runs.check_least(('k', config.k, 0))
   allowed.check_samples(config.k)
   if not 0 <= config.port < 2**16:
@@ -69,12 +69,7 @@ def _check(config: ConfigDict) -> None:
       'config.token_file asks them for a token',
       config.host,
     )
-
-
-def _settings(config: ConfigDict) -> Settings:
-  return dataclasses.replace(
-    load_judge.settings_of(config), vote=config.vote, k_meta=config.k_meta
-  )
+  return allowed
 
 
 def _token(path: str) -> str:
@@ -108,15 +103,19 @@ def _bind(config: ConfigDict) -> socket.socket:
   return made
 
 
-def serve(
-  judge: Judge, config: ConfigDict, token: str, bound: socket.socket
+def _serve(
+  judge: Judge,
+  config: ConfigDict,
+  allowed: Limits,
+  token: str,
+  bound: socket.socket,
 ) -> None:
   """Serves with this judge on a bound socket; see `run`."""
   import uvicorn
 
   from grm_jax.serving import app, contract, desk, meters
 
-  settings, allowed = judge.settings, limits.Limits(**config.limits)
+  settings = judge.settings
   made = desk.Desk(judge.stream, allowed.waiting)
   service = app.Service(
     desk=made,
@@ -138,7 +137,7 @@ def serve(
       app.make(service),
       log_level='warning',
       access_log=False,
-      timeout_graceful_shutdown=int(config.limits.seconds) + 1,
+      timeout_graceful_shutdown=int(allowed.seconds) + 1,
     )
   )
   _until_failure(made, server)

@@ -309,10 +309,8 @@ def test_bad_engines(changes, message):
 def test_requests_that_are_dropped_make_place_and_change_nothing(drawn):
   """One slot: the second prompt begins when the first is dropped."""
   machine = engine(prompts=1)
-  calls = []
 
   def dropped():
-    calls.append(machine.stats.calls)
     return {'0'} if machine.stats.calls == 2 else ()
 
   found = by_name(machine.run(asked(4, seed=1, **CUT), dropped=dropped))
