@@ -27,7 +27,11 @@ def words(tmp_path_factory):
 
 def config(**changes):
   made = test_configs.load(test_configs.ROOT / 'configs/sft.py', 'tiny')
-  plain = {'data.general': '', 'data.general_rate': 0.0}
+  plain = {
+    'data.general': '',
+    'data.general_rate': 0.0,
+    'batch.packed': False,
+  }
   made.update_from_flattened_dict(plain | changes)
   return made
 
