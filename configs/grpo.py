@@ -57,7 +57,7 @@ def get_config(arg: str = '') -> ConfigDict:
       batch=dict(
         prompts=8 if tiny else 16,  # groups at once on the devices
         buckets=(128,) if tiny else (1024, 2048),
-        size=(120, 176) if tiny else (512, 1024),
+        size=(120, 192) if tiny else (512, 1024),
       ),
       steps=100 if tiny else 900,
       optimizer=dict(

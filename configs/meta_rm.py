@@ -46,7 +46,7 @@ def get_config(arg: str = '') -> ConfigDict:
         rows=2 if tiny else 4,  # R, judgements of a prompt, in one pass
         # Lengths that prompts and judgements are padded to.
         buckets=(128,) if tiny else (1024, 2048),
-        size=(120, 176) if tiny else (512, 1024),
+        size=(120, 192) if tiny else (512, 1024),
       ),
       steps=300 if tiny else 900,
       optimizer=dict(

@@ -64,7 +64,7 @@ def get_config(arg: str = '') -> ConfigDict:
         int8=False,
         prompts=64,
         rows=1 if tiny else 4,
-        size=176 if tiny else 1024,
+        size=192 if tiny else 1024,
         chunk=16,
         # The longest is as in train.batch: what is read whole is trained on
         # whole, and what is shortened is so in both.

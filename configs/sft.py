@@ -49,7 +49,7 @@ def get_config(arg: str = '') -> ConfigDict:
         rows=1,  # R, generations of each prompt
         # Lengths that prompts and generations are padded to.
         buckets=(48, 96, 128, 160) if tiny else (1024, 2048),
-        size=(64, 120, 176) if tiny else (512, 1024),
+        size=(64, 120, 192) if tiny else (512, 1024),
         # Several texts in each row, whatever `rows` is; a row is as long as the
         # longest bucket and the longest size together.
         packed=tiny,

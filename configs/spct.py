@@ -125,7 +125,7 @@ def get_config(arg: str = '') -> ConfigDict:
           int8=False,
           prompts=32 if tiny else 16,
           rows=4,
-          size=176 if tiny else 1024,
+          size=192 if tiny else 1024,
           chunk=16,
           buckets=(128,) if tiny else (1024, 2048),
         ),

@@ -27,17 +27,24 @@ TABLE = [
     '',
     9,
   ),
-  (NUMBERS, '3, 5, 8', '3, 5, 8', '3 vs 3 yes, 5 vs 5 yes, 8 vs 8 yes', '', 9),
+  (
+    NUMBERS,
+    '3, 5, 8',
+    '3, 5, 8',
+    '3 vs 3 yes, 5 vs 5 yes, 8 vs 8 yes, end vs end yes',
+    '',
+    9,
+  ),
   (
     BACKWARD,
     'p m a l',
     'p m a l',
-    'p vs p yes, m vs m yes, a vs a yes, l vs l yes',
+    'p vs p yes, m vs m yes, a vs a yes, l vs l yes, end vs end yes',
     '',
     9,
   ),
   # What is due may itself be a slip.
-  (NUMBERS, '3, 8', '3, 8', '3 vs 3 yes, 8 vs 8 yes', '', 9),
+  (NUMBERS, '3, 8', '3, 8', '3 vs 3 yes, 8 vs 8 yes, end vs end yes', '', 9),
   # Too short: no item differs before the answer ends.
   (
     BACKWARD,

@@ -168,8 +168,8 @@ def test_it_is_short():
     text = teacher.write(example, mistakes=0.3)
     n = len(example.responses)
     analysis = text.split('Analysis:\n')[1].split('\n\n')[0]
-    assert len(analysis) < 90 + 52 * n
-    assert len(text) < 190 + 52 * n
+    assert len(analysis) < 100 + 56 * n
+    assert len(text) < 200 + 56 * n
 
 
 WHOLE = r"""Specific Criteria:
@@ -202,11 +202,11 @@ def test_a_slip_of_the_teacher_is_held_against_all():
   example = made('spell_backward', 'Spell backward: t a p', 'p a t', 'p t')
   texts = [teacher.write(example, mistakes=1.0, seed=i) for i in range(200)]
   found = {text.split('Analysis:\n')[1] for text in texts}
-  (written,) = (x for x in found if 'from the end, so p t.' in x)
+  (written,) = (x for x in found if 'so p t.' in x)
   assert written.splitlines() == [
-    'Work: from the end, so p t.',
+    'Work: 1 t 2 a 3 p, 2 p 1 t, so p t.',
     '[1/2] p vs p yes, a vs t no, wrong: out of place.',
-    '[2/2] p vs p yes, t vs t yes, right.',
+    '[2/2] p vs p yes, t vs t yes, end vs end yes, right.',
     '',
     r'Scores: \boxed{4, 9}',
   ]
@@ -236,13 +236,13 @@ STEPS = [
   (
     Task('number_sorting', ('40', '7', '12'), 'smallest'),
     [
-      ('7, 12, 40', 'smallest first, so 7, 12, 40.'),
-      ('12, 40', 'smallest first, so 12, 40.'),
+      ('7, 12, 40', 'smallest first, 40, 7 40, so 7, 12, 40.'),
+      ('12, 40', 'smallest first, 40, 7 40, so 12, 40.'),
     ],
   ),
   (
     Task('number_sorting', ('40', '7', '12'), 'largest'),
-    [('40, 12, 7', 'largest first, so 40, 12, 7.')],
+    [('40, 12, 7', 'largest first, 40, 40 7, so 40, 12, 7.')],
   ),
   (
     Task('number_filtering', ('9', '2', '7'), 'above 5'),
@@ -264,15 +264,20 @@ STEPS = [
   ),
   (
     Task('spell_backward', tuple('tap')),
-    [('p a t', 'from the end, so p a t.')],
+    [
+      ('p a t', '1 t 2 a 3 p, 3 p 2 a 1 t, so p a t.'),
+      # Places are those that the letters would have.
+      ('p t', '1 t 2 a 3 p, 2 p 1 t, so p t.'),
+      ('t a p', '1 t 2 a 3 p, 3 t 2 a 1 p, so t a p.'),
+    ],
   ),
   (
     Task('word_sorting', ('plum', 'fig'), 'z'),
-    [('plum, fig', 'z first, so plum, fig.')],
+    [('plum, fig', 'z first, plum, so plum, fig.')],
   ),
   (
-    Task('word_sorting', ('plum', 'fig'), 'a'),
-    [('fig, plum', 'a first, so fig, plum.')],
+    Task('word_sorting', ('plum', 'fig', 'pear'), 'a'),
+    [('fig, pear, plum', 'a first, plum, fig plum, so fig, pear, plum.')],
   ),
   (
     Task('gcd', ('18', '48')),

@@ -245,7 +245,7 @@ CHANGES = [
   ('--config.temperature=0.5', 'config.temperature=0.7'),
   ('--config.hinted_temperature=0.5', 'config.hinted_temperature=0.7'),
   ('--config.train.seed=1', 'config.train.seed=0'),
-  ('--config.sampling.size=64', 'config.sampling.size=176'),
+  ('--config.sampling.size=64', 'config.sampling.size=192'),
   ('--config.sampling.int8=true', 'config.sampling.int8=False'),
 ]
 

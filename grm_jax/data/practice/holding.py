@@ -1,7 +1,7 @@
 """Holding an answer against the one that is due: where it goes wrong, and how.
 
 Item by item, `item vs due yes`, up to the first that differs, which ends in
-`no`; of a number, digit by digit. Whether two pieces are the same is said side
+`no`, or up to the end of both; of a number, digit by digit. Whether two pieces are the same is said side
 by side and by a word of its own: what else could follow there (the next item,
 an end, a fault) would hide from a small model that this is all it has to tell.
 """
@@ -56,6 +56,10 @@ def hold(task: Task, answer: str, due: str) -> Finding:
   """The finding of an answer to a task where `due` is thought to be right."""
   items, all_due = (tasks.split_answer(task, x) for x in (answer, due))
   pairs = list(itertools.zip_longest(items, all_due, fillvalue=_NONE))
+  if tasks.FORMS[task.family].answer is not None:
+    # Nobody sees how long a list is, as one does with a number: that both end
+    # is said like all else, or the longer one is taken for right.
+    pairs.append((_NONE, _NONE))
   differ = (i for i, (a, b) in enumerate(pairs) if a != b)
   place = next(differ, len(pairs))
   shown = compared(pairs[: place + 1])

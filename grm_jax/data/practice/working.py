@@ -9,6 +9,7 @@ The steps lead to whatever answer is claimed: to the right one they are right,
 to a wrong one they have a slip where it is made, as late as possible.
 """
 
+import dataclasses
 import math
 
 from grm_jax.data.practice import holding, tasks
@@ -50,8 +51,13 @@ def _asked(task, claimed):
   return task.asked
 
 
-def _asked_first(task, claimed):
-  return f'{task.asked} first'
+def _placed(task, claimed):
+  """Item after item put where it belongs among those before it."""
+  lines = [f'{task.asked} first']
+  for count in range(1, len(task.items)):
+    among = dataclasses.replace(task, items=task.items[:count])
+    lines.append(' '.join(tasks.split_answer(task, tasks.solve(among))))
+  return ', '.join(lines)
 
 
 def _kept(task, claimed):
@@ -84,7 +90,15 @@ def _counted(task, claimed):
 
 
 def _backward(task, claimed):
-  return 'from the end'
+  """Letters with the places that they have, and these from the last one."""
+  letters = claimed.split(' ')
+  places = range(len(letters), 0, -1)
+  forward = _numbered(enumerate(task.items, 1))
+  return f'{forward}, {_numbered(zip(places, letters, strict=True))}'
+
+
+def _numbered(letters):
+  return ' '.join(f'{place} {letter}' for place, letter in letters)
 
 
 def _gcd(task, claimed):
@@ -112,10 +126,10 @@ def _divisions(a, b, claimed):
 _STEPS = {
   'chain_sum': _sum,
   'number_format': _asked,
-  'number_sorting': _asked_first,
+  'number_sorting': _placed,
   'number_filtering': _kept,
   'letter_counting': _count,
   'spell_backward': _backward,
-  'word_sorting': _asked_first,
+  'word_sorting': _placed,
   'gcd': _gcd,
 }
