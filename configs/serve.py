@@ -28,6 +28,9 @@ def get_config(arg: str = '') -> ConfigDict:
       meta_checkpoint='',  # of a meta RM, for votes guided by it
       host='127.0.0.1',  # '0.0.0.0': all who reach this machine
       port=8080,  # 0: any free one
+      # Names that clients may call it by, such as a proxy's; (): on a loopback
+      # address its names only, elsewhere any.
+      hosts=(),
       token_file='',  # holds what clients must send as a bearer token
       limits=dict(  # above them: 413, 422, 429 or 504, with the limit's name
         body_bytes=4_000_000,

@@ -35,6 +35,7 @@ class Service:
     meters: what is counted.
     token: that clients must bear; '' for none.
     about: what /v1/about tells of the model.
+    hosts: names by which clients may call this server; () for any.
   """
 
   desk: Desk
@@ -43,6 +44,7 @@ class Service:
   meters: Meters
   token: str = ''
   about: dict[str, Any] = dataclasses.field(default_factory=dict)
+  hosts: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,6 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from grm_jax.serving import answers, meters, openrlhf, page
 from grm_jax.serving.answers import Service
-from grm_jax.serving.body import BodyLimit
 from grm_jax.serving.contract import (
   BatchRequest,
   BatchResponse,
@@ -23,12 +22,14 @@ from grm_jax.serving.contract import (
   ScoreRequest,
   ScoreResponse,
 )
+from grm_jax.serving.middleware import BodyLimit, Counted, KnownHosts
 
 _REFUSALS = {
   400: 'The body is no JSON.',
   401: 'The bearer token is missing or wrong.',
   413: 'The body is too large.',
   415: 'The body is not sent as JSON.',
+  421: 'The request is meant for another host.',
   422: 'The request is wrong, or more than the limits allow.',
   429: 'As many wait as may; Retry-After says when to come back.',
   503: 'The server is stopping, or its judge has failed.',
@@ -54,13 +55,18 @@ def make(service: Service) -> FastAPI:
     },
   )
   app.state.service = service
-  app.add_middleware(BodyLimit, most=service.limits.body_bytes)
   app.add_exception_handler(RequestValidationError, _say_what_is_wrong)
   app.add_exception_handler(starlette.exceptions.HTTPException, _say)
   app.include_router(_scores)
   app.include_router(_trainers)
   app.include_router(_health)
   app.include_router(page.router())
+  app.add_middleware(BodyLimit, most=service.limits.body_bytes)
+  if service.hosts:
+    app.add_middleware(KnownHosts, hosts=service.hosts)
+  # The last one is the outermost: refusals of the others are counted, too.
+  paths, told = app.openapi()['paths'], service.meters.answered
+  app.add_middleware(Counted, paths=paths, told=told)
   return app
 
 
@@ -68,20 +74,19 @@ async def _say_what_is_wrong(request: Request, error) -> JSONResponse:
   """One line; what the client has sent is not told again."""
   # Not by default, so that no page of another site can post from a browser.
   if 'json' not in request.headers.get('content-type', ''):
-    return _refusal(request, 415, 'send it as Content-Type: application/json')
+    return _refusal(415, 'send it as Content-Type: application/json')
   first = error.errors()[0]
   if first['type'] == 'json_invalid':
-    return _refusal(request, 400, f'the body is no JSON: {first["msg"]}')
+    return _refusal(400, f'the body is no JSON: {first["msg"]}')
   where = '.'.join(map(str, first['loc'][1:])) or 'body'
-  return _refusal(request, 422, f'{where}: {first["msg"]}')
+  return _refusal(422, f'{where}: {first["msg"]}')
 
 
 async def _say(request: Request, error) -> JSONResponse:
-  return _refusal(request, error.status_code, error.detail, error.headers)
+  return _refusal(error.status_code, error.detail, error.headers)
 
 
-def _refusal(request, status, words, headers=None) -> JSONResponse:
-  request.app.state.service.meters.answered(status)
+def _refusal(status, words, headers=None) -> JSONResponse:
   return JSONResponse({'error': words}, status, headers=headers)
 
 
@@ -123,12 +128,10 @@ async def score(request: Request, asked: ScoreRequest, service: _ASKS) -> Any:
   """
   if asked.stream:
     told = answers.stream(service, asked)
-    service.meters.answered(200)
     return StreamingResponse(told, media_type='text/event-stream')
   (found,) = await answers.of(request, service, [asked])
   if isinstance(found, Refused):
     raise HTTPException(422, found.error)
-  service.meters.answered(200)
   return found
 
 
@@ -140,7 +143,6 @@ async def score_batch(
   if any(x.stream for x in asked.requests):
     raise HTTPException(422, 'requests of a batch cannot stream')
   found = await answers.of(request, service, asked.requests)
-  service.meters.answered(200)
   return BatchResponse(results=found)
 
 
@@ -157,7 +159,6 @@ async def rewards(
   for first in range(0, len(wanted), service.limits.batch):
     some = wanted[first : first + service.limits.batch]
     found += await answers.of(request, service, some)
-  service.meters.answered(200)
   return openrlhf.rewards(groups, found, asked.missing)
 
 

@@ -34,7 +34,10 @@ class Meters:
     self.registry = CollectorRegistry()
     given = {'registry': self.registry}
     self._requests = Counter(
-      'grm_requests', 'Requests, by HTTP status.', ['status'], **given
+      'grm_requests',
+      'Requests, by path and HTTP status.',
+      ['path', 'status'],
+      **given,
     )
     self._examples = Counter(
       'grm_examples', 'Examples, by what came of them.', ['outcome'], **given
@@ -54,9 +57,9 @@ class Meters:
     )
     self.registry.register(_Gauges(desk, counts))
 
-  def answered(self, status: int) -> None:
-    """A request has its status."""
-    self._requests.labels(str(status)).inc()
+  def answered(self, path: str, status: int) -> None:
+    """A request to this path has its status."""
+    self._requests.labels(path, str(status)).inc()
 
   def judged(self, judged: Judged, waited: float, took: float) -> None:
     """An example was judged."""

@@ -19,6 +19,8 @@ from grm_jax.stages.judge import Judge
 
 _NEEDED = ('fastapi', 'uvicorn', 'prometheus_client')
 _LOOPBACK = ('127.0.0.1', 'localhost', '::1')
+# As browsers and clients write them.
+_LOOPBACK_NAMES = ('127.0.0.1', 'localhost', '[::1]')
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -131,6 +133,7 @@ def _serve(
     meters=meters.Meters(made, lambda: _counts(judge)),
     token=token,
     about=_about(config, judge),
+    hosts=_hosts(config),
   )
   server = uvicorn.Server(
     uvicorn.Config(
@@ -149,6 +152,13 @@ def _serve(
     server.run(sockets=[bound])
   if made.failed.is_set():
     raise RuntimeError('the judge has failed, see above')
+
+
+def _hosts(config) -> tuple[str, ...]:
+  """Names that requests may call the server by; () for any."""
+  if config.host in _LOOPBACK:
+    return (*_LOOPBACK_NAMES, *config.hosts)
+  return tuple(config.hosts)
 
 
 def _about(config, judge) -> dict[str, Any]:

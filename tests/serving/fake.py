@@ -82,7 +82,7 @@ def limit(**changes):
   return limits.Limits(**values | changes)
 
 
-def service(judge, token='', has_meta=False, voting=None, **changes):
+def service(judge, token='', has_meta=False, voting=None, hosts=(), **changes):
   """A Service over a stream of judgements."""
   made = desk.Desk(judge, limit(**changes).waiting)
   return app.Service(
@@ -99,6 +99,7 @@ def service(judge, token='', has_meta=False, voting=None, **changes):
     meters=meters.Meters(made, lambda: COUNTS),
     token=token,
     about={'checkpoint': 'fake'},
+    hosts=hosts,
   )
 
 

@@ -321,16 +321,70 @@ def test_a_judge_that_fails(stream):
     assert post(client).status_code == 503
 
 
-def test_metrics_and_about(client):
-  post(client)
+def metrics_of(client):
   answer = client.get('/metrics')
   assert answer.headers['content-type'] == meters.CONTENT_TYPE
-  values = dict(
+  return dict(
     line.rsplit(' ', 1)
     for line in answer.text.splitlines()
     if not line.startswith('#')
   )
-  assert float(values['grm_requests_total{status="200"}']) >= 1
+
+
+def test_every_answer_is_counted_by_path_and_status():
+  made = service(rule_judge().stream, 'secret', hosts=('testserver',))
+  with TestClient(app.make(made)) as client:
+    allowed = {'authorization': 'Bearer secret'}
+    client.post('/v1/score', json=REQUEST, headers=allowed)
+    client.post('/v1/score', json=REQUEST)
+    client.post('/v1/score', content='x' * 30_000)
+    client.post('/v1/score', json=REQUEST, headers={'host': 'elsewhere'})
+    client.get('/nowhere/1'), client.get('/nowhere/2')
+    client.get('/healthz')
+    values = metrics_of(client)
+  found = {
+    tuple(re.findall('"(.*?)"', name)): float(value)
+    for name, value in values.items()
+    if name.startswith('grm_requests_total')
+  }
+  assert found == {
+    ('/v1/score', '200'): 1,
+    ('/v1/score', '401'): 1,
+    ('/v1/score', '413'): 1,
+    ('/v1/score', '421'): 1,
+    ('other', '404'): 2,
+    ('/healthz', '200'): 1,
+  }
+
+
+@pytest.mark.parametrize(
+  'host, status',
+  [
+    ('127.0.0.1', 200),
+    ('localhost:8080', 200),
+    ('LocalHost', 200),
+    ('[::1]:8080', 200),
+    ('[::1]', 200),
+    ('evil.example', 421),
+    ('evil.example:8080', 421),
+    ('127.0.0.1.evil.example', 421),
+    ('', 421),
+  ],
+)
+def test_a_host_that_is_not_known_is_refused(host, status):
+  made = service(rule_judge().stream, hosts=('127.0.0.1', 'localhost', '[::1]'))
+  with TestClient(app.make(made)) as client:
+    answer = client.get('/readyz', headers={'host': host})
+  assert answer.status_code == status
+  if status == 421:
+    assert 'is no name of this server; config.hosts' in answer.json()['error']
+
+
+def test_metrics_and_about(client):
+  post(client)
+  values = metrics_of(client)
+  made = 'grm_requests_total{path="/v1/score",status="200"}'
+  assert float(values[made]) >= 1
   assert float(values['grm_samples_total']) >= 4
   assert values['grm_engine_tokens_total'] == '7.0'
   assert values['grm_waiting'] == '0.0'

@@ -1,9 +1,10 @@
 """Holding an answer against the one that is due: where it goes wrong, and how.
 
 Item by item, `item vs due yes`, up to the first that differs, which ends in
-`no`, or up to the end of both; of a number, digit by digit. Whether two pieces are the same is said side
-by side and by a word of its own: what else could follow there (the next item,
-an end, a fault) would hide from a small model that this is all it has to tell.
+`no`, or up to the end of both; of a number, digit by digit. Whether two pieces
+are the same is said side by side and by a word of its own: what else could
+follow there (the next item, an end, a fault) would hide from a small model that
+this is all it has to tell.
 """
 
 import dataclasses
