@@ -189,8 +189,15 @@ class Judge:
 
 def check_meta(settings: Settings, there: bool) -> None:
   """ValueError for a vote that needs a meta RM where there is none."""
-  if settings.voting().needs_meta and not there:
+  if there:
+    return
+  if settings.voting().needs_meta:
     raise ValueError(
       f'config.vote={settings.vote} needs a meta RM; give '
       'config.meta_checkpoint'
+    )
+  if settings.k_meta:
+    raise ValueError(
+      f'config.k_meta={settings.k_meta} is how many judgements a meta RM '
+      'keeps; give config.meta_checkpoint'
     )

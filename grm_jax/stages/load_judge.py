@@ -191,6 +191,11 @@ def load(
   model, tokenizer, params = pretrained.open_model(
     checkpoint, step, compute, layouts[0], seed=settings.seed
   )
+  if model.scalar:
+    raise ValueError(
+      f'config.checkpoint={checkpoint} has a scalar head: it is no model that '
+      'writes judgements; config.judge=scalar or semi_scalar uses its values'
+    )
   weights, seconds = placing.place(model, params, int8)
   del params
   logging.info('weights placed for decoding in %.1f s', seconds)
@@ -202,6 +207,11 @@ def load(
     network, words, params = pretrained.open_model(
       meta_checkpoint, None, compute, layouts[1], scalar=True
     )
+    if not network.scalar:
+      raise ValueError(
+        f'config.meta_checkpoint={meta_checkpoint} has no scalar head; a meta '
+        'RM is trained by configs/meta_rm.py'
+      )
     asked = settings.meta or trained_with(meta_checkpoint)
     meta = MetaJudge(Values(network, params, **sizes), words, asked)
   return Judge(engine, tokenizer, settings, meta)

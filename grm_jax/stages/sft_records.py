@@ -58,7 +58,10 @@ def _read(spec, source, config) -> list[Text]:
   if faults:
     logging.warning('%s: bad rows left out: %d', spec, len(faults))
   if not found:
-    raise ValueError(f'{spec} has no texts; {len(faults)} of its rows are bad')
+    first = f'; the first: {faults[0].reason}' if faults else ''
+    raise ValueError(
+      f'{spec} has no texts; {len(faults)} of its rows are bad{first}'
+    )
   return found
 
 

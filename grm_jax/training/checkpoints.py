@@ -275,7 +275,15 @@ def _find(directory, step):
   if step is None and existing:
     step = existing[-1]
   if step is None:
-    raise ValueError(f'no checkpoint in {directory}')
+    if (directory / 'config.json').exists():
+      raise ValueError(
+        f'no checkpoint in {directory}, which is a Hugging Face directory: '
+        'convert it, see configs/convert.py'
+      )
+    raise ValueError(
+      f'no checkpoint in {directory}; give a directory that training or '
+      'configs/convert.py wrote'
+    )
   if step not in existing:
     raise ValueError(
       f'no step {step} in {directory} (steps there: {existing}); a save that '

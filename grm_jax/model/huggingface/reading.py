@@ -65,7 +65,9 @@ def open_source(directory: str) -> Source:
     try:
       file = safe_open(path, framework='np')
     except (SafetensorError, OSError) as error:
-      raise ValueError(f'{path} cannot be read: {error}') from error
+      raise ValueError(
+        f'{path} cannot be read, download it again: {error}'
+      ) from error
     for key in file.keys():  # noqa: SIM118 (safe_open is no dict)
       if key in tensors:
         raise ValueError(
@@ -89,9 +91,10 @@ def _file_names(directory):
     )
   missing = [n for n in names if not os.path.exists(os.path.join(directory, n))]
   if missing:
+    one = len(missing) == 1
     raise ValueError(
       f'{directory}: {INDEX} lists {", ".join(missing)}, which '
-      f'{"is" if len(missing) == 1 else "are"} not there'
+      f'{"is" if one else "are"} not there; download {"it" if one else "them"}'
     )
   return sorted(names)
 

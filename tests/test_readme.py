@@ -1,0 +1,145 @@
+"""The commands of README.md: all can be given, and most are run at tiny size.
+
+Those that train are run by tests/stages/test_spct.py, test_sft.py, test_rft.py,
+test_grpo.py and test_meta_rm.py; `make demo` and `make test` by whoever reads.
+"""
+
+import json
+import re
+import shlex
+import subprocess
+
+import pytest
+
+from grm_jax.model import tiny_tokenizer
+from tests import gemma2_files, test_main
+from tests.stages import spct_run
+
+# config_flags loads a config's file so.
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
+
+TEXT = (test_main.ROOT / 'README.md').read_text()
+SIZES = """compute.dtype=float32 compute.attention=xla sampling.size=16
+sampling.chunk=8 sampling.prompts=2 sampling.rows=2 sampling.buckets=(2048,)
+k=2"""
+
+
+def commands():
+  """The arguments of every command that runs a stage, but `STAGE.py` itself."""
+  joined = TEXT.replace('\\\n', ' ')
+  found = re.findall(r'python -m grm_jax\.main (--config=[^`\n]*)', joined)
+  given = [shlex.split(x) for x in found]
+  return [x for x in given if 'STAGE' not in x[0]]
+
+
+COMMANDS = commands()
+
+
+def stage_of(command):
+  return re.search(r'configs/(\w+)\.py', command[0]).group(1)
+
+
+def test_every_stage_has_a_command():
+  stages = {x.stem for x in (test_main.ROOT / 'configs').glob('*.py')}
+  assert {stage_of(x) for x in COMMANDS} == stages
+
+
+@pytest.mark.parametrize('command', COMMANDS, ids=' '.join)
+def test_its_settings_exist(command):
+  flags = [x for x in command if not x.startswith('--workdir=')]
+  config = spct_run.parse(*flags)
+  assert config.stage == stage_of(command)
+  for key, value in (x[len('--config.') :].split('=', 1) for x in flags[1:]):
+    found = config
+    for part in key.split('.'):
+      found = found[part]
+    assert str(found) == value
+
+
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory):
+  return test_main.environment(tmp_path_factory.mktemp('cache'))
+
+
+def test_weights_votes_and_the_released_models(environment, tmp_path):
+  """Those that convert and score, in their order, with paths of small files."""
+  for name, scalar in (
+    ('gemma-2-2b-it', False),
+    ('DeepSeek-GRM-27B', False),
+    ('DeepSeek-GRM-27B-MetaRM', True),
+  ):
+    fields = gemma2_files.CONFIGS['odd_heads'] | {'vocab_size': 1024}
+    gemma2_files.write(tmp_path / name, fields, 3, scalar=scalar)
+    tiny_tokenizer.train(tmp_path / name / 'tokenizer.model')
+  rows = [{'query': '17 + 26?', 'responses': ['43', '33']}]
+  (tmp_path / 'rows.jsonl').write_text(json.dumps(rows[0]) + '\n')
+  card = (
+    '{{each turn}}\n{{role}} {{text}}\n{{end}}\n'
+    '{{each response}}\n{{number}} {{text}}\n{{end}}\n'
+  )
+  for name in ('card.txt', 'meta_card.txt'):
+    (tmp_path / name).write_text(card)
+  made = [x for x in COMMANDS if stage_of(x) in ('convert', 'score')]
+  assert len(made) == 5
+  for command in made:
+    own = [inside(tmp_path, x) for x in command]
+    if stage_of(command) == 'score':
+      own += [f'--config.{x}' for x in SIZES.split()]
+    test_main.run(*own, env=environment)
+  for name in ('score', 'released'):
+    path = tmp_path / 'runs' / name / 'scores.jsonl'
+    (row,) = map(json.loads, path.read_text().splitlines())
+    assert len(row['samples']) == 2
+    assert (row['samples'][0]['meta'] is None) == (name == 'score')
+
+
+def inside(folder, argument):
+  """An argument whose path, if it has one, is in this folder."""
+  key, value = argument.split('=', 1)
+  files = ('checkpoint', 'meta_checkpoint', 'source', 'target', 'input')
+  names = {f'--config.{x}' for x in (*files, 'prompt.template', 'prompt.meta')}
+  return f'{key}={folder / value}' if key in {*names, '--workdir'} else argument
+
+
+def test_a_pod_by_its_dry_run():
+  block = TEXT.split('## On a pod\n\n')[1].split('\n\n')[0]
+  out = subprocess.run(
+    ['bash', '-euc', block],
+    cwd=test_main.ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  lines = [x for x in out.stderr.splitlines() if 'configs/grpo.py' in x]
+  assert lines and 'gcloud' in out.stderr
+
+
+def test_the_api_of_the_readme():
+  """What stands below 'From Python' is a call that exists."""
+  code = TEXT.split('From Python:')[1].split('In notebooks')[0]
+  judge = re.search(r'load_judge\((.*)\)', code).group(1)
+  assert judge == "'checkpoints/grm', meta_checkpoint=None"
+  # The same call, with a model of random weights.
+  import grm_jax
+
+  made = grm_jax.load_judge(
+    'random', meta_checkpoint=None, size=16, chunk=8, buckets=(1024,)
+  )
+  scored = eval(re.search(r'judge\.score\(.*\)', code).group(), {'judge': made})
+  assert len(scored) == 1 and len(scored[0]['samples']) == 8
+
+
+@pytest.mark.parametrize(
+  'path', sorted(set(re.findall(r'`((?:\w+/)+[\w.]+\.\w+)`', TEXT)))
+)
+def test_what_it_names_is_there(path):
+  roots = (test_main.ROOT, test_main.ROOT / 'grm_jax')
+  assert any((root / path).exists() for root in roots) or path.startswith(
+    'runs/'
+  )
+
+
+def test_make_has_what_it_names():
+  targets = (test_main.ROOT / 'Makefile').read_text()
+  for name in re.findall(r'(?:`|    )make ([a-z-]+)', TEXT):
+    assert f'\n{name}:' in targets
