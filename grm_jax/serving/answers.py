@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi import HTTPException, Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from grm_jax.judging.judgement import Fault, Judged
 from grm_jax.judging.report import Voting
@@ -77,11 +79,30 @@ async def of(
     service.desk.drop(work.ticket for work in works)
 
 
-def stream(service: Service, wanted: ScoreRequest) -> AsyncIterator[str]:
+def stream(service: Service, wanted: ScoreRequest) -> StreamingResponse:
   """Server-sent events; HTTPException if nothing can be begun."""
   events: asyncio.Queue[Event] = asyncio.Queue()
   (work,) = _begin(service, [wanted], [events])
-  return _told(service, work, events)
+  told = _told(service, work, events)
+  return _Stream(told, lambda: service.desk.drop([work.ticket]))
+
+
+class _Stream(StreamingResponse):
+  """Events, and what is to be done however they end.
+
+  A generator could not do it: where a client leaves before the first event, it
+  is never begun, and does not end.
+  """
+
+  def __init__(self, told: AsyncIterator[str], ended: Callable[[], None]):
+    super().__init__(told, media_type='text/event-stream')
+    self._ended = ended
+
+  async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    try:
+      await super().__call__(scope, receive, send)
+    finally:
+      self._ended()
 
 
 def _begin(
@@ -212,8 +233,6 @@ async def _told(service, work, events) -> AsyncIterator[str]:
   except (asyncio.CancelledError, GeneratorExit):
     _give_up(service, [work], 'gone')
     raise
-  finally:
-    service.desk.drop([work.ticket])
 
 
 def _event(kind: str, content) -> str:

@@ -10,7 +10,7 @@ import fastapi
 import starlette.exceptions
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from grm_jax.serving import answers, meters, openrlhf, page
@@ -127,8 +127,7 @@ async def score(request: Request, asked: ScoreRequest, service: _ASKS) -> Any:
   `error`.
   """
   if asked.stream:
-    told = answers.stream(service, asked)
-    return StreamingResponse(told, media_type='text/event-stream')
+    return answers.stream(service, asked)
   (found,) = await answers.of(request, service, [asked])
   if isinstance(found, Refused):
     raise HTTPException(422, found.error)

@@ -1,5 +1,6 @@
 """The service over HTTP, with judges by a known rule."""
 
+import asyncio
 import json
 import re
 import threading
@@ -415,3 +416,30 @@ def test_the_page_runs_nothing_but_itself(client):
     assert "default-src 'none'" in policy and 'unsafe' not in policy
   page = client.get('/').text
   assert '<script src="page.js"' in page and 'http' not in page
+
+
+def test_a_client_that_leaves_before_the_first_event_is_dropped():
+  judge = Paced()
+  made = service(judge)
+  body = json.dumps({**REQUEST, 'stream': True}).encode()
+  scope = {
+    'type': 'http',
+    'method': 'POST',
+    'path': '/v1/score',
+    'query_string': b'',
+    'headers': [(b'content-type', b'application/json')],
+  }
+
+  messages = [{'type': 'http.request', 'body': body}]
+
+  async def receive():
+    if not messages:
+      await asyncio.Event().wait()
+    return messages.pop()
+
+  async def send(message):
+    raise asyncio.CancelledError
+
+  asyncio.run(app.make(made)(scope, receive, send))
+  assert made.desk.counts() == (0, 0)
+  assert made.desk.close(20.0)
