@@ -17,5 +17,14 @@ os.environ['XLA_FLAGS'] = ' '.join(
 )
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory):
+  """Of children that run main: one device, compiling nothing twice."""
+  from tests import test_main
+
+  return test_main.environment(tmp_path_factory.mktemp('cache'))

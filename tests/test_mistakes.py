@@ -28,11 +28,6 @@ SLOT = """{{each turn}}{{text}}{{end}}
 
 
 @pytest.fixture(scope='module')
-def environment(tmp_path_factory):
-  return test_main.environment(tmp_path_factory.mktemp('cache'))
-
-
-@pytest.fixture(scope='module')
 def made(tmp_path_factory, environment):
   """What the table names in braces, in one folder."""
   root = tmp_path_factory.mktemp('made')

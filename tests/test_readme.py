@@ -56,11 +56,6 @@ def test_its_settings_exist(command):
     assert str(found) == value
 
 
-@pytest.fixture(scope='module')
-def environment(tmp_path_factory):
-  return test_main.environment(tmp_path_factory.mktemp('cache'))
-
-
 def test_weights_votes_and_the_released_models(environment, tmp_path):
   """Those that convert and score, in their order, with paths of small files."""
   for name, scalar in (

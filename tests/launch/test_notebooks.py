@@ -37,14 +37,11 @@ def is_of_parameters(cell):
   return 'parameters' in cell.metadata.get('tags', ())
 
 
-@pytest.fixture(scope='module')
-def environment(tmp_path_factory):
+@pytest.fixture(autouse=True)
+def of_children(environment, monkeypatch):
   """One CPU device, as on a Colab without a TPU, compiling nothing twice."""
-  with pytest.MonkeyPatch.context() as patch:
-    made = test_main.environment(tmp_path_factory.mktemp('cache'))
-    for key, value in made.items():
-      patch.setenv(key, value)
-    yield
+  for key, value in environment.items():
+    monkeypatch.setenv(key, value)
 
 
 @pytest.mark.parametrize('path', PATHS, ids=lambda x: x.stem)
@@ -57,7 +54,7 @@ def test_nothing_that_was_run_is_in_git(path):
       assert (cell.outputs, cell.execution_count) == ([], None)
 
 
-def test_judging(environment, tmp_path):
+def test_judging(tmp_path):
   hugging_face = tmp_path / 'hf'
   gemma2_files.write(
     hugging_face, gemma2_files.CONFIGS['odd_heads'] | {'vocab_size': 1024}, 3
@@ -78,7 +75,7 @@ def test_judging(environment, tmp_path):
   assert pictures == 2
 
 
-def test_the_method_and_an_ablation(environment, tmp_path):
+def test_the_method_and_an_ablation(tmp_path):
   flags = spct_run.arguments(tmp_path)[1:]
   full = str(tmp_path / 'full')
   text, pictures = execute('spct', INSTALL='', WORKDIR=full, FLAGS=flags)
@@ -105,7 +102,7 @@ def test_the_method_and_an_ablation(environment, tmp_path):
       assert any(x.split()[:2] == [name, stage] for x in text.splitlines())
 
 
-def test_a_stage_that_fails_ends_the_notebook(environment, tmp_path):
+def test_a_stage_that_fails_ends_the_notebook(tmp_path):
   with pytest.raises(nbclient.exceptions.CellExecutionError) as caught:
     execute('spct', INSTALL='', WORKDIR='w', FLAGS=['--config.sft.stesp=3'])
   assert 'it failed, see above' in str(caught.value)

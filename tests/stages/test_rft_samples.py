@@ -25,11 +25,6 @@ from tests.stages.test_judge import words
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 
 
-@pytest.fixture(scope='module')
-def environment(tmp_path_factory):
-  return test_main.environment(tmp_path_factory.mktemp('cache'))
-
-
 @pytest.fixture
 def made(tmp_path):
   """WORKDIR, beside rows to judge."""

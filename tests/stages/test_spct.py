@@ -19,11 +19,6 @@ FOLDERS = ('data', 'sft', 'rft', 'grpo', 'samples', 'meta_rm', 'evaluation')
 
 
 @pytest.fixture(scope='module')
-def environment(tmp_path_factory):
-  return test_main.environment(tmp_path_factory.mktemp('cache'))
-
-
-@pytest.fixture(scope='module')
 def finished(tmp_path_factory, environment):
   """(WORKDIR of a whole run, the arguments but for it, what it printed)."""
   folder = tmp_path_factory.mktemp('spct')
