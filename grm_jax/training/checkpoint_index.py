@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import os
 from typing import Any
 
@@ -17,6 +18,10 @@ import numpy as np
 from etils import epath
 
 from grm_jax.training.fingerprints import fingerprint
+
+# Bytes that one process restores at once: what Orbax holds beside the arrays
+# is about as much.
+_RESTORED_AT_ONCE = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +165,29 @@ def check_leaves(
       )
     if getattr(leaf, 'sharding', None) is None:
       raise at.mismatch(item, f'{name} is asked for without a sharding')
+
+
+def batches(
+  wanted: dict[tuple[str, ...], Any], saved: dict
+) -> list[dict[tuple[str, ...], Any]]:
+  """The leaves asked for in parts of about _RESTORED_AT_ONCE bytes a process.
+
+  Args:
+    wanted: abstract leaves with shardings, by path.
+    saved: of the index, by name; what is read has the dtype that was saved.
+  """
+  room = 0
+  made = []
+  for path, leaf in wanted.items():
+    dtype = jnp.dtype(saved['/'.join(path)]['dtype'])
+    size = math.prod(leaf.sharding.shard_shape(leaf.shape)) * dtype.itemsize
+    size *= len(leaf.sharding.addressable_devices)
+    if not made or size > room:
+      made.append({})
+      room = _RESTORED_AT_ONCE
+    made[-1][path] = leaf
+    room -= size
+  return made
 
 
 def sealed(item: str, value: Any) -> dict:

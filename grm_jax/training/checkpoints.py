@@ -14,7 +14,6 @@ names the step, the item and the leaf; no other step is taken in its place.
 This is the only module that imports Orbax. All processes call everything.
 """
 
-import math
 import os
 from typing import Any
 
@@ -27,6 +26,7 @@ from absl import logging
 from grm_jax.training.checkpoint_index import (
   Step,
   absolute,
+  batches,
   check_leaves,
   describe,
   leaves_by_path,
@@ -37,9 +37,6 @@ from grm_jax.training.fingerprints import fingerprint
 
 _COMMITTED = 'commit_success.txt'  # Orbax writes it last
 _TEMPORARY = '.orbax-checkpoint-tmp'
-# Bytes that one process restores at once: what Orbax holds beside the arrays
-# is about as much.
-_RESTORED_AT_ONCE = 2**30
 # What Orbax and TensorStore raise for files that are missing, cut or altered;
 # a failed read of array data is a bare Exception caused by one of them.
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OSError)
@@ -317,7 +314,7 @@ def _restore(directory, abstracts, step):
 def _restore_leaves(at, item, wanted, saved):
   """The jax.Arrays of `wanted`, in its order."""
   restored = {}
-  for batch in _batches(wanted, saved):
+  for batch in batches(wanted, saved):
     arrays = _read_arrays(at, item, batch, saved)
     prints = {path: fingerprint(x) for path, x in arrays.items()}
     for path, x in arrays.items():
@@ -333,22 +330,6 @@ def _restore_leaves(at, item, wanted, saved):
       same = x.dtype == leaf.dtype
       restored[path] = x if same else _cast(x, leaf.dtype, leaf.sharding)
   return [restored[path] for path in wanted]
-
-
-def _batches(wanted, saved):
-  """Lists of paths, each list about _RESTORED_AT_ONCE bytes a process."""
-  room = 0
-  batches = []
-  for path, leaf in wanted.items():
-    dtype = jnp.dtype(saved['/'.join(path)]['dtype'])
-    size = math.prod(leaf.sharding.shard_shape(leaf.shape)) * dtype.itemsize
-    size *= len(leaf.sharding.addressable_devices)
-    if not batches or size > room:
-      batches.append({})
-      room = _RESTORED_AT_ONCE
-    batches[-1][path] = leaf
-    room -= size
-  return batches
 
 
 def _read_arrays(at, item, wanted, saved):

@@ -18,7 +18,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from grm_jax.training import checkpoints
+from grm_jax.training import checkpoint_index, checkpoints
 from grm_jax.training.checkpoints import Checkpoints
 from tests.processes import HANG, run_together
 
@@ -121,7 +121,7 @@ def test_full_state_round_trip(tmp_path):
 
 def test_restore_in_batches(saved, monkeypatch):
   directory, params = saved
-  monkeypatch.setattr(checkpoints, '_RESTORED_AT_ONCE', 3000)
+  monkeypatch.setattr(checkpoint_index, '_RESTORED_AT_ONCE', 3000)
   calls = []
   read = checkpoints._read_full
   monkeypatch.setattr(
