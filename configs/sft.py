@@ -33,7 +33,7 @@ def get_config(arg: str = '') -> ConfigDict:
         # Mixed in at this rate, a share of all prompts or packed rows.
         general='practice:2000' if base else 'basics:12000' if tiny else '',
         general_rate=0.01 if base else 0.25 if tiny else 0.0,
-        mistakes=0.6,  # share of the practice teacher's mistakes
+        mistakes=0.65,  # share of the practice teacher's mistakes
       ),
       strict=False,  # stop at the first row that is bad
       seed=0,

@@ -65,8 +65,8 @@ def _stages(arg: str) -> dict[str, ConfigDict]:
   meta_rm = _stage('meta_rm', arg, given)
   meta_rm.checkpoint = ''  # where it begins; '': the GRM that it will guide
   if arg == 'tiny':  # less of everything than alone: minutes, not an hour
-    base.steps = 720
-    sft.steps = 360
+    base.steps = 560
+    sft.steps = 300
     rft.train.steps = 70
     rft.train.optimizer.warmup_steps = 10
     grpo.steps = 30
