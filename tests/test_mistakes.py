@@ -39,7 +39,11 @@ def made(tmp_path_factory, environment):
     fields = SIZE | ({'vocab_size': 300} if name == 'hf_few' else {})
     gemma2_files.write(root / name, fields, 3, **options)
     tiny_tokenizer.train(root / name / 'tokenizer.model')
-  for name, source in (('grm', 'hf'), ('scalar', 'hf_scalar')):
+  for name, source in (
+    ('grm', 'hf'),
+    ('scalar', 'hf_scalar'),
+    ('few', 'hf_few'),
+  ):
     test_main.run(
       '--config=configs/convert.py',
       f'--config.source={root / source}',
@@ -176,8 +180,8 @@ TABLE = {
     ["model_type is 'llama', expected"],
   ),
   'the tokenizer of a larger model': (
-    CONVERT,
-    'source={hf_few}',
+    SCORE,
+    'checkpoint={few}',
     ['has 1024 pieces, but the model has 300 embedding rows'],
   ),
   'a target that is there': (

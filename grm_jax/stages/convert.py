@@ -114,8 +114,6 @@ def _read(config, layout: Layout) -> tuple[Gemma, dict]:
 
 def _import(directory, compute, layout, dtype):
   size, scalar = huggingface_config.read_size(directory)
-  if (epath.Path(directory) / pretrained.TOKENIZER).exists():
-    pretrained.load_tokenizer(directory, size)  # does it belong to the model?
   source = reading.open_source(directory)
   reading.check_keys(source, size, scalar)
   model = Gemma(size, compute, layout, scalar)
