@@ -12,6 +12,8 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from grm_jax.model import tiny_tokenizer
+
 # Four small models that would each catch a different public mistake.
 CONFIGS = {
   # head_dim is not width / heads, query scale is neither's, window 8.
@@ -160,3 +162,10 @@ def write_tensors(directory, tensors, files=1):
   index = {'metadata': {}, 'weight_map': weight_map}
   text = json.dumps(index)
   (directory / 'model.safetensors.index.json').write_text(text)
+
+
+def write_with_tokenizer(directory, **options):
+  """A directory whose vocabulary is the tiny tokenizer's, and that with it."""
+  fields = CONFIGS['odd_heads'] | {'vocab_size': tiny_tokenizer.VOCAB_SIZE}
+  write(directory, fields, 3, **options)
+  tiny_tokenizer.train(pathlib.Path(directory) / 'tokenizer.model')

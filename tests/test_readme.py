@@ -11,7 +11,6 @@ import subprocess
 
 import pytest
 
-from grm_jax.model import tiny_tokenizer
 from tests import gemma2_files, test_main
 from tests.stages import spct_run
 
@@ -63,9 +62,7 @@ def test_weights_votes_and_the_released_models(environment, tmp_path):
     ('DeepSeek-GRM-27B', False),
     ('DeepSeek-GRM-27B-MetaRM', True),
   ):
-    fields = gemma2_files.CONFIGS['odd_heads'] | {'vocab_size': 1024}
-    gemma2_files.write(tmp_path / name, fields, 3, scalar=scalar)
-    tiny_tokenizer.train(tmp_path / name / 'tokenizer.model')
+    gemma2_files.write_with_tokenizer(tmp_path / name, scalar=scalar)
   rows = [{'query': '17 + 26?', 'responses': ['43', '33']}]
   (tmp_path / 'rows.jsonl').write_text(json.dumps(rows[0]) + '\n')
   card = (

@@ -22,7 +22,12 @@ from grm_jax.serving.contract import (
   ScoreRequest,
   ScoreResponse,
 )
-from grm_jax.serving.middleware import BodyLimit, Counted, KnownHosts
+from grm_jax.serving.middleware import (
+  BodyLimit,
+  Counted,
+  KnownHosts,
+  refusal,
+)
 
 _REFUSALS = {
   400: 'The body is no JSON.',
@@ -74,20 +79,16 @@ async def _say_what_is_wrong(request: Request, error) -> JSONResponse:
   """One line; what the client has sent is not told again."""
   # Not by default, so that no page of another site can post from a browser.
   if 'json' not in request.headers.get('content-type', ''):
-    return _refusal(415, 'send it as Content-Type: application/json')
+    return refusal(415, 'send it as Content-Type: application/json')
   first = error.errors()[0]
   if first['type'] == 'json_invalid':
-    return _refusal(400, f'the body is no JSON: {first["msg"]}')
+    return refusal(400, f'the body is no JSON: {first["msg"]}')
   where = '.'.join(map(str, first['loc'][1:])) or 'body'
-  return _refusal(422, f'{where}: {first["msg"]}')
+  return refusal(422, f'{where}: {first["msg"]}')
 
 
 async def _say(request: Request, error) -> JSONResponse:
-  return _refusal(error.status_code, error.detail, error.headers)
-
-
-def _refusal(status, words, headers=None) -> JSONResponse:
-  return JSONResponse({'error': words}, status, headers=headers)
+  return refusal(error.status_code, error.detail, error.headers)
 
 
 def _service(request: Request) -> Service:

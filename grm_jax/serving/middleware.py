@@ -1,9 +1,16 @@
 """What every request passes before a route: ASGI middleware."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+def refusal(
+  status: int, words: str, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+  """What every refusal looks like, see contract.Refused."""
+  return JSONResponse({'error': words}, status, headers=headers)
 
 
 class Counted:
@@ -44,14 +51,8 @@ class KnownHosts:
       host = dict(scope['headers']).get(b'host', b'').decode('latin-1')
       name = _without_port(host).lower()
       if name not in self._hosts:
-        answer = JSONResponse(
-          {
-            'error': f'{name!r} is no name of this server; config.hosts can '
-            'have it'
-          },
-          421,
-        )
-        await answer(scope, receive, send)
+        words = f'{name!r} is no name of this server; config.hosts can have it'
+        await refusal(421, words)(scope, receive, send)
         return
     await self._app(scope, receive, send)
 
@@ -98,9 +99,6 @@ class BodyLimit:
         return messages
 
   async def _refuse(self, scope, receive, send):
-    answer = JSONResponse(
-      {'error': f'the body has more than {self._most} bytes'},
-      413,
-      headers={'Connection': 'close'},
-    )
+    words = f'the body has more than {self._most} bytes'
+    answer = refusal(413, words, {'Connection': 'close'})
     await answer(scope, receive, send)

@@ -187,15 +187,11 @@ def load(
   settings.forms().check()  # a wrong one should not wait for weights
   if settings.meta:
     template.load(settings.meta)
+  _check_heads(checkpoint, step, meta_checkpoint, compute, layouts[0])
   sizes = dict(prompts=prompts, size=size, buckets=buckets)
   model, tokenizer, params = pretrained.open_model(
     checkpoint, step, compute, layouts[0], seed=settings.seed
   )
-  if model.scalar:
-    raise ValueError(
-      f'config.checkpoint={checkpoint} has a scalar head: it is no model that '
-      'writes judgements; config.judge=scalar or semi_scalar uses its values'
-    )
   weights, seconds = placing.place(model, params, int8)
   del params
   logging.info('weights placed for decoding in %.1f s', seconds)
@@ -207,14 +203,28 @@ def load(
     network, words, params = pretrained.open_model(
       meta_checkpoint, None, compute, layouts[1], scalar=True
     )
-    if not network.scalar:
-      raise ValueError(
-        f'config.meta_checkpoint={meta_checkpoint} has no scalar head; a meta '
-        'RM is trained by configs/meta_rm.py'
-      )
     asked = settings.meta or trained_with(meta_checkpoint)
     meta = MetaJudge(Values(network, params, **sizes), words, asked)
   return Judge(engine, tokenizer, settings, meta)
+
+
+def _check_heads(checkpoint, step, meta_checkpoint, compute, layout) -> None:
+  """ValueError for a wrong kind of model, before any weights are read."""
+
+  def is_scalar(directory, step):
+    return pretrained.build(directory, step, compute, layout).scalar
+
+  made_up = ('', pretrained.RANDOM)  # '' is none, or an error of open_model
+  if checkpoint not in made_up and is_scalar(checkpoint, step):
+    raise ValueError(
+      f'config.checkpoint={checkpoint} has a scalar head: it is no model that '
+      'writes judgements; config.judge=scalar or semi_scalar uses its values'
+    )
+  if meta_checkpoint not in made_up and not is_scalar(meta_checkpoint, None):
+    raise ValueError(
+      f'config.meta_checkpoint={meta_checkpoint} has no scalar head; a meta '
+      'RM is trained by configs/meta_rm.py'
+    )
 
 
 def trained_with(directory: str) -> str:

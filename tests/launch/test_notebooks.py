@@ -4,7 +4,6 @@ import nbclient
 import nbformat
 import pytest
 
-from grm_jax.model import tiny_tokenizer
 from tests import gemma2_files, test_main
 from tests.processes import HANG
 from tests.stages import spct_run
@@ -54,10 +53,7 @@ def test_nothing_that_was_run_is_in_git(path):
 
 def test_judging(tmp_path):
   hugging_face = tmp_path / 'hf'
-  gemma2_files.write(
-    hugging_face, gemma2_files.CONFIGS['odd_heads'] | {'vocab_size': 1024}, 3
-  )
-  tiny_tokenizer.train(hugging_face / 'tokenizer.model')
+  gemma2_files.write_with_tokenizer(hugging_face)
   text, pictures = execute(
     'judge',
     INSTALL='',
