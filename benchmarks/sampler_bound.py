@@ -61,7 +61,7 @@ def prefill_work(bench: Bench, case: Case) -> Work:
 
 def visible(size: Size, places: int) -> int:
   """Keys that a token sees, itself included, summed over layers."""
-  return size.num_pairs * (places + min(places, size.window))
+  return size.num_pairs * int(places + size.near(places))
 
 
 def attention_flops(bench: Bench, keys: int) -> int:

@@ -3,8 +3,10 @@ r"""Weights in and out: Hugging Face directory <-> our Orbax checkpoint.
   python -m grm_jax.main --config=configs/convert.py \
     --config.source=gemma-2-2b-it --config.target=checkpoints/gemma-2-2b-it
 
-and back with --config.to=huggingface. Every process reads only the slices
-that its devices own. `:tiny` writes a random tiny checkpoint to WORKDIR.
+and back with --config.to=huggingface. The directory is Gemma-2's or that of a
+Llama-style model such as SmolLM2, whose GGUF file will do as well. Every
+process reads only the slices that its devices own. `:tiny` writes a random tiny
+checkpoint to WORKDIR.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +22,8 @@ def get_config(arg: str = '') -> ConfigDict:
     dict(
       stage='convert',
       to='checkpoint',  # 'checkpoint' or 'huggingface'
-      # A directory of the other kind, or 'random' for fresh weights.
+      # A directory of the other kind, a file that ends in .gguf, or 'random'
+      # for fresh weights.
       source='random' if tiny else '',
       target='',  # a directory that is not there yet; default: WORKDIR/model
       step=-1,  # which step of a source checkpoint; -1 is the newest

@@ -95,9 +95,9 @@ def get_config(arg: str = '') -> ConfigDict:
         texts=8000 if tiny else 100_000,  # of the cold start
         rft=400 if tiny else 200_000,
         grpo=480 if tiny else 237_000,
-        fresh=600 if tiny else 20_000,  # judged anew for the meta RM
+        fresh=480 if tiny else 20_000,  # judged anew for the meta RM
         validation=0 if tiny else 500,  # judged while training; 0: none
-        held_out=120 if tiny else 2000,  # judged at the end
+        held_out=100 if tiny else 2000,  # judged at the end
       ),
       strict=False,  # stop at the first row that is bad
       seed=0,

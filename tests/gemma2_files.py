@@ -1,4 +1,4 @@
-"""Random Gemma-2 directories in Hugging Face's format, without torch.
+"""Random Gemma-2 and Llama directories in Hugging Face's format, without torch.
 
 Keys and shapes are written out here, not taken from the project's table, so
 that the two check each other. NumPy's PCG64 gives the same numbers for a seed
@@ -75,14 +75,32 @@ CONFIGS = {
   ),
 }
 
+# The same decoder without post norms, softcaps and windows; SiLU, plain norms.
+LLAMA = dict(
+  model_type='llama',
+  hidden_act='silu',
+  num_hidden_layers=4,
+  hidden_size=48,
+  intermediate_size=80,
+  num_attention_heads=6,
+  num_key_value_heads=2,
+  head_dim=8,
+  vocab_size=300,
+  rms_norm_eps=1e-5,
+  rope_theta=100_000.0,
+)
+# What transformers is compared with.
+ALL = {**CONFIGS, 'llama': LLAMA}
+
 _DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}
 
 
 def config_json(fields, scalar=False, dtype='float32'):
-  """A full config.json for one of CONFIGS."""
+  """A full config.json for one of ALL."""
   kind = 'SequenceClassification' if scalar else 'CausalLM'
+  name = 'Llama' if _is_llama(fields) else 'Gemma2'
   config = {
-    'architectures': [f'Gemma2For{kind}'],
+    'architectures': [f'{name}For{kind}'],
     'model_type': 'gemma2',
     'rms_norm_eps': 1e-6,
     'rope_theta': 10000.0,
@@ -98,6 +116,10 @@ def config_json(fields, scalar=False, dtype='float32'):
   if scalar:
     config |= {'id2label': {'0': 'LABEL_0'}, 'label2id': {'LABEL_0': 0}}
   return config
+
+
+def _is_llama(fields):
+  return fields.get('model_type') == 'llama'
 
 
 def shapes(c, scalar=False):
@@ -117,9 +139,12 @@ def shapes(c, scalar=False):
       layer + 'mlp.down_proj.weight': (d, f),
       layer + 'input_layernorm.weight': (d,),
       layer + 'post_attention_layernorm.weight': (d,),
-      layer + 'pre_feedforward_layernorm.weight': (d,),
-      layer + 'post_feedforward_layernorm.weight': (d,),
     }
+    if not _is_llama(c):
+      out |= {
+        layer + 'pre_feedforward_layernorm.weight': (d,),
+        layer + 'post_feedforward_layernorm.weight': (d,),
+      }
   out['model.norm.weight'] = (d,)
   if scalar:
     out['score.weight'] = (1, d)
@@ -127,12 +152,14 @@ def shapes(c, scalar=False):
 
 
 def random_tensors(fields, seed, scalar=False, dtype='float32'):
-  """Key -> array; matrices of unit gain, norms spread around their zero."""
+  """Key -> array; matrices of unit gain, norms spread around what is none."""
   rng = np.random.Generator(np.random.PCG64(seed))
   out = {}
   for key, shape in shapes(fields, scalar).items():
     scale = 0.3 if len(shape) == 1 else shape[-1] ** -0.5
     values = rng.standard_normal(shape).astype(np.float32) * scale
+    if len(shape) == 1 and _is_llama(fields):
+      values += 1.0
     out[key] = values.astype(_DTYPES[dtype])
   return out
 

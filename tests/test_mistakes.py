@@ -55,14 +55,14 @@ def made(tmp_path_factory, environment):
 def spoil(root):
   """Directories with a damage of one kind each."""
   last = 'model-00002-of-00002.safetensors'
-  for name in ('hf_cut', 'hf_gone', 'hf_llama'):
+  for name in ('hf_cut', 'hf_gone', 'hf_other'):
     shutil.copytree(root / 'hf', root / name)
   content = (root / 'hf_cut' / last).read_bytes()
   (root / 'hf_cut' / last).write_bytes(content[: len(content) // 2])
   (root / 'hf_gone' / last).unlink()
-  path = root / 'hf_llama' / 'config.json'
+  path = root / 'hf_other' / 'config.json'
   config = json.loads(path.read_text())
-  path.write_text(json.dumps(config | {'model_type': 'llama'}))
+  path.write_text(json.dumps(config | {'model_type': 'qwen2'}))
   # The tokenizer of a larger model, and a checkpoint that lost a file.
   shutil.copytree(root / 'grm', root / 'grm_cut')
   for path in (root / 'grm_cut').rglob('d/*'):
@@ -167,8 +167,8 @@ TABLE = {
   ),
   'another kind of model': (
     CONVERT,
-    'source={hf_llama}',
-    ["model_type is 'llama', expected"],
+    'source={hf_other}',
+    ["model_type is 'qwen2', expected"],
   ),
   'the tokenizer of a larger model': (
     SCORE,

@@ -197,7 +197,7 @@ def check_vocabulary(spec: str, feature: Any, tokenizer: Tokenizer) -> None:
       f'{spec}: its ids are of a {type(vocabulary).__name__}; they must be of '
       "a SentencePieceVocabulary of the model's own tokenizer.model"
     )
-  theirs, ours = vocabulary.tokenizer, tokenizer.sp
+  theirs, ours = vocabulary.tokenizer, tokenizer.codec
   name = vocabulary.sentencepiece_model_file
   size = theirs.get_piece_size()
   if size != tokenizer.vocab_size:
@@ -206,8 +206,8 @@ def check_vocabulary(spec: str, feature: Any, tokenizer: Tokenizer) -> None:
       f'model {tokenizer.vocab_size}; make the Task with the latter'
     )
   ids = list(range(size))
-  pairs = zip(theirs.id_to_piece(ids), ours.id_to_piece(ids), strict=True)
-  for i, (their, our) in enumerate(pairs):
+  for i, their in zip(ids, theirs.id_to_piece(ids), strict=True):
+    our = ours.piece(i)
     if their != our:
       raise ValueError(
         f'{spec}: id {i} is {their!r} in its vocabulary {name} and {our!r} in '
@@ -293,8 +293,9 @@ def _of_texts(tokenizer, id, source, example):
 
 def _of_ids(tokenizer, id, source, example):
   prompt, generation = (tfds.plain(example[key]) for key in _KEYS)
-  if prompt[:1] != [tokenizer.bos_id]:
-    prompt = [tokenizer.bos_id, *prompt]
+  opening = list(tokenizer.turns.opening)
+  if prompt[: len(opening)] != opening:
+    prompt = [*opening, *prompt]
   return _record(id, source, prompt, generation)
 
 

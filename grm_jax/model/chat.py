@@ -1,14 +1,16 @@
-"""Gemma-2's chat form: messages in, ids out. The only place that knows it.
+"""A model's chat form: messages in, ids out. The only place that knows it.
 
-Source: the chat template that comes with google/gemma-2-*-it. It has no
-system role; a system text is joined to the first user turn here.
+Sources: the chat templates that come with google/gemma-2-*-it, which has no
+system role (a system text is joined to the first user turn here), and with
+HuggingFaceTB/SmolLM2-*-Instruct (ChatML), whose default system text is left
+out: a judge's instructions stand in the prompt.
 """
 
 from collections.abc import Mapping, Sequence
 
 from grm_jax.model.tokenizer import Tokenizer
 
-_SPEAKERS = {
+_ROLES = {
   'system': 'system',
   'user': 'user',
   'assistant': 'model',
@@ -21,16 +23,18 @@ def render(
   messages: Sequence[Mapping[str, str]],
   add_generation_prompt: bool = True,
 ) -> list[int]:
-  r"""Renders a conversation to ids: one bos, then each turn.
+  r"""Renders a conversation to ids: Turns.opening, then each turn.
 
   A turn is <start_of_turn>{user or model}\n{content}<end_of_turn>\n with the
-  content stripped of outer whitespace. Contents cannot create control ids.
+  content stripped of outer whitespace, by the tokenizer's own ids and names.
+  Contents cannot create control ids.
 
   Args:
     tokenizer: from tokenizer.load.
     messages: {"role": ..., "content": ...} in order; other keys are ignored.
       Roles are user, assistant (or model), and system in first place only. A
-      system text stands before the first user text with a blank line between.
+      system text stands before the first user text with a blank line between,
+      or is a turn where Turns.system says so.
     add_generation_prompt: True ends with <start_of_turn>model\n, ready for a
       generation; False ends after the last <end_of_turn>\n.
 
@@ -41,11 +45,12 @@ def render(
     ValueError: a message has a wrong type or role, or the turns do not
       alternate user, model, user. Turns are counted from 1, system included.
   """
-  turns = _join_system(_read(messages))
-  _check_alternation(turns, add_generation_prompt)
-  ids = [tokenizer.bos_id]
-  for _, speaker, content in turns:
-    ids += _open_turn(tokenizer, speaker)
+  turns = _read(messages)
+  joined = _join_system(turns)
+  _check_alternation(joined, add_generation_prompt)
+  ids = list(tokenizer.turns.opening)
+  for _, role, content in turns if tokenizer.turns.system else joined:
+    ids += _open_turn(tokenizer, role)
     ids += tokenizer.encode(content)
     ids += [tokenizer.end_of_turn, *tokenizer.encode('\n')]
   if add_generation_prompt:
@@ -69,12 +74,13 @@ def render_user(tokenizer: Tokenizer, text: str) -> list[int]:
   return render(tokenizer, [{'role': 'user', 'content': text}])
 
 
-def _open_turn(tokenizer: Tokenizer, speaker: str) -> list[int]:
-  return [tokenizer.start_of_turn, *tokenizer.encode(f'{speaker}\n')]
+def _open_turn(tokenizer: Tokenizer, role: str) -> list[int]:
+  name = tokenizer.turns.model if role == 'model' else role
+  return [tokenizer.start_of_turn, *tokenizer.encode(f'{name}\n')]
 
 
 def _read(messages: Sequence[Mapping[str, str]]) -> list[tuple[int, str, str]]:
-  """Messages as (turn number, speaker, stripped content), types checked."""
+  """Messages as (turn number, role, stripped content), types checked."""
   if not isinstance(messages, (list, tuple)):
     raise ValueError(
       f'messages are a {type(messages).__name__}; give a list of '
@@ -100,12 +106,12 @@ def _read_turn(number: int, message: Mapping[str, str]) -> tuple[int, str, str]:
         'give a str'
       )
   role = message['role']
-  if role not in _SPEAKERS:
+  if role not in _ROLES:
     raise ValueError(
       f'turn {number} has the unknown role {role!r}; use user, assistant '
       '(or model), or system in first place'
     )
-  return number, _SPEAKERS[role], message['content'].strip()
+  return number, _ROLES[role], message['content'].strip()
 
 
 def _join_system(

@@ -3,7 +3,8 @@
 The tokens of a prompt and of all its generations are one row of X = S + R * T
 places, so that every matrix product is computed once; only attention knows
 which place belongs to what (attention.py). Layers are scanned over the
-(local, global) pair: one compilation whatever the depth, static masks.
+(local, global) pair: one compilation whatever the depth, static masks. What a
+Size turns off (sizes.py: LLAMA) is left out.
 
 The reference is google-deepmind/gemma and Hugging Face's modeling_gemma2;
 tests/peers compares with the latter. Parameters, all below `params`:
@@ -15,6 +16,7 @@ tests/peers compares with the latter. Parameters, all below `params`:
   pairs/{local,global}/mlp/gate, up          [L/2, D, F]
                            down              [L/2, F, D]
   pairs/{local,global}/{pre,post}_{attention,mlp}_norm/scale  [L/2, D]
+                    (post only with Size.post_norms)
   final_norm/scale                    [D]
   value_head/kernel                   [D, 1]   (scalar models only)
 
@@ -83,7 +85,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-  """One layer: attention and MLP, each normed before and after."""
+  """One layer: attention and MLP, each normed before and, in Gemma-2, after."""
 
   size: Size
   compute: Compute
@@ -95,12 +97,15 @@ class Block(nn.Module):
     def norm(name):
       return RMSNorm(self.size, self.compute, name=name)
 
+    def after(name, out):
+      return norm(name)(out) if self.size.post_norms else out
+
     parts = (self.size, self.compute, self.layout)
     attention = Attention(*parts, self.window, name='attention')
     out, kept = attention(norm('pre_attention_norm')(x), rows)
-    x += norm('post_attention_norm')(out)
+    x += after('post_attention_norm', out)
     out = MLP(*parts, name='mlp')(norm('pre_mlp_norm')(x))
-    x += norm('post_mlp_norm')(out)
+    x += after('post_mlp_norm', out)
     return self.layout.constrain(x, ('prompts', 'tokens', 'width')), kept
 
 
@@ -120,7 +125,7 @@ class Pair(nn.Module):
 
 
 class Embedder(nn.Module):
-  """The tied table; rows times sqrt(D), rounded to the compute dtype."""
+  """The tied table; rows times sqrt(D) rounded to the compute dtype, or not."""
 
   size: Size
   compute: Compute
@@ -148,7 +153,8 @@ class Embedder(nn.Module):
     # In two steps, or XLA gathers all tokens at full width in between.
     x = constrain(x, ('prompts', 'tokens', 'turned_width'))
     x = constrain(x, ('prompts', 'tokens', 'width'))
-    return x * jnp.asarray(self.size.width**0.5, x.dtype)
+    scale = self.size.width**0.5 if self.size.embed_scale else 1.0
+    return x * jnp.asarray(scale, x.dtype)
 
 
 class ValueHead(nn.Module):

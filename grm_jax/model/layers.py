@@ -1,4 +1,4 @@
-"""Gemma-2's small parts: weights, RMSNorm, rotary positions, gated MLP.
+"""A decoder's small parts: weights, RMSNorm, rotary positions, gated MLP.
 
 Letters: P prompts, X = S + R * T tokens of a prompt and its generations,
 D width, F MLP width, H head dim.
@@ -15,6 +15,12 @@ from grm_jax.model import int8
 from grm_jax.model.compute import Compute
 from grm_jax.model.sizes import Size
 from grm_jax.parallel.rules import Layout
+
+# Of the gated MLP, by Size.activation.
+ACTIVATIONS = {
+  'gelu_tanh': functools.partial(nn.gelu, approximate=True),
+  'silu': nn.silu,
+}
 
 
 def weight(
@@ -76,26 +82,30 @@ _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 class RMSNorm(nn.Module):
-  """x / rms(x) * (1 + scale), in float32, cast back at the end."""
+  """x / rms(x) * (norm_offset + scale), in float32, cast back at the end."""
 
   size: Size
   compute: Compute
 
   @nn.compact
   def __call__(self, x):
-    init = nn.with_logical_partitioning(nn.initializers.zeros, ('norm',))
+    offset = self.size.norm_offset
+    init = nn.initializers.constant(1.0 - offset)
     scale = self.param(
-      'scale', init, (x.shape[-1],), jnp.dtype(self.compute.param_dtype)
+      'scale',
+      nn.with_logical_partitioning(init, ('norm',)),
+      (x.shape[-1],),
+      jnp.dtype(self.compute.param_dtype),
     )
     wide = x.astype(jnp.float32)
     mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     wide *= jax.lax.rsqrt(mean + self.size.norm_eps)
-    scale = 1.0 + scale.astype(jnp.float32)
+    scale = offset + scale.astype(jnp.float32)
     return (wide * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
 
 
 class MLP(nn.Module):
-  """Gated MLP with tanh-GELU: down(gelu(gate(x)) * up(x))."""
+  """Gated MLP: down(activation(gate(x)) * up(x))."""
 
   size: Size
   compute: Compute
@@ -107,7 +117,8 @@ class MLP(nn.Module):
     gate = weight(self, 'gate', (d, f), ('embed', 'mlp'), d)
     up = weight(self, 'up', (d, f), ('embed', 'mlp'), d)
     down = weight(self, 'down', (f, d), ('mlp', 'embed'), f)
-    hidden = nn.gelu(int8.contract('PXD,DF->PXF', x, gate), approximate=True)
+    activation = ACTIVATIONS[self.size.activation]
+    hidden = activation(int8.contract('PXD,DF->PXF', x, gate))
     hidden *= int8.contract('PXD,DF->PXF', x, up)
     hidden = self.layout.constrain(hidden, ('prompts', 'tokens', 'mlp'))
     return int8.contract('PXF,FD->PXD', hidden, down)

@@ -1,11 +1,16 @@
-"""Gemma-2 sizes as plain numbers.
+"""What a model is, as plain numbers: Gemma-2's sizes, and what differs.
 
-Source: the Gemma 2 report (arXiv 2408.00118) and the published config.json
-files. Letters: L layers, D width, F MLP width, N query heads, K key/value
-heads, H head dim, V vocabulary, W window.
+One decoder computes them all. Defaults are Gemma-2's; a Llama-style model is
+the same decoder with a few of its parts off, which LLAMA names.
+
+Sources: the Gemma 2 report (arXiv 2408.00118), SmolLM2's (arXiv 2502.02737),
+and the published config.json files. Letters: L layers, D width, F MLP width,
+N query heads, K key/value heads, H head dim, V vocabulary, W window.
 """
 
 import dataclasses
+
+import numpy as np
 
 # The table is padded to a multiple of this many rows, so that any usual mesh
 # splits it evenly; 256,000 is one already.
@@ -14,7 +19,7 @@ VOCAB_MULTIPLE = 256
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """What a Gemma-2 model is. Two models of equal Size share a checkpoint.
+  """What a model is. Two models of equal Size share a checkpoint.
 
   Attributes:
     num_layers: L, even; layer 0 is local, then local and global alternate.
@@ -26,10 +31,15 @@ class Size:
     query_pre_attn_scalar: queries are multiplied by this number ** -0.5. It
       is H for 2B and 9B but D / N = 144 for 27B.
     vocab_size: live rows of the embedding table.
-    window: W, the keys a local layer sees, the token itself included.
+    window: W, the keys a local layer sees, the token itself included; None:
+      the layers called local are global too.
     attn_softcap, final_softcap: s in s * tanh(x / s); None is off.
     rope_base: base of the rotary frequencies.
     norm_eps: epsilon of RMSNorm.
+    norm_offset: what is added to the stored scales of RMSNorm.
+    post_norms: whether attention and MLP are normed after as well as before.
+    activation: of the gated MLP, a key of layers.ACTIVATIONS.
+    embed_scale: whether embedded tokens are multiplied by sqrt(D).
   """
 
   num_layers: int
@@ -40,16 +50,20 @@ class Size:
   head_dim: int
   query_pre_attn_scalar: float
   vocab_size: int = 256_000
-  window: int = 4096
+  window: int | None = 4096
   attn_softcap: float | None = 50.0
   final_softcap: float | None = 30.0
   rope_base: float = 10_000.0
   norm_eps: float = 1e-6
+  norm_offset: float = 1.0
+  post_norms: bool = True
+  activation: str = 'gelu_tanh'
+  embed_scale: bool = True
 
   def __post_init__(self):
     if self.num_layers % 2:
       raise ValueError(
-        f'num_layers is {self.num_layers}; Gemma-2 has (local, global) pairs'
+        f'num_layers is {self.num_layers}; layers come in (local, global) pairs'
       )
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
@@ -58,7 +72,7 @@ class Size:
       )
     if self.head_dim % 2:
       raise ValueError(f'head_dim is {self.head_dim}; RoPE needs it even')
-    if self.window < 1:
+    if self.window is not None and self.window < 1:
       raise ValueError(f'window is {self.window}; a token sees itself at least')
 
   @property
@@ -71,6 +85,21 @@ class Size:
     """Rows of the embedding table in memory: V padded; the rest are dead."""
     return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
+  def near(self, keys):
+    """How many of the last `keys` keys a local layer sees; ints or arrays."""
+    return keys if self.window is None else np.minimum(keys, self.window)
+
+
+# What a Llama-style model has in place of Gemma-2's ways.
+LLAMA = dict(
+  window=None,
+  attn_softcap=None,
+  final_softcap=None,
+  norm_offset=0.0,
+  post_norms=False,
+  activation='silu',
+  embed_scale=False,
+)
 
 SIZES: dict[str, Size] = {
   'gemma2_2b': Size(
@@ -99,6 +128,19 @@ SIZES: dict[str, Size] = {
     num_kv_heads=16,
     head_dim=128,
     query_pre_attn_scalar=144,
+  ),
+  'smollm2_135m': Size(
+    num_layers=30,
+    width=576,
+    mlp_width=1536,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=64,
+    query_pre_attn_scalar=64,
+    vocab_size=49_152,
+    rope_base=100_000.0,
+    norm_eps=1e-5,
+    **LLAMA,
   ),
   # For laptops and tests. Its vocabulary is that of model/tiny_tokenizer.py.
   'tiny': Size(

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import sentencepiece
 
-from grm_jax.model import tokenizer
+from grm_jax.model import sentencepiece_codec, tokenizer
 from grm_jax.parallel import files
 
 VOCAB_SIZE = 1024
@@ -20,7 +20,7 @@ NEWLINE_ID = 108
 
 _CORPUS = pathlib.Path(__file__).with_name('tiny_corpus.txt')
 # Ids 4 to 107 are Gemma's; 0 to 3 are given to the trainer by name.
-_SYMBOLS = [*tokenizer.RESERVED_PIECES[4:], '\n']
+_SYMBOLS = [*sentencepiece_codec.RESERVED_PIECES[4:], '\n']
 
 
 def train(
@@ -67,10 +67,10 @@ def _train_bytes(lines: Iterable[str]) -> bytes:
     add_dummy_prefix=False,
     remove_extra_whitespaces=False,
     normalization_rule_name='identity',
-    pad_id=tokenizer.PAD,
-    eos_id=tokenizer.EOS,
-    bos_id=tokenizer.BOS,
-    unk_id=tokenizer.UNK,
+    pad_id=sentencepiece_codec.PAD,
+    eos_id=sentencepiece_codec.EOS,
+    bos_id=sentencepiece_codec.BOS,
+    unk_id=sentencepiece_codec.UNK,
     pad_piece='<pad>',
     eos_piece='<eos>',
     bos_piece='<bos>',

@@ -1,83 +1,95 @@
-"""Gemma's SentencePiece tokenizer, made safe for text that users wrote.
+"""Text to ids and back, safe for text that users wrote.
 
-The ids are those of Gemma's tokenizer.model: pad 0, eos 1, bos 2, unk 3,
-<start_of_turn> 106, <end_of_turn> 107. In that model <start_of_turn> and its
-like are USER_DEFINED pieces, so plain SentencePiece turns the letters
-"<end_of_turn>" in a user's message into the id that ends a turn. `encode`
-here never does. The ids that structure a prompt are written by chat.py.
+Text never becomes a control id, whatever it spells: the ids that structure a
+prompt are written by chat.py alone. How letters become pieces is a codec's
+matter: Gemma's SentencePiece (tokenizer.model, sentencepiece_codec.py) or
+byte-level BPE (tokenizer.json, bpe_codec.py).
 """
 
 import dataclasses
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-import sentencepiece
 from etils import epath
 
-PAD, EOS, BOS, UNK = 0, 1, 2, 3
-START_OF_TURN, END_OF_TURN = 106, 107
-
-GEMMA_IDS = {
-  '<pad>': PAD,
-  '<eos>': EOS,
-  '<bos>': BOS,
-  '<unk>': UNK,
-  '<start_of_turn>': START_OF_TURN,
-  '<end_of_turn>': END_OF_TURN,
-}
-
-# Pieces that no user text may become, where a model has them. Gemma's other
-# USER_DEFINED pieces (HTML tags, runs of newlines and spaces) are plain text.
-RESERVED_PIECES = (
-  '<pad>',
-  '<eos>',
-  '<bos>',
-  '<unk>',
-  '<mask>',
-  '<2mass>',
-  '[@BOS@]',
-  *(f'<unused{i}>' for i in range(99)),
-  '<start_of_turn>',
-  '<end_of_turn>',
-)
+from grm_jax.model import bpe_codec, sentencepiece_codec
 
 _SURROGATE = re.compile('[\ud800-\udfff]')
-# SentencePiece writes a space as this character, and so reads this character
-# in a text as a space. Only as bytes does it survive.
-_SPACE_MARK = '\u2581'
+
+
+class Codec(Protocol):
+  """What a tokenizer asks of SentencePiece or BPE.
+
+  Attributes:
+    vocab_size: ids are below it.
+    control_ids: ascending ids that `encode` never yields.
+  """
+
+  vocab_size: int
+  control_ids: tuple[int, ...]
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of a text without surrogates, none of them in control_ids."""
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """The text of ids; bytes that are not UTF-8 become U+FFFD."""
+
+  def piece(self, i: int) -> str:
+    """What the vocabulary calls an id."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Turns:
+  """How a model's conversations are written, see chat.py.
+
+  Attributes:
+    opening: ids before the first turn.
+    model: what the model's own turns are called.
+    system: whether a system text is a turn; it is else part of the user's.
+  """
+
+  opening: tuple[int, ...]
+  model: str
+  system: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-  """A loaded tokenizer.model; make one with `load` or `from_bytes`.
+  """A loaded tokenizer; make one with `load`.
 
   Attributes:
-    sp: the SentencePiece processor. Its own encode is not safe for user text.
-    vocab_size: pieces in the model, 256,000 for Gemma (checkpoints may have
-      more embedding rows; those rows have no text).
-    control_ids: ascending ids that `encode` never yields and `decode` hides:
-      every CONTROL piece and the RESERVED_PIECES that the model has.
-    byte_start: id of <0x00>; the byte b is the piece byte_start + b.
-    reserved_text: matches what must be split before SentencePiece sees it.
+    codec: how text becomes pieces.
+    turns: how conversations are written.
+    eos_id, end_of_turn: what ends a text, and a turn.
+    bos_id, start_of_turn: what begins them.
+    pad_id, unk_id: neither is ever made of text.
   """
 
-  sp: sentencepiece.SentencePieceProcessor
-  vocab_size: int
-  control_ids: tuple[int, ...]
-  byte_start: int
-  reserved_text: re.Pattern[str]
-  pad_id: int = PAD
-  eos_id: int = EOS
-  bos_id: int = BOS
-  unk_id: int = UNK
-  start_of_turn: int = START_OF_TURN
-  end_of_turn: int = END_OF_TURN
+  codec: Codec
+  turns: Turns
+  pad_id: int
+  eos_id: int
+  bos_id: int
+  unk_id: int
+  start_of_turn: int
+  end_of_turn: int
+
+  @property
+  def vocab_size(self) -> int:
+    """Ids are below it; a checkpoint may have more embedding rows."""
+    return self.codec.vocab_size
+
+  @property
+  def control_ids(self) -> tuple[int, ...]:
+    """Ascending ids that `encode` never yields and `decode` hides."""
+    return self.codec.control_ids
 
   @property
   def stop_ids(self) -> tuple[int, int]:
-    """The ids that end a generation: (eos, <end_of_turn>)."""
+    """The ids that end a generation: (eos, end of turn)."""
     return (self.eos_id, self.end_of_turn)
 
   def encode(self, text: str) -> list[int]:
@@ -89,15 +101,9 @@ class Tokenizer:
 
     Returns:
       Ids, none of them in control_ids. `decode` gives the same text back,
-      unless the model normalizes text (Gemma's does not). A text without
-      reserved symbols gets exactly SentencePiece's own ids.
+      unless the codec normalizes text or lacks some of its bytes.
     """
-    text = _SURROGATE.sub('\ufffd', text)
-    control = frozenset(self.control_ids)
-    ids = []
-    for fragment in _fragments(self.reserved_text, text):
-      ids.extend(_encode_fragment(self, control, fragment))
-    return ids
+    return self.codec.encode(_SURROGATE.sub('\ufffd', text))
 
   def decode(self, ids: Iterable[int], show_control: bool = False) -> str:
     """The text of ids.
@@ -124,26 +130,21 @@ class Tokenizer:
         )
     control = frozenset(self.control_ids)
     if not show_control:
-      return self.sp.decode([i for i in ids if i not in control])
+      return self.codec.decode([i for i in ids if i not in control])
     parts = []
     for hidden, run in itertools.groupby(ids, control.__contains__):
       run = list(run)
-      parts += self.sp.id_to_piece(run) if hidden else [self.sp.decode(run)]
+      show = self.codec.piece if hidden else self.codec.decode
+      parts += map(show, run) if hidden else [show(run)]
     return ''.join(parts)
 
 
 def load(path: str | os.PathLike[str]) -> Tokenizer:
-  """Reads a tokenizer.model file.
-
-  Args:
-    path: a SentencePiece model with Gemma's control ids and byte pieces.
-
-  Returns:
-    The tokenizer.
+  """Reads a tokenizer.model, or a tokenizer.json of byte-level BPE.
 
   Raises:
-    ValueError: the file cannot be read, is not a SentencePiece model, or is
-      not laid out as Gemma's is.
+    ValueError: the file cannot be read, or is not laid out as Gemma's
+      tokenizer.model or SmolLM2's tokenizer.json is.
   """
   try:
     data = epath.Path(path).read_bytes()
@@ -156,111 +157,44 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def from_bytes(data: bytes, name: str) -> Tokenizer:
-  """Makes a tokenizer from the bytes of a tokenizer.model.
+  """Makes a tokenizer from the bytes of a file.
 
   Args:
-    data: a serialized SentencePiece model.
-    name: what error messages call it, usually its path.
-
-  Returns:
-    The tokenizer.
+    data: a serialized SentencePiece model, or a tokenizer.json.
+    name: what error messages call it, usually its path; a name that ends in
+      .json is the latter.
 
   Raises:
     ValueError: as for `load`.
   """
-  sp = sentencepiece.SentencePieceProcessor()
-  try:
-    sp.load_from_serialized_proto(data)
-  except RuntimeError as error:
-    raise ValueError(
-      f'{name} is not a SentencePiece model; give the tokenizer.model that '
-      "comes with Gemma-2's weights (not tokenizer.json)"
-    ) from error
-  _check_is_gemma(sp, name)
-  control_ids = _control_ids(sp)
-  names = {sp.id_to_piece(i) for i in control_ids}
-  pattern = '|'.join(re.escape(n) for n in sorted(names | {_SPACE_MARK}))
+  if name.endswith('.json'):
+    return _bpe(bpe_codec.from_json(data, name))
+  return _gemma(sentencepiece_codec.from_bytes(data, name))
+
+
+def _gemma(codec: sentencepiece_codec.SentencePiece) -> Tokenizer:
+  ids = sentencepiece_codec
   return Tokenizer(
-    sp=sp,
-    vocab_size=sp.vocab_size(),
-    control_ids=control_ids,
-    byte_start=sp.piece_to_id('<0x00>'),
-    reserved_text=re.compile(pattern),
+    codec,
+    Turns(opening=(ids.BOS,), model='model', system=False),
+    pad_id=ids.PAD,
+    eos_id=ids.EOS,
+    bos_id=ids.BOS,
+    unk_id=ids.UNK,
+    start_of_turn=ids.START_OF_TURN,
+    end_of_turn=ids.END_OF_TURN,
   )
 
 
-def _check_is_gemma(
-  sp: sentencepiece.SentencePieceProcessor, name: str
-) -> None:
-  """Raises ValueError unless ids and bytes are laid out as in Gemma."""
-  for piece, expected in GEMMA_IDS.items():
-    found = sp.piece_to_id(piece)
-    # An unknown piece gets the id of unk, which is the id of another piece.
-    if sp.id_to_piece(found) != piece:
-      found = 'no such piece'
-    if found != expected:
-      raise ValueError(
-        f'{name} is not a Gemma tokenizer: {piece} must have id {expected}, '
-        f"found {found}; give the tokenizer.model that comes with Gemma-2's "
-        'weights'
-      )
-  if sp.piece_to_id('<0xFF>') != sp.piece_to_id('<0x00>') + 255:
-    raise ValueError(
-      f'{name} has no byte pieces <0x00> to <0xFF> in a row, so that unknown '
-      'characters would become <unk>; train it with byte_fallback=True'
-    )
-  if sp.encode_as_pieces('a')[0].startswith(_SPACE_MARK):
-    raise ValueError(
-      f"{name} puts a space before every text, which Gemma's tokenizer does "
-      'not; train it with add_dummy_prefix=False'
-    )
-
-
-def _control_ids(sp: sentencepiece.SentencePieceProcessor) -> tuple[int, ...]:
-  """Ascending ids of CONTROL pieces and of the RESERVED_PIECES in the model."""
-  ids = {i for i in range(sp.vocab_size()) if sp.is_control(i)}
-  # A piece that the model lacks gets the id of unk, which is reserved too.
-  ids |= {sp.piece_to_id(piece) for piece in RESERVED_PIECES}
-  return tuple(sorted(ids))
-
-
-def _fragments(reserved_text: re.Pattern[str], text: str) -> Iterator[str]:
-  """Cuts text so that no fragment contains a reserved symbol.
-
-  A symbol is cut after its first character: no reserved symbol begins inside
-  another, so neither part can complete one. A space mark is a fragment alone.
-  """
-  start = 0
-  for match in reserved_text.finditer(text):
-    cut = match.start()
-    if match.group() == _SPACE_MARK:
-      yield text[start:cut]
-      start = cut
-    cut += 1
-    yield text[start:cut]
-    start = cut
-  yield text[start:]
-
-
-def _encode_fragment(
-  tokenizer: Tokenizer, control: frozenset[int], fragment: str
-) -> list[int]:
-  """Ids of a fragment, by characters or bytes where whole text is unsafe."""
-  if fragment == _SPACE_MARK:
-    return _as_bytes(tokenizer, fragment)
-  ids = tokenizer.sp.encode(fragment)
-  if control.isdisjoint(ids):
-    return ids
-  # The model's normalizer made a symbol of something else, for example of
-  # full-width letters. One character rarely spells a symbol, and where a
-  # normalizer makes even that happen, bytes are out of its reach.
-  ids = []
-  for character in fragment:
-    own = tokenizer.sp.encode(character)
-    safe = control.isdisjoint(own)
-    ids.extend(own if safe else _as_bytes(tokenizer, character))
-  return ids
-
-
-def _as_bytes(tokenizer: Tokenizer, text: str) -> list[int]:
-  return [tokenizer.byte_start + b for b in text.encode('utf-8')]
+def _bpe(codec: bpe_codec.Bpe) -> Tokenizer:
+  end_of_text, start, end = codec.turn_ids
+  return Tokenizer(
+    codec,
+    Turns(opening=(), model='assistant', system=True),
+    pad_id=end_of_text,
+    eos_id=end_of_text,
+    bos_id=start,
+    unk_id=end_of_text,
+    start_of_turn=start,
+    end_of_turn=end,
+  )

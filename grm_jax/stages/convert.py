@@ -1,4 +1,4 @@
-"""Weights between Hugging Face directories and our checkpoints.
+"""Weights between Hugging Face directories (or GGUF) and our checkpoints.
 
 Nothing here holds a whole checkpoint beside its arrays: import reads each
 device's slices straight from the files, export writes one file at a time.
@@ -18,13 +18,13 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from grm_jax.model import head, sizes
+from grm_jax.model import gguf_file, head, sizes
 from grm_jax.model.batch import Batch
 from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.huggingface import config as huggingface_config
 from grm_jax.model.huggingface import reading, writing
-from grm_jax.parallel import mesh
+from grm_jax.parallel import files, mesh
 from grm_jax.parallel.rules import Layout
 from grm_jax.training import pretrained
 
@@ -72,7 +72,10 @@ def _check_paths(config, target):
         f'config.{name}={path}: a Hugging Face directory must be local; copy '
         'it with `gcloud storage cp -r`'
       )
-  if config.source != 'random' and not epath.Path(config.source).is_dir():
+  if _is_gguf(config):
+    if not epath.Path(config.source).is_file():
+      raise ValueError(f'config.source {config.source} is not there')
+  elif config.source != 'random' and not epath.Path(config.source).is_dir():
     raise ValueError(f'config.source {config.source} is not a directory')
   if not target:
     raise ValueError('give --config.target=DIR or --workdir=DIR')
@@ -80,6 +83,10 @@ def _check_paths(config, target):
     raise ValueError(
       f'config.target {target} exists; choose another or delete it'
     )
+
+
+def _is_gguf(config):
+  return config.to == 'checkpoint' and config.source.endswith('.gguf')
 
 
 def _in_use(target, to):
@@ -112,9 +119,15 @@ def _read(config, layout: Layout) -> tuple[Gemma, dict]:
   return _import(config.source, compute, layout, config.dtype)
 
 
-def _import(directory, compute, layout, dtype):
-  size, scalar = huggingface_config.read_size(directory)
-  source = reading.open_source(directory)
+def _import(path, compute, layout, dtype):
+  """(model, parameters) of a Hugging Face directory or a GGUF file."""
+  if path.endswith('.gguf'):
+    file, scalar = gguf_file.open_file(path), False
+    size = gguf_file.size_of(file)
+    source = gguf_file.source(file, size)
+  else:
+    size, scalar = huggingface_config.read_size(path)
+    source = reading.open_source(path)
   reading.check_keys(source, size, scalar)
   model = Gemma(size, compute, layout, scalar)
   return model, reading.load_params(source, model, dtype)
@@ -123,6 +136,9 @@ def _import(directory, compute, layout, dtype):
 def _copy_files(config, target):
   if config.source == 'random':
     pretrained.write_tiny_tokenizer(target)
+  elif _is_gguf(config):
+    text = gguf_file.tokenizer_json(gguf_file.open_file(config.source))
+    files.write_whole(epath.Path(target) / pretrained.BPE_TOKENIZER, text)
   else:
     pretrained.copy_companions(config.source, target)
 
@@ -196,19 +212,27 @@ def _outputs(model, params, tokens):
   return np.asarray(out.addressable_data(0))
 
 
-def _transformers_outputs(directory, model, tokens):
+def _transformers_outputs(path, model, tokens):
   """The same by Hugging Face transformers, where it is installed."""
-  if not all(map(importlib.util.find_spec, ('torch', 'transformers'))):
-    print('verify: transformers and torch are not installed; not compared')
+  needed = ['torch', 'transformers']
+  if path.endswith('.gguf'):
+    needed.append('accelerate')
+  missing = [x for x in needed if importlib.util.find_spec(x) is None]
+  if missing:
+    print(f'verify: not compared with transformers: no {", ".join(missing)}')
     return {}
   import torch
   import transformers
 
-  kind = transformers.Gemma2ForCausalLM
-  if model.scalar:
-    kind = transformers.Gemma2ForSequenceClassification
+  family = huggingface_config.family_of(model.size)
+  name = family.scalar_model if model.scalar else family.language_model
+  directory, gguf = path, {}
+  if path.endswith('.gguf'):
+    directory, file = os.path.split(path)
+    directory, gguf = directory or '.', {'gguf_file': file}
+  kind = getattr(transformers, name)
   theirs = kind.from_pretrained(
-    directory, attn_implementation='eager', dtype=torch.float32
+    directory, attn_implementation='eager', dtype=torch.float32, **gguf
   ).eval()
   with torch.no_grad():
     out = theirs(torch.tensor(tokens)).logits.numpy()

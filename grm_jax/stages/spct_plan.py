@@ -168,6 +168,19 @@ def buckets(config: ConfigDict, own: tuple[int, ...]) -> tuple[int, ...]:
   return config.buckets if config.buckets and not practice else own
 
 
+def _rows_of(config, batch) -> dict[str, Any]:
+  """A batch's buckets, and how many packed rows, which are as long as those.
+
+  Rows become fewer as they become longer: a step has as many tokens.
+  """
+  longest = buckets(config, batch.buckets)
+  found = {'buckets': longest}
+  if batch.packed:
+    before, after = (max(x) + max(batch.size) for x in (batch.buckets, longest))
+    found['prompts'] = max(1, round(batch.prompts * before / after))
+  return found
+
+
 def _data(config, made) -> None:
   found = spct_settings.of(config, 'data', 'examples', 'sft.data.texts')
   found['data'] = spct_settings.of_source(config.data)
@@ -204,7 +217,7 @@ def _sft(config, made) -> None:
     own.compute.update(config.compute)
     own.data.texts = cold_start_texts(config, made.workdir)
     own.evaluation.data = _validation(config, made)
-    own.batch.buckets = buckets(config, own.batch.buckets)
+    own.batch.update(_rows_of(config, own.batch))
     if _is_of_other_problems(config, own.data.general):
       own.data.update(general='', general_rate=0.0)
   base = [BASE] if BASE in made.steps else []
@@ -242,7 +255,7 @@ def _rft_config(config, made, found) -> ConfigDict:
     if data.general_rate and not data.general:
       data.general = cold_start_texts(config, made.workdir)
     own.train.evaluation.data = _validation(config, made)
-    own.train.batch.buckets = buckets(config, own.train.batch.buckets)
+    own.train.batch.update(_rows_of(config, own.train.batch))
   return own
 
 

@@ -120,7 +120,7 @@ def repeated(
 
 def decode(size: Size, keys: int) -> Flops:
   """Drawing one token, by a step that sees `keys` keys, its own included."""
-  seen = size.num_pairs * (keys + min(keys, size.window))
+  seen = size.num_pairs * int(keys + size.near(keys))
   return Flops(
     generation=_per_token(size),
     generation_attention=_per_pair(size) * seen,
@@ -169,7 +169,7 @@ def _per_pair(size):
 def _attention(size, lengths):
   """Causal attention of whole sequences of `lengths`, in all layers."""
   every = _sum(_pairs(lengths, lengths))
-  near = _sum(_pairs(lengths, np.minimum(lengths, size.window)))
+  near = _sum(_pairs(lengths, size.near(lengths)))
   return _per_pair(size) * size.num_pairs * (every + near)
 
 

@@ -5,7 +5,7 @@ item says which size it is and whether it has a scalar head, with the
 tokenizer's files beside the steps:
 
     <directory>/<step>/params, model, ...
-    <directory>/tokenizer.model
+    <directory>/tokenizer.model (Gemma-2) or tokenizer.json (SmolLM2)
 """
 
 import dataclasses
@@ -28,14 +28,15 @@ from grm_jax.parallel.rules import Layout
 from grm_jax.training import checkpoints
 
 TOKENIZER = 'tokenizer.model'
+BPE_TOKENIZER = 'tokenizer.json'  # read where there is no tokenizer.model
 RANDOM = 'random'  # in place of a directory: small random weights
 _POST_SCALE = 0.3  # 1 + scale of the post-norms of a new model
 SCRATCH = 'scratch'  # the same, with a tokenizer trained on the data
-# Files that travel with a model unchanged, both ways; all but the first only
-# matter to Hugging Face's side.
+# Files that travel with a model unchanged, both ways; all but the first two
+# only matter to Hugging Face's side.
 COMPANIONS = (
   TOKENIZER,
-  'tokenizer.json',
+  BPE_TOKENIZER,
   'tokenizer_config.json',
   'special_tokens_map.json',
   'generation_config.json',
@@ -99,7 +100,7 @@ def load_tokenizer(directory: str, size: Size) -> tokenizer.Tokenizer:
   Raises:
     ValueError: there is none, or it has pieces that the model has no row for.
   """
-  path = os.path.join(directory, TOKENIZER)
+  path = _tokenizer_path(directory)
   loaded = tokenizer.load(path)
   if loaded.vocab_size > size.vocab_size:
     raise ValueError(
@@ -107,6 +108,12 @@ def load_tokenizer(directory: str, size: Size) -> tokenizer.Tokenizer:
       f'{size.vocab_size} embedding rows; they do not belong together'
     )
   return loaded
+
+
+def _tokenizer_path(directory):
+  names = (TOKENIZER, BPE_TOKENIZER)
+  there = [x for x in names if (epath.Path(directory) / x).exists()]
+  return os.path.join(directory, (there or names)[0])
 
 
 def save(
@@ -120,7 +127,7 @@ def save(
 
 def copy_companions(source: str, target: str) -> None:
   """Copies the tokenizer's files, each whole or not at all."""
-  if not (epath.Path(source) / TOKENIZER).exists():
+  if not epath.Path(_tokenizer_path(source)).exists():
     logging.warning(
       '%s has no %s; put it into %s before text is scored',
       source,

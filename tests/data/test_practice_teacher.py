@@ -11,7 +11,7 @@ from grm_jax.data.practice.tasks import Task
 from grm_jax.judging import orders, outcome, template
 from grm_jax.judging.example import JudgingExample, Turn
 from grm_jax.judging.scores import parse_scores
-from grm_jax.model import tokenizer
+from grm_jax.model import sentencepiece_codec
 
 EXAMPLES = practice.examples('train', 1400)
 PAIRS = [example for example in EXAMPLES if len(example.responses) > 1]
@@ -153,7 +153,9 @@ def test_weights_add_up_and_fall():
 
 def test_no_control_strings():
   loaded = template.load('pointwise')
-  control = [piece for piece in tokenizer.RESERVED_PIECES if len(piece) > 1]
+  control = [
+    piece for piece in sentencepiece_codec.RESERVED_PIECES if len(piece) > 1
+  ]
   for example in EXAMPLES:
     text = teacher.write(example, mistakes=0.3)
     texts = [text, example.query[0].text, *example.responses]

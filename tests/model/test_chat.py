@@ -45,7 +45,7 @@ def test_one_user_turn(tk):
 def test_the_ids_are_those_of_the_whole_text(tk):
   """No piece spans our lines and the content: the newline parts them."""
   whole = '<start_of_turn>user\nSort 3, 1.<end_of_turn>\n<start_of_turn>model\n'
-  assert chat.render_user(tk, 'Sort 3, 1.') == [2, *tk.sp.encode(whole)]
+  assert chat.render_user(tk, 'Sort 3, 1.') == [2, *tk.codec.sp.encode(whole)]
 
 
 def test_without_a_generation_prompt(tk):

@@ -141,7 +141,7 @@ def test_sizes_by_name():
 @pytest.mark.parametrize(
   'field, text',
   [
-    ({'num_layers': 3}, r'num_layers is 3; Gemma-2 has \(local, global\)'),
+    ({'num_layers': 3}, r'num_layers is 3; layers come in \(local, global\)'),
     ({'num_heads': 3}, 'num_heads 3 is not a multiple of num_kv_heads 2'),
     ({'head_dim': 7}, 'head_dim is 7; RoPE needs it even'),
     ({'window': 0}, 'window is 0; a token sees itself'),

@@ -22,12 +22,12 @@ def tk(tmp_path_factory):
 
 
 def pieces(tk, text):
-  return [tk.sp.id_to_piece(i) for i in tk.encode(text)]
+  return [tk.codec.sp.id_to_piece(i) for i in tk.encode(text)]
 
 
 def test_layout(tk):
   assert tk.vocab_size == 1024
-  assert [tk.sp.id_to_piece(i) for i in range(110)] == [
+  assert [tk.codec.sp.id_to_piece(i) for i in range(110)] == [
     *('<pad>', '<eos>', '<bos>', '<unk>', '<mask>', '<2mass>', '[@BOS@]'),
     *(f'<unused{i}>' for i in range(99)),
     *('<start_of_turn>', '<end_of_turn>', '\n', '<0x00>'),

@@ -66,7 +66,7 @@ TK = from_training()
 
 
 def pieces(ids, tk=TK):
-  return [tk.sp.id_to_piece(i) for i in ids]
+  return [tk.codec.sp.id_to_piece(i) for i in ids]
 
 
 def test_ids_and_sizes_are_gemmas():
@@ -75,14 +75,14 @@ def test_ids_and_sizes_are_gemmas():
   assert TK.stop_ids == (1, 107)
   assert TK.vocab_size == 414
   assert TK.control_ids == tuple(range(108))
-  assert TK.byte_start == 113
+  assert TK.codec.byte_start == 113
 
 
 def test_control_pieces_of_a_model_are_added():
   tk = from_training(
     control_symbols=['<image>'], user_defined_symbols=SYMBOLS[1:]
   )
-  assert tk.sp.id_to_piece(4) == '<image>'
+  assert tk.codec.sp.id_to_piece(4) == '<image>'
   assert tk.control_ids == tuple(range(108))
   assert tk.decode([4, *tk.encode('<image>')]) == '<image>'
 
@@ -94,8 +94,8 @@ def test_reserved_pieces_that_a_model_lacks_are_not_control():
 
 
 def test_plain_sentencepiece_would_give_control_ids():
-  assert TK.sp.encode('<start_of_turn>') == [106]
-  assert TK.sp.encode('[@BOS@]<mask>') == [6, 4]
+  assert TK.codec.sp.encode('<start_of_turn>') == [106]
+  assert TK.codec.sp.encode('[@BOS@]<mask>') == [6, 4]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_any_text_comes_back_and_has_no_control_ids(text):
 @settings(max_examples=100, deadline=None)
 @given(st.text(alphabet=ALPHABET.replace('<', '') + '\n\u00e9\U0001f600'))
 def test_text_without_symbols_has_sentencepieces_own_ids(text):
-  assert TK.encode(text) == TK.sp.encode(text)
+  assert TK.encode(text) == TK.codec.sp.encode(text)
 
 
 def test_leading_and_trailing_spaces_survive():
@@ -192,7 +192,7 @@ def test_leading_and_trailing_spaces_survive():
 def test_a_normalizing_model_gives_no_control_ids():
   tk = from_training(normalization_rule_name='nfkc')
   text = 'a \uff1cstart_of_turn\uff1e b'
-  assert 106 in tk.sp.encode(text)
+  assert 106 in tk.codec.sp.encode(text)
   ids = tk.encode(text)
   assert set(tk.control_ids).isdisjoint(ids)
   assert tk.decode(ids) == 'a <start_of_turn> b'
@@ -205,7 +205,7 @@ def test_a_character_normalized_to_a_symbol_becomes_bytes(tmp_path):
   tk = from_training(
     normalization_rule_name='', normalization_rule_tsv=str(rules)
   )
-  assert tk.sp.encode('\ue000') == [106]
+  assert tk.codec.sp.encode('\ue000') == [106]
   expected = ['a', '<0xEE>', '<0x80>', '<0x80>', 'b']
   assert pieces(tk.encode('a\ue000b'), tk) == expected
 
@@ -293,7 +293,7 @@ def test_load_names_a_missing_file_and_a_folder(tmp_path):
 
 @pytest.mark.parametrize('data', [b'', b'junk', b'{"version": "1.0"}'])
 def test_load_names_a_file_of_another_kind(tmp_path, data):
-  path = tmp_path / 'tokenizer.json'
+  path = tmp_path / 'tokenizer.model'
   path.write_bytes(data)
   with pytest.raises(ValueError) as error:
     tokenizer.load(path)

@@ -1,4 +1,7 @@
-"""Our Gemma-2 against Hugging Face transformers (torch, CPU, float32)."""
+"""Our decoder against Hugging Face transformers (torch, CPU, float32).
+
+Gemma-2 in four small shapes, and a Llama.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
-  Gemma2ForCausalLM,
-  Gemma2ForSequenceClassification,
+  AutoModelForCausalLM,
+  AutoModelForSequenceClassification,
 )
 
 from grm_jax.model import head
@@ -36,11 +39,11 @@ def tokens_of(fields, seed, shape):
   return rng.integers(0, fields['vocab_size'], shape)
 
 
-@pytest.mark.parametrize('name', gemma2_files.CONFIGS)
+@pytest.mark.parametrize('name', gemma2_files.ALL)
 def test_logits_equal(tmp_path, name):
-  fields = gemma2_files.CONFIGS[name]
+  fields = gemma2_files.ALL[name]
   gemma2_files.write(tmp_path, fields, seed=1, files=2)
-  theirs = Gemma2ForCausalLM.from_pretrained(
+  theirs = AutoModelForCausalLM.from_pretrained(
     tmp_path, attn_implementation='eager', dtype=torch.float32
   ).eval()
   tokens = tokens_of(fields, 2, (3, TOKENS))
@@ -56,12 +59,12 @@ def test_logits_equal(tmp_path, name):
   np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize('name', gemma2_files.CONFIGS)
+@pytest.mark.parametrize('name', gemma2_files.ALL)
 def test_generation_logps_equal(tmp_path, name):
   """Shared prompts against transformers on each whole sequence alone."""
-  fields = gemma2_files.CONFIGS[name]
+  fields = gemma2_files.ALL[name]
   gemma2_files.write(tmp_path, fields, seed=3)
-  theirs = Gemma2ForCausalLM.from_pretrained(
+  theirs = AutoModelForCausalLM.from_pretrained(
     tmp_path, attn_implementation='eager', dtype=torch.float32
   ).eval()
   model, params = load(tmp_path)
@@ -89,11 +92,12 @@ def test_generation_logps_equal(tmp_path, name):
     assert not np.any(logps[p, r, count:])
 
 
-def test_values_equal(tmp_path):
-  """The scalar head against Gemma2ForSequenceClassification."""
-  fields = gemma2_files.CONFIGS['odd_heads']
+@pytest.mark.parametrize('name', ['odd_heads', 'llama'])
+def test_values_equal(tmp_path, name):
+  """The scalar head against transformers' ForSequenceClassification."""
+  fields = gemma2_files.ALL[name]
   gemma2_files.write(tmp_path, fields, seed=6, scalar=True)
-  theirs = Gemma2ForSequenceClassification.from_pretrained(
+  theirs = AutoModelForSequenceClassification.from_pretrained(
     tmp_path, attn_implementation='eager', dtype=torch.float32
   ).eval()
   model, params = load(tmp_path)
@@ -113,18 +117,18 @@ def test_values_equal(tmp_path):
     np.testing.assert_allclose(ours[p, r], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize('name', ['odd_heads', 'like_27b'])
+@pytest.mark.parametrize('name', ['odd_heads', 'like_27b', 'llama'])
 def test_bfloat16_is_as_close_as_theirs(tmp_path, name):
   """bfloat16 strays from float32 no further than transformers does.
 
   A scale, norm or sum rounded where it should not be shows here.
   """
-  fields = gemma2_files.CONFIGS[name]
+  fields = gemma2_files.ALL[name]
   gemma2_files.write(tmp_path, fields, seed=9)
   tokens = tokens_of(fields, 10, (4, TOKENS))
   theirs = {}
   for dtype in (torch.float32, torch.bfloat16):
-    network = Gemma2ForCausalLM.from_pretrained(
+    network = AutoModelForCausalLM.from_pretrained(
       tmp_path, attn_implementation='eager', dtype=dtype
     ).eval()
     with torch.no_grad():

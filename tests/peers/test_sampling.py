@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import Gemma2ForCausalLM
+from transformers import AutoModelForCausalLM
 
 from grm_jax.sampling import placing
 from grm_jax.sampling.engine import Engine
@@ -14,12 +14,12 @@ from tests.peers.test_gemma2 import load
 NEW = 64
 
 
-@pytest.mark.parametrize('name', ['odd_heads', 'like_27b'])
+@pytest.mark.parametrize('name', ['odd_heads', 'like_27b', 'llama'])
 def test_greedy_equals_transformers(tmp_path, name):
   """Uneven prompts, windows of 8 and 17 crossed, one row stopped early."""
-  fields = gemma2_files.CONFIGS[name]
+  fields = gemma2_files.ALL[name]
   gemma2_files.write(tmp_path, fields, seed=12)
-  theirs = Gemma2ForCausalLM.from_pretrained(
+  theirs = AutoModelForCausalLM.from_pretrained(
     tmp_path, attn_implementation='eager', dtype=torch.float32
   ).eval()
   rng = np.random.default_rng(13)

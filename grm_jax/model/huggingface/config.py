@@ -1,37 +1,97 @@
 """Hugging Face's config.json, to a Size and back, refusing what we are not."""
 
+import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
-from grm_jax.model.sizes import Size
+from grm_jax.model.sizes import LLAMA, Size
 
-LANGUAGE_MODEL = 'Gemma2ForCausalLM'
-SCALAR_MODEL = 'Gemma2ForSequenceClassification'
 
-# Fields that are one number in both worlds: ours -> theirs.
-_FIELDS = {
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """What a config.json of one model_type says.
+
+  Attributes:
+    kind: its model_type.
+    name: its architectures are {name}ForCausalLM and
+      {name}ForSequenceClassification.
+    fields: one number in both worlds: ours -> theirs.
+    given: of our Size, what such a model always is.
+    fixed: what it may say besides -> the values that we implement. The first
+      is written where it is not None.
+    ids: of its own tokenizer.
+  """
+
+  kind: str
+  name: str
+  fields: Mapping[str, str]
+  given: Mapping[str, Any]
+  fixed: Mapping[str, tuple[Any, ...]]
+  ids: Mapping[str, int]
+
+  @property
+  def language_model(self) -> str:
+    return f'{self.name}ForCausalLM'
+
+  @property
+  def scalar_model(self) -> str:
+    return f'{self.name}ForSequenceClassification'
+
+
+_BOTH = {
   'num_layers': 'num_hidden_layers',
   'width': 'hidden_size',
   'mlp_width': 'intermediate_size',
   'num_heads': 'num_attention_heads',
   'num_kv_heads': 'num_key_value_heads',
-  'head_dim': 'head_dim',
-  'query_pre_attn_scalar': 'query_pre_attn_scalar',
   'vocab_size': 'vocab_size',
-  'window': 'sliding_window',
-  'attn_softcap': 'attn_logit_softcapping',
-  'final_softcap': 'final_logit_softcapping',
   'norm_eps': 'rms_norm_eps',
 }
-# What a Gemma-2 may say besides, and the only value we implement.
 _FIXED = {
   'attention_bias': (False, None),
-  'tie_word_embeddings': (True, None),
-  'use_bidirectional_attention': (False, None),
-  'hidden_activation': ('gelu_pytorch_tanh', None),
   'rope_scaling': (None,),
 }
+GEMMA2 = Family(
+  kind='gemma2',
+  name='Gemma2',
+  fields={
+    **_BOTH,
+    'head_dim': 'head_dim',
+    'query_pre_attn_scalar': 'query_pre_attn_scalar',
+    'window': 'sliding_window',
+    'attn_softcap': 'attn_logit_softcapping',
+    'final_softcap': 'final_logit_softcapping',
+  },
+  given={},
+  fixed={
+    **_FIXED,
+    'tie_word_embeddings': (True, None),
+    'use_bidirectional_attention': (False, None),
+    'hidden_activation': ('gelu_pytorch_tanh', None),
+  },
+  ids={'bos_token_id': 2, 'eos_token_id': 1, 'pad_token_id': 0},
+)
+LLAMA_FAMILY = Family(
+  kind='llama',
+  name='Llama',
+  fields=_BOTH,
+  given=LLAMA,
+  # Unlike Gemma's, a Llama that does not say so is not tied.
+  fixed={
+    **_FIXED,
+    'tie_word_embeddings': (True,),
+    'hidden_act': ('silu', None),
+    'mlp_bias': (False, None),
+  },
+  ids={'bos_token_id': 1, 'eos_token_id': 2, 'pad_token_id': 2},  # SmolLM2's
+)
+
+
+def family_of(size: Size) -> Family:
+  """The family that a model of this size is written as."""
+  return GEMMA2 if size.post_norms else LLAMA_FAMILY
 
 
 def read_json(path: str) -> Any:
@@ -47,51 +107,70 @@ def read_size(directory: str) -> tuple[Size, bool]:
   """(Size, whether it is a scalar model) from `directory`/config.json.
 
   Raises:
-    ValueError: not a Gemma-2, a field missing, or a feature we do not have.
+    ValueError: neither a Gemma-2 nor a Llama, a field missing, or a feature
+      that we do not have.
   """
   path = os.path.join(directory, 'config.json')
   fields = read_json(path)
-  if not isinstance(fields, dict) or fields.get('model_type') != 'gemma2':
-    kind = fields.get('model_type') if isinstance(fields, dict) else None
-    raise ValueError(f'{path}: model_type is {kind!r}, expected "gemma2"')
-  names = fields.get('architectures') or [LANGUAGE_MODEL]
-  if names[0] not in (LANGUAGE_MODEL, SCALAR_MODEL):
+  family = _family(path, fields)
+  names = fields.get('architectures') or [family.language_model]
+  if names[0] not in (family.language_model, family.scalar_model):
     raise ValueError(
-      f'{path}: architecture {names[0]}; expected {LANGUAGE_MODEL} or '
-      f'{SCALAR_MODEL}'
+      f'{path}: architecture {names[0]}; expected {family.language_model} or '
+      f'{family.scalar_model}'
     )
-  missing = [theirs for theirs in _FIELDS.values() if theirs not in fields]
+  missing = [x for x in family.fields.values() if x not in fields]
   if missing:
     raise ValueError(f'{path} lacks {", ".join(missing)}')
-  _check_features(path, fields)
-  scalar = names[0] == SCALAR_MODEL
+  _check_features(path, family, fields)
+  scalar = names[0] == family.scalar_model
   if scalar:
     _check_one_label(path, fields)
-  numbers = {ours: fields[theirs] for ours, theirs in _FIELDS.items()}
-  return Size(**numbers, rope_base=_rope_base(path, fields)), scalar
+  return _size(path, family, fields), scalar
+
+
+def _family(path, fields) -> Family:
+  kind = fields.get('model_type') if isinstance(fields, dict) else None
+  for family in (GEMMA2, LLAMA_FAMILY):
+    if kind == family.kind:
+      return family
+  raise ValueError(
+    f'{path}: model_type is {kind!r}, expected "gemma2" or "llama"'
+  )
+
+
+def _size(path, family, fields) -> Size:
+  numbers = {ours: fields[theirs] for ours, theirs in family.fields.items()}
+  if family is LLAMA_FAMILY:
+    heads = numbers['width'] // numbers['num_heads']
+    numbers['head_dim'] = fields.get('head_dim') or heads
+    numbers['query_pre_attn_scalar'] = numbers['head_dim']
+  rope_base = _rope_base(path, fields)
+  return Size(**numbers, rope_base=rope_base, **family.given)
 
 
 def write_config(size: Size, scalar: bool, dtype: str) -> dict[str, Any]:
   """The config.json of an exported model, for transformers to load."""
+  family = family_of(size)
   fields = {
-    'architectures': [SCALAR_MODEL if scalar else LANGUAGE_MODEL],
-    'model_type': 'gemma2',
-    'attention_bias': False,
+    'architectures': [family.scalar_model if scalar else family.language_model],
+    'model_type': family.kind,
     'attention_dropout': 0.0,
-    'bos_token_id': 2,
-    'eos_token_id': 1,
-    'pad_token_id': 0,
-    'hidden_activation': 'gelu_pytorch_tanh',
+    'head_dim': size.head_dim,
     'initializer_range': 0.02,
-    'layer_types': _layer_types(size.num_layers),
     'max_position_embeddings': 8192,
     'rope_theta': size.rope_base,
-    'tie_word_embeddings': True,
     'torch_dtype': dtype,
     'use_cache': True,
+    **family.ids,
   }
-  for ours, theirs in _FIELDS.items():
+  for name, allowed in family.fixed.items():
+    if allowed[0] is not None:
+      fields[name] = allowed[0]
+  for ours, theirs in family.fields.items():
     fields[theirs] = getattr(size, ours)
+  if family is GEMMA2:
+    fields['layer_types'] = _layer_types(size.num_layers)
   if scalar:
     fields['id2label'] = {'0': 'LABEL_0'}
     fields['label2id'] = {'LABEL_0': 0}
@@ -103,15 +182,15 @@ def _layer_types(num_layers):
   return pair * (num_layers // 2)
 
 
-def _check_features(path, fields):
-  for name, allowed in _FIXED.items():
+def _check_features(path, family, fields):
+  for name, allowed in family.fixed.items():
     if fields.get(name) not in allowed:
       raise ValueError(
-        f'{path}: {name} is {fields[name]!r}; only {allowed[0]!r} is '
+        f'{path}: {name} is {fields.get(name)!r}; only {allowed[0]!r} is '
         'implemented'
       )
-  types = fields.get('layer_types')
-  if types is not None and types != _layer_types(fields['num_hidden_layers']):
+  expected = _layer_types(fields['num_hidden_layers'])
+  if family is GEMMA2 and fields.get('layer_types', expected) != expected:
     raise ValueError(
       f'{path}: layer_types do not alternate sliding and full attention, '
       'beginning with sliding'

@@ -1,8 +1,9 @@
 """Parameters from a Hugging Face directory, each process its own slices.
 
 The directory holds config.json and one or many .safetensors files of
-Gemma2ForCausalLM or Gemma2ForSequenceClassification. Files are mapped, not
-read: only the bytes that a device of this process owns are ever touched.
+Gemma2 or Llama, each ForCausalLM or ForSequenceClassification. Files are
+mapped, not read: only the bytes that a device of this process owns are ever
+touched.
 """
 
 import dataclasses
@@ -105,7 +106,8 @@ def check_keys(source: Source, size: Size, scalar: bool) -> None:
   Raises:
     ValueError: naming missing or unknown keys, or a wrong shape.
   """
-  wanted = {key: entry for entry in entries(scalar) for key in entry.keys(size)}
+  table = entries(size, scalar)
+  wanted = {key: entry for entry in table for key in entry.keys(size)}
   found = set(source.tensors)
   if _TIED in found and not scalar:
     _check_tied(source)
@@ -148,7 +150,7 @@ def _check_tied(source):
   if not same:
     raise ValueError(
       f'{source.directory}: {_TIED} differs from model.embed_tokens.weight; '
-      'Gemma-2 ties its head to the table'
+      'models here have their head tied to the table'
     )
 
 
@@ -232,7 +234,7 @@ def load_params(source: Source, model: Gemma, dtype: str) -> dict:
   abstract = params_lib.abstract_params(model)
   params = {}
   for entry in tqdm(
-    entries(model.scalar), 'reading', unit='tensor', disable=None
+    entries(model.size, model.scalar), 'reading', unit='tensor', disable=None
   ):
     like = abstract
     for name in entry.path:

@@ -4,8 +4,9 @@ It names every tensor once, with its dimensions in both layouts. Import and
 export read it in opposite directions, so neither can know a tensor that the
 other does not. Only axes are permuted: a round trip gives back every bit.
 
-RMSNorm scales are stored as w in 1 + w by both sides. The head is tied to the
-embedding table.
+RMSNorm scales are stored alike by both sides: w in 1 + w by Gemma-2, w itself
+by Llama, which calls the norm before the MLP what Gemma-2 calls the one after
+attention. The head is tied to the embedding table.
 
 Letters: V vocabulary, D width, N query heads, K key/value heads, H head dim,
 F MLP width, O outputs of the scalar head (1).
@@ -51,7 +52,7 @@ class Entry:
     )
 
 
-_LAYER = (
+_MATRICES = (
   ('attention/query', 'self_attn.q_proj', 'DNH', ('NH', 'D')),
   ('attention/key', 'self_attn.k_proj', 'DKH', ('KH', 'D')),
   ('attention/value', 'self_attn.v_proj', 'DKH', ('KH', 'D')),
@@ -60,14 +61,20 @@ _LAYER = (
   ('mlp/up', 'mlp.up_proj', 'DF', ('F', 'D')),
   ('mlp/down', 'mlp.down_proj', 'FD', ('D', 'F')),
   ('pre_attention_norm/scale', 'input_layernorm', 'D', ('D',)),
+)
+_NORMS = (
   ('post_attention_norm/scale', 'post_attention_layernorm', 'D', ('D',)),
   ('pre_mlp_norm/scale', 'pre_feedforward_layernorm', 'D', ('D',)),
   ('post_mlp_norm/scale', 'post_feedforward_layernorm', 'D', ('D',)),
 )
+_NORMS_WITHOUT_POST = (
+  ('pre_mlp_norm/scale', 'post_attention_layernorm', 'D', ('D',)),
+)
 
 
-def entries(scalar: bool) -> tuple[Entry, ...]:
+def entries(size: Size, scalar: bool) -> tuple[Entry, ...]:
   """The table. `scalar` models have a value head (`score.weight`)."""
+  norms = _NORMS if size.post_norms else _NORMS_WITHOUT_POST
   rows = [
     Entry(('embedder', 'table'), 'model.embed_tokens.weight', 'VD', ('V', 'D')),
     Entry(('final_norm', 'scale'), 'model.norm.weight', 'D', ('D',)),
@@ -77,7 +84,7 @@ def entries(scalar: bool) -> tuple[Entry, ...]:
       Entry(('value_head', 'kernel'), 'score.weight', 'DO', ('O', 'D'))
     )
   for number, kind in enumerate(('local', 'global')):
-    for path, key, ours, theirs in _LAYER:
+    for path, key, ours, theirs in _MATRICES + norms:
       path = ('pairs', kind, *path.split('/'))
       key = f'model.layers.{{layer}}.{key}.weight'
       rows.append(Entry(path, key, ours, theirs, number))

@@ -27,7 +27,7 @@ def tensors(params: dict, model: Gemma) -> Iterator[tuple[str, np.ndarray]]:
   )
   layer_of = jax.jit(lambda x, i: x[i], out_shardings=replicated)
   whole = jax.jit(lambda x: x, out_shardings=replicated)
-  for entry in entries(model.scalar):
+  for entry in entries(size, model.scalar):
     leaf = params
     for name in entry.path:
       leaf = leaf[name]
@@ -58,7 +58,8 @@ def save_directory(
   """
   os.makedirs(directory, exist_ok=True)
   parts, held, kinds = [], {}, set()
-  count = sum(len(e.keys(model.size)) for e in entries(model.scalar))
+  table = entries(model.size, model.scalar)
+  count = sum(len(entry.keys(model.size)) for entry in table)
   for key, tensor in tqdm(
     tensors(params, model), 'writing', count, unit='tensor', disable=None
   ):

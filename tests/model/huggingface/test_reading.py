@@ -279,7 +279,7 @@ def test_table_has_every_tensor_once():
     )
     found = [
       (key, entry.shape(size))
-      for entry in table.entries(scalar)
+      for entry in table.entries(size, scalar)
       for key in entry.keys(size)
     ]
     assert len(found) == len(expected)
