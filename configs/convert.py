@@ -13,12 +13,18 @@ from ml_collections import ConfigDict
 
 from grm_jax.parallel.rules import RULES
 
+# A small pretrained model, by what fits two CPU cores.
+_SMOLLM2 = {
+  'source': 'runs/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
+  'target': 'runs/smollm2/model',
+}
+
 
 def get_config(arg: str = '') -> ConfigDict:
-  if arg not in ('', 'tiny'):
-    raise ValueError(f'configs/convert.py:{arg}: only :tiny exists')
+  if arg not in ('', 'tiny', 'smollm2'):
+    raise ValueError(f'configs/convert.py:{arg}: only :tiny and :smollm2 exist')
   tiny = arg == 'tiny'
-  return ConfigDict(
+  config = ConfigDict(
     dict(
       stage='convert',
       to='checkpoint',  # 'checkpoint' or 'huggingface'
@@ -35,3 +41,6 @@ def get_config(arg: str = '') -> ConfigDict:
       mesh=dict(data=1, fsdp=-1, tensor=1, slices=1, rules=RULES),
     )
   )
+  if arg == 'smollm2':
+    config.update_from_flattened_dict(_SMOLLM2)
+  return config

@@ -18,12 +18,27 @@ from ml_collections import ConfigDict
 
 from grm_jax.parallel.rules import RULES
 
+# A small pretrained model, by what fits two CPU cores.
+_SMOLLM2 = {
+  'checkpoint': 'runs/smollm2/model',
+  'k': 8,
+  'prompt.template': 'brief',
+  'sampling.prompts': 8,
+  'sampling.rows': 8,
+  'sampling.size': 256,
+  'sampling.buckets': (768, 1024),
+  'compute.dtype': 'float32',
+  'compute.attention': 'xla',
+}
+
 
 def get_config(arg: str = '') -> ConfigDict:
-  if arg not in ('', 'tiny'):
-    raise ValueError(f'configs/evaluate.py:{arg}: only :tiny exists')
+  if arg not in ('', 'tiny', 'smollm2'):
+    raise ValueError(
+      f'configs/evaluate.py:{arg}: only :tiny and :smollm2 exist'
+    )
   tiny = arg == 'tiny'
-  return ConfigDict(
+  config = ConfigDict(
     dict(
       stage='evaluate',
       # 'grm'; 'llm': asked for the best response only (LLM-as-a-Judge);
@@ -77,3 +92,6 @@ def get_config(arg: str = '') -> ConfigDict:
       ),
     )
   )
+  if arg == 'smollm2':
+    config.update_from_flattened_dict(_SMOLLM2)
+  return config

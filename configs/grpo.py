@@ -16,12 +16,38 @@ from ml_collections import ConfigDict
 
 from grm_jax.parallel.rules import RULES
 
+# A small pretrained model, by what fits two CPU cores.
+_SMOLLM2 = {
+  'checkpoint': 'runs/smollm2/model',
+  'prompt.template': 'brief',
+  'prompt.single': 'brief_single',
+  'prompts': 8,
+  'group_size': 8,
+  'objective.kl_coef': 0.02,
+  'reference.dtype': 'float32',
+  'batch.prompts': 2,
+  'batch.buckets': (768,),
+  'batch.size': (128, 256),
+  'steps': 20,
+  'optimizer.learning_rate': 1e-5,
+  'optimizer.schedule': 'cosine',
+  'save_every': 5,
+  'texts_every': 5,
+  'evaluation.every': 0,
+  'evaluation.k': 0,
+  'rollout.prompts': 8,
+  'rollout.rows': 8,
+  'compute.dtype': 'float32',
+  'compute.attention': 'xla',
+  'compute.remat': 'dots',
+}
+
 
 def get_config(arg: str = '') -> ConfigDict:
-  if arg not in ('', 'tiny'):
-    raise ValueError(f'configs/grpo.py:{arg}: only :tiny exists')
+  if arg not in ('', 'tiny', 'smollm2'):
+    raise ValueError(f'configs/grpo.py:{arg}: only :tiny and :smollm2 exist')
   tiny = arg == 'tiny'
-  return ConfigDict(
+  config = ConfigDict(
     dict(
       stage='grpo',
       checkpoint='runs/rft/model' if tiny else '',  # where the policy begins
@@ -98,3 +124,6 @@ def get_config(arg: str = '') -> ConfigDict:
       ),
     )
   )
+  if arg == 'smollm2':
+    config.update_from_flattened_dict(_SMOLLM2)
+  return config

@@ -16,12 +16,31 @@ from ml_collections import ConfigDict
 
 from grm_jax.parallel.rules import RULES
 
+# A small pretrained model, by what fits two CPU cores.
+_SMOLLM2 = {
+  'checkpoint': 'runs/smollm2/model',
+  'prompt.single': 'brief_single',
+  'batch.prompts': 4,
+  'batch.accumulate': 2,
+  'batch.buckets': (768,),
+  'batch.size': (128, 256),
+  'steps': 60,
+  'optimizer.learning_rate': 5e-5,
+  'optimizer.warmup_steps': 10,
+  'save_every': 10,
+  'evaluation.every': 0,
+  'evaluation.prompts': 8,
+  'compute.dtype': 'float32',
+  'compute.attention': 'xla',
+  'compute.remat': 'dots',
+}
+
 
 def get_config(arg: str = '') -> ConfigDict:
-  if arg not in ('', 'tiny'):
-    raise ValueError(f'configs/meta_rm.py:{arg}: only :tiny exists')
+  if arg not in ('', 'tiny', 'smollm2'):
+    raise ValueError(f'configs/meta_rm.py:{arg}: only :tiny and :smollm2 exist')
   tiny = arg == 'tiny'
-  return ConfigDict(
+  config = ConfigDict(
     dict(
       stage='meta_rm',
       kind='meta',  # or 'bradley_terry', 'pair'
@@ -77,3 +96,6 @@ def get_config(arg: str = '') -> ConfigDict:
       ),
     )
   )
+  if arg == 'smollm2':
+    config.update_from_flattened_dict(_SMOLLM2)
+  return config

@@ -17,10 +17,22 @@ from ml_collections import ConfigDict
 
 _SFT = pathlib.Path(__file__).with_name('sft.py')
 
+# A small pretrained model, by what fits two CPU cores.
+_SMOLLM2 = {
+  'checkpoint': 'runs/smollm2/model',
+  'sampling.prompts': 32,
+  'sampling.rows': 1,
+  'sampling.size': 256,
+  'sampling.buckets': (768,),
+  'train.batch.rows': 1,
+  'train.steps': 60,
+  'train.optimizer.learning_rate': 5e-5,
+}
+
 
 def get_config(arg: str = '') -> ConfigDict:
-  if arg not in ('', 'tiny'):
-    raise ValueError(f'configs/rft.py:{arg}: only :tiny exists')
+  if arg not in ('', 'tiny', 'smollm2'):
+    raise ValueError(f'configs/rft.py:{arg}: only :tiny and :smollm2 exist')
   tiny = arg == 'tiny'
   train = runpy.run_path(str(_SFT))['get_config'](arg)
   with train.unlocked():
@@ -34,7 +46,7 @@ def get_config(arg: str = '') -> ConfigDict:
     if tiny:
       train.steps = 200
       train.optimizer.learning_rate = 2e-3
-  return ConfigDict(
+  config = ConfigDict(
     dict(
       stage='rft',
       parts='sample,filter,train',  # any of them
@@ -73,3 +85,6 @@ def get_config(arg: str = '') -> ConfigDict:
       train=train,  # as configs/sft.py
     )
   )
+  if arg == 'smollm2':
+    config.update_from_flattened_dict(_SMOLLM2)
+  return config

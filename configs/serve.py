@@ -13,12 +13,24 @@ from ml_collections import ConfigDict
 
 from grm_jax.parallel.rules import RULES
 
+# A small pretrained model, by what fits two CPU cores.
+_SMOLLM2 = {
+  'checkpoint': 'runs/smollm2/model',
+  'prompt.template': 'brief',
+  'sampling.prompts': 8,
+  'sampling.rows': 8,
+  'sampling.size': 256,
+  'sampling.buckets': (768, 1024),
+  'compute.dtype': 'float32',
+  'compute.attention': 'xla',
+}
+
 
 def get_config(arg: str = '') -> ConfigDict:
-  if arg not in ('', 'tiny'):
-    raise ValueError(f'configs/serve.py:{arg}: only :tiny exists')
+  if arg not in ('', 'tiny', 'smollm2'):
+    raise ValueError(f'configs/serve.py:{arg}: only :tiny and :smollm2 exist')
   tiny = arg == 'tiny'
-  return ConfigDict(
+  config = ConfigDict(
     dict(
       stage='serve',
       judge='grm',  # or 'llm', see configs/score.py
@@ -77,3 +89,6 @@ def get_config(arg: str = '') -> ConfigDict:
       ),
     )
   )
+  if arg == 'smollm2':
+    config.update_from_flattened_dict(_SMOLLM2)
+  return config

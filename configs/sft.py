@@ -13,12 +13,35 @@ from ml_collections import ConfigDict
 
 from grm_jax.parallel.rules import RULES
 
+# A small pretrained model, by what fits two CPU cores.
+_SMOLLM2 = {
+  'checkpoint': 'runs/smollm2/model',
+  'prompt.template': 'brief',
+  'prompt.single': 'brief_single',
+  'batch.prompts': 2,
+  'batch.accumulate': 4,
+  'batch.buckets': (768,),
+  'batch.size': (256,),
+  'batch.packed': True,
+  'steps': 60,
+  'optimizer.learning_rate': 2e-4,
+  'optimizer.warmup_steps': 10,
+  'save_every': 10,
+  'evaluation.every': 0,
+  'evaluation.prompts': 8,
+  'compute.dtype': 'float32',
+  'compute.attention': 'xla',
+  'compute.remat': 'dots',
+}
+
 
 def get_config(arg: str = '') -> ConfigDict:
-  if arg not in ('', 'base', 'tiny'):
-    raise ValueError(f'configs/sft.py:{arg}: only :base and :tiny exist')
-  base, tiny = arg == 'base', bool(arg)
-  return ConfigDict(
+  if arg not in ('', 'base', 'tiny', 'smollm2'):
+    raise ValueError(
+      f'configs/sft.py:{arg}: only :base, :tiny and :smollm2 exist'
+    )
+  base, tiny = arg == 'base', arg in ('base', 'tiny')
+  config = ConfigDict(
     dict(
       stage='sft',
       # A model directory; 'scratch': a new model of `size`, its tokenizer
@@ -85,3 +108,6 @@ def get_config(arg: str = '') -> ConfigDict:
       ),
     )
   )
+  if arg == 'smollm2':
+    config.update_from_flattened_dict(_SMOLLM2)
+  return config

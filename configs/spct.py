@@ -78,11 +78,35 @@ def _stages(arg: str) -> dict[str, ConfigDict]:
   return dict(base=base, sft=sft, rft=rft, grpo=grpo, meta_rm=meta_rm)
 
 
+# A small pretrained model, by what fits two CPU cores.
+_SMOLLM2 = {
+  'checkpoint': 'runs/smollm2/model',
+  'examples.texts': 300,
+  'examples.rft': 160,
+  'examples.grpo': 160,
+  'examples.fresh': 120,
+  'examples.validation': 0,
+  'examples.held_out': 100,
+  'prompt.template': 'brief',
+  'prompt.single': 'brief_single',
+  'fresh.num_samples': 8,
+  'evaluation.before': True,
+  'evaluation.k': 16,
+  'evaluation.k_before': 8,
+  'evaluation.sampling.prompts': 8,
+  'evaluation.sampling.rows': 8,
+  'evaluation.sampling.size': 256,
+  'evaluation.sampling.buckets': (768,),
+  'compute.dtype': 'float32',
+  'compute.attention': 'xla',
+}
+
+
 def get_config(arg: str = '') -> ConfigDict:
-  if arg not in ('', 'tiny'):
-    raise ValueError(f'configs/spct.py:{arg}: only :tiny exists')
+  if arg not in ('', 'tiny', 'smollm2'):
+    raise ValueError(f'configs/spct.py:{arg}: only :tiny and :smollm2 exist')
   tiny = arg == 'tiny'
-  return ConfigDict(
+  config = ConfigDict(
     dict(
       stage='spct',
       stages='base,sft,rft,grpo,meta_rm,evaluate',  # those of them to run
@@ -118,6 +142,7 @@ def get_config(arg: str = '') -> ConfigDict:
       evaluation=dict(
         k=32,  # samples of each query, by the last GRM
         k_before=8,  # by those before it; k of the table
+        before=False,  # judge also as config.checkpoint does, untrained
         temperature=0.5,
         order='balanced',  # 'random' is the paper's; 'fixed'
         sampling=dict(  # see configs/score.py
@@ -141,3 +166,6 @@ def get_config(arg: str = '') -> ConfigDict:
       **_stages(arg),
     )
   )
+  if arg == 'smollm2':
+    config.update_from_flattened_dict(_SMOLLM2)
+  return config

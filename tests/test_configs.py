@@ -117,9 +117,21 @@ def eval_leaf(config, leaf):
 
 
 @every_config
+def test_the_form_for_a_small_pretrained_model(path):
+  """It sets what :tiny sets, and no leaf of its own; aot needs no weights."""
+  if path.stem == 'aot':
+    return
+  full, small = load(path), load(path, 'smollm2')
+  assert list(leaves(full)) == list(leaves(small))
+  for leaf in leaves(full):
+    kinds = [eval_leaf(c, leaf) for c in (full, small)]
+    assert type(kinds[0]) is type(kinds[1]), leaf
+
+
+@every_config
 def test_refuses_an_unknown_form(path):
   with pytest.raises(
-    ValueError, match=rf'{path.name}:big: only (:base and )?:tiny'
+    ValueError, match=rf'{path.name}:big: only (:base, )?:tiny'
   ):
     load(path, 'big')
 

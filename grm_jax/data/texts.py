@@ -9,6 +9,8 @@
                              whose prompt is rendered here
   verdicts:SOURCE            known verdicts of a source of judging examples
                              (sources.py), see verdicts.py: there is no teacher
+  prometheus:PATH            pairs made of Prometheus' feedback on single
+                             responses, see prometheus.py
   no_principles:TEXTS        any of the above, its judgements from the heading
                              Analysis on
   seqio:[MODULE/]NAME:SPLIT  inputs and targets of a seqio Task or Mixture,
@@ -25,7 +27,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from grm_jax.data import published, sources, verdicts
+from grm_jax.data import prometheus, published, sources, verdicts
 from grm_jax.data.practice import draws
 from grm_jax.data.records import Record, tokens_of
 from grm_jax.judging import example as examples_lib
@@ -38,6 +40,7 @@ from grm_jax.model.tokenizer import Tokenizer
 PRACTICE, BASICS = 'practice', 'basics'
 _BASICS = 20_000  # that many without a COUNT
 VERDICTS, NO_PRINCIPLES = 'verdicts', 'no_principles'
+PROMETHEUS = 'prometheus'
 _ANALYSIS = 'Analysis:'
 
 
@@ -73,7 +76,7 @@ def read(
       file is whole in each.
     source: name of the part of a mixture.
     mistakes, seed: of the practice teacher; the seed also of the orders of
-      verdicts.
+      verdicts and of pairs.
 
   Raises:
     ValueError: there is no such source; a file that cannot be read.
@@ -83,6 +86,8 @@ def read(
     return _practice(spec, split, source, mistakes, seed)
   if prefix == VERDICTS and rest:
     return _verdicts(rest, split, source, seed)
+  if prefix == PROMETHEUS and rest:
+    return _prometheus(rest, source, seed)
   if prefix == NO_PRINCIPLES and rest:
     return map(_from_analysis, read(rest, split, source, mistakes, seed))
   if prefix == BASICS:
@@ -92,7 +97,7 @@ def read(
     raise ValueError(
       f'{spec!r} is no source of texts; config.data.texts and '
       'config.data.general are practice:COUNT, basics:COUNT, texts:PATH, '
-      'judged:PATH, verdicts:SOURCE or seqio:NAME:SPLIT'
+      'judged:PATH, verdicts:SOURCE, prometheus:PATH or seqio:NAME:SPLIT'
     )
   return _of_file(rest, source, makers[prefix])
 
@@ -119,6 +124,15 @@ def _verdicts(spec, split, source, seed):
       yield Fault(item.id, f'{spec}: {error}')
       continue
     yield Text(item.id, source, (text,), example=item, order=order)
+
+
+def _prometheus(path, source, seed):
+  for item in prometheus.judgements(path, seed):
+    if isinstance(item, Fault):
+      yield item
+      continue
+    example, order, text = item
+    yield Text(example.id, source, (text,), example=example, order=order)
 
 
 def _order(example: JudgingExample, seed: int) -> tuple[int, ...]:

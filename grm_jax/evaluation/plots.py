@@ -53,6 +53,7 @@ REWARDBENCH = Reference(
 REFERENCES = {
   'rewardbench': REWARDBENCH,
   'realmistake': None,
+  'before': None,
   'sft': None,
   'rft': None,
   'grpo': None,

@@ -34,6 +34,7 @@ from grm_jax.training import metrics, pretrained
 
 SUMMARY, REPORT = 'summary.json', 'report.html'
 TITLES = {
+  'before': 'before training',
   'sft': 'after the cold start',
   'rft': 'after RFT',
   'grpo': 'after GRPO',
@@ -51,6 +52,11 @@ def check(config: ConfigDict) -> None:
       f'config.evaluation.k_before is {e.k_before}; it must be '
       f'config.evaluation.k={e.k} or a power of 2 below, to be a point of its '
       'curve'
+    )
+  if e.before and config.checkpoint == pretrained.SCRATCH:
+    raise ValueError(
+      'config.evaluation.before is true and config.checkpoint is scratch: '
+      'there is no judge before training; give a model directory'
     )
   try:
     _settings(config)
@@ -85,7 +91,10 @@ def run(config: ConfigDict, workdir: str, folder: str) -> bool:
   for name, directory in models.items():
     path = _samples_path(folder, name)
     if not files.exists(path):
-      judge = _with_weights(config, judge, directory, meta)
+      step = None
+      if name == spct_plan.BEFORE:
+        step = pretrained.step_of(config.step)
+      judge = _with_weights(config, judge, (directory, step), meta)
       k = config.evaluation.k_before
       k = config.evaluation.k if directory == list(models.values())[-1] else k
       _judge_all(judge, examples, folder, name, k)
@@ -119,8 +128,8 @@ def _settings(config) -> Settings:
   )
 
 
-def _with_weights(config, judge, directory, meta) -> Judge:
-  """A judge of this model; the programs and the meta RM stay the same."""
+def _with_weights(config, judge, checkpoint, meta) -> Judge:
+  """A judge of (directory, step), by the programs and the meta RM of before."""
   if judge is None:
     sampling = config.evaluation.sampling.to_dict()
     sampling['buckets'] = spct_plan.buckets(config, sampling['buckets'])
@@ -132,10 +141,10 @@ def _with_weights(config, judge, directory, meta) -> Judge:
     compute = Compute(**config.compute)
     settings = _settings(config)
     return load_judge.load(
-      directory, None, meta, settings, compute, layouts, **sampling
+      *checkpoint, meta, settings, compute, layouts, **sampling
     )
   programs = judge.engine.programs
-  params = pretrained.load_params(directory, None, programs.model)
+  params = pretrained.load_params(*checkpoint, programs.model)
   programs.weights, _ = placing.place(
     programs.model, params, config.evaluation.sampling.int8
   )
@@ -193,6 +202,7 @@ def _write(config, workdir, folder, found) -> None:
   training = {
     name: _rows(os.path.join(workdir, name, metrics.FILE))
     for name in ('base', *found, 'meta_rm')
+    if name != spct_plan.BEFORE
   }
   spct_report.write(folder, judges, summary, training, files.write_whole)
   # Last: where it is, all is there.

@@ -18,7 +18,7 @@ from grm_jax.training import pretrained
 
 STAGES = ('base', 'sft', 'rft', 'grpo', 'meta_rm', 'evaluate')
 DATA, SAMPLES, EVALUATION = 'data', 'samples', 'evaluation'  # folders
-BASE = 'base'
+BASE, BEFORE = 'base', 'before'
 JUDGES = ('sft', 'rft', 'grpo')  # stages after which there is a GRM
 
 # Templates that ask for judgements without principles.
@@ -127,9 +127,15 @@ def chosen(config: ConfigDict) -> tuple[str, ...]:
 
 
 def judges(config: ConfigDict, workdir: str) -> dict[str, str]:
-  """The model directories of the GRMs, by the stage that trained them."""
+  """The model directories of the GRMs, by the stage that trained them.
+
+  With config.evaluation.before that of the user comes first.
+  """
   names = [x for x in chosen(config) if x in JUDGES]
-  return {name: os.path.join(workdir, name, runs.MODEL) for name in names}
+  found = {x: os.path.join(workdir, x, runs.MODEL) for x in names}
+  if config.evaluation.before:
+    found = {BEFORE: config.checkpoint, **found}
+  return found
 
 
 def prompts(config: ConfigDict) -> dict[str, str]:
@@ -171,11 +177,12 @@ def buckets(config: ConfigDict, own: tuple[int, ...]) -> tuple[int, ...]:
 def _rows_of(config, batch) -> dict[str, Any]:
   """A batch's buckets, and how many packed rows, which are as long as those.
 
-  Rows become fewer as they become longer: a step has as many tokens.
+  The rows of a model from scratch, which is small, become fewer as they become
+  longer: a step has as many tokens, and takes as long.
   """
   longest = buckets(config, batch.buckets)
   found = {'buckets': longest}
-  if batch.packed:
+  if batch.packed and config.checkpoint == pretrained.SCRATCH:
     before, after = (max(x) + max(batch.size) for x in (batch.buckets, longest))
     found['prompts'] = max(1, round(batch.prompts * before / after))
   return found
@@ -318,6 +325,8 @@ def _fresh(config, made) -> None:
 def _evaluate(config, made) -> None:
   reads = [x for x in (*made.judges, 'meta_rm') if x in made.steps]
   found = _settings(config, 'evaluation')
+  if config.evaluation.before:
+    found |= spct_settings.of(config, 'checkpoint', 'step')
   made.add(EVALUATION, config, found, DATA, *reads, stage='evaluate')
 
 

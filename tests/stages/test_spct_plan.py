@@ -240,6 +240,10 @@ def test_other_data_have_no_teacher_and_longer_prompts():
     found['meta_rm'].config.batch,
   ):
     assert sizes.buckets == (300, 600)
+  # Of a new model fewer packed rows, as they are longer: 12 of 160 + 192.
+  assert found['sft'].config.batch.prompts == round(12 * 352 / 792) == 5
+  tuned = plan('--config.data=a.jsonl', '--config.checkpoint=random')
+  assert tuned['sft'].config.batch.prompts == 12
   # Practice prompts are short, and texts of the user's own are used.
   found = plan('--config.buckets=(300,600)')
   assert found['sft'].config.batch.buckets != (300, 600)
@@ -250,6 +254,23 @@ def test_other_data_have_no_teacher_and_longer_prompts():
   )
   assert found['sft'].config.data.texts == 'judged:y.jsonl'
   assert found['rft'].config.train.data.general == 'texts:z.jsonl'
+
+
+def test_the_judge_before_training():
+  """It is what the evaluation then depends on, and nothing else does."""
+  own = ('--config.data=a.jsonl', '--config.checkpoint=random')
+  without = plan(*own)
+  found = plan(*own, '--config.evaluation.before=true')
+  assert {
+    name
+    for name in found
+    if found[name].fingerprint != without[name].fingerprint
+  } == {'evaluation'}
+  config = spct_run.parse(*own, '--config.evaluation.before=true')
+  assert list(spct_plan.judges(config, 'w').items())[:2] == [
+    ('before', 'random'),
+    ('sft', 'w/sft/model'),
+  ]
 
 
 @pytest.mark.parametrize('spec', ['{}/a.json', '{}/*.json', '{}'])

@@ -1,0 +1,140 @@
+r"""Written feedback on single responses, made into judgements of pairs.
+
+Rows are those of Prometheus' evaluation sets (vicuna_eval.json and its like,
+github prometheus-eval/prometheus-eval): {instruction, gpt4_score: [int, ...],
+gpt4_feedback: [str, ...]}, the instruction with sections `###Response to
+evaluate:` and so on. Responses to one question by one rubric are judged in
+pairs: the rubric becomes the principle, what was written of each response the
+analysis, and the mean of its scores, of 5, its score of 10. Pairs with the
+same score say nothing of what is better and are left out, and so are
+responses that are alone.
+"""
+
+import collections
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+
+from grm_jax.data import published
+from grm_jax.data.practice import draws
+from grm_jax.judging import orders, rows
+from grm_jax.judging.example import JudgingExample, Turn
+from grm_jax.judging.judgement import Fault
+
+_SECTIONS = {
+  'query': 'The instruction to evaluate',
+  'response': 'Response to evaluate',
+  'rubric': 'Score Rubrics',
+}
+_HEAD = re.compile(r'^###(.+?): ?$', re.MULTILINE)
+_CRITERION = re.compile(r'\[(.+?)\]', re.DOTALL)
+_SENTENCE = re.compile(r'(?<=[.!?])\s+(?=[A-Z])')
+_SENTENCES = 2  # of each feedback
+
+
+@dataclasses.dataclass(frozen=True)
+class Rated:
+  """A response, and what was written about it.
+
+  Attributes:
+    question: (the query, the criterion of the rubric).
+    response: the text.
+    score: the mean of its scores.
+    feedback: the one whose score is nearest to the mean, its first sentences.
+  """
+
+  question: tuple[str, str]
+  response: str
+  score: float
+  feedback: str
+
+
+def judgements(
+  path: str, seed: int
+) -> Iterator[tuple[JudgingExample, tuple[int, ...], str] | Fault]:
+  """(example, order, judgement) of each pair; a fault for each bad row.
+
+  Args:
+    path: a .json or .jsonl file, local or gs://.
+    seed: of the orders that responses are shown in.
+
+  Raises:
+    ValueError: the file cannot be read.
+  """
+  groups: dict[tuple[str, str], list[Rated]] = collections.defaultdict(list)
+  for found in published.read(path, _rated):
+    if isinstance(found, Fault):
+      yield found
+    else:
+      groups[found.question].append(found)
+  for (query, criterion), group in groups.items():
+    for pair in itertools.combinations(group, 2):
+      if round(2 * pair[0].score) == round(2 * pair[1].score):
+        continue
+      example = _example(query, pair)
+      places = range(len(pair))
+      order = tuple(draws.shuffled(places, 'order', seed, example.id))
+      yield example, order, _write(criterion, orders.apply(pair, order))
+
+
+def _example(query: str, pair: Sequence[Rated]) -> JudgingExample:
+  texts = tuple(x.response for x in pair)
+  scores = tuple(x.score for x in pair)
+  return JudgingExample(
+    id=f'prometheus/{published.digest(query, *texts)}',
+    query=(Turn('user', query),),
+    responses=texts,
+    best=scores.index(max(scores)),
+    rewards=scores,
+  )
+
+
+def _write(criterion: str, shown: Sequence[Rated]) -> str:
+  boxed = ', '.join(str(round(2 * x.score)) for x in shown)
+  return '\n'.join(
+    [
+      'Specific Criteria:',
+      f'1. {criterion} (100%)',
+      '',
+      'Analysis:',
+      *(f'Response {i}: {x.feedback}' for i, x in enumerate(shown, 1)),
+      '',
+      rf'Scores: \boxed{{{boxed}}}',
+    ]
+  )
+
+
+def _rated(row: rows.Row) -> Iterator[Rated]:
+  parts = _sections(row)
+  criterion = _CRITERION.search(parts['rubric'])
+  if criterion is None:
+    raise row.fault('its rubric has no criterion in square brackets')
+  scores, texts = row.listed('gpt4_score'), row.texts('gpt4_feedback')
+  if len(scores) != len(texts):
+    raise row.fault(f'{len(scores)} gpt4_score and {len(texts)} gpt4_feedback')
+  if not all(type(x) is int and 1 <= x <= 5 for x in scores):
+    raise row.fault(f'gpt4_score is {scores}; scores are 1 to 5')
+  mean = sum(scores) / len(scores)
+  near = min(range(len(scores)), key=lambda i: abs(scores[i] - mean))
+  yield Rated(
+    (parts['query'], ' '.join(criterion[1].split())),
+    parts['response'],
+    mean,
+    _first_sentences(texts[near]),
+  )
+
+
+def _sections(row: rows.Row) -> dict[str, str]:
+  """The parts of the instruction that are used, by their keys above."""
+  cut = _HEAD.split(row.text('instruction'))
+  found = dict(zip(cut[1::2], map(str.strip, cut[2::2]), strict=True))
+  for name in _SECTIONS.values():
+    if not found.get(name):
+      raise row.fault(f'its instruction has no section "###{name}:"')
+  return {key: found[name] for key, name in _SECTIONS.items()}
+
+
+def _first_sentences(text: str) -> str:
+  sentences = _SENTENCE.split(' '.join(text.split()))
+  return ' '.join(sentences[:_SENTENCES])
