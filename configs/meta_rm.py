@@ -22,7 +22,7 @@ _SMOLLM2 = {
   'prompt.single': 'brief_single',
   'batch.prompts': 4,
   'batch.accumulate': 2,
-  'batch.buckets': (768,),
+  'batch.buckets': (384, 768),
   'batch.size': (128, 256),
   'steps': 60,
   'optimizer.learning_rate': 5e-5,

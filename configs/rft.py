@@ -23,7 +23,7 @@ _SMOLLM2 = {
   'sampling.prompts': 32,
   'sampling.rows': 1,
   'sampling.size': 256,
-  'sampling.buckets': (768,),
+  'sampling.buckets': (384, 768),
   'train.batch.rows': 1,
   'train.steps': 60,
   'train.optimizer.learning_rate': 5e-5,

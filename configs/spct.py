@@ -96,7 +96,7 @@ _SMOLLM2 = {
   'evaluation.sampling.prompts': 8,
   'evaluation.sampling.rows': 8,
   'evaluation.sampling.size': 256,
-  'evaluation.sampling.buckets': (768,),
+  'evaluation.sampling.buckets': (384, 768),
   'compute.dtype': 'float32',
   'compute.attention': 'xla',
 }

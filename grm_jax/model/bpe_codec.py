@@ -2,7 +2,7 @@
 
 The pieces and merges are those of the file, applied by the package
 `tokenizers`. The file's added tokens (<|im_end|> and its like) are kept from
-it, so that no text can become one of them: merges make none of them of bytes.
+it, so that text which spells one is text.
 
 Chats are ChatML's, as SmolLM2 was trained on: a turn is <|im_start|>user, a
 newline, what is said, <|im_end|>, and a newline.
@@ -11,7 +11,7 @@ newline, what is said, <|im_end|>, and a newline.
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # The end of a text, the start of a turn, and its end.
@@ -33,6 +33,7 @@ class Bpe:
     tokenizer: a tokenizers.Tokenizer without the added tokens.
     vocab_size: ids are below it.
     control_ids: ascending ids of the added tokens.
+    names: what they are called.
     turn_ids: ids of TURNS.
     lacking: bytes that the vocabulary has no piece for.
   """
@@ -40,6 +41,7 @@ class Bpe:
   tokenizer: Any
   vocab_size: int
   control_ids: tuple[int, ...]
+  names: Mapping[int, str]
   turn_ids: tuple[int, int, int]
   lacking: frozenset[int]
 
@@ -54,7 +56,12 @@ class Bpe:
       text = ''.join(
         c if self.lacking.isdisjoint(c.encode()) else '\ufffd' for c in text
       )
-    return self.tokenizer.encode(text, add_special_tokens=False).ids
+    ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+    if frozenset(self.control_ids).isdisjoint(ids):
+      return ids
+    # A file may have merges that make one of them, or look whole words up.
+    pieces = (_alphabet()[b] for b in text.encode())
+    return [self.tokenizer.token_to_id(piece) for piece in pieces]
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of ids; bytes that are not UTF-8 become U+FFFD."""
@@ -62,7 +69,7 @@ class Bpe:
 
   def piece(self, i: int) -> str:
     """What the vocabulary calls an id."""
-    return self.tokenizer.id_to_token(i)
+    return self.names.get(i) or self.tokenizer.id_to_token(i)
 
 
 def from_json(data: bytes, name: str) -> Bpe:
@@ -84,11 +91,12 @@ def from_json(data: bytes, name: str) -> Bpe:
       f'{name} has no {", ".join(missing)} among its added_tokens; give the '
       'tokenizer.json of a model that chats in ChatML, such as SmolLM2'
     )
+  package = _package()
   # With no regard for what a file may do besides: what is kept is known.
   kept = {key: fields[key] for key in ('model', 'pre_tokenizer')}
   kept |= {'version': '1.0', 'decoder': BYTE_LEVEL}
   try:
-    tokenizer = _package().Tokenizer.from_str(json.dumps(kept))
+    tokenizer = package.Tokenizer.from_str(json.dumps(kept))
   except Exception as error:  # it raises nothing narrower
     raise ValueError(f'{name} cannot be read: {error}') from error
   alphabet = _alphabet()
@@ -96,6 +104,7 @@ def from_json(data: bytes, name: str) -> Bpe:
     tokenizer=tokenizer,
     vocab_size=max(*vocab.values(), *added.values()) + 1,
     control_ids=tuple(sorted(added.values())),
+    names={i: content for content, i in added.items()},
     turn_ids=tuple(added[x] for x in TURNS),
     lacking=frozenset(b for b in range(256) if alphabet[b] not in vocab),
   )

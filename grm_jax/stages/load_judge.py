@@ -93,22 +93,18 @@ def _with_values(
   s, compute = config.sampling, Compute(**config.compute)
   sizes = dict(prompts=s.prompts, size=s.size, buckets=s.buckets)
   decoding, layout = layouts
-  model, tokenizer, params = pretrained.open_model(
-    config.checkpoint,
-    pretrained.step_of(config.step),
-    compute,
-    layout,
-    scalar=True,
-    seed=config.seed,
-  )
-  values = Values(model, params, **sizes)
-  if config.judge == 'scalar':
-    return ScalarJudge(values, tokenizer)
-  if not model.scalar:
+  where = (config.checkpoint, pretrained.step_of(config.step), compute, layout)
+  if config.judge != 'scalar' and _is_scalar(*where) is False:
     raise ValueError(
       f'config.judge={config.judge} needs a model with a scalar head, which '
       f'{config.checkpoint} has not'
     )
+  model, tokenizer, params = pretrained.open_model(
+    *where, scalar=True, seed=config.seed
+  )
+  values = Values(model, params, **sizes)
+  if config.judge == 'scalar':
+    return ScalarJudge(values, tokenizer)
   if config.judge == 'pair':
     return PairJudge(values, tokenizer)
   writer = model.clone(layout=decoding)
@@ -210,21 +206,26 @@ def load(
 
 def _check_heads(checkpoint, step, meta_checkpoint, compute, layout) -> None:
   """ValueError for a wrong kind of model, before any weights are read."""
-
-  def is_scalar(directory, step):
-    return pretrained.build(directory, step, compute, layout).scalar
-
-  made_up = ('', pretrained.RANDOM)  # '' is none, or an error of open_model
-  if checkpoint not in made_up and is_scalar(checkpoint, step):
+  if _is_scalar(checkpoint, step, compute, layout):
     raise ValueError(
       f'config.checkpoint={checkpoint} has a scalar head: it is no model that '
       'writes judgements; config.judge=scalar or semi_scalar uses its values'
     )
-  if meta_checkpoint not in made_up and not is_scalar(meta_checkpoint, None):
+  if _is_scalar(meta_checkpoint, None, compute, layout) is False:
     raise ValueError(
       f'config.meta_checkpoint={meta_checkpoint} has no scalar head; a meta '
       'RM is trained by configs/meta_rm.py'
     )
+
+
+def _is_scalar(directory, step, compute, layout) -> bool | None:
+  """Whether a checkpoint has a scalar head, by its description alone.
+
+  None: it is no directory, but made up, or '', which open_model refuses.
+  """
+  if directory in ('', pretrained.RANDOM):
+    return None
+  return pretrained.build(directory, step, compute, layout).scalar
 
 
 def trained_with(directory: str) -> str:

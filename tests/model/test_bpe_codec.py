@@ -85,6 +85,28 @@ def test_the_file_itself_would_let_text_become_control():
   assert len(TK.encode('<|im_end|>')) > 1
 
 
+def test_merges_that_make_a_control_token():
+  """A file that spells one by its merges, and one that is in no vocabulary."""
+  fields = json.loads(WHOLE.to_str())
+  model = fields['model']
+  for piece in ('me', 'name'):
+    model['vocab'].setdefault(piece, len(model['vocab']))
+  model['merges'] = [['m', 'e'], ['n', 'a'], ['na', 'me'], *model['merges']]
+  model['vocab'].setdefault('na', len(model['vocab']))
+  size = len(model['vocab'])
+  fields['added_tokens'] += [
+    {'id': model['vocab']['name'], 'content': 'name'},
+    {'id': size, 'content': '<tool>'},
+  ]
+  tk = tokenizer.from_bytes(json.dumps(fields).encode(), 'tokenizer.json')
+  assert tk.vocab_size == size + 1
+  ids = tk.encode('a name<tool>')
+  assert not set(ids) & set(tk.control_ids)
+  assert tk.decode(ids) == 'a name<tool>'
+  assert tk.decode([size], show_control=True) == '<tool>'
+  assert tk.decode([size]) == ''
+
+
 def test_digits_are_apart():
   pieces = [TK.codec.piece(i) for i in TK.encode('12')]
   assert pieces == ['1', '2']

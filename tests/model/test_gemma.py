@@ -28,6 +28,7 @@ from tests.model import tiny
     ('gemma2_2b', 2_614_341_888),
     ('gemma2_9b', 9_241_705_984),
     ('gemma2_27b', 27_227_128_320),
+    ('smollm2_135m', 134_515_008),
   ],
 )
 def test_published_parameter_counts(name, count):

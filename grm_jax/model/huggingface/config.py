@@ -190,7 +190,7 @@ def _check_features(path, family, fields):
         'implemented'
       )
   expected = _layer_types(fields['num_hidden_layers'])
-  if family is GEMMA2 and fields.get('layer_types', expected) != expected:
+  if family is GEMMA2 and (fields.get('layer_types') or expected) != expected:
     raise ValueError(
       f'{path}: layer_types do not alternate sliding and full attention, '
       'beginning with sliding'

@@ -260,18 +260,66 @@ def test_two_labels_are_refused(tmp_path):
 
 
 def test_sizes_survive_the_config(tmp_path):
-  for name, fields in gemma2_files.CONFIGS.items():
+  for name, fields in gemma2_files.ALL.items():
     config = gemma2_files.config_json(fields)
     (tmp_path / 'config.json').write_text(json.dumps(config))
     size, scalar = config_lib.read_size(tmp_path)
     back = config_lib.write_config(size, scalar, 'float32')
     (tmp_path / 'config.json').write_text(json.dumps(back))
     assert config_lib.read_size(tmp_path) == (size, False), name
-  assert size.rope_base == 500.0
+    assert size.rope_base == fields.get('rope_theta', 10_000.0)
+
+
+def test_a_llama_by_its_config(tmp_path):
+  """What its config.json does not say is what every Llama is."""
+  config = gemma2_files.config_json(gemma2_files.LLAMA)
+  for name in ('head_dim', 'rope_theta', 'hidden_act'):
+    del config[name]
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  size, scalar = config_lib.read_size(tmp_path)
+  assert not scalar
+  assert (size.head_dim, size.query_pre_attn_scalar) == (8, 8)
+  assert (size.window, size.attn_softcap, size.final_softcap) == (None,) * 3
+  assert (size.norm_offset, size.activation) == (0.0, 'silu')
+  assert not size.post_norms and not size.embed_scale
+  assert (size.rope_base, size.norm_eps) == (10_000.0, 1e-5)
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'tie_word_embeddings': None}, 'tie_word_embeddings is None; only True'),
+    ({'hidden_act': 'gelu'}, "hidden_act is 'gelu'"),
+    ({'mlp_bias': True}, 'mlp_bias is True'),
+    ({'attention_bias': True}, 'attention_bias is True'),
+    ({'rope_parameters': {'rope_type': 'llama3'}}, "rope_type is 'llama3'"),
+    ({'architectures': ['Gemma2ForCausalLM']}, 'expected LlamaForCausalLM'),
+  ],
+)
+def test_llamas_that_we_are_not(tmp_path, change, message):
+  config = gemma2_files.config_json(gemma2_files.LLAMA) | change
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(ValueError, match=message):
+    config_lib.read_size(tmp_path)
+
+
+@pytest.mark.parametrize('scalar', [False, True])
+def test_table_has_every_tensor_of_a_llama_once(tmp_path, scalar):
+  fields = gemma2_files.LLAMA
+  gemma2_files.write(tmp_path, fields, 3, scalar=scalar)
+  size, found = config_lib.read_size(tmp_path)
+  assert found == scalar
+  table_keys = [
+    (key, entry.shape(size))
+    for entry in table.entries(size, scalar)
+    for key in entry.keys(size)
+  ]
+  assert dict(table_keys) == gemma2_files.shapes(fields, scalar)
+  assert len(table_keys) == len(dict(table_keys))
 
 
 def test_table_has_every_tensor_once():
-  size, fields = None, gemma2_files.CONFIGS['like_27b']
+  fields = gemma2_files.CONFIGS['like_27b']
   for scalar in (False, True):
     expected = gemma2_files.shapes(fields, scalar)
     size = config_lib.Size(

@@ -33,7 +33,21 @@ def test_round_trip_is_bit_identical(tmp_path, dtype, devices, scalar):
   layout = mesh.one_device()
   if devices == 8:
     layout = rules.layout(mesh.make_mesh(2, 2, 2), rules.RULES)
-  theirs = gemma2_files.write(tmp_path / 'in', FIELDS, 0, scalar, dtype, 2)
+  check_round_trip(tmp_path, FIELDS, layout, dtype, scalar)
+
+
+@pytest.mark.parametrize('scalar', [False, True])
+def test_a_llama_comes_back(tmp_path, scalar):
+  layout = mesh.one_device()
+  check_round_trip(tmp_path, gemma2_files.LLAMA, layout, 'bfloat16', scalar)
+  config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  kind = 'SequenceClassification' if scalar else 'CausalLM'
+  assert config['architectures'] == [f'LlamaFor{kind}']
+  assert config['hidden_act'] == 'silu' and config['tie_word_embeddings']
+
+
+def check_round_trip(tmp_path, fields, layout, dtype, scalar):
+  theirs = gemma2_files.write(tmp_path / 'in', fields, 0, scalar, dtype, 2)
   round_trip(tmp_path / 'in', tmp_path / 'out', layout, 10**9)
   back = load_file(tmp_path / 'out' / 'model.safetensors')
   assert set(back) == set(theirs)

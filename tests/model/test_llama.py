@@ -1,0 +1,122 @@
+"""The decoder without what Llama has not: shared, packed and decoded texts.
+
+tests/peers compares it with transformers; here it is compared with itself,
+where the parts that are off could be forgotten.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grm_jax.model import head
+from grm_jax.model.batch import Batch
+from grm_jax.model.params import abstract_params, init_params
+from grm_jax.model.sizes import LLAMA
+from grm_jax.sampling import placing
+from grm_jax.sampling.engine import Engine
+from grm_jax.sampling.request import Request
+from grm_jax.training import flops
+from tests.model import tiny
+
+
+@pytest.fixture(scope='module')
+def model():
+  return tiny.gemma(**LLAMA)
+
+
+@pytest.fixture(scope='module')
+def params(model):
+  return tiny.params(model)
+
+
+def alone(model, params, tokens):
+  """Log-probabilities of tokens 1, 2, ... of a text by itself."""
+  batch = Batch(jnp.asarray([tokens], jnp.int32), jnp.asarray([len(tokens)]))
+  return np.asarray(head.prompt_logps(model, params, batch)[0][0])
+
+
+def test_what_is_off_has_no_parameters(model):
+  names = {
+    '/'.join(key.key for key in path)
+    for path, _ in jax.tree_util.tree_leaves_with_path(abstract_params(model))
+  }
+  assert not [x for x in names if 'post' in x]
+  assert {f'pairs/{x}/pre_mlp_norm/scale' for x in ('local', 'global')} <= names
+
+
+def test_new_norms_multiply_by_one(model):
+  params = init_params(model, jax.random.key(0))
+  assert np.all(np.asarray(params['final_norm']['scale']) == 1.0)
+
+
+@pytest.mark.parametrize('field', sorted(LLAMA))
+def test_every_field_changes_the_outcome(model, params, field):
+  """With Gemma-2's way in one field, and all else the same."""
+  there = getattr(tiny.SIZE, field)
+  other = tiny.gemma(**LLAMA | {field: there})
+  own = params
+  if field == 'post_norms':
+    own = tiny.params(other)
+  tokens = np.arange(1, 20)
+  found = alone(other, own, tokens)
+  assert np.abs(found - alone(model, params, tokens)).max() > 1e-4
+
+
+def test_shared_prompts_equal_texts_alone(model, params):
+  batch = tiny.batch([3, 9], 10, [[4, 0], [2, 7]], 7)
+  logps, _ = head.generation_logps(model, params, batch)
+  for p, r in np.ndindex(2, 2):
+    start, count = batch.prompt_lengths[p], batch.generation_lengths[p, r]
+    text = np.concatenate(
+      [batch.prompts[p, :start], batch.generations[p, r, :count]]
+    )
+    expected = alone(model, params, text)[start - 1 :]
+    np.testing.assert_allclose(logps[p, r, :count], expected, atol=2e-5)
+
+
+def test_packed_texts_equal_texts_alone(model, params):
+  rng = np.random.default_rng(3)
+  parts = [rng.integers(1, 250, n) for n in (5, 11, 2)]
+  row = np.concatenate(parts)
+  segments = np.repeat([1, 2, 3], [5, 11, 2])
+  batch = Batch(
+    jnp.asarray(row[None], jnp.int32),
+    jnp.asarray([len(row)]),
+    segments=jnp.asarray(segments[None], jnp.int32),
+    targets=jnp.ones((1, len(row)), bool),
+  )
+  logps, _ = head.prompt_logps(model, params, batch)
+  start = 0
+  for part in parts:
+    own = np.asarray(logps[0, start : start + len(part) - 1])
+    expected = alone(model, params, part)
+    np.testing.assert_allclose(own, expected, atol=2e-5)
+    start += len(part)
+
+
+def test_what_is_drawn_has_the_log_probabilities_of_training(model, params):
+  """Both rings of the caches grow with the text: there is no window."""
+  weights, _ = placing.place(model, params)
+  engine = Engine(
+    model, weights, prompts=2, rows=2, size=24, buckets=(8, 32), chunk=5
+  )
+  prompts = {'a': list(range(1, 8)), 'b': list(range(20, 50))}
+  requests = [Request(name, ids, 3) for name, ids in prompts.items()]
+  found = list(engine.run(requests))
+  assert len(found) == 6
+  for item in found:
+    text = [*prompts[item.request], *item.tokens.tolist()]
+    expected = alone(model, params, np.array(text))
+    expected = expected[len(prompts[item.request]) - 1 :]
+    np.testing.assert_allclose(item.model_logps, expected, atol=5e-5)
+
+
+def test_attention_flops_have_no_window():
+  size = dataclasses.replace(tiny.SIZE, window=None)
+  far = dataclasses.replace(tiny.SIZE, window=10**6)
+  lengths, own = [50, 3], [[20, 0], [4, 9]]
+  assert flops.forward(size, lengths, own) == flops.forward(far, lengths, own)
+  assert flops.decode(size, 500) == flops.decode(far, 500)
