@@ -18,8 +18,6 @@ The contenders:
                  each prompt given R times, as it does. Its cache has exactly
                  S + T places and nothing is padded, the cheapest settings it
                  has. It updates on `--micro` prompts at once and accumulates.
-                 `--peer-remat=BLOCK` computes its layers again in the backward
-                 pass: at S=2048 it asks for 30 GB otherwise.
                  Left out where it is not installed.
 
 Before anything is measured both compute the reference's log-probabilities of
@@ -153,9 +151,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
   parser.add_argument('--long-prompt-size', type=int, default=2048)
   parser.add_argument('--generation-size', type=int, default=128)
   parser.add_argument('--micro', type=int, default=1, help="tunix's")
-  parser.add_argument(
-    '--peer-remat', choices=('NONE', 'BLOCK', 'DECODER'), default='NONE'
-  )
   parser.add_argument('--chunk', type=int, default=16, help='of our sampler')
   parser.add_argument('--remat', choices=sorted(REMAT), default='dots')
   parser.add_argument('--repeats', type=int, default=3)
@@ -169,9 +164,7 @@ def _setting(options: argparse.Namespace, directory: str) -> Setting:
   """The same for all; the model directory is written if it is not there."""
   compute = Compute(remat=options.remat)
   model = Gemma(sampler.size_of(options), compute, mesh.one_device())
-  setting = Setting(
-    model, directory, options.micro, options.chunk, options.peer_remat
-  )
+  setting = Setting(model, directory, options.micro, options.chunk)
   if not os.listdir(directory):
     pretrained.save(directory, 0, model, setting.params(), {})
   return setting

@@ -53,14 +53,12 @@ class Setting:
     checkpoint: a model directory with its parameters.
     micro: prompts, with their groups, that tunix updates on at once.
     chunk: steps of our sampler between two refills.
-    peer_remat: tunix's RematConfig, by name.
   """
 
   model: Gemma
   checkpoint: str
   micro: int
   chunk: int
-  peer_remat: str
 
   def params(self) -> dict:
     """Made anew: a step uses them up."""
@@ -380,10 +378,7 @@ def _tunix_cluster(case: Case, setting: Setting):
     eos_tokens=[NO_ID],
   )
   actor, reference = (
-    sampler_peers.tunix_model(
-      setting.model, setting.params(), setting.peer_remat
-    )
-    for _ in roles
+    sampler_peers.tunix_model(setting.model, setting.params()) for _ in roles
   )
   return rl_cluster.RLCluster(
     actor=actor,

@@ -122,16 +122,12 @@ def tunix(model: Gemma, params: dict) -> Contender:
   return prepare
 
 
-def tunix_model(model: Gemma, params: dict, remat: str = 'NONE'):
-  """The tunix Gemma of these parameters, which are not copied.
-
-  `remat` is a name of its RematConfig.
-  """
+def tunix_model(model: Gemma, params: dict):
+  """The tunix Gemma of these parameters, which are not copied."""
   from flax import nnx
   from tunix.models.gemma import model as gemma
 
   config = _tunix_config(gemma, model.size)
-  config.remat_config = gemma.RematConfig[remat]
   made = nnx.eval_shape(lambda: gemma.Gemma(config, rngs=nnx.Rngs(0)))
   graph, state = nnx.split(made)
   found = _tunix_values(params, model.size)
