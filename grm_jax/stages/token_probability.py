@@ -39,7 +39,7 @@ from grm_jax.stages.judge import Judge, Settings
 _VERDICT = 8
 
 # What may open a verdict: more than does, since scores.py decides. There a
-# box counts before any list, and brackets inside of it are only markup; with
+# box counts before any list, and brackets inside of it are mostly markup; with
 # commas in their place no list is left.
 _NO_LISTS = str.maketrans(dict.fromkeys('[]［］【】', ','))
 _BOX = re.compile(r'[\\＼]\w{5}\s*[{｛]')
@@ -82,7 +82,9 @@ def find_opening(text: str, n: int) -> Opening | None:
   starts = [m.start() for m in _LIST.finditer(text)]
   last = _last_read(text, starts, n)
   if last is None:
-    return None
+    # A label's number begins anew in brackets, but not where they are commas.
+    last = _last_read(text, [start for start, _ in places], n)
+    return None if last is None else Opening(text[: places[last][1]], '}')
   opened = _BRACKETS.search(text, starts[last])
   count = sum(x in '[［【' for x in opened[0])
   return Opening(text[: opened.end()], ']' * count)

@@ -7,7 +7,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from grm_jax.judging import example as examples
@@ -78,6 +78,7 @@ def test_no_opening(text):
   assert find_opening(text, 3) is None
 
 
+@example('\\boxed{2[Response 1: }')
 @settings(max_examples=500, deadline=None)
 @given(
   st.lists(
