@@ -57,7 +57,7 @@ smollm2: $(STAMPS)/requirements-smollm2 $(SMOLLM2)
 	@test -d runs/smollm2/model/0 || JAX_PLATFORMS=cpu \
 		$(BIN)/python -m grm_jax.main --config=configs/convert.py:smollm2
 
-# What fits ten minutes on two cores; every flag is one of the whole recipe's.
+# Less of everything (not timed alone yet); every flag is one of the whole recipe's.
 REAL := --config.stages=sft,evaluate --config.sft.steps=5 \
 	--config.sft.optimizer.warmup_steps=2 --config.examples.held_out=50 \
 	--config.evaluation.k=2 --config.evaluation.k_before=2 \
