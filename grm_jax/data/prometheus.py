@@ -16,8 +16,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 
-from grm_jax.data import published
-from grm_jax.data.practice import draws
+from grm_jax.data import published, verdicts
 from grm_jax.judging import orders, rows
 from grm_jax.judging.example import JudgingExample, Turn
 from grm_jax.judging.judgement import Fault
@@ -70,11 +69,10 @@ def judgements(
       groups[found.question].append(found)
   for (query, criterion), group in groups.items():
     for pair in itertools.combinations(group, 2):
-      if round(2 * pair[0].score) == round(2 * pair[1].score):
+      if _of_ten(pair[0]) == _of_ten(pair[1]):
         continue
       example = _example(query, pair)
-      places = range(len(pair))
-      order = tuple(draws.shuffled(places, 'order', seed, example.id))
+      order = verdicts.order_of(example, seed)
       yield example, order, _write(criterion, orders.apply(pair, order))
 
 
@@ -91,18 +89,12 @@ def _example(query: str, pair: Sequence[Rated]) -> JudgingExample:
 
 
 def _write(criterion: str, shown: Sequence[Rated]) -> str:
-  boxed = ', '.join(str(round(2 * x.score)) for x in shown)
-  return '\n'.join(
-    [
-      'Specific Criteria:',
-      f'1. {criterion} (100%)',
-      '',
-      'Analysis:',
-      *(f'Response {i}: {x.feedback}' for i, x in enumerate(shown, 1)),
-      '',
-      rf'Scores: \boxed{{{boxed}}}',
-    ]
-  )
+  said = (x.feedback for x in shown)
+  return verdicts.judgement(criterion, said, map(_of_ten, shown))
+
+
+def _of_ten(rated: Rated) -> int:
+  return round(2 * rated.score)
 
 
 def _rated(row: rows.Row) -> Iterator[Rated]:

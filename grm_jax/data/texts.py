@@ -28,7 +28,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from grm_jax.data import prometheus, published, sources, verdicts
-from grm_jax.data.practice import draws
 from grm_jax.data.records import Record, tokens_of
 from grm_jax.judging import example as examples_lib
 from grm_jax.judging.example import JudgingExample, Turn
@@ -107,7 +106,7 @@ def _practice(spec, split, source, mistakes, seed):
   from grm_jax.data.practice import teacher
 
   for item in sources.read(spec, split):
-    order = _order(item, seed)
+    order = verdicts.order_of(item, seed)
     text = teacher.write(item, mistakes=mistakes, seed=seed, order=order)
     yield Text(item.id, source, (text,), example=item, order=order)
 
@@ -117,7 +116,7 @@ def _verdicts(spec, split, source, seed):
     if isinstance(item, Fault):
       yield item
       continue
-    order = _order(item, seed)
+    order = verdicts.order_of(item, seed)
     try:
       text = verdicts.write(item, order)
     except ValueError as error:
@@ -133,11 +132,6 @@ def _prometheus(path, source, seed):
       continue
     example, order, text = item
     yield Text(example.id, source, (text,), example=example, order=order)
-
-
-def _order(example: JudgingExample, seed: int) -> tuple[int, ...]:
-  places = range(len(example.responses))
-  return tuple(draws.shuffled(places, 'order', seed, example.id))
 
 
 def _from_analysis(item: Text | Fault) -> Text | Fault:

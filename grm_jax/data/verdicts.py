@@ -6,8 +6,9 @@ model the form of a judgement. They hold no reasoning, so that what a model
 learns of judging it learns afterwards, by rewards.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from grm_jax.data.practice import draws
 from grm_jax.judging import orders, outcome
 from grm_jax.judging.example import JudgingExample
 
@@ -28,18 +29,40 @@ def write(example: JudgingExample, order: Sequence[int]) -> str:
   n, shown = len(right), orders.apply(right, order)
   words = ('wrong', 'right') if n == 1 else ('worse', 'best')
   scores = (0, 1) if n == 1 else (OTHERS, BEST)
-  boxed = ', '.join(str(scores[x]) for x in shown)
+  return judgement(
+    'Correct and helpful',
+    (f'{words[x]}.' for x in shown),
+    (scores[x] for x in shown),
+  )
+
+
+def judgement(
+  criterion: str, said: Iterable[str], scores: Iterable[int]
+) -> str:
+  """The sections that the templates ask for, with one principle.
+
+  Args:
+    criterion: the principle.
+    said: of each response, in the order in which they are shown.
+    scores: of each, in the same order.
+  """
   return '\n'.join(
     [
       'Specific Criteria:',
-      '1. Correct and helpful (100%)',
+      f'1. {criterion} (100%)',
       '',
       'Analysis:',
-      *(f'Response {i}: {words[x]}.' for i, x in enumerate(shown, 1)),
+      *(f'Response {i}: {text}' for i, text in enumerate(said, 1)),
       '',
-      rf'Scores: \boxed{{{boxed}}}',
+      rf'Scores: \boxed{{{", ".join(map(str, scores))}}}',
     ]
   )
+
+
+def order_of(example: JudgingExample, seed: int) -> tuple[int, ...]:
+  """The order in which a text shows the responses; by id and seed alone."""
+  places = range(len(example.responses))
+  return tuple(draws.shuffled(places, 'order', seed, example.id))
 
 
 def _right(example: JudgingExample) -> list[bool]:
