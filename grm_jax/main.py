@@ -113,7 +113,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _say(message: str) -> None:
-  print(f'error: {message}', file=sys.stderr)
+  # In one piece, for other threads may be writing too.
+  sys.stderr.write(f'error: {message}\n')
 
 
 def _fail(message: str) -> None:
