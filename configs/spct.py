@@ -157,7 +157,13 @@ def get_config(arg: str = '') -> ConfigDict:
       ),
       # sampling_tensor is `tensor` while tokens are drawn; 0: the same.
       mesh=dict(
-        data=1, fsdp=-1, tensor=1, sampling_tensor=0, slices=1, rules=RULES
+        # A tiny model fits any device, and is copied to each.
+        data=-1 if tiny else 1,
+        fsdp=1 if tiny else -1,
+        tensor=1,
+        sampling_tensor=0,
+        slices=1,
+        rules=RULES,
       ),
       compute=dict(
         dtype='float32' if tiny else 'bfloat16',

@@ -2,7 +2,8 @@
 
 XLA for TPU runs a collective in the background as several fusions, each with
 the instruction in it, and writes a reduce-scatter as a fusion of an all-reduce:
-both are counted as the one operation that they are.
+both are counted as the one operation that they are. Between slices an operation
+is a transfer to the host and back, among the devices at the same place of each.
 """
 
 import collections
@@ -16,7 +17,7 @@ import numpy as np
 
 from grm_jax.parallel import module as modules
 from grm_jax.parallel.chips import Chip
-from grm_jax.parallel.module import Module, nbytes
+from grm_jax.parallel.module import Instruction, Module, nbytes
 
 KINDS = (
   'all-gather',
@@ -29,6 +30,8 @@ KINDS = (
 _SCATTERED = 'all-reduce-scatter'
 # And those that are a part of a collective beside other work.
 _BESIDE = 'async_collective'
+# What a transfer to the host is a part of, where it goes on to other slices.
+_BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _CHANNEL = re.compile(r'\bchannel_id=(\d+)')
 _MESH = re.compile(
   r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? \{([^}]*)\}'
@@ -76,13 +79,16 @@ class Collective:
     return twice * self.passes * self.nbytes * (n - 1) / n
 
 
-def of_module(module: Module, count: int, name: str = '') -> list[Collective]:
+def of_module(
+  module: Module, count: int, name: str = '', slices: int = 1
+) -> list[Collective]:
   """All collectives of a program.
 
   Args:
     module: of one of `count` devices.
-    count: of the mesh.
+    count: of the mesh, whose outermost places are the slices.
     name: of the computation to begin with; '' is ENTRY.
+    slices: that the devices are in; a module is of those of the first.
 
   Raises:
     ValueError: groups in a notation that is not known.
@@ -90,7 +96,8 @@ def of_module(module: Module, count: int, name: str = '') -> list[Collective]:
   found = {}
   for run in modules.runs(module, name):
     x = run.instruction
-    if x.base not in KINDS:
+    kind = _kind(run)
+    if not kind:
       continue
     channel = _CHANNEL.search(x.attributes)
     source = re.search(r'op_name="([^"]*)"', x.attributes)
@@ -106,15 +113,39 @@ def of_module(module: Module, count: int, name: str = '') -> list[Collective]:
         hidden=found[key].hidden or hidden,
       )
       continue
-    kind = x.base
-    if kind == 'all-reduce' and run.computation.startswith(_SCATTERED):
-      kind = 'reduce-scatter'
-    lines = module[run.computation].lines
-    given = sum(nbytes(lines[name].shape, True) for name in x.operands)
-    whole = nbytes(x.shape, True) if kind == 'all-gather' else given
-    groups = _groups(x.attributes, count)
-    found[key] = Collective(kind, whole, groups, run.passes, source, hidden)
+    if x.op == 'send':
+      groups = _between(count, slices)
+    else:
+      groups = _groups(x.attributes, count // slices)
+    size = _nbytes(x, module[run.computation].lines, kind, len(groups[0]))
+    found[key] = Collective(kind, size, groups, run.passes, source, hidden)
   return [x for x in found.values() if len(x.groups[0]) > 1]
+
+
+def _kind(run: modules.Run) -> str:
+  """Which of KINDS an instruction is, '' for none."""
+  x = run.instruction
+  if x.op == 'send':
+    between = _BETWEEN.search(x.attributes)
+    kind = between[1].lower().replace('_', '-') if between else ''
+    return 'collective-permute' if kind == 'one-to-one' else kind
+  if x.base == 'all-reduce' and run.computation.startswith(_SCATTERED):
+    return 'reduce-scatter'
+  return x.base if x.base in KINDS else ''
+
+
+def _nbytes(x: Instruction, lines, kind: str, members: int) -> int:
+  """As Collective.nbytes."""
+  given = sum(nbytes(lines[name].shape, True) for name in x.operands)
+  if kind != 'all-gather':
+    return given
+  return members * given if x.op == 'send' else nbytes(x.shape, True)
+
+
+def _between(count: int, slices: int) -> tuple[tuple[int, ...], ...]:
+  """The devices at the same place of each slice."""
+  own = count // slices
+  return tuple(tuple(range(i, count, own)) for i in range(own))
 
 
 def _groups(attributes: str, count: int) -> tuple[tuple[int, ...], ...]:

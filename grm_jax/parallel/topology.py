@@ -14,11 +14,12 @@ from grm_jax.parallel.chips import CHIPS, Chip
 GENERATIONS = ('v4', 'v5e', 'v5p', 'v6e')
 
 
-def devices(name: str) -> Sequence[jax.Device]:
-  """The devices of the slice `name`; they can be compiled for, not run on.
+def devices(name: str, slices: int = 1) -> Sequence[jax.Device]:
+  """The devices of slices `name`; they can be compiled for, not run on.
 
   Args:
-    name: generation and shape of the slice, such as 'v5e:4x4'.
+    name: generation and shape of a slice, such as 'v5e:4x4'.
+    slices: how many of them, joined by the data-centre network.
 
   Raises:
     ValueError: an unknown generation or shape, or libtpu is not installed.
@@ -30,7 +31,7 @@ def devices(name: str) -> Sequence[jax.Device]:
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   try:
     return topologies.get_topology_desc(
-      platform='tpu', topology_name=name
+      platform='tpu', topology_name=name, num_slices=slices
     ).devices
   except (RuntimeError, jax.errors.JaxRuntimeError) as error:
     raise ValueError(

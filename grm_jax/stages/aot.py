@@ -89,7 +89,7 @@ def compile_report(config: ConfigDict) -> dict[str, Any]:
 def _devices(config):
   if config.topology == LOCAL:
     return jax.devices()
-  return topology.devices(config.topology)
+  return topology.devices(config.topology, config.mesh.slices)
 
 
 def _resting(parts) -> Costs:

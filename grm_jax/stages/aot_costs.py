@@ -100,6 +100,7 @@ def _local_memory() -> int | None:
 def _work(part, text, model, mesh, chip) -> Costs:
   found = module.parse(text)
   devices = list(mesh.devices.flat)
+  slices = len({getattr(x, 'slice_index', 0) for x in devices})
   # A call of decode is many steps; one pass of its loop is one.
   name = traffic.main_loop(found) if part.read else ''
   moved = traffic.of_module(found, name)
@@ -111,7 +112,7 @@ def _work(part, text, model, mesh, chip) -> Costs:
     'hbm_bytes': moved.hbm_bytes,
     'largest': [list(x) for x in moved.largest],
     'collectives': collectives.table(
-      collectives.of_module(found, len(devices), name),
+      collectives.of_module(found, len(devices), name, slices),
       mesh.shape,
       devices,
       chip,

@@ -184,7 +184,8 @@ def _rows_of(config, batch) -> dict[str, Any]:
   found = {'buckets': longest}
   if batch.packed and config.checkpoint == pretrained.SCRATCH:
     before, after = (max(x) + max(batch.size) for x in (batch.buckets, longest))
-    found['prompts'] = max(1, round(batch.prompts * before / after))
+    # An even number, which two devices can share.
+    found['prompts'] = 2 * max(1, round(batch.prompts * before / after / 2))
   return found
 
 

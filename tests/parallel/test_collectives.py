@@ -70,6 +70,42 @@ def test_kinds(kind, result, nbytes, start):
 
 
 @pytest.mark.parametrize(
+  'kind, nbytes, sent',
+  [
+    ('ALL_REDUCE', 2048, 2048),
+    ('ALL_GATHER', 4096, 2048),
+    ('REDUCE_SCATTER', 2048, 1024),
+    ('ALL_TO_ALL', 2048, 1024),
+    ('ONE_TO_ONE', 2048, 2048),
+  ],
+)
+def test_between_slices(kind, nbytes, sent):
+  """As libtpu writes it; 2 slices of 4 devices, 2,048 bytes of each."""
+  found = module.parse(
+    entry(
+      A,
+      '%b = token[] after-all()',
+      '%s = (bf16[8,128], u32[], token[]) send(%a, %b), channel_id=2, '
+      'is_host_transfer=true, frontend_attributes={'
+      '_xla_host_transfer_handler_name="xla_megascale_runtime",'
+      f'_xla_megascale_transfer_type="{kind}"}}',
+      '%t = (f32[8], u32[], token[]) send(%a, %b), is_host_transfer=true',
+      '%d = token[] send-done(%s), channel_id=2, is_host_transfer=true',
+      'ROOT %c = bf16[8,128] all-reduce(%a), channel_id=3, replica_groups={}',
+    )
+  )
+  between, inside = collectives.of_module(found, 8, slices=2)
+  assert (between.nbytes, between.sent) == (nbytes, sent)
+  assert between.groups == ((0, 4), (1, 5), (2, 6), (3, 7))
+  assert inside.groups == ((0, 1, 2, 3),)
+  mesh = {'data': 2, 'fsdp': 4}
+  assert collectives.axes(between, mesh) == ('data',)
+  assert collectives.axes(inside, mesh) == ('fsdp',)
+  devices = box(2, 2, slices=2)
+  assert collectives.seconds(between, devices, CHIP) == sent / 1e6
+
+
+@pytest.mark.parametrize(
   'groups, expected',
   [
     ('replica_groups={{0,1},{2,3}}', ((0, 1), (2, 3))),

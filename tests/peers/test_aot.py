@@ -121,6 +121,32 @@ def test_a_decode_step_moves_little_but_weights_and_caches(tmp_path, int8):
   assert summed <= network_bytes <= (2.3 if int8 else 1.4) * summed
 
 
+def test_two_slices(tmp_path):
+  """Gradients, already summed in each slice, go to the other one once."""
+  report = tmp_path / 'report.json'
+  run(
+    '--config=configs/aot.py',
+    '--config.program=sft_step',
+    '--config.topology=v5p:2x2x2',
+    '--config.mesh.slices=2',
+    '--config.mesh.data=2',
+    '--config.size=gemma2_2b',
+    '--config.num_layers=2',
+    '--config.prompts=16',
+    '--config.num_generations=1',
+    f'--config.json={report}',
+  )
+  report = json.loads(report.read_text())
+  assert (report['devices'], report['mesh']['data']) == (16, 2)
+  rows = report['parts'][0]['collectives']
+  sent = sum(x['sent_bytes'] for x in rows if 'data' in x['axes'])
+  # A sum between two sends what each has, its eighth of the gradients: in
+  # bfloat16 but for the lookup's, of a table that the head's are of, too.
+  assert 0.5 < sent / report['parameters_bytes'] < 1.5
+  seconds = sum(x['seconds'] for x in rows if 'data' in x['axes'])
+  assert seconds == pytest.approx(sent / 6.25e9)
+
+
 def test_too_much_does_not_fit():
   """512 prompts with 4 generations on four v5e chips need over 16 GiB."""
   stdout, _ = run(

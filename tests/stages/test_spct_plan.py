@@ -240,8 +240,9 @@ def test_other_data_have_no_teacher_and_longer_prompts():
     found['meta_rm'].config.batch,
   ):
     assert sizes.buckets == (300, 600)
-  # Of a new model fewer packed rows, as they are longer: 12 of 160 + 192.
-  assert found['sft'].config.batch.prompts == round(12 * 352 / 792) == 5
+  # Of a new model fewer packed rows, as they are longer: 12 of 160 + 192, now
+  # 5.3 by their tokens, and an even number.
+  assert found['sft'].config.batch.prompts == 6
   tuned = plan('--config.data=a.jsonl', '--config.checkpoint=random')
   assert tuned['sft'].config.batch.prompts == 12
   # Practice prompts are short, and texts of the user's own are used.
