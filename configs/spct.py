@@ -70,7 +70,7 @@ def _stages(arg: str) -> dict[str, ConfigDict]:
     rft.train.steps = 70
     rft.train.optimizer.warmup_steps = 10
     grpo.steps = 30
-    meta_rm.steps = 120
+    meta_rm.steps = 100
     meta_rm.batch.prompts = 20
     for stage in (sft, rft.train, grpo):
       stage.evaluation.every = 0  # at the end only
@@ -119,9 +119,9 @@ def get_config(arg: str = '') -> ConfigDict:
         texts=8000 if tiny else 100_000,  # of the cold start
         rft=400 if tiny else 200_000,
         grpo=480 if tiny else 237_000,
-        fresh=480 if tiny else 20_000,  # judged anew for the meta RM
+        fresh=320 if tiny else 20_000,  # judged anew for the meta RM
         validation=0 if tiny else 500,  # judged while training; 0: none
-        held_out=100 if tiny else 2000,  # judged at the end
+        held_out=72 if tiny else 2000,  # judged at the end
       ),
       strict=False,  # stop at the first row that is bad
       seed=0,
@@ -157,13 +157,7 @@ def get_config(arg: str = '') -> ConfigDict:
       ),
       # sampling_tensor is `tensor` while tokens are drawn; 0: the same.
       mesh=dict(
-        # A tiny model fits any device, and is copied to each.
-        data=-1 if tiny else 1,
-        fsdp=1 if tiny else -1,
-        tensor=1,
-        sampling_tensor=0,
-        slices=1,
-        rules=RULES,
+        data=1, fsdp=-1, tensor=1, sampling_tensor=0, slices=1, rules=RULES
       ),
       compute=dict(
         dtype='float32' if tiny else 'bfloat16',
