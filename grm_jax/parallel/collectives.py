@@ -59,7 +59,8 @@ class Collective:
       of a permutation, pairs of sender and receiver.
     passes: how often it is done.
     source: the operation of the program that it is for.
-    hidden: whether it goes on in the background of other work.
+    hidden: whether it is a part of fusions that do other work meanwhile.
+    frame, line: where it is begun, as module.Run has them.
   """
 
   kind: str
@@ -68,6 +69,8 @@ class Collective:
   passes: int
   source: str = ''
   hidden: bool = False
+  frame: str = ''
+  line: str = ''
 
   @property
   def sent(self) -> float:
@@ -104,7 +107,7 @@ def of_module(
     source = source[1] if source else ''
     # On CPU different ones may have the same channel.
     key = (x.base, channel[1], source) if channel else (run.computation, x.name)
-    hidden = x.op != x.base or run.computation.startswith(_BESIDE)
+    hidden = run.computation.startswith(_BESIDE)
     if key in found:
       # What a loop inside goes on with is begun outside of it, once.
       found[key] = dataclasses.replace(
@@ -118,7 +121,10 @@ def of_module(
     else:
       groups = _groups(x.attributes, count // slices)
     size = _nbytes(x, module[run.computation].lines, kind, len(groups[0]))
-    found[key] = Collective(kind, size, groups, run.passes, source, hidden)
+    place = run.frame, run.line
+    found[key] = Collective(
+      kind, size, groups, run.passes, source, hidden, *place
+    )
   return [x for x in found.values() if len(x.groups[0]) > 1]
 
 
@@ -270,26 +276,27 @@ def table(
   mesh: Mapping[str, int],
   devices: Sequence[jax.Device],
   chip: Chip | None,
+  waits: Sequence[float] = (),
 ) -> list[dict]:
   """Rows of a kind along some axes, those that send the most first.
 
   Each has kind, axes, count, sent_bytes (a device), seconds, and
-  exposed_seconds: of those that no other work is done beside.
+  exposed_seconds: those of `waits`.
 
   Args:
     found: from `of_module`.
     mesh: sizes by axis.
     devices: of the mesh, flat.
     chip: that they are; None where that is not known, and seconds neither.
+    waits: seconds that each keeps products waiting, see schedule.waits.
   """
   rows = collections.defaultdict(lambda: [0, 0.0, 0.0, 0.0])
-  for x in found:
+  for x, wait in zip(found, waits or [0.0] * len(found), strict=True):
     row = rows[x.kind, axes(x, mesh)]
     row[0] += x.passes
     row[1] += x.sent
-    time = seconds(x, devices, chip) if chip else 0.0
-    row[2] += time
-    row[3] += 0.0 if x.hidden else time
+    row[2] += seconds(x, devices, chip) if chip else 0.0
+    row[3] += wait
   made = [
     {
       'kind': kind,

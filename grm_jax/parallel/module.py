@@ -112,12 +112,15 @@ class Run:
     frame: the computation that it is scheduled in: ENTRY, a loop's body or a
       branch.
     passes: how often it is run.
+    line: of the frame, by name: the instruction itself, or the fusion or call
+      that it is inside of.
   """
 
   instruction: Instruction
   computation: str
   frame: str
   passes: int
+  line: str
 
 
 def parse(text: str) -> Module:
@@ -138,7 +141,11 @@ def parse(text: str) -> Module:
 
 
 def runs(
-  module: Module, name: str = '', frame: str = '', passes: int = 1
+  module: Module,
+  name: str = '',
+  frame: str = '',
+  passes: int = 1,
+  line: str = '',
 ) -> Iterator[Run]:
   """All that is run, instructions inside of fusions and loops included.
 
@@ -150,20 +157,22 @@ def runs(
     name: of the computation to begin with; '' is ENTRY.
     frame: see Run; '' is the computation itself.
     passes: how often it is run.
+    line: see Run; '' is the instruction itself.
   """
   name = name or module.entry
   frame = frame or name
   for x in module[name].lines.values():
-    yield Run(x, name, frame, passes)
+    own = line or x.name
+    yield Run(x, name, frame, passes, own)
     if x.op == 'while':
-      own = passes * trips(module, x)
-      yield from runs(module, *x.called, passes=own)
+      whole = passes * trips(module, x)
+      yield from runs(module, *x.called, passes=whole)
     elif x.op == 'conditional':
       few = min(x.called, key=lambda branch: len(module[branch].lines))
       yield from runs(module, few, passes=passes)
     else:
       for called in x.called:
-        yield from runs(module, called, frame, passes)
+        yield from runs(module, called, frame, passes, own)
 
 
 def trips(module: Module, loop: Instruction) -> int:

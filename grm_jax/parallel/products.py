@@ -4,6 +4,7 @@ XLA for TPU writes every product as a convolution, batch dimensions as windows
 that are mostly padding: counted are the multiplications with what is there.
 """
 
+import collections
 import math
 import re
 from collections.abc import Callable
@@ -33,17 +34,45 @@ def of_module(
   Raises:
     ValueError: a product that cannot be read.
   """
-  total = 0
+  return sum(
+    run.passes * _of_run(module, run, kernel)
+    for run in modules.runs(module, name)
+  )
+
+
+def by_line(
+  module: Module,
+  kernel: Callable[[Instruction], int] = lambda x: 0,
+  name: str = '',
+) -> dict[tuple[str, str], int]:
+  """FLOPs of a pass of each scheduled line that has any.
+
+  Args:
+    module, kernel, name: as `of_module`.
+
+  Returns:
+    By (frame, line) as module.Run has them.
+
+  Raises:
+    ValueError: a product that cannot be read.
+  """
+  found = collections.Counter()
   for run in modules.runs(module, name):
-    x = run.instruction
-    if x.op == 'custom-call':
-      total += run.passes * kernel(x)
-    elif x.op in ('dot', 'convolution'):
-      lines = module[run.computation].lines
-      left, right = (sizes(lines[name].shape)[0] for name in x.operands[:2])
-      of = _dot if x.op == 'dot' else _convolution
-      total += run.passes * of(x, left, right)
-  return total
+    if flops := _of_run(module, run, kernel):
+      found[run.frame, run.line] += flops
+  return dict(found)
+
+
+def _of_run(module, run, kernel) -> int:
+  """Of one pass of an instruction, what it calls left out."""
+  x = run.instruction
+  if x.op == 'custom-call':
+    return kernel(x)
+  if x.op not in ('dot', 'convolution'):
+    return 0
+  lines = module[run.computation].lines
+  left, right = (sizes(lines[name].shape)[0] for name in x.operands[:2])
+  return (_dot if x.op == 'dot' else _convolution)(x, left, right)
 
 
 def _dot(x, left, right):

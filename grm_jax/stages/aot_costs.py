@@ -17,7 +17,7 @@ from jax.stages import Compiled
 
 from grm_jax.model import splash
 from grm_jax.model.gemma import Gemma
-from grm_jax.parallel import collectives, module, products, traffic
+from grm_jax.parallel import collectives, module, products, schedule, traffic
 from grm_jax.parallel.chips import Chip
 from grm_jax.parallel.module import Instruction
 from grm_jax.stages import aot_programs
@@ -104,20 +104,30 @@ def _work(part, text, model, mesh, chip) -> Costs:
   # A call of decode is many steps; one pass of its loop is one.
   name = traffic.main_loop(found) if part.read else ''
   moved = traffic.of_module(found, name)
+
+  def kernel(x):
+    return _kernel(model, x)
+
   costs: Costs = {
     'useful_flops': part.useful // len(devices),
-    'computed_flops': products.of_module(
-      found, lambda x: _kernel(model, x), name
-    ),
+    'computed_flops': products.of_module(found, kernel, name),
     'hbm_bytes': moved.hbm_bytes,
     'largest': [list(x) for x in moved.largest],
-    'collectives': collectives.table(
-      collectives.of_module(found, len(devices), name, slices),
-      mesh.shape,
-      devices,
-      chip,
-    ),
   }
+  all_of_it = collectives.of_module(found, len(devices), name, slices)
+  waits = ()
+  if chip is not None:
+    rate = chip.flops / chip.devices
+    work = products.by_line(found, kernel, name)
+    waits = schedule.waits(
+      found,
+      all_of_it,
+      [collectives.seconds(x, devices, chip) for x in all_of_it],
+      {place: flops / rate for place, flops in work.items()},
+    )
+  costs['collectives'] = collectives.table(
+    all_of_it, mesh.shape, devices, chip, waits
+  )
   if part.read:
     bound = aot_programs.bytes_a_device(part.read)
     costs['bound_bytes'] = bound
