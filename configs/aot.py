@@ -12,7 +12,8 @@ r"""Compiles what a step runs for a TPU slice, on a machine without one.
 Prints, per device: memory and whether it fits; FLOPs that are needed and that
 are computed; bytes to and from HBM and over the network; the least time that
 these take, what bounds it, and the MFU then. --config.sweep=fsdp,tensor
-compiles every such mesh and ranks them. `:tiny` compiles for the devices here.
+compiles every such mesh and ranks them. LIBTPU_INIT_ARGS is as on a TPU, and
+configs/tpu.txt has good ones. `:tiny` compiles for the devices here.
 """
 
 from ml_collections import ConfigDict

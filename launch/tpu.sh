@@ -171,10 +171,15 @@ setup() {
 }
 
 # A column of the row for this slice, this size and this stage: 4 has the
-# overrides, 5 what libtpu is given.
+# overrides, 5 what libtpu is given, by its name or itself.
 recommended() {
-  awk -F ' *[|] *' -v column="$2" -v key="$TOPOLOGY|$SIZE|$1" \
-    '$1 "|" $2 "|" $3 == key {print $column}' "$TABLE"
+  awk -F ' *[|] *' -v column="$2" -v key="$TOPOLOGY|$SIZE|$1" '
+    match($0, /^[a-z0-9_]+ = /) {
+      named[substr($0, 1, RLENGTH - 3)] = substr($0, RLENGTH + 1)
+    }
+    $1 "|" $2 "|" $3 == key {
+      print ($column in named) ? named[$column] : $column
+    }' "$TABLE"
 }
 
 # What a worker does when the run has ended: writes its status. A run that was

@@ -171,9 +171,14 @@ def test_what_is_to_be_begun_again(tmp_path, says, status, told):
 
 
 def rows():
+  """The table, names of flags replaced by what they stand for."""
   text = (test_main.ROOT / 'configs' / 'tpu.txt').read_text()
   lines = [x for x in text.splitlines() if x and not x.startswith('#')]
-  return [[x.strip() for x in line.split('|')] for line in lines]
+  named = dict(x.split(' = ', 1) for x in lines if '|' not in x)
+  table = [
+    [x.strip() for x in line.split('|')] for line in lines if '|' in line
+  ]
+  return [[*row, named.get(flags, flags)] for *row, flags in table]
 
 
 @pytest.mark.parametrize('row', rows(), ids=lambda row: ' '.join(row[:3]))

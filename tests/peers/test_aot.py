@@ -5,9 +5,11 @@ layers are there. Decode unrolls its layers, so two of them stand for all.
 """
 
 import json
+import os
 
 import pytest
 
+from tests.launch.test_tpu import rows
 from tests.test_main import error_of, run
 
 
@@ -39,7 +41,10 @@ def test_compiles_and_fits(tmp_path, topology, tensor, hbm, program):
 
 
 def test_an_update_of_the_27b(tmp_path):
-  """128 groups of 4, by 64 chips, twice 64 of them."""
+  """128 groups of 4 by 64 chips, 64 at a time, as launch/tpu.sh runs it."""
+  (row,) = (x for x in rows() if x[:3] == ['v5p:4x4x4', '27b', 'grpo'])
+  flags = row[-1]
+  assert 'sparse_core' in flags
   report = tmp_path / 'report.json'
   stdout, stderr = run(
     '--config=configs/aot.py',
@@ -51,6 +56,7 @@ def test_an_update_of_the_27b(tmp_path):
     '--config.mesh.fsdp=32',
     '--config.compute.remat=dots',
     f'--config.json={report}',
+    env=os.environ | {'LIBTPU_INIT_ARGS': flags},
   )
   print(stdout)
   assert 'rematerialization' not in stderr
@@ -62,7 +68,8 @@ def test_an_update_of_the_27b(tmp_path):
   )
   # No prompt twice, and little again in the backward pass.
   assert 1 <= report['waste'] < 1.1
-  assert report['exposed_mfu'] > 0.75
+  # The network is mostly hidden behind products.
+  assert report['exposed_mfu'] > 0.85
   sent = {
     (x['kind'], *x['axes']): x['sent_bytes']
     for x in report['parts'][0]['collectives']
