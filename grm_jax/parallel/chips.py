@@ -26,7 +26,6 @@ class Chip:
       that is not known.
     ring: the least length of an axis whose ends are linked, in chips.
     slice_rate: bytes/s to other slices, in one direction.
-    devices: that JAX has for a chip.
   """
 
   kinds: tuple[str, ...]
@@ -36,13 +35,10 @@ class Chip:
   link_rate: float = 0.0
   ring: int = 0
   slice_rate: float = 0.0
-  devices: int = 1
 
 
 CHIPS = {
-  'v4': Chip(
-    ('TPU v4',), 275e12, 32 << 30, 1.2e12, 4.5e10, 4, 6.25e9, devices=2
-  ),
+  'v4': Chip(('TPU v4',), 275e12, 32 << 30, 1.2e12, 4.5e10, 4, 6.25e9),
   'v5e': Chip(
     ('TPU v5 lite', 'TPU v5e'), 197e12, 16 << 30, 8.19e11, 4.5e10, 16, 3.125e9
   ),

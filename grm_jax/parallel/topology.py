@@ -29,9 +29,13 @@ def devices(name: str, slices: int = 1) -> Sequence[jax.Device]:
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   # It guards a chip against two users; here there is no chip.
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  how = {'num_slices': slices}
+  if name.startswith('v4:'):
+    # By default libtpu tells of the two cores of a v4; JAX has them as one.
+    how['chip_config_name'] = 'megacore'
   try:
     return topologies.get_topology_desc(
-      platform='tpu', topology_name=name, num_slices=slices
+      platform='tpu', topology_name=name, **how
     ).devices
   except (RuntimeError, jax.errors.JaxRuntimeError) as error:
     raise ValueError(

@@ -129,7 +129,7 @@ def _whole(found: list[Costs], chip) -> Costs:
     return whole | dict.fromkeys(unknown)
   slowest = max(found, key=lambda part: part['times'] * part['seconds'])
   seconds = sum(part['times'] * part['seconds'] for part in found)
-  ideal = whole['useful_flops'] * chip.devices / chip.flops
+  ideal = whole['useful_flops'] / chip.flops
   slow = sum(
     part['times']
     * max(part['seconds'], part['compute_seconds'] + part['exposed_seconds'])

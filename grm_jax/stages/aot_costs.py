@@ -79,7 +79,7 @@ def _memory(part, compiled: Compiled, chip) -> Costs:
     - analysis.alias_size_in_bytes
     + analysis.temp_size_in_bytes,
   )
-  memory = chip.hbm // chip.devices if chip else _local_memory()
+  memory = chip.hbm if chip else _local_memory()
   return {
     'arguments_bytes': analysis.argument_size_in_bytes,
     'outputs_bytes': analysis.output_size_in_bytes,
@@ -117,13 +117,12 @@ def _work(part, text, model, mesh, chip) -> Costs:
   all_of_it = collectives.of_module(found, len(devices), name, slices)
   waits = ()
   if chip is not None:
-    rate = chip.flops / chip.devices
     work = products.by_line(found, kernel, name)
     waits = schedule.waits(
       found,
       all_of_it,
       [collectives.seconds(x, devices, chip) for x in all_of_it],
-      {place: flops / rate for place, flops in work.items()},
+      {place: flops / chip.flops for place, flops in work.items()},
     )
   costs['collectives'] = collectives.table(
     all_of_it, mesh.shape, devices, chip, waits
@@ -140,8 +139,8 @@ def _roofline(costs, chip) -> Costs:
     names = ('compute', 'memory', 'network', 'exposed')
     return dict.fromkeys((*(f'{x}_seconds' for x in names), 'seconds', 'bound'))
   found = {
-    'compute': costs['computed_flops'] * chip.devices / chip.flops,
-    'memory': costs['hbm_bytes'] * chip.devices / chip.hbm_rate,
+    'compute': costs['computed_flops'] / chip.flops,
+    'memory': costs['hbm_bytes'] / chip.hbm_rate,
     'network': sum(row['seconds'] for row in costs['collectives']),
   }
   bound = max(found, key=found.get)

@@ -154,6 +154,21 @@ def test_two_slices(tmp_path):
   assert seconds == pytest.approx(sent / 6.25e9)
 
 
+def test_a_chip_of_v4_is_one_device(tmp_path):
+  report = tmp_path / 'report.json'
+  run(
+    '--config=configs/aot.py',
+    '--config.program=prompts',
+    '--config.topology=v4:2x2x2',
+    '--config.size=gemma2_2b',
+    '--config.num_layers=2',
+    '--config.prompts=8',
+    f'--config.json={report}',
+  )
+  report = json.loads(report.read_text())
+  assert (report['devices'], report['memory_bytes']) == (8, 32 * 2**30)
+
+
 def test_too_much_does_not_fit():
   """512 prompts with 4 generations on four v5e chips need over 16 GiB."""
   stdout, _ = run(
