@@ -171,14 +171,18 @@ setup() {
 }
 
 # A column of the row for this slice, this size and this stage: 4 has the
-# overrides, 5 what libtpu is given, by its name or itself.
+# overrides, 5 what libtpu is given, names replaced by what they stand for.
 recommended() {
   awk -F ' *[|] *' -v column="$2" -v key="$TOPOLOGY|$SIZE|$1" '
     match($0, /^[a-z0-9_]+ = /) {
       named[substr($0, 1, RLENGTH - 3)] = substr($0, RLENGTH + 1)
     }
     $1 "|" $2 "|" $3 == key {
-      print ($column in named) ? named[$column] : $column
+      count = split($column, words, " ")
+      for (i = 1; i <= count; i++) {
+        printf "%s%s", words[i] in named ? named[words[i]] : words[i], \
+          i < count ? " " : "\n"
+      }
     }' "$TABLE"
 }
 

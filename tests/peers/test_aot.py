@@ -137,10 +137,12 @@ def test_two_slices(tmp_path):
     '--config.topology=v5p:2x2x2',
     '--config.mesh.slices=2',
     '--config.mesh.data=2',
-    '--config.size=gemma2_2b',
-    '--config.num_layers=2',
+    '--config.size=tiny',
+    '--config.compute.attention=xla',
     '--config.prompts=16',
     '--config.num_generations=1',
+    '--config.prompt_size=128',
+    '--config.generation_size=128',
     f'--config.json={report}',
   )
   report = json.loads(report.read_text())
