@@ -7,7 +7,7 @@ cores: the products between the two take some of its time, or all of it.
 """
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from grm_jax.parallel.collectives import Collective
 from grm_jax.parallel.module import Instruction, Module
@@ -30,27 +30,28 @@ def waits(
     seconds: of the network for each of them, in all passes.
     work: seconds of products of a pass, by (frame, line) as module.Run.
   """
-  begun = collections.defaultdict(lambda: collections.defaultdict(list))
-  waited = [0.0] * len(found)
-  for i, x in enumerate(found):
+  network = collections.Counter()  # seconds of a pass, by (frame, line)
+  for x, taken in zip(found, seconds, strict=True):
     if not x.hidden:
-      begun[x.frame][x.line].append(i)
-  for frame, lines in begun.items():
-    own = {
-      line: sum(seconds[i] / found[i].passes for i in numbers)
-      for line, numbers in lines.items()
-    }
-    products = {line: s for (at, line), s in work.items() if at == frame}
-    of_line = _frame(list(module[frame].lines.values()), own, products)
-    for line, numbers in lines.items():
-      for i in numbers:
-        share = seconds[i] / found[i].passes / own[line] if own[line] else 0.0
-        waited[i] = of_line[line] * share * found[i].passes
-  return waited
+      network[x.frame, x.line] += taken / x.passes
+  share = {}  # waited for, of what the network takes
+  for frame in {frame for frame, _ in network}:
+    own, products = (_of_frame(x, frame) for x in (network, work))
+    lines = module[frame].lines.values()
+    for line, waited in _frame(lines, own, products).items():
+      share[frame, line] = waited / own[line] if own[line] else 0.0
+  return [
+    0.0 if x.hidden else share[x.frame, x.line] * taken
+    for x, taken in zip(found, seconds, strict=True)
+  ]
+
+
+def _of_frame(taken, frame):
+  return {line: own for (at, line), own in taken.items() if at == frame}
 
 
 def _frame(
-  lines: Sequence[Instruction],
+  lines: Iterable[Instruction],
   network: Mapping[str, float],
   products: Mapping[str, float],
 ) -> dict[str, float]:

@@ -14,9 +14,7 @@ names the step, the item and the leaf; no other step is taken in its place.
 This is the only module that imports Orbax. All processes call everything.
 """
 
-import functools
 import os
-import sys
 from typing import Any
 
 import jax
@@ -25,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from grm_jax.training import orbax_noise
 from grm_jax.training.checkpoint_index import (
   Step,
   absolute,
@@ -44,13 +43,7 @@ _TEMPORARY = '.orbax-checkpoint-tmp'
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OSError)
 _ARRAY_ITEMS = ('params', 'opt_state')
 
-# Orbax logs some thirty INFO lines a save; its warnings pass.
-logging.get_absl_logger().addFilter(
-  lambda record: (
-    record.levelno > logging.converter.STANDARD_INFO
-    or '/orbax/checkpoint/' not in record.pathname
-  )
-)
+orbax_noise.silence_log()
 
 
 class Checkpoints:
@@ -365,7 +358,7 @@ def _read_full(at, item, wanted):
     partial_restore=True,
   )
   folder = at.directory / str(at.step) / item
-  _silence_late_reads()
+  orbax_noise.silence_late_reads()
   try:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
       tree = reader.restore(folder, args=request)
@@ -375,23 +368,6 @@ def _read_full(at, item, wanted):
     if not isinstance(cause, _DAMAGE):
       raise
     raise at.damaged(item, f'Orbax reports {cause}'[:400]) from error
-
-
-@functools.cache
-def _silence_late_reads():
-  """Keeps what comes back after a failed read from printing tracebacks.
-
-  When one of the reads fails, Orbax closes the event loop of all of them, and
-  TensorStore's threads print an error for each that ends later; some do so in
-  the middle of our own message.
-  """
-  before = sys.unraisablehook
-
-  def hook(what):
-    if str(what.exc_value) != 'Event loop is closed':
-      before(what)
-
-  sys.unraisablehook = hook
 
 
 def _at(tree, path):

@@ -191,20 +191,15 @@ def test_a_row_of_the_table_is_what_its_stage_takes(row):
   assert all(x.startswith('--xla_') for x in libtpu.split())
   config = spct_run.parse(f'--config=configs/{stage}.py', *given.split())
   chips = math.prod(map(int, topology.partition(':')[2].split('x')))
-  mesh = config.train.mesh if stage == 'rft' else config.mesh
+  own = config.train if stage == 'rft' else config
+  mesh = own.mesh
   others = mesh.data * mesh.tensor
   assert chips % others == 0 and mesh.fsdp in (-1, chips // others)
-  trained = {
-    'rft': lambda: [config.train],
-    'spct': lambda: [
-      config.sft,
-      config.rft.train,
-      config.grpo,
-      config.meta_rm,
-    ],
-  }.get(stage, lambda: [config])()
-  for own in (x for x in trained if 'batch' in x):
-    assert own.batch.prompts % (chips // mesh.tensor) == 0
+  trained = [own] if 'batch' in own else []
+  if stage == 'spct':
+    trained = [config.sft, config.rft.train, config.grpo, config.meta_rm]
+  for each in trained:
+    assert each.batch.prompts % (chips // mesh.tensor) == 0
 
 
 def test_no_row_twice():
