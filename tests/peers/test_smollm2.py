@@ -5,6 +5,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 
@@ -80,10 +81,20 @@ def test_it_knows_english(ours):
 
 
 def test_tokens_are_those_of_its_chat_template(ours):
-  """Our ids of a chat, against the template in the file and its own tokens."""
+  """Our ids of a chat, against the template in the file and its own tokens.
+
+  transformers does not read the file's `tokenizer.ggml.pre`, and splits text
+  as GPT-2 does. Its value here, smollm, means each digit by itself first, in
+  llama.cpp (LLAMA_VOCAB_PRE_TYPE_SMOLLM) as in SmolLM2's own tokenizer.json:
+  blanks before a number are other tokens then.
+  """
   tk = ours[2]
   theirs = transformers.AutoTokenizer.from_pretrained(
     GGUF.parent, gguf_file=GGUF.name
+  )
+  splits = tokenizers.pre_tokenizers
+  theirs.backend_tokenizer.pre_tokenizer = splits.Sequence(
+    [splits.Digits(individual_digits=True), splits.ByteLevel(False)]
   )
   messages = [
     {'role': 'system', 'content': 'You judge answers.'},
