@@ -73,7 +73,7 @@ def get_config(arg: str = '') -> ConfigDict:
         rows=2 if tiny else 4,
         size=96 if tiny else 1024,
         chunk=16,
-        # One length: with several, the last bits of a sum depend on which
+        # One length: with several, the last bits of a sum may depend on which
         # other prompts are at work, and with them now and then a draw.
         buckets=(2048,) if tiny else (4096,),
       ),

@@ -2,10 +2,14 @@
 
 A layer's prompt cache holds what its decode steps can still see: all S places
 on global layers; on local ones a ring of min(S, W) places, where place s of
-the prompt is kept at s mod W. Each of the R rows of a prompt adds a ring of T
-places of its own. All rows write the same place of it at the same step, so
-that a step writes one slice; a row that began later than another knows by its
-own count how many places back are its own.
+the prompt is kept at s mod W. Each of the R rows of a prompt adds its own
+tokens, in two parts: what it drew in earlier calls of decode, token t at place
+t, which a call only reads; and what it draws in this one, where all rows write
+the same place at the same step, so that a step writes one slice. The end of a
+call puts the second part into the first (`keep`).
+
+So a row's sums add the same numbers in the same order whenever it began and
+whatever the other rows do, and its logits are the same to the last bit.
 
 Heads stand before places, the order in which attention multiplies them; the
 prompts' keys have their places last, or a step would turn them; and own caches
@@ -13,9 +17,11 @@ have one dimension for all rows, or XLA's CPU backend would copy them whole at
 every step of a single prompt.
 
 Letters: P prompts, R rows of a prompt, B = P * R rows, S prompt places, T own
-places, K key/value heads, G query heads per key/value head, N query heads, H
-head dim.
+places, C steps of a call, K key/value heads, G query heads per key/value head,
+N query heads, H head dim.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +52,10 @@ class PromptCache:
 
 @struct.dataclass
 class OwnCache:
-  """One layer's keys and values of the rows themselves, [B, K, T, H]."""
+  """One layer's keys and values of the rows themselves.
+
+  [B, K, T, H] of those of earlier calls, [B, K, C, H] of those of this one.
+  """
 
   key: jax.Array
   value: jax.Array
@@ -58,33 +67,35 @@ class Step:
 
   Attributes:
     lengths: int32 [P], of the prompts.
-    age: int32 [P, R], how many own tokens came before this one; below T.
-    place: int32 [], where in the rings this step writes.
+    before: int32 [P, R], how many tokens each row drew in earlier calls.
+    step: int32 [], of this call, below C; and where in `recent` it writes.
     prompt: this layer's prompt cache.
-    own: this layer's own cache.
+    own: this layer's cache of earlier calls.
+    recent: this layer's cache of this call.
   """
 
   lengths: jax.Array
-  age: jax.Array
-  place: jax.Array
+  before: jax.Array
+  step: jax.Array
   prompt: PromptCache
   own: OwnCache
+  recent: OwnCache
 
   def positions(self) -> jax.Array:
     """int32 [P, R]."""
-    return self.lengths[:, None] + self.age
+    return self.lengths[:, None] + self.before + self.step
 
   def attend(self, query, key, value, *, window, cap, layout, **unused):
-    """[P, R, N, H] of [P, R, N, H] queries, and the own cache with this token.
+    """[P, R, N, H] of [P, R, N, H] queries, and `recent` with this token.
 
     The exact softmax over the prompt's places and the row's own together.
     """
     del unused  # block sizes and backends: one query needs neither
     p, r, n, h = query.shape
     k = key.shape[2]
-    own = OwnCache(
-      _write(self.own.key, key, self.place, layout),
-      _write(self.own.value, value, self.place, layout),
+    recent = OwnCache(
+      _write(self.recent.key, key, self.step, layout),
+      _write(self.recent.value, value, self.step, layout),
     )
     query = query.reshape(p, r, k, n // k, h)
     letters = 'PKRGH,PKHS->PKRGS', 'PKRGS,PKSH->PKRGH'
@@ -92,15 +103,18 @@ class Step:
     part = _attend_part(
       letters, jnp.swapaxes(query, 1, 2), self.prompt, seen, cap
     )
-    of_prompt = [jnp.swapaxes(x, 1, 2) for x in part]
+    parts = [[jnp.swapaxes(x, 1, 2) for x in part]]
     letters = 'BKGH,BKTH->BKGT', 'BKGT,BKTH->BKGH'
-    seen = self._visible_own(window).reshape(p * r, 1, 1, -1)
-    part = _attend_part(
-      letters, query.reshape(p * r, k, n // k, h), own, seen, cap
-    )
-    of_own = [x.reshape(p, r, *x.shape[1:]) for x in part]
-    out = _merge(of_prompt, of_own)
-    return out.astype(value.dtype).reshape(p, r, n, h), own
+    query = query.reshape(p * r, k, n // k, h)
+    for cache, seen in (
+      (self.own, self._visible_own(window)),
+      (recent, self._visible_recent(window)),
+    ):
+      seen = seen.reshape(-1, 1, 1, seen.shape[-1])
+      part = _attend_part(letters, query, cache, seen, cap)
+      parts.append([x.reshape(p, r, *x.shape[1:]) for x in part])
+    out = _merge(parts)
+    return out.astype(value.dtype).reshape(p, r, n, h), recent
 
   def _visible_prompt(self, window):
     """bool [P, R, S']."""
@@ -113,10 +127,14 @@ class Step:
 
   def _visible_own(self, window):
     """bool [P, R, T]."""
-    size = self.own.key.shape[2]
-    back = (self.place - jnp.arange(size)) % size
-    back, age = back[None, None, :], self.age[:, :, None]
-    return (back <= age) & within(back, jnp.zeros_like(back), window)
+    places = jnp.arange(self.own.key.shape[2])[None, None]
+    before = self.before[:, :, None]
+    return (places < before) & within(before + self.step, places, window)
+
+  def _visible_recent(self, window):
+    """bool [1, 1, C]."""
+    places = jnp.arange(self.recent.key.shape[2])[None, None]
+    return within(self.step, places, window)
 
 
 def prompt_cache(
@@ -146,6 +164,32 @@ def prompt_cache(
   )
 
 
+def keep(
+  own: OwnCache, recent: OwnCache, before: jax.Array, layout: Layout
+) -> OwnCache:
+  """The cache of earlier calls with what this one has added, [B, K, T, H].
+
+  Args:
+    own: [B, K, T, H] with T a multiple of C.
+    recent: [B, K, C, H].
+    before: int [B], multiples of C: where each row's part goes. A row whose
+      part would lie past T has ended, and what it leaves is of no use.
+    layout: the mesh and its rules.
+  """
+
+  def put(old, new):
+    b, k, t, h = old.shape
+    c = new.shape[2]
+    # Chosen block by block, not written to a place of each row: a scatter is
+    # slow on TPU, and this costs a C-th of what reading the cache does.
+    blocks = old.reshape(b, k, t // c, c, h)
+    here = jnp.arange(t // c)[None] == before[:, None] // c
+    blocks = jnp.where(here[:, None, :, None, None], new[:, :, None], blocks)
+    return layout.constrain(blocks.reshape(old.shape), AXES)
+
+  return jax.tree.map(put, own, recent)
+
+
 def _ring_places(lengths, size, window):
   """int32 [P, size]: the latest place of each prompt kept at each index.
 
@@ -166,14 +210,17 @@ def _attend_part(letters, query, cache, seen, cap):
   return top, total, weighted_sum(of_values, weights, cache.value)
 
 
-def _merge(one, other):
-  """The softmax over two sets of keys from those over each of them.
+def _merge(parts):
+  """The softmax over several sets of keys from those over each of them.
 
   A set without a visible key has MASKED for its top and so gets no weight.
   """
-  top = jnp.maximum(one[0], other[0])
-  scales = [jnp.exp(part[0] - top) for part in (one, other)]
-  total, out = (one[i] * scales[0] + other[i] * scales[1] for i in (1, 2))
+  top = functools.reduce(jnp.maximum, [part[0] for part in parts])
+  scales = [jnp.exp(part[0] - top) for part in parts]
+  total, out = (
+    sum(part[i] * scale for part, scale in zip(parts, scales, strict=True))
+    for i in (1, 2)
+  )
   return out / total
 
 

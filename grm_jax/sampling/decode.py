@@ -10,7 +10,7 @@ Layers are unrolled and each has weights and caches of its own, so that a step
 reads weights in place instead of slicing them out of a stack.
 
 Letters: P prompt slots, A prompts prefilled together, R rows of a prompt, S
-prompt places, T own places, C steps of a call, D width, V vocabulary rows.
+prompt places, C steps of a call, D width, V vocabulary rows.
 """
 
 import dataclasses
@@ -70,12 +70,10 @@ class State:
   """What the rows have on the device between two calls of `decode`.
 
   Attributes:
-    place: int32 [], below T: where in the own rings the next step writes.
     hidden: [P, R, D], which each row's next token is drawn from.
-    caches: one OwnCache per layer.
+    caches: one OwnCache per layer, of the tokens of earlier calls.
   """
 
-  place: jax.Array
   hidden: jax.Array
   caches: tuple[cache.OwnCache, ...]
 
@@ -88,8 +86,9 @@ class Rows:
   Attributes:
     settings: temperature and truncation, [P, R].
     keys: uint32 [P, R, 2], the randomness of each row; see choose.step_keys.
-    lengths: int32 [P, R], tokens drawn before; 0 begins from the prompt.
-    max_tokens: int32 [P, R], each at most T; a row that has them is idle.
+    lengths: int32 [P, R], tokens drawn before; 0 begins from the prompt. A
+      multiple of C: a call that was shorter has ended all rows.
+    max_tokens: int32 [P, R]; a row that has them is idle.
   """
 
   settings: Settings
@@ -203,18 +202,30 @@ def resize(model: Gemma, slots: Prefilled, size: int) -> Prefilled:
   return dataclasses.replace(slots, caches=caches)
 
 
-def start(model: Gemma, prompts: int, rows: int, size: int) -> State:
-  """A State of P x R rows and T = `size` own places."""
+def start(
+  model: Gemma, prompts: int, rows: int, size: int, steps: int
+) -> State:
+  """A State of P x R rows of at most `size` tokens, C = `steps` a call.
+
+  The last call of the longest row needs no place: nothing comes after it.
+  """
   s, dtype = model.size, jnp.dtype(model.compute.dtype)
-  shape = (prompts * rows, s.num_kv_heads, size, s.head_dim)
+  calls = -(-size // steps)
   return State(
-    place=jnp.int32(0),
     hidden=jnp.zeros((prompts, rows, s.width), dtype),
-    caches=tuple(
-      cache.OwnCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-      for _ in range(s.num_layers)
-    ),
+    caches=_own_caches(model, prompts * rows, max(calls - 1, 1) * steps),
   )
+
+
+def _own_caches(model, rows, size):
+  """One of [B, K, size, H] for each layer, without anything in it."""
+  s, dtype = model.size, jnp.dtype(model.compute.dtype)
+  shape = (rows, s.num_kv_heads, size, s.head_dim)
+
+  def empty():
+    return model.layout.constrain(jnp.zeros(shape, dtype), cache.AXES)
+
+  return tuple(cache.OwnCache(empty(), empty()) for _ in range(s.num_layers))
 
 
 def shardings(model: Gemma) -> tuple[Prefilled, State, NamedSharding]:
@@ -229,7 +240,6 @@ def shardings(model: Gemma) -> tuple[Prefilled, State, NamedSharding]:
     (cache.PromptCache(keys, kept),) * count,
   )
   state = State(
-    whole,
     layout.sharding(('prompts', 'tokens', 'width')),
     (cache.OwnCache(kept, kept),) * count,
   )
@@ -262,21 +272,32 @@ def decode(
   """
   fresh = (rows.lengths == 0)[..., None]
   hidden = jnp.where(fresh, slots.last[:, None], state.hidden)
-  state = dataclasses.replace(state, hidden=hidden)
 
   def body(carry):
-    state, drawn = carry
+    hidden, recent, drawn = carry
+    step = drawn.steps
     tokens, drawn = _draw(
-      model, weights, rows, state.hidden, drawn, stop_ids, forbidden
+      model, weights, rows, hidden, drawn, stop_ids, forbidden
     )
-    age = rows.lengths + drawn.counts - 1
-    return _advance(model, weights, slots, state, tokens, age), drawn
+    caches = zip(slots.caches, state.caches, recent, strict=True)
+    seen = [
+      cache.Step(slots.lengths, rows.lengths, step, *three) for three in caches
+    ]
+    return *_advance(model, weights, tokens, seen), drawn
 
   def goes_on(carry):
-    _, drawn = carry
+    *_, drawn = carry
     return (drawn.steps < steps) & jnp.any(drawn.status == RUNNING)
 
-  return jax.lax.while_loop(goes_on, body, (state, _nothing(rows, steps)))
+  recent = _own_caches(model, rows.lengths.size, steps)
+  carry = hidden, recent, _nothing(rows, steps)
+  hidden, recent, drawn = jax.lax.while_loop(goes_on, body, carry)
+  before = rows.lengths.reshape(-1)
+  caches = tuple(
+    cache.keep(*two, before, model.layout)
+    for two in zip(state.caches, recent, strict=True)
+  )
+  return State(hidden, caches), drawn
 
 
 def _nothing(rows, steps):
@@ -324,20 +345,11 @@ def _draw(model, weights, rows, hidden, drawn, stop_ids, forbidden):
   return found[0], drawn
 
 
-def _advance(model, weights, slots, state, tokens, age):
-  """Feeds the tokens [P, R] through the network."""
-  steps = [
-    cache.Step(slots.lengths, jnp.maximum(age, 0), state.place, *caches)
-    for caches in zip(slots.caches, state.caches, strict=True)
-  ]
+def _advance(model, weights, tokens, steps):
+  """(hidden [P, R, D], recent caches) of the tokens [P, R]."""
   x = _embed(model, weights, tokens)
-  x, caches = _layers(model, weights, x, steps)
-  size = state.caches[0].key.shape[2]
-  return State(
-    place=(state.place + 1) % size,
-    hidden=_final_norm(model, weights, x),
-    caches=tuple(caches),
-  )
+  x, recent = _layers(model, weights, x, steps)
+  return _final_norm(model, weights, x), tuple(recent)
 
 
 def _embed(model, weights, tokens):

@@ -133,7 +133,7 @@ class Programs:
     """P x R rows; see decode.start."""
     s = self.sizes
     function = functools.partial(
-      decode.start, self.model, s.prompts, s.rows, s.size
+      decode.start, self.model, s.prompts, s.rows, s.size, s.chunk
     )
     return self._call(
       ('start',), lambda: jax.jit(function, out_shardings=self._state)
@@ -195,7 +195,9 @@ def decode_arguments(model: Gemma, sizes: Sizes, bucket: int) -> tuple:
   *homes, whole = decode.shardings(model)
   p, r = sizes.prompts, sizes.rows
   slots = jax.eval_shape(lambda: decode.empty(model, p, bucket))
-  state = jax.eval_shape(lambda: decode.start(model, p, r, sizes.size))
+  state = jax.eval_shape(
+    lambda: decode.start(model, p, r, sizes.size, sizes.chunk)
+  )
   slots, state = jax.tree.map(_shaped, (slots, state), tuple(homes))
   rows = idle_rows((p, r))
   constants = np.zeros(1, np.int32), np.zeros(model.size.table_rows, bool)

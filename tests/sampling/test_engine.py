@@ -6,6 +6,7 @@ import pytest
 
 from grm_jax.model import head
 from grm_jax.model.batch import Batch
+from grm_jax.model.compute import Compute
 from grm_jax.sampling import placing
 from grm_jax.sampling.choose import settings, truncate
 from grm_jax.sampling.engine import Engine
@@ -127,6 +128,35 @@ def test_a_sample_depends_on_seed_request_and_sample_only(drawn, shape):
   for order in ([2, 0, 1], [1, 2, 0]):
     again = by_name(made.run(asked(4, order, seed=1, **CUT)))
     assert_same(again, drawn)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_not_a_bit_depends_on_what_else_runs(dtype):
+  """Other slots and rows, begun at other steps, beside others that leave.
+
+  A last bit that differed would now and then be another token.
+  """
+  model = tiny.gemma(compute=Compute(dtype=dtype))
+  weights, _ = placing.place(model, PARAMS)
+  made = Engine(
+    model,
+    weights,
+    **{'prompts': 3, 'rows': 4, 'buckets': (16,), 'chunk': 5, 'size': SIZE},
+  )
+  alone = by_name(made.run(asked(6, seed=1)))
+  for order in (1, 2, 3):
+    rng = np.random.default_rng(order)
+    others = [
+      Request(f'other{i}', PROMPTS[i % 3], 3, 1 + int(rng.integers(SIZE)))
+      for i in range(12)
+    ]
+    mixed = [*asked(6, seed=1), *others]
+    rng.shuffle(mixed)
+    leave = [f'other{i}' for i in rng.integers(0, 12, 200)]
+    found = by_name(made.run(mixed, dropped=lambda it=leave: [it.pop()]))
+    for name, g in alone.items():
+      np.testing.assert_array_equal(found[name].tokens, g.tokens)
+      np.testing.assert_array_equal(found[name].model_logps, g.model_logps)
 
 
 def test_many_requests_through_few_rows():
