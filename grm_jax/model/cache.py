@@ -164,8 +164,17 @@ def prompt_cache(
   )
 
 
+def reached(own: OwnCache, reach: int) -> OwnCache:
+  """The first `reach` places, [B, K, reach, H]."""
+  return jax.tree.map(lambda x: x[:, :, :reach], own)
+
+
 def keep(
-  own: OwnCache, recent: OwnCache, before: jax.Array, layout: Layout
+  own: OwnCache,
+  recent: OwnCache,
+  before: jax.Array,
+  reach: int,
+  layout: Layout,
 ) -> OwnCache:
   """The cache of earlier calls with what this one has added, [B, K, T, H].
 
@@ -174,18 +183,22 @@ def keep(
     recent: [B, K, C, H].
     before: int [B], multiples of C: where each row's part goes. A row whose
       part would lie past T has ended, and what it leaves is of no use.
+    reach: a multiple of C that no entry of `before` is above.
     layout: the mesh and its rules.
   """
 
   def put(old, new):
     b, k, t, h = old.shape
     c = new.shape[2]
+    size = min(reach + c, t)
     # Chosen block by block, not written to a place of each row: a scatter is
     # slow on TPU, and this costs a C-th of what reading the cache does.
-    blocks = old.reshape(b, k, t // c, c, h)
-    here = jnp.arange(t // c)[None] == before[:, None] // c
+    blocks = old[:, :, :size].reshape(b, k, size // c, c, h)
+    here = jnp.arange(size // c)[None] == before[:, None] // c
     blocks = jnp.where(here[:, None, :, None, None], new[:, :, None], blocks)
-    return layout.constrain(blocks.reshape(old.shape), AXES)
+    blocks = blocks.reshape(b, k, size, h)
+    whole = jax.lax.dynamic_update_slice_in_dim(old, blocks, 0, axis=2)
+    return layout.constrain(whole, AXES)
 
   return jax.tree.map(put, own, recent)
 

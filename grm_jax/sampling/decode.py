@@ -205,16 +205,20 @@ def resize(model: Gemma, slots: Prefilled, size: int) -> Prefilled:
 def start(
   model: Gemma, prompts: int, rows: int, size: int, steps: int
 ) -> State:
-  """A State of P x R rows of at most `size` tokens, C = `steps` a call.
-
-  The last call of the longest row needs no place: nothing comes after it.
-  """
-  s, dtype = model.size, jnp.dtype(model.compute.dtype)
-  calls = -(-size // steps)
+  """A State of P x R rows of at most `size` tokens, C = `steps` a call."""
+  dtype = jnp.dtype(model.compute.dtype)
   return State(
-    hidden=jnp.zeros((prompts, rows, s.width), dtype),
-    caches=_own_caches(model, prompts * rows, max(calls - 1, 1) * steps),
+    hidden=jnp.zeros((prompts, rows, model.size.width), dtype),
+    caches=_own_caches(model, prompts * rows, own_places(size, steps)),
   )
+
+
+def own_places(size: int, steps: int) -> int:
+  """Places of an own cache: whole calls, as many as are ever read.
+
+  The last call of the longest row needs none: nothing comes after it.
+  """
+  return max(-(-size // steps) - 1, 1) * steps
 
 
 def _own_caches(model, rows, size):
@@ -249,6 +253,7 @@ def shardings(model: Gemma) -> tuple[Prefilled, State, NamedSharding]:
 def decode(
   model: Gemma,
   steps: int,
+  reach: int,
   weights: Weights,
   slots: Prefilled,
   rows: Rows,
@@ -258,11 +263,13 @@ def decode(
 ) -> tuple[State, Drawn]:
   """Draws up to C = `steps` tokens of every row, fewer when all have ended.
 
-  Jit it with `model` and `steps` bound and `state` donated.
+  Jit it with `model`, `steps` and `reach` bound and `state` donated.
 
   Args:
     model: the network.
     steps: C.
+    reach: a multiple of C: no row that goes on has drawn more before, and no
+      more places of the own caches are read.
     weights: its parameters.
     slots: the prompts.
     rows: who and how.
@@ -272,6 +279,7 @@ def decode(
   """
   fresh = (rows.lengths == 0)[..., None]
   hidden = jnp.where(fresh, slots.last[:, None], state.hidden)
+  own = [cache.reached(x, reach) for x in state.caches]
 
   def body(carry):
     hidden, recent, drawn = carry
@@ -279,7 +287,7 @@ def decode(
     tokens, drawn = _draw(
       model, weights, rows, hidden, drawn, stop_ids, forbidden
     )
-    caches = zip(slots.caches, state.caches, recent, strict=True)
+    caches = zip(slots.caches, own, recent, strict=True)
     seen = [
       cache.Step(slots.lengths, rows.lengths, step, *three) for three in caches
     ]
@@ -294,7 +302,7 @@ def decode(
   hidden, recent, drawn = jax.lax.while_loop(goes_on, body, carry)
   before = rows.lengths.reshape(-1)
   caches = tuple(
-    cache.keep(*two, before, model.layout)
+    cache.keep(*two, before, reach, model.layout)
     for two in zip(state.caches, recent, strict=True)
   )
   return State(hidden, caches), drawn

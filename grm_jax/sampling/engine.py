@@ -87,6 +87,7 @@ class Engine:
     size: int,
     buckets: Sequence[int],
     chunk: int = 16,
+    reaches: int = 1,
     prefill: int | None = None,
     stop_ids: Sequence[int] = (),
     forbidden: Sequence[int] = (),
@@ -106,6 +107,10 @@ class Engine:
       size: T, the most tokens of a generation.
       buckets: lengths to pad prompts to; the last is the longest prompt.
       chunk: C, steps between two refills.
+      reaches: how many lengths own caches are read in: a call reads the
+        shortest that holds its longest row. Saves reading where rows begin
+        together. With one, and one bucket, all calls are of the same shapes,
+        and not a bit of a generation depends on the others.
       prefill: A, prompts computed at once; default as few as the mesh allows.
       stop_ids: ids that end a generation.
       forbidden: ids that are never drawn.
@@ -120,6 +125,7 @@ class Engine:
       rows=rows,
       size=size,
       chunk=chunk,
+      reaches=reaches,
       prefill=model.layout.split('prompts') if prefill is None else prefill,
       buckets=tuple(sorted(set(buckets))),
     )
@@ -259,8 +265,9 @@ class Engine:
   def _begin_call(self, table: Table) -> decode.Drawn:
     """Dispatches C steps for the rows of the table; does not wait."""
     rows = _describe(table, self._shape())
+    reach = self._sizes.reach(rows.lengths.max())
     self.state, drawn = self.programs.decode(
-      self._bucket, self.slots, rows, self.state
+      self._bucket, reach, self.slots, rows, self.state
     )
     return drawn
 

@@ -1,9 +1,10 @@
 """Compiled programs for one set of sizes: countable, and ready ahead.
 
-With n buckets (lengths that prompts are padded to) there are n each of
-prefill, decode and empty slots, n (n + 1) / 2 of insert (a short prompt into
-longer slots), n (n - 1) of resize and one start; so 5 for one bucket, 22 for
-three. Settings are traced: nothing else is ever compiled.
+With n buckets (lengths that prompts are padded to) and m reaches (how far own
+caches are read) there are n each of prefill and empty slots, n m of decode,
+n (n + 1) / 2 of insert (a short prompt into longer slots), n (n - 1) of resize
+and one start; so 5 for one of both, 31 for three buckets and four reaches.
+Settings are traced: nothing else is ever compiled.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ class Sizes:
     chunk: C, steps of one call of decode.
     prefill: A, prompts computed at once.
     buckets: lengths that prompts are padded to, ascending.
+    reaches: m, how many lengths of own caches decode is compiled for.
   """
 
   prompts: int
@@ -38,6 +40,7 @@ class Sizes:
   chunk: int
   prefill: int
   buckets: tuple[int, ...]
+  reaches: int = 1
 
   def __post_init__(self):
     if not self.buckets:
@@ -50,6 +53,17 @@ class Sizes:
   def bucket(self, length: int) -> int:
     """The smallest bucket that holds `length` tokens."""
     return next(b for b in self.buckets if length <= b)
+
+  def all_reaches(self) -> list[int]:
+    """m lengths of own caches, or fewer: whole calls, up to all there is."""
+    calls = decode.own_places(self.size, self.chunk) // self.chunk
+    parts = min(self.reaches, calls)
+    return [-(-calls * i // parts) * self.chunk for i in range(1, parts + 1)]
+
+  def reach(self, length: int) -> int:
+    """The smallest of them that holds `length` tokens, or the largest."""
+    every = self.all_reaches()
+    return next((x for x in every if length <= x), every[-1])
 
 
 class Programs:
@@ -95,8 +109,8 @@ class Programs:
 
   def all(self) -> int:
     """How many there can be."""
-    n = len(self.sizes.buckets)
-    return 3 * n + n * (n + 1) // 2 + n * (n - 1) + 1
+    n, m = len(self.sizes.buckets), len(self.sizes.all_reaches())
+    return (2 + m) * n + n * (n + 1) // 2 + n * (n - 1) + 1
 
   def warm_up(self) -> int:
     """Compiles everything; returns how many programs there are."""
@@ -104,8 +118,8 @@ class Programs:
     idle = idle_rows((sizes.prompts, sizes.rows))
     where = np.zeros(sizes.prefill, np.int32)
     for bucket in sizes.buckets:
-      slots, state = self.empty(bucket), self.start()
-      self.decode(bucket, slots, idle, state)
+      for reach in sizes.all_reaches():
+        self.decode(bucket, reach, self.empty(bucket), idle, self.start())
       for other in sizes.buckets:
         if other != bucket:
           self.resize(self.empty(bucket), bucket, other)
@@ -159,12 +173,12 @@ class Programs:
     return self._call(('resize', bucket, size), make, slots)
 
   def decode(
-    self, bucket: int, slots: Prefilled, rows: Rows, state: State
+    self, bucket: int, reach: int, slots: Prefilled, rows: Rows, state: State
   ) -> tuple[State, Drawn]:
     """Up to C tokens of every row; `state` is donated. See decode.decode."""
-    make = functools.partial(decode_jit, self.model, self.sizes.chunk)
+    make = functools.partial(decode_jit, self.model, self.sizes.chunk, reach)
     arguments = (self.weights, slots, rows, state, *self._constants)
-    return self._call(('decode', bucket), make, *arguments)
+    return self._call(('decode', bucket, reach), make, *arguments)
 
   def _to_slots(self, function, **how):
     """Makes the jitted form of a function that returns slots."""
@@ -180,11 +194,11 @@ class Programs:
     return self._compiled[key](*arguments)
 
 
-def decode_jit(model: Gemma, steps: int) -> Callable:
+def decode_jit(model: Gemma, steps: int, reach: int) -> Callable:
   """decode.decode with its layouts; `state` is donated."""
   _, state, whole = decode.shardings(model)
   return jax.jit(
-    functools.partial(decode.decode, model, steps),
+    functools.partial(decode.decode, model, steps, reach),
     out_shardings=(state, whole),
     donate_argnums=(3,),
   )

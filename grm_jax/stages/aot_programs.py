@@ -224,7 +224,7 @@ def _decode(config, model) -> list[Part]:
   return [
     Part(
       'decode',
-      programs.decode_jit(model, DECODE_STEPS),
+      programs.decode_jit(model, DECODE_STEPS, *sizes.all_reaches()),
       (weights, *rest),
       useful=one * config.prompts * config.num_generations,
       read=(weights, slots.caches, state.caches),

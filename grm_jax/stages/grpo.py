@@ -52,6 +52,10 @@ from grm_jax.training.clock import Clock, progress
 from grm_jax.training.preemption import Preemption
 from grm_jax.training.reference import Reference
 
+# Rows of a rollout begin together and get longer together: the lengths in
+# which their caches are read, see sampling.engine.Engine.
+_REACHES = 3
+
 
 def run(config: ConfigDict, workdir: str) -> None:
   """Trains by rewards on `config.data`.
@@ -81,6 +85,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     rows=config.rollout.rows,
     size=max(config.batch.size),
     chunk=config.rollout.chunk,
+    reaches=_REACHES,
     buckets=config.batch.buckets,
   )
   roller = Roller(

@@ -118,6 +118,8 @@ def test_samples_draw_apart_from_the_first_token_on():
     {'rows': 3, 'chunk': 1},
     {'prompts': 1, 'rows': 8, 'chunk': SIZE},
     {'prompts': 2, 'buckets': (4, 12, 32)},
+    {'rows': 2, 'reaches': 3},
+    {'prompts': 4, 'rows': 5, 'chunk': 2, 'reaches': 99},
     {'prompts': 2, 'rows': 2, 'chunk': 7, 'prefill': 3},
   ],
   ids=str,
@@ -128,6 +130,22 @@ def test_a_sample_depends_on_seed_request_and_sample_only(drawn, shape):
   for order in ([2, 0, 1], [1, 2, 0]):
     again = by_name(made.run(asked(4, order, seed=1, **CUT)))
     assert_same(again, drawn)
+
+
+def test_own_caches_are_read_as_far_as_the_longest_row():
+  """Whole calls of 5 steps; what is not needed is not even compiled."""
+  made = engine(reaches=3)
+  assert made.programs.sizes.all_reaches() == [10, 15, 20]
+  assert [made.programs.sizes.reach(x) for x in (0, 10, 15, 20)] == [
+    10,
+    10,
+    15,
+    20,
+  ]
+  assert engine(chunk=99, reaches=3).programs.sizes.all_reaches() == [99]
+  for most, count in ((15, 5), (16, 6), (24, 7)):
+    list(made.run(asked(2, order=(0,), max_tokens=most, temperature=9.0)))
+    assert made.programs.count() == count
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -216,8 +234,8 @@ def test_forbidden_and_dead_ids_are_never_drawn():
 
 
 def test_no_compilation_after_warm_up():
-  made = engine(prompts=2, rows=2, buckets=(4, 8, 16))
-  assert made.warm_up() == made.programs.all() == 22
+  made = engine(prompts=2, rows=2, buckets=(4, 8, 16), reaches=2)
+  assert made.warm_up() == made.programs.all() == 25
   rng = np.random.default_rng(1)
   events = []
   jax.monitoring.register_event_duration_secs_listener(
@@ -234,7 +252,7 @@ def test_no_compilation_after_warm_up():
   refused = [x for x in items if isinstance(x, Refusal)]
   # Lengths 0 and 17 to 19 do not fit.
   assert len(refused) == 4 and len(items) == 4 + 16 * 3
-  assert made.programs.count() == 22
+  assert made.programs.count() == 25
   assert not [name for name in events if 'backend_compile' in name]
 
 
