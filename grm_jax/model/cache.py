@@ -22,6 +22,7 @@ N query heads, H head dim.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -170,37 +171,46 @@ def reached(own: OwnCache, reach: int) -> OwnCache:
 
 
 def keep(
-  own: OwnCache,
-  recent: OwnCache,
+  own: Sequence[OwnCache],
+  recent: Sequence[OwnCache],
   before: jax.Array,
-  reach: int,
   layout: Layout,
-) -> OwnCache:
-  """The cache of earlier calls with what this one has added, [B, K, T, H].
+) -> tuple[OwnCache, ...]:
+  """Caches of earlier calls with what this one has added, one per layer.
+
+  C places of all rows at a time, those that some row has come to: one write
+  where rows began together, at most as much as the caches hold. To write each
+  row's places by themselves would be a scatter, which is slow on TPU.
 
   Args:
     own: [B, K, T, H] with T a multiple of C.
     recent: [B, K, C, H].
     before: int [B], multiples of C: where each row's part goes. A row whose
       part would lie past T has ended, and what it leaves is of no use.
-    reach: a multiple of C that no entry of `before` is above.
     layout: the mesh and its rules.
   """
+  c = recent[0].key.shape[2]
+  blocks = before // c
+  every = jnp.arange(own[0].key.shape[2] // c)
+  used = jnp.any(blocks[:, None] == every[None], axis=0)
+  order = jnp.argsort(~used)  # those that are used come first
 
-  def put(old, new):
-    b, k, t, h = old.shape
-    c = new.shape[2]
-    size = min(reach + c, t)
-    # Chosen block by block, not written to a place of each row: a scatter is
-    # slow on TPU, and this costs a C-th of what reading the cache does.
-    blocks = old[:, :, :size].reshape(b, k, size // c, c, h)
-    here = jnp.arange(size // c)[None] == before[:, None] // c
-    blocks = jnp.where(here[:, None, :, None, None], new[:, :, None], blocks)
-    blocks = blocks.reshape(b, k, size, h)
-    whole = jax.lax.dynamic_update_slice_in_dim(old, blocks, 0, axis=2)
-    return layout.constrain(whole, AXES)
+  def put(i, caches):
+    block = order[i]
+    here = (blocks == block)[:, None, None, None]
 
-  return jax.tree.map(put, own, recent)
+    def one(old, new):
+      there = jax.lax.dynamic_slice_in_dim(old, block * c, c, axis=2)
+      return layout.constrain(
+        jax.lax.dynamic_update_slice_in_dim(
+          old, jnp.where(here, new, there), block * c, axis=2
+        ),
+        AXES,
+      )
+
+    return jax.tree.map(one, caches, tuple(recent))
+
+  return jax.lax.fori_loop(0, jnp.sum(used), put, tuple(own))
 
 
 def _ring_places(lengths, size, window):

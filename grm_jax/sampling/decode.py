@@ -301,10 +301,7 @@ def decode(
   carry = hidden, recent, _nothing(rows, steps)
   hidden, recent, drawn = jax.lax.while_loop(goes_on, body, carry)
   before = rows.lengths.reshape(-1)
-  caches = tuple(
-    cache.keep(*two, before, reach, model.layout)
-    for two in zip(state.caches, recent, strict=True)
-  )
+  caches = cache.keep(state.caches, recent, before, model.layout)
   return State(hidden, caches), drawn
 
 

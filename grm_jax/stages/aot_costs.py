@@ -104,6 +104,9 @@ def _work(part, text, model, mesh, chip) -> Costs:
   # A call of decode is many steps; one pass of its loop is one.
   name = traffic.main_loop(found) if part.read else ''
   moved = traffic.of_module(found, name)
+  hbm = moved.hbm_bytes
+  if name:  # what stands around the loop is shared by its passes
+    hbm += (traffic.of_module(found).hbm_bytes - hbm) // part.passes
 
   def kernel(x):
     return _kernel(model, x)
@@ -111,7 +114,7 @@ def _work(part, text, model, mesh, chip) -> Costs:
   costs: Costs = {
     'useful_flops': part.useful // len(devices),
     'computed_flops': products.of_module(found, kernel, name),
-    'hbm_bytes': moved.hbm_bytes,
+    'hbm_bytes': hbm,
     'largest': [list(x) for x in moved.largest],
   }
   all_of_it = collectives.of_module(found, len(devices), name, slices)
@@ -130,7 +133,7 @@ def _work(part, text, model, mesh, chip) -> Costs:
   if part.read:
     bound = aot_programs.bytes_a_device(part.read)
     costs['bound_bytes'] = bound
-    costs['step_by_bound'] = round(moved.hbm_bytes / bound, 3)
+    costs['step_by_bound'] = round(hbm / bound, 3)
   return costs | _roofline(costs, chip)
 
 

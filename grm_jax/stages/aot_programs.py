@@ -28,7 +28,7 @@ from grm_jax.training import step as steps
 from grm_jax.training.policy import Objective, PolicyBatch
 from grm_jax.training.scalar_loss import ScalarBatch
 
-DECODE_STEPS = 32  # of one call; their number changes neither bytes nor time
+DECODE_STEPS = 16  # of one call, as configs have it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Part:
     waits: arrays that are on the devices meanwhile and are no arguments.
     read: arrays that one pass of its main loop must read; () if it is not
       looked at by the pass.
+    passes: of that loop in a run.
   """
 
   name: str
@@ -54,6 +55,7 @@ class Part:
   useful: int = 0
   waits: Any = ()
   read: Any = ()
+  passes: int = 1
 
 
 def parts(config: ConfigDict, model: Gemma) -> list[Part]:
@@ -228,6 +230,7 @@ def _decode(config, model) -> list[Part]:
       (weights, *rest),
       useful=one * config.prompts * config.num_generations,
       read=(weights, slots.caches, state.caches),
+      passes=DECODE_STEPS,
     )
   ]
 
