@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import http.client
 import json
+import os
 import random
 import re
 import signal
@@ -70,6 +71,7 @@ class Seen:
   left: int = 0
   refused: int = 0
   tokens: int = 0
+  parted: list[str] = dataclasses.field(default_factory=list)
   seconds: list[float] = dataclasses.field(default_factory=list)
 
 
@@ -191,11 +193,25 @@ def _note(seen, request, status, found, answers, begin):
     if status != 200:
       seen.refused += 1
       return
-    right = [x['text'] for x in found['samples']] == answers[request['id']]
+    texts, alone = [x['text'] for x in found['samples']], answers[request['id']]
+    right = texts == alone
+    if not right:
+      seen.parted.append(_parting(request['id'], texts, alone))
     seen.right += right
     seen.wrong += not right
     seen.tokens += sum(x['tokens'] for x in found['samples'])
     seen.seconds.append(time.monotonic() - begin)
+
+
+def _parting(name, texts, alone):
+  """Where the first of these texts leaves what was written alone."""
+  if len(texts) != len(alone):
+    return f'{name}: {len(texts)} samples, {len(alone)} alone'
+  number = next(i for i, x in enumerate(texts) if x != alone[i])
+  pair = texts[number], alone[number]
+  same = len(os.path.commonprefix(pair))
+  here, there = (repr(x[same : same + 20]) for x in pair)
+  return f'{name}, sample {number}, character {same}: {here}, alone {there}'
 
 
 def load(
@@ -280,6 +296,7 @@ def main() -> None:
     ],
   }
   print(table(result))
+  print('\n'.join(seen.parted), end='\n' if seen.parted else '')
   if arguments.json:
     with open(arguments.json, 'w') as file:
       json.dump(result, file, indent=1)
