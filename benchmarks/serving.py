@@ -296,7 +296,8 @@ def main() -> None:
     ],
   }
   print(table(result))
-  print('\n'.join(seen.parted), end='\n' if seen.parted else '')
+  for line in seen.parted:
+    print(line)
   if arguments.json:
     with open(arguments.json, 'w') as file:
       json.dump(result, file, indent=1)

@@ -9,7 +9,8 @@ the same place at the same step, so that a step writes one slice. The end of a
 call puts the second part into the first (`keep`).
 
 So a row's sums add the same numbers in the same order whenever it began and
-whatever the other rows do, and its logits are the same to the last bit.
+whatever the other rows do, and in programs of the same shapes its logits are
+the same to the last bit.
 
 Heads stand before places, the order in which attention multiplies them; the
 prompts' keys have their places last, or a step would turn them; and own caches

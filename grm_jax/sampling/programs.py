@@ -61,9 +61,8 @@ class Sizes:
     return [-(-calls * i // parts) * self.chunk for i in range(1, parts + 1)]
 
   def reach(self, length: int) -> int:
-    """The smallest of them that holds `length` tokens, or the largest."""
-    every = self.all_reaches()
-    return next((x for x in every if length <= x), every[-1])
+    """The smallest of them that holds `length` tokens."""
+    return next(x for x in self.all_reaches() if length <= x)
 
 
 class Programs:
@@ -118,8 +117,9 @@ class Programs:
     idle = idle_rows((sizes.prompts, sizes.rows))
     where = np.zeros(sizes.prefill, np.int32)
     for bucket in sizes.buckets:
+      slots = self.empty(bucket)
       for reach in sizes.all_reaches():
-        self.decode(bucket, reach, self.empty(bucket), idle, self.start())
+        self.decode(bucket, reach, slots, idle, self.start())
       for other in sizes.buckets:
         if other != bucket:
           self.resize(self.empty(bucket), bucket, other)

@@ -48,7 +48,8 @@ def of_part(part: Part, model: Gemma, chip: Chip | None) -> Costs:
     compute_seconds, memory_seconds, network_seconds, exposed_seconds (of the
     network, in the foreground), seconds and bound (None without a chip). Of a
     part that is looked at by the pass also bound_bytes, what it must read, and
-    step_by_bound, hbm_bytes over that.
+    step_by_bound, hbm_bytes over that; the pass has its share of the bytes that
+    are moved around its loop.
   """
   costs: Costs = {'name': part.name, 'times': part.times}
   begin = time.monotonic()

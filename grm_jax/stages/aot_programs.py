@@ -226,7 +226,7 @@ def _decode(config, model) -> list[Part]:
   return [
     Part(
       'decode',
-      programs.decode_jit(model, DECODE_STEPS, *sizes.all_reaches()),
+      programs.decode_jit(model, DECODE_STEPS, sizes.all_reaches()[-1]),
       (weights, *rest),
       useful=one * config.prompts * config.num_generations,
       read=(weights, slots.caches, state.caches),

@@ -84,9 +84,9 @@ def test_tokens_are_those_of_its_chat_template(ours):
   """Our ids of a chat, against the template in the file and its own tokens.
 
   transformers does not read the file's `tokenizer.ggml.pre`, and splits text
-  as GPT-2 does. Its value here, smollm, means each digit by itself first, in
-  llama.cpp (LLAMA_VOCAB_PRE_TYPE_SMOLLM) as in SmolLM2's own tokenizer.json:
-  blanks before a number are other tokens then.
+  as GPT-2 does. Its value here, smollm, means each digit by itself first
+  (llama.cpp, LLAMA_VOCAB_PRE_TYPE_SMOLLM): blanks before a number are other
+  tokens then.
   """
   tk = ours[2]
   theirs = transformers.AutoTokenizer.from_pretrained(
