@@ -19,7 +19,7 @@ _SMOLLM2 = {
   'prompt.template': 'brief',
   'prompt.single': 'brief_single',
   'batch.prompts': 2,
-  'batch.accumulate': 4,
+  'batch.accumulate': 2,
   'batch.buckets': (768,),
   'batch.size': (256,),
   'batch.packed': True,
