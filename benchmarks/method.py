@@ -28,7 +28,13 @@ from grm_jax.evaluation import summary as summaries
 from grm_jax.judging import outcome
 from grm_jax.judging.judgement import Judged
 
-STAGES = {'sft': 'cold start', 'rft': 'RFT', 'grpo': 'GRPO'}
+STAGES = {
+  'before': 'before training',
+  'sft': 'cold start',
+  'rft': 'RFT',
+  'grpo': 'GRPO',
+}
+KS = (1, 8, 32)
 Estimate = tuple[float, float, float]
 
 
@@ -39,14 +45,12 @@ class Stage:
   Attributes:
     name: for people.
     runs: what each of them judged.
+    ks: sizes of votes.
   """
 
   name: str
   runs: Sequence[Sequence[Judged]]
-
-  @property
-  def num_samples(self) -> int:
-    return len(self.runs[0][0].samples)
+  ks: Sequence[int]
 
   @functools.cache  # noqa: B019 - a stage lives as long as the script
   def items(self, k: int, num_meta: int | None = None) -> seeds.Items:
@@ -74,8 +78,13 @@ def _strict(run: Sequence[Judged], greedy: bool) -> seeds.Items:
   }
 
 
-def read(workdirs: Sequence[str]) -> list[Stage]:
+def read(workdirs: Sequence[str], ks: Sequence[int] = KS) -> list[Stage]:
   """The stages that were evaluated in the first run, of all runs.
+
+  Args:
+    workdirs: of the runs.
+    ks: sizes of votes in the tables, ascending; those of more samples than a
+      stage has are left out of its row.
 
   Raises:
     ValueError: a run lacks what another has.
@@ -88,7 +97,9 @@ def read(workdirs: Sequence[str]) -> list[Stage]:
       continue
     if not all(there):
       raise ValueError(f'{paths[there.index(False)]} is not there: run it')
-    found.append(Stage(name, [list(samples.read(path)) for path in paths]))
+    runs = [list(samples.read(path)) for path in paths]
+    most = len(runs[0][0].samples)
+    found.append(Stage(name, runs, [k for k in ks if k <= most]))
   if not found:
     raise ValueError(f'{workdirs[0]} is no finished run of configs/spct.py')
   return found
@@ -97,15 +108,11 @@ def read(workdirs: Sequence[str]) -> list[Stage]:
 def accuracies(stage: Stage) -> dict[str, Estimate]:
   """Column -> percent with its interval."""
   found = {'greedy': seeds.percent(stage.items(0))}
-  for k in _ks(stage):
+  for k in stage.ks:
     found[f'Voting@{k}'] = seeds.percent(stage.items(k))
     if k > 1 and _has_metas(stage):
       found[f'MetaRM@{k}'] = seeds.percent(stage.items(k, k // 2))
   return found
-
-
-def _ks(stage):
-  return [k for k in (1, 8, 32) if k <= stage.num_samples]
 
 
 def _has_metas(stage):
@@ -153,11 +160,10 @@ def differences(stages: Sequence[Stage]) -> Iterator[tuple[str, Estimate]]:
       what = f'{after.name} - {before.name}, pairs, strict, {how}'
       yield what, seeds.percent(items)
   for stage in stages:
-    ks = _ks(stage)
-    for few, many in itertools.pairwise(ks):
+    for few, many in itertools.pairwise(stage.ks):
       items = spct_report.differences(stage.items(many), stage.items(few))
       yield f'{stage.name}: Voting@{many} - @{few}', seeds.percent(items)
-    for k in ks[1:] if _has_metas(stage) else ():
+    for k in stage.ks[1:] if _has_metas(stage) else ():
       items = spct_report.differences(stage.items(k, k // 2), stage.items(k))
       yield f'{stage.name}: MetaRM@{k} - Voting@{k}', seeds.percent(items)
 
@@ -208,10 +214,17 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('workdirs', nargs='+', metavar='WORKDIR')
+  parser.add_argument(
+    '--ks',
+    type=int,
+    nargs='+',
+    default=KS,
+    help='sizes of votes, the first 1 (default: %(default)s)',
+  )
   parser.add_argument('--json', help='a file for the numbers')
   arguments = parser.parse_args()
   try:
-    stages = read(arguments.workdirs)
+    stages = read(arguments.workdirs, arguments.ks)
     print(markdown(stages))
   except ValueError as error:
     sys.exit(f'error: {error}')

@@ -66,11 +66,12 @@ def _check_paths(config, target):
   if not config.source:
     raise ValueError("config.source is empty; give a directory or 'random'")
   for name, path in (('source', config.source), ('target', target)):
-    # safetensors are mapped into memory, which buckets cannot be.
+    # These files are mapped into memory, which buckets cannot be.
     if '://' in path and (name == 'target') == (config.to == 'huggingface'):
+      what = 'GGUF file' if _is_gguf(config) else 'Hugging Face directory'
       raise ValueError(
-        f'config.{name}={path}: a Hugging Face directory must be local; copy '
-        'it with `gcloud storage cp -r`'
+        f'config.{name}={path}: a {what} must be local; copy it with `gcloud '
+        'storage cp -r`'
       )
   if _is_gguf(config):
     if not epath.Path(config.source).is_file():

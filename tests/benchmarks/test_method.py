@@ -49,6 +49,18 @@ def test_values_are_means_over_runs(workdirs):
     assert low <= value <= high and high - low > 10
 
 
+def test_sizes_of_votes_and_the_untrained_judge(workdirs, tmp_path):
+  for seed in '01':
+    write(tmp_path / seed, 'before', '')
+  stages = method.read(workdirs, ks=(1, 2, 4))
+  assert [x.name for x in stages] == ['before training', 'cold start', 'GRPO']
+  found = method.accuracies(stages[0])
+  # 17 : 5 and 11 : 4 are right, 9 : 13 and 4 : 8 are not.
+  assert found['Voting@2'][0] == 50.0
+  # Of two samples each has; no column for four.
+  assert list(found) == ['greedy', 'Voting@1', 'Voting@2', 'MetaRM@2']
+
+
 def test_differences_are_paired(workdirs):
   found = dict(method.differences(method.read(workdirs)))
   value, low, high = found['GRPO - cold start, greedy']

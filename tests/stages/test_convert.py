@@ -106,6 +106,8 @@ def test_existing_target_is_refused(converted):
   'change, words',
   [
     ('--config.source=nowhere', ['nowhere is not a directory']),
+    ('--config.source=gs://b/hf', ['Hugging Face directory must be local']),
+    ('--config.source=gs://b/x.gguf', ['a GGUF file must be local']),
     ('--config.to=gguf', ["'gguf'", "'checkpoint' or 'huggingface'"]),
     ('--config.dtype=int8', ["'int8'", 'float32']),
   ],
