@@ -92,12 +92,12 @@ def alone(asked: Sequence[dict], overrides: Sequence[str]) -> dict[str, Any]:
 
 def judge_alone() -> None:
   """Reads requests, judges them twice, prints answers and the second rate."""
+  from grm_jax.judges import loading
   from grm_jax.judging import example as examples
   from grm_jax.judging.asked import Asked
-  from grm_jax.stages import load_judge
 
   config = _config(sys.argv[1:])
-  judge = load_judge.from_config(config, load_judge.settings_of(config))
+  judge = loading.from_config(config, loading.settings_of(config))
   rows = json.load(sys.stdin)
   asked = [
     Asked(

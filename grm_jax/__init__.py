@@ -7,17 +7,17 @@ import typing
 from typing import Any
 
 if typing.TYPE_CHECKING:
-  from grm_jax.stages.judge import Judge
+  from grm_jax.judges.generative import Judge
 
 
 def load_judge(
   checkpoint: str, meta_checkpoint: str | None = None, **settings: Any
 ) -> 'Judge':
-  """A judge for scripts and notebooks; see grm_jax.stages.load_judge.
+  """A judge for scripts and notebooks; see grm_jax.judges.loading.
 
   judge = grm_jax.load_judge('checkpoints/grm')
   judge.score([{'query': ..., 'responses': [...]}], k=8)
   """
-  from grm_jax.stages import load_judge as loading
+  from grm_jax.judges import loading
 
   return loading.load_judge(checkpoint, meta_checkpoint, **settings)

@@ -15,7 +15,8 @@ _MIDDLE = {'sampling', 'training', 'evaluation', 'serving', 'data'}
 # Room -> the other rooms it may import.
 ALLOWED = {
   'main': {'stages', 'parallel'},
-  'stages': _MIDDLE | _LOW,
+  'stages': {'judges'} | _MIDDLE | _LOW,
+  'judges': _MIDDLE | _LOW,
   **dict.fromkeys(_MIDDLE, _LOW),
   'model': {'parallel'},
   'judging': set(),

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from grm_jax.judging.asked import Asked
 from grm_jax.judging.judgement import Fault, Judged, Judgement
 
-# A judge: (examples, hand_out, show, dropped), see stages/judge.py, stream.
+# A judge: (examples, hand_out, show, dropped), see judges/generative.py.
 Stream = Callable[
   [
     Iterable[Asked | None],

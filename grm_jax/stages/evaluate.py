@@ -16,13 +16,13 @@ from ml_collections import ConfigDict
 from grm_jax.data import seqio_source, tfds
 from grm_jax.evaluation import curves, report, samples
 from grm_jax.evaluation.suites import SUITES
+from grm_jax.judges import journaled, loading
+from grm_jax.judges.pair import PairJudge
+from grm_jax.judges.scalar import ScalarJudge
 from grm_jax.judging import rows
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.judgement import Judged
 from grm_jax.parallel import files
-from grm_jax.stages import journaled, load_judge
-from grm_jax.stages.pair import PairJudge
-from grm_jax.stages.scalar import ScalarJudge
 from grm_jax.training import pretrained
 
 # Orders that a suite's published protocol prescribes.
@@ -63,7 +63,7 @@ def _facts(config) -> dict[str, str]:
     'judge': config.judge,
     'checkpoint': config.checkpoint,
     'meta RM': config.meta_checkpoint or 'none',
-    'template': load_judge.settings_of(config).template,
+    'template': loading.settings_of(config).template,
     'samples of a query': str(config.k),
     'temperature': str(config.temperature),
     'order': config.order,
@@ -102,7 +102,7 @@ def _judge_suites(config, workdir: str) -> dict[str, list[Judged]]:
     )
   if config.k < 1 and not config.greedy:
     raise ValueError('config.k is 0 and config.greedy false: nothing to judge')
-  judge = load_judge.from_config(config, load_judge.settings_of(config))
+  judge = loading.from_config(config, loading.settings_of(config))
   out = {}
   for name, examples in suites.items():
     if config.max_rows:
@@ -129,7 +129,7 @@ def _judge_suite(
 ) -> list[Judged]:
   """k samples of each example, and a greedy judgement of each."""
   order = ORDERS.get(name, config.order)
-  judge = load_judge.in_order(judge, order)
+  judge = loading.in_order(judge, order)
   # A scalar judge says the same every time.
   scalar = isinstance(judge, ScalarJudge | PairJudge)
   k = min(1, config.k) if scalar else config.k
@@ -161,7 +161,7 @@ def _judge_suite(
 
 def _header(config, name, order, count):
   """What tells a journal of this run from others."""
-  settings = dataclasses.asdict(load_judge.settings_of(config))
+  settings = dataclasses.asdict(loading.settings_of(config))
   return settings | {
     'suite': name,
     'path': config.suites[name],

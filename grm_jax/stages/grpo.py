@@ -25,18 +25,12 @@ from ml_collections import ConfigDict
 from grm_jax.data import placing as data_placing
 from grm_jax.data import records
 from grm_jax.data.visits import Visits
+from grm_jax.judges import loading
 from grm_jax.judging.forms import Forms
 from grm_jax.model.compute import Compute
 from grm_jax.parallel import mesh
 from grm_jax.sampling import placing
-from grm_jax.stages import (
-  grpo_figures,
-  grpo_update,
-  held_out,
-  load_judge,
-  runs,
-  told,
-)
+from grm_jax.stages import grpo_figures, grpo_update, held_out, runs, told
 from grm_jax.stages.grpo_figures import StopRule
 from grm_jax.stages.grpo_rollout import Rolled, Roller
 from grm_jax.stages.grpo_update import Updater
@@ -77,7 +71,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   saved = checkpoints.read_json(target, 'meta') if _goes_on(target) else {}
   model, tokenizer, params = _open(config, target, layout)
   decoder = model.clone(layout=mesh.from_config(config, weights='resident'))
-  engine = load_judge.make_engine(
+  engine = loading.make_engine(
     decoder,
     None,
     tokenizer,

@@ -13,6 +13,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from grm_jax.data import sources
+from grm_jax.judges.generative import Judge, Settings
+from grm_jax.judges.loading import make_engine
 from grm_jax.judging import outcome, votes
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.judgement import Fault, Judged
@@ -20,8 +22,6 @@ from grm_jax.model.gemma import Gemma
 from grm_jax.model.tokenizer import Tokenizer
 from grm_jax.sampling import placing
 from grm_jax.sampling.engine import Engine
-from grm_jax.stages.judge import Judge, Settings
-from grm_jax.stages.load_judge import make_engine
 
 
 @dataclasses.dataclass(frozen=True)

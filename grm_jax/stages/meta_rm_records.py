@@ -1,7 +1,7 @@
 """From `config.data` and `config.samples` of the stage meta_rm to records.
 
 A record is a prompt and the texts that get a value each, in the very tokens
-that the judges of stages/scalar.py and stages/pair.py read:
+that the judges of judges/scalar.py and judges/pair.py read:
 
   meta           example and order, then judgements of that order
   bradley_terry  query, then the best response and others
@@ -22,13 +22,14 @@ from grm_jax.data import mixture, records, sources
 from grm_jax.data.padding import Meta
 from grm_jax.data.records import Limits, Record, tokens_of
 from grm_jax.evaluation import metrics
+from grm_jax.judges import pair, scalar
 from grm_jax.judging import outcome, rejection
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.forms import Forms
 from grm_jax.judging.rejection import Sample
 from grm_jax.model.batch import Batch
 from grm_jax.model.tokenizer import Tokenizer
-from grm_jax.stages import pair, rft_rows, scalar
+from grm_jax.stages import rft_rows
 from grm_jax.training.scalar_loss import ScalarBatch
 
 KINDS = ('meta', 'bradley_terry', 'pair')

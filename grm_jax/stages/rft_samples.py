@@ -16,6 +16,8 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from grm_jax.judges import loading
+from grm_jax.judges.generative import Judge, Settings
 from grm_jax.judging import judgement, rejection
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.forms import Forms
@@ -24,8 +26,7 @@ from grm_jax.model.compute import Compute
 from grm_jax.parallel import files, mesh, start
 from grm_jax.parallel import journal as journals
 from grm_jax.parallel.journal import Journal
-from grm_jax.stages import load_judge, rft_rows
-from grm_jax.stages.judge import Judge, Settings
+from grm_jax.stages import rft_rows
 from grm_jax.training import pretrained
 
 SAMPLES, DRAWN = 'samples.jsonl', 'samples.json'
@@ -125,7 +126,7 @@ def _load(config) -> Judge:
   )
   step = pretrained.step_of(config.step)
   compute = Compute(**config.train.compute)
-  return load_judge.load(
+  return loading.load(
     config.checkpoint, step, '', settings, compute, layouts, **sampling
   )
 

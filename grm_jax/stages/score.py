@@ -27,12 +27,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from grm_jax.data import jsonl
+from grm_jax.judges import loading
 from grm_jax.judging import report
 from grm_jax.judging.judgement import Fault
 from grm_jax.parallel import files, start
 from grm_jax.parallel import journal as journals
 from grm_jax.parallel.journal import Journal
-from grm_jax.stages import load_judge
 from grm_jax.training import pretrained
 
 _SHOWN = 5  # rows of the table
@@ -64,11 +64,11 @@ def run(config: ConfigDict, workdir: str) -> None:
     jsonl.read(config.input), share.index, None, share.count
   )
   rows = itertools.islice(rows, done, None)
-  settings = load_judge.voting_settings_of(config)
+  settings = loading.voting_settings_of(config)
   devices, judge = jax.local_devices() if config.apart else None, None
   if done < mine:
     try:
-      judge = load_judge.from_config(config, settings, devices)
+      judge = loading.from_config(config, settings, devices)
     except ValueError:
       if journal and not journal.count:
         journal.delete()  # or it would refuse the run without the mistake
@@ -152,7 +152,7 @@ def _journal(config, output: str, share: _Share) -> Journal | None:
     'input': config.input,
     'k': config.k,
   }
-  header |= dataclasses.asdict(load_judge.voting_settings_of(config))
+  header |= dataclasses.asdict(loading.voting_settings_of(config))
   header |= {'size': config.sampling.size, 'int8': config.sampling.int8}
   header['bytes'] = epath.Path(config.input).stat().length
   return Journal(paths[share.index], header)

@@ -13,9 +13,10 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from grm_jax.judges import loading
+from grm_jax.judges.generative import Judge
 from grm_jax.serving.limits import Limits
-from grm_jax.stages import load_judge, runs
-from grm_jax.stages.judge import Judge
+from grm_jax.stages import runs
 
 _NEEDED = ('fastapi', 'uvicorn', 'prometheus_client')
 _LOOPBACK = ('127.0.0.1', 'localhost', '::1')
@@ -35,11 +36,11 @@ def run(config: ConfigDict, workdir: str) -> None:
     RuntimeError: the judge has failed.
   """
   allowed = _check(config)
-  settings = load_judge.voting_settings_of(config)
+  settings = loading.voting_settings_of(config)
   token = _token(config.token_file)
   # A port that is taken should not wait for weights. Nobody is let in yet.
   with _bind(config) as bound:
-    judge = load_judge.from_config(config, settings)
+    judge = loading.from_config(config, settings)
     count = judge.engine.warm_up()
     logging.info('%d programs compiled', count)
     _serve(judge, config, allowed, token, bound)

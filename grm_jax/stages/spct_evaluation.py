@@ -23,13 +23,14 @@ from ml_collections import ConfigDict
 from grm_jax.data import sources
 from grm_jax.evaluation import samples, spct_report
 from grm_jax.evaluation.spct_report import Judge as JudgeReport
+from grm_jax.judges import journaled, loading
+from grm_jax.judges.generative import Judge, Settings
+from grm_jax.judges.scalar import MetaJudge
 from grm_jax.judging.judgement import Judged
 from grm_jax.model.compute import Compute
 from grm_jax.parallel import files, mesh, start
 from grm_jax.sampling import placing
-from grm_jax.stages import journaled, load_judge, runs, spct_data, spct_plan
-from grm_jax.stages.judge import Judge, Settings
-from grm_jax.stages.scalar import MetaJudge
+from grm_jax.stages import runs, spct_data, spct_plan
 from grm_jax.training import metrics, pretrained
 
 SUMMARY, REPORT = 'summary.json', 'report.html'
@@ -140,7 +141,7 @@ def _with_weights(config, judge, checkpoint, meta) -> Judge:
     )
     compute = Compute(**config.compute)
     settings = _settings(config)
-    return load_judge.load(
+    return loading.load(
       *checkpoint, meta, settings, compute, layouts, **sampling
     )
   programs = judge.engine.programs

@@ -10,12 +10,12 @@ import pytest
 from grm_jax.data import texts
 from grm_jax.data.practice import basics
 from grm_jax.data.texts import Text
+from grm_jax.judges.generative import Judge, Settings
 from grm_jax.judging.example import JudgingExample, Turn
 from grm_jax.judging.forms import Forms
 from grm_jax.judging.judgement import Fault
 from grm_jax.model import tiny_tokenizer
 from grm_jax.sampling.request import Limits
-from grm_jax.stages.judge import Judge, Settings
 
 FORMS = Forms('practice', 'practice_single')
 

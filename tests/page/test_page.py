@@ -11,8 +11,8 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from grm_jax.judging.report import Voting
+from tests.judges.fake import RuleMeta
 from tests.serving.fake import Paced, listening, rule_judge, service
-from tests.stages.test_judge import RuleMeta
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
 ARGUMENTS = [

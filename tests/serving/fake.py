@@ -9,7 +9,7 @@ import uvicorn
 from grm_jax.judging.judgement import Fault, Judged, Judgement
 from grm_jax.judging.report import Voting
 from grm_jax.serving import app, contract, desk, limits, meters
-from tests.stages import test_judge
+from tests.judges import fake as judges_fake
 
 COUNTS = {'tokens': 7, 'row_steps': 9, 'prompts': 3, 'generations': 2}
 
@@ -122,4 +122,4 @@ def listening(made):
 
 def rule_judge(**settings):
   """A whole judge, whose engine scores by the last digit of a response."""
-  return test_judge.judge(**settings)
+  return judges_fake.judge(**settings)

@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 
 from grm_jax.judging.report import Voting
 from grm_jax.serving import app, meters
+from tests.judges.fake import RuleMeta
 from tests.serving.fake import Paced, limit, rule_judge, service
-from tests.stages.test_judge import RuleMeta
 
 REQUEST = {'query': 'q', 'responses': ['x 3', 'y 4'], 'k': 4}
 

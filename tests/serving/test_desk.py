@@ -9,8 +9,8 @@ from grm_jax.judging.asked import Asked
 from grm_jax.judging.judgement import Judged
 from grm_jax.serving import desk
 from grm_jax.serving.desk import Broken, Closed, Desk, Full, Written
+from tests.judges.fake import example
 from tests.serving.fake import Paced
-from tests.stages.test_judge import example
 
 WAIT = 30  # seconds; a hang is a failure
 

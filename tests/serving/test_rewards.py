@@ -159,7 +159,7 @@ def test_it_waits_while_the_service_is_full():
 
 
 def test_where_no_judgement_parses_there_is_no_reward():
-  from tests.stages.test_judge import RuleEngine
+  from tests.judges.fake import RuleEngine
 
   judge = rule_judge(engine=RuleEngine(silent={('0:0', 0)}))
   with listening(service(judge.stream)) as address:

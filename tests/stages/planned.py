@@ -12,10 +12,10 @@ from ml_collections import config_flags
 
 from grm_jax import main
 from grm_jax.data.practice import teacher
+from grm_jax.judges.generative import Judge
 from grm_jax.stages import rft, rft_samples
-from grm_jax.stages.judge import Judge
 from tests import test_main
-from tests.stages.test_judge import RuleEngine, words
+from tests.judges.fake import RuleEngine, words
 
 TOLD = 'For your eyes only: '  # how both hints begin
 
@@ -135,7 +135,7 @@ def runner(folder, monkeypatch):
       loaded.append((checkpoint, step, meta, sizes))
       return Judge(engine, words(), settings)
 
-    monkeypatch.setattr(rft_samples.load_judge, 'load', load)
+    monkeypatch.setattr(rft_samples.loading, 'load', load)
     config = parse(f'--config.data={folder}/rows.jsonl', *arguments)
     rft.run(config, str(workdir))
     return loaded

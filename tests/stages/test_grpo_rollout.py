@@ -11,7 +11,7 @@ from grm_jax.data.visits import Visits
 from grm_jax.judging.example import JudgingExample, Turn
 from grm_jax.judging.forms import Forms
 from grm_jax.stages.grpo_rollout import Roller
-from tests.stages.test_judge import RuleEngine, words
+from tests.judges.fake import RuleEngine, words
 
 FORMS = Forms('practice', 'practice_single')
 

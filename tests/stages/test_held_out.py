@@ -7,6 +7,8 @@ import tempfile
 import jax
 import pytest
 
+from grm_jax.judges.generative import Settings
+from grm_jax.judges.loading import make_engine
 from grm_jax.judging.example import JudgingExample, Turn
 from grm_jax.judging.judgement import Judged, Judgement
 from grm_jax.model import sizes, tiny_tokenizer
@@ -15,8 +17,6 @@ from grm_jax.model.gemma import Gemma
 from grm_jax.parallel import mesh
 from grm_jax.stages import held_out
 from grm_jax.stages.held_out import Figures, HeldOut
-from grm_jax.stages.judge import Settings
-from grm_jax.stages.load_judge import make_engine
 from tests.model import tiny
 
 SIZES = dict(prompts=2, rows=1, size=6, chunk=3, buckets=(400,))

@@ -10,19 +10,20 @@ import jax
 import numpy as np
 import pytest
 
+from grm_jax.judges import loading
+from grm_jax.judges.scalar import MetaJudge
 from grm_jax.judging.example import from_row
 from grm_jax.judging.judgement import Judged, Judgement
 from grm_jax.model.compute import Compute
 from grm_jax.parallel import mesh
 from grm_jax.sampling.values import Values
-from grm_jax.stages import load_judge, meta_rm
-from grm_jax.stages.scalar import MetaJudge
+from grm_jax.stages import meta_rm
 from grm_jax.training import checkpoints, pretrained
 from tests import test_main
+from tests.judges.fake import words
 from tests.model import tiny
 from tests.processes import HANG
 from tests.stages.given import Given
-from tests.stages.test_judge import words
 from tests.stages.test_sft import (
   leaves,
   lines_of,
@@ -160,10 +161,10 @@ def test_the_directory_is_a_meta_rm(given, calm):
     for right in (True, False)
   )
   # Its checkpoint says what it reads before a judgement.
-  asked = load_judge.trained_with(str(calm[0] / 'model'))
+  asked = loading.trained_with(str(calm[0] / 'model'))
   assert asked == 'practice_meta'
   # One that was converted, or trained by something else, does not say.
-  assert load_judge.trained_with(str(given.folder / 'base')) == 'meta'
+  assert loading.trained_with(str(given.folder / 'base')) == 'meta'
   rated = MetaJudge(values, tokenizer, asked).rate(Judged(example, samples))
   right, wrong, right_too, wrong_too = (x.meta for x in rated.samples)
   assert min(right, right_too) > 0 > max(wrong, wrong_too)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from grm_jax.data import records
+from grm_jax.judges.scalar import META
 from grm_jax.judging.forms import Forms
 from grm_jax.model import head
 from grm_jax.model.batch import Batch
@@ -13,9 +14,8 @@ from grm_jax.parallel import mesh, rules
 from grm_jax.stages import meta_rm_records
 from grm_jax.stages.meta_rm_held_out import HeldOut
 from grm_jax.stages.meta_rm_records import Data
-from grm_jax.stages.scalar import META
+from tests.judges.fake import words
 from tests.model import tiny
-from tests.stages.test_judge import words
 from tests.stages.test_meta_rm_records import (
   EXAMPLES_OF_SEVERAL,
   LIMITS,

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from grm_jax.data import padding, records
+from grm_jax.judges.pair import PairJudge, chances
+from grm_jax.judges.scalar import META, MetaJudge, ScalarJudge
 from grm_jax.judging.example import JudgingExample, Turn
 from grm_jax.judging.forms import Forms
 from grm_jax.judging.judgement import Judged, Judgement
@@ -14,10 +16,8 @@ from grm_jax.judging.rejection import Sample
 from grm_jax.model.batch import Batch
 from grm_jax.stages import meta_rm_records
 from grm_jax.stages.meta_rm_records import Data
-from grm_jax.stages.pair import PairJudge, chances
-from grm_jax.stages.scalar import META, MetaJudge, ScalarJudge
 from tests import test_configs
-from tests.stages.test_judge import words
+from tests.judges.fake import words
 
 LIMITS = records.limits((600,), (64,), 2)
 

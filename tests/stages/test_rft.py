@@ -15,6 +15,7 @@ from grm_jax.judging.forms import Forms
 from grm_jax.model import chat
 from grm_jax.stages import rft
 from tests import test_main
+from tests.judges.fake import words
 from tests.stages import planned
 from tests.stages.planned import (
   FILTER,
@@ -28,7 +29,6 @@ from tests.stages.planned import (
   rows_of,
   write_rows,
 )
-from tests.stages.test_judge import words
 
 # config_flags loads a config's file so.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests import test_main
+from tests.judges.fake import words
 from tests.stages import planned
 from tests.stages.planned import (
   FILTER,
@@ -19,7 +20,6 @@ from tests.stages.planned import (
   rows_of,
   write_rows,
 )
-from tests.stages.test_judge import words
 
 # config_flags loads a config's file so.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')

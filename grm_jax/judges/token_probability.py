@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grm_jax.judges.generative import Judge, Settings
 from grm_jax.judging import orders, prompt, scores, template
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.judgement import Fault, Judged
@@ -33,7 +34,6 @@ from grm_jax.model.gemma import Gemma
 from grm_jax.model.tokenizer import Tokenizer
 from grm_jax.sampling import decode
 from grm_jax.sampling.decode import Weights
-from grm_jax.stages.judge import Judge, Settings
 
 # Most tokens of a verdict such as '12]]'.
 _VERDICT = 8

@@ -8,6 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from grm_jax.judges import loading
+from grm_jax.judges.generative import Judge, Settings
+from grm_jax.judges.semi_scalar import SemiScalarJudge
 from grm_jax.judging import example as examples
 from grm_jax.judging import prompt, report, template
 from grm_jax.judging.judgement import Fault, Judged
@@ -15,11 +18,8 @@ from grm_jax.model import chat, head
 from grm_jax.model.batch import Batch
 from grm_jax.sampling import placing
 from grm_jax.sampling.values import Values
-from grm_jax.stages import load_judge
-from grm_jax.stages.judge import Judge, Settings
-from grm_jax.stages.semi_scalar import SemiScalarJudge
+from tests.judges.fake import RuleEngine, words
 from tests.model import tiny
-from tests.stages.test_judge import RuleEngine, words
 
 
 def row(name, *responses, query='q'):
@@ -235,7 +235,7 @@ def test_values_are_those_of_prompt_and_critique(form):
 def test_one_model_writes_and_rates(form):
   """The engine takes the parameters of a scalar model as they are."""
   weights, _ = placing.place(MODEL, PARAMS)
-  engine = load_judge.make_engine(
+  engine = loading.make_engine(
     MODEL, weights, words(), rows=2, chunk=8, **SIZES
   )
   made = judge(form, Values(MODEL, PARAMS, **SIZES), engine)

@@ -1,7 +1,6 @@
 """Judges, with an engine that scores by a known rule instead of a model."""
 
 import dataclasses
-import functools
 import re
 
 import numpy as np
@@ -10,63 +9,8 @@ import pytest
 import grm_jax
 from grm_jax.judging import report as reports
 from grm_jax.judging.asked import Asked
-from grm_jax.judging.example import JudgingExample, Turn
 from grm_jax.judging.judgement import Fault, Judged
-from grm_jax.model import tiny_tokenizer, tokenizer
-from grm_jax.sampling.request import Generation, Limits, Refusal, fault
-from grm_jax.stages.judge import Judge, Settings
-
-
-@functools.cache
-def words():
-  import tempfile
-
-  with tempfile.TemporaryDirectory() as made:
-    path = f'{made}/tokenizer.model'
-    tiny_tokenizer.train(path)
-    return tokenizer.load(path)
-
-
-class RuleEngine:
-  """Scores a response by the digit it ends with; `silent` samples do not."""
-
-  principles = 'Specific Criteria: truth 100%. Scores: \\boxed{1, 1}'
-
-  def __init__(self, limit=3000, silent=()):
-    self.limits = Limits(limit, 100, 1024, True)
-    self.silent, self.requests = silent, []
-
-  def run(self, requests, **unused):
-    held = []  # generations come in another order than they were asked for
-    for request in requests:
-      if request is None:
-        yield from held[-1:]
-        del held[-1:]
-        continue
-      self.requests.append(request)
-      reason = fault(request, self.limits)
-      if reason:
-        yield Refusal(request.id, reason)
-        continue
-      held += [self.generation(request, i) for i in range(request.num_samples)]
-      if len(held) > 5:
-        yield held.pop(-2)
-    yield from reversed(held)
-
-  def generation(self, request, sample):
-    text = words().decode(request.prompt)
-    if request.id.endswith(':principles'):
-      return self._said(request, sample, self.principles)
-    found = re.findall(r'(\d)\n\[End of Response \d+\]', text)
-    text = f'Scores: \\boxed{{{", ".join(found)}}}'
-    if (request.id, sample) in self.silent:
-      text = 'I would rather not say.'
-    return self._said(request, sample, text)
-
-  def _said(self, request, sample, text):
-    ids = np.array(words().encode(text), np.int32)
-    zeros = np.zeros(len(ids), np.float32)
-    return Generation(request.id, sample, ids, 'stop', zeros, zeros, text)
+from tests.judges.fake import RuleEngine, RuleMeta, example, judge, words
 
 
 def report(judged, settings):
@@ -75,14 +19,6 @@ def report(judged, settings):
 
 def combine(judged, settings):
   return reports.combine(judged, settings.voting())
-
-
-def example(name, *responses, **fields):
-  return JudgingExample(name, (Turn('user', 'q'),), responses, **fields)
-
-
-def judge(engine=None, meta=None, **settings):
-  return Judge(engine or RuleEngine(), words(), Settings(**settings), meta)
 
 
 EXAMPLES = [
@@ -270,17 +206,6 @@ def test_a_judge_that_names_the_best_only():
   assert len({s.order for s in judged.samples}) == 3
   row = report(judged, made.settings)
   assert (row['votes'], row['best']) == ((0, 5, 0), 1)
-
-
-class RuleMeta:
-  """Likes judgements by the sum of their order's first place."""
-
-  def rate(self, judged):
-    samples = [
-      dataclasses.replace(s, meta=float(s.order[0] + i / 10))
-      for i, s in enumerate(judged.samples)
-    ]
-    return dataclasses.replace(judged, samples=tuple(samples))
 
 
 def test_votes_by_a_meta_rm():

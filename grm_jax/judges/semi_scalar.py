@@ -13,12 +13,12 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
+from grm_jax.judges.generative import Judge
 from grm_jax.judging import prompt, template
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.judgement import Fault, Judged, Judgement
 from grm_jax.model import chat
 from grm_jax.sampling.values import Item, Values
-from grm_jax.stages.judge import Judge
 
 # Whose critiques, one for each response; what could not be written about.
 _Critiques = tuple[JudgingExample, Sequence[Judged | Fault]]

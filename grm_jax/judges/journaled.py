@@ -8,11 +8,11 @@ import jax
 from absl import logging
 
 from grm_jax.evaluation import samples
+from grm_jax.judges.loading import AnyJudge
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.judgement import Fault, Judged, Judgement
 from grm_jax.parallel import start
 from grm_jax.parallel.journal import Journal
-from grm_jax.stages.load_judge import AnyJudge
 
 
 def judge_all(

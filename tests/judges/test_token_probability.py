@@ -10,6 +10,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from grm_jax.judges.generative import Judge, Settings
+from grm_jax.judges.token_probability import (
+  Opening,
+  TokenProbabilityJudge,
+  Verdicts,
+  find_opening,
+)
 from grm_jax.judging import example as examples
 from grm_jax.judging import prompt, template, votes
 from grm_jax.judging.judgement import Fault, Judged, Judgement
@@ -19,15 +26,8 @@ from grm_jax.model.batch import Batch
 from grm_jax.model.compute import Compute
 from grm_jax.parallel import mesh, rules
 from grm_jax.sampling import placing
-from grm_jax.stages.judge import Judge, Settings
-from grm_jax.stages.token_probability import (
-  Opening,
-  TokenProbabilityJudge,
-  Verdicts,
-  find_opening,
-)
+from tests.judges.fake import RuleEngine, words
 from tests.model import tiny
-from tests.stages.test_judge import RuleEngine, words
 
 BOX = 'Best: \\boxed{'
 # (text, all before the number, what closes it), for verdicts 1 to 3.

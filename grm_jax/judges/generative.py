@@ -1,10 +1,12 @@
-"""A judge: examples in, judgements out. What scoring, evaluation, RFT share."""
+"""The generative judge: examples in, judgements out; others here do so too."""
 
 import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
+from grm_jax.judges.asking import Asking, Prompts
+from grm_jax.judges.scalar import MetaJudge
 from grm_jax.judging import asked, report
 from grm_jax.judging import example as examples_lib
 from grm_jax.judging.asked import Asked
@@ -14,8 +16,6 @@ from grm_jax.judging.judgement import Fault, Judged, Judgement
 from grm_jax.judging.report import Voting
 from grm_jax.model.tokenizer import Tokenizer
 from grm_jax.sampling.engine import Engine
-from grm_jax.stages.asking import Asking, Prompts
-from grm_jax.stages.scalar import MetaJudge
 
 
 @dataclasses.dataclass(frozen=True)

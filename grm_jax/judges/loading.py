@@ -8,6 +8,11 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from grm_jax.judges.generative import Judge, Settings, check_meta
+from grm_jax.judges.pair import PairJudge
+from grm_jax.judges.scalar import META, MetaJudge, ScalarJudge
+from grm_jax.judges.semi_scalar import SemiScalarJudge
+from grm_jax.judges.token_probability import TokenProbabilityJudge, Verdicts
 from grm_jax.judging import template
 from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
@@ -17,11 +22,6 @@ from grm_jax.parallel.rules import Layout
 from grm_jax.sampling import placing
 from grm_jax.sampling.engine import Engine
 from grm_jax.sampling.values import Values
-from grm_jax.stages.judge import Judge, Settings, check_meta
-from grm_jax.stages.pair import PairJudge
-from grm_jax.stages.scalar import META, MetaJudge, ScalarJudge
-from grm_jax.stages.semi_scalar import SemiScalarJudge
-from grm_jax.stages.token_probability import TokenProbabilityJudge, Verdicts
 from grm_jax.training import checkpoints, pretrained
 
 # A GRM; a model asked for the best response, by what it says or by how likely

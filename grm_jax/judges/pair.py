@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from grm_jax.judges.scalar import in_batches
 from grm_jax.judging import prompt, template
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.judgement import Fault, Judged, Judgement
 from grm_jax.model import chat
 from grm_jax.model.tokenizer import Tokenizer
 from grm_jax.sampling.values import Item, Values
-from grm_jax.stages.scalar import in_batches
 
 
 def pair_prompt(
