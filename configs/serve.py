@@ -17,8 +17,8 @@ from grm_jax.parallel.rules import RULES
 _SMOLLM2 = {
   'checkpoint': 'runs/smollm2/model',
   'prompt.template': 'brief',
-  'sampling.prompts': 8,
-  'sampling.rows': 8,
+  'sampling.prompts': 16,
+  'sampling.rows': 4,
   'sampling.size': 256,
   'sampling.buckets': (768, 1024),
   'compute.dtype': 'float32',

@@ -94,8 +94,8 @@ _SMOLLM2 = {
   'evaluation.before': True,
   'evaluation.k': 16,
   'evaluation.k_before': 4,
-  'evaluation.sampling.prompts': 8,
-  'evaluation.sampling.rows': 8,
+  'evaluation.sampling.prompts': 32,
+  'evaluation.sampling.rows': 2,  # each order of a pair has k / 2 samples
   'evaluation.sampling.size': 192,
   'evaluation.sampling.buckets': (320, 512),
   'compute.dtype': 'float32',

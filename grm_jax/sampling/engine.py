@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 import jax
 import numpy as np
 import tqdm
+from absl import logging
 
 from grm_jax.model.batch import Batch
 from grm_jax.model.gemma import Gemma
@@ -48,6 +49,7 @@ class Stats:
     prompts: prefilled.
     generations: handed out.
     seconds: inside `run`, the consumer's time included.
+    widest: the most samples that a request has asked for.
   """
 
   tokens: int = 0
@@ -57,6 +59,7 @@ class Stats:
   prompts: int = 0
   generations: int = 0
   seconds: float = 0.0
+  widest: int = 0
 
   @property
   def occupancy(self) -> float:
@@ -72,6 +75,15 @@ class Stats:
       f'{self.tokens_per_second:.0f} tokens/s, {self.occupancy:.0%} of rows '
       'busy'
     )
+
+  def since(self, before: 'Stats') -> 'Stats':
+    """What was done after `before`."""
+    sums = (x - y for x, y in zip(_sums(self), _sums(before), strict=True))
+    return Stats(*sums, self.widest)
+
+
+def _sums(stats):
+  return dataclasses.astuple(stats)[:-1]
 
 
 class Engine:
@@ -160,7 +172,8 @@ class Engine:
         nothing is ready yet: the stream is asked again when rows have ended,
         so that a request may depend on what an earlier one has generated. With
         nothing at work it is asked again at once and may wait there.
-      progress: name of a progress bar, '' for none; quiet off a terminal.
+      progress: name of a progress bar, '' for none; quiet off a terminal. A
+        line of log under this name ends it.
       total: generations expected, for the bar; 0 if unknown.
       dropped: called before every call of decode: ids of requests that nobody
         waits for any more. Their rows are given to others at once.
@@ -175,17 +188,28 @@ class Engine:
       unit='gen',
       disable=None if progress else True,
     )
-    begin, before = time.monotonic(), self.stats.seconds
+    begin, before = time.monotonic(), self.stats
     with bar:
       for item in self._run(iter(requests), dropped):
-        spent = before + time.monotonic() - begin
+        spent = before.seconds + time.monotonic() - begin
         self.stats = dataclasses.replace(self.stats, seconds=spent)
         if isinstance(item, Generation):
           bar.update()
           bar.set_postfix_str(str(self.stats), refresh=False)
         yield item
-    spent = before + time.monotonic() - begin
+    spent = before.seconds + time.monotonic() - begin
     self.stats = dataclasses.replace(self.stats, seconds=spent)
+    if progress:
+      self._log(progress, self.stats.since(before))
+
+  def _log(self, name, done: Stats) -> None:
+    rows, advice = self._sizes.rows, ''
+    if 0 < self.stats.widest < rows:
+      advice = (
+        f'; no prompt had more than {self.stats.widest} samples for its {rows} '
+        'rows: as few rows, and more prompts at once, are faster'
+      )
+    logging.info('%s: %s%s', name, done, advice)
 
   def _run(self, requests, dropped):
     table, ended, more = Table(*self._shape(), self._sizes.size), [], True
@@ -224,6 +248,8 @@ class Engine:
       number = free[len(taken)]
       table.admit(number, request)
       taken.append((number, request))
+      widest = max(self.stats.widest, request.num_samples)
+      self.stats = dataclasses.replace(self.stats, widest=widest)
     if taken:
       self._make_room(max(len(r.prompt) for r in table.requests()))
       taken.sort(key=lambda item: len(item[1].prompt))

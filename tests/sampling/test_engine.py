@@ -1,5 +1,7 @@
 """Generation against full forward passes, and what it must not depend on."""
 
+import logging
+
 import jax
 import numpy as np
 import pytest
@@ -202,6 +204,17 @@ def test_many_requests_through_few_rows():
   assert small.stats.prompts == 30
   tokens = sum(len(g.tokens) for g in found.values())
   assert small.stats.tokens == wide.stats.tokens == tokens
+
+
+def test_rows_that_never_have_work_are_told(caplog):
+  made = engine(rows=4)
+  with caplog.at_level(logging.INFO, 'absl'):
+    list(made.run(asked(2), progress='few'))
+    list(made.run(asked(4), progress='enough'))
+    list(made.run(asked(1)))
+  few, enough = [x.getMessage() for x in caplog.records]
+  assert few.startswith('few: ') and 'more than 2 samples for its 4' in few
+  assert enough.startswith('enough: ') and 'samples' not in enough
 
 
 def test_another_seed_or_request_draws_otherwise(drawn):
