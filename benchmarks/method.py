@@ -127,8 +127,8 @@ def strict(stage: Stage) -> dict[str, Estimate]:
   }
 
 
-def behaviour(stage: Stage) -> dict[str, float]:
-  """Column -> percent, or tokens."""
+def behaviour(stage: Stage) -> dict[str, float | None]:
+  """Column -> percent, or tokens; None where no judgement parsed."""
   pairs = [
     [x for x in run if len(x.example.responses) == 2] for run in stage.runs
   ]
@@ -136,12 +136,17 @@ def behaviour(stage: Stage) -> dict[str, float]:
   greedy = [summaries.of_greedy(run) for run in stage.runs]
   first = [summaries.of_samples(run) for run in pairs]
   return {
-    'parse failures, greedy': 100 * _mean(x.parse_failure_rate for x in greedy),
-    'of samples': 100 * _mean(x.parse_failure_rate for x in sampled),
-    'ties': 100 * _mean(x.tie_rate for x in sampled),
-    'first of two wins': 100 * _mean(x.first_rate for x in first),
+    'parse failures, greedy': _percent(x.parse_failure_rate for x in greedy),
+    'of samples': _percent(x.parse_failure_rate for x in sampled),
+    'ties': _percent(x.tie_rate for x in sampled),
+    'first of two wins': _percent(x.first_rate for x in first),
     'tokens': _mean(x.mean_tokens for x in sampled),
   }
+
+
+def _percent(rates) -> float | None:
+  known = [x for x in rates if x is not None]
+  return 100 * _mean(known) if known else None
 
 
 def _mean(values) -> float:
@@ -196,7 +201,7 @@ def markdown(stages: Sequence[Stage]) -> str:
       seeds.markdown(
         ('stage', *behaviours[stages[0].name]),
         [
-          (name, *(f'{value:.1f}' for value in row.values()))
+          (name, *('' if x is None else f'{x:.1f}' for x in row.values()))
           for name, row in behaviours.items()
         ],
       ),

@@ -99,6 +99,18 @@ def test_how_the_judges_behave(workdirs):
   assert own['first of two wins'] == pytest.approx(100 * 4 / 7)
 
 
+def test_a_judge_of_whom_nothing_parses(tmp_path):
+  judged = [fake.query('a', 0, [None, None], (2.0, 1.0), [None])]
+  path = tmp_path / 'evaluation' / 'before.samples.jsonl'
+  path.parent.mkdir()
+  samples.write(path, judged)
+  (stage,) = method.read([str(tmp_path)])
+  own = method.behaviour(stage)
+  assert own['parse failures, greedy'] == own['of samples'] == 100.0
+  assert own['ties'] is own['first of two wins'] is None
+  assert '| before training | 100.0 | 100.0 |  |  |' in method.markdown([stage])
+
+
 def test_the_tables(workdirs):
   text = method.markdown(method.read(workdirs))
   tables = [
