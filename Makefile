@@ -68,7 +68,7 @@ smollm2: $(STAMPS)/requirements-smollm2 $(SMOLLM2)
 # Less of everything, not timed alone yet; the flags are the whole recipe's.
 REAL := --config.stages=sft,evaluate --config.sft.steps=5 \
 	--config.sft.optimizer.warmup_steps=2 --config.examples.held_out=50 \
-	--config.evaluation.k=2 --config.evaluation.k_before=2 \
+	--config.evaluation.k=4 --config.evaluation.k_before=4 \
 	--config.evaluation.sampling.size=128
 
 demo-real: $(filter $(GSM8K),$(subst :, ,$(DATA))) smollm2
