@@ -3,8 +3,8 @@
 # make demo-score  judge three queries with tiny random models (a minute)
 # make smollm2     a small pretrained model in runs/smollm2/model
 # make demo-real   it judges real pairs, before and after a few steps of a cold
-#                  start, with a report; DATA=gsm8k:PATH or pandalm:PATH for
-#                  pairs that are here, else those of GSM8K are downloaded
+#                  start, with a report; DATA=pandalm:PATH or gsm8k_pairs:PATH
+#                  for pairs that are here, else those of GSM8K are downloaded
 # make test        the tests that need only JAX
 # make lint        style
 # make long        tests that take minutes each: all by two processes, in a bucket
@@ -47,7 +47,7 @@ GSM8K_SHA256 := 4bc62db838f8418365d51c627bd66294cbdca9fb7f01519cb13f0dce8c51580b
 GSM8K_COMMIT := 3101c7d5072418e28b9008a6636bde82a006892c
 GSM8K_FROM ?= https://raw.githubusercontent.com/openai/grade-school-math
 GSM8K_URL = $(GSM8K_FROM)/$(GSM8K_COMMIT)/grade_school_math/data/$(notdir $(GSM8K))
-DATA ?= gsm8k:$(GSM8K)
+DATA ?= gsm8k_pairs:$(GSM8K)
 
 .PHONY: demo demo-score smollm2 demo-real test lint long page peers bench clean
 
@@ -108,7 +108,7 @@ $(SMOLLM2): | $(STAMPS)/requirements-smollm2
 
 $(GSM8K): | $(STAMPS)/requirements
 	@$(BIN)/python launch/demo/download.py $(GSM8K_URL) $(GSM8K_SHA256) $@ || { \
-		echo 'give DATA=gsm8k:PATH or DATA=pandalm:PATH instead' >&2; exit 2; }
+		echo 'give DATA=pandalm:PATH or DATA=gsm8k_pairs:PATH instead' >&2; exit 2; }
 
 clean:
 	rm -rf $(VENV) runs

@@ -5,6 +5,7 @@
   tfds:NAME:SPLIT           such rows in a TFDS data set (tfds.py)
   seqio:[MODULE/]NAME:SPLIT such rows of a seqio Task (seqio_source.py)
   gsm8k:PATH                model solutions of GSM8K, checked
+  gsm8k_pairs:PATH          the same, two at a time
   math:PATH                 MATH problems with sampled answers, checked
   pandalm:PATH              PandaLM's human test set
   ultrafeedback:PATH  offsetbias:PATH  skywork:PATH  helpsteer2:PATH
@@ -35,6 +36,7 @@ from grm_jax.judging.judgement import Fault
 _Made = JudgingExample | Dropped
 _ADAPTERS: Mapping[str, Callable[[rows.Row], Iterable[_Made]]] = {
   'gsm8k': verified.gsm8k,
+  'gsm8k_pairs': verified.gsm8k_pairs,
   'math': verified.math,
   'pandalm': preferences.pandalm,
   'ultrafeedback': preferences.ultrafeedback,
@@ -45,6 +47,7 @@ _ADAPTERS: Mapping[str, Callable[[rows.Row], Iterable[_Made]]] = {
 # In folders with other files beside it.
 _PUBLISHED_AS = {
   'gsm8k': 'example_model_solutions.jsonl',
+  'gsm8k_pairs': 'example_model_solutions.jsonl',
   'pandalm': 'testset-v1.json',
 }
 _BY_QUESTION = '#split'

@@ -324,6 +324,40 @@ def test_gsm8k_questions_of_one_kind_make_singles_only(
   assert dropped <= {Dropped('every answer is wrong')}
 
 
+@pytest.mark.parametrize(
+  'truths, expected',
+  [
+    ('1000', [('s0', 's1'), ('s0', 's2'), ('s0', 's3')]),
+    ('0110', [('s1', 's0'), ('s1', 's3'), ('s2', 's0'), ('s2', 's3')]),
+    ('1011', [('s0', 's1'), ('s2', 's1'), ('s3', 's1')]),
+  ],
+)
+def test_gsm8k_pairs_show_each_wrong_solution_once(truths, expected):
+  found = made(verified.gsm8k_pairs, gsm8k(truths))
+  pairs = [(x.responses[x.best], x.responses[1 - x.best]) for x in found]
+  assert set(pairs) <= set(expected)
+  wrong = [bad for _, bad in pairs]
+  assert sorted(wrong) == sorted({bad for _, bad in expected})
+  # As many right ones as there can be.
+  assert len({good for good, _ in pairs}) == min(truths.count('1'), len(wrong))
+  for x in found:
+    assert x.rewards[x.best] == 1 and x.rewards[1 - x.best] == 0
+  assert len({x.id for x in found}) == len(found)
+
+
+@pytest.mark.parametrize('truths, kind', [('1111', 'right'), ('0000', 'wrong')])
+def test_gsm8k_questions_of_one_kind_make_no_pairs(truths, kind):
+  found = one(verified.gsm8k_pairs, gsm8k(truths))
+  assert found == Dropped(f'every answer is {kind}')
+
+
+def test_gsm8k_pairs_turn_the_right_one_to_both_places():
+  found = [
+    made(verified.gsm8k_pairs, gsm8k('0111', f'q{i}'))[0] for i in range(300)
+  ]
+  assert 110 < sum(x.best for x in found) < 190
+
+
 def test_gsm8k_equal_solutions_count_once():
   row = gsm8k('1000', texts=('r', 'w', 'w', '2 = <<1+1=2>>w'))
   assert sorted(made(verified.gsm8k, row)[0].responses) == ['2 = w', 'r', 'w']

@@ -204,6 +204,7 @@ def test_a_folder_is_the_data_file_in_it(tmp_path):
   'name, file, row',
   [
     ('gsm8k', 'example_model_solutions.jsonl', made.gsm8k('0110')),
+    ('gsm8k_pairs', 'example_model_solutions.jsonl', made.gsm8k('0110')),
     ('pandalm', 'testset-v1.json', made.panda(0, (1, 1, 1))),
   ],
 )

@@ -54,7 +54,7 @@ def test_another_file_or_none_is_one_line(source, tmp_path):
 @pytest.mark.parametrize(
   'given, data, downloads',
   [
-    ([], 'gsm8k:runs/none.jsonl', True),
+    ([], 'gsm8k_pairs:runs/none.jsonl', True),
     (['DATA=pandalm:here.json'], 'pandalm:here.json', False),
   ],
 )

@@ -38,14 +38,42 @@ def gsm8k(row: rows.Row) -> Iterator[JudgingExample | Dropped]:
   (github openai/grade-school-math, example_model_solutions.jsonl). n = 2 to 4
   responses. A model trained on this must not report GSM8K accuracy.
   """
+  question, answers = row.text('question'), _solutions(row)
+  yield from _examples(
+    row, question, answers, 4, _GSM8K_SINGLES, {'suite': 'gsm8k'}
+  )
+
+
+def gsm8k_pairs(row: rows.Row) -> Iterator[JudgingExample | Dropped]:
+  """The same in pairs, which are short: each wrong solution and a right one.
+
+  One to three pairs a question; right ones take turns.
+  """
+  question, answers = row.text('question'), _solutions(row)
+  name = f'gsm8k/{digest(question, *(text for text, _ in answers))}'
+  right, wrong = _sorted(row, name, answers)
+  if not (right and wrong):
+    yield _one_sided(right)
+    return
+  for number, text in enumerate(wrong):
+    yield rows.arranged(
+      row,
+      id=f'{name}/pair{number}',
+      query=rows.asked(question),
+      responses=(right[number % len(right)], text),
+      best=0,
+      rewards=(1.0, 0.0),
+      tags={'suite': 'gsm8k'},
+    )
+
+
+def _solutions(row):
   answers = []
   for model in MODELS:
     inner = row.inner(model)
     text = _CALCULATOR.sub('', inner.text('solution')).strip()
     answers.append((text, _truth(inner)))
-  question = row.text('question')
-  tags = {'suite': 'gsm8k'}
-  yield from _examples(row, question, answers, 4, _GSM8K_SINGLES, tags)
+  return answers
 
 
 def math(row: rows.Row) -> Iterator[JudgingExample | Dropped]:
@@ -107,7 +135,7 @@ def _examples(
     )
   label = _label(name, right, wrong, singles)
   if label is None:
-    yield Dropped(f'every answer is {"right" if right else "wrong"}')
+    yield _one_sided(right)
     return
   yield rows.example(
     row,
@@ -117,6 +145,10 @@ def _examples(
     rewards=(float(label),),
     **common,
   )
+
+
+def _one_sided(right):
+  return Dropped(f'every answer is {"right" if right else "wrong"}')
 
 
 def _sorted(row, name, answers):
