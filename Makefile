@@ -65,10 +65,10 @@ smollm2: $(STAMPS)/requirements-smollm2 $(SMOLLM2)
 	@test -d runs/smollm2/model/0 || JAX_PLATFORMS=cpu \
 		$(BIN)/python -m grm_jax.main --config=configs/convert.py:smollm2
 
-# Less of everything, not timed alone yet; the flags are the whole recipe's.
+# Less of everything: under ten minutes on two cores, see benchmarks/RESULTS.md.
 REAL := --config.stages=sft,evaluate --config.sft.steps=5 \
 	--config.sft.optimizer.warmup_steps=2 --config.examples.held_out=50 \
-	--config.evaluation.k=4 --config.evaluation.k_before=4 \
+	--config.evaluation.k=2 --config.evaluation.k_before=2 \
 	--config.evaluation.sampling.size=128
 
 demo-real: $(filter $(GSM8K),$(subst :, ,$(DATA))) smollm2
