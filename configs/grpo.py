@@ -27,7 +27,7 @@ _SMOLLM2 = {
   'reference.dtype': 'float32',
   'batch.prompts': 2,
   'batch.buckets': (320, 512),
-  'batch.size': (128, 192),
+  'batch.size': (128, 256),
   'steps': 16,
   'optimizer.learning_rate': 1e-5,
   'optimizer.schedule': 'cosine',

@@ -22,10 +22,9 @@ _SMOLLM2 = {
   'checkpoint': 'runs/smollm2/model',
   'sampling.prompts': 32,
   'sampling.rows': 1,
-  'sampling.size': 192,
+  'sampling.size': 256,
   'sampling.buckets': (320, 512),
   'train.batch.rows': 1,
-  'train.batch.size': (192,),
   'train.steps': 30,
   'train.optimizer.learning_rate': 5e-5,
 }

@@ -96,7 +96,7 @@ _SMOLLM2 = {
   'evaluation.k_before': 4,
   'evaluation.sampling.prompts': 32,
   'evaluation.sampling.rows': 2,  # each order of a pair has k / 2 samples
-  'evaluation.sampling.size': 192,
+  'evaluation.sampling.size': 256,
   'evaluation.sampling.buckets': (320, 512),
   'compute.dtype': 'float32',
   'compute.attention': 'xla',
