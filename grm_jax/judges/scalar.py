@@ -81,7 +81,7 @@ def in_batches(
 
 
 class ScalarJudge:
-  """Values of responses as their scores; see judge.Judge for the other kind.
+  """Values of responses as their scores; see generative.Judge.
 
   The query is the prompt and its responses follow it, so that a query is
   computed once however many responses it has (Bradley-Terry reward models).

@@ -25,7 +25,7 @@ _Critiques = tuple[JudgingExample, Sequence[Judged | Fault]]
 
 
 class SemiScalarJudge:
-  """Values of critiques as scores; see judge.Judge for the other kind.
+  """Values of critiques as scores; see generative.Judge.
 
   Attributes:
     inner: writes critiques of single responses, by a template like `critic`.

@@ -315,7 +315,7 @@ def total_logps(
 
 
 class TokenProbabilityJudge:
-  """Probabilities of verdicts as scores; see judge.Judge for the other kind.
+  """Probabilities of verdicts as scores; see generative.Judge.
 
   Attributes:
     inner: writes the critiques and the verdicts.
@@ -350,7 +350,7 @@ class TokenProbabilityJudge:
     progress: str = '',
     total: int = 0,
   ) -> Iterator[Judged | Fault]:
-    """Judgements of a stream of examples, in its order; see judge.Judge."""
+    """Judgements of examples, in their order; see generative.Judge."""
     items = self.inner.judge(examples, k, progress=progress, total=total)
     while some := list(itertools.islice(items, self.verdicts.prompts)):
       good = [item for item in some if isinstance(item, Judged)]
