@@ -168,7 +168,7 @@ def differences(stages: Sequence[Stage]) -> Iterator[tuple[str, Estimate]]:
     for few, many in itertools.pairwise(stage.ks):
       items = spct_report.differences(stage.items(many), stage.items(few))
       yield f'{stage.name}: Voting@{many} - @{few}', seeds.percent(items)
-    for k in stage.ks[1:] if _has_metas(stage) else ():
+    for k in (x for x in stage.ks if x > 1 and _has_metas(stage)):
       items = spct_report.differences(stage.items(k, k // 2), stage.items(k))
       yield f'{stage.name}: MetaRM@{k} - Voting@{k}', seeds.percent(items)
 

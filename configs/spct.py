@@ -97,7 +97,6 @@ _SMOLLM2 = {
   'evaluation.sampling.prompts': 32,
   'evaluation.sampling.rows': 2,  # each order of a pair has k / 2 samples
   'evaluation.sampling.size': 256,
-  'evaluation.sampling.buckets': (320, 512),
   'compute.dtype': 'float32',
   'compute.attention': 'xla',
 }

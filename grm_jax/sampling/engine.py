@@ -49,7 +49,6 @@ class Stats:
     prompts: prefilled.
     generations: handed out.
     seconds: inside `run`, the consumer's time included.
-    widest: the most samples that a request has asked for.
   """
 
   tokens: int = 0
@@ -59,7 +58,6 @@ class Stats:
   prompts: int = 0
   generations: int = 0
   seconds: float = 0.0
-  widest: int = 0
 
   @property
   def occupancy(self) -> float:
@@ -78,12 +76,8 @@ class Stats:
 
   def since(self, before: 'Stats') -> 'Stats':
     """What was done after `before`."""
-    sums = (x - y for x, y in zip(_sums(self), _sums(before), strict=True))
-    return Stats(*sums, self.widest)
-
-
-def _sums(stats):
-  return dataclasses.astuple(stats)[:-1]
+    own, others = dataclasses.astuple(self), dataclasses.astuple(before)
+    return Stats(*(x - y for x, y in zip(own, others, strict=True)))
 
 
 class Engine:
@@ -151,6 +145,7 @@ class Engine:
     self.stats = Stats()
     self.slots = self.state = None
     self._sizes, self._bucket = sizes, None
+    self._widest = 0  # the most samples that a request has asked for
     self._detokenize = detokenize
 
   def warm_up(self) -> int:
@@ -204,9 +199,9 @@ class Engine:
 
   def _log(self, name, done: Stats) -> None:
     rows, advice = self._sizes.rows, ''
-    if 0 < self.stats.widest < rows:
+    if 0 < self._widest < rows:
       advice = (
-        f'; no prompt had more than {self.stats.widest} samples for its {rows} '
+        f'; no prompt had more than {self._widest} samples for its {rows} '
         'rows: as few rows, and more prompts at once, are faster'
       )
     logging.info('%s: %s%s', name, done, advice)
@@ -248,8 +243,7 @@ class Engine:
       number = free[len(taken)]
       table.admit(number, request)
       taken.append((number, request))
-      widest = max(self.stats.widest, request.num_samples)
-      self.stats = dataclasses.replace(self.stats, widest=widest)
+      self._widest = max(self._widest, request.num_samples)
     if taken:
       self._make_room(max(len(r.prompt) for r in table.requests()))
       taken.sort(key=lambda item: len(item[1].prompt))

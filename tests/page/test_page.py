@@ -12,7 +12,8 @@ from playwright.sync_api import expect, sync_playwright
 
 from grm_jax.judging.report import Voting
 from tests.judges.fake import RuleMeta
-from tests.serving.fake import Paced, listening, rule_judge, service
+from tests.judges.fake import judge as rule_judge
+from tests.serving.fake import Paced, listening, service
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
 ARGUMENTS = [

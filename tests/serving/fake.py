@@ -9,7 +9,6 @@ import uvicorn
 from grm_jax.judging.judgement import Fault, Judged, Judgement
 from grm_jax.judging.report import Voting
 from grm_jax.serving import app, contract, desk, limits, meters
-from tests.judges import fake as judges_fake
 
 COUNTS = {'tokens': 7, 'row_steps': 9, 'prompts': 3, 'generations': 2}
 
@@ -118,8 +117,3 @@ def listening(made):
     finally:
       server.should_exit = True
       thread.join()
-
-
-def rule_judge(**settings):
-  """A whole judge, whose engine scores by the last digit of a response."""
-  return judges_fake.judge(**settings)

@@ -11,7 +11,8 @@ from starlette.testclient import TestClient
 from grm_jax.judging.report import Voting
 from grm_jax.serving import app, meters
 from tests.judges.fake import RuleMeta
-from tests.serving.fake import Paced, limit, rule_judge, service
+from tests.judges.fake import judge as rule_judge
+from tests.serving.fake import Paced, limit, service
 
 REQUEST = {'query': 'q', 'responses': ['x 3', 'y 4'], 'k': 4}
 

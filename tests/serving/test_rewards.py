@@ -10,7 +10,9 @@ import pytest
 from grm_jax.serving import openrlhf, rewards
 from grm_jax.serving.contract import Refused
 from grm_jax.serving.rewards import Rewards
-from tests.serving.fake import Paced, listening, rule_judge, service
+from tests.judges.fake import RuleEngine
+from tests.judges.fake import judge as rule_judge
+from tests.serving.fake import Paced, listening, service
 
 USER = {'role': 'user', 'content': 'q'}
 
@@ -159,8 +161,6 @@ def test_it_waits_while_the_service_is_full():
 
 
 def test_where_no_judgement_parses_there_is_no_reward():
-  from tests.judges.fake import RuleEngine
-
   judge = rule_judge(engine=RuleEngine(silent={('0:0', 0)}))
   with listening(service(judge.stream)) as address:
     row = {'query': 'q', 'response': 'x 1'}

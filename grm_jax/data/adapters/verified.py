@@ -50,7 +50,7 @@ def gsm8k_pairs(row: rows.Row) -> Iterator[JudgingExample | Dropped]:
   One to three pairs a question; right ones take turns.
   """
   question, answers = row.text('question'), _solutions(row)
-  name = f'gsm8k/{digest(question, *(text for text, _ in answers))}'
+  name = _name('gsm8k', question, answers)
   right, wrong = _sorted(row, name, answers)
   if not (right and wrong):
     yield _one_sided(right)
@@ -119,7 +119,7 @@ def _examples(
       single; without one, none does.
     tags: of the examples.
   """
-  name = f'{tags["suite"]}/{digest(question, *(text for text, _ in answers))}'
+  name = _name(tags['suite'], question, answers)
   right, wrong = _sorted(row, name, answers)
   common = dict(query=rows.asked(question), tags=tags)
   if right and wrong:
@@ -145,6 +145,10 @@ def _examples(
     rewards=(float(label),),
     **common,
   )
+
+
+def _name(suite, question, answers):
+  return f'{suite}/{digest(question, *(text for text, _ in answers))}'
 
 
 def _one_sided(right):
