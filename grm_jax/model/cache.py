@@ -29,13 +29,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from grm_jax.model.attention import (
-  MASKED,
-  capped_logits,
-  visible_prompt,
-  weighted_sum,
-  within,
-)
+from grm_jax.model.attention import visible_prompt, within
+from grm_jax.model.softmax import MASKED, capped_logits, weighted_sum
 from grm_jax.parallel.rules import Layout
 
 # Of values and of own keys, whose rows are split as prompts are.

@@ -25,6 +25,8 @@ class Compute:
     param_dtype: of parameters at rest.
     remat: what the backward pass keeps of a layer pair; a key of REMAT.
     attention: 'xla' anywhere, or 'splash' (Pallas) for the prompt part on TPU.
+    amx: bfloat16 products in the form that XLA has matrix instructions of x86
+      CPUs for, see amx.py; not for TPU, where float32 would be sent.
     query_block: most queries whose attention logits exist at once (xla).
     splash_block: rows and columns of a splash tile; a multiple of 128.
     head_chunk: most tokens whose logits over the vocabulary exist at once.
@@ -35,6 +37,7 @@ class Compute:
   param_dtype: str = 'float32'
   remat: str = 'none'
   attention: str = 'xla'
+  amx: bool = False
   query_block: int = 512
   splash_block: int = 512
   head_chunk: int = 4096
@@ -52,6 +55,11 @@ class Compute:
         raise ValueError(
           f'config.compute.{name} is {value!r}; it can be {", ".join(allowed)}'
         )
+    if self.amx and self.dtype != 'bfloat16':
+      raise ValueError(
+        f'config.compute.amx is for bfloat16, and dtype is {self.dtype!r}; set '
+        '--config.compute.dtype=bfloat16 too'
+      )
     for name in ('query_block', 'splash_block', 'head_chunk'):
       if getattr(self, name) < 1:
         raise ValueError(

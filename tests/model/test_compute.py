@@ -28,6 +28,11 @@ from grm_jax.parallel import mesh
       {'param_dtype': 'int8'},
       "config.compute.param_dtype is 'int8'; it can be float32, bfloat16",
     ),
+    (
+      {'amx': True},
+      "config.compute.amx is for bfloat16, and dtype is 'float32'; set "
+      '--config.compute.dtype=bfloat16',
+    ),
     ({'query_block': 0}, 'config.compute.query_block is 0; it must be pos'),
     ({'head_chunk': -1}, 'config.compute.head_chunk is -1; it must be pos'),
   ],
