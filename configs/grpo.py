@@ -60,7 +60,9 @@ def get_config(arg: str = '') -> ConfigDict:
         single='practice_single' if tiny else 'single',  # of one response
         too_long='shorten',
       ),
-      order='random',  # of the responses; 'balanced', 'fixed'
+      # Of the responses: in each place the best one as often as in another;
+      # 'random' is the paper's; 'balanced', 'fixed'.
+      order='stratified',
       prompts=16 if tiny else 128,  # groups of a rollout
       group_size=8 if tiny else 4,  # generations of each
       temperature=1.0,

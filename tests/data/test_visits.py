@@ -1,11 +1,13 @@
 """The order of visits, and going on in the middle of an epoch."""
 
+import dataclasses
+import itertools
 import json
 
 import pytest
 
 from grm_jax.data import mixture
-from grm_jax.data.visits import Visit, Visits
+from grm_jax.data.visits import KINDS, Visit, Visits
 from grm_jax.judging.example import JudgingExample, Turn
 
 
@@ -34,7 +36,7 @@ def test_every_epoch_visits_all_in_another_order():
   assert epochs[0] != names(made(seed=1).take(7))
 
 
-@pytest.mark.parametrize('order', ['random', 'balanced', 'fixed'])
+@pytest.mark.parametrize('order', KINDS)
 def test_taken_at_once_or_in_parts(order):
   whole = made(order).take(20)
   parts = made(order)
@@ -52,6 +54,48 @@ def test_orders_of_an_example_over_epochs():
   assert shown['balanced'][:3] == shown['balanced'][3:]
   assert {order[0] for order in shown['balanced'][:3]} == {0, 1, 2}
   assert shown['random'] == {(0, 1), (1, 0)} and shown['fixed'] == {(0, 1)}
+
+
+def places(count, responses, best=1, **how):
+  """Where the best one is shown at each of `count` visits of 50 examples."""
+  examples = [
+    JudgingExample(f'e{i}', (Turn('user', 'q'),), tuple('abcde'[:n]), best=best)
+    for i, n in zip(range(50), itertools.cycle(responses))
+  ]
+  visits = made('stratified', examples=examples, **how).take(count)
+  for visit in visits:
+    assert sorted(visit.order) == list(range(len(visit.order)))
+  return [(len(v.order), v.order.index(best)) for v in visits]
+
+
+@pytest.mark.parametrize('best', [0, 1])
+@pytest.mark.parametrize('seed', [0, 1])
+def test_stratified_pairs_have_the_best_first_every_other_time(best, seed):
+  assert places(130, [2], best, seed=seed) == [(2, 0), (2, 1)] * 65
+
+
+@pytest.mark.parametrize('n', [3, 4, 5])
+def test_stratified_places_are_as_frequent_wherever_a_batch_begins(n):
+  found = [place for _, place in places(150, [n])]
+  for size, most in ((8, 2), (16, 2), (64, 2)):
+    for first in range(0, 150 - size, 8):
+      counts = [found[first : first + size].count(i) for i in range(n)]
+      assert max(counts) - min(counts) <= most
+  # And of examples with other numbers of responses, about.
+  mixed = [place for m, place in places(600, [2, n, 4]) if m == n]
+  counts = [mixed.count(i) for i in range(n)]
+  assert min(counts) > 0.6 * len(mixed) / n
+
+
+def test_stratified_shuffles_the_others_and_those_without_a_best():
+  rows = [example('x', 4)]
+  visits = made('stratified', examples=rows).take(120)
+  assert len({v.order[1:] for v in visits if v.order[0] == 0}) == 6
+  rows = [dataclasses.replace(rows[0], best=None, rewards=(1, 0, 1, 1))]
+  found, plain = (
+    made(kind, examples=rows) for kind in ('stratified', 'random')
+  )
+  assert found.take(20) == plain.take(20)
 
 
 def test_what_is_drawn_at_two_visits_has_two_names():
