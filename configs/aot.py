@@ -71,7 +71,6 @@ def get_config(arg: str = '') -> ConfigDict:
         param_dtype='float32',
         remat='nothing_saveable',
         attention='xla' if tiny else 'splash',
-        amx=False,  # True: faster bfloat16 on x86 CPUs that have AMX
         query_block=512,
         splash_block=512,
         head_chunk=16384,

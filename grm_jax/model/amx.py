@@ -55,13 +55,10 @@ def _backward(turned, kept, grad):
   grad = grad.astype(left.dtype)
   to_left = _multiply(grad, right, not turned).astype(left.dtype)
   # The sum over rows: the smaller of the two is what is moved for it.
-  if left.shape[-1] <= grad.shape[-1]:
-    to_right = _multiply(_turn(left), grad, False).astype(right.dtype)
-    to_right = _turn(to_right) if turned else to_right
-  else:
-    to_right = _multiply(_turn(grad), left, False).astype(right.dtype)
-    to_right = to_right if turned else _turn(to_right)
-  return to_left, to_right
+  columns_first = grad.shape[-1] < left.shape[-1]
+  moved, other = (grad, left) if columns_first else (left, grad)
+  to_right = _multiply(_turn(moved), other, False).astype(right.dtype)
+  return to_left, to_right if columns_first == turned else _turn(to_right)
 
 
 _multiply.defvjp(_forward, _backward)

@@ -27,8 +27,7 @@ def normal(*shape):
 def close(ours, expected, tolerance):
   ours, expected = (np.asarray(x, np.float32) for x in (ours, expected))
   assert ours.shape == expected.shape
-  largest = np.abs(expected).max()
-  np.testing.assert_allclose(ours, expected, atol=tolerance * largest)
+  tiny.assert_close(ours, expected, tolerance)
 
 
 # The smaller side is turned for the gradient: both come about, and rows,
@@ -87,20 +86,13 @@ def test_kernels_of_every_form(letters, kernel):
   close(ours, expected, 4e-3)
 
 
-def dots(jaxpr):
-  """(operand dtypes, result dtype) of every product, however deep."""
-  found = []
-  for eqn in jaxpr.eqns:
-    if eqn.primitive.name == 'dot_general':
-      dtypes = [v.aval.dtype.name for v in eqn.invars]
-      found.append((*dtypes, eqn.outvars[0].aval.dtype.name))
-    for value in jax.tree.leaves(
-      list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'jaxpr')
-    ):
-      inner = getattr(value, 'jaxpr', value)
-      if hasattr(inner, 'eqns'):
-        found += dots(inner)
-  return found
+def dtypes_of_products(function, *args):
+  """(operands and result) of every product, however deep."""
+  return {
+    tuple(v.aval.dtype.name for v in (*equation.invars, *equation.outvars))
+    for equation in tiny.equations(function, *args)
+    if equation.primitive.name == 'dot_general'
+  }
 
 
 def test_a_model_and_its_gradient_are_those_of_bfloat16():
@@ -118,7 +110,7 @@ def test_a_model_and_its_gradient_are_those_of_bfloat16():
     return jax.value_and_grad(functools.partial(loss, compute=compute))
 
   fast = run(dtype='bfloat16', amx=True)
-  kinds = set(dots(jax.make_jaxpr(fast)(params).jaxpr))
+  kinds = dtypes_of_products(fast, params)
   assert kinds == {('bfloat16', 'bfloat16', 'float32')}
   ours, slow, exact = (
     jax.jit(f)(params) for f in (fast, run(dtype='bfloat16'), run())

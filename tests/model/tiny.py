@@ -85,16 +85,22 @@ def assert_close(ours, expected, tolerance):
   jax.tree.map(check, ours, expected)
 
 
-def shapes_made(function, *args):
-  """Shapes of all arrays that `function(*args)` makes, at any depth."""
+def equations(function, *args):
+  """All equations of the jaxpr of `function(*args)`, at any depth."""
 
   def walk(jaxpr):
     for equation in jaxpr.eqns:
-      yield from (out.aval.shape for out in equation.outvars)
+      yield equation
       # Bodies of jit, scan, remat and the like.
       for part in jax.tree.leaves(list(equation.params.values())):
         inner = getattr(part, 'jaxpr', part)
         if hasattr(inner, 'eqns'):
           yield from walk(inner)
 
-  return list(walk(jax.make_jaxpr(function)(*args).jaxpr))
+  return walk(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def shapes_made(function, *args):
+  """Shapes of all arrays that `function(*args)` makes, at any depth."""
+  made = equations(function, *args)
+  return [out.aval.shape for equation in made for out in equation.outvars]
