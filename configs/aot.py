@@ -52,6 +52,7 @@ def get_config(arg: str = '') -> ConfigDict:
         clip=1.0,
         b2=0.95,
         moment_dtype='float32',
+        on_host=False,  # moments in the host's memory between updates
       ),
       objective=dict(  # of grpo_update, see training/policy.py
         kl_coef=0.08,

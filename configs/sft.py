@@ -87,6 +87,7 @@ def get_config(arg: str = '') -> ConfigDict:
         clip=1.0,
         b2=0.95,
         moment_dtype='float32',  # of the first moment
+        on_host=False,  # moments in the host's memory between updates
       ),
       save_every=100,
       keep=2,  # checkpoints

@@ -56,7 +56,7 @@ def weight(
   value = int8.lay_out(module.layout, name, value, axes)
   if isinstance(value, int8.Int8):
     return int8.lay_out(module.layout, name, value, used)
-  dtypes = jnp.dtype(module.compute.param_dtype), module.compute.dtype
+  dtypes = value.dtype, module.compute.dtype
   return _gathered(module.layout, axes, used, dtypes, value)
 
 

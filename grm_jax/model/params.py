@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from grm_jax.model.batch import Batch
 from grm_jax.model.gemma import Gemma
 
+_NORM_DIMS = 2  # of the scales of layers' norms, [L/2, D]; kernels have more
+
 
 def abstract_params(model: Gemma) -> dict:
   """The parameter tree as ShapeDtypeStructs with their shardings.
@@ -38,6 +40,18 @@ def init_params(model: Gemma, key: jax.Array) -> dict:
   return jax.jit(
     lambda key: nn.unbox(_init(model, key)), out_shardings=shardings
   )(key)
+
+
+def cast_kernels(params: dict, dtype: jnp.dtype) -> dict:
+  """The tree with the kernels of layers in a dtype; the rest as it is.
+
+  Layers cast them to the dtype they compute in anyway. The table stays: the
+  head adds up its gradient over chunks.
+  """
+  layers = jax.tree.map(
+    lambda x: x.astype(dtype) if x.ndim > _NORM_DIMS else x, params['pairs']
+  )
+  return {**params, 'pairs': layers}
 
 
 def count_params(model: Gemma, live: bool = True) -> int:

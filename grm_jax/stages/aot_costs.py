@@ -43,7 +43,8 @@ def of_part(part: Part, model: Gemma, chip: Chip | None) -> Costs:
   Returns:
     name, times, compile_seconds, fits. Where memory ran out in compiling, that
     is False and `error` says why; else also arguments_bytes, outputs_bytes,
-    temporary_bytes, waiting_bytes (what else is there meanwhile), peak_bytes,
+    temporary_bytes, waiting_bytes (what else is there meanwhile),
+    on_host_bytes (in the host's memory, no part of the others), peak_bytes,
     useful_flops, computed_flops, hbm_bytes, collectives (a table), and
     compute_seconds, memory_seconds, network_seconds, exposed_seconds (of the
     network, in the foreground), seconds and bound (None without a chip). Of a
@@ -72,9 +73,16 @@ def of_part(part: Part, model: Gemma, chip: Chip | None) -> Costs:
 def _memory(part, compiled: Compiled, chip) -> Costs:
   analysis = compiled.memory_analysis()
   waiting = aot_programs.bytes_a_device(part.waits)
-  # The compiler's own peak leaves out fragmentation on some backends.
+  on_host = (
+    analysis.host_argument_size_in_bytes
+    + analysis.host_output_size_in_bytes
+    - analysis.host_alias_size_in_bytes
+    + analysis.host_temp_size_in_bytes
+  )
+  # The compiler's own peak leaves out fragmentation on some backends, and has
+  # what is in the host's memory.
   peak = waiting + max(
-    analysis.peak_memory_in_bytes,
+    analysis.peak_memory_in_bytes - on_host,
     analysis.argument_size_in_bytes
     + analysis.output_size_in_bytes
     - analysis.alias_size_in_bytes
@@ -86,6 +94,7 @@ def _memory(part, compiled: Compiled, chip) -> Costs:
     'outputs_bytes': analysis.output_size_in_bytes,
     'temporary_bytes': analysis.temp_size_in_bytes,
     'waiting_bytes': waiting,
+    'on_host_bytes': on_host,
     'peak_bytes': peak,
     'memory_bytes': memory,
     'fits': None if memory is None else peak <= memory,

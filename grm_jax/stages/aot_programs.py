@@ -21,7 +21,13 @@ from grm_jax.model.batch import Batch
 from grm_jax.model.gemma import Gemma
 from grm_jax.parallel.rules import Layout
 from grm_jax.sampling import decode, placing, programs
-from grm_jax.training import flops, optimizer, policy, scalar_loss
+from grm_jax.training import (
+  flops,
+  host_moments,
+  optimizer,
+  policy,
+  scalar_loss,
+)
 from grm_jax.training import reference as reference_lib
 from grm_jax.training import state as states
 from grm_jax.training import step as steps
@@ -122,7 +128,9 @@ def _update(config, model, loss, batch, waits=()) -> list[Part]:
   update = steps.Steps(model, optim, loss)
   state = states.abstract_state(model, optim)
   first = jax.eval_shape(
-    functools.partial(steps.first, loss), state.params, batch
+    functools.partial(steps.first, loss, model.compute.dtype),
+    state.params,
+    batch,
   )
   whole = model.layout.sharding(())
 
@@ -277,8 +285,12 @@ def _array(layout, dtype, *shape) -> jax.ShapeDtypeStruct:
 
 
 def bytes_a_device(tree: Any) -> int:
-  """Of arrays with shardings, what one device holds of them."""
+  """Of arrays with shardings, what one device holds of them.
+
+  What rests in the host's memory is left out.
+  """
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
     for x in jax.tree.leaves(tree)
+    if x.sharding.memory_kind != host_moments.KIND
   )

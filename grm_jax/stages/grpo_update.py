@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from grm_jax.data import placing, records
@@ -24,6 +23,7 @@ from grm_jax.model.gemma import Gemma
 from grm_jax.stages import grpo_batches
 from grm_jax.stages.grpo_rollout import Group
 from grm_jax.training import policy
+from grm_jax.training.host_moments import Optimizer
 from grm_jax.training.policy import Objective, PolicyBatch
 from grm_jax.training.reference import Reference
 from grm_jax.training.state import TrainState
@@ -47,7 +47,7 @@ class Updater:
     self,
     config: ConfigDict,
     model: Gemma,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     reference: Reference | None,
   ):
     """`reference` is None where the objective has no KL term."""

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-import optax
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -29,6 +28,7 @@ from grm_jax.training import (
 )
 from grm_jax.training import state as states
 from grm_jax.training.clock import Clock
+from grm_jax.training.host_moments import Optimizer
 from grm_jax.training.preemption import Preemption
 from grm_jax.training.state import TrainState
 
@@ -139,7 +139,7 @@ class Asked:
 def start(
   target: str,
   model: Gemma,
-  optim: optax.GradientTransformation,
+  optim: Optimizer,
   params: dict | None,
   made: Place,
 ) -> TrainState:

@@ -53,7 +53,7 @@ def fingerprint(x: jax.Array) -> jax.Array:
     )
   if x.size == 0:
     return jnp.uint32(0)
-  x = _without_small_floats(x)
+  x = _without_small_floats(jax.device_put(x, jax.memory.Space.Device))
   named = isinstance(x.sharding, NamedSharding)
   found = _fingerprint(x, x.sharding if named else None)
   if len(x.sharding.device_set) > 1 and jax.default_backend() == 'cpu':

@@ -12,6 +12,8 @@ import jax
 import optax
 from optax import contrib
 
+from grm_jax.training.host_moments import OnHost, Optimizer
+
 KINDS = ('adamw', 'muon')
 SCHEDULES = ('constant', 'cosine')
 MOMENT_DTYPES = ('float32', 'bfloat16')
@@ -62,11 +64,12 @@ def make(
   clip: float,
   b2: float,
   moment_dtype: str,
+  on_host: bool = False,
   kind: str = 'adamw',
   b1: float = 0.9,
   eps: float = 1e-8,
   end_fraction: float = 0.1,
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
+) -> tuple[Optimizer, optax.Schedule]:
   """The optimizer and its learning rate as a function of updates done.
 
   Args:
@@ -88,15 +91,14 @@ def make(
     moment_dtype: of the first moment only. The second one has its parameter's
       dtype, which should be float32: at b2 near 1 bfloat16 would round its
       changes away.
+    on_host: the moments rest in the host's memory, see host_moments.py.
 
   Raises:
     ValueError: a value out of bounds, named as config.optimizer.KEY.
   """
   _check(total_steps, locals())
   rate = _rate(total_steps, learning_rate, warmup_steps, schedule, end_fraction)
-  optimizer = optax.chain(
-    # Off or on, the state has the same structure and so have checkpoints.
-    optax.clip_by_global_norm(clip) if clip else optax.identity(),
+  inner = (
     _muon(rate, b1, b2, weight_decay, moment_dtype)
     if kind == 'muon'
     else optax.adamw(
@@ -107,9 +109,13 @@ def make(
       mu_dtype=moment_dtype,
       weight_decay=weight_decay,
       mask=decays,
-    ),
+    )
   )
-  return optimizer, rate
+  if on_host:
+    return OnHost(inner, clip), rate
+  # Off or on, the state has the same structure and so have checkpoints.
+  first = optax.clip_by_global_norm(clip) if clip else optax.identity()
+  return optax.chain(first, inner), rate
 
 
 def _muon(rate, b1, b2, weight_decay, moment_dtype):

@@ -1,6 +1,7 @@
 """The training state: parameters, optimizer state, step."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,8 @@ import optax
 
 from grm_jax.model import params as params_lib
 from grm_jax.model.gemma import Gemma
+from grm_jax.training import host_moments
+from grm_jax.training.host_moments import Optimizer
 
 
 @jax.tree_util.register_dataclass
@@ -26,46 +29,42 @@ class TrainState:
   opt_state: optax.OptState
 
 
-def abstract_state(
-  model: Gemma, optimizer: optax.GradientTransformation
-) -> TrainState:
+def abstract_state(model: Gemma, optimizer: Optimizer) -> TrainState:
   """The state as ShapeDtypeStructs with shardings; no array is made.
 
-  An optimizer moment has its parameter's sharding; counters are replicated.
+  An optimizer moment has its parameter's sharding, in the host's memory if the
+  optimizer is an OnHost; counters are replicated.
   """
   params = params_lib.abstract_params(model)
   everywhere = jax.sharding.NamedSharding(
     model.layout.mesh, jax.sharding.PartitionSpec()
   )
+  on_host = isinstance(optimizer, host_moments.OnHost)
   opt_state = jax.eval_shape(optimizer.init, params)
   opt_state = optax.tree_map_params(
     optimizer,
-    _moment,
+    functools.partial(_moment, on_host),
     opt_state,
     params,
     transform_non_params=lambda leaf: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=everywhere
     ),
-    is_leaf=_masked,
+    is_leaf=host_moments.masked,
   )
   step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
   return TrainState(step, params, opt_state)
 
 
-def _masked(x) -> bool:
-  # Of a parameter that another part of the optimizer updates.
-  return isinstance(x, optax.MaskedNode)
-
-
-def _moment(leaf, param):
-  if _masked(leaf):
+def _moment(on_host, leaf, param):
+  if host_moments.masked(leaf):
     return leaf
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding)
+  sharding = param.sharding
+  if on_host:
+    sharding = sharding.with_memory_kind(host_moments.KIND)
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def init_state(
-  model: Gemma, optimizer: optax.GradientTransformation, params: dict
-) -> TrainState:
+def init_state(model: Gemma, optimizer: Optimizer, params: dict) -> TrainState:
   """A fresh state around `params`, each moment made where it will live."""
   shardings = jax.tree.map(
     lambda x: x.sharding, abstract_state(model, optimizer)

@@ -17,9 +17,12 @@ import jax.numpy as jnp
 import optax
 
 from grm_jax.model import head
+from grm_jax.model import params as params_lib
 from grm_jax.model.batch import Batch
 from grm_jax.model.gemma import Gemma
+from grm_jax.training import host_moments
 from grm_jax.training import state as states
+from grm_jax.training.host_moments import OnHost, Optimizer
 from grm_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -90,21 +93,41 @@ def supervised_loss(
   return -jnp.sum(logps), count.astype(jnp.float32), Extras()
 
 
-def first(loss: Loss, params: dict, batch: Any) -> Sums:
-  """The sums of one batch."""
+def first(loss: Loss, dtype: jnp.dtype, params: dict, batch: Any) -> Sums:
+  """The sums of one batch.
+
+  Args:
+    loss: of the parameters and the batch.
+    dtype: that layers compute in, see Compute.
+    params: the parameters.
+    batch: what the loss takes.
+  """
+  sums = _sums(loss, dtype, params, batch)
+  grads = jax.tree.map(lambda x, y: x.astype(y.dtype), sums.grads, params)
+  return dataclasses.replace(sums, grads=grads)
+
+
+def _sums(loss, dtype, params, batch) -> Sums:
+  """As `first`, with gradients of kernels in the dtype they are computed in.
+
+  They would only be cast, and in float32 take twice the memory.
+  """
 
   def scalar(params):
     numerator, *others = loss(params, batch)
     return numerator, others
 
-  (numerator, others), grads = jax.value_and_grad(scalar, has_aux=True)(params)
+  cast = params_lib.cast_kernels(params, dtype)
+  (numerator, others), grads = jax.value_and_grad(scalar, has_aux=True)(cast)
   denominator, extras = others
   return Sums(grads, numerator, denominator, extras)
 
 
-def add(loss: Loss, params: dict, sums: Sums, batch: Any) -> Sums:
+def add(
+  loss: Loss, dtype: jnp.dtype, params: dict, sums: Sums, batch: Any
+) -> Sums:
   """`sums` with one more batch."""
-  more = first(loss, params, batch)
+  more = _sums(loss, dtype, params, batch)
   maxima = jax.tree.map(jnp.maximum, sums.extras.maxima, more.extras.maxima)
   total = jax.tree.map(jnp.add, sums, more)
   extras = dataclasses.replace(total.extras, maxima=maxima)
@@ -112,7 +135,7 @@ def add(loss: Loss, params: dict, sums: Sums, batch: Any) -> Sums:
 
 
 def apply(
-  optimizer: optax.GradientTransformation, state: TrainState, sums: Sums
+  optimizer: Optimizer, state: TrainState, sums: Sums
 ) -> tuple[TrainState, Metrics]:
   """The update by the mean gradient of all that was summed.
 
@@ -124,13 +147,11 @@ def apply(
     ValueError: two metrics of one name.
   """
   count = jnp.maximum(sums.denominator, 1.0)
-  grads = jax.tree.map(lambda x: x / count.astype(x.dtype), sums.grads)
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  params, opt_state, norm = _updated(optimizer, state, sums.grads, count)
   metrics = {
     'loss': sums.numerator / count,
     'count': sums.denominator,
-    'grad_norm': optax.tree.norm(grads),
+    'grad_norm': norm,
     'param_norm': optax.tree.norm(params),
   }
   for more in (_means(sums.extras), sums.extras.maxima):
@@ -138,6 +159,18 @@ def apply(
       raise ValueError(f'two metrics of one step are named {sorted(twice)}')
     metrics |= more
   return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def _updated(optimizer, state, grads, count):
+  """The next parameters and moments, and the mean gradient's norm."""
+  if isinstance(optimizer, OnHost):
+    return host_moments.update(
+      optimizer, grads, count, state.opt_state, state.params
+    )
+  grads = jax.tree.map(lambda x: x / count.astype(x.dtype), grads)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  return params, opt_state, optax.tree.norm(grads)
 
 
 def _means(extras):
@@ -159,17 +192,18 @@ class Steps:
   shapes find it in JAX's compilation cache.
   """
 
-  def __init__(
-    self, model: Gemma, optimizer: optax.GradientTransformation, loss: Loss
-  ):
+  def __init__(self, model: Gemma, optimizer: Optimizer, loss: Loss):
     """`loss` takes (params, batch); bind the model to it before."""
     abstract = states.abstract_state(model, optimizer)
     state = jax.tree.map(lambda x: x.sharding, abstract)
     whole = model.layout.sharding(())
     sums = Sums(state.params, whole, whole, whole)
-    self.first = jax.jit(functools.partial(first, loss), out_shardings=sums)
+    dtype = model.compute.dtype
+    self.first = jax.jit(
+      functools.partial(first, loss, dtype), out_shardings=sums
+    )
     self.add = jax.jit(
-      functools.partial(add, loss), donate_argnums=1, out_shardings=sums
+      functools.partial(add, loss, dtype), donate_argnums=1, out_shardings=sums
     )
     self.apply = jax.jit(
       functools.partial(apply, optimizer),

@@ -162,6 +162,23 @@ def test_accumulation_equals_one_batch():
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_gradients_are_those_of_the_parameters():
+  """Kernels are cast before they are differentiated by: the same gradient."""
+  model = Gemma(
+    tiny.SIZE, Compute(dtype='bfloat16', head_chunk=8), mesh.one_device()
+  )
+  loss = functools.partial(step.supervised_loss, model)
+  params = params_lib.init_params(model, jax.random.key(4))
+  batch = next(batches(1))
+  ours = step.first(loss, jnp.bfloat16, params, batch)
+  theirs = jax.grad(lambda params: loss(params, batch)[0])(params)
+  both = zip(jax.tree.leaves(ours.grads), jax.tree.leaves(theirs), strict=True)
+  for a, b in both:
+    assert a.dtype == b.dtype == jnp.float32
+    assert np.abs(b).max() > 1e-3
+    np.testing.assert_array_equal(a, b)
+
+
 def measured(params, batch):
   """A loss of any tree, cheap to compile, with one mean and one maximum."""
   x, weights = batch['x'], batch['weights']
@@ -216,7 +233,7 @@ def test_packed_rows_equal_texts_apart():
   apart = apart_batch(texts, lengths)
   loss = functools.partial(step.supervised_loss, model)
   both = [
-    jax.jit(functools.partial(step.first, loss))(params, x)
+    jax.jit(functools.partial(step.first, loss, jnp.float32))(params, x)
     for x in (packed, apart)
   ]
   ours, theirs = both
