@@ -171,6 +171,29 @@ def test_a_chip_of_v4_is_one_device(tmp_path):
   assert (report['devices'], report['memory_bytes']) == (8, 32 * 2**30)
 
 
+def test_moments_on_the_host_pass_by_in_parts(tmp_path):
+  report = tmp_path / 'report.json'
+  run(
+    '--config=configs/aot.py',
+    '--config.program=sft_step',
+    '--config.topology=v5e:2x2',
+    '--config.size=gemma2_2b',
+    '--config.prompts=4',
+    '--config.prompt_size=256',
+    '--config.num_generations=1',
+    '--config.generation_size=128',
+    '--config.optimizer.on_host=True',
+    f'--config.json={report}',
+  )
+  report = json.loads(report.read_text())
+  params, (_, update) = report['parameters_bytes'], report['parts']
+  assert report['optimizer_bytes'] < params / 100
+  assert update['on_host_bytes'] == pytest.approx(2 * params, rel=0.01)
+  # The parameters and their gradients, and some of the moments.
+  assert update['arguments_bytes'] == pytest.approx(2 * params, rel=0.01)
+  assert update['peak_bytes'] < 3 * params
+
+
 def test_too_much_does_not_fit():
   """512 prompts with 4 generations on four v5e chips need over 16 GiB."""
   stdout, _ = run(

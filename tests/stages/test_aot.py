@@ -103,6 +103,15 @@ def test_a_reference_on_the_host_leaves_room():
   assert room == pytest.approx(on_host['parameters_bytes'] / 2, rel=0.01)
 
 
+def test_moments_on_the_host_leave_room():
+  on_device, on_host = (
+    aot.compile_report(config(**{'optimizer.on_host': x}))
+    for x in (False, True)
+  )
+  room = on_device['optimizer_bytes'] - on_host['optimizer_bytes']
+  assert room == pytest.approx(2 * on_host['parameters_bytes'], rel=0.01)
+
+
 @pytest.mark.parametrize(
   'changes, words',
   [
