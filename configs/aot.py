@@ -74,7 +74,7 @@ def get_config(arg: str = '') -> ConfigDict:
         attention='xla' if tiny else 'splash',
         query_block=512,
         splash_block=512,
-        head_chunk=16384,
+        head_chunk=4096,  # as stages have it
       ),
     )
   )
