@@ -14,6 +14,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from grm_jax.training import host_moments
+
 # XLA on CPU does not fuse a reduction into what it sums: more elements at
 # once would make a temporary as large as the array.
 _ELEMENTS_AT_ONCE = 2**20
@@ -53,7 +55,9 @@ def fingerprint(x: jax.Array) -> jax.Array:
     )
   if x.size == 0:
     return jnp.uint32(0)
-  x = _without_small_floats(jax.device_put(x, jax.memory.Space.Device))
+  if x.sharding.memory_kind == host_moments.KIND:
+    x = jax.device_put(x, jax.memory.Space.Device)
+  x = _without_small_floats(x)
   named = isinstance(x.sharding, NamedSharding)
   found = _fingerprint(x, x.sharding if named else None)
   if len(x.sharding.device_set) > 1 and jax.default_backend() == 'cpu':

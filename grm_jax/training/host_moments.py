@@ -106,6 +106,7 @@ def update(
 
 def _updated(host, part, mean, grads, params, state):
   """Parameters and state with one part of them updated."""
+  # Of each array the branch of the parameters that it belongs to.
   kinds = {
     name: jax.tree.map(lambda _, name=name: name, tree)
     for name, tree in params.items()
@@ -128,12 +129,12 @@ def _updated(host, part, mean, grads, params, state):
   changes, new = host.optimizer.update(own_grads, held[1], own)
   own = optax.apply_updates(own, changes)
 
-  def rest(x, new, kind):
+  def put_back(x, new, kind):
     if kind != _COUNTER:
       new = jax.device_put(new, jax.memory.Space.Host)
     return part.put(x, new, kind)
 
-  state = jax.tree.map(rest, state, (held[0], new), held_kinds)
+  state = jax.tree.map(put_back, state, (held[0], new), held_kinds)
   return jax.tree.map(part.put, params, own, kinds), state
 
 
