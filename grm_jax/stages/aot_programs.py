@@ -127,11 +127,7 @@ def _update(config, model, loss, batch, waits=()) -> list[Part]:
   optim, _ = optimizer.make(1000, **config.optimizer)
   update = steps.Steps(model, optim, loss)
   state = states.abstract_state(model, optim)
-  first = jax.eval_shape(
-    functools.partial(steps.first, loss, model.compute.dtype),
-    state.params,
-    batch,
-  )
+  first = jax.eval_shape(update.first, state.params, batch)
   whole = model.layout.sharding(())
 
   def scalar(x):

@@ -23,7 +23,7 @@ from grm_jax.model.gemma import Gemma
 from grm_jax.stages import grpo_batches
 from grm_jax.stages.grpo_rollout import Group
 from grm_jax.training import policy
-from grm_jax.training.host_moments import Optimizer
+from grm_jax.training.optimizer import Optimizer
 from grm_jax.training.policy import Objective, PolicyBatch
 from grm_jax.training.reference import Reference
 from grm_jax.training.state import TrainState

@@ -28,7 +28,6 @@ from grm_jax.training import (
 )
 from grm_jax.training import state as states
 from grm_jax.training.clock import Clock
-from grm_jax.training.host_moments import Optimizer
 from grm_jax.training.preemption import Preemption
 from grm_jax.training.state import TrainState
 
@@ -139,7 +138,7 @@ class Asked:
 def start(
   target: str,
   model: Gemma,
-  optim: Optimizer,
+  optim: optimizer.Optimizer,
   params: dict | None,
   made: Place,
 ) -> TrainState:

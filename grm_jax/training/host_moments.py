@@ -7,6 +7,7 @@ gradients stay where they are and are not copied.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,9 +40,6 @@ class OnHost:
     return optax.EmptyState(), self.optimizer.init(params)
 
 
-Optimizer = optax.GradientTransformation | OnHost
-
-
 @dataclasses.dataclass(frozen=True)
 class _Part:
   """What one call of the optimizer updates: a pair of layers, or all else.
@@ -50,21 +48,23 @@ class _Part:
     at: which pair; None is all else.
   """
 
-  at: jax.Array | None = None
+  at: jax.Array | None
+
+  def has(self, kind: str) -> bool:
+    """Whether arrays of the kind are updated; counters are, after layers."""
+    return (kind == _LAYERS) == (self.at is not None)
 
   def take(self, x: jax.Array, kind: str) -> jax.Array:
     """What is updated of an array; of others one zero, with no work behind."""
     if kind == _COUNTER:
       return x
-    if (kind == _LAYERS) == (self.at is None):
+    if not self.has(kind):
       return jnp.zeros((1,) * x.ndim, x.dtype)
     return x if self.at is None else lax.dynamic_slice_in_dim(x, self.at, 1)
 
   def put(self, x: jax.Array, new: jax.Array, kind: str) -> jax.Array:
     """The array with that updated."""
-    if kind == _COUNTER:  # goes on once, after all layers
-      return new if self.at is None else x
-    if (kind == _LAYERS) == (self.at is None):
+    if not self.has(kind):
       return x
     if self.at is None:
       return new
@@ -86,6 +86,7 @@ def update(
   Returns:
     The next parameters and state, and the mean gradient's norm.
   """
+  clip, moments = state
   norm = optax.tree.norm(grads) / count
 
   def mean(x):
@@ -97,27 +98,23 @@ def update(
     return jnp.where(norm < host.clip, x, clipped)
 
   def step(at, both):
-    return _updated(host, _Part(at), mean, grads, *both)
+    return _updated(host.optimizer, _Part(at), mean, grads, *both)
 
   layers = len(jax.tree.leaves(params[_LAYERS])[0])
-  both = lax.fori_loop(0, layers, step, (params, state))
-  return *step(None, both), norm
+  both = lax.fori_loop(0, layers, step, (params, moments))
+  params, moments = step(None, both)
+  return params, (clip, moments), norm
 
 
-def _updated(host, part, mean, grads, params, state):
-  """Parameters and state with one part of them updated."""
+def _updated(optimizer, part, mean, grads, params, state):
+  """Parameters and the optimizer's state with one part of them updated."""
   # Of each array the branch of the parameters that it belongs to.
   kinds = {
     name: jax.tree.map(lambda _, name=name: name, tree)
     for name, tree in params.items()
   }
-  held_kinds = optax.tree_map_params(
-    host,
-    lambda x, kind: x if masked(x) else kind,
-    state,
-    kinds,
-    transform_non_params=lambda _: _COUNTER,
-    is_leaf=masked,
+  held_kinds = over_moments(
+    optimizer, lambda _, kind: kind, state, kinds, lambda _: _COUNTER
   )
   own = jax.tree.map(part.take, params, kinds)
   own_grads = jax.tree.map(lambda *x: mean(part.take(*x)), grads, kinds)
@@ -126,7 +123,7 @@ def _updated(host, part, mean, grads, params, state):
     state,
     held_kinds,
   )
-  changes, new = host.optimizer.update(own_grads, held[1], own)
+  changes, new = optimizer.update(own_grads, held, own)
   own = optax.apply_updates(own, changes)
 
   def put_back(x, new, kind):
@@ -134,10 +131,36 @@ def _updated(host, part, mean, grads, params, state):
       new = jax.device_put(new, jax.memory.Space.Host)
     return part.put(x, new, kind)
 
-  state = jax.tree.map(put_back, state, (held[0], new), held_kinds)
+  state = jax.tree.map(put_back, state, new, held_kinds)
   return jax.tree.map(part.put, params, own, kinds), state
 
 
-def masked(x: Any) -> bool:
-  """Whether another part of the optimizer has the parameter's state."""
-  return isinstance(x, optax.MaskedNode)
+def over_moments(
+  optimizer: Any,
+  function: Callable,
+  state: optax.OptState,
+  params: Any,
+  counters: Callable,
+) -> optax.OptState:
+  """The state of an optimizer with functions applied to all that it holds.
+
+  Args:
+    optimizer: has `init`.
+    function: takes a moment, and what `params` has for its parameter.
+    state: the optimizer's.
+    params: a tree like the parameters.
+    counters: takes what belongs to no parameter.
+  """
+
+  def masked(x):
+    # Of a parameter that another part of the optimizer updates.
+    return isinstance(x, optax.MaskedNode)
+
+  return optax.tree_map_params(
+    optimizer,
+    lambda x, param: x if masked(x) else function(x, param),
+    state,
+    params,
+    transform_non_params=counters,
+    is_leaf=masked,
+  )

@@ -12,7 +12,9 @@ import jax
 import optax
 from optax import contrib
 
-from grm_jax.training.host_moments import OnHost, Optimizer
+from grm_jax.training.host_moments import OnHost
+
+Optimizer = optax.GradientTransformation | OnHost
 
 KINDS = ('adamw', 'muon')
 SCHEDULES = ('constant', 'cosine')
@@ -101,21 +103,25 @@ def make(
   inner = (
     _muon(rate, b1, b2, weight_decay, moment_dtype)
     if kind == 'muon'
-    else optax.adamw(
-      rate,
-      b1=b1,
-      b2=b2,
-      eps=eps,
-      mu_dtype=moment_dtype,
-      weight_decay=weight_decay,
-      mask=decays,
-    )
+    else _adamw(rate, b1, b2, eps, weight_decay, moment_dtype)
   )
   if on_host:
     return OnHost(inner, clip), rate
   # Off or on, the state has the same structure and so have checkpoints.
   first = optax.clip_by_global_norm(clip) if clip else optax.identity()
   return optax.chain(first, inner), rate
+
+
+def _adamw(rate, b1, b2, eps, weight_decay, moment_dtype):
+  return optax.adamw(
+    rate,
+    b1=b1,
+    b2=b2,
+    eps=eps,
+    mu_dtype=moment_dtype,
+    weight_decay=weight_decay,
+    mask=decays,
+  )
 
 
 def _muon(rate, b1, b2, weight_decay, moment_dtype):

@@ -1,7 +1,6 @@
 """The training state: parameters, optimizer state, step."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ import optax
 from grm_jax.model import params as params_lib
 from grm_jax.model.gemma import Gemma
 from grm_jax.training import host_moments
-from grm_jax.training.host_moments import Optimizer
+from grm_jax.training.optimizer import Optimizer
 
 
 @jax.tree_util.register_dataclass
@@ -40,28 +39,25 @@ def abstract_state(model: Gemma, optimizer: Optimizer) -> TrainState:
     model.layout.mesh, jax.sharding.PartitionSpec()
   )
   on_host = isinstance(optimizer, host_moments.OnHost)
-  opt_state = jax.eval_shape(optimizer.init, params)
-  opt_state = optax.tree_map_params(
+
+  def moment(leaf, param):
+    sharding = param.sharding
+    if on_host:
+      sharding = sharding.with_memory_kind(host_moments.KIND)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  def counter(leaf):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
+
+  opt_state = host_moments.over_moments(
     optimizer,
-    functools.partial(_moment, on_host),
-    opt_state,
+    moment,
+    jax.eval_shape(optimizer.init, params),
     params,
-    transform_non_params=lambda leaf: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=everywhere
-    ),
-    is_leaf=host_moments.masked,
+    counter,
   )
   step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
   return TrainState(step, params, opt_state)
-
-
-def _moment(on_host, leaf, param):
-  if host_moments.masked(leaf):
-    return leaf
-  sharding = param.sharding
-  if on_host:
-    sharding = sharding.with_memory_kind(host_moments.KIND)
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def init_state(model: Gemma, optimizer: Optimizer, params: dict) -> TrainState:

@@ -22,7 +22,7 @@ from grm_jax.model.batch import Batch
 from grm_jax.model.gemma import Gemma
 from grm_jax.training import host_moments
 from grm_jax.training import state as states
-from grm_jax.training.host_moments import OnHost, Optimizer
+from grm_jax.training.optimizer import Optimizer
 from grm_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -163,7 +163,7 @@ def apply(
 
 def _updated(optimizer, state, grads, count):
   """The next parameters and moments, and the mean gradient's norm."""
-  if isinstance(optimizer, OnHost):
+  if isinstance(optimizer, host_moments.OnHost):
     return host_moments.update(
       optimizer, grads, count, state.opt_state, state.params
     )

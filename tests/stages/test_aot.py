@@ -94,22 +94,16 @@ def test_every_program(program):
   json.dumps(found)
 
 
-def test_a_reference_on_the_host_leaves_room():
+@pytest.mark.parametrize(
+  'what, share',  # of the parameters: in bfloat16, or two moments
+  [('reference', 0.5), ('optimizer', 2.0)],
+)
+def test_what_is_on_the_host_leaves_room(what, share):
   on_device, on_host = (
-    aot.compile_report(config(**{'reference.on_host': x}))
-    for x in (False, True)
+    aot.compile_report(config(**{f'{what}.on_host': x})) for x in (False, True)
   )
   room = on_device['optimizer_bytes'] - on_host['optimizer_bytes']
-  assert room == pytest.approx(on_host['parameters_bytes'] / 2, rel=0.01)
-
-
-def test_moments_on_the_host_leave_room():
-  on_device, on_host = (
-    aot.compile_report(config(**{'optimizer.on_host': x}))
-    for x in (False, True)
-  )
-  room = on_device['optimizer_bytes'] - on_host['optimizer_bytes']
-  assert room == pytest.approx(2 * on_host['parameters_bytes'], rel=0.01)
+  assert room == pytest.approx(share * on_host['parameters_bytes'], rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,12 @@ def kinds(tree):
   return {x.sharding.memory_kind for x in jax.tree.leaves(tree)}
 
 
-def on_device(tree):
-  """NumPy copies, wherever the arrays are."""
-  return jax.tree.map(np.asarray, tree)
+def assert_same(ours, theirs):
+  """Numbers, wherever the arrays are."""
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+    *(jax.tree.map(np.asarray, tree) for tree in (ours, theirs)),
+  )
 
 
 @pytest.mark.parametrize(
@@ -81,11 +84,7 @@ def test_three_steps_equal_moments_on_the_devices(changes):
   for row, other in zip(our_rows, rows, strict=True):
     assert row == pytest.approx(other, rel=1e-5)
   assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
-    on_device(ours),
-    on_device(theirs),
-  )
+  assert_same(ours, theirs)
 
 
 def test_only_moments_are_on_the_host():
@@ -123,8 +122,4 @@ def test_a_checkpoint_goes_on_with_or_without(tmp_path, first):
   found, _ = train(model, other, again, steps=1)
   model, same = made(first)
   expected, _ = train(model, same, state, steps=1)
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
-    on_device(found),
-    on_device(expected),
-  )
+  assert_same(found, expected)
