@@ -10,7 +10,7 @@
 # make long        tests that take minutes each: all by two processes, in a bucket
 # make page        the service's page in Chromium, which must be installed
 # make peers       compare with transformers; compile for TPU pods with libtpu
-# make bench       speed and memory, see benchmarks/
+# make bench       speed and memory beside peers, an hour; see benchmarks/
 #
 # Each makes .venv and installs what it needs, again only when a requirements
 # file changed.
@@ -22,6 +22,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
+
+# Where benchmarks write their JSON.
+BENCH ?= runs/bench
 
 # Where the demo works, and overrides of its config.
 DEMO_WORKDIR ?= runs/demo
@@ -93,11 +96,9 @@ peers: $(STAMPS)/requirements-peers $(SMOLLM2)
 	$(BIN)/python -m pytest tests/peers -q
 
 bench: $(STAMPS)/requirements-peers
-	$(BIN)/python -m benchmarks.shared_prompt
-	$(BIN)/python -m benchmarks.import_memory
-	$(BIN)/python -m benchmarks.sampler
-	$(BIN)/python -m benchmarks.train_step
-	$(BIN)/python -m benchmarks.grpo_step
+	for name in shared_prompt import_memory sampler train_step grpo_step; do \
+		echo "== $$name" && $(BIN)/python -m benchmarks.$$name \
+			--json=$(BENCH)/$$name.json || exit; done
 
 $(SMOLLM2): | $(STAMPS)/requirements-smollm2
 	@rm -rf $(@D)/package && mkdir -p $(@D)/package

@@ -8,7 +8,8 @@ the CPU; P prompts of S tokens, a group of R generations of T tokens each, one
 update on each rollout (no old log-probabilities), a KL term. `--only` picks:
 
   medium    S=512.
-  long      S=2048.
+  long      S=1024.
+  longest   S=2048.
 
 The contenders:
 
@@ -22,10 +23,12 @@ The contenders:
 
 Before anything is measured both compute the reference's log-probabilities of
 the same generations, which have to agree. For times, contenders take turns, so
-that a busy machine is busy for all; medians and ratios of medians are printed.
-Parts are measured where each waits for its arrays. Peak memory is the largest
-resident set of a process of the contender's own, with everything in it:
-libraries, compiling, policy, reference, optimizer, caches.
+that a busy machine is busy for all; medians are printed, ratios of medians, and
+the least and the greatest ratio of a round. Parts are measured where each waits
+for its arrays. Peak memory is the largest resident set of a process of the
+contender's own, with everything in it: libraries, compiling, policy, reference,
+optimizer, caches. A contender whose process asks for more memory than there is
+here is named and left out.
 """
 
 import argparse
@@ -44,7 +47,7 @@ from benchmarks import grpo_step_contenders as peers
 from benchmarks import sampler, steps
 from benchmarks.case import Case
 from benchmarks.grpo_step_contenders import OURS, PARTS, Contender, Setting
-from benchmarks.sampler_ours import Timed, turns
+from benchmarks.turns import Timed, ratio, turns
 from grm_jax.model.compute import REMAT, Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.parallel import mesh
@@ -81,32 +84,27 @@ def compare(
   name: str, case: Case, setting: Setting, repeats: int, args: Sequence[str]
 ) -> dict:
   """The table of a case."""
-  peaks = {
-    contender: steps.memory(MODULE, name, contender, setting.checkpoint, args)
-    for contender in peers.contenders()
-  }
-  made = {
-    contender: make(case, setting)
-    for contender, make in peers.contenders().items()
-  }
+  known = peers.contenders()
+  peaks, left_out = steps.peaks(MODULE, name, known, setting.checkpoint, args)
+  made = {contender: known[contender](case, setting) for contender in peaks}
   apart = check_same(made, case, setting.model)
   runs = {who: lambda _, x=x: x.step() for who, x in made.items()}
   found = turns(runs, repeats, str(case), uncounted=_FIRST_STEPS)
   for one in made.values():
     one.close()
-  rows = {who: _row(x, peaks[who]) for who, x in found.items()}
+  rows = {who: _row(who, found, peaks) for who in found}
   print(
     f'\n{name}: {case}, {repeats} rounds in turn; log-probabilities '
     f'{apart:.1e} apart'
   )
-  heads = (*PARTS, 'whole', 'ratio', 'cores', 'peak GB', 'ratio')
-  print(' ' * 24 + ''.join(f'{x:>10}' for x in heads))
+  parts = ''.join(f'{x:>10}' for x in (*PARTS, 'whole'))
+  rest = ''.join(f'{x:>10}' for x in ('cores', 'peak GB', 'ratio'))
+  print(f'{"":24}{parts} {"ratio, spread":>18}{rest}')
   for who, row in rows.items():
-    steps.compare_to(row, rows[OURS])
     parts = ''.join(f'{row["parts"][part]:10.2f}' for part in PARTS)
     print(
       f'{who:24}{parts}{row["median_seconds"]:10.2f}'
-      f'{row["times_ours"]:9.2f}x{row["cores"]:10.2f}'
+      f' {ratio(found[who], found[OURS])!s:>18}{row["cores"]:10.2f}'
       f'{row["peak_bytes"] / 1e9:10.2f}{row["peak_times_ours"]:9.2f}x'
     )
   return {
@@ -114,18 +112,22 @@ def compare(
     'logps_apart': apart,
     'load_after': os.getloadavg(),
     'contenders': rows,
+    'left_out': left_out,
   }
 
 
-def _row(timed: Timed, peak: int) -> dict:
+def _row(who: str, found: dict[str, Timed], peaks: dict[str, int]) -> dict:
+  timed = found[who]
   return {
     'seconds': timed.seconds,
     'median_seconds': timed.median,
+    'times_ours': dataclasses.asdict(ratio(timed, found[OURS])),
     'parts': {
       part: statistics.median(x[part] for x in timed.results) for part in PARTS
     },
     'cores': timed.cores,
-    'peak_bytes': peak,
+    'peak_bytes': peaks[who],
+    'peak_times_ours': peaks[who] / peaks[OURS],
   }
 
 
@@ -137,6 +139,7 @@ def cases(options: argparse.Namespace) -> dict[str, Case]:
   return {
     'medium': case(options.prompt_size),
     'long': case(options.long_prompt_size),
+    'longest': case(options.longest_prompt_size),
   }
 
 
@@ -148,7 +151,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
   parser.add_argument('--prompts', type=int, default=4)
   parser.add_argument('--generations', type=int, default=4)
   parser.add_argument('--prompt-size', type=int, default=512)
-  parser.add_argument('--long-prompt-size', type=int, default=2048)
+  parser.add_argument('--long-prompt-size', type=int, default=1024)
+  parser.add_argument('--longest-prompt-size', type=int, default=2048)
   parser.add_argument('--generation-size', type=int, default=128)
   parser.add_argument('--micro', type=int, default=1, help="tunix's")
   parser.add_argument('--chunk', type=int, default=16, help='of our sampler')

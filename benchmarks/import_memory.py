@@ -5,9 +5,9 @@ r"""Memory and time of importing a Hugging Face checkpoint.
 Writes a random bfloat16 checkpoint of that size to a temporary directory,
 converts it with `configs/convert.py` in a child process, and samples the
 child's anonymous memory (RssAnon; pages of mapped files do not count). Prints
-a table, and JSON with --json FILE. There is no peer to run beside: tunix and
-MaxText read such a checkpoint whole; transformers maps it and reads nothing
-before its first use.
+medians and the spread, and JSON with --json FILE. There is no peer to run
+beside: tunix and MaxText read such a checkpoint whole; transformers maps it and
+reads nothing before its first use.
 """
 
 import argparse
@@ -21,10 +21,12 @@ import sys
 import tempfile
 import time
 
+import jax
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from benchmarks import machine, steps
 from grm_jax.model.huggingface import config as config_lib
 from grm_jax.model.huggingface import reading, table
 from grm_jax.model.sizes import SIZES
@@ -105,14 +107,14 @@ def run(size_name: str, repeats: int, root: pathlib.Path) -> dict:
   for _ in range(repeats):
     shutil.rmtree(target, ignore_errors=True)
     samples.append(measure(command))
-  peak = statistics.median(most for _, most in samples)
+  peaks = [most for _, most in samples]
+  peak = statistics.median(peaks)
   return {
     'size': size_name,
     'checkpoint_bytes': total,
-    'seconds': statistics.median(seconds for seconds, _ in samples),
-    'peak_anonymous_bytes': peak,
+    'seconds': [seconds for seconds, _ in samples],
+    'peak_anonymous_bytes': peaks,
     'ratio': peak / total,
-    'repeats': repeats,
   }
 
 
@@ -123,18 +125,19 @@ def main() -> None:
   parser.add_argument('--directory', help='for temporary files')
   parser.add_argument('--json', help='also write the rows there')
   options = parser.parse_args()
+  jax.config.update('jax_platforms', 'cpu')
+  here = machine.here()
+  print(machine.line(here))
   with tempfile.TemporaryDirectory(dir=options.directory) as directory:
     row = run(options.size, options.repeats, pathlib.Path(directory))
+  peaks = [x / 1e9 for x in row['peak_anonymous_bytes']]
   print(
-    f'{"size":12} {"checkpoint":>11} {"peak":>9} {"ratio":>6} {"seconds":>8}'
+    f'{row["size"]}, checkpoint of {row["checkpoint_bytes"] / 1e9:.2f} GB: '
+    f'most anonymous memory {statistics.median(peaks):.2f} GB '
+    f'({min(peaks):.2f}-{max(peaks):.2f}), {row["ratio"]:.2f} of it; '
+    f'{statistics.median(row["seconds"]):.1f} s'
   )
-  print(
-    f'{row["size"]:12} {row["checkpoint_bytes"] / 1e9:8.2f} GB '
-    f'{row["peak_anonymous_bytes"] / 1e9:6.2f} GB {row["ratio"]:6.2f} '
-    f'{row["seconds"]:8.1f}'
-  )
-  if options.json:
-    pathlib.Path(options.json).write_text(json.dumps(row, indent=2) + '\n')
+  steps.write(options.json, {'settings': vars(options), **here, **row})
 
 
 if __name__ == '__main__':

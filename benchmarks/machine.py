@@ -1,16 +1,22 @@
-"""What this machine can do at best: float32 products and reading memory.
+"""Which machine this is, and what it can do at best.
 
-Both rates are the best of several programs, each repeated, since a rate that
-one program misses another may reach. The programs run in this process, on the
-cores that the measured code runs on. Rates of a busy machine change from
-second to second: `better` joins what was measured at several moments.
+Its rates are of float32 products and of reading memory, each the best of
+several programs that are repeated, since a rate that one program misses another
+may reach. The programs run in this process, on the cores that the measured code
+runs on. Rates of a busy machine change from second to second: `better` joins
+what was measured at several moments.
 """
 
 import concurrent.futures
 import dataclasses
+import importlib.metadata
 import os
+import pathlib
+import platform
+import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +25,45 @@ import numpy as np
 MATRICES = (1024, 2048, 4096)
 LEAST_BYTES = 256 * 2**20
 _ROW = 4096
+
+
+_PACKAGES = ('jax', 'numpy', 'google-tunix', 'torch', 'transformers')
+
+
+def here() -> dict[str, Any]:
+  """This machine as JSON: its processor, how busy it is, and what runs."""
+  found = {d.metadata['Name'] for d in importlib.metadata.distributions()}
+  return {
+    'machine': _processor(),
+    'cores': os.cpu_count(),
+    'memory_gb': round(
+      os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9
+    ),
+    'load': os.getloadavg()[0],
+    'device': jax.devices()[0].device_kind,
+    'versions': {
+      name: importlib.metadata.version(name)
+      for name in _PACKAGES
+      if name in found
+    },
+  }
+
+
+def line(found: dict[str, Any]) -> str:
+  """What `here` found, to print."""
+  versions = ', '.join(f'{k} {v}' for k, v in found['versions'].items())
+  return (
+    f'{found["machine"]}, {found["cores"]} cores, {found["memory_gb"]} GB, '
+    f'load {found["load"]:.2f}, device {found["device"]}; {versions}'
+  )
+
+
+def _processor() -> str:
+  """Its name where Linux tells it, else its architecture."""
+  path = pathlib.Path('/proc/cpuinfo')
+  text = path.read_text() if path.exists() else ''
+  found = re.search(r'^model name\s*: (.*)$', text, re.MULTILINE)
+  return found[1] if found else platform.machine()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,8 @@ One small Gemma-2 with random weights, in float32 on the CPU. `--only` picks:
 
 Seconds are whole calls, prefill included; everything is compiled and called
 once before. Contenders take turns, so that a busy machine is busy for all;
-medians and ratios of medians are printed. The column `cores` is processor
+medians are printed, ratios of medians, and the least and the greatest ratio of
+a round. The column `cores` is processor
 seconds a second: far below the number of cores, something else had them, or
 the contender did not use them. google-tunix and transformers are left out
 where they are not installed; requirements-peers.txt tells how to.
@@ -27,18 +28,14 @@ where they are not installed; requirements-peers.txt tells how to.
 import argparse
 import dataclasses
 import functools
-import importlib.metadata
 import importlib.util
-import json
-import os
-import pathlib
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import sampler_peers
+from benchmarks import sampler_peers, steps
 from benchmarks.case import Case
 from benchmarks.sampler_bound import against_machine
 from benchmarks.sampler_ours import (
@@ -49,9 +46,9 @@ from benchmarks.sampler_ours import (
   make_engine,
   ours,
   random_prompts,
-  turns,
 )
 from benchmarks.sampler_uneven import uneven
+from benchmarks.turns import ratio, turns
 from grm_jax.model.sizes import Size
 
 SIZE = Size(
@@ -91,23 +88,26 @@ def versus(bench: Bench, case: Case) -> dict:
     shapes = {x.shape for x in timed.results}
     if shapes != {shape}:
       raise RuntimeError(f'{name} made tokens {shapes}, asked for {shape}')
-  mine = found[OURS].median
+  mine = found[OURS]
   print(f'\n{case}: whole calls, {bench.options.repeats} rounds in turn')
   print(
-    f'{"":24} {"seconds":>8} {"tokens/s":>9} {"ours is":>8} {"cores":>6} '
+    f'{"":24} {"seconds":>8} {"tokens/s":>9} {"ours is":>18} {"cores":>6} '
     f'{"greedy":>7}'
   )
   for name, timed in found.items():
     print(
       f'{name:24} {timed.median:8.2f} {case.drawn / timed.median:9.1f} '
-      f'{timed.median / mine:7.2f}x {timed.cores:6.2f} {agree[name]:>7}'
+      f'{ratio(timed, mine)!s:>18} {timed.cores:6.2f} {agree[name]:>7}'
     )
   return {
     'case': dataclasses.asdict(case),
     'seconds': {name: x.seconds for name, x in found.items()},
     'cpu_seconds': {name: x.cpu_seconds for name, x in found.items()},
     'tokens_per_second': {k: case.drawn / x.median for k, x in found.items()},
-    'times_ours': {k: x.median / mine for k, x in found.items()},
+    'times_ours': {
+      name: dataclasses.asdict(ratio(timed, mine))
+      for name, timed in found.items()
+    },
     'greedy_tokens_as_ours': agree,
   }
 
@@ -257,33 +257,14 @@ def size_of(options: argparse.Namespace) -> Size:
   return Size(query_pre_attn_scalar=options.head_dim, **sizes)
 
 
-def versions() -> dict[str, str]:
-  names = ('jax', 'numpy', 'google-tunix', 'torch', 'transformers')
-  found = {d.metadata['Name'] for d in importlib.metadata.distributions()}
-  return {n: importlib.metadata.version(n) for n in names if n in found}
-
-
 def main() -> None:
   options = parse()
   sys.stdout.reconfigure(line_buffering=True)
   jax.config.update('jax_platforms', 'cpu')
   known = measurements(options)
-  names = options.only.split(',') if options.only else list(known)
-  wrong = sorted(set(names) - set(known))
-  if wrong:
-    sys.exit(f'--only={wrong[0]}; it can be {", ".join(known)}')
+  names = steps.chosen(options.only, known)
   bench = make_bench(size_of(options), options)
-  result = {
-    'settings': vars(options),
-    'cores': os.cpu_count(),
-    'versions': versions(),
-  }
-  print(f'{result["cores"]} cores; {result["versions"]}')
-  for name in names:
-    result[name] = known[name](bench)
-    if options.json:
-      text = json.dumps(result, indent=2) + '\n'
-      pathlib.Path(options.json).write_text(text)
+  steps.report(options, names, lambda name: known[name](bench))
 
 
 if __name__ == '__main__':

@@ -13,13 +13,12 @@ from benchmarks import machine
 from benchmarks.case import Case
 from benchmarks.sampler_ours import (
   Bench,
-  Timed,
   cache_bytes,
   engine_run,
   make_engine,
   random_prompts,
-  turns,
 )
+from benchmarks.turns import Timed, turns
 from grm_jax.model.sizes import Size
 
 

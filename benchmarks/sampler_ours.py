@@ -1,16 +1,12 @@
-"""The Engine under measurement, and how measurements take turns."""
+"""The Engine under measurement."""
 
 import argparse
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from benchmarks.case import Case
 from benchmarks.sampler_peers import BOS_ID, Contender
@@ -33,31 +29,6 @@ class Bench:
   params: dict
   weights: decode.Weights
   options: argparse.Namespace
-
-
-@dataclasses.dataclass(frozen=True)
-class Timed:
-  """The rounds of one contender.
-
-  Attributes:
-    seconds: by the clock.
-    cpu_seconds: of all threads; about cores times seconds unless something
-      else had the cores, or the contender left them idle.
-    results: what was returned.
-  """
-
-  seconds: list[float]
-  cpu_seconds: list[float]
-  results: list[Any]
-
-  @property
-  def median(self) -> float:
-    return statistics.median(self.seconds)
-
-  @property
-  def cores(self) -> float:
-    """Cores that it had, on average."""
-    return sum(self.cpu_seconds) / sum(self.seconds)
 
 
 def make_bench(size: Size, options: argparse.Namespace) -> Bench:
@@ -150,30 +121,6 @@ def engine_run(
     return tokens.reshape(case.prompts, case.rows, -1)
 
   return run
-
-
-def turns(
-  runs: dict[str, Callable[[int], Any]],
-  repeats: int,
-  what: str,
-  uncounted: int = 1,
-) -> dict[str, Timed]:
-  """Calls each with the round's number, in turns.
-
-  The first, uncounted round compiles what is not, and wakes up thread pools.
-  """
-  found = {name: Timed([], [], []) for name in runs}
-  rounds = [(n, name) for n in range(uncounted + repeats) for name in runs]
-  for number, name in tqdm.tqdm(rounds, what, disable=None, leave=False):
-    start, cpu = time.perf_counter(), time.process_time()
-    result = runs[name](number)
-    cpu = time.process_time() - cpu
-    seconds = time.perf_counter() - start
-    if number >= uncounted:
-      found[name].seconds.append(seconds)
-      found[name].cpu_seconds.append(cpu)
-      found[name].results.append(result)
-  return found
 
 
 def cache_bytes(engine: Engine) -> int:

@@ -13,12 +13,11 @@ import numpy as np
 
 from benchmarks.sampler_ours import (
   Bench,
-  Timed,
   generate,
   make_engine,
   random_prompts,
-  turns,
 )
+from benchmarks.turns import Timed, turns
 from grm_jax.sampling.engine import Engine
 from grm_jax.sampling.request import Request
 

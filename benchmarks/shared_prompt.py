@@ -11,18 +11,17 @@ machine is busy for all; medians and ratios are printed, and JSON with --json.
 """
 
 import argparse
+import dataclasses
 import importlib.util
-import json
-import pathlib
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import machine, steps
+from benchmarks.turns import Timed, ratio, turns
 from grm_jax.model import head
 from grm_jax.model.batch import Batch
 from grm_jax.model.compute import Compute
@@ -32,6 +31,7 @@ from grm_jax.model.params import init_params
 from grm_jax.model.sizes import Size
 from grm_jax.parallel import mesh
 
+OURS = 'grm_jax, prompt shared'
 SIZE = Size(
   num_layers=4,
   width=256,
@@ -95,20 +95,15 @@ def theirs(model: Gemma, params: dict, batch: Batch, cut: int) -> Callable:
   return step
 
 
-def measure(contenders: dict[str, Callable], repeats: int) -> dict[str, float]:
-  """Median seconds of each, in turns; the first round does not count."""
-  losses = {name: step() for name, step in contenders.items()}
-  first = next(iter(losses.values()))
-  for name, loss in losses.items():
-    if abs(loss - first) > 1e-4 * abs(first):
-      raise RuntimeError(f'{name} computes another loss: {losses}')
-  times = {name: [] for name in contenders}
-  for _ in range(repeats):
-    for name, step in contenders.items():
-      start = time.perf_counter()
-      step()
-      times[name].append(time.perf_counter() - start)
-  return {name: statistics.median(found) for name, found in times.items()}
+def measure(contenders: dict[str, Callable], repeats: int) -> dict[str, Timed]:
+  """Rounds of each, in turns; RuntimeError if their losses differ."""
+  runs = {name: lambda _, step=x: step() for name, x in contenders.items()}
+  found = turns(runs, repeats, 'shared_prompt')
+  first = found[OURS].results[0]
+  losses = {name: timed.results for name, timed in found.items()}
+  if any(abs(x - first) > 1e-4 * abs(first) for x in sum(losses.values(), [])):
+    raise RuntimeError(f'they compute other losses: {losses}')
+  return found
 
 
 def main() -> None:
@@ -127,27 +122,31 @@ def main() -> None:
   params = init_params(model, jax.random.key(0))
   cut = options.prompt_size
   contenders = {
-    'grm_jax, prompt shared': ours(model, params, shared, cut),
+    OURS: ours(model, params, shared, cut),
     'grm_jax, prompt repeated': ours(model, params, repeated, cut),
   }
   if importlib.util.find_spec('transformers'):
     name = 'transformers, prompt repeated'
     contenders[name] = theirs(model, params, repeated, cut)
-  medians = measure(contenders, options.repeats)
-  best = medians['grm_jax, prompt shared']
-  print(f'{"":32} {"seconds":>8} {"ratio":>6}')
-  for name, seconds in medians.items():
-    print(f'{name:32} {seconds:8.3f} {seconds / best:6.2f}')
-  tokens = {'shared': shared, 'repeated': repeated}
+  here = machine.here()
+  print(machine.line(here))
+  found = measure(contenders, options.repeats)
+  print(f'{"":32} {"seconds":>8} {"ratio, spread":>18}')
+  for name, timed in found.items():
+    print(f'{name:32} {timed.median:8.3f} {ratio(timed, found[OURS])!s:>18}')
+  tokens = {'shared': _tokens(shared), 'repeated': _tokens(repeated)}
+  print('tokens computed:', tokens)
   result = {
     'settings': vars(options),
-    'device': jax.devices()[0].device_kind,
-    'tokens': {k: _tokens(batch) for k, batch in tokens.items()},
-    'median_seconds': medians,
+    **here,
+    'tokens': tokens,
+    'seconds': {name: timed.seconds for name, timed in found.items()},
+    'times_ours': {
+      name: dataclasses.asdict(ratio(timed, found[OURS]))
+      for name, timed in found.items()
+    },
   }
-  print('tokens computed:', result['tokens'])
-  if options.json:
-    pathlib.Path(options.json).write_text(json.dumps(result, indent=2) + '\n')
+  steps.write(options.json, result)
 
 
 def _tokens(batch: Batch) -> int:

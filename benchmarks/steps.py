@@ -1,14 +1,14 @@
-"""What benchmarks of whole steps share: chosen cases, peaks, and the report."""
+"""What benchmarks share: chosen cases, peaks in processes, and the report."""
 
 import argparse
 import json
-import os
 import pathlib
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Sequence
 
-from benchmarks import sampler
+from benchmarks import machine
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -23,33 +23,55 @@ def most_resident() -> int:
   return 1024 * int(found.split()[1])
 
 
-def memory(
+# What JAX, NumPy and torch say of an allocation that was refused.
+_REFUSED = ('RESOURCE_EXHAUSTED', 'MemoryError', 'not enough memory')
+
+
+def peaks(
   module: str,
   name: str,
-  contender: str,
+  contenders: Collection[str],
   directory: str,
   arguments: Sequence[str],
-) -> int:
-  """What `module` prints for --memory-of, in a process of its own.
+) -> tuple[dict[str, int], dict[str, str]]:
+  """Most resident bytes of each contender, and why others did not run.
+
+  Each runs in a process of its own, so that one which needs more memory than
+  this machine has ends neither the others nor the benchmark.
 
   Args:
-    module: a benchmark, run as this one was.
-    name, contender: the case, and who.
+    module: a benchmark, run as this one was, that prints the bytes for
+      --memory-of.
+    name: of the case.
+    contenders: their names, ours first.
     directory: of the weights.
     arguments: this process's own.
+
+  Raises:
+    RuntimeError: one failed for another reason, or ours at all.
   """
-  what = json.dumps([name, contender, directory])
-  command = [*(sys.executable, '-m', module, *arguments), f'--memory-of={what}']
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  if done.returncode:
-    raise RuntimeError(f'{contender} in a process of its own: {done.stderr}')
-  return int(done.stdout.split()[-1])
+  found, left_out = {}, {}
+  for contender in contenders:
+    what = json.dumps([name, contender, directory])
+    command = [sys.executable, '-m', module, *arguments, f'--memory-of={what}']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if not done.returncode:
+      found[contender] = int(done.stdout.split()[-1])
+    elif found and (why := _memory_missed(done)):
+      left_out[contender] = why
+      print(f'\n{name}: {contender} does not fit in memory here: {why}')
+    else:
+      raise RuntimeError(f'{contender} in a process of its own: {done.stderr}')
+  return found, left_out
 
 
-def compare_to(row: dict, mine: dict) -> None:
-  """Adds how many times ours a row's time and peak are."""
-  row['times_ours'] = row['median_seconds'] / mine['median_seconds']
-  row['peak_times_ours'] = row['peak_bytes'] / mine['peak_bytes']
+def _memory_missed(done: subprocess.CompletedProcess) -> str:
+  """The line that says so, '' where something else was the cause."""
+  if done.returncode == -signal.SIGKILL:
+    return 'killed by the system'
+  lines = done.stderr.splitlines()
+  refused = (x for x in lines if any(word in x for word in _REFUSED))
+  return next(refused, '').strip()
 
 
 def chosen(only: str, known: Collection[str]) -> list[str]:
@@ -66,17 +88,17 @@ def report(
   names: Sequence[str],
   compare: Callable[[str], dict],
 ) -> None:
-  """Compares case by case; --json is written after each of them."""
-  result = {
-    'settings': vars(options),
-    'cores': os.cpu_count(),
-    'load': os.getloadavg(),
-    'versions': sampler.versions(),
-  }
-  print(f'{result["cores"]} cores, load {result["load"][0]:.2f}; ', end='')
-  print(result['versions'])
+  """Names this machine, compares case by case; --json grows with each."""
+  here = machine.here()
+  result = {'settings': vars(options), **here}
+  print(machine.line(here))
   for name in names:
     result[name] = compare(name)
-    if options.json:
-      text = json.dumps(result, indent=2) + '\n'
-      pathlib.Path(options.json).write_text(text)
+    write(options.json, result)
+
+
+def write(path: str | None, result: dict) -> None:
+  """The result as JSON, if a path was given."""
+  if path:
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(path).write_text(json.dumps(result, indent=2) + '\n')

@@ -26,12 +26,15 @@ which takes less time here than keeping everything. The losses of all steps are
 compared, so that updates are as well.
 
 For times, contenders take turns, so that a busy machine is busy for all;
-medians and ratios of medians are printed. `computed` and `useful` are GFLOP/s
+medians are printed, ratios of medians, and the least and the greatest ratio of
+a round. `computed` and `useful` are GFLOP/s
 by training/flops.py: of what the contender's tokens need, and of what they
 would need if each prompt were computed once. `cores` is processor seconds a
 second: far below the number of cores, something else had them.
 Peak memory is the largest resident set of a process of the contender's own,
-with everything in it: libraries (JAX's 0.2 GB in all), compiling, weights.
+with everything in it: libraries (JAX's 0.2 GB in all), compiling, weights. A
+contender whose process asks for more memory than there is here is named and
+left out.
 """
 
 import argparse
@@ -40,20 +43,20 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 import numpy as np
 
 from benchmarks import sampler, steps
 from benchmarks.case import Case
-from benchmarks.sampler_ours import Timed, turns
 from benchmarks.train_step_contenders import (
   OURS,
   Contender,
   Weights,
   contenders,
 )
+from benchmarks.turns import Timed, ratio, turns
 from grm_jax.model.compute import REMAT, Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.huggingface import writing
@@ -75,9 +78,12 @@ def memory_here(make: Contender, case: Case, weights: Weights) -> int:
   return steps.most_resident()
 
 
-def times(case: Case, weights: Weights, repeats: int) -> dict[str, Timed]:
-  """Rounds of all contenders in turn; RuntimeError if their losses differ."""
-  made = {name: make(case, weights) for name, make in contenders(case).items()}
+def times(
+  case: Case, weights: Weights, repeats: int, names: Collection[str]
+) -> dict[str, Timed]:
+  """Rounds of contenders in turn; RuntimeError if their losses differ."""
+  known = contenders(case)
+  made = {name: known[name](case, weights) for name in names}
   first = {
     name: [step() for _ in range(_FIRST_STEPS)] for name, step in made.items()
   }
@@ -98,28 +104,24 @@ def compare(
   arguments: Sequence[str],
 ) -> dict:
   """The table of a case."""
-  peaks = {
-    contender: steps.memory(
-      MODULE, name, contender, weights.directory, arguments
-    )
-    for contender in contenders(case)
-  }
-  found = times(case, weights, repeats)
+  peaks, left_out = steps.peaks(
+    MODULE, name, contenders(case), weights.directory, arguments
+  )
+  found = times(case, weights, repeats, peaks)
   rows = {
-    contender: _row(contender, case, weights.size, timed, peaks[contender])
-    for contender, timed in found.items()
+    contender: _row(contender, case, weights.size, found, peaks)
+    for contender in found
   }
   print(f'\n{name}: {case}, {repeats} rounds in turn')
   print(
-    f'{"":24} {"tokens":>7} {"seconds":>8} {"ratio":>6} {"computed":>9} '
-    f'{"useful":>7} {"cores":>6} {"peak GB":>8} {"ratio":>6}'
+    f'{"":24} {"tokens":>7} {"seconds":>8} {"ratio, spread":>16} '
+    f'{"computed":>9} {"useful":>7} {"cores":>6} {"peak GB":>8} {"ratio":>6}'
   )
-  mine = rows[OURS]
   for contender, row in rows.items():
-    steps.compare_to(row, mine)
     print(
       f'{contender:24} {row["tokens"]:7} {row["median_seconds"]:8.3f} '
-      f'{row["times_ours"]:5.2f}x {row["computed_gflops"]:9.1f} '
+      f'{ratio(found[contender], found[OURS])!s:>16} '
+      f'{row["computed_gflops"]:9.1f} '
       f'{row["useful_gflops"]:7.1f} {row["cores"]:6.2f} '
       f'{row["peak_bytes"] / 1e9:8.2f} {row["peak_times_ours"]:5.2f}x'
     )
@@ -128,20 +130,24 @@ def compare(
     'useful_flops': case.train_flops(weights.size),
     'load_after': os.getloadavg(),
     'contenders': rows,
+    'left_out': left_out,
   }
 
 
-def _row(contender, case, size, timed, peak) -> dict:
+def _row(contender, case, size, found, peaks) -> dict:
   computed = case if contender == OURS else case.repeated
+  timed = found[contender]
   return {
     'tokens': computed.tokens,
     'seconds': timed.seconds,
     'median_seconds': timed.median,
+    'times_ours': dataclasses.asdict(ratio(timed, found[OURS])),
     'computed_gflops': computed.train_flops(size) / timed.median / 1e9,
     'useful_gflops': case.train_flops(size) / timed.median / 1e9,
     'cores': timed.cores,
     'losses': timed.results,
-    'peak_bytes': peak,
+    'peak_bytes': peaks[contender],
+    'peak_times_ours': peaks[contender] / peaks[OURS],
   }
 
 

@@ -35,7 +35,7 @@ LIBRARIES = {
   'sentencepiece': ('model/', False),
   'matplotlib': ('evaluation/plots.py', False),
   'pyarrow': ('judging/rows.py', True),
-  'tensorboardX': ('training/metrics.py', True),
+  'tensorboardX': ('training/board.py', False),
   'reasoning_gym': ('data/practice/', False),
   'safetensors': ('model/huggingface/', False),
   'fastapi': ('serving/', False),

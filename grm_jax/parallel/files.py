@@ -9,7 +9,7 @@ import fnmatch
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -34,20 +34,37 @@ def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     raise ValueError(f'cannot write {path}: it is no file; choose another path')
   # In the same folder: renaming is atomic only inside a file system.
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  with writing(path):
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      with temporary.open('wb') as file:
+        yield file
+      temporary.replace(path)
+    except BaseException:
+      with contextlib.suppress(OSError):
+        temporary.unlink()
+      raise
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Says which path it was that the block could not write.
+
+  Raises:
+    ValueError: in place of an OSError.
+  """
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open('wb') as file:
-      yield file
-    temporary.replace(path)
-  except BaseException as error:
-    with contextlib.suppress(OSError):
-      temporary.unlink()
-    if isinstance(error, OSError):
-      raise ValueError(
-        f'cannot write {path}: {error.strerror}; make room, or choose a path '
-        'that you may write to'
-      ) from error
-    raise
+    yield
+  except OSError as error:
+    raise cannot_write(path, error.strerror or error) from error
+
+
+def cannot_write(path: str | os.PathLike[str], why: Any) -> ValueError:
+  """The error that says so, and what to do."""
+  return ValueError(
+    f'cannot write {path}: {why}; make room, or choose a path that you may '
+    'write to'
+  )
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:

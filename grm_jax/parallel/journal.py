@@ -30,16 +30,11 @@ class Journal:
       ValueError: the file is of another run, or cannot be written.
     """
     self.path, self.header = path, dict(header)
-    try:
+    with files.writing(path):
       self._mirror = Mirror(path)
       self._mirror.path.touch()
       self.count = self._count_and_cut()
       self._file = self._mirror.path.open('ab')
-    except OSError as error:
-      raise ValueError(
-        f'cannot write {path}: {error.strerror or error}; choose a path that '
-        'you may write to'
-      ) from error
     if self.count < 0:
       self.append(self.header)
 
@@ -76,10 +71,15 @@ class Journal:
     )
 
   def append(self, row: Mapping[str, Any]) -> None:
-    """Adds a row, which is in a local file before this returns."""
+    """Adds a row, which is in a local file before this returns.
+
+    Raises:
+      ValueError: it cannot be written; rows before it stay.
+    """
     data = json.dumps(row, ensure_ascii=True).encode() + b'\n'
-    self._file.write(data)
-    self._file.flush()
+    with files.writing(self.path):
+      self._file.write(data)
+      self._file.flush()
     self._mirror.send(now=False)
     self.count += 1
 
@@ -90,7 +90,8 @@ class Journal:
   def close(self) -> None:
     """Closes it; a bucket has all of it then."""
     if not self._file.closed:
-      self._file.close()
+      with files.writing(self.path):
+        self._file.close()
       self._mirror.close()
 
   def delete(self) -> None:

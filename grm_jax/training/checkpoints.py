@@ -14,7 +14,10 @@ names the step, the item and the leaf; no other step is taken in its place.
 This is the only module that imports Orbax. All processes call everything.
 """
 
+import contextlib
 import os
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -23,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from grm_jax.parallel import files
 from grm_jax.training import orbax_noise
 from grm_jax.training.checkpoint_index import (
   Step,
@@ -42,6 +46,9 @@ _TEMPORARY = '.orbax-checkpoint-tmp'
 # a failed read of array data is a bare Exception caused by one of them.
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OSError)
 _ARRAY_ITEMS = ('params', 'opt_state')
+# What TensorStore begins an error with, and how it ends one of the system's.
+_STATUS = re.compile(r'[A-Z_]+: ')
+_SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'")
 
 orbax_noise.silence_log()
 
@@ -78,6 +85,7 @@ class Checkpoints:
         raise ValueError(f'{name} is {value}; it must be at least 1')
     self.directory = absolute(directory)
     self._blocks = host_gb is not None
+    orbax_noise.silence_late_work()
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
@@ -110,7 +118,7 @@ class Checkpoints:
     Raises:
       ValueError: the step exists or is older than the latest; a leaf is no
         jax.Array, or has a name or a dtype that cannot be saved; model or
-        meta is not JSON.
+        meta is not JSON; the directory cannot be written.
     """
     self._check_step(step)
     trees = {'params': params}
@@ -131,7 +139,8 @@ class Checkpoints:
       # Orbax saves neither empty arrays nor empty trees; the index does.
       if full := {path: x for path, x in of.items() if x.size}:
         items[item] = ocp.args.PyTreeSave(nested(full))
-    self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+    with _writing(self.directory):
+      self._manager.save(step, args=ocp.args.Composite(**items), force=True)
     if self._blocks:
       self.wait()
 
@@ -152,11 +161,13 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Returns when the save in progress is on disk; raises its error."""
-    self._manager.wait_until_finished()
+    with _writing(self.directory):
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, then frees the background threads."""
-    self._manager.close()
+    """Waits, then frees the background threads; raises what `wait` would."""
+    with _writing(self.directory):
+      self._manager.close()
 
   def steps(self) -> list[int]:
     """The steps on disk, ascending, after waiting for the one being saved."""
@@ -233,6 +244,20 @@ def read_json(
   if item not in saved:
     raise ValueError(f'step {at.step} in {at.directory} has {saved}, no {item}')
   return at.read(item)
+
+
+@contextlib.contextmanager
+def _writing(directory: os.PathLike) -> Iterator[None]:
+  """As files.writing, for errors of TensorStore too, which are ValueErrors."""
+  try:
+    with files.writing(directory):
+      yield
+  except ValueError as error:
+    if not _STATUS.match(text := str(error)):
+      raise
+    code = _SYSTEM_ERROR.search(text)
+    why = os.strerror(int(code[1])) if code else text[:300]
+    raise files.cannot_write(directory, why) from error
 
 
 def _handlers(host_gb):
@@ -358,7 +383,7 @@ def _read_full(at, item, wanted):
     partial_restore=True,
   )
   folder = at.directory / str(at.step) / item
-  orbax_noise.silence_late_reads()
+  orbax_noise.silence_late_work()
   try:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
       tree = reader.restore(folder, args=request)

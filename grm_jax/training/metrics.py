@@ -7,11 +7,11 @@ does, see parallel/mirror.py. TensorBoard's files are a view of it and may lack
 the last seconds of a killed run.
 """
 
+import contextlib
 import json
 import math
 import os
 import pathlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +23,6 @@ from grm_jax.parallel.mirror import Mirror
 
 FILE = 'metrics.jsonl'
 BOARD = 'tensorboard'
-_FLUSH_SECONDS = 10
 _FINITE = ('loss', 'grad_norm', 'param_norm')
 
 
@@ -56,27 +55,17 @@ class Writer:
     self._file = self._board = None
     if not active:
       return
-    try:
+    with files.writing(workdir):
       rows = Mirror(os.path.join(workdir, FILE))
       board = Mirror(os.path.join(workdir, BOARD))
-    except OSError as error:
-      raise ValueError(
-        f'cannot write {workdir}: {error.strerror or error}; choose a '
-        '--workdir that you may write to'
-      ) from error
     self._mirrors = rows, board
     _keep_until(rows.path, step)
     self._file = rows.path.open('ab')
     # tensorboardX imports torch where there is one: not before it is needed.
-    import tensorboardX
+    from grm_jax.training import board as boards
 
-    self._board = tensorboardX.SummaryWriter(
-      os.fspath(board.path),
-      purge_step=step + 1 if step else 0,
-      flush_secs=_FLUSH_SECONDS,
-      # Files are told apart by the second, and one that exists is replaced.
-      filename_suffix=f'.{time.time_ns()}',
-    )
+    with files.writing(board.path):
+      self._board = boards.writer(board.path, step)
 
   def write(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Adds a row; it is in metrics.jsonl before this returns.
@@ -87,13 +76,17 @@ class Writer:
         for if they are still being computed. What is None is left out. JSON has
         no NaN or infinity: they are the strings 'nan', 'inf' and '-inf',
         which float() reads like numbers.
+
+    Raises:
+      ValueError: the row cannot be written.
     """
     if self._file is None:
       return
     numbers = _numbers(scalars)
     row = {'step': step, **{name: _json(x) for name, x in numbers.items()}}
-    self._file.write(json.dumps(row, allow_nan=False).encode() + b'\n')
-    self._file.flush()
+    with files.writing(self._mirrors[0].path):
+      self._file.write(json.dumps(row, allow_nan=False).encode() + b'\n')
+      self._file.flush()
     for name, x in numbers.items():
       self._board.add_scalar(name, x, step)
     for mirror in self._mirrors:
@@ -119,7 +112,8 @@ class Writer:
   def close(self) -> None:
     """Writes what is pending."""
     if self._file is not None:
-      self._file.close()
+      with files.writing(self._mirrors[0].path):
+        self._file.close()
       self._board.close()
       for mirror in self._mirrors:
         mirror.close()
@@ -127,8 +121,10 @@ class Writer:
   def __enter__(self) -> 'Writer':
     return self
 
-  def __exit__(self, *unused) -> None:
-    self.close()
+  def __exit__(self, kind, *unused) -> None:
+    # What ends the run is the error to tell, not what follows from it.
+    with contextlib.suppress(*([ValueError] if kind else [])):
+      self.close()
 
 
 def check_finite(

@@ -1,33 +1,53 @@
 """What Orbax and TensorStore print beside our own messages, kept quiet."""
 
 import functools
+import logging as standard_logging
 import sys
+import warnings
 
 from absl import logging
 
+# Of the event loop that was closed, and of the interpreter that shuts down.
+_LATE = (
+  'Event loop is closed',
+  'sys.meta_path is None, Python is likely shutting down',
+)
+_ORBAX = '/orbax/checkpoint/'
+
 
 def silence_log() -> None:
-  """Drops some thirty INFO lines that Orbax logs a save; warnings pass."""
-  logging.get_absl_logger().addFilter(
-    lambda record: (
-      record.levelno > logging.converter.STANDARD_INFO
-      or '/orbax/checkpoint/' not in record.pathname
-    )
+  """Drops what Orbax logs a save: some thirty lines, and what threads raise.
+
+  Whoever waits for such a thread is told. Warnings pass, and other errors.
+  """
+  logging.get_absl_logger().addFilter(_passes)
+  # Where several tasks of a save fail, asyncio tells of all but the first.
+  standard_logging.getLogger('asyncio').addFilter(
+    lambda record: _ORBAX not in record.getMessage()
   )
 
 
-@functools.cache
-def silence_late_reads() -> None:
-  """Keeps what comes back after a failed read from printing tracebacks.
+def _passes(record) -> bool:
+  informs = record.levelno <= standard_logging.INFO
+  return _ORBAX not in record.pathname or not (informs or record.exc_info)
 
-  When one of the reads fails, Orbax closes the event loop of all of them, and
-  TensorStore's threads print an error for each that ends later; some do so in
-  the middle of our own message.
+
+@functools.cache
+def silence_late_work() -> None:
+  """Keeps what comes back after a failed read or write from printing.
+
+  When one of them fails, Orbax closes the event loop of all, and TensorStore's
+  threads print a traceback for each that ends later; some do so in the middle
+  of our own message. Coroutines that waited are ended by the interpreter as it
+  shuts down, when they can import nothing any more; some have not begun.
   """
+  warnings.filterwarnings(
+    'ignore', "coroutine 'async_serialize", category=RuntimeWarning
+  )
   before = sys.unraisablehook
 
   def hook(what):
-    if str(what.exc_value) != 'Event loop is closed':
+    if str(what.exc_value) not in _LATE:
       before(what)
 
   sys.unraisablehook = hook

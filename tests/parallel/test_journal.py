@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from grm_jax.parallel.journal import Journal
+from tests import full_disk
 
 HEADER = {'k': 8, 'seed': 0, 'buckets': (1, 2)}
 
@@ -60,6 +61,20 @@ def test_a_path_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(ValueError, match='cannot write'):
     Journal(tmp_path / 'file' / 'j', HEADER)
+
+
+def test_a_row_that_finds_no_room(tmp_path):
+  path = tmp_path / 'j'
+  write(path, 2)
+  message = f'cannot write {path}: {full_disk.WHY}; make room'
+  with (
+    full_disk.files_up_to(path.stat().st_size + 5),
+    pytest.raises(ValueError, match=message),
+  ):
+    write(path, 4)
+  write(path, 4)
+  with Journal(path, HEADER) as journal:
+    assert [row['i'] for row in journal.rows()] == [0, 1, 2, 3]
 
 
 def test_an_appended_row_survives_kill_9(tmp_path):

@@ -22,7 +22,7 @@ from grm_jax.model.gemma import Gemma
 from grm_jax.parallel import mesh
 from grm_jax.stages import sft
 from grm_jax.training import checkpoints, pretrained
-from tests import processes, test_main
+from tests import full_disk, processes, test_main
 from tests.model import tiny
 from tests.stages.given import Given
 
@@ -155,6 +155,21 @@ def test_it_learns_and_says_how(calm):
 
 def test_only_the_last_checkpoints_are_kept(calm):
   assert steps_in(calm[0]) == [15, 20]
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on(given, calm, tmp_path):
+  with full_disk.files_up_to(200_000):  # the tokenizer fits, the model not
+    _, stderr = given.run(tmp_path, expect=2)
+  model = tmp_path / 'model'
+  (said,) = [x for x in stderr.splitlines() if x.startswith('error: ')]
+  assert said == (
+    f'error: cannot write {model}: {full_disk.WHY}; make room, or choose a '
+    'path that you may write to'
+  )
+  assert 'Traceback' not in stderr and 'Exception ignored' not in stderr
+  assert steps_in(tmp_path) == []
+  given.run(tmp_path)
+  assert results(tmp_path) == results(calm[0])
 
 
 def test_bad_rows_and_long_texts_are_named_and_the_rest_goes_on(given, calm):

@@ -21,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from grm_jax.training import checkpoint_index, checkpoints
 from grm_jax.training.checkpoints import Checkpoints
+from tests import full_disk
 from tests.processes import HANG, run_together
 
 HERE = pathlib.Path(__file__).parent
@@ -445,22 +446,18 @@ def test_a_leftover_of_the_step_being_saved(saved, caplog):
   assert checkpoints.steps(directory) == [1, 2, 5]
 
 
-def test_a_failed_save_is_reported(saved, monkeypatch):
+def test_a_save_that_finds_no_room_is_reported(saved, caplog):
   directory, params = saved
+  message = f'cannot write {directory}: {full_disk.WHY}; make room'
   writer = Checkpoints(directory)
-
-  async def fail(*unused):
-    raise OSError('disk full')
-
-  json_handler = checkpoints.ocp.handlers.JsonCheckpointHandler
-  with monkeypatch.context() as patch:
-    patch.setattr(json_handler, '_save_fn', fail)
-    writer.save(3, params)
-    with pytest.raises(OSError, match='disk full'):
+  with full_disk.files_up_to(1000):
+    writer.save(3, {'w': jnp.zeros((100, 100))})
+    with pytest.raises(ValueError, match=message):
       writer.wait()
-    # Its threads may still write arrays where the next writer clears up.
-    with contextlib.suppress(OSError):
-      writer.close()
+  # Its threads may still write arrays where the next writer clears up.
+  with contextlib.suppress(ValueError):
+    writer.close()
+  assert 'Traceback' not in caplog.text
   assert checkpoints.steps(directory) == [1, 2]
   with Checkpoints(directory) as writer:
     writer.save(3, params)

@@ -13,6 +13,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from grm_jax.training import metrics
+from tests import full_disk
 
 
 def log(workdir, first, last, step=0):
@@ -36,7 +37,9 @@ def events(workdir):
   for path in sorted((workdir / 'tensorboard').iterdir()):
     data = path.read_bytes()
     while data:
-      (length,) = struct.unpack('<Q', data[:8])
+      (length,) = struct.unpack('<Q', data[:8].ljust(8))
+      if len(data) < 16 + length:
+        break  # cut off: TensorBoard shows what is before
       yield event_pb2.Event.FromString(data[12 : 12 + length])
       data = data[16 + length :]
 
@@ -140,6 +143,39 @@ def test_a_place_that_cannot_be_written(tmp_path):
   (tmp_path / 'FILE').touch()
   with pytest.raises(ValueError, match='cannot write'):
     metrics.Writer(tmp_path / 'FILE' / 'run')
+
+
+def test_a_row_that_finds_no_room(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  message = f'cannot write {path}: {full_disk.WHY}; make room'
+  many = {f'a number {i}': i for i in range(100)}  # TensorBoard's have room
+  with metrics.Writer(tmp_path) as writer:
+    writer.write(1, many)
+  with (
+    pytest.raises(ValueError, match=message),
+    full_disk.files_up_to(path.stat().st_size + 5),
+    metrics.Writer(tmp_path, step=1) as writer,
+  ):
+    writer.write(2, many)
+    pytest.fail('half a row was taken for a whole one')
+  with metrics.Writer(tmp_path, step=1) as writer:
+    writer.write(2, {'loss': 3})
+  assert rows(tmp_path) == [{'step': 1, **many}, {'step': 2, 'loss': 3}]
+
+
+def test_a_board_that_finds_no_room_is_no_reason_to_end(tmp_path, caplog):
+  with full_disk.files_up_to(4000), metrics.Writer(tmp_path) as writer:
+    for n in range(1, 100):
+      writer.histogram(n, 'scores', np.arange(100))
+    writer.write(99, {'loss': 1})
+  assert rows(tmp_path) == [{'step': 99, 'loss': 1}]
+  (warning,) = [
+    x.message for x in caplog.records if 'cannot write' in x.message
+  ]
+  assert 'tensorboard/events' in warning and full_disk.WHY in warning
+  with metrics.Writer(tmp_path, step=99) as writer:
+    writer.write(100, {'loss': 2})
+  assert board(tmp_path)['loss'][100].simple_value == 2
 
 
 def test_finite_steps_pass(tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
@@ -55,8 +56,12 @@ def save_directory(
       first one writes.
     model: its size and whether it is scalar.
     file_bytes: a new file begins when the next tensor would exceed this.
+
+  Raises:
+    ValueError: the directory cannot be written.
   """
-  os.makedirs(directory, exist_ok=True)
+  with files.writing(directory):
+    os.makedirs(directory, exist_ok=True)
   parts, held, kinds = [], {}, set()
   table = entries(model.size, model.scalar)
   count = sum(len(entry.keys(model.size)) for entry in table)
@@ -85,7 +90,10 @@ def _write_part(directory, number, held):
   size = sum(x.nbytes for x in held.values())
   if jax.process_index() == 0:
     path = os.path.join(directory, f'part-{number}')
-    save_file(held, path, metadata={'format': 'pt'})
+    try:
+      save_file(held, path, metadata={'format': 'pt'})
+    except (OSError, SafetensorError) as error:
+      raise files.cannot_write(path, error) from error
   return list(held), size
 
 

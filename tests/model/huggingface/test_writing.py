@@ -11,7 +11,7 @@ from grm_jax.model.gemma import Gemma
 from grm_jax.model.huggingface import config as config_lib
 from grm_jax.model.huggingface import reading, writing
 from grm_jax.parallel import mesh, rules
-from tests import gemma2_files
+from tests import full_disk, gemma2_files
 
 FIELDS = gemma2_files.CONFIGS['odd_heads'] | {
   'num_attention_heads': 4,
@@ -83,3 +83,13 @@ def test_many_files(tmp_path):
   # And it reads back as a source.
   size, _ = config_lib.read_size(tmp_path / 'out')
   reading.check_keys(reading.open_source(tmp_path / 'out'), size, False)
+
+
+def test_a_full_disk_is_named(tmp_path):
+  gemma2_files.write(tmp_path / 'in', FIELDS, 0, False, 'float32', 2)
+  message = f'cannot write {tmp_path}/out/part-0: .*{full_disk.WHY}'
+  with (
+    full_disk.files_up_to(1000),
+    pytest.raises(ValueError, match=message),
+  ):
+    round_trip(tmp_path / 'in', tmp_path / 'out', mesh.one_device(), 10**9)
