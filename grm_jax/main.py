@@ -8,9 +8,10 @@ leaf of a config is changed with `--config.key=value`, for example
 
 Ends with 0: done, or asked to stop by SIGTERM and saved (the last line says
 which); 1: a fault of the program or a machine; 2: a mistake in what was given,
-one line says which; 3: training met a loss that is not finite; 134, by JAX:
-another process of the run is gone; 143: SIGTERM where nothing is to be saved.
-After 134 and 143, and mostly after 1, the same command goes on.
+or a full disk, one line says which; 3: training met a loss that is not finite;
+134, by JAX: another process of the run is gone; 143: SIGTERM where nothing is
+to be saved. The same command goes on after 134 and 143, mostly after 1, and
+where there is room again.
 """
 
 import importlib
