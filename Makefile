@@ -10,7 +10,7 @@
 # make long        tests that take minutes each: all by two processes, in a bucket
 # make page        the service's page in Chromium, which must be installed
 # make peers       compare with transformers; compile for TPU pods with libtpu
-# make bench       speed and memory beside peers, an hour; see benchmarks/
+# make bench       speed and memory beside peers, 80 minutes; see benchmarks/
 #
 # Each makes .venv and installs what it needs, again only when a requirements
 # file changed.

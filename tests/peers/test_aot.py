@@ -15,7 +15,7 @@ from tests.test_main import error_of, run
 
 @pytest.mark.parametrize('program', ['prompts', 'generations'])
 @pytest.mark.parametrize(
-  'topology, tensor, hbm', [('v5p:4x4x4', 1, 95), ('v6e:8x8', 4, 32)]
+  'topology, tensor, hbm', [('v5p:4x4x4', 1, 95), ('v6e:8x8', 4, 31.25)]
 )
 def test_compiles_and_fits(tmp_path, topology, tensor, hbm, program):
   report = tmp_path / 'report.json'
@@ -168,7 +168,7 @@ def test_a_chip_of_v4_is_one_device(tmp_path):
     f'--config.json={report}',
   )
   report = json.loads(report.read_text())
-  assert (report['devices'], report['memory_bytes']) == (8, 32 * 2**30)
+  assert (report['devices'], report['memory_bytes']) == (8, 30.75 * 2**30)
 
 
 def test_moments_on_the_host_pass_by_in_parts(tmp_path):
