@@ -30,6 +30,7 @@ import optax
 from scipy import stats
 from tqdm import tqdm
 
+from benchmarks import steps
 from grm_jax.model import head, int8, tiny_tokenizer
 from grm_jax.model.batch import Batch
 from grm_jax.model.compute import Compute
@@ -294,8 +295,7 @@ def main() -> None:
     'runs': runs,
     'summary': rows,
   }
-  if options.json:
-    pathlib.Path(options.json).write_text(json.dumps(result, indent=2) + '\n')
+  steps.write(options.json, result)
 
 
 if __name__ == '__main__':

@@ -25,8 +25,6 @@ import numpy as np
 MATRICES = (1024, 2048, 4096)
 LEAST_BYTES = 256 * 2**20
 _ROW = 4096
-
-
 _PACKAGES = ('jax', 'numpy', 'google-tunix', 'torch', 'transformers')
 
 

@@ -19,10 +19,10 @@ One small Gemma-2 with random weights, in float32 on the CPU. `--only` picks:
 Seconds are whole calls, prefill included; everything is compiled and called
 once before. Contenders take turns, so that a busy machine is busy for all;
 medians are printed, ratios of medians, and the least and the greatest ratio of
-a round. The column `cores` is processor
-seconds a second: far below the number of cores, something else had them, or
-the contender did not use them. google-tunix and transformers are left out
-where they are not installed; requirements-peers.txt tells how to.
+a round. The column `cores` is processor seconds a second: far below the number
+of cores, something else had them, or the contender did not use them.
+google-tunix and transformers are left out where they are not installed;
+requirements-peers.txt tells how to.
 """
 
 import argparse

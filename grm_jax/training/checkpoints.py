@@ -14,10 +14,7 @@ names the step, the item and the leaf; no other step is taken in its place.
 This is the only module that imports Orbax. All processes call everything.
 """
 
-import contextlib
 import os
-import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -26,8 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from grm_jax.parallel import files
-from grm_jax.training import orbax_noise
+from grm_jax.training import orbax_errors, orbax_noise
 from grm_jax.training.checkpoint_index import (
   Step,
   absolute,
@@ -46,9 +42,6 @@ _TEMPORARY = '.orbax-checkpoint-tmp'
 # a failed read of array data is a bare Exception caused by one of them.
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OSError)
 _ARRAY_ITEMS = ('params', 'opt_state')
-# What TensorStore begins an error with, and how it ends one of the system's.
-_STATUS = re.compile(r'[A-Z_]+: ')
-_SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'")
 
 orbax_noise.silence_log()
 
@@ -139,7 +132,7 @@ class Checkpoints:
       # Orbax saves neither empty arrays nor empty trees; the index does.
       if full := {path: x for path, x in of.items() if x.size}:
         items[item] = ocp.args.PyTreeSave(nested(full))
-    with _writing(self.directory):
+    with orbax_errors.writing(self.directory):
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
     if self._blocks:
       self.wait()
@@ -161,12 +154,12 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Returns when the save in progress is on disk; raises its error."""
-    with _writing(self.directory):
+    with orbax_errors.writing(self.directory):
       self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits, then frees the background threads; raises what `wait` would."""
-    with _writing(self.directory):
+    with orbax_errors.writing(self.directory):
       self._manager.close()
 
   def steps(self) -> list[int]:
@@ -244,20 +237,6 @@ def read_json(
   if item not in saved:
     raise ValueError(f'step {at.step} in {at.directory} has {saved}, no {item}')
   return at.read(item)
-
-
-@contextlib.contextmanager
-def _writing(directory: os.PathLike) -> Iterator[None]:
-  """As files.writing, for errors of TensorStore too, which are ValueErrors."""
-  try:
-    with files.writing(directory):
-      yield
-  except ValueError as error:
-    if not _STATUS.match(text := str(error)):
-      raise
-    code = _SYSTEM_ERROR.search(text)
-    why = os.strerror(int(code[1])) if code else text[:300]
-    raise files.cannot_write(directory, why) from error
 
 
 def _handlers(host_gb):

@@ -7,7 +7,6 @@ does, see parallel/mirror.py. TensorBoard's files are a view of it and may lack
 the last seconds of a killed run.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -122,9 +121,12 @@ class Writer:
     return self
 
   def __exit__(self, kind, *unused) -> None:
-    # What ends the run is the error to tell, not what follows from it.
-    with contextlib.suppress(*([ValueError] if kind else [])):
+    try:
       self.close()
+    except ValueError:
+      # What already ends the run is the error to tell.
+      if kind is None:
+        raise
 
 
 def check_finite(

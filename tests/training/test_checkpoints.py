@@ -464,6 +464,30 @@ def test_a_save_that_finds_no_room_is_reported(saved, caplog):
   assert checkpoints.steps(directory) == [1, 2, 3]
 
 
+def test_a_failed_save_is_reported(saved, monkeypatch):
+  directory, params = saved
+  writer = Checkpoints(directory)
+
+  async def fail(*unused):
+    raise OSError('disk full')
+
+  json_handler = checkpoints.ocp.handlers.JsonCheckpointHandler
+  with monkeypatch.context() as patch:
+    patch.setattr(json_handler, '_save_fn', fail)
+    writer.save(3, params)
+    with pytest.raises(
+      ValueError, match=f'cannot write {directory}: disk full'
+    ):
+      writer.wait()
+    # Its threads may still write arrays where the next writer clears up.
+    with contextlib.suppress(ValueError):
+      writer.close()
+  assert checkpoints.steps(directory) == [1, 2]
+  with Checkpoints(directory) as writer:
+    writer.save(3, params)
+  assert checkpoints.steps(directory) == [1, 2, 3]
+
+
 def test_orbax_does_not_chatter(tmp_path, caplog):
   with caplog.at_level(logging.INFO):
     with Checkpoints(tmp_path) as writer:
