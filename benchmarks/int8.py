@@ -37,7 +37,7 @@ from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.params import init_params
 from grm_jax.model.sizes import Size
-from grm_jax.model.tokenizer import BOS, Tokenizer
+from grm_jax.model.tokenizer import Tokenizer
 from grm_jax.parallel import mesh
 from grm_jax.training import pretrained
 from grm_jax.training.state import init_state
@@ -117,7 +117,8 @@ def windows(tokenizer: Tokenizer, text: str, size: int) -> np.ndarray:
       'give a longer text'
     )
   pieces = np.array(ids[: count * size], np.int32).reshape(count, size)
-  return np.concatenate([np.full((count, 1), BOS, np.int32), pieces], axis=1)
+  begin = np.full((count, 1), tokenizer.bos_id, np.int32)
+  return np.concatenate([begin, pieces], axis=1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
