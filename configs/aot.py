@@ -52,7 +52,7 @@ def get_config(arg: str = '') -> ConfigDict:
         clip=1.0,
         b2=0.95,
         moment_dtype='float32',
-        on_host=False,  # moments in the host's memory between updates
+        on_host=False,  # moments and float32 kernels in the host's memory
       ),
       objective=dict(  # of grpo_update, see training/policy.py
         kl_coef=0.08,

@@ -97,7 +97,7 @@ def get_config(arg: str = '') -> ConfigDict:
         clip=1.0,
         b2=0.95,
         moment_dtype='float32',  # of the first moment
-        on_host=False,  # moments in the host's memory between updates
+        on_host=False,  # moments and float32 kernels in the host's memory
       ),
       save_every=25,
       keep=2,  # checkpoints

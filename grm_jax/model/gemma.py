@@ -119,8 +119,12 @@ class Pair(nn.Module):
   @nn.compact
   def __call__(self, x, rows: Rows):
     parts = (self.size, self.compute, self.layout)
+    constrain = self.layout.constrain
+    x = constrain(x, ('prompts', 'kept_tokens', 'width'))
+    x = constrain(x, ('prompts', 'tokens', 'width'))
     x, local = Block(*parts, self.size.window, name='local')(x, rows)
     x, everything = Block(*parts, None, name='global')(x, rows)
+    x = constrain(x, ('prompts', 'kept_tokens', 'width'))
     return x, {'local': local, 'global': everything}
 
 

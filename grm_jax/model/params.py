@@ -68,7 +68,8 @@ def _boxed(model):
 
 
 def _init(model, key):
-  tokens = jnp.zeros((model.layout.split('prompts'), 1), jnp.int32)
+  split = model.layout.split
+  tokens = jnp.zeros((split('prompts'), split('kept_tokens')), jnp.int32)
   batch = Batch(tokens, jnp.ones(tokens.shape[:1], jnp.int32))
   # Any backend makes the same parameters; splash would want 128 places.
   compute = dataclasses.replace(model.compute, attention='xla')

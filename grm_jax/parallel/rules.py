@@ -48,6 +48,9 @@ RULES: dict[str, tuple[str, ...]] = {
   'prompts': ('data', 'fsdp'),
   'tokens': (),
   'width': (),
+  # What a pair of layers begins with, which the way back keeps: `tensor` here
+  # leaves less of it on a device and gathers it once more.
+  'kept_tokens': (),
   # Logits of one chunk: split over the vocabulary where the table rests, so
   # that neither the table nor its gradient is ever gathered.
   'logit_prompts': ('data',),
@@ -65,6 +68,7 @@ _RESIDENT: dict[str, tuple[str, ...]] = {
   'lookup_width': (),
   'lookup_prompts': ('data', 'fsdp'),
   'turned_width': (),
+  'kept_tokens': (),
   'logit_prompts': ('data', 'fsdp'),
   'logit_vocab': ('tensor',),
 }

@@ -23,7 +23,7 @@ from grm_jax.parallel.rules import Layout
 from grm_jax.sampling import decode, placing, programs
 from grm_jax.training import (
   flops,
-  host_moments,
+  host_state,
   optimizer,
   policy,
   scalar_loss,
@@ -134,7 +134,7 @@ def _update(config, model, loss, batch, waits=()) -> list[Part]:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
 
   sums = steps.Sums(
-    state.params,
+    params_lib.abstract_params(model),
     *jax.tree.map(scalar, (first.numerator, first.denominator, first.extras)),
   )
   useful = flops.train_step(
@@ -148,7 +148,7 @@ def _update(config, model, loss, batch, waits=()) -> list[Part]:
       (state.params, sums, batch) if several else (state.params, batch),
       config.accumulate,
       useful,
-      waits=(state.opt_state, waits),
+      waits=(state.opt_state, state.masters, waits),
     ),
     Part('update', update.apply, (state, sums), waits=waits),
   ]
@@ -288,5 +288,5 @@ def bytes_a_device(tree: Any) -> int:
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
     for x in jax.tree.leaves(tree)
-    if x.sharding.memory_kind != host_moments.KIND
+    if x.sharding.memory_kind != host_state.KIND
   )

@@ -147,7 +147,8 @@ def start(
   Args:
     target: the model directory.
     model, optim: what is trained, and how.
-    params: to begin with; None goes on from the newest checkpoint of target.
+    params: to begin with, used up; None goes on from the newest checkpoint of
+      target.
     made: set to where that checkpoint was.
 
   Raises:
@@ -164,11 +165,10 @@ def start(
     )
   made.restore(meta['data'])
   params, opt_state = checkpoints.restore(
-    target, abstract.params, abstract.opt_state
+    target, abstract.exact(), abstract.opt_state
   )
-  step = jax.device_put(np.int32(meta['step']), abstract.step.sharding)
   logging.info('%s: going on after step %d', target, meta['step'])
-  return TrainState(step, params, opt_state)
+  return states.of_exact(model, optim, meta['step'], params, opt_state)
 
 
 def save(
@@ -183,7 +183,7 @@ def save(
   step = int(state.step)
   saved.save(
     step,
-    state.params,
+    state.exact(),
     state.opt_state,
     model=pretrained.describe(model),
     meta={

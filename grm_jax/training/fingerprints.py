@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from grm_jax.training import host_moments
+from grm_jax.training import host_state
 
 # XLA on CPU does not fuse a reduction into what it sums: more elements at
 # once would make a temporary as large as the array.
@@ -55,7 +55,7 @@ def fingerprint(x: jax.Array) -> jax.Array:
     )
   if x.size == 0:
     return jnp.uint32(0)
-  if x.sharding.memory_kind == host_moments.KIND:
+  if x.sharding.memory_kind == host_state.KIND:
     x = jax.device_put(x, jax.memory.Space.Device)
   x = _without_small_floats(x)
   named = isinstance(x.sharding, NamedSharding)

@@ -12,7 +12,7 @@ import jax
 import optax
 from optax import contrib
 
-from grm_jax.training.host_moments import OnHost
+from grm_jax.training.host_state import OnHost
 
 Optimizer = optax.GradientTransformation | OnHost
 
@@ -93,7 +93,8 @@ def make(
     moment_dtype: of the first moment only. The second one has its parameter's
       dtype, which should be float32: at b2 near 1 bfloat16 would round its
       changes away.
-    on_host: the moments rest in the host's memory, see host_moments.py.
+    on_host: moments and exact parameters of layers rest in the host's memory,
+      see host_state.py.
 
   Raises:
     ValueError: a value out of bounds, named as config.optimizer.KEY.

@@ -16,7 +16,7 @@ import jax
 
 from grm_jax.model.batch import Batch
 from grm_jax.model.gemma import Gemma
-from grm_jax.training import checkpoints, host_moments, policy, pretrained
+from grm_jax.training import checkpoints, host_state, policy, pretrained
 
 DTYPES = ('float32', 'bfloat16')
 
@@ -60,7 +60,7 @@ class Reference:
     self._params, self._on_host = params, on_host
     if on_host:
       rests = jax.tree.map(
-        lambda x: x.with_memory_kind(host_moments.KIND), self._homes
+        lambda x: x.with_memory_kind(host_state.KIND), self._homes
       )
       self._params = jax.device_put(self._params, rests)
     self._logps = jax.jit(functools.partial(policy.logps, model))

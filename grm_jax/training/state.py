@@ -1,14 +1,16 @@
 """The training state: parameters, optimizer state, step."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from grm_jax.model import params as params_lib
 from grm_jax.model.gemma import Gemma
-from grm_jax.training import host_moments
+from grm_jax.training import host_state
 from grm_jax.training.optimizer import Optimizer
 
 
@@ -19,37 +21,45 @@ class TrainState:
 
   Attributes:
     step: int32 scalar, updates done so far.
-    params: the parameter tree.
+    params: the parameter tree that gradients are computed with.
     opt_state: optax's state; moments are split as their parameter is.
+    masters: None; with an optimizer that is an OnHost the exact parameters of
+      layers, in the host's memory. Those in params are then in the dtype that
+      layers compute in, see training/host_state.py.
   """
 
   step: jax.Array
   params: dict
   opt_state: optax.OptState
+  masters: dict | None = None
+
+  def exact(self) -> dict:
+    """The parameters that an update adds to; a checkpoint has these."""
+    return self.params | (self.masters or {})
 
 
 def abstract_state(model: Gemma, optimizer: Optimizer) -> TrainState:
   """The state as ShapeDtypeStructs with shardings; no array is made.
 
   An optimizer moment has its parameter's sharding, in the host's memory if the
-  optimizer is an OnHost; counters are replicated.
+  optimizer is an OnHost, as masters are; counters are replicated.
   """
   params = params_lib.abstract_params(model)
   everywhere = jax.sharding.NamedSharding(
     model.layout.mesh, jax.sharding.PartitionSpec()
   )
-  on_host = isinstance(optimizer, host_moments.OnHost)
+  has_masters = isinstance(optimizer, host_state.OnHost)
 
   def moment(leaf, param):
     sharding = param.sharding
-    if on_host:
-      sharding = sharding.with_memory_kind(host_moments.KIND)
+    if has_masters:
+      sharding = sharding.with_memory_kind(host_state.KIND)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
   def counter(leaf):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
 
-  opt_state = host_moments.over_moments(
+  opt_state = host_state.over_moments(
     optimizer,
     moment,
     jax.eval_shape(optimizer.init, params),
@@ -57,14 +67,73 @@ def abstract_state(model: Gemma, optimizer: Optimizer) -> TrainState:
     counter,
   )
   step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-  return TrainState(step, params, opt_state)
+  if not has_masters:
+    return TrainState(step, params, opt_state)
+  layers = {host_state.LAYERS: params[host_state.LAYERS]}
+  masters = jax.tree.map(moment, layers, layers)
+  return TrainState(step, _as_computed(model, params), opt_state, masters)
+
+
+def _as_computed(model, params):
+  """Abstract parameters with kernels in the dtype that layers compute in."""
+  cast = functools.partial(params_lib.cast_kernels, dtype=model.compute.dtype)
+  return jax.tree.map(
+    lambda x, y: jax.ShapeDtypeStruct(x.shape, y.dtype, sharding=x.sharding),
+    params,
+    jax.eval_shape(cast, params),
+  )
 
 
 def init_state(model: Gemma, optimizer: Optimizer, params: dict) -> TrainState:
-  """A fresh state around `params`, each moment made where it will live."""
+  """A fresh state around `params`, each moment made where it will live.
+
+  The parameters are used up, see `of_exact`.
+  """
   shardings = jax.tree.map(
     lambda x: x.sharding, abstract_state(model, optimizer)
   )
   init = jax.jit(optimizer.init, out_shardings=shardings.opt_state)
-  step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
-  return TrainState(step, params, init(params))
+  return of_exact(model, optimizer, 0, params, init(params))
+
+
+def of_exact(
+  model: Gemma,
+  optimizer: Optimizer,
+  step: int,
+  params: dict,
+  opt_state: optax.OptState,
+) -> TrainState:
+  """The state around exact parameters, as a checkpoint has them.
+
+  Args:
+    model, optimizer: whose state it is.
+    step: updates done so far.
+    params: where `abstract_state(...).exact()` has them, or on the devices.
+      Used up: what of them becomes a master is no longer on the devices.
+    opt_state: where it rests.
+  """
+  abstract = abstract_state(model, optimizer)
+  step = jax.device_put(np.int32(step), abstract.step.sharding)
+  if abstract.masters is None:
+    return TrainState(step, params, opt_state)
+  masters = jax.tree.map(
+    lambda x, to: jax.device_put(x, to.sharding),
+    {name: params[name] for name in abstract.masters},
+    abstract.masters,
+  )
+  # One after another: the devices may have no room for all of them twice.
+  made = jax.tree.map(_computed_with, params, abstract.params)
+  return TrainState(step, made, opt_state, masters)
+
+
+def _computed_with(x, to):
+  """A parameter on the devices in its dtype there, the exact one freed."""
+  found = jax.device_put(x, to.sharding)
+  if found.dtype == to.dtype:
+    return found
+  cast = jax.jit(lambda x: x.astype(to.dtype), out_shardings=to.sharding)
+  made = jax.block_until_ready(cast(found))
+  found.delete()
+  if x.sharding.memory_kind != host_state.KIND:
+    x.delete()
+  return made

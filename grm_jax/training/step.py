@@ -19,8 +19,9 @@ import optax
 from grm_jax.model import head
 from grm_jax.model import params as params_lib
 from grm_jax.model.batch import Batch
+from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
-from grm_jax.training import host_moments
+from grm_jax.training import host_state
 from grm_jax.training import state as states
 from grm_jax.training.optimizer import Optimizer
 from grm_jax.training.state import TrainState
@@ -93,21 +94,22 @@ def supervised_loss(
   return -jnp.sum(logps), count.astype(jnp.float32), Extras()
 
 
-def first(loss: Loss, dtype: jnp.dtype, params: dict, batch: Any) -> Sums:
+def first(loss: Loss, compute: Compute, params: dict, batch: Any) -> Sums:
   """The sums of one batch.
 
   Args:
     loss: of the parameters and the batch.
-    dtype: that layers compute in, see Compute.
-    params: the parameters.
+    compute: of the model: the dtypes that layers compute in, and of the sums
+      (as parameters at rest).
+    params: the parameters, or with kernels already in the former dtype.
     batch: what the loss takes.
   """
-  sums = _sums(loss, dtype, params, batch)
-  grads = jax.tree.map(lambda x, y: x.astype(y.dtype), sums.grads, params)
+  sums = _sums(loss, compute, params, batch)
+  grads = jax.tree.map(lambda x: x.astype(compute.param_dtype), sums.grads)
   return dataclasses.replace(sums, grads=grads)
 
 
-def _sums(loss, dtype, params, batch) -> Sums:
+def _sums(loss, compute, params, batch) -> Sums:
   """As `first`, with gradients of kernels in the dtype they are computed in.
 
   They would only be cast, and in float32 take twice the memory.
@@ -117,17 +119,17 @@ def _sums(loss, dtype, params, batch) -> Sums:
     numerator, *others = loss(params, batch)
     return numerator, others
 
-  cast = params_lib.cast_kernels(params, dtype)
+  cast = params_lib.cast_kernels(params, compute.dtype)
   (numerator, others), grads = jax.value_and_grad(scalar, has_aux=True)(cast)
   denominator, extras = others
   return Sums(grads, numerator, denominator, extras)
 
 
 def add(
-  loss: Loss, dtype: jnp.dtype, params: dict, sums: Sums, batch: Any
+  loss: Loss, compute: Compute, params: dict, sums: Sums, batch: Any
 ) -> Sums:
   """`sums` with one more batch."""
-  more = _sums(loss, dtype, params, batch)
+  more = _sums(loss, compute, params, batch)
   maxima = jax.tree.map(jnp.maximum, sums.extras.maxima, more.extras.maxima)
   total = jax.tree.map(jnp.add, sums, more)
   extras = dataclasses.replace(total.extras, maxima=maxima)
@@ -147,30 +149,35 @@ def apply(
     ValueError: two metrics of one name.
   """
   count = jnp.maximum(sums.denominator, 1.0)
-  params, opt_state, norm = _updated(optimizer, state, sums.grads, count)
-  metrics = {
-    'loss': sums.numerator / count,
-    'count': sums.denominator,
-    'grad_norm': norm,
-    'param_norm': optax.tree.norm(params),
-  }
+  updated = (
+    _on_host if isinstance(optimizer, host_state.OnHost) else _on_devices
+  )
+  state, norms = updated(optimizer, state, sums.grads, count)
+  metrics = {'loss': sums.numerator / count, 'count': sums.denominator}
+  metrics |= dict(zip(('grad_norm', 'param_norm'), norms, strict=True))
   for more in (_means(sums.extras), sums.extras.maxima):
     if twice := metrics.keys() & more.keys():
       raise ValueError(f'two metrics of one step are named {sorted(twice)}')
     metrics |= more
-  return TrainState(state.step + 1, params, opt_state), metrics
+  return state, metrics
 
 
-def _updated(optimizer, state, grads, count):
-  """The next parameters and moments, and the mean gradient's norm."""
-  if isinstance(optimizer, host_moments.OnHost):
-    return host_moments.update(
-      optimizer, grads, count, state.opt_state, state.params
-    )
+def _on_devices(optimizer, state, grads, count):
+  """The next state; norms of the mean gradient and the next parameters."""
   grads = jax.tree.map(lambda x: x / count.astype(x.dtype), grads)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  return params, opt_state, optax.tree.norm(grads)
+  norms = optax.tree.norm(grads), optax.tree.norm(params)
+  return TrainState(state.step + 1, params, opt_state), norms
+
+
+def _on_host(optimizer, state, grads, count):
+  """As `_on_devices`, with what rests in the host's memory."""
+  clip, moments = state.opt_state
+  held = host_state.Held(state.params, state.masters, moments)
+  held, *norms = host_state.update(optimizer, grads, count, held)
+  opt_state = clip, held.moments
+  return TrainState(state.step + 1, held.params, opt_state, held.masters), norms
 
 
 def _means(extras):
@@ -198,12 +205,14 @@ class Steps:
     state = jax.tree.map(lambda x: x.sharding, abstract)
     whole = model.layout.sharding(())
     sums = Sums(state.params, whole, whole, whole)
-    dtype = model.compute.dtype
+    compute = model.compute
     self.first = jax.jit(
-      functools.partial(first, loss, dtype), out_shardings=sums
+      functools.partial(first, loss, compute), out_shardings=sums
     )
     self.add = jax.jit(
-      functools.partial(add, loss, dtype), donate_argnums=1, out_shardings=sums
+      functools.partial(add, loss, compute),
+      donate_argnums=1,
+      out_shardings=sums,
     )
     self.apply = jax.jit(
       functools.partial(apply, optimizer),

@@ -36,9 +36,11 @@ def layout_of(**changed):
   return rules.layout(made, {**rules.RULES, **changed})
 
 
-@pytest.fixture(scope='module')
-def layout():
-  return layout_of()
+@pytest.fixture(
+  scope='module', params=[(), ('tensor',)], ids=['whole', 'tokens_split']
+)
+def layout(request):
+  return layout_of(kept_tokens=request.param)
 
 
 @pytest.fixture(scope='module')
@@ -133,6 +135,15 @@ def test_gradients_are_split_as_their_kernels(results, layout):
 def test_gathered_kernels_never_pile_up(on_mesh):
   """Neither they nor their gradients, in the loops over layers."""
   assert GATHERED_STACK not in on_mesh[0].as_text()
+
+
+def test_what_is_kept_of_each_pair_is_split(on_mesh, layout):
+  """Hidden states [L/2, P, X, D], of P = 4 prompts of X = 12 + 2 * 7 places."""
+  whole, split = 'f32[2,1,26,32]', 'f32[2,1,13,32]'
+  if layout.split('kept_tokens') > 1:
+    whole, split = split, whole
+  text = on_mesh[0].as_text()
+  assert whole in text and split not in text
 
 
 def test_both_would_be_found(batch):

@@ -371,7 +371,7 @@ def test_at_ratio_one_it_is_the_policy_gradient():
   )
   objective = dataclasses.replace(GRPO, kl_coef=0.1)
   loss = functools.partial(policy.policy_loss, model, objective)
-  sums = jax.jit(functools.partial(step.first, loss, jnp.float32))(
+  sums = jax.jit(functools.partial(step.first, loss, model.compute))(
     params, batch
   )
 

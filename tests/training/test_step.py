@@ -170,7 +170,7 @@ def test_gradients_are_those_of_the_parameters():
   loss = functools.partial(step.supervised_loss, model)
   params = params_lib.init_params(model, jax.random.key(4))
   batch = next(batches(1))
-  ours = step.first(loss, jnp.bfloat16, params, batch)
+  ours = step.first(loss, model.compute, params, batch)
   theirs = jax.grad(lambda params: loss(params, batch)[0])(params)
   both = zip(jax.tree.leaves(ours.grads), jax.tree.leaves(theirs), strict=True)
   for a, b in both:
@@ -233,7 +233,7 @@ def test_packed_rows_equal_texts_apart():
   apart = apart_batch(texts, lengths)
   loss = functools.partial(step.supervised_loss, model)
   both = [
-    jax.jit(functools.partial(step.first, loss, jnp.float32))(params, x)
+    jax.jit(functools.partial(step.first, loss, model.compute))(params, x)
     for x in (packed, apart)
   ]
   ours, theirs = both

@@ -1,9 +1,12 @@
-"""Optimizer moments that rest in the host's memory.
+"""What only an update needs, resting in the host's memory.
 
-AdamW's two moments are half of a training state. With an optimizer from here
-they are in the host's memory while gradients are computed; an update moves
-those of one pair of layers at a time to the devices and back. Parameters and
-gradients stay where they are and are not copied.
+AdamW's two moments are half of a training state, and gradients are computed
+with kernels of fewer bits than the parameters have. With an optimizer from here
+moments and the exact parameters of layers (masters, arXiv 1710.03740) are in
+the host's memory while gradients are computed; an update moves those of one
+pair of layers at a time to the devices and back. The devices hold kernels as
+layers compute with them, all other parameters, and gradients: these stay where
+they are and are not copied.
 """
 
 import dataclasses
@@ -16,13 +19,13 @@ import optax
 from jax import lax
 
 KIND = 'pinned_host'  # the host's memory, as jax.sharding names it
-_LAYERS = 'pairs'  # the parameters that have a row for each pair of layers
+LAYERS = 'pairs'  # the parameters that have a row for each pair of layers
 _COUNTER = ''  # what of a state belongs to no parameter
 
 
 @dataclasses.dataclass(frozen=True)
 class OnHost:
-  """An optimizer whose moments training/state.py puts into the host's memory.
+  """An optimizer whose state training/state.py puts into the host's memory.
 
   Its state has the form of optax.chain(clip, optimizer), so that a run may go
   on with or without it.
@@ -52,7 +55,7 @@ class _Part:
 
   def has(self, kind: str) -> bool:
     """Whether arrays of the kind are updated; counters are, after layers."""
-    return (kind == _LAYERS) == (self.at is not None)
+    return (kind == LAYERS) == (self.at is not None)
 
   def take(self, x: jax.Array, kind: str) -> jax.Array:
     """What is updated of an array; of others one zero, with no work behind."""
@@ -71,22 +74,37 @@ class _Part:
     return lax.dynamic_update_slice_in_dim(x, new, self.at, 0)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Held:
+  """What an update changes; donate all of it, or all of it is copied.
+
+  Attributes:
+    params: on the devices.
+    masters: of the layers, {LAYERS: as params has, but exact}, on the host.
+    moments: the optimizer's state, on the host.
+  """
+
+  params: dict
+  masters: dict
+  moments: optax.OptState
+
+
 def update(
-  host: OnHost, grads: dict, count: jax.Array, state: Any, params: dict
-) -> tuple[dict, optax.OptState, jax.Array]:
-  """Parameters and state after an update, within a jitted program.
+  host: OnHost, grads: dict, count: jax.Array, held: Held
+) -> tuple[Held, jax.Array, jax.Array]:
+  """What is held after an update, within a jitted program.
 
   Args:
     host: the optimizer.
     grads: sums of gradients, a tree like the parameters.
     count: float32 scalar; sums are divided by it.
-    state: as of `init`, its moments in the host's memory.
-    params: donated, as the state is, or all of them are copied.
+    held: before it; `moments` are of `host.optimizer` alone.
 
   Returns:
-    The next parameters and state, and the mean gradient's norm.
+    What is held next, the mean gradient's norm, and that of the next exact
+    parameters.
   """
-  clip, moments = state
   norm = optax.tree.norm(grads) / count
 
   def mean(x):
@@ -97,42 +115,53 @@ def update(
     clipped = (x / norm.astype(x.dtype)) * host.clip
     return jnp.where(norm < host.clip, x, clipped)
 
-  def step(at, both):
-    return _updated(host.optimizer, _Part(at), mean, grads, *both)
+  def step(at, carried):
+    held, squares = carried
+    held, own = _updated(host.optimizer, _Part(at), mean, grads, held)
+    return held, squares + own
 
-  layers = len(jax.tree.leaves(params[_LAYERS])[0])
-  both = lax.fori_loop(0, layers, step, (params, moments))
-  params, moments = step(None, both)
-  return params, (clip, moments), norm
+  layers = len(jax.tree.leaves(held.masters)[0])
+  carried = lax.fori_loop(0, layers, step, (held, jnp.float32(0)))
+  held, squares = step(None, carried)
+  return held, norm, jnp.sqrt(squares)
 
 
-def _updated(optimizer, part, mean, grads, params, state):
-  """Parameters and the optimizer's state with one part of them updated."""
-  # Of each array the branch of the parameters that it belongs to.
+def _updated(optimizer, part, mean, grads, held):
+  """What is held with one part updated, and the sum of that part's squares."""
+  # Of each array the branch of the parameters that it belongs to, its kind.
   kinds = {
     name: jax.tree.map(lambda _, name=name: name, tree)
-    for name, tree in params.items()
+    for name, tree in held.params.items()
   }
-  held_kinds = over_moments(
-    optimizer, lambda _, kind: kind, state, kinds, lambda _: _COUNTER
+  moment_kinds = over_moments(
+    optimizer, lambda _, kind: kind, held.moments, kinds, lambda _: _COUNTER
   )
-  own = jax.tree.map(part.take, params, kinds)
+
+  def fetch(x, kind):
+    return jax.device_put(part.take(x, kind), jax.memory.Space.Device)
+
+  own = jax.tree.map(fetch, held.params | held.masters, kinds)
   own_grads = jax.tree.map(lambda *x: mean(part.take(*x)), grads, kinds)
-  held = jax.tree.map(
-    lambda *x: jax.device_put(part.take(*x), jax.memory.Space.Device),
-    state,
-    held_kinds,
-  )
-  changes, new = optimizer.update(own_grads, held, own)
+  moments = jax.tree.map(fetch, held.moments, moment_kinds)
+  changes, moments = optimizer.update(own_grads, moments, own)
   own = optax.apply_updates(own, changes)
+
+  def keep(x, new, kind):
+    return part.put(x, new.astype(x.dtype), kind)
 
   def put_back(x, new, kind):
     if kind != _COUNTER:
       new = jax.device_put(new, jax.memory.Space.Host)
     return part.put(x, new, kind)
 
-  state = jax.tree.map(put_back, state, new, held_kinds)
-  return jax.tree.map(part.put, params, own, kinds), state
+  masters = {LAYERS: own[LAYERS]}
+  updated = Held(
+    jax.tree.map(keep, held.params, own, kinds),
+    jax.tree.map(put_back, held.masters, masters, {LAYERS: kinds[LAYERS]}),
+    jax.tree.map(put_back, held.moments, moments, moment_kinds),
+  )
+  mine = {name: tree for name, tree in own.items() if part.has(name)}
+  return updated, optax.tree.norm(mine, squared=True)
 
 
 def over_moments(

@@ -1,4 +1,4 @@
-"""Moments in the host's memory: the numbers of those on the devices."""
+"""A state in the host's memory: the numbers of one on the devices."""
 
 import functools
 
@@ -26,11 +26,13 @@ DEFAULTS = dict(
 )
 
 
-def made(on_host, sizes=(2, 2, 2), scalar=False, **changes):
+def made(on_host, sizes=(2, 2, 2), scalar=False, dtype='float32', **changes):
   """A model and its optimizer on so many devices."""
   devices = jax.devices()[: int(np.prod(sizes))]
   layout = rules.layout(mesh.make_mesh(*sizes, devices=devices), rules.RULES)
-  model = Gemma(tiny.SIZE, Compute(head_chunk=8), layout, scalar=scalar)
+  model = Gemma(
+    tiny.SIZE, Compute(dtype=dtype, head_chunk=8), layout, scalar=scalar
+  )
   optim, _ = optimizer.make(10, on_host=on_host, **{**DEFAULTS, **changes})
   return model, optim
 
@@ -73,25 +75,46 @@ def assert_same(ours, theirs):
     {'clip': 0.0, 'moment_dtype': 'bfloat16'},
     {'sizes': (1, 1, 1)},
     {'scalar': True, 'weight_decay': 0.0},
+    {'dtype': 'bfloat16'},
+    {'dtype': 'bfloat16', 'kind': 'muon', 'sizes': (1, 1, 1)},
   ],
-  ids=['adamw', 'muon', 'bfloat16', 'one_device', 'scalar'],
+  ids=[
+    'adamw',
+    'muon',
+    'bfloat16_moments',
+    'one_device',
+    'scalar',
+    'bfloat16',
+    'bfloat16_muon',
+  ],
 )
-def test_three_steps_equal_moments_on_the_devices(changes):
+def test_three_steps_equal_a_state_on_the_devices(changes):
   theirs, rows = train(*made(False, **changes))
   ours, our_rows = train(*made(True, **changes))
   if changes.get('clip', 1):
     assert min(row['grad_norm'] for row in rows) > 0.5  # clipping does happen
   for row, other in zip(our_rows, rows, strict=True):
     assert row == pytest.approx(other, rel=1e-5)
-  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-  assert_same(ours, theirs)
+  assert theirs.masters is None
+  assert_same(
+    (ours.step, ours.exact(), ours.opt_state),
+    (theirs.step, theirs.params, theirs.opt_state),
+  )
 
 
-def test_only_moments_are_on_the_host():
-  model, optim = made(True)
+def test_what_gradients_need_is_on_the_devices():
+  model, optim = made(True, dtype='bfloat16')
   state, _ = train(model, optim, steps=2)
   device = jax.devices()[0].default_memory().kind
   assert kinds(state.params) == {device}
+  assert kinds(state.masters) == {'pinned_host'}
+  rounded = params_lib.cast_kernels(state.exact(), jnp.bfloat16)
+  kernel = state.params['pairs']['local']['mlp']['gate']
+  assert kernel.dtype == jnp.bfloat16
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    *(jax.tree.map(np.asarray, x) for x in (state.params, rounded)),
+  )
   _, inner = state.opt_state
   (adam, *_) = inner
   assert kinds((adam.mu, adam.nu)) == {'pinned_host'}
@@ -105,21 +128,39 @@ def test_only_moments_are_on_the_host():
     assert leaf.shape == other.shape and leaf.dtype == other.dtype
 
 
-@pytest.mark.parametrize('first', [True, False])
-def test_a_checkpoint_goes_on_with_or_without(tmp_path, first):
-  """Saved after one step with them here, then a second with them there."""
-  model, optim = made(first)
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('after', [True, False])
+@pytest.mark.parametrize('before', [True, False])
+def test_a_checkpoint_goes_on_with_or_without(tmp_path, before, after, dtype):
+  """Saved after one step with a state here, then a second with it there."""
+  model, optim = made(before, dtype=dtype)
   state, _ = train(model, optim, steps=1)
   with checkpoints.Checkpoints(tmp_path) as saved:
-    saved.save(1, state.params, state.opt_state)
-  model, other = made(not first)
+    saved.save(1, state.exact(), state.opt_state)
+  model, other = made(after, dtype=dtype)
   abstract = states.abstract_state(model, other)
-  params, opt_state = checkpoints.restore(
-    tmp_path, abstract.params, abstract.opt_state
+  again = states.of_exact(
+    model,
+    other,
+    1,
+    *checkpoints.restore(tmp_path, abstract.exact(), abstract.opt_state),
   )
-  assert kinds(opt_state[1][0].mu) == kinds(abstract.opt_state[1][0].mu)
-  again = states.TrainState(jnp.int32(1), params, opt_state)
+  for leaf, like in zip(
+    jax.tree.leaves(again), jax.tree.leaves(abstract), strict=True
+  ):
+    assert (leaf.dtype, leaf.sharding) == (like.dtype, like.sharding)
   found, _ = train(model, other, again, steps=1)
-  model, same = made(first)
+  model, same = made(before, dtype=dtype)
   expected, _ = train(model, same, state, steps=1)
-  assert_same(found, expected)
+  assert_same(
+    (found.exact(), found.opt_state), (expected.exact(), expected.opt_state)
+  )
+
+
+def test_masters_leave_no_second_copy_on_the_devices():
+  model, optim = made(True, dtype='bfloat16')
+  params = params_lib.init_params(model, jax.random.key(1))
+  kernel = params['pairs']['local']['mlp']['gate']
+  state = states.init_state(model, optim, params)
+  assert kernel.is_deleted()
+  assert not any(x.is_deleted() for x in jax.tree.leaves(state))
