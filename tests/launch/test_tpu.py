@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from grm_jax.model import sizes
 from tests import test_main
 from tests.stages import spct_run
 
@@ -200,6 +201,15 @@ def test_a_row_of_the_table_is_what_its_stage_takes(row):
     trained = [config.sft, config.rft.train, config.grpo, config.meta_rm]
   for each in trained:
     assert each.batch.prompts % (chips // mesh.tensor) == 0
+  heads = sizes.named(f'gemma2_{size}').num_kv_heads
+  assert heads % mesh.tensor == 0
+  assert heads % (mesh.get('sampling_tensor', 0) or mesh.tensor) == 0
+  if mesh.rules.kept_tokens:
+    assert mesh.rules.kept_tokens == ('tensor',) and stage == 'grpo'
+    for bucket in own.batch.buckets:
+      for own_size in own.batch.size:
+        places = bucket + config.group_size * own_size
+        assert places % mesh.tensor == 0
 
 
 def test_no_row_twice():
@@ -207,10 +217,13 @@ def test_no_row_twice():
   assert len(set(keys)) == len(keys)
 
 
-def test_what_is_recommended_goes_before_what_is_given():
-  (row,) = (x for x in rows() if x[:3] == ['v5p:2x2x2', '27b', 'grpo'])
+@pytest.mark.parametrize(
+  'topology, part', [('v5p:2x2x2', 'mesh.fsdp=8'), ('v5e:4x4', "('tensor',)")]
+)
+def test_what_is_recommended_goes_before_what_is_given(topology, part):
+  (row,) = (x for x in rows() if x[:3] == [topology, '27b', 'grpo'])
   topology, size, stage, given, libtpu = row
-  assert 'sparse_core' in libtpu and 'windowed_einsum' in libtpu
+  assert part in given and 'windowed_einsum' in libtpu
   flags = [
     '--workdir=gs://b/w',
     f'--config=configs/{stage}.py',

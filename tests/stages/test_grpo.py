@@ -285,6 +285,27 @@ def test_a_reference_in_bfloat16_on_the_host(given, calm, tmp_path):
   assert 0 < ours[0]['kl'] < 1e-3  # of rounded parameters to exact ones
 
 
+def test_a_state_on_the_host_goes_on_as_one_on_the_devices(given, tmp_path):
+  """Kernels in bfloat16 beside exact ones, stopped after a step."""
+  changes = {'compute.dtype': 'bfloat16', 'evaluation.data': '', 'steps': 3}
+  given.run(tmp_path / 'devices', **changes)
+  changes['optimizer.on_host'] = True
+  workdir = tmp_path / 'host'
+  disturb(given, workdir, grpo.Roller, 'roll', 2, terminate, **changes)
+  assert steps_in(workdir) == [1]
+  given.run(workdir, **changes)
+  both = updates(workdir), updates(tmp_path / 'devices')
+  for ours, theirs in zip(*both, strict=True):
+    assert ours['rollout/reward'] == theirs['rollout/reward']
+    for name in ('loss', 'kl', 'grad_norm', 'param_norm'):
+      assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6)
+  for ours, theirs in zip(
+    *(leaves(params_of(x)) for x in (workdir, tmp_path / 'devices')),
+    strict=True,
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 BABBLE = {'evaluation.every': 1, 'evaluation.most_failures': 0.5}
 
 
@@ -321,15 +342,20 @@ def test_all_examples_are_too_long(given, tmp_path):
 
 
 def test_two_processes_train_as_one(given, calm, tmp_path, monkeypatch):
-  """Both draw the same rollouts, and each holds its own rows of batches."""
+  """Both draw the same rollouts; each holds its own rows of batches.
+
+  And its own part of a state on the host, with which they start again.
+  """
   monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-  arguments = given.arguments(steps=2, **{'evaluation.data': ''})
-  run_together(
-    ['-m', 'grm_jax.main', *arguments, f'--workdir={tmp_path}'],
-    devices=1,
-  )
-  ours, theirs = updates(tmp_path), updates(calm)[:2]
+  changes = {'evaluation.data': '', 'optimizer.on_host': True}
+  for steps in (2, 3):
+    arguments = given.arguments(steps=steps, **changes)
+    run_together(
+      ['-m', 'grm_jax.main', *arguments, f'--workdir={tmp_path}'],
+      devices=1,
+    )
+  ours, theirs = updates(tmp_path), updates(calm)[:3]
   for one, two in zip(ours, theirs, strict=True):
     for name in ('rollout/reward', 'rollout/tokens', 'loss', 'kl', 'grad_norm'):
       assert one[name] == pytest.approx(two[name], abs=1e-3), name
-  assert steps_in(tmp_path) == [2]
+  assert steps_in(tmp_path) == [2, 3]
