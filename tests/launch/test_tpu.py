@@ -1,5 +1,6 @@
 """launch/tpu.sh: its dry runs, and what it does with a gcloud of our own."""
 
+import itertools
 import math
 import os
 import shlex
@@ -199,17 +200,18 @@ def test_a_row_of_the_table_is_what_its_stage_takes(row):
   trained = [own] if 'batch' in own else []
   if stage == 'spct':
     trained = [config.sft, config.rft.train, config.grpo, config.meta_rm]
+  rules = mesh.rules.kept_tokens
+  assert tuple(rules) in ((), ('tensor',))
   for each in trained:
     assert each.batch.prompts % (chips // mesh.tensor) == 0
+    rows = each.group_size if 'group_size' in each else each.batch.rows
+    for bucket, own_size in itertools.product(
+      each.batch.buckets, each.batch.size
+    ):
+      assert not rules or (bucket + rows * own_size) % mesh.tensor == 0
   heads = sizes.named(f'gemma2_{size}').num_kv_heads
   assert heads % mesh.tensor == 0
   assert heads % (mesh.get('sampling_tensor', 0) or mesh.tensor) == 0
-  if mesh.rules.kept_tokens:
-    assert mesh.rules.kept_tokens == ('tensor',) and stage == 'grpo'
-    for bucket in own.batch.buckets:
-      for own_size in own.batch.size:
-        places = bucket + config.group_size * own_size
-        assert places % mesh.tensor == 0
 
 
 def test_no_row_twice():
