@@ -195,10 +195,11 @@ def test_a_state_on_the_host_passes_by_in_parts(tmp_path):
   # Two moments of all and the exact parameters of layers.
   host = 2 * table + 3 * layers
   assert update['on_host_bytes'] == pytest.approx(host, rel=0.01)
-  # The parameters and all gradients, and some of what is on the host.
+  # The parameters and all gradients, and some of what is on the host: the
+  # table passes by in one part, with its moments.
   given = params + table + layers
   assert update['arguments_bytes'] == pytest.approx(given, rel=0.01)
-  assert update['peak_bytes'] < given + params
+  assert update['peak_bytes'] < given + 4.5 * table
 
 
 def test_too_much_does_not_fit():
