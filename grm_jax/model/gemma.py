@@ -223,6 +223,8 @@ class Gemma(nn.Module):
       flat = batch.generations.reshape(tokens.shape[0], -1)
       tokens = jnp.concatenate([tokens, flat], axis=1)
     x, _ = self.pairs(self.embedder(tokens), rows)
+    # Whole before it is cut: cuts of what is split send pieces around.
+    x = self.layout.constrain(x, ('prompts', 'tokens', 'width'))
     x = self.final_norm(x)
     if self.scalar and self.is_initializing():
       self.value_head(x)

@@ -146,6 +146,11 @@ def test_what_is_kept_of_each_pair_is_split(on_mesh, layout):
   assert whole in text and split not in text
 
 
+def test_no_pieces_are_sent_around(on_mesh):
+  """On CPUs, whose devices take collectives in any order, they would hang."""
+  assert 'collective-permute' not in on_mesh[0].as_text()
+
+
 def test_both_would_be_found(batch):
   """Tokens split by prompt and the table by width make the table whole."""
   bad = layout_of(lookup_prompts=('data', 'fsdp'), lookup_width=('tensor',))
