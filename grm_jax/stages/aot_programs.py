@@ -148,7 +148,7 @@ def _update(config, model, loss, batch, waits=()) -> list[Part]:
       (state.params, sums, batch) if several else (state.params, batch),
       config.accumulate,
       useful,
-      waits=(state.opt_state, state.masters, waits),
+      waits=(state.opt_state, waits),
     ),
     Part('update', update.apply, (state, sums), waits=waits),
   ]

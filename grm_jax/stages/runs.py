@@ -168,7 +168,7 @@ def start(
     target, abstract.exact(), abstract.opt_state
   )
   logging.info('%s: going on after step %d', target, meta['step'])
-  return states.of_exact(model, optim, meta['step'], params, opt_state)
+  return states.of_exact(abstract, meta['step'], params, opt_state)
 
 
 def save(

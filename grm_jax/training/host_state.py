@@ -82,12 +82,12 @@ class Held:
   Attributes:
     params: on the devices.
     masters: of the layers, {LAYERS: as params has, but exact}, on the host.
-    moments: the optimizer's state, on the host.
+    opt_state: as of `OnHost.init`, its moments on the host.
   """
 
   params: dict
   masters: dict
-  moments: optax.OptState
+  opt_state: optax.OptState
 
 
 def update(
@@ -99,7 +99,7 @@ def update(
     host: the optimizer.
     grads: sums of gradients, a tree like the parameters.
     count: float32 scalar; sums are divided by it.
-    held: before it; `moments` are of `host.optimizer` alone.
+    held: before it.
 
   Returns:
     What is held next, the mean gradient's norm, and that of the next exact
@@ -117,7 +117,7 @@ def update(
 
   def step(at, carried):
     held, squares = carried
-    held, own = _updated(host.optimizer, _Part(at), mean, grads, held)
+    held, own = _updated(host, _Part(at), mean, grads, held)
     return held, squares + own
 
   layers = len(jax.tree.leaves(held.masters)[0])
@@ -126,15 +126,15 @@ def update(
   return held, norm, jnp.sqrt(squares)
 
 
-def _updated(optimizer, part, mean, grads, held):
+def _updated(host, part, mean, grads, held):
   """What is held with one part updated, and the sum of that part's squares."""
   # Of each array the branch of the parameters that it belongs to, its kind.
   kinds = {
     name: jax.tree.map(lambda _, name=name: name, tree)
     for name, tree in held.params.items()
   }
-  moment_kinds = over_moments(
-    optimizer, lambda _, kind: kind, held.moments, kinds, lambda _: _COUNTER
+  held_kinds = over_moments(
+    host, lambda _, kind: kind, held.opt_state, kinds, lambda _: _COUNTER
   )
 
   def fetch(x, kind):
@@ -142,8 +142,8 @@ def _updated(optimizer, part, mean, grads, held):
 
   own = jax.tree.map(fetch, held.params | held.masters, kinds)
   own_grads = jax.tree.map(lambda *x: mean(part.take(*x)), grads, kinds)
-  moments = jax.tree.map(fetch, held.moments, moment_kinds)
-  changes, moments = optimizer.update(own_grads, moments, own)
+  clip, moments = jax.tree.map(fetch, held.opt_state, held_kinds)
+  changes, moments = host.optimizer.update(own_grads, moments, own)
   own = optax.apply_updates(own, changes)
 
   def keep(x, new, kind):
@@ -158,7 +158,7 @@ def _updated(optimizer, part, mean, grads, held):
   updated = Held(
     jax.tree.map(keep, held.params, own, kinds),
     jax.tree.map(put_back, held.masters, masters, {LAYERS: kinds[LAYERS]}),
-    jax.tree.map(put_back, held.moments, moments, moment_kinds),
+    jax.tree.map(put_back, held.opt_state, (clip, moments), held_kinds),
   )
   mine = {name: tree for name, tree in own.items() if part.has(name)}
   return updated, optax.tree.norm(mine, squared=True)

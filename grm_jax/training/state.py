@@ -89,30 +89,24 @@ def init_state(model: Gemma, optimizer: Optimizer, params: dict) -> TrainState:
 
   The parameters are used up, see `of_exact`.
   """
-  shardings = jax.tree.map(
-    lambda x: x.sharding, abstract_state(model, optimizer)
-  )
-  init = jax.jit(optimizer.init, out_shardings=shardings.opt_state)
-  return of_exact(model, optimizer, 0, params, init(params))
+  abstract = abstract_state(model, optimizer)
+  shardings = jax.tree.map(lambda x: x.sharding, abstract.opt_state)
+  init = jax.jit(optimizer.init, out_shardings=shardings)
+  return of_exact(abstract, 0, params, init(params))
 
 
 def of_exact(
-  model: Gemma,
-  optimizer: Optimizer,
-  step: int,
-  params: dict,
-  opt_state: optax.OptState,
+  abstract: TrainState, step: int, params: dict, opt_state: optax.OptState
 ) -> TrainState:
   """The state around exact parameters, as a checkpoint has them.
 
   Args:
-    model, optimizer: whose state it is.
+    abstract: as of `abstract_state`.
     step: updates done so far.
-    params: where `abstract_state(...).exact()` has them, or on the devices.
+    params: where `abstract.exact()` has them, or on the devices.
       Used up: what of them becomes a master is no longer on the devices.
     opt_state: where it rests.
   """
-  abstract = abstract_state(model, optimizer)
   step = jax.device_put(np.int32(step), abstract.step.sharding)
   if abstract.masters is None:
     return TrainState(step, params, opt_state)
@@ -131,8 +125,7 @@ def _computed_with(x, to):
   found = jax.device_put(x, to.sharding)
   if found.dtype == to.dtype:
     return found
-  cast = jax.jit(lambda x: x.astype(to.dtype), out_shardings=to.sharding)
-  made = jax.block_until_ready(cast(found))
+  made = found.astype(to.dtype).block_until_ready()
   found.delete()
   if x.sharding.memory_kind != host_state.KIND:
     x.delete()

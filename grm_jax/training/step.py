@@ -149,12 +149,15 @@ def apply(
     ValueError: two metrics of one name.
   """
   count = jnp.maximum(sums.denominator, 1.0)
-  updated = (
-    _on_host if isinstance(optimizer, host_state.OnHost) else _on_devices
-  )
-  state, norms = updated(optimizer, state, sums.grads, count)
-  metrics = {'loss': sums.numerator / count, 'count': sums.denominator}
-  metrics |= dict(zip(('grad_norm', 'param_norm'), norms, strict=True))
+  on_host = isinstance(optimizer, host_state.OnHost)
+  update = _on_host if on_host else _on_devices
+  state, grad_norm, param_norm = update(optimizer, state, sums.grads, count)
+  metrics = {
+    'loss': sums.numerator / count,
+    'count': sums.denominator,
+    'grad_norm': grad_norm,
+    'param_norm': param_norm,
+  }
   for more in (_means(sums.extras), sums.extras.maxima):
     if twice := metrics.keys() & more.keys():
       raise ValueError(f'two metrics of one step are named {sorted(twice)}')
@@ -167,17 +170,16 @@ def _on_devices(optimizer, state, grads, count):
   grads = jax.tree.map(lambda x: x / count.astype(x.dtype), grads)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  norms = optax.tree.norm(grads), optax.tree.norm(params)
-  return TrainState(state.step + 1, params, opt_state), norms
+  state = TrainState(state.step + 1, params, opt_state)
+  return state, optax.tree.norm(grads), optax.tree.norm(params)
 
 
 def _on_host(optimizer, state, grads, count):
   """As `_on_devices`, with what rests in the host's memory."""
-  clip, moments = state.opt_state
-  held = host_state.Held(state.params, state.masters, moments)
+  held = host_state.Held(state.params, state.masters, state.opt_state)
   held, *norms = host_state.update(optimizer, grads, count, held)
-  opt_state = clip, held.moments
-  return TrainState(state.step + 1, held.params, opt_state, held.masters), norms
+  state = TrainState(state.step + 1, held.params, held.opt_state, held.masters)
+  return state, *norms
 
 
 def _means(extras):

@@ -220,12 +220,17 @@ def test_no_row_twice():
 
 
 @pytest.mark.parametrize(
-  'topology, part', [('v5p:2x2x2', 'mesh.fsdp=8'), ('v5e:4x4', "('tensor',)")]
+  'topology, part, flag',
+  [
+    ('v5p:2x2x2', 'mesh.fsdp=8', 'sparse_core'),
+    ('v5e:4x4', "('tensor',)", 'windowed_einsum'),
+  ],
 )
-def test_what_is_recommended_goes_before_what_is_given(topology, part):
+def test_what_is_recommended_goes_before_what_is_given(topology, part, flag):
   (row,) = (x for x in rows() if x[:3] == [topology, '27b', 'grpo'])
   topology, size, stage, given, libtpu = row
-  assert part in given and 'windowed_einsum' in libtpu
+  assert part in given
+  assert flag in libtpu and 'windowed_einsum' in libtpu
   flags = [
     '--workdir=gs://b/w',
     f'--config=configs/{stage}.py',

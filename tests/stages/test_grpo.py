@@ -341,21 +341,26 @@ def test_all_examples_are_too_long(given, tmp_path):
   assert not steps_in(tmp_path)
 
 
-def test_two_processes_train_as_one(given, calm, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  'on_host, ends', [(False, [2]), (True, [2, 3])], ids=['devices', 'host']
+)
+def test_two_processes_train_as_one(
+  given, calm, tmp_path, monkeypatch, on_host, ends
+):
   """Both draw the same rollouts; each holds its own rows of batches.
 
   And its own part of a state on the host, with which they start again.
   """
   monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-  changes = {'evaluation.data': '', 'optimizer.on_host': True}
-  for steps in (2, 3):
+  changes = {'evaluation.data': '', 'optimizer.on_host': on_host}
+  for steps in ends:
     arguments = given.arguments(steps=steps, **changes)
     run_together(
       ['-m', 'grm_jax.main', *arguments, f'--workdir={tmp_path}'],
       devices=1,
     )
-  ours, theirs = updates(tmp_path), updates(calm)[:3]
+  ours, theirs = updates(tmp_path), updates(calm)[: ends[-1]]
   for one, two in zip(ours, theirs, strict=True):
     for name in ('rollout/reward', 'rollout/tokens', 'loss', 'kl', 'grad_norm'):
       assert one[name] == pytest.approx(two[name], abs=1e-3), name
-  assert steps_in(tmp_path) == [2, 3]
+  assert steps_in(tmp_path) == ends

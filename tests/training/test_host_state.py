@@ -140,8 +140,7 @@ def test_a_checkpoint_goes_on_with_or_without(tmp_path, before, after, dtype):
   model, other = made(after, dtype=dtype)
   abstract = states.abstract_state(model, other)
   again = states.of_exact(
-    model,
-    other,
+    abstract,
     1,
     *checkpoints.restore(tmp_path, abstract.exact(), abstract.opt_state),
   )
