@@ -53,7 +53,7 @@ def get_config(arg: str = '') -> ConfigDict:
       checkpoint='runs/sft/model' if tiny else '',  # of the sampling model
       step=-1,  # -1 is the newest
       data='practice:2000' if tiny else '',  # see data/sources.py
-      # Of another model: JSON lines {id, text[, hinted, order]} instead of the
+      # Of another model: rows {id, text[, hinted, order]} of a file instead of the
       # samples in WORKDIR; give --config.parts=filter,train.
       samples='',
       strict=False,  # stop at the first row that is bad

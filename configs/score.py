@@ -1,11 +1,12 @@
-r"""Scores the responses of a JSONL file with a generative reward model.
+r"""Scores the responses of a file with a generative reward model.
 
   python -m grm_jax.main --config=configs/score.py \
     --config.checkpoint=DIR --config.input=rows.jsonl --config.output=out.jsonl
 
-Rows are {query | messages, responses[, id, best, reference]}. Each is judged k
-times; out.jsonl gets votes, scores and generations, rows that cannot be judged
-are reported in out.errors.jsonl. Killed and started again, it goes on.
+The file is JSON, JSONL or Parquet, by its suffix. Rows are
+{query | messages, responses[, id, best, reference]}. Each is judged k times;
+out.jsonl gets votes, scores and generations, rows that cannot be judged are
+reported in out.errors.jsonl. Killed and started again, it goes on.
 `--config.judge=scalar` scores with a scalar reward model instead.
 `:tiny` scores with a small random model: it shows that everything runs.
 """
@@ -83,7 +84,6 @@ def get_config(arg: str = '') -> ConfigDict:
       compute=dict(
         dtype='float32' if tiny else 'bfloat16',
         attention='xla' if tiny else 'splash',
-        amx=False,  # True: faster bfloat16 on x86 CPUs that have AMX
         query_block=512,
         splash_block=512,
         head_chunk=4096,

@@ -83,7 +83,6 @@ def get_config(arg: str = '') -> ConfigDict:
       compute=dict(
         dtype='float32' if tiny else 'bfloat16',
         attention='xla' if tiny else 'splash',
-        amx=False,  # True: faster bfloat16 on x86 CPUs that have AMX
         query_block=512,
         splash_block=512,
         head_chunk=4096,

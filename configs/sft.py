@@ -105,7 +105,6 @@ def get_config(arg: str = '') -> ConfigDict:
       compute=dict(
         dtype='float32' if tiny else 'bfloat16',
         attention='xla' if tiny else 'splash',
-        amx=False,  # True: faster bfloat16 on x86 CPUs that have AMX
         remat='dots' if tiny else 'nothing_saveable',
       ),
     )

@@ -30,7 +30,6 @@ _GIVEN = (
   'mesh',
   'compute.dtype',
   'compute.attention',
-  'compute.amx',
   'evaluation.data',
 )
 
@@ -163,7 +162,6 @@ def get_config(arg: str = '') -> ConfigDict:
       compute=dict(
         dtype='float32' if tiny else 'bfloat16',
         attention='xla' if tiny else 'splash',
-        amx=False,  # True: faster bfloat16 on x86 CPUs that have AMX
       ),
       **_stages(arg),
     )

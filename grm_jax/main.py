@@ -15,12 +15,13 @@ where there is room again.
 """
 
 import importlib
-import pathlib
 import sys
 import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from grm_jax.errors import NonFiniteError, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'File with the settings of a stage, see configs/.'
@@ -46,30 +47,16 @@ def main(argv: list[str]) -> None:
     start.start()
     stage = importlib.import_module(f'grm_jax.stages.{_CONFIG.value.stage}')
     stage.run(_CONFIG.value, _WORKDIR.value)
-  except Exception as error:  # whatever it is, others may wait for this one
-    known = isinstance(error, (ValueError, FloatingPointError))
-    if known and _is_ours(error):
-      logging.debug('', exc_info=True)
-      _say(str(error))
-      # A loss that is not finite need not be the user's mistake.
-      status = 2 if isinstance(error, ValueError) else 3
-    elif start.are_several():
-      traceback.print_exc()
-      _say(_WITH_OTHERS)
-      status = 1
-    else:
+  except (UserError, NonFiniteError) as error:
+    logging.debug('', exc_info=True)
+    _say(str(error))
+    start.leave(2 if isinstance(error, UserError) else 3)
+  except Exception:  # whatever it is, others may wait for this one
+    if not start.are_several():
       raise
-    start.leave(status)
-
-
-def _is_ours(error: Exception) -> bool:
-  """Whether our own code raised it, which then says all that is to be said.
-
-  A ValueError from inside a library is a bug of ours and keeps its traceback.
-  """
-  frame = traceback.extract_tb(error.__traceback__)[-1]
-  package = pathlib.Path(__file__).resolve().parent
-  return package in pathlib.Path(frame.filename).resolve().parents
+    traceback.print_exc()
+    _say(_WITH_OTHERS)
+    start.leave(1)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.messages import lines_with, names
 from tests.processes import HANG
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -50,8 +51,8 @@ def error_of(*arguments, env=None):
 @pytest.mark.parametrize(
   'arguments, words',
   [
-    (['--config=configs/aot.py:tiny', '--config.mesh.tensr=2'], ['"tensor"']),
-    (['--config=configs/aot.py:tiny', '--config.promts=2'], ['"prompts"']),
+    (['--config=configs/aot.py:tiny', '--config.mesh.tensr=2'], ['tensor']),
+    (['--config=configs/aot.py:tiny', '--config.promts=2'], ['prompts']),
     (
       ['--config=configs/aot.py:tiny', '--config.mesh.tensor=two'],
       ['config.mesh.tensor', 'two'],
@@ -60,22 +61,22 @@ def error_of(*arguments, env=None):
       ['--config=configs/aot.py:tiny', '--config.prompts=1.5'],
       ['config.prompts', '1.5'],
     ),
-    (['--config=configs/aot.py:big'], ['only :tiny exists']),
+    (['--config=configs/aot.py:big'], [':tiny']),
     (['--config=configs/grpoo.py'], ['configs/grpoo.py']),
     ([], ['--config']),
     (['--config=configs/aot.py:tiny', '--worksdir=x'], ['worksdir']),
     (['--config=configs/aot.py:tiny', 'extra'], ["'extra'"]),
     (
       ['--config=configs/aot.py:tiny', '--config.mesh.tensr=1'],
-      ['there is no config.mesh.tensr. Did you mean "tensor"'],
+      ['config.mesh.tensr', 'tensor'],
     ),
     (
       ['--config=configs/aot.py:tiny', '--config.seed=1', '--config.x.y=2'],
-      ['there is no config.x. See'],
+      ['config.x'],
     ),
     (
       ['--config=configs/aot.py:tiny', '--config.program=x'],
-      ['config.program', 'prompts, generations'],
+      ['config.program', 'prompts', 'generations'],
     ),
     (
       ['--config=configs/aot.py:tiny', '--config.mesh.tensor=3'],
@@ -83,7 +84,7 @@ def error_of(*arguments, env=None):
     ),
     (
       ['--config=configs/aot.py:tiny', '--config.mesh.tensor=4'],
-      ['kv_heads has size 2', '4 devices', 'config.mesh.tensor'],
+      ['kv_heads', 2, 4, 'config.mesh.tensor'],
     ),
     (
       ['--config=configs/aot.py:tiny', '--config.compute.remat=some'],
@@ -92,29 +93,29 @@ def error_of(*arguments, env=None):
     (['--config=configs/score.py:tiny'], ['--workdir']),
     (
       ['--config=configs/score.py', '--workdir=runs/x'],
-      ['config.checkpoint is empty'],
+      ['config.checkpoint'],
     ),
     (
       ['--config=configs/convert.py', '--workdir=x'],
-      ['config.source is empty'],
+      ['config.source'],
     ),
   ],
 )
 def test_mistakes_are_one_line(arguments, words):
   line = error_of(*arguments)
-  for word in words:
-    assert word in line
+  assert names(line, *words), line
 
 
 def test_help_tells_how_to_run():
   stdout, _ = run('--help', expect=1)
-  assert '--config=configs/STAGE.py --workdir=DIR' in stdout
+  assert names(stdout, '--config', '--workdir')
 
 
 def test_aot_tiny(tmp_path):
   report = tmp_path / 'report.json'
   stdout, _ = run('--config=configs/aot.py:tiny', f'--config.json={report}')
-  assert 'gradients, 1 a step' in stdout and 'update, 1 a step' in stdout
+  for part in ('gradients', 'update'):
+    assert lines_with(stdout, part, 1)
   report = json.loads(report.read_text())
   assert report['devices'] == 8
   assert report['mesh'] == {'data': 1, 'fsdp': 8, 'tensor': 1}

@@ -66,8 +66,10 @@ def test_weights_votes_and_the_released_models(environment, tmp_path):
   rows = [{'query': '17 + 26?', 'responses': ['43', '33']}]
   (tmp_path / 'rows.jsonl').write_text(json.dumps(rows[0]) + '\n')
   card = (
-    '{{each turn}}\n{{role}} {{text}}\n{{end}}\n'
-    '{{each response}}\n{{number}} {{text}}\n{{end}}\n'
+    '{% for turn in query %}\n{{ turn.role }} {{ turn.text }}\n{% endfor %}\n'
+    '{% for response in responses %}\n'
+    '{{ loop.index }} {{ response }}\n'
+    '{% endfor %}\n'
   )
   for name in ('card.txt', 'meta_card.txt'):
     (tmp_path / name).write_text(card)

@@ -7,16 +7,19 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from grm_jax.data import jsonl, sources
+from grm_jax.data import published, sources
+from grm_jax.errors import UserError
 from grm_jax.evaluation import samples
 from grm_jax.evaluation.suites import SUITES
 from grm_jax.judging import template
 from grm_jax.model import tiny_tokenizer, tokenizer
-from grm_jax.parallel import files, mirror
+from grm_jax.parallel import files, mirror, row_reader
 from grm_jax.parallel.journal import Journal, rows
 from grm_jax.training import checkpoint_index, checkpoints, metrics, profile
 from tests import fake_bucket
 from tests.evaluation.fake import query
+from tests.evaluation.suites import published as published_files
+from tests.messages import naming
 
 BUCKET = 'gs://bucket'
 
@@ -40,18 +43,31 @@ def test_a_suite_in_a_bucket():
   found = SUITES['llmbar'].load(f'{BUCKET}/LLMBar')
   assert len(found) == 3
   assert {x.responses[x.best] for x in found} == {'b'}
-  with pytest.raises(ValueError, match='gs://bucket/nowhere'):
+  with pytest.raises(UserError, match='gs://bucket/nowhere'):
     SUITES['llmbar'].load(f'{BUCKET}/nowhere')
 
 
 def test_rows_in_a_bucket():
   good = {'query': 'q', 'responses': ['a', 'b']}
   path = write('rows.jsonl', [good, {'query': 'q'}])
-  assert [number for number, _ in jsonl.read(path)] == [1, 2]
+  assert [number for number, _ in published.examples(path)] == [1, 2]
   found, faults = sources.load(path)
   assert (len(found), len(faults)) == (1, 1)
-  with pytest.raises(ValueError, match='gs://bucket/no.jsonl cannot be read'):
-    list(jsonl.read(f'{BUCKET}/no.jsonl'))
+  with pytest.raises(UserError, match=naming(f'{BUCKET}/no.jsonl')):
+    list(published.examples(f'{BUCKET}/no.jsonl'))
+
+
+@pytest.mark.parametrize('suffix', ['json', 'parquet'])
+def test_other_formats_in_a_bucket(tmp_path, suffix):
+  rows = [{'query': 'q', 'responses': ['a', 'b']}] * 3
+  local = published_files.write(tmp_path / f'rows.{suffix}', rows)
+  path = f'{BUCKET}/rows.{suffix}'
+  files.copy(local, path)
+  assert len(sources.load(path)[0]) == 3
+  assert row_reader.count_rows(path) == 3
+  assert [x for _, x in row_reader.read_rows(path)] == rows
+  with pytest.raises(UserError, match=naming(f'{BUCKET}/no.{suffix}')):
+    row_reader.count_rows(f'{BUCKET}/no.{suffix}')
 
 
 def test_samples_in_a_bucket():
@@ -82,7 +98,7 @@ def test_a_journal_in_a_bucket():
     assert journal.count == 2
     journal.append({'n': 3})
     assert [x['n'] for x in journal.rows()] == [1, 2, 3]
-  with pytest.raises(ValueError, match='was begun with k=1, this run has 2'):
+  with pytest.raises(UserError, match=naming(path, 'k', 1, 2)):
     Journal(path, {'k': 2})
   Journal(path, {'k': 1}).delete()
   assert not files.exists(path)
@@ -129,16 +145,18 @@ def test_a_tokenizer_and_a_template_in_a_bucket():
   tiny_tokenizer.train(f'{BUCKET}/m/tokenizer.model')
   loaded = tokenizer.load(f'{BUCKET}/m/tokenizer.model')
   assert loaded.vocab_size == tiny_tokenizer.VOCAB_SIZE
-  with pytest.raises(ValueError, match='cannot read the tokenizer gs://'):
+  with pytest.raises(UserError, match=f'{BUCKET}/no/tokenizer.model'):
     tokenizer.load(f'{BUCKET}/no/tokenizer.model')
-  files.write_whole(f'{BUCKET}/t.txt', 'say {{hint}}')
-  assert template.load(f'{BUCKET}/t.txt').pieces
+  files.write_whole(f'{BUCKET}/t.txt', '{{ query }}{{ responses }}')
+  assert template.load(f'{BUCKET}/t.txt').used == {'query', 'responses'}
 
 
 def test_checkpoints_in_a_bucket_need_a_package(monkeypatch):
   monkeypatch.setattr(checkpoint_index, '_has_client', lambda: False)
   for opened in (checkpoints.steps, checkpoints.Checkpoints):
-    with pytest.raises(ValueError, match='gs://.* requirements-tpu.txt'):
+    with pytest.raises(
+      ValueError, match=naming(f'{BUCKET}/model', 'requirements-tpu.txt')
+    ):
       opened(f'{BUCKET}/model')
 
 

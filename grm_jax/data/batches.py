@@ -15,6 +15,7 @@ import numpy as np
 from grm_jax.data import mixture, padding
 from grm_jax.data.padding import Item, Meta
 from grm_jax.data.records import Limits, Record, fingerprint, fits
+from grm_jax.errors import UserError
 from grm_jax.model.batch import Batch
 
 _POSITION = ('window', 'batch', 'drawn', 'taken', 'tokens', 'places')
@@ -54,11 +55,11 @@ class Batches:
         are built here, see placing.process_rows; None for all P.
 
     Raises:
-      ValueError: a record that does not fit; rates that mixture.mix refuses;
-        a P, W or row out of range.
+      UserError: rates that mixture.mix refuses; a P or W out of range.
+      ValueError: a record that does not fit; a row out of range.
     """
     if window < 1:
-      raise ValueError(f'config.batch.window is {window}; it must be 1 or more')
+      raise UserError(f'config.batch.window is {window}; it must be 1 or more')
     self._rows = _rows(prompts, rows_of_process)
     _check_fit(records, limits)
     by_source: dict[str, list[Record]] = {}
@@ -155,18 +156,18 @@ class Batches:
     The number of processes may be another one.
 
     Raises:
-      ValueError: other records, rates, seed or settings than those of the
+      UserError: other records, rates, seed or settings than those of the
         state, with both sides; or no state of this class.
     """
     if set(state) != {'settings', *_POSITION}:
-      raise ValueError(
+      raise UserError(
         f'the saved state of the batches has {sorted(state)}; expected '
         f'{sorted(("settings", *_POSITION))}: it is of another version'
       )
     for name, ours in self._settings.items():
       theirs = state['settings'].get(name)
       if theirs != ours:
-        raise ValueError(
+        raise UserError(
           f'the saved run has batches with {name} = {theirs}, this one has '
           f'{ours}; go on with what was saved, or begin a new run'
         )
@@ -198,7 +199,6 @@ def once(
   *,
   prompts: int,
   limits: Limits,
-  seed: int = 0,
   rows_of_process: np.ndarray | None = None,
 ) -> Iterator[tuple[Batch, Meta]]:
   """Every record once and in order, for evaluation.
@@ -208,17 +208,16 @@ def once(
   Args:
     records: all records, the same on all processes.
     prompts, limits, rows_of_process: see Batches.
-    seed: of the choice where a record has more generations than rows.
 
   Returns:
     An iterator over (this process's rows of a batch, Meta).
 
   Raises:
-    ValueError: see Batches.
+    UserError: see Batches.
   """
   rows = _rows(prompts, rows_of_process)
   _check_fit(records, limits)
-  items = [padding.item(record, limits, seed, epoch=0) for record in records]
+  items = [padding.item(record, limits, seed=0, epoch=0) for record in records]
   items += [Item(None, 0, ())] * (-len(items) % prompts)
   groups = (items[i : i + prompts] for i in range(0, len(items), prompts))
   return (
@@ -229,7 +228,7 @@ def once(
 
 def _rows(prompts, rows_of_process):
   if prompts < 1:
-    raise ValueError(f'config.batch.prompts is {prompts}; it must be 1 or more')
+    raise UserError(f'config.batch.prompts is {prompts}; it must be 1 or more')
   if rows_of_process is None:
     return np.arange(prompts)
   rows = np.asarray(rows_of_process)

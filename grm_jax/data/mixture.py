@@ -15,6 +15,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from grm_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
@@ -82,29 +84,15 @@ class Mixture:
       for source, weight in self.weights.items()
       if drawn[source] * total < position * weight
     ]
-    return min(ready, key=lambda s: self._draws_until(s, drawn[s] + 1))
 
-  def _draws_until(self, source, times):
-    """By which draw of all the source must be drawn so many times."""
-    parts = times * sum(self.weights.values())
-    return -(-parts // self.weights[source])
+    def deadline(source):  # (drawn + 1) / r, rounded up
+      return -(-(drawn[source] + 1) * total // self.weights[source])
+
+    return min(ready, key=deadline)
 
   def passes(self, drawn: Mapping[str, int]) -> dict[str, float]:
     """How many epochs of each source were drawn, parts included."""
     return {s: drawn.get(s, 0) / size for s, size in self.sizes.items()}
-
-  def draws_for(self, source: str, epochs: int = 1) -> int:
-    """How many draws, of all sources, make `epochs` epochs of one.
-
-    Raises:
-      ValueError: no such source.
-    """
-    if source not in self.sizes:
-      raise ValueError(
-        f'nothing is drawn from source {source!r}; there are '
-        f'{", ".join(self.sizes)}'
-      )
-    return self._draws_until(source, epochs * self.sizes[source])
 
 
 def mix(
@@ -119,22 +107,22 @@ def mix(
     seed: of the shuffles.
 
   Raises:
-    ValueError: a source without a rate; a rate that is no number, negative or
+    UserError: a source without a rate; a rate that is no number, negative or
       of an empty source; no rate above 0.
   """
   for source in sorted(sizes):
     if source not in rates:
-      raise ValueError(
+      raise UserError(
         f'source {source!r} has no rate; there are rates for '
         f'{", ".join(sorted(rates))}; give it one, 0 to leave it out'
       )
   exact = {source: _exact(source, rates[source]) for source in sorted(rates)}
   exact = {source: rate for source, rate in exact.items() if rate}
   if not exact:
-    raise ValueError(f'no source has a rate above 0: {dict(rates)}')
+    raise UserError(f'no source has a rate above 0: {dict(rates)}')
   for source, rate in exact.items():
     if not sizes.get(source):
-      raise ValueError(
+      raise UserError(
         f'source {source!r} has the rate {float(rate):g} and no records; give '
         'it records, or the rate 0'
       )
@@ -147,7 +135,7 @@ def mix(
 
 def _exact(source, rate):
   if not isinstance(rate, numbers.Real) or not 0 <= rate < math.inf:
-    raise ValueError(
+    raise UserError(
       f'source {source!r} has the rate {rate}; it must be a number, 0 or more'
     )
   return fractions.Fraction(str(rate))

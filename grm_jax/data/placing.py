@@ -5,6 +5,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 
+from grm_jax.errors import UserError
 from grm_jax.parallel.rules import Layout
 
 Tree = TypeVar('Tree')
@@ -27,11 +28,11 @@ def process_rows(layout: Layout, prompts: int) -> np.ndarray:
     int64, ascending.
 
   Raises:
-    ValueError: the mesh cannot split P prompts.
+    UserError: the mesh cannot split P prompts.
   """
   ways = layout.split('prompts')
   if prompts % ways:
-    raise ValueError(
+    raise UserError(
       f'config.batch.prompts is {prompts}; the mesh splits prompts {ways} '
       'ways, of which it must be a multiple'
     )
@@ -58,7 +59,8 @@ def place(batch: Tree, layout: Layout, prompts: int) -> Tree:
     jax.Arrays of all P prompts, split by `prompts`.
 
   Raises:
-    ValueError: another number of rows; the mesh cannot split P prompts.
+    UserError: the mesh cannot split P prompts.
+    ValueError: another number of rows.
   """
   rows = process_rows(layout, prompts)
   given = len(jax.tree.leaves(batch)[0])

@@ -55,11 +55,11 @@ def judgements(
   """(example, order, judgement) of each pair; a fault for each bad row.
 
   Args:
-    path: a .json or .jsonl file, local or gs://.
+    path: a .json, .jsonl or .parquet file, local or gs://.
     seed: of the orders that responses are shown in.
 
   Raises:
-    ValueError: the file cannot be read.
+    UserError: the file cannot be read.
   """
   groups: dict[tuple[str, str], list[Rated]] = collections.defaultdict(list)
   for found in published.read(path, _rated):

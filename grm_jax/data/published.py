@@ -1,8 +1,12 @@
-"""Rows of published files, one by one: a bad row is a fault, not the end.
+"""Rows of data files, one by one: a bad row is a fault, not the end.
 
-What a row makes is up to an adapter (grm_jax/data/adapters), a function from a
-row to any number of examples, which raises `row.fault(...)` for a mistake of
-the file and yields `Dropped` for a row that is right and still of no use.
+A file is read by its suffix (parallel/row_reader.py); tfds:NAME:SPLIT and
+seqio:NAME:SPLIT stand for a file wherever a path does.
+
+What a row of a published set makes is up to an adapter (grm_jax/data/adapters),
+a function from a row to any number of examples, which raises `row.fault(...)`
+for a mistake of the file and yields `Dropped` for a row that is right and still
+of no use.
 """
 
 import dataclasses
@@ -13,9 +17,13 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from grm_jax.data import jsonl, seqio_source, tfds
+from grm_jax.data import seqio_source, tfds
+from grm_jax.errors import UserError
+from grm_jax.judging import example as examples_lib
 from grm_jax.judging import rows
+from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.judgement import Fault
+from grm_jax.parallel import row_reader
 
 T = TypeVar('T')
 
@@ -33,31 +41,20 @@ def read(
   """What the rows of a file make, and a fault for each that is wrong.
 
   Args:
-    path: a .json (one array), .jsonl or .parquet file, local or gs://; a `*`
-      in its name stands for several files, read in order of their names. A
-      folder is the one such file in it. Or tfds:NAME:SPLIT or
-      seqio:NAME:SPLIT.
+    path: a .json, .jsonl or .parquet file, local or gs://; a `*` in its name
+      stands for several files, read in order of their names. A folder is the
+      one such file in it. Or tfds:NAME:SPLIT or seqio:NAME:SPLIT.
     make: an adapter.
     name: of the file to take from a folder that has several, as the set is
       published.
 
   Raises:
-    ValueError: a file cannot be read, or is not of its format at all; which
+    UserError: a file cannot be read, or is not of its format at all; which
       file of a folder is meant is not clear.
   """
   for file in _files(path, name):
     for number, value in values(file):
       yield from _made(rows.Row(file, number, value), make)
-
-
-def digest(*texts: str) -> str:
-  """16 letters that stand for these texts, for ids that outlive edits.
-
-  Row numbers would shift when a row is deleted, and samples kept by id would
-  then belong to other examples.
-  """
-  # JSON escapes what UTF-8 cannot hold, and marks where each text ends.
-  return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
 def _made(row, make):
@@ -67,16 +64,8 @@ def _made(row, make):
     if not isinstance(row.fields, dict):
       raise row.fault('the row is not an object')
     return list(make(row))
-  except ValueError as error:
+  except UserError as error:
     return [Fault(f'row {row.number}', str(error))]
-
-
-def _named(path):
-  """The module that reads this name, None for a path."""
-  for module in (tfds, seqio_source):
-    if path.startswith(module.PREFIX):
-      return module
-  return None
 
 
 def files(path: str) -> list[str]:
@@ -90,17 +79,18 @@ def files(path: str) -> list[str]:
     return sorted(str(file) for file in root.parent.glob(root.name))
   if not root.is_dir():
     return [path]
-  return sorted(str(x) for x in root.iterdir() if x.suffix in rows.SUFFIXES)
+  known = (x for x in root.iterdir() if x.suffix in row_reader.FORMATS)
+  return sorted(str(x) for x in known)
 
 
 def _files(path, name):
-  if _named(path):
+  if is_dataset_name(path):
     return [path]
   found = files(path)
   if epath.Path(path).is_dir():
     return [_the_one(path, found, name)]
   if not found:
-    raise ValueError(f'{path}: no file has such a name')
+    raise UserError(f'{path}: no file has such a name')
   return found
 
 
@@ -110,49 +100,121 @@ def _the_one(folder, found, name):
     return found[names.index(name)]
   if len(found) != 1:
     several = f'several data files ({", ".join(names)})' if found else 'no file'
-    raise ValueError(
+    raise UserError(
       f'{folder}: a folder with {several}; name one of '
-      f'{", ".join(rows.SUFFIXES)}, or several as FOLDER/*.json'
+      f'{", ".join(row_reader.FORMATS)}, or several as FOLDER/*.json'
     )
   return found[0]
 
 
-def values(file: str) -> Iterator[tuple[int, Any]]:
-  """(number from 1, JSON value or fault) of rows.
+def is_dataset_name(path: str) -> bool:
+  """Whether this is tfds:NAME:SPLIT or seqio:NAME:SPLIT rather than a path."""
+  return path.startswith((tfds.PREFIX, seqio_source.PREFIX))
+
+
+def values(path: str, fallback: str = '') -> Iterator[tuple[int, Any | Fault]]:
+  """(number from 1, JSON value or fault) of every row.
 
   Args:
-    file: .json, .jsonl or .parquet, or tfds:NAME:SPLIT or seqio:NAME:SPLIT.
+    path: a .json, .jsonl or .parquet file, or tfds:NAME:SPLIT or
+      seqio:NAME:SPLIT.
+    fallback: the format of a file with another suffix, see
+      `row_reader.read_rows`.
 
   Raises:
-    ValueError: it cannot be read, or is none of these.
+    UserError: it cannot be read, or is none of these.
   """
-  if module := _named(file):
-    return module.values(file)
-  suffix = epath.Path(file).suffix
-  if suffix == '.jsonl':
-    return jsonl.values(file)
-  if suffix == '.json':
-    return _array(file)
-  if suffix == '.parquet':
-    return _parquet(file)
-  known = ', '.join(rows.SUFFIXES)
-  raise ValueError(f'{file}: not one of {known}')
+  if path.startswith(tfds.PREFIX):
+    return tfds.values(path)
+  if path.startswith(seqio_source.PREFIX):
+    return seqio_source.values(path)
+  return _values_of_file(path, fallback)
 
 
-def _array(file):
-  with jsonl.reading(file):
-    content = epath.Path(file).read_bytes()
-  try:
-    # Of bytes: JSON finds the encoding and a byte order mark by itself.
-    values = json.loads(content)
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f'{file}: not JSON: {error}') from error
-  if not isinstance(values, list):
-    raise ValueError(f'{file}: a .json file must be one array of rows')
-  return enumerate(values, 1)
+def _values_of_file(path, fallback):
+  for number, value in row_reader.read_rows(path, fallback):
+    if isinstance(value, row_reader.UnreadableRow):
+      value = Fault(f'line {number}', value.reason)
+    yield number, value
 
 
-def _parquet(file):
-  with jsonl.reading(file):
-    for row in rows.read(file, lambda name: True):
-      yield row.number, row.fields
+def convert(
+  path: str, make: Callable[[Any, int], T], fallback: str = ''
+) -> Iterator[tuple[int, T | Fault]]:
+  """(number from 1, what `make` returns or a fault) of every row.
+
+  Args:
+    path: see `values`.
+    make: a function of a JSON value and its number; for a bad one it raises
+      UserError.
+    fallback: see `values`.
+
+  Raises:
+    UserError: what `values` raises.
+  """
+  return _convert(values(path, fallback), make, is_dataset_name(path))
+
+
+def _convert(numbered, make, all_rows_have_all_fields):
+  for number, value in numbered:
+    if isinstance(value, Fault):
+      yield number, value
+      continue
+    try:
+      if all_rows_have_all_fields:
+        value = tfds.native(value)
+      yield number, make(value, number)
+    except UserError as error:
+      name = value.get('id', number) if isinstance(value, dict) else number
+      yield number, Fault(str(name), str(error))
+
+
+def examples(path: str) -> Iterator[tuple[int, JudgingExample | Fault]]:
+  """(number from 1, example or fault) of the rows of a user's own data.
+
+  Args:
+    path: of rows that `judging.example.from_row` takes, see `values`; a file
+      with another suffix is JSON Lines.
+
+  Raises:
+    UserError: what `values` raises.
+  """
+  return convert(path, examples_lib.from_row, fallback='.jsonl')
+
+
+def located(
+  path: str, numbered: Iterable[tuple[int, T | Fault]]
+) -> Iterator[T | Fault]:
+  """The items without their numbers; faults name the path and the row."""
+  for number, item in numbered:
+    if isinstance(item, Fault):
+      item = Fault(item.id, f'{path}, row {number}: {item.reason}')
+    yield item
+
+
+def table(name: str) -> rows.Table:
+  """The rows of tfds:NAME:SPLIT or seqio:NAME:SPLIT, for a suite.
+
+  Reading a bad row raises UserError.
+
+  Raises:
+    UserError: what `values` raises.
+  """
+  return rows.Table(name, _fields(name, values(name)))
+
+
+def _fields(name, numbered):
+  for number, value in numbered:
+    if isinstance(value, Fault):
+      raise UserError(f'{name}, row {number}: {value.reason}')
+    yield value
+
+
+def digest(*texts: str) -> str:
+  """16 letters that stand for these texts, for ids that outlive edits.
+
+  Row numbers would shift when a row is deleted, and samples kept by id would
+  then belong to other examples.
+  """
+  # JSON escapes what UTF-8 cannot hold, and marks where each text ends.
+  return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]

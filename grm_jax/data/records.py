@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from grm_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:
@@ -57,29 +59,39 @@ class Limits:
 
 
 def limits(
-  buckets: int | Sequence[int], size: int | Sequence[int], rows: int
+  buckets: int | Sequence[int],
+  size: int | Sequence[int],
+  rows: int,
+  key: str = 'config.batch',
 ) -> Limits:
   """The Limits that `config.batch` describes.
 
   Args:
     buckets, size: a length, or several in any order.
     rows: see Limits.
+    key: config key that they are under, for messages.
 
   Raises:
-    ValueError: no length, a length below 1, or negative rows.
+    UserError: no length, a length below 1, or negative rows.
   """
   if rows < 0:
-    raise ValueError(f'config.batch.rows is {rows}; it must be 0 or more')
-  return Limits(_lengths('buckets', buckets), _lengths('size', size), rows)
+    raise UserError(f'{key}.rows is {rows}; it must be 0 or more')
+  return Limits(
+    lengths(f'{key}.buckets', buckets), lengths(f'{key}.size', size), rows
+  )
 
 
-def _lengths(key, given):
-  lengths = (given,) if isinstance(given, int) else tuple(given)
-  if not lengths or min(lengths) < 1:
-    raise ValueError(
-      f'config.batch.{key} is {given}; it must be one or more lengths above 0'
-    )
-  return tuple(sorted(set(lengths)))
+def lengths(key: str, given: int | Sequence[int]) -> tuple[int, ...]:
+  """The lengths of a setting, ascending; UserError if they are none.
+
+  Args:
+    key: its config key, for messages.
+    given: a length, or several in any order.
+  """
+  several = (given,) if isinstance(given, int) else tuple(given)
+  if not several or min(several) < 1:
+    raise UserError(f'{key} is {given}; it must be one or more lengths above 0')
+  return tuple(sorted(set(several)))
 
 
 def fits(record: Record, limits: Limits) -> str | None:

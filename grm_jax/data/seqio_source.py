@@ -1,17 +1,11 @@
 """Tasks and Mixtures of seqio as sources: `seqio:MODULE/NAME:SPLIT`.
 
 MODULE is imported and registers NAME, as in seqio:my_package.tasks/mix:train;
-what the program itself has registered is seqio:NAME:SPLIT. Examples are read
-as they leave the Task's preprocessors, untrimmed.
+a NAME that is registered already is seqio:NAME:SPLIT. Examples are read as they
+leave the Task's preprocessors, untrimmed, in the Task's own order.
 
 Of a Mixture one pass is drawn at its rates, by seqio, until the first of its
-Tasks is used up. To mix its Tasks by our own loader instead, exactly at the
-rates and over several epochs, take `parts`.
-
-Without a seed the order is the Task's own; with one it is shuffled, always the
-same for a seed. To go on where a run stopped, give the number of examples it
-had taken as `skip`: they are made again and thrown away. This holds for Tasks
-whose own sources and preprocessors are functions of the seed.
+Tasks is used up.
 """
 
 import difflib
@@ -24,8 +18,7 @@ from absl import logging
 
 from grm_jax.data import tfds
 from grm_jax.data.records import Record, tokens_of
-from grm_jax.judging import rows
-from grm_jax.judging.example import JudgingExample
+from grm_jax.errors import UserError
 from grm_jax.judging.judgement import Fault
 from grm_jax.model import chat
 from grm_jax.model.tokenizer import Tokenizer
@@ -41,13 +34,13 @@ def load() -> Any:
   """The module `seqio`, imported when it is first needed: it takes seconds.
 
   Raises:
-    ValueError: it is not installed, or TensorFlow has taken an accelerator.
+    UserError: it is not installed, or TensorFlow has taken an accelerator.
   """
   tfds.tensorflow()
   try:
     import seqio
   except ImportError as error:
-    raise ValueError(
+    raise UserError(
       f"seqio sources need {error.name}; pip install 'seqio>=0.0.20,<0.1'"
     ) from error
   return seqio
@@ -57,11 +50,11 @@ def parse(spec: str) -> tuple[str, str, str]:
   """(MODULE or '', NAME, SPLIT) of a spec.
 
   Raises:
-    ValueError: a part is missing.
+    UserError: a part is missing.
   """
   match = _SPEC.fullmatch(spec)
   if not match:
-    raise ValueError(
+    raise UserError(
       f'{spec!r} is no seqio source; it is seqio:MODULE/NAME:SPLIT, such as '
       'seqio:my_package.tasks/my_task:train'
     )
@@ -72,7 +65,7 @@ def provider(spec: str) -> Any:
   """The registered seqio.Task or seqio.Mixture of a spec.
 
   Raises:
-    ValueError: the module cannot be imported, or there is no such Task or
+    UserError: the module cannot be imported, or there is no such Task or
       Mixture, or it has no such split; says what there is.
   """
   module, name, split = parse(spec)
@@ -81,13 +74,13 @@ def provider(spec: str) -> Any:
     try:
       importlib.import_module(module)
     except ImportError as error:
-      raise ValueError(
+      raise UserError(
         f'{spec}: module {module} cannot be imported: {tfds.one_line(error)}'
       ) from error
   known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
   if name not in known:
     near = difflib.get_close_matches(name, known, 5) or known[:5]
-    raise ValueError(
+    raise UserError(
       f'{spec}: no Task or Mixture {name!r} is registered'
       + (f'; there are {", ".join(near)}' if near else '')
       + ('' if module else '; name its module: seqio:MODULE/NAME:SPLIT')
@@ -95,38 +88,19 @@ def provider(spec: str) -> Any:
   found = seqio.get_mixture_or_task(name)
   if split not in found.splits:
     splits = ', '.join(sorted(found.splits))
-    raise ValueError(f'{spec}: {name} has the splits {splits}, not {split}')
+    raise UserError(f'{spec}: {name} has the splits {splits}, not {split}')
   return found
 
 
-def parts(spec: str) -> dict[str, float]:
-  """The specs of a Mixture's Tasks, with rates; of a Task its own, with 1.
-
-  Tasks without the split are left out, as seqio does.
-
-  Raises:
-    ValueError: what `provider` raises.
-  """
-  seqio, found = load(), provider(spec)
-  module, _, split = parse(spec)
-  if isinstance(found, seqio.Task):
-    return {spec: 1.0}
-  place = f'{module}/' if module else ''
-  return {
-    f'{PREFIX}{place}{task.name}:{split}': found.get_rate(task)
-    for task in found.tasks
-    if split in task.splits
-  }
-
-
 def values(spec: str) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
-  """(number from 1, fields or fault) of every example, as `jsonl.values`.
+  """(number from 1, fields or fault) of every example.
 
   Args:
-    spec: of examples that have text in them.
+    spec: of examples that have text in them. `messages` may be
+      {role: texts, content: texts}.
 
   Raises:
-    ValueError: what `provider` raises, at once; what the Task's own code
+    UserError: what `provider` raises, at once; what the Task's own code
       raises, when it is read.
   """
   return (
@@ -134,31 +108,7 @@ def values(spec: str) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
   )
 
 
-def read(spec: str) -> Iterator[tuple[int, JudgingExample | Fault]]:
-  """(number from 1, example or fault), as `jsonl.read`.
-
-  Args:
-    spec: of texts and numbers that make a row, see `tfds.native`; `messages`
-      may be {role: texts, content: texts}.
-
-  Raises:
-    ValueError: what `values` raises.
-  """
-  return tfds.to_examples(values(spec))
-
-
-def table(spec: str) -> rows.Table:
-  """The examples as rows, for an adapter or a suite."""
-  return tfds.to_table(spec, values(spec))
-
-
-def records(
-  spec: str,
-  tokenizer: Tokenizer,
-  *,
-  seed: int | None = None,
-  skip: int = 0,
-) -> Iterator[Record]:
+def records(spec: str, tokenizer: Tokenizer) -> Iterator[Record]:
   """Training texts: of every example its inputs and its targets.
 
   Features that are token ids are taken as they are, and begin with bos where
@@ -170,30 +120,28 @@ def records(
   Args:
     spec: of a Task or Mixture with features `inputs` and `targets`.
     tokenizer: the model's.
-    seed: None for the Task's own order.
-    skip: examples that were taken before.
 
   Returns:
     Records, whose source is the Task's or Mixture's name, and whose id is the
     example's feature `id`, or else its number from 1.
 
   Raises:
-    ValueError: what `values` raises; no such features; another vocabulary
+    UserError: what `values` raises; no such features; another vocabulary
       than the tokenizer's.
   """
   found = provider(spec)
   make = _maker(spec, found.output_features, tokenizer)
   return (
     make(_id(example) or str(number), found.name, example)
-    for number, example in _examples(spec, seed, skip)
+    for number, example in _examples(spec)
   )
 
 
 def check_vocabulary(spec: str, feature: Any, tokenizer: Tokenizer) -> None:
-  """ValueError if a seqio.Feature has other ids than the tokenizer."""
+  """UserError if a seqio.Feature has other ids than the tokenizer."""
   vocabulary = feature.vocabulary
   if not isinstance(vocabulary, load().SentencePieceVocabulary):
-    raise ValueError(
+    raise UserError(
       f'{spec}: its ids are of a {type(vocabulary).__name__}; they must be of '
       "a SentencePieceVocabulary of the model's own tokenizer.model"
     )
@@ -201,7 +149,7 @@ def check_vocabulary(spec: str, feature: Any, tokenizer: Tokenizer) -> None:
   name = vocabulary.sentencepiece_model_file
   size = theirs.get_piece_size()
   if size != tokenizer.vocab_size:
-    raise ValueError(
+    raise UserError(
       f'{spec}: its vocabulary {name} has {size} pieces, the tokenizer of the '
       f'model {tokenizer.vocab_size}; make the Task with the latter'
     )
@@ -209,13 +157,13 @@ def check_vocabulary(spec: str, feature: Any, tokenizer: Tokenizer) -> None:
   for i, their in zip(ids, theirs.id_to_piece(ids), strict=True):
     our = ours.piece(i)
     if their != our:
-      raise ValueError(
+      raise UserError(
         f'{spec}: id {i} is {their!r} in its vocabulary {name} and {our!r} in '
         'the tokenizer of the model; make the Task with the latter'
       )
 
 
-def _examples(spec, seed=None, skip=0):
+def _examples(spec):
   """(number from 1, example) of what the Task makes."""
   import tensorflow as tf
   import tensorflow_datasets
@@ -225,23 +173,22 @@ def _examples(spec, seed=None, skip=0):
     dataset = found.get_dataset(
       sequence_length=None,
       split=parse(spec)[2],
-      shuffle=seed is not None,
-      seed=seed,
+      shuffle=False,
       num_epochs=1,
     )
   except (ValueError, OSError, AssertionError) as error:
-    raise ValueError(f'{spec}: {tfds.one_line(error)}') from error
-  logging.info('%s is read from seqio, after %d examples', spec, skip)
+    raise UserError(f'{spec}: {tfds.one_line(error)}') from error
+  logging.info('%s is read from seqio', spec)
 
   def numbered():
-    number = skip
+    number = 0
     try:
-      for example in tensorflow_datasets.as_numpy(dataset.skip(skip)):
+      for example in tensorflow_datasets.as_numpy(dataset):
         number += 1
         yield number, example
     except tf.errors.OpError as error:
       reason = tfds.one_line(error)
-      raise ValueError(f'{spec}, after example {number}: {reason}') from error
+      raise UserError(f'{spec}, after example {number}: {reason}') from error
 
   return numbered()
 
@@ -249,7 +196,7 @@ def _examples(spec, seed=None, skip=0):
 def _fields(example, number):
   try:
     fields = tfds.decoded(tfds.plain(example))
-  except ValueError as error:
+  except UserError as error:
     return Fault(f'row {number}', str(error))
   messages = fields.get('messages')
   if not isinstance(messages, dict):
@@ -274,7 +221,7 @@ def _maker(spec, features, tokenizer):
 
   missing = [key for key in _KEYS if key not in features]
   if missing:
-    raise ValueError(
+    raise UserError(
       f'{spec}: it has no feature {missing[0]}, only {", ".join(features)}'
     )
   if {features[key].dtype for key in _KEYS} == {tf.string}:

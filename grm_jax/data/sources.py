@@ -1,7 +1,9 @@
 """Where judging examples come from, by a short name: `config.data`.
 
   practice, practice:COUNT  made-up problems (data/practice/), 4000 of them
-  FILE.jsonl, jsonl:PATH    rows of the user's own (judging/example.py)
+  FILE.jsonl, FILE.json, FILE.parquet
+                            rows of the user's own (judging/example.py)
+  jsonl:PATH                the same, of a file with any other suffix
   tfds:NAME:SPLIT           such rows in a TFDS data set (tfds.py)
   seqio:[MODULE/]NAME:SPLIT such rows of a seqio Task (seqio_source.py)
   gsm8k:PATH                model solutions of GSM8K, checked
@@ -26,12 +28,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from absl import logging
 
-from grm_jax.data import jsonl, published, seqio_source, splits, tfds
+from grm_jax.data import published, splits
 from grm_jax.data.adapters import preferences, verified
 from grm_jax.data.published import Dropped
+from grm_jax.errors import UserError
 from grm_jax.judging import rows
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.judgement import Fault
+from grm_jax.parallel import row_reader
 
 _Made = JudgingExample | Dropped
 _ADAPTERS: Mapping[str, Callable[[rows.Row], Iterable[_Made]]] = {
@@ -65,7 +69,7 @@ def read(spec: str, split: str = 'train') -> Iterator[JudgingExample | Fault]:
     split: 'train', 'validation' or 'held_out'.
 
   Raises:
-    ValueError: there is no such source or split, or, once it is read, the
+    UserError: there is no such source or split, or, once it is read, the
       file cannot be.
   """
   items = _open(spec, split)
@@ -86,7 +90,7 @@ def load(
     strict: whether the first bad row stops.
 
   Raises:
-    ValueError: what `read` raises; with `strict` a row; no example is left.
+    UserError: what `read` raises; with `strict` a row; no example is left.
   """
   examples, faults = {}, []
   dropped = collections.Counter()
@@ -97,7 +101,7 @@ def load(
     elif isinstance(item, JudgingExample):
       examples[item.id] = item
     elif strict:
-      raise ValueError(item.reason)
+      raise UserError(item.reason)
     else:
       faults.append(item)
   _report(f'{spec}, {split}', len(examples), faults, dropped)
@@ -108,31 +112,27 @@ def _open(spec, split) -> Iterator[_Made | Fault]:
   """What the source holds; examples of other splits come as dropped."""
   splits.check(split)
   place, hashed, rest = spec.partition(_BY_QUESTION)
-  prefix, colon, path = place.partition(':')
+  prefix, _, path = place.partition(':')
   if prefix == 'practice' and not hashed:
     return _practice(spec, split)
-  for named in (tfds, seqio_source):
-    if place.startswith(named.PREFIX) and not rest:
-      items = _located(place, named.read(place))
-      return _only(items, split) if hashed else items
   if prefix in _ADAPTERS and path and not rest:
     name = _PUBLISHED_AS.get(prefix, '')
     items = published.read(path, _ADAPTERS[prefix], name)
     return _only(map(_usable, items), split)
-  if prefix == 'jsonl' and path and not rest:
-    return _only(_own(path), split) if hashed else _own(path)
-  remote = path.startswith('//')
-  if place.endswith('.jsonl') and (remote or not colon) and not rest:
-    return _only(_own(place), split) if hashed else _own(place)
+  own = _own_path(place)
+  if own and not rest:
+    items = published.located(own, published.examples(own))
+    return _only(items, split) if hashed else items
   known = ', '.join(f'{name}:PATH' for name in ('jsonl', *_ADAPTERS))
-  raise ValueError(
-    f'{spec!r} is no source; config.data is FILE.jsonl, practice, '
-    f'tfds:NAME:SPLIT, seqio:NAME:SPLIT or one of {known}'
+  raise UserError(
+    f'{spec!r} is no source; config.data is FILE.jsonl, FILE.json, '
+    'FILE.parquet, practice, tfds:NAME:SPLIT, seqio:NAME:SPLIT or one of '
+    f'{known}'
   )
 
 
 def count_of(spec: str, default: int) -> int:
-  """COUNT of NAME:COUNT; ValueError where it is none.
+  """COUNT of NAME:COUNT; UserError where it is none.
 
   Args:
     spec: the source.
@@ -140,7 +140,7 @@ def count_of(spec: str, default: int) -> int:
   """
   name, _, count = spec.partition(':')
   if count and not (count.isdecimal() and int(count)):
-    raise ValueError(f'{spec!r}: {name}:COUNT has a whole number above 0')
+    raise UserError(f'{spec!r}: {name}:COUNT has a whole number above 0')
   return int(count or default)
 
 
@@ -152,16 +152,15 @@ def _practice(spec, split):
   return examples.examples(split, count)
 
 
-def _own(path):
-  return _located(path, jsonl.read(path))
-
-
-def _located(name, items):
-  """The items; faults say where they are."""
-  for number, item in items:
-    if isinstance(item, Fault):
-      item = Fault(item.id, f'{name}, row {number}: {item.reason}')
-    yield item
+def _own_path(place):
+  """The path or dataset name of the user's own rows; '' if it is none."""
+  prefix, colon, path = place.partition(':')
+  if prefix == 'jsonl':
+    return path
+  if published.is_dataset_name(place):
+    return place
+  is_path = not colon or path.startswith('//')  # such as gs://
+  return place if is_path and place.endswith(row_reader.FORMATS) else ''
 
 
 def _only(items, split):
@@ -192,7 +191,7 @@ def _report(name, num, faults, dropped):
   """Logs what was found; raises if there is nothing."""
   reasons = '; '.join(f'{n} {reason}' for reason, n in dropped.items())
   if not num:
-    raise ValueError(_nothing(name, faults, reasons))
+    raise UserError(_nothing(name, faults, reasons))
   for fault in faults[:_SHOWN]:
     logging.warning('%s', fault.reason)
   if faults:

@@ -29,6 +29,7 @@ from typing import Any
 
 from grm_jax.data import prometheus, published, sources, verdicts
 from grm_jax.data.records import Record, tokens_of
+from grm_jax.errors import UserError
 from grm_jax.judging import example as examples_lib
 from grm_jax.judging.example import JudgingExample, Turn
 from grm_jax.judging.forms import Forms
@@ -78,7 +79,7 @@ def read(
       verdicts and of pairs.
 
   Raises:
-    ValueError: there is no such source; a file that cannot be read.
+    UserError: there is no such source; a file that cannot be read.
   """
   prefix, _, rest = spec.partition(':')
   if prefix == PRACTICE:
@@ -93,7 +94,7 @@ def read(
     return _basics(spec, split, source, seed)
   makers = {'texts': _plain, 'judged': _judged}
   if prefix not in makers or not rest:
-    raise ValueError(
+    raise UserError(
       f'{spec!r} is no source of texts; config.data.texts and '
       'config.data.general are practice:COUNT, basics:COUNT, texts:PATH, '
       'judged:PATH, verdicts:SOURCE, prometheus:PATH or seqio:NAME:SPLIT'
@@ -119,7 +120,7 @@ def _verdicts(spec, split, source, seed):
     order = verdicts.order_of(item, seed)
     try:
       text = verdicts.write(item, order)
-    except ValueError as error:
+    except UserError as error:
       yield Fault(item.id, f'{spec}: {error}')
       continue
     yield Text(item.id, source, (text,), example=item, order=order)
@@ -152,21 +153,14 @@ def _basics(spec, split, source, seed):
 
 
 def _of_file(path, source, make):
-  for number, row in published.values(path):
-    if isinstance(row, Fault):
-      yield Fault(row.id, f'{path}, row {number}: {row.reason}')
-      continue
-    try:
-      yield make(row, number, source)
-    except ValueError as error:
-      name = row.get('id', number) if isinstance(row, dict) else number
-      yield Fault(str(name), f'{path}, row {number}: {error}')
+  rows = published.convert(path, functools.partial(make, source=source))
+  return published.located(path, rows)
 
 
 def _plain(row: Any, number: int, source: str) -> Text:
   """A text of a conversation; a row of judging without its responses."""
   if not isinstance(row, dict):
-    raise ValueError('the row is not a JSON object')
+    raise UserError('the row is not a JSON object')
   asked = {key: row[key] for key in ('id', 'query', 'messages') if key in row}
   found = examples_lib.from_row(asked | {'responses': ['']}, number)
   return Text(found.id, source, _generations(row), turns=found.query)
@@ -175,10 +169,11 @@ def _plain(row: Any, number: int, source: str) -> Text:
 def _judged(row: Any, number: int, source: str) -> Text:
   found = examples_lib.from_row(row, number)
   n = len(found.responses)
-  order = row.get('order', list(range(n)))
+  order = row.get('order')
+  order = list(range(n)) if order is None else order
   whole = isinstance(order, list) and all(type(x) is int for x in order)
   if not whole or sorted(order) != list(range(n)):
-    raise ValueError(f'order {order!r} is no permutation of {n} responses')
+    raise UserError(f'order {order!r} is no permutation of {n} responses')
   return Text(
     found.id, source, _generations(row), example=found, order=tuple(order)
   )
@@ -187,11 +182,11 @@ def _judged(row: Any, number: int, source: str) -> Text:
 def _generations(row):
   one, several = row.get('generation'), row.get('generations')
   if (one is None) == (several is None):
-    raise ValueError('a row has either a generation or generations')
+    raise UserError('a row has either a generation or generations')
   found = [one] if several is None else several
   good = isinstance(found, list) and all(isinstance(x, str) for x in found)
   if not good or not found:
-    raise ValueError('generations must be texts, at least one')
+    raise UserError('generations must be texts, at least one')
   return tuple(found)
 
 
@@ -207,7 +202,7 @@ def record(
     limit: most tokens of a prompt that is rendered here.
 
   Raises:
-    ValueError: the prompt is too long, or its turns make no conversation.
+    UserError: the prompt is too long, or its turns make no conversation.
   """
   if text.example is None:
     turns = [{'role': t.role, 'content': t.text} for t in text.turns]

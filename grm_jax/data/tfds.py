@@ -17,16 +17,14 @@ where a path would stand, as in `ultrafeedback:tfds:NAME:SPLIT`.
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from absl import logging
 from etils import epath
 
-from grm_jax.judging import example as examples_lib
-from grm_jax.judging import rows
-from grm_jax.judging.example import JudgingExample
+from grm_jax.errors import UserError
 from grm_jax.judging.judgement import Fault
 
 PREFIX = 'tfds:'
@@ -47,13 +45,13 @@ def tensorflow() -> Any:
   """The module `tensorflow`, which leaves accelerators to JAX.
 
   Raises:
-    ValueError: it is not installed, or has taken an accelerator already.
+    UserError: it is not installed, or has taken an accelerator already.
   """
   try:
     import tensorflow
     import tensorflow_datasets  # noqa: F401
   except ImportError as error:
-    raise ValueError(
+    raise UserError(
       f'TFDS and seqio sources need {error.name}; pip install tensorflow '
       "'tensorflow-datasets>=4.9.10,<4.10' 'seqio>=0.0.20,<0.1'"
     ) from error
@@ -61,7 +59,7 @@ def tensorflow() -> Any:
     for kind in ('GPU', 'TPU'):
       tensorflow.config.set_visible_devices([], kind)
   except RuntimeError as error:
-    raise ValueError(
+    raise UserError(
       'TensorFlow was used before and holds an accelerator that JAX needs; '
       'call grm_jax.data.tfds.tensorflow() before it is used'
     ) from error
@@ -69,7 +67,7 @@ def tensorflow() -> Any:
 
 
 def values(spec: str) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
-  """(number from 1, fields or fault) of every row, as `jsonl.values`.
+  """(number from 1, fields or fault) of every row.
 
   Fields are plain Python: str of UTF-8, int, float, bool, lists. A sequence of
   records is a list of objects, whereas TFDS itself gives an object of lists. A
@@ -79,7 +77,7 @@ def values(spec: str) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
     spec: see above.
 
   Raises:
-    ValueError: the spec, the dataset or the split is wrong, at once; the files
+    UserError: the spec, the dataset or the split is wrong, at once; the files
       are damaged, when they are read.
   """
   name, split = parse(spec)
@@ -92,59 +90,10 @@ def values(spec: str) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
     builder = tfds.builder_from_directory(os.fspath(folder))
     dataset = builder.as_dataset(split=split, read_config=_in_order(tfds))
   except (ValueError, OSError, AssertionError, json_format.Error) as error:
-    raise ValueError(f'{spec}: {one_line(error)}') from error
+    raise UserError(f'{spec}: {one_line(error)}') from error
   logging.info('%s is read from %s', spec, folder)
   features = builder.info.features
   return _values(spec, features, tfds.as_numpy(dataset), tf.errors.OpError)
-
-
-def read(spec: str) -> Iterator[tuple[int, JudgingExample | Fault]]:
-  """(number from 1, example or fault) of every row, as `jsonl.read`.
-
-  Args:
-    spec: of rows that `judging.example.from_row` takes, see `native`.
-
-  Raises:
-    ValueError: what `values` raises.
-  """
-  return to_examples(values(spec))
-
-
-def table(spec: str) -> rows.Table:
-  """The rows for an adapter or a suite; a faulty one raises ValueError.
-
-  Raises:
-    ValueError: what `values` raises.
-  """
-  return to_table(spec, values(spec))
-
-
-def to_examples(
-  found: Iterable[tuple[int, dict[str, Any] | Fault]],
-) -> Iterator[tuple[int, JudgingExample | Fault]]:
-  """Numbered fields as numbered examples; faults stay."""
-  for number, fields in found:
-    if isinstance(fields, Fault):
-      yield number, fields
-      continue
-    try:
-      yield number, examples_lib.from_row(native(fields), number)
-    except ValueError as error:
-      yield number, Fault(str(fields.get('id', number)), str(error))
-
-
-def to_table(
-  spec: str, found: Iterable[tuple[int, dict[str, Any] | Fault]]
-) -> rows.Table:
-  """Numbered fields as a Table."""
-
-  def fields():
-    for number, value in found:
-      if isinstance(value, Fault):
-        raise ValueError(f'{spec}, row {number}: {value.reason}')
-      yield value
-
-  return rows.Table(spec, fields())
 
 
 def native(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,11 +115,11 @@ def parse(spec: str) -> tuple[str, str]:
   """(NAME, SPLIT) of a spec.
 
   Raises:
-    ValueError: it has not both.
+    UserError: it has not both.
   """
   match = _SPEC.fullmatch(spec)
   if not match:
-    raise ValueError(
+    raise UserError(
       f'{spec!r} is no TFDS source; it is tfds:NAME:SPLIT, such as '
       'tfds:my_set/config:1.0.0:train[:10%]'
     )
@@ -181,7 +130,7 @@ def find(spec: str, name: str) -> epath.Path:
   """The folder of a dataset: of one config, if it has some, and version.
 
   Raises:
-    ValueError: it is not there; says where it should be, or what is.
+    UserError: it is not there; says where it should be, or what is.
   """
   match = _NAME.fullmatch(name)
   root = epath.Path(data_dir())
@@ -191,7 +140,7 @@ def find(spec: str, name: str) -> epath.Path:
     place = re.sub(r'[^\w/]', '_', place.removeprefix(NAMESPACE).lower())
   folder = epath.Path(place) if '://' in place else root / place
   if not folder.is_dir():
-    raise ValueError(
+    raise UserError(
       f'{spec}: there is no {folder}; build the dataset with `tfds build`, or '
       'set TFDS_DATA_DIR to the folder it was built into'
     )
@@ -199,12 +148,12 @@ def find(spec: str, name: str) -> epath.Path:
     return folder
   versions = _versions(folder)
   if not versions:
-    raise ValueError(f'{spec}: {_no_version(folder)}')
+    raise UserError(f'{spec}: {_no_version(folder)}')
   wanted = match['version'] or '*.*.*'
   pattern = re.escape(wanted).replace(r'\*', r'\d+')
   fitting = [v for v in versions if re.fullmatch(pattern, v)]
   if not fitting:
-    raise ValueError(
+    raise UserError(
       f'{spec}: {folder} has the versions {", ".join(versions)}, not {wanted}'
     )
   return folder / fitting[-1]
@@ -260,7 +209,7 @@ def decoded(value: Any, name: str = '') -> Any:
   """The value with bytes as text.
 
   Raises:
-    ValueError: bytes that are not UTF-8; names the field.
+    UserError: bytes that are not UTF-8; names the field.
   """
   if isinstance(value, dict):
     dot = f'{name}.' if name else ''
@@ -273,7 +222,7 @@ def decoded(value: Any, name: str = '') -> Any:
     return value.decode('utf-8')
   except UnicodeDecodeError as error:
     where = f'{name} is not UTF-8 at byte {error.start}'
-    raise ValueError(where) from error
+    raise UserError(where) from error
 
 
 def one_line(error: Exception) -> str:
@@ -298,17 +247,17 @@ def _values(spec, features, dataset, damaged):
     for number, row in enumerate(dataset, 1):
       fields = shaped(features, plain(row))
       if not isinstance(fields, dict):
-        raise ValueError(f'{spec}: its rows have no named fields')
+        raise UserError(f'{spec}: its rows have no named fields')
       yield number, _decoded_or_fault(fields, number)
   except damaged as error:
     reason = one_line(error)
-    raise ValueError(f'{spec}, after row {number}: {reason}') from error
+    raise UserError(f'{spec}, after row {number}: {reason}') from error
 
 
 def _decoded_or_fault(fields, number):
   try:
     return decoded(fields)
-  except ValueError as error:
+  except UserError as error:
     return Fault(f'row {number}', str(error))
 
 

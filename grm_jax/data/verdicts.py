@@ -9,6 +9,7 @@ learns of judging it learns afterwards, by rewards.
 from collections.abc import Iterable, Sequence
 
 from grm_jax.data.practice import draws
+from grm_jax.errors import UserError
 from grm_jax.judging import orders, outcome
 from grm_jax.judging.example import JudgingExample
 
@@ -23,7 +24,7 @@ def write(example: JudgingExample, order: Sequence[int]) -> str:
     order: order[place] is the response that is shown there.
 
   Raises:
-    ValueError: it is not known what is right.
+    UserError: it is not known what is right.
   """
   right = _right(example)
   n, shown = len(right), orders.apply(right, order)
@@ -67,7 +68,7 @@ def order_of(example: JudgingExample, seed: int) -> tuple[int, ...]:
 
 def _right(example: JudgingExample) -> list[bool]:
   if not outcome.is_told(example):
-    raise ValueError(
+    raise UserError(
       f'example {example.id!r} does not say what is right; needed is the best '
       'response, or of a single one the label 0 or 1 in rewards'
     )

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grm_jax.data import mixture
+from grm_jax.errors import UserError
 from grm_jax.judging import example as examples_lib
 from grm_jax.judging import orders
 from grm_jax.judging.example import JudgingExample
@@ -63,16 +64,16 @@ class Visits:
       seed: of epochs and orders.
 
     Raises:
-      ValueError: no example, an id twice, an unknown order.
+      UserError: no example, an id twice, an unknown order.
     """
     ids = {example.id for example in examples}
     if len(ids) < len(examples) or not examples:
-      raise ValueError(
+      raise UserError(
         f'{len(examples)} examples with {len(ids)} ids: there must be at '
         'least one, and ids must differ'
       )
     if order not in KINDS:
-      raise ValueError(f'config.order is {order!r}, none of {", ".join(KINDS)}')
+      raise UserError(f'config.order is {order!r}, none of {", ".join(KINDS)}')
     self.examples, self.drawn = tuple(examples), 0
     self._order, self._seed = order, seed
     self._shuffled = functools.lru_cache(maxsize=2)(
@@ -105,11 +106,11 @@ class Visits:
     """Goes to where a stream of the same examples was.
 
     Raises:
-      ValueError: it was of others, with both sides.
+      UserError: it was of others, with both sides.
     """
     for name, ours in self.state().items():
       if name != 'drawn' and state.get(name) != ours:
-        raise ValueError(
+        raise UserError(
           f'the saved run visits examples with {name} = {state.get(name)}, '
           f'this one with {ours}; go on with what was saved, or begin a new run'
         )

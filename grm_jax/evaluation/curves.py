@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from grm_jax.errors import UserError
 from grm_jax.evaluation import metrics, subsets
 from grm_jax.evaluation.metrics import Result, Score, Term
 from grm_jax.judging.judgement import Judged
@@ -72,12 +73,12 @@ def curves(judged: Sequence[Judged], seed: int = 0) -> Curves:
     seed: of the random subsets and of the resampling.
 
   Raises:
-    ValueError: see `subsets.gather`; or no best response is known.
+    UserError: see `subsets.gather`; or no best response is known.
   """
   samples = subsets.gather(judged)
   known = [i for i, x in enumerate(judged) if x.example.best is not None]
   if not known:
-    raise ValueError(
+    raise UserError(
       'no query says which response is best; its suite has to score it'
     )
   queries = [metrics.query_of(judged[i].example) for i in known]
@@ -121,7 +122,7 @@ def suite_curves(
     seed: of the random subsets.
 
   Raises:
-    ValueError: see `subsets.gather`.
+    UserError: see `subsets.gather`.
   """
   samples = subsets.gather(judged)
   num = min(max(_SCORED // len(judged), LEAST_SCORED), MOST_SCORED)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from grm_jax.errors import UserError
 from grm_jax.judging import votes as voting
 from grm_jax.judging.example import JudgingExample
 
@@ -111,7 +112,7 @@ def tied(result: Result) -> bool:
 
 def _best(result):
   if result.example.best is None:
-    raise ValueError(f'example {result.example.id!r} has no best response')
+    raise UserError(f'example {result.example.id!r} has no best response')
   return result.example.best
 
 
@@ -179,7 +180,7 @@ def weighted_terms(
 def score(results: Sequence[Result], terms: Sequence[Term]) -> Score:
   """The Score that `terms`, made from `results`, describe."""
   if not results:
-    raise ValueError('there are no results to score')
+    raise UserError('there are no results to score')
   sections, overall, subsets = {}, 0.0, {}
   for term in terms:
     part = term.weight * mean(item.value for item in term.items)
@@ -213,11 +214,11 @@ def auc(scores: Sequence[float], labels: Sequence[bool]) -> float:
   Mann and Whitney's U over the number of pairs; exact, from one sort.
 
   Raises:
-    ValueError: all labels are the same.
+    UserError: all labels are the same.
   """
   labels = np.asarray(labels, bool)
   if labels.all() or not labels.any():
-    raise ValueError('ROC-AUC needs results with and without the label')
+    raise UserError('ROC-AUC needs results with and without the label')
   order, starts = _levels(scores)
   return float(_auc(np.ones((1, labels.size)), labels[order], starts)[0])
 
@@ -236,11 +237,11 @@ def bootstrap(
     seed: of the draws.
 
   Raises:
-    ValueError: there is nothing to resample.
+    UserError: there is nothing to resample.
   """
   units = _indices(item.query for term in terms for item in term.items)
   if not units:
-    raise ValueError('there are no results to resample')
+    raise UserError('there are no results to resample')
   table = np.zeros((len(units), 2 * len(terms)))
   for t, term in enumerate(terms):
     rows = [units[item.query] for item in term.items]

@@ -161,8 +161,8 @@ def write_report(
     front: parts of the page, by page.py, that come before the suites.
 
   Raises:
-    ValueError: there are no suites, a name cannot be one of a file, or a file
-      cannot be written.
+    UserError: a file cannot be written.
+    ValueError: there are no suites, or a name cannot be one of a file.
   """
   for name, content in render(suites, facts or {}, front).items():
     (write or _write_whole)(os.path.join(directory, name), content)

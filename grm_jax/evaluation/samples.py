@@ -22,6 +22,7 @@ from typing import Any
 
 from etils import epath
 
+from grm_jax.errors import UserError
 from grm_jax.judging import example, judgement
 from grm_jax.judging.judgement import Judged, Judgement
 from grm_jax.parallel import files
@@ -36,7 +37,7 @@ def write(path: str | os.PathLike[str], judged: Iterable[Judged]) -> int:
   """Writes one line per query as they come, and returns how many.
 
   Raises:
-    ValueError: path cannot be written, or a reward or a score is not
+    UserError: path cannot be written, or a reward or a score is not
       finite.
   """
   count = 0
@@ -51,7 +52,7 @@ def read(path: str | os.PathLike[str]) -> Iterator[Judged]:
   """The judged examples of a file by `write`, one at a time.
 
   Raises:
-    ValueError: the file cannot be read, or a line is damaged; the message
+    UserError: the file cannot be read, or a line is damaged; the message
       has file and line.
   """
   try:
@@ -59,7 +60,7 @@ def read(path: str | os.PathLike[str]) -> Iterator[Judged]:
       for number, text in enumerate(file, 1):
         yield _read_line(text, f'{path}:{number}', number)
   except OSError as error:
-    raise ValueError(f'cannot read {path}: {error.strerror}') from error
+    raise UserError(f'cannot read {path}: {error.strerror}') from error
 
 
 def line(judged: Judged) -> str:
@@ -72,7 +73,7 @@ def line(judged: Judged) -> str:
   try:
     return json.dumps(row, allow_nan=False) + '\n'
   except ValueError as error:
-    raise ValueError(
+    raise UserError(
       f'example {judged.example.id}: a reward or a score is no finite number'
     ) from error
 
@@ -84,16 +85,16 @@ def of_row(row: Any, number: int) -> Judged:
     number: the line's.
 
   Raises:
-    ValueError: says what is wrong with it.
+    UserError: says what is wrong with it.
   """
   if not isinstance(row, dict):
-    raise ValueError('not a JSON object')
+    raise UserError('not a JSON object')
   lacking = [x for x in ('example', 'samples', 'greedy') if x not in row]
   if lacking:
-    raise ValueError(f'there is no {lacking[0]}')
+    raise UserError(f'there is no {lacking[0]}')
   one = example.from_row(row['example'], number)
   if not isinstance(row['samples'], list):
-    raise ValueError('samples must be a list')
+    raise UserError('samples must be a list')
   n = len(one.responses)
   greedy = row['greedy']
   return Judged(
@@ -116,27 +117,27 @@ def _judgement_row(one: Judgement) -> dict[str, Any]:
 def _read_line(text: bytes, where: str, number: int) -> Judged:
   try:
     return of_row(_parse(text), number)
-  except ValueError as error:
-    raise ValueError(f'{where}: {error}') from error
+  except UserError as error:
+    raise UserError(f'{where}: {error}') from error
 
 
 def _parse(text: bytes) -> Any:
   try:
     return json.loads(text.decode(), parse_constant=_refuse)
   except json.JSONDecodeError as error:
-    raise ValueError(f'not JSON: {error.msg} at {error.pos}') from error
+    raise UserError(f'not JSON: {error.msg} at {error.pos}') from error
   except UnicodeDecodeError as error:
-    raise ValueError(f'not UTF-8 at byte {error.start}') from error
+    raise UserError(f'not UTF-8 at byte {error.start}') from error
 
 
 def _refuse(name):
-  raise ValueError(f'{name} is not a finite number')
+  raise UserError(f'{name} is not a finite number')
 
 
 def _judgement(row: Any, n: int, name: str) -> Judgement:
   fault = _fault(row, n)
   if fault:
-    raise ValueError(f'{name}: {fault}')
+    raise UserError(f'{name}: {fault}')
   one = judgement.from_row(row)
   if row['meta'] in _NOT_FINITE:
     return dataclasses.replace(one, meta=float(row['meta']))

@@ -83,7 +83,7 @@ class Judge:
     """The figures of what was judged, greedily and by samples.
 
     Raises:
-      ValueError: see curves.curves.
+      UserError: see curves.curves.
     """
     found = curves_lib.curves(judged, seed)
     suite = report.suite_report(title, judged, found)

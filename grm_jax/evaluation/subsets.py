@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from grm_jax.errors import UserError
 from grm_jax.evaluation.metrics import Result
 from grm_jax.judging.judgement import Judged
 
@@ -56,13 +57,13 @@ def gather(judged: Sequence[Judged]) -> Samples:
   """The arrays of all queries.
 
   Raises:
-    ValueError: there are no queries; they differ in the number of samples
+    UserError: there are no queries; they differ in the number of samples
       or in whether there is a greedy generation; a sample has another number
       of scores than there are responses; or only some of the samples that
       parse have a meta score.
   """
   if not judged:
-    raise ValueError('there are no queries')
+    raise UserError('there are no queries')
   first = judged[0]
   by_n: dict[int, list[int]] = {}
   for i, one in enumerate(judged):
@@ -83,19 +84,19 @@ def gather(judged: Sequence[Judged]) -> Samples:
 
 def _check(first: Judged, one: Judged) -> None:
   if len(one.samples) != len(first.samples):
-    raise ValueError(
+    raise UserError(
       f'query {one.example.id} has {len(one.samples)} samples, query '
       f'{first.example.id} has {len(first.samples)}; all need as many'
     )
   if (one.greedy is None) != (first.greedy is None):
-    raise ValueError(
+    raise UserError(
       f'of queries {first.example.id} and {one.example.id} only one has a '
       'greedy generation'
     )
   n = len(one.example.responses)
   for sample in (*one.samples, one.greedy):
     if sample and sample.scores is not None and len(sample.scores) != n:
-      raise ValueError(
+      raise UserError(
         f'a sample of query {one.example.id} has {len(sample.scores)} scores '
         f'for {n} responses'
       )
@@ -110,7 +111,7 @@ def _has_metas(judged: Sequence[Judged]) -> bool:
       if sample.meta is None and sample.scores is not None:
         lack = lack or one.example.id
   if have and lack:
-    raise ValueError(
+    raise UserError(
       f'a sample of query {lack} has no meta score, {have} others have one'
     )
   return have > 0

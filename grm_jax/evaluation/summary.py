@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from grm_jax.errors import UserError
 from grm_jax.judging import votes as voting
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.judgement import Judged, Judgement
@@ -110,7 +111,7 @@ def _histograms(queries) -> tuple[tuple[int, ...], ...]:
             counts[kind][score] += 1
   wrong = sorted(set().union(*counts.values()) - set(SCORES))
   if wrong:
-    raise ValueError(
+    raise UserError(
       f'a score is {wrong[0]}; legal are {SCORES[0]} to {SCORES[-1]}'
     )
   everything = sum(counts.values(), Counter())

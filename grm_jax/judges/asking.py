@@ -14,6 +14,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 
+from grm_jax.errors import UserError
 from grm_jax.judging import orders
 from grm_jax.judging.asked import Asked
 from grm_jax.judging.forms import Forms
@@ -43,7 +44,7 @@ class Prompts:
   def tokens(
     self, asked: Asked, order: tuple[int, ...], write: bool
   ) -> tuple[int, ...]:
-    """A prompt; ValueError where the example does not fit.
+    """A prompt; UserError where the example does not fit.
 
     Args:
       asked: the example.
@@ -166,7 +167,7 @@ class Asking:
         self._writing[number] = asked
       else:
         self._ready.extend(self._of_judgements(number, asked, written))
-    except ValueError as error:
+    except UserError as error:
       self._hand_out(number, Fault(asked.example.id, str(error)))
 
   def _of_principles(self, number, asked) -> Request:

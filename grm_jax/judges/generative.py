@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
+from grm_jax.errors import UserError
 from grm_jax.judges.asking import Asking, Prompts
 from grm_jax.judges.scalar import MetaJudge
 from grm_jax.judging import asked, report
@@ -25,7 +26,7 @@ class Settings:
   Attributes:
     template: name or path, see judging/template.py.
     principles: template by which principles are written, once for an example
-      that has none, if `template` has a slot for them.
+      that has none, if `template` uses them.
     single: template of examples of one response, see judging/forms.py.
     too_long: 'shorten' or 'refuse', see judging/prompt.py.
     order, temperature, seed, hint: see judging/asked.py.
@@ -78,14 +79,14 @@ class Judge:
     """`meta` rates every judgement; votes by it need it.
 
     Raises:
-      ValueError: a vote that needs a meta RM, and none given.
+      UserError: a vote that needs a meta RM, and none given.
     """
     check_meta(settings, meta is not None)
     self.engine, self.tokenizer, self.settings = engine, tokenizer, settings
     self.meta = meta
     judging, writing = settings.forms(), None
     judging.check()
-    if 'principles' in judging.of(2).slots():
+    if 'principles' in judging.of(2).used:
       writing = Forms(settings.principles, '', settings.too_long)
     self.prompts = Prompts(judging, writing, tokenizer, engine.limits.prompt)
 
@@ -103,13 +104,13 @@ class Judge:
       One row for each, see judging/report.py.
 
     Raises:
-      ValueError: a row that cannot be judged, before the others are.
+      UserError: a row that cannot be judged, before the others are.
     """
     found = [examples_lib.from_row(row, i) for i, row in enumerate(rows)]
     out = []
     for item in self.judge(found, k, progress=progress, total=len(found)):
       if isinstance(item, Fault):
-        raise ValueError(f'{item.id}: {item.reason}')
+        raise UserError(f'{item.id}: {item.reason}')
       out.append(
         report.report(item, self.settings.voting(), self.settings.seed)
       )
@@ -188,16 +189,16 @@ class Judge:
 
 
 def check_meta(settings: Settings, there: bool) -> None:
-  """ValueError for a vote that needs a meta RM where there is none."""
+  """UserError for a vote that needs a meta RM where there is none."""
   if there:
     return
   if settings.voting().needs_meta:
-    raise ValueError(
+    raise UserError(
       f'config.vote={settings.vote} needs a meta RM; give '
       'config.meta_checkpoint'
     )
   if settings.k_meta:
-    raise ValueError(
+    raise UserError(
       f'config.k_meta={settings.k_meta} is how many judgements a meta RM '
       'keeps; give config.meta_checkpoint'
     )

@@ -8,6 +8,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from grm_jax.errors import UserError
 from grm_jax.judges.generative import Judge, Settings, check_meta
 from grm_jax.judges.pair import PairJudge
 from grm_jax.judges.scalar import META, MetaJudge, ScalarJudge
@@ -95,7 +96,7 @@ def _with_values(
   decoding, layout = layouts
   where = (config.checkpoint, pretrained.step_of(config.step), compute, layout)
   if config.judge != 'scalar' and _is_scalar(*where) is False:
-    raise ValueError(
+    raise UserError(
       f'config.judge={config.judge} needs a model with a scalar head, which '
       f'{config.checkpoint} has not'
     )
@@ -118,7 +119,7 @@ def _with_values(
 def settings_of(config: ConfigDict) -> Settings:
   """How `config` says to judge."""
   if config.judge not in JUDGES:
-    raise ValueError(
+    raise UserError(
       f'config.judge is {config.judge!r}; it can be {", ".join(JUDGES)}'
     )
   name = config.prompt.template
@@ -182,7 +183,7 @@ def load(
   check_meta(settings, bool(meta_checkpoint))
   settings.forms().check()  # a wrong one should not wait for weights
   if settings.meta:
-    template.load(settings.meta)
+    template.load(settings.meta, key='config.prompt.meta')
   _check_heads(checkpoint, step, meta_checkpoint, compute, layouts[0])
   sizes = dict(prompts=prompts, size=size, buckets=buckets)
   model, tokenizer, params = pretrained.open_model(
@@ -205,14 +206,14 @@ def load(
 
 
 def _check_heads(checkpoint, step, meta_checkpoint, compute, layout) -> None:
-  """ValueError for a wrong kind of model, before any weights are read."""
+  """UserError for a wrong kind of model, before any weights are read."""
   if _is_scalar(checkpoint, step, compute, layout):
-    raise ValueError(
+    raise UserError(
       f'config.checkpoint={checkpoint} has a scalar head: it is no model that '
       'writes judgements; config.judge=scalar or semi_scalar uses its values'
     )
   if _is_scalar(meta_checkpoint, None, compute, layout) is False:
-    raise ValueError(
+    raise UserError(
       f'config.meta_checkpoint={meta_checkpoint} has no scalar head; a meta '
       'RM is trained by configs/meta_rm.py'
     )

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from grm_jax.errors import UserError
 from grm_jax.judges.scalar import in_batches
 from grm_jax.judging import prompt, template
 from grm_jax.judging.example import JudgingExample
@@ -25,11 +26,11 @@ def pair_prompt(
   """The query and the response `first`, as a prompt.
 
   Raises:
-    ValueError: it does not fit in `limit` tokens, however shortened.
+    UserError: it does not fit in `limit` tokens, however shortened.
   """
   render = functools.partial(chat.render_user, tokenizer)
   asked = template.load('pair')
-  return prompt.tokenize(asked, example, (first,), render, limit=limit).tokens
+  return prompt.tokenize(asked, example, (first,), render, limit=limit)
 
 
 def pair_text(response: str, tokenizer: Tokenizer) -> list[int]:
@@ -84,7 +85,7 @@ class PairJudge:
     for i in range(len(texts)):
       try:
         asked = pair_prompt(example, i, self.tokenizer, self.values.buckets[-1])
-      except ValueError as error:
+      except UserError as error:
         return Fault(example.id, str(error))
       item = asked, texts[:i] + texts[i + 1 :]
       reason = self.values.fault(item)

@@ -8,6 +8,7 @@ from typing import Any
 
 import tqdm
 
+from grm_jax.errors import UserError
 from grm_jax.judging import prompt, template
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.judgement import Fault, Judged, Judgement
@@ -22,7 +23,7 @@ def query_and_responses(example: JudgingExample, tokenizer: Tokenizer) -> Item:
   """The query as a prompt, and each response as the model's turn after it.
 
   Raises:
-    ValueError: the query's turns make no conversation.
+    UserError: the query's turns make no conversation.
   """
   turns = [{'role': t.role, 'content': t.text} for t in example.query]
   ends = [tokenizer.end_of_turn]
@@ -47,11 +48,11 @@ def meta_prompt(
     name: of the template.
 
   Raises:
-    ValueError: it does not fit in `limit` tokens, however shortened.
+    UserError: it does not fit in `limit` tokens, however shortened.
   """
   render = functools.partial(chat.render_user, tokenizer)
   asked = template.load(name)
-  return prompt.tokenize(asked, example, order, render, limit=limit).tokens
+  return prompt.tokenize(asked, example, order, render, limit=limit)
 
 
 def meta_text(text: str, tokenizer: Tokenizer, limit: int) -> list[int]:
@@ -122,7 +123,7 @@ class ScalarJudge:
       return example
     try:
       item = query_and_responses(example, self.tokenizer)
-    except ValueError as error:
+    except UserError as error:
       return Fault(example.id, str(error))
     reason = self.values.fault(item)
     return Fault(example.id, reason) if reason else item
@@ -148,7 +149,7 @@ class MetaJudge:
     """
     try:
       return self._rate(judged)
-    except ValueError as error:
+    except UserError as error:
       return Fault(judged.example.id, f'meta RM: {error}')
 
   def _rate(self, judged):

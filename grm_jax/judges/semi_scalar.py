@@ -13,6 +13,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
+from grm_jax.errors import UserError
 from grm_jax.judges.generative import Judge
 from grm_jax.judging import prompt, template
 from grm_jax.judging.example import JudgingExample
@@ -37,16 +38,16 @@ class SemiScalarJudge:
     """The scalar model reads what `judge` writes, by the same tokenizer.
 
     Raises:
-      ValueError: the judge writes by principles, which its texts then begin
+      UserError: the judge writes by principles, which its texts then begin
         with.
     """
     name = judge.settings.template
     self.inner, self.values = judge, values
     self._template = template.load(name)
-    if 'principles' in self._template.slots():
-      raise ValueError(
+    if 'principles' in self._template.used:
+      raise UserError(
         f'config.prompt.template={name} judges by principles, which a '
-        'semi-scalar judge cannot; give a template without this slot'
+        'semi-scalar judge cannot; give a template without them'
       )
     self._chat = functools.partial(chat.render_user, judge.tokenizer)
 
@@ -118,7 +119,7 @@ class SemiScalarJudge:
       self._chat,
       limit=self.inner.engine.limits.prompt,
       too_long=self.inner.settings.too_long,
-    ).tokens
+    )
     return tokens, [self._text(sample.text) for sample in part.samples]
 
   def _text(self, text):

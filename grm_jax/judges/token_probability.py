@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grm_jax.errors import UserError
 from grm_jax.judges.generative import Judge, Settings
 from grm_jax.judging import orders, prompt, scores, template
 from grm_jax.judging.example import JudgingExample
@@ -152,11 +153,11 @@ class Verdicts:
         engine's.
 
     Raises:
-      ValueError: the mesh cannot split the prompts.
+      UserError: the mesh cannot split the prompts.
     """
     ways = model.layout.split('prompts')
     if prompts % ways:
-      raise ValueError(
+      raise UserError(
         f'verdicts of {prompts} prompts at once; the mesh splits prompts '
         f'{ways} ways, of which it must be a multiple'
       )
@@ -208,7 +209,7 @@ class Verdicts:
         self._chat,
         limit=self.buckets[-1],
         too_long=self._too_long,
-      ).tokens
+      )
       for first in range(0, len(texts), self.texts):
         yield _Item(tokens, texts[first : first + self.texts])
 
@@ -326,8 +327,9 @@ class TokenProbabilityJudge:
     """The settings of `judge` are those that `verdicts` was made with.
 
     Raises:
-      ValueError: the judge is not asked for the best response, or writes by
-        principles, which its texts then begin with.
+      UserError: the judge writes by principles, which its texts then begin
+        with.
+      ValueError: the judge is not asked for the best response.
     """
     s = judge.settings
     if s.reads != 'best':
@@ -335,10 +337,10 @@ class TokenProbabilityJudge:
         f'token probabilities are those of a verdict: reads is {s.reads!r}, '
         "but must be 'best'"
       )
-    if 'principles' in template.load(s.template).slots():
-      raise ValueError(
+    if 'principles' in template.load(s.template).used:
+      raise UserError(
         f'config.prompt.template={s.template} judges by principles, which '
-        'token probabilities cannot; give a template without this slot'
+        'token probabilities cannot; give a template without them'
       )
     self.inner, self.verdicts = judge, verdicts
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from grm_jax.errors import UserError
 from grm_jax.judging import orders
 from grm_jax.judging.example import JudgingExample
 
@@ -30,15 +31,21 @@ class Asked:
     check(self.k, self.order, self.temperature)
 
 
-def check(k: int, order: str, temperature: float) -> None:
-  """ValueError for what no example can be asked with; see Asked."""
+def check(k: int, order: str, temperature: float, key: str = 'config') -> None:
+  """Checks settings that apply to every example; see Asked.
+
+  Args:
+    k, order, temperature: see Asked.
+    key: config key that they are under, for messages.
+
+  Raises:
+    UserError: one of them is wrong.
+  """
   if k < 0:
-    raise ValueError(f'config.k is {k}; 0 is one greedy judgement')
+    raise UserError(f'{key}.k is {k}; 0 is one greedy judgement')
   if order not in orders.KINDS:
-    raise ValueError(
-      f'config.order is {order!r}; it can be {", ".join(orders.KINDS)}'
+    raise UserError(
+      f'{key}.order is {order!r}; it can be {", ".join(orders.KINDS)}'
     )
   if not 0 <= temperature < float('inf'):
-    raise ValueError(
-      f'config.temperature is {temperature}; it must be 0 or more'
-    )
+    raise UserError(f'{key}.temperature is {temperature}; it must be 0 or more')

@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from grm_jax.errors import UserError
+
 ROLES = ('system', 'user', 'assistant')
 # Longer texts are mistakes or attacks: 50 times what a prompt can hold.
 MAX_CHARS = 1_000_000
@@ -45,7 +47,7 @@ class JudgingExample:
   def __post_init__(self):
     fault = self._fault()
     if fault:
-      raise ValueError(fault)
+      raise UserError(fault)
 
   def _fault(self):
     n = len(self.responses)
@@ -79,21 +81,24 @@ def from_row(row: Any, number: int) -> JudgingExample:
     number: the row's, which is its id if it has none.
 
   Raises:
-    ValueError: says what is wrong with the row.
+    UserError: says what is wrong with the row.
   """
   if not isinstance(row, dict):
-    raise ValueError('the row is not a JSON object')
+    raise UserError('the row is not a JSON object')
   responses = row.get('responses')
   if not isinstance(responses, list) or not _texts(responses):
-    raise ValueError('responses must be a list of texts')
+    raise UserError('responses must be a list of texts')
   best, rewards = row.get('best'), row.get('rewards')
   if best is not None and type(best) is not int:
-    raise ValueError(f'best must be an index from 0, not {best!r}')
+    raise UserError(f'best must be an index from 0, not {best!r}')
   if rewards is not None:
     rewards = _numbers(rewards)
   tags = row.get('tags') or {}
+  # Parquet stores every tag in every row, null where a row lacks it.
+  if isinstance(tags, dict):
+    tags = {key: value for key, value in tags.items() if value is not None}
   if not isinstance(tags, dict) or not _texts(tags.values()):
-    raise ValueError('tags must be an object of texts')
+    raise UserError('tags must be an object of texts')
   name = row.get('id')
   return JudgingExample(
     id=str(number if name is None else name),
@@ -124,19 +129,19 @@ def to_row(example: JudgingExample) -> dict[str, Any]:
 def _query(row):
   query, messages = row.get('query'), row.get('messages')
   if (query is None) == (messages is None):
-    raise ValueError('a row has either a query or messages')
+    raise UserError('a row has either a query or messages')
   if messages is None:
     if not isinstance(query, str):
-      raise ValueError('query must be a text')
+      raise UserError('query must be a text')
     return (Turn('user', query),)
   if not isinstance(messages, list):
-    raise ValueError('messages must be a list of {role, content}')
+    raise UserError('messages must be a list of {role, content}')
   turns = []
   for message in messages:
     parts = message if isinstance(message, dict) else {}
     role, text = parts.get('role'), parts.get('content')
     if not isinstance(role, str) or not isinstance(text, str):
-      raise ValueError('every message must be {role, content}, both texts')
+      raise UserError('every message must be {role, content}, both texts')
     turns.append(Turn(role, text))
   return tuple(turns)
 
@@ -144,7 +149,7 @@ def _query(row):
 def _text(row, key):
   text = row.get(key) or ''
   if not isinstance(text, str):
-    raise ValueError(f'{key} must be a text')
+    raise UserError(f'{key} must be a text')
   return text
 
 
@@ -161,5 +166,5 @@ def _numbers(values):
   except OverflowError:
     good = False
   if not good or not all(map(math.isfinite, found)):
-    raise ValueError('rewards must be a list of finite numbers')
+    raise UserError('rewards must be a list of finite numbers')
   return found

@@ -6,6 +6,7 @@ the very prompts that it is asked with.
 
 import dataclasses
 
+from grm_jax.errors import UserError
 from grm_jax.judging import prompt, scores, template
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.template import Template
@@ -25,31 +26,32 @@ class Forms:
     too_long: 'shorten' or 'refuse', see judging/prompt.py.
     reads: 'scores', or 'best': the generation names the best response only
       (LLM-as-a-Judge), which then has score 1 and the others 0.
+    key: config key of these settings, for messages.
   """
 
   template: str
   single: str = ''
   too_long: str = 'shorten'
   reads: str = 'scores'
+  key: str = dataclasses.field(default='config.prompt', compare=False)
 
   def __post_init__(self):
     for key, value, known in (
-      ('prompt.too_long', self.too_long, prompt.TOO_LONG),
-      ('reads', self.reads, READS),
+      (f'{self.key}.too_long', self.too_long, prompt.TOO_LONG),
+      ('config.reads', self.reads, READS),
     ):
       if value not in known:
-        raise ValueError(
-          f'config.{key} is {value!r}; it can be {", ".join(known)}'
-        )
+        raise UserError(f'{key} is {value!r}; it can be {", ".join(known)}')
 
   def check(self) -> None:
-    """ValueError where a template cannot be loaded, or would hide data."""
-    prompt.check(self.of(2)), prompt.check(self.of(1))
+    """UserError where a template cannot be loaded; see judging/template.py."""
+    self.of(2), self.of(1)
 
   def of(self, num_responses: int) -> Template:
     """The template of an example with so many responses."""
-    alone = num_responses == 1 and self.single
-    return template.load(self.single if alone else self.template)
+    if num_responses == 1 and self.single:
+      return template.load(self.single, key=f'{self.key}.single')
+    return template.load(self.template, key=f'{self.key}.template')
 
   def tokenize(
     self,
@@ -69,7 +71,8 @@ class Forms:
       limit=limit,
       too_long=self.too_long,
       hint=hint,
-    ).tokens
+      key=self.key,
+    )
 
   def render(self, example: JudgingExample, order: tuple[int, ...]) -> str:
     """The example's prompt as text, without the model's chat form."""

@@ -10,6 +10,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import TypeVar
 
+from grm_jax.errors import UserError
+
 KINDS = ('balanced', 'random', 'fixed')
 
 T = TypeVar('T')
@@ -35,10 +37,11 @@ def orders(
     k orders; the first j of them are those of j samples.
 
   Raises:
-    ValueError: an unknown kind, or n below 1.
+    UserError: an unknown kind.
+    ValueError: n below 1.
   """
   if kind not in KINDS:
-    raise ValueError(f'config.order is {kind!r}, none of {", ".join(KINDS)}')
+    raise UserError(f'config.order is {kind!r}, none of {", ".join(KINDS)}')
   if num_responses < 1:
     raise ValueError(f'orders of {num_responses} responses: at least 1')
   places = range(num_responses)

@@ -6,6 +6,7 @@ mistake: there is no format reward, the KL term keeps the format.
 
 from collections.abc import Sequence
 
+from grm_jax.errors import UserError
 from grm_jax.judging.example import JudgingExample
 
 
@@ -49,18 +50,19 @@ def is_correct(scores: Sequence[int] | None, example: JudgingExample) -> bool:
     example: with a best response, or for n == 1 with its label as reward.
 
   Raises:
-    ValueError: the example does not say what is right, or has another number
-      of responses than there are scores.
+    UserError: the example does not say what is right.
+    ValueError: the example has another number of responses than there are
+      scores.
   """
   n = len(example.responses)
   if scores is not None and len(scores) != n:
     raise ValueError(f'{example.id}: {len(scores)} scores for {n} responses')
   if n > 1:
     if example.best is None:
-      raise ValueError(f'{example.id}: none of {n} responses is marked best')
+      raise UserError(f'{example.id}: none of {n} responses is marked best')
     return correct(scores, example.best)
   if example.rewards is None:
-    raise ValueError(f'{example.id}: a single response needs its label')
+    raise UserError(f'{example.id}: a single response needs its label')
   return correct_single(
     None if scores is None else scores[0], example.rewards[0]
   )

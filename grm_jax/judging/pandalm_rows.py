@@ -18,7 +18,7 @@ def example(row: rows.Row) -> JudgingExample | None:
   """The pair of a row; None if the majority is a tie or there is none.
 
   Raises:
-    ValueError: says what is wrong with the row.
+    UserError: says what is wrong with the row.
   """
   labels = [row.whole(key) for key in ANNOTATORS]
   if not set(labels) <= {0, 1, 2}:

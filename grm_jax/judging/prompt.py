@@ -8,6 +8,7 @@ conversation in the same way. What was cut away is marked in the text.
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from grm_jax.errors import UserError
 from grm_jax.judging import template as templates
 from grm_jax.judging.example import JudgingExample, Turn
 from grm_jax.judging.template import Template
@@ -15,25 +16,10 @@ from grm_jax.judging.template import Template
 Chat = Callable[[str], Sequence[int]]
 
 TOO_LONG = ('shorten', 'refuse')
-# What a template may have outside of its loops.
-SLOTS = ('hint', 'num_responses', 'principles', 'reference')
 _LEAST = 200
 # No tokenizer of ours makes tokens longer than this, so that a text of more
 # characters than this per token cannot fit, and need not be tokenized.
 _LONGEST_TOKEN = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-  """A rendered example.
-
-  Attributes:
-    tokens: of the whole prompt, chat form included.
-    left_out: characters of the example that were cut away.
-  """
-
-  tokens: tuple[int, ...]
-  left_out: int
 
 
 def render(
@@ -52,67 +38,44 @@ def render(
     hint: whether to tell which response is best (rejective fine-tuning).
 
   Raises:
-    ValueError: a slot of the template that this example cannot fill, or a
-      hint without anything known.
+    UserError: the template cannot show this example, or a hint without
+      anything known.
   """
-  shown = [example.responses[i] for i in order]
-  count = str(len(shown))
-  values = {
-    'num_responses': count,
-    'reference': _reference(template, example),
-    'hint': _hint(example, order) if hint else '',
-    'principles': template.guard(example.principles.strip()),
-  }
-  loops = {
-    'turn': [{'role': t.role, 'text': t.text} for t in example.query],
-    'response': [
-      {'number': str(i), 'num_responses': count, 'text': text}
-      for i, text in enumerate(shown, 1)
-    ],
-  }
-  text = template.fill(values, loops)
-  # A template of someone else may have no place for it: then at the end.
-  return text if 'hint' in template.slots() else text + values['hint']
-
-
-def check(template: Template) -> None:
-  """ValueError where `render` could not fill a template, or would hide data."""
-  unknown = template.slots() - set(SLOTS)
-  if unknown:
-    raise ValueError(
-      f'template {template.name} has a slot {{{{{min(unknown)}}}}}, which is '
-      f'not filled here; there are {", ".join(SLOTS)}'
-    )
-  missing = {'turn', 'response'} - template.loops()
-  if missing:
-    raise ValueError(
-      f'template {template.name} has no {{{{each {min(missing)}}}}}: a judge '
-      'would not see what it judges'
-    )
+  guard = template.guard
+  known = _hint(example, order) if hint else ''
+  text = template.render(
+    query=[Turn(turn.role, guard(turn.text)) for turn in example.query],
+    responses=[guard(example.responses[i]) for i in order],
+    num_responses=len(order),
+    reference=_reference(template, example),
+    principles=guard(example.principles.strip()),
+    hint=known,
+  )
+  # A template of a user may have no place for the hint: then it ends the text.
+  return text if 'hint' in template.used else text + known
 
 
 def _reference(template, example):
   if not example.reference:
     return ''
-  part = templates.load('reference')
+  part = templates.load('reference', ('reference',))
   text = template.guard(part.guard(example.reference.strip()))
-  return part.fill({'reference': text})
+  return part.render(reference=text)
 
 
 def _hint(example, order):
   if len(order) == 1:
     if example.rewards is None:
-      raise ValueError(f'{example.id}: a hint needs the label of the response')
-    label = {'label': f'{example.rewards[0]:g}'}
-    return templates.load('hint_single').fill(label)
+      raise UserError(f'{example.id}: a hint needs the label of the response')
+    part = templates.load('hint_single', ('label',))
+    return part.render(label=f'{example.rewards[0]:g}')
   if example.best is None:
-    raise ValueError(f'{example.id}: a hint needs to know the best response')
+    raise UserError(f'{example.id}: a hint needs to know the best response')
   strength = example.tags.get('strength', '')
-  values = {
-    'best': str(list(order).index(example.best) + 1),
-    'strength': f', by {strength} out of 3' if strength else '',
-  }
-  return templates.load('hint').fill(values)
+  return templates.load('hint', ('best', 'strength')).render(
+    best=list(order).index(example.best) + 1,
+    strength=f', by {strength} out of 3' if strength else '',
+  )
 
 
 def tokenize(
@@ -124,8 +87,9 @@ def tokenize(
   limit: int,
   too_long: str = 'shorten',
   hint: bool = False,
-) -> Prompt:
-  """The prompt's tokens, at most `limit` of them.
+  key: str = 'config.prompt',
+) -> tuple[int, ...]:
+  """The prompt's tokens, chat form included, at most `limit` of them.
 
   Args:
     template, example, order, hint: see `render`.
@@ -133,9 +97,10 @@ def tokenize(
       ids there, as in model.chat.render_user.
     limit: most tokens.
     too_long: 'shorten' by the rule above, or 'refuse'.
+    key: config key that `too_long` is under, for messages.
 
   Raises:
-    ValueError: what `render` raises; too long an example, with both numbers.
+    UserError: what `render` raises; too long an example, with both numbers.
   """
 
   def tokens(example):
@@ -147,28 +112,25 @@ def tokenize(
 
   found = tokens(example)
   if found is None and too_long == 'shorten':
-    found, left_out = _shorten(example, tokens)
-    if found is not None:
-      return Prompt(found, left_out)
+    found = _shorten(example, tokens)
   if found is None:
     size = sum(map(len, example.responses)) + _length(example.query)
-    raise ValueError(
+    raise UserError(
       f'an example of {size} characters has no prompt of {limit} tokens or '
-      f'fewer (config.prompt.too_long={too_long})'
+      f'fewer ({key}.too_long={too_long})'
     )
-  return Prompt(found, 0)
+  return found
 
 
 def _shorten(example, tokens):
-  """(tokens or None, characters left out)."""
-  gone = 0
+  """tokens(the example with its longest texts cut), None if too long still."""
   for part in ('responses', 'query'):
     texts = _texts(example, part)
     low, high = _LEAST, max(map(len, texts))
     cut = _with(example, part, texts, low)
     found = tokens(cut)
     if found is None:
-      example, gone = cut, gone + _over(texts, low)
+      example = cut
       continue
     # The largest common length that fits.
     while high - low > 1:
@@ -176,12 +138,8 @@ def _shorten(example, tokens):
       more = tokens(_with(example, part, texts, middle))
       low, high = (middle, high) if more else (low, middle)
       found = more or found
-    return found, gone + _over(texts, low)
-  return None, gone
-
-
-def _over(texts, length):
-  return sum(max(0, len(text) - length) for text in texts)
+    return found
+  return None
 
 
 def _texts(example, part):

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
+from grm_jax.errors import UserError
 from grm_jax.judging import orders, outcome
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.forms import Forms
@@ -58,7 +59,7 @@ class Rules:
 
   def __post_init__(self):
     if self.max_per_example < 0:
-      raise ValueError(
+      raise UserError(
         f'config.filter.max_per_example is {self.max_per_example}; 0 is no '
         'limit'
       )
@@ -68,8 +69,8 @@ def verdict(sample: Sample, example: JudgingExample, forms: Forms) -> str:
   """One of VERDICTS.
 
   Raises:
-    ValueError: the order is none of the example's responses, or the example
-      does not say what is right.
+    UserError: the example does not say what is right.
+    ValueError: the order is not a permutation of the example's responses.
   """
   n = len(example.responses)
   if sorted(sample.order) != list(range(n)):

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from grm_jax.errors import UserError
 from grm_jax.judging import judgement, orders, votes
 from grm_jax.judging.judgement import Judged
 
@@ -25,11 +26,11 @@ class Voting:
 
   def __post_init__(self):
     if self.kind not in KINDS:
-      raise ValueError(
+      raise UserError(
         f'config.vote is {self.kind!r}; it can be {", ".join(KINDS)}'
       )
     if self.k_meta < 0:
-      raise ValueError(f'config.k_meta is {self.k_meta}; 0 is half of k')
+      raise UserError(f'config.k_meta is {self.k_meta}; 0 is half of k')
 
   @property
   def needs_meta(self) -> bool:

@@ -12,6 +12,8 @@ ones the sample with the smaller index is taken.
 import math
 from collections.abc import Iterable, Sequence
 
+from grm_jax.errors import UserError
+
 Scores = tuple[int, ...]
 Samples = Sequence[Scores | None]
 Metas = Sequence[float | None]
@@ -63,15 +65,6 @@ def majority(samples: Samples, n: int) -> tuple[float, ...] | None:
   )
 
 
-def best_of(samples: Samples, metas: Metas, n: int) -> tuple[int, ...] | None:
-  """The scores that the meta RM likes most: `guided` with k_meta = 1, [n].
-
-  Raises:
-    ValueError: as `guided`.
-  """
-  return guided(samples, metas, n, k_meta=1)
-
-
 def guided(
   samples: Samples, metas: Metas, n: int, k_meta: int | None = None
 ) -> tuple[int, ...] | None:
@@ -87,8 +80,9 @@ def guided(
     [n], or None.
 
   Raises:
+    UserError: k_meta not in 1..k.
     ValueError: a sample without n scores; another number of metas than of
-      samples, or none for a sample that parses; k_meta not in 1..k.
+      samples, or none for a sample that parses.
   """
   liked = most_liked(samples, metas, n, k_meta)
   return summed([samples[i] for i in liked], n)
@@ -105,7 +99,7 @@ def most_liked(
   if len(metas) != k:
     raise ValueError(f'{len(metas)} metas for {k} samples')
   if k_meta is not None and not 1 <= k_meta <= max(k, 1):
-    raise ValueError(f'num_meta_samples is {k_meta}; there are {k} samples')
+    raise UserError(f'k_meta is {k_meta}; there are {k} samples')
   parsed = _parsed(samples, n)
   for i in parsed:
     if metas[i] is None:

@@ -164,10 +164,10 @@ def attend_prompt(query, key, value, segments, *, window, cap, compute):
         for at, size in ((start, count), (first, reach))
       )
       mask &= ours[:, :, None] == theirs[:, None, :]
-    logits = capped_logits('PKGQH,PKSH->PKGQS', queries, keys, cap, compute.amx)
+    logits = capped_logits('PKGQH,PKSH->PKGQS', queries, keys, cap)
     logits = jnp.where(mask[:, None, None], logits, MASKED)
     (weights,), total = joint_softmax(logits, cap=cap)
-    out = weighted_sum('PKGQS,PKSH->PKGQH', weights, values, compute.amx)
+    out = weighted_sum('PKGQS,PKSH->PKGQH', weights, values)
     return jnp.moveaxis(divide(out, total), 3, 1).astype(value.dtype)
 
   grouped = _group(query, key.shape[2])
@@ -212,18 +212,14 @@ def attend_generations(
       window,
     )
     queries = jnp.transpose(queries, (0, 3, 1, 4, 2, 5))
-    of_prompt = capped_logits(
-      'PKRGQH,PKSH->PKRGQS', queries, p_key, cap, compute.amx
-    )
+    of_prompt = capped_logits('PKRGQH,PKSH->PKRGQS', queries, p_key, cap)
     of_prompt = jnp.where(seen[:, None, None, None], of_prompt, MASKED)
     mask = within(here[:, None], own_places[None, :], window)
-    of_own = capped_logits(
-      'PKRGQH,PKRTH->PKRGQT', queries, o_key, cap, compute.amx
-    )
+    of_own = capped_logits('PKRGQH,PKRTH->PKRGQT', queries, o_key, cap)
     of_own = jnp.where(mask[None, None, None, None], of_own, MASKED)
     (w_prompt, w_own), total = joint_softmax(of_prompt, of_own, cap=cap)
-    out = weighted_sum('PKRGQS,PKSH->PKRGQH', w_prompt, p_value, compute.amx)
-    out += weighted_sum('PKRGQT,PKRTH->PKRGQH', w_own, o_value, compute.amx)
+    out = weighted_sum('PKRGQS,PKSH->PKRGQH', w_prompt, p_value)
+    out += weighted_sum('PKRGQT,PKRTH->PKRGQH', w_own, o_value)
     out = jnp.transpose(divide(out, total), (0, 2, 4, 1, 3, 5))
     return out.astype(value.dtype)
 

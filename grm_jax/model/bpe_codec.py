@@ -14,6 +14,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grm_jax.errors import UserError
+
 # The end of a text, the start of a turn, and its end.
 TURNS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
 # A decoder of bytes as tokenizer.json spells it.
@@ -80,14 +82,14 @@ def from_json(data: bytes, name: str) -> Bpe:
     name: what error messages call it, usually its path.
 
   Raises:
-    ValueError: this is no byte-level BPE with ChatML's tokens.
+    UserError: this is no byte-level BPE with ChatML's tokens.
   """
   fields, model = _fields(data, name)
   vocab = model['vocab']
   added = {x['content']: x['id'] for x in fields.get('added_tokens') or ()}
   missing = [x for x in TURNS if x not in added]
   if missing:
-    raise ValueError(
+    raise UserError(
       f'{name} has no {", ".join(missing)} among its added_tokens; give the '
       'tokenizer.json of a model that chats in ChatML, such as SmolLM2'
     )
@@ -98,7 +100,7 @@ def from_json(data: bytes, name: str) -> Bpe:
   try:
     tokenizer = package.Tokenizer.from_str(json.dumps(kept))
   except Exception as error:  # it raises nothing narrower
-    raise ValueError(f'{name} cannot be read: {error}') from error
+    raise UserError(f'{name} cannot be read: {error}') from error
   alphabet = _alphabet()
   return Bpe(
     tokenizer=tokenizer,
@@ -118,9 +120,9 @@ def _fields(data, name):
     kinds = _kinds(fields['pre_tokenizer'])
     known = model['type'] == 'BPE' and 'ByteLevel' in kinds
   except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f'{name} is no tokenizer.json: {error!r}') from error
+    raise UserError(f'{name} is no tokenizer.json: {error!r}') from error
   if not known or fields.get('normalizer'):
-    raise ValueError(
+    raise UserError(
       f'{name} is not byte-level BPE without a normalizer, the only kind of '
       "tokenizer.json that is read; Gemma's tokenizer is its tokenizer.model"
     )
@@ -137,7 +139,7 @@ def _package():
   try:
     import tokenizers
   except ImportError as error:
-    raise ValueError(
+    raise UserError(
       'a tokenizer.json needs the package tokenizers: pip install -r '
       'requirements-smollm2.txt'
     ) from error

@@ -8,6 +8,7 @@ out: a judge's instructions stand in the prompt.
 
 from collections.abc import Mapping, Sequence
 
+from grm_jax.errors import UserError
 from grm_jax.model.tokenizer import Tokenizer
 
 _ROLES = {
@@ -42,8 +43,10 @@ def render(
     The ids.
 
   Raises:
-    ValueError: a message has a wrong type or role, or the turns do not
-      alternate user, model, user. Turns are counted from 1, system included.
+    UserError: a role is unknown, or the turns do not alternate user, model,
+      user. Turns are counted from 1, system included.
+    ValueError: a message has a wrong type or lacks a field; there is none; a
+      generation prompt is asked for after a turn of the model.
   """
   turns = _read(messages)
   joined = _join_system(turns)
@@ -107,7 +110,7 @@ def _read_turn(number: int, message: Mapping[str, str]) -> tuple[int, str, str]:
       )
   role = message['role']
   if role not in _ROLES:
-    raise ValueError(
+    raise UserError(
       f'turn {number} has the unknown role {role!r}; use user, assistant '
       '(or model), or system in first place'
     )
@@ -120,7 +123,7 @@ def _join_system(
   """Joins a system text in first place to the user turn that follows it."""
   for number, speaker, _ in turns[1:]:
     if speaker == 'system':
-      raise ValueError(
+      raise UserError(
         f'turn {number} is a system turn, which can only be turn 1; move its '
         'text there or into a user turn'
       )
@@ -128,7 +131,7 @@ def _join_system(
     return turns
   system = turns[0][2]
   if len(turns) == 1:
-    raise ValueError(
+    raise UserError(
       "turn 1 is a system turn and no turn follows; add the user's turn"
     )
   # Should this turn not be the user's, _check_alternation refuses it.
@@ -145,7 +148,7 @@ def _check_alternation(
   for number, speaker, _ in turns:
     if speaker != expected:
       place = 'the first' if before is None else f'after a {before} turn'
-      raise ValueError(
+      raise UserError(
         f'turn {number} is a {speaker} turn, {place}; expected {expected}: '
         'turns alternate user and model, beginning with user; join '
         'neighbours of one role, or add the missing turn'

@@ -4,6 +4,8 @@ import dataclasses
 
 import jax
 
+from grm_jax.errors import UserError
+
 # What the backward pass keeps of each layer pair, from most memory to least.
 # 'none' also keeps each layer's gathered kernels, so it is for small models.
 REMAT = {
@@ -25,8 +27,6 @@ class Compute:
     param_dtype: of parameters at rest.
     remat: what the backward pass keeps of a layer pair; a key of REMAT.
     attention: 'xla' anywhere, or 'splash' (Pallas) for the prompt part on TPU.
-    amx: bfloat16 products in the form that XLA has matrix instructions of x86
-      CPUs for, see amx.py; not for TPU, where float32 would be sent.
     query_block: most queries whose attention logits exist at once (xla).
     splash_block: rows and columns of a splash tile; a multiple of 128.
     head_chunk: most tokens whose logits over the vocabulary exist at once.
@@ -37,7 +37,6 @@ class Compute:
   param_dtype: str = 'float32'
   remat: str = 'none'
   attention: str = 'xla'
-  amx: bool = False
   query_block: int = 512
   splash_block: int = 512
   head_chunk: int = 4096
@@ -52,16 +51,11 @@ class Compute:
     ):
       value = getattr(self, name)
       if value not in allowed:
-        raise ValueError(
+        raise UserError(
           f'config.compute.{name} is {value!r}; it can be {", ".join(allowed)}'
         )
-    if self.amx and self.dtype != 'bfloat16':
-      raise ValueError(
-        f'config.compute.amx is for bfloat16, and dtype is {self.dtype!r}; set '
-        '--config.compute.dtype=bfloat16 too'
-      )
     for name in ('query_block', 'splash_block', 'head_chunk'):
       if getattr(self, name) < 1:
-        raise ValueError(
+        raise UserError(
           f'config.compute.{name} is {getattr(self, name)}; it must be positive'
         )

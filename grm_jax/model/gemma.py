@@ -34,7 +34,7 @@ from grm_jax.model.attention import Rows, rows_of
 from grm_jax.model.batch import Batch, check
 from grm_jax.model.cache import Step
 from grm_jax.model.compute import REMAT, Compute
-from grm_jax.model.layers import MLP, RMSNorm, contract, rotate, weight
+from grm_jax.model.layers import MLP, RMSNorm, rotate, weight
 from grm_jax.model.sizes import Size
 from grm_jax.parallel.rules import Layout
 
@@ -68,9 +68,9 @@ class Attention(nn.Module):
     w_v = weight(self, 'value', kv_shape, kv_axes, d)
     w_out = weight(self, 'out', out_shape, out_axes, s.num_heads * h)
     positions = rows.positions()
-    query = contract(self, 'PXD,DNH->PXNH', x, w_q)
-    key = contract(self, 'PXD,DKH->PXKH', x, w_k)
-    value = contract(self, 'PXD,DKH->PXKH', x, w_v)
+    query = int8.contract('PXD,DNH->PXNH', x, w_q)
+    key = int8.contract('PXD,DKH->PXKH', x, w_k)
+    value = int8.contract('PXD,DKH->PXKH', x, w_v)
     scale = s.query_pre_attn_scalar**-0.5
     out, kept = rows.attend(
       rotate(query, positions, s.rope_base, scale),
@@ -81,7 +81,7 @@ class Attention(nn.Module):
       compute=self.compute,
       layout=self.layout,
     )
-    return contract(self, 'PXNH,NHD->PXD', out, w_out), kept
+    return int8.contract('PXNH,NHD->PXD', out, w_out), kept
 
 
 class Block(nn.Module):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from grm_jax.errors import UserError
 from grm_jax.model import bpe_codec
 from grm_jax.model.huggingface.reading import Source
 from grm_jax.model.sizes import LLAMA, Size
@@ -61,12 +62,12 @@ class File:
   reader: Any
 
   def field(self, key: str, default: Any = None) -> Any:
-    """A metadata value; ValueError if it is not there and has no default."""
+    """A metadata value; UserError if it is not there and has no default."""
     found = self.reader.fields.get(key)
     if found is not None:
       return found.contents()
     if default is None:
-      raise ValueError(f'{self.path} lacks {key}; give a GGUF of a Llama')
+      raise UserError(f'{self.path} lacks {key}; give a GGUF of a Llama')
     return default
 
 
@@ -74,24 +75,24 @@ def open_file(path: str) -> File:
   """Opens a GGUF file, reading its metadata only.
 
   Raises:
-    ValueError: it cannot be read, or is no Llama.
+    UserError: it cannot be read, or is no Llama.
   """
   try:
     import gguf
   except ImportError as error:
-    raise ValueError(
+    raise UserError(
       f'{path} needs the package gguf: pip install -r requirements-smollm2.txt'
     ) from error
   try:
     reader = gguf.GGUFReader(path)
   except Exception as error:  # a cut file raises whatever numpy finds first
-    raise ValueError(
+    raise UserError(
       f'{path} cannot be read as GGUF, download it again: {error}'
     ) from error
   file = File(path, reader)
   kind = file.field('general.architecture')
   if kind != 'llama':
-    raise ValueError(f'{path}: architecture {kind!r}; only "llama" is read')
+    raise UserError(f'{path}: architecture {kind!r}; only "llama" is read')
   return file
 
 
@@ -99,13 +100,13 @@ def size_of(file: File) -> Size:
   """The Size that the metadata tells.
 
   Raises:
-    ValueError: metadata missing, or a feature that we do not have.
+    UserError: metadata missing, or a feature that we do not have.
   """
   heads = file.field('llama.attention.head_count')
   width = file.field('llama.embedding_length')
   head_dim = file.field('llama.rope.dimension_count', width // heads)
   if 'llama.rope.scaling.type' in file.reader.fields:
-    raise ValueError(f'{file.path}: scaled RoPE is not implemented')
+    raise UserError(f'{file.path}: scaled RoPE is not implemented')
   epsilon = file.field('llama.attention.layer_norm_rms_epsilon')
   return Size(
     num_layers=file.field('llama.block_count'),
@@ -127,11 +128,11 @@ def tokenizer_json(file: File) -> str:
   """Its tokenizer as a tokenizer.json, see bpe_codec.py.
 
   Raises:
-    ValueError: another kind of tokenizer.
+    UserError: another kind of tokenizer.
   """
   kind = file.field('tokenizer.ggml.pre')
   if kind not in _PRE_TOKENIZERS:
-    raise ValueError(
+    raise UserError(
       f'{file.path}: its tokenizer splits text by the rules {kind!r}; known '
       f'are {", ".join(_PRE_TOKENIZERS)}'
     )

@@ -72,9 +72,7 @@ def logits(model: Gemma, table: int8.Weight, hidden: jax.Array) -> jax.Array:
   hidden = layout.constrain(hidden, ('logit_prompts', 'tokens', 'width'))
   table = int8.cast(table, model.compute.dtype)
   table = int8.lay_out(layout, 'table', table, ('logit_vocab', 'table_width'))
-  x = int8.contract(
-    'PMD,VD->PMV', hidden, table, jnp.float32, model.compute.amx
-  )
+  x = int8.contract('PMD,VD->PMV', hidden, table, jnp.float32)
   x = layout.constrain(x, ('logit_prompts', 'tokens', 'logit_vocab'))
   x = softcap(x, model.size.final_softcap)
   dead = jnp.arange(model.size.table_rows) >= model.size.vocab_size

@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from grm_jax.model.amx import product as amx_product
 from grm_jax.parallel.rules import Layout
 
 # The dimensions that are summed over, from the end: one layer's kernels and
@@ -130,7 +129,6 @@ def contract(
   x: jax.Array,
   weight: Weight,
   dtype: jax.typing.DTypeLike | None = None,
-  amx: bool = False,
 ) -> jax.Array:
   """einsum of activations with a weight of either kind.
 
@@ -139,17 +137,16 @@ def contract(
     x: activations.
     weight: an array, or Int8: summed and scaled in float32, rounded once.
     dtype: of the result; None is x's.
-    amx: as Compute.amx; both are bfloat16 then.
   """
   if not isinstance(weight, Int8):
-    return _einsum(letters, x, weight, dtype, amx)
-  out = _einsum(letters, x, weight.values.astype(x.dtype), jnp.float32, amx)
+    return _einsum(letters, x, weight, dtype)
+  out = _einsum(letters, x, weight.values.astype(x.dtype), jnp.float32)
   front = range(out.ndim - weight.scale.ndim)
   out *= jnp.expand_dims(weight.scale, front)
   return out.astype(dtype or x.dtype)
 
 
-def _einsum(letters, x, kernel, dtype, amx):
+def _einsum(letters, x, kernel, dtype):
   """einsum as a product of two matrices.
 
   The dimensions that are contracted stand last in x, and those that are not
@@ -170,12 +167,6 @@ def _einsum(letters, x, kernel, dtype, amx):
     kernel = kernel.reshape(-1, *kernel.shape[count:])
     of_kernel = shared[0] + of_kernel[count:]
   free = of_kernel.replace(shared[0], '')
-  if amx:
-    turned = of_kernel.endswith(shared[0])
-    sizes = kernel.shape[:-1] if turned else kernel.shape[1:]
-    matrix = kernel if turned else kernel.reshape(kernel.shape[0], -1)
-    product = amx_product(x, matrix, turned).astype(dtype or x.dtype)
-    return product.reshape(*front, *sizes)
   product = jnp.einsum(
     f'{of_x[0]}{shared[0]},{of_kernel}->{of_x[0]}{free}',
     x,

@@ -118,17 +118,10 @@ class MLP(nn.Module):
     up = weight(self, 'up', (d, f), ('embed', 'mlp'), d)
     down = weight(self, 'down', (f, d), ('mlp', 'embed'), f)
     activation = ACTIVATIONS[self.size.activation]
-    hidden = activation(contract(self, 'PXD,DF->PXF', x, gate))
-    hidden *= contract(self, 'PXD,DF->PXF', x, up)
+    hidden = activation(int8.contract('PXD,DF->PXF', x, gate))
+    hidden *= int8.contract('PXD,DF->PXF', x, up)
     hidden = self.layout.constrain(hidden, ('prompts', 'tokens', 'mlp'))
-    return contract(self, 'PXF,FD->PXD', hidden, down)
-
-
-def contract(
-  module: nn.Module, letters: str, x: jax.Array, kernel: int8.Weight
-) -> jax.Array:
-  """int8.contract as the `compute` of `module` says."""
-  return int8.contract(letters, x, kernel, amx=module.compute.amx)
+    return int8.contract('PXF,FD->PXD', hidden, down)
 
 
 def rotate(

@@ -7,7 +7,6 @@ outputs have those shardings (or from a checkpoint restored into them).
 
 import dataclasses
 import functools
-import math
 
 import flax.linen as nn
 import jax
@@ -23,7 +22,7 @@ def abstract_params(model: Gemma) -> dict:
   """The parameter tree as ShapeDtypeStructs with their shardings.
 
   Raises:
-    ValueError: the mesh does not divide a dimension, or the rules clash.
+    UserError: the mesh does not divide a dimension, or the rules clash.
   """
   shaped = functools.partial(_shaped, model)
   return jax.tree.map(shaped, _boxed(model), is_leaf=_is_boxed)
@@ -52,14 +51,6 @@ def cast_kernels(params: dict, dtype: jnp.dtype) -> dict:
     lambda x: x.astype(dtype) if x.ndim > _NORM_DIMS else x, params['pairs']
   )
   return {**params, 'pairs': layers}
-
-
-def count_params(model: Gemma, live: bool = True) -> int:
-  """Number of parameters; dead rows of the table count only if not `live`."""
-  leaves = jax.tree.leaves(abstract_params(model))
-  total = sum(math.prod(leaf.shape) for leaf in leaves)
-  dead = model.size.table_rows - model.size.vocab_size
-  return total - dead * model.size.width if live else total
 
 
 def _boxed(model):

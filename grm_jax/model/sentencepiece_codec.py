@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 
 import sentencepiece
 
+from grm_jax.errors import UserError
+
 PAD, EOS, BOS, UNK = 0, 1, 2, 3
 START_OF_TURN, END_OF_TURN = 106, 107
 
@@ -95,13 +97,13 @@ def from_bytes(data: bytes, name: str) -> SentencePiece:
     name: what error messages call it, usually its path.
 
   Raises:
-    ValueError: this is no SentencePiece model, or not laid out as Gemma's is.
+    UserError: this is no SentencePiece model, or not laid out as Gemma's is.
   """
   sp = sentencepiece.SentencePieceProcessor()
   try:
     sp.load_from_serialized_proto(data)
   except RuntimeError as error:
-    raise ValueError(
+    raise UserError(
       f'{name} is not a SentencePiece model; give the tokenizer.model that '
       "comes with Gemma-2's weights (not tokenizer.json)"
     ) from error
@@ -121,25 +123,25 @@ def from_bytes(data: bytes, name: str) -> SentencePiece:
 def _check_is_gemma(
   sp: sentencepiece.SentencePieceProcessor, name: str
 ) -> None:
-  """Raises ValueError unless ids and bytes are laid out as in Gemma."""
+  """Raises UserError unless ids and bytes are laid out as in Gemma."""
   for piece, expected in GEMMA_IDS.items():
     found = sp.piece_to_id(piece)
     # An unknown piece gets the id of unk, which is the id of another piece.
     if sp.id_to_piece(found) != piece:
       found = 'no such piece'
     if found != expected:
-      raise ValueError(
+      raise UserError(
         f'{name} is not a Gemma tokenizer: {piece} must have id {expected}, '
         f"found {found}; give the tokenizer.model that comes with Gemma-2's "
         'weights'
       )
   if sp.piece_to_id('<0xFF>') != sp.piece_to_id('<0x00>') + 255:
-    raise ValueError(
+    raise UserError(
       f'{name} has no byte pieces <0x00> to <0xFF> in a row, so that unknown '
       'characters would become <unk>; train it with byte_fallback=True'
     )
   if sp.encode_as_pieces('a')[0].startswith(_SPACE_MARK):
-    raise ValueError(
+    raise UserError(
       f"{name} puts a space before every text, which Gemma's tokenizer does "
       'not; train it with add_dummy_prefix=False'
     )

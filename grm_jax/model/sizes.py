@@ -12,6 +12,8 @@ import dataclasses
 
 import numpy as np
 
+from grm_jax.errors import UserError
+
 # The table is padded to a multiple of this many rows, so that any usual mesh
 # splits it evenly; 256,000 is one already.
 VOCAB_MULTIPLE = 256
@@ -62,18 +64,18 @@ class Size:
 
   def __post_init__(self):
     if self.num_layers % 2:
-      raise ValueError(
+      raise UserError(
         f'num_layers is {self.num_layers}; layers come in (local, global) pairs'
       )
     if self.num_heads % self.num_kv_heads:
-      raise ValueError(
+      raise UserError(
         f'num_heads {self.num_heads} is not a multiple of num_kv_heads '
         f'{self.num_kv_heads}'
       )
     if self.head_dim % 2:
-      raise ValueError(f'head_dim is {self.head_dim}; RoPE needs it even')
+      raise UserError(f'head_dim is {self.head_dim}; RoPE needs it even')
     if self.window is not None and self.window < 1:
-      raise ValueError(f'window is {self.window}; a token sees itself at least')
+      raise UserError(f'window is {self.window}; a token sees itself at least')
 
   @property
   def num_pairs(self) -> int:
@@ -158,9 +160,9 @@ SIZES: dict[str, Size] = {
 
 
 def named(name: str) -> Size:
-  """The size called `name`; ValueError lists the names there are."""
+  """The size called `name`; UserError lists the names there are."""
   if name not in SIZES:
-    raise ValueError(
+    raise UserError(
       f'config.model.size is {name!r}; it can be {", ".join(SIZES)}'
     )
   return SIZES[name]

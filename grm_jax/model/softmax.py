@@ -8,7 +8,6 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from grm_jax.model.amx import product as amx_product
 from grm_jax.model.layers import softcap
 
 MASKED = -1e30
@@ -18,18 +17,9 @@ _NO_OVERFLOW = 60.0
 
 
 def capped_logits(
-  letters: str,
-  query: jax.Array,
-  key: jax.Array,
-  cap: float | None,
-  amx: bool = False,
+  letters: str, query: jax.Array, key: jax.Array, cap: float | None
 ) -> jax.Array:
-  """float32 attention logits by the einsum `letters`, softcapped.
-
-  `amx` is for letters '*batch ... H' of queries and '*batch, keys, H'.
-  """
-  if amx:
-    return softcap(amx_product(query, key, turned=True), cap)
+  """float32 attention logits by the einsum `letters`, softcapped."""
   return softcap(_logits(letters, query, key), cap)
 
 
@@ -75,12 +65,10 @@ _logits.defvjp(_logits_forward, _logits_backward)
 
 
 def weighted_sum(
-  letters: str, weights: jax.Array, value: jax.Array, amx: bool = False
+  letters: str, weights: jax.Array, value: jax.Array
 ) -> jax.Array:
   """Sums in float32 of values in their own dtype."""
   weights = weights.astype(value.dtype)
-  if amx:
-    return amx_product(weights, value, turned=False)
   return jnp.einsum(letters, weights, value, preferred_element_type=jnp.float32)
 
 

@@ -17,6 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_mask as masks,
 )
 
+from grm_jax.errors import UserError
 from grm_jax.model.compute import Compute
 from grm_jax.parallel.rules import Layout
 
@@ -49,12 +50,12 @@ def attend(
     [P, S, N, H].
 
   Raises:
-    ValueError: S is not a multiple of the tile, or the tile not of 128; or
+    UserError: S is not a multiple of the tile, or the tile not of 128; or
       the mesh is no TPU's.
   """
   platform = layout.mesh.devices.flat[0].platform
   if platform != 'tpu' and not compute.interpret:
-    raise ValueError(
+    raise UserError(
       f'splash is a TPU kernel and the mesh has {platform} devices; set '
       '--config.compute.attention=xla'
     )
@@ -100,7 +101,7 @@ def tiles(size: int, block: int, window: int | None) -> int:
 def _block(size, block):
   block = min(block, size)
   if block % _LANES or size % block:
-    raise ValueError(
+    raise UserError(
       f'prompts have {size} places and config.compute.splash_block is '
       f'{block}: places must be a multiple of the block, the block of {_LANES}'
     )

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 
 import sentencepiece
 
+from grm_jax.errors import UserError
 from grm_jax.model import sentencepiece_codec, tokenizer
 from grm_jax.parallel import files
 
 VOCAB_SIZE = 1024
-NEWLINE_ID = 108
 
 _CORPUS = pathlib.Path(__file__).with_name('tiny_corpus.txt')
 # Ids 4 to 107 are Gemma's; 0 to 3 are given to the trainer by name.
@@ -39,13 +39,13 @@ def train(
     The tokenizer, as tokenizer.load(path) reads it.
 
   Raises:
-    ValueError: path cannot be written, or there is too little text.
+    UserError: path cannot be written, or there is too little text.
   """
   corpus = _CORPUS.read_text(encoding='utf-8').splitlines()
   try:
     data = _train_bytes((*(lines or ()), *corpus))
   except RuntimeError as error:
-    raise ValueError(
+    raise UserError(
       f'no tokenizer of {VOCAB_SIZE} pieces can be trained on these texts: '
       f'{" ".join(str(error).split())}; give more of them'
     ) from error

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from etils import epath
 
+from grm_jax.errors import UserError
 from grm_jax.model import bpe_codec, sentencepiece_codec
 
 _SURROGATE = re.compile('[\ud800-\udfff]')
@@ -65,15 +66,12 @@ class Tokenizer:
     turns: how conversations are written.
     eos_id, end_of_turn: what ends a text, and a turn.
     bos_id, start_of_turn: what begins them.
-    pad_id, unk_id: neither is ever made of text.
   """
 
   codec: Codec
   turns: Turns
-  pad_id: int
   eos_id: int
   bos_id: int
-  unk_id: int
   start_of_turn: int
   end_of_turn: int
 
@@ -143,13 +141,13 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
   """Reads a tokenizer.model, or a tokenizer.json of byte-level BPE.
 
   Raises:
-    ValueError: the file cannot be read, or is not laid out as Gemma's
+    UserError: the file cannot be read, or is not laid out as Gemma's
       tokenizer.model or SmolLM2's tokenizer.json is.
   """
   try:
     data = epath.Path(path).read_bytes()
   except OSError as error:
-    raise ValueError(
+    raise UserError(
       f'cannot read the tokenizer {path}: {error.strerror or error}; give the '
       "path of the tokenizer.model that comes with Gemma-2's weights"
     ) from error
@@ -165,7 +163,7 @@ def from_bytes(data: bytes, name: str) -> Tokenizer:
       .json is the latter.
 
   Raises:
-    ValueError: as for `load`.
+    UserError: as for `load`.
   """
   if name.endswith('.json'):
     return _bpe(bpe_codec.from_json(data, name))
@@ -177,10 +175,8 @@ def _gemma(codec: sentencepiece_codec.SentencePiece) -> Tokenizer:
   return Tokenizer(
     codec,
     Turns(opening=(ids.BOS,), model='model', system=False),
-    pad_id=ids.PAD,
     eos_id=ids.EOS,
     bos_id=ids.BOS,
-    unk_id=ids.UNK,
     start_of_turn=ids.START_OF_TURN,
     end_of_turn=ids.END_OF_TURN,
   )
@@ -191,10 +187,8 @@ def _bpe(codec: bpe_codec.Bpe) -> Tokenizer:
   return Tokenizer(
     codec,
     Turns(opening=(), model='assistant', system=True),
-    pad_id=end_of_text,
     eos_id=end_of_text,
     bos_id=start,
-    unk_id=end_of_text,
     start_of_turn=start,
     end_of_turn=end,
   )

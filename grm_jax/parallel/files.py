@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 
 from etils import epath
 
+from grm_jax.errors import UserError
+
 
 @contextlib.contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
@@ -24,14 +26,14 @@ def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     path: local or gs://; a file there is replaced, folders are made.
 
   Raises:
-    ValueError: path cannot be written.
+    UserError: path cannot be written.
   """
   path = epath.Path(path)
   local = os.fspath(path)
   # A device such as /dev/null would be replaced as easily as a file. In a
   # bucket there are none.
   if os.path.exists(local) and not os.path.isfile(local):
-    raise ValueError(f'cannot write {path}: it is no file; choose another path')
+    raise UserError(f'cannot write {path}: it is no file; choose another path')
   # In the same folder: renaming is atomic only inside a file system.
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   with writing(path):
@@ -51,7 +53,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
   """Says which path it was that the block could not write.
 
   Raises:
-    ValueError: in place of an OSError.
+    UserError: in place of an OSError.
   """
   try:
     yield
@@ -59,9 +61,9 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     raise cannot_write(path, error.strerror or error) from error
 
 
-def cannot_write(path: str | os.PathLike[str], why: Any) -> ValueError:
+def cannot_write(path: str | os.PathLike[str], why: Any) -> UserError:
   """The error that says so, and what to do."""
-  return ValueError(
+  return UserError(
     f'cannot write {path}: {why}; make room, or choose a path that you may '
     'write to'
   )
@@ -76,7 +78,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:
     data: the content; a str is written as UTF-8.
 
   Raises:
-    ValueError: path cannot be written.
+    UserError: path cannot be written.
   """
   if _is_first():
     with whole(path) as file:
@@ -100,7 +102,7 @@ def copy(
 ) -> None:
   """A file as another one, whole or not at all; either may be gs://.
 
-  One process calls. ValueError: the target cannot be written.
+  One process calls. UserError: the target cannot be written.
   """
   with epath.Path(source).open('rb') as old, whole(target) as new:
     shutil.copyfileobj(old, new, 1 << 24)

@@ -12,6 +12,7 @@ from typing import Any
 
 from etils import epath
 
+from grm_jax.errors import UserError
 from grm_jax.parallel import files
 from grm_jax.parallel.mirror import Mirror
 
@@ -27,7 +28,7 @@ class Journal:
       header: JSON values that tell this run from others.
 
     Raises:
-      ValueError: the file is of another run, or cannot be written.
+      UserError: the file is of another run, or cannot be written.
     """
     self.path, self.header = path, dict(header)
     with files.writing(path):
@@ -60,12 +61,12 @@ class Journal:
     if found == wanted:
       return
     if not isinstance(found, dict):
-      raise ValueError(
+      raise UserError(
         f'{self.path} is no journal of ours; choose another output'
       )
     keys = sorted({*found, *wanted})
     key = next(k for k in keys if found.get(k) != wanted.get(k))
-    raise ValueError(
+    raise UserError(
       f'{self.path} was begun with {key}={found.get(key)!r}, this run has '
       f'{wanted.get(key)!r}; go on with the old settings, or delete the file'
     )
@@ -74,7 +75,7 @@ class Journal:
     """Adds a row, which is in a local file before this returns.
 
     Raises:
-      ValueError: it cannot be written; rows before it stay.
+      UserError: it cannot be written; rows before it stay.
     """
     data = json.dumps(row, ensure_ascii=True).encode() + b'\n'
     with files.writing(self.path):

@@ -14,6 +14,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from grm_jax.errors import UserError
 from grm_jax.parallel import rules
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -33,25 +34,25 @@ def axis_sizes(
     (data, fsdp, tensor), whose product is `num_devices`.
 
   Raises:
-    ValueError: the sizes do not multiply to `num_devices`.
+    UserError: the sizes do not multiply to `num_devices`.
   """
   sizes = [data, fsdp, tensor]
   asked = ', '.join(f'{a}={s}' for a, s in zip(AXES, sizes, strict=True))
   if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
-    raise ValueError(
+    raise UserError(
       f'config.mesh has {asked}; sizes are positive and at most one is -1'
     )
   known = math.prod(s for s in sizes if s > 0)
   if -1 in sizes:
     sizes[sizes.index(-1)] = num_devices // known
   if math.prod(sizes) != num_devices:
-    raise ValueError(
+    raise UserError(
       f'config.mesh has {asked}, which is {known} devices'
       f'{" times what is left" if -1 in (data, fsdp, tensor) else ""}; there '
       f'are {num_devices}; change config.mesh.fsdp'
     )
   if slices < 1 or sizes[0] % slices:
-    raise ValueError(
+    raise UserError(
       f'config.mesh.data is {sizes[0]}, config.mesh.slices {slices}: the '
       'slices must divide data'
     )
@@ -90,7 +91,7 @@ def _check_slices(devices, slices):
   on_tpu = devices[0].platform == 'tpu'
   found = {d.slice_index if on_tpu else d.process_index for d in devices}
   if len(found) != slices:
-    raise ValueError(
+    raise UserError(
       f'config.mesh.slices is {slices}, but the devices are in {len(found)} '
       f'{"slices" if on_tpu else "processes"}; change config.mesh.slices'
     )
@@ -110,7 +111,7 @@ def from_config(
       the layout of training.
 
   Raises:
-    ValueError: sizes that do not fit the devices or each other.
+    UserError: sizes that do not fit the devices or each other.
   """
   mesh = make_mesh(
     config.mesh.data,
@@ -139,13 +140,13 @@ def for_sampling(mesh: Mesh, tensor: int) -> Mesh:
     tensor: the size of the axis; 0 is that of training.
 
   Raises:
-    ValueError: it does not divide fsdp x tensor of training.
+    UserError: it does not divide fsdp x tensor of training.
   """
   data, fsdp, old = mesh.devices.shape
   if not tensor:
     return mesh
   if tensor < 0 or fsdp * old % tensor:
-    raise ValueError(
+    raise UserError(
       f'config.mesh.sampling_tensor is {tensor}; it must divide fsdp x tensor '
       f'of config.mesh, {fsdp} x {old}'
     )

@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from grm_jax.errors import UserError
+
 Rules = Mapping[str, tuple[str, ...]]
 
 RULES: dict[str, tuple[str, ...]] = {
@@ -97,7 +99,8 @@ class Layout:
         multiple of the number of devices that split it.
 
     Raises:
-      ValueError: an unlisted name, a mesh axis used twice, or an uneven split.
+      UserError: a mesh axis used twice, or an uneven split.
+      ValueError: an unlisted name.
     """
     table = dict(self.rules)
     for name in names:
@@ -136,7 +139,7 @@ class Layout:
       ways = math.prod(self.mesh.shape[a] for a in used)
       if size % ways:
         sizes = ' x '.join(f'{a}={self.mesh.shape[a]}' for a in used)
-        raise ValueError(
+        raise UserError(
           f'{name} has size {size}, which {ways} devices ({sizes}) cannot '
           f'split evenly; change {_keys(used)} or config.mesh.rules.{name}'
         )
@@ -146,19 +149,19 @@ def layout(mesh: Mesh, rules: Rules) -> Layout:
   """A Layout, once the rules are known to fit the mesh.
 
   Raises:
-    ValueError: a rule names an axis that the mesh does not have, or twice.
+    UserError: a rule names an axis that the mesh does not have, or twice.
   """
   table = []
   for name, axes in rules.items():
     axes = tuple(axes)
     for axis in axes:
       if axis not in mesh.shape:
-        raise ValueError(
+        raise UserError(
           f'config.mesh.rules.{name} names mesh axis {axis!r}; the mesh has '
           f'{tuple(mesh.shape)}'
         )
     if len(set(axes)) < len(axes):
-      raise ValueError(f'config.mesh.rules.{name} has an axis twice: {axes}')
+      raise UserError(f'config.mesh.rules.{name} has an axis twice: {axes}')
     table.append((name, axes))
   return Layout(mesh, tuple(sorted(table)))
 
@@ -172,7 +175,7 @@ def for_decoding(rules: Rules, weights: str) -> Rules:
       gathered at every step, for models that do not fit otherwise.
   """
   if weights not in ('resident', 'fsdp'):
-    raise ValueError(
+    raise UserError(
       f'config.sampling.weights is {weights!r}; it can be resident, fsdp'
     )
   return {**rules, **_RESIDENT} if weights == 'resident' else rules
@@ -189,7 +192,7 @@ def _check_reuse(names, axes):
   for name, used in zip(names, axes, strict=True):
     for axis in used:
       if axis in seen:
-        raise ValueError(
+        raise UserError(
           f'mesh axis {axis!r} would split two dimensions of one array, '
           f'{seen[axis]} and {name}; change config.mesh.rules.{seen[axis]} or '
           f'config.mesh.rules.{name}'

@@ -8,6 +8,8 @@ import jax
 from absl import logging
 from jax.experimental import multihost_utils
 
+from grm_jax.errors import UserError
+
 # Seconds without a sign of life after which a process counts as gone, and JAX
 # ends the others.
 SILENCE = 60
@@ -26,7 +28,8 @@ def start() -> None:
   process starts nothing.
 
   Raises:
-    ValueError: only some of the three variables are set.
+    UserError: only some of the three variables are set, or one that must be a
+      whole number is not.
   """
   names = ('GRM_COORDINATOR', 'GRM_NUM_PROCESSES', 'GRM_PROCESS_ID')
   given = [os.environ.get(name) for name in names]
@@ -36,10 +39,13 @@ def start() -> None:
   if given[0] == 'auto' or (several and not any(given)):
     _join()
   elif all(given):
+    for name, value in zip(names[1:], given[1:], strict=True):
+      if not value.isdecimal():
+        raise UserError(f'{name} is {value!r}; it must be a whole number')
     _join(given[0], int(given[1]), int(given[2]))
   elif any(given):
     missing = [n for n, v in zip(names, given, strict=True) if not v]
-    raise ValueError(f'set {", ".join(missing)} too, or none of {names}')
+    raise UserError(f'set {", ".join(missing)} too, or none of {names}')
   logging.info(
     'process %d of %d, %d local of %d %s devices',
     jax.process_index(),

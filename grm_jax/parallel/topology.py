@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
+from grm_jax.errors import UserError
 from grm_jax.parallel.chips import CHIPS, Chip
 
 GENERATIONS = ('v4', 'v5e', 'v5p', 'v6e')
@@ -22,7 +23,7 @@ def devices(name: str, slices: int = 1) -> Sequence[jax.Device]:
     slices: how many of them, joined by the data-centre network.
 
   Raises:
-    ValueError: an unknown generation or shape, or libtpu is not installed.
+    UserError: an unknown generation or shape, or libtpu is not installed.
   """
   chip(name)
   # Without these libtpu waits for a metadata server that is not there.
@@ -38,7 +39,7 @@ def devices(name: str, slices: int = 1) -> Sequence[jax.Device]:
       platform='tpu', topology_name=name, **how
     ).devices
   except (RuntimeError, jax.errors.JaxRuntimeError) as error:
-    raise ValueError(
+    raise UserError(
       f'config.topology {name!r} cannot be described: {error}. libtpu must be '
       'installed (pip install libtpu) and know the shape'
     ) from error
@@ -48,11 +49,11 @@ def chip(name: str) -> Chip:
   """The chip that the slice `name` is made of.
 
   Raises:
-    ValueError: an unknown generation, or no name of a slice.
+    UserError: an unknown generation, or no name of a slice.
   """
   generation = name.split(':')[0]
   if generation not in GENERATIONS or ':' not in name:
-    raise ValueError(
+    raise UserError(
       f'config.topology is {name!r}; expected GENERATION:SHAPE such as '
       f'v5p:4x4x4, with one of {", ".join(GENERATIONS)}'
     )

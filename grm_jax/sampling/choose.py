@@ -36,29 +36,6 @@ class Settings:
   min_p: jax.Array
 
 
-def settings(
-  shape: tuple[int, ...],
-  temperature: float = 1.0,
-  top_k: int = 0,
-  top_p: float = 1.0,
-  min_p: float = 0.0,
-) -> Settings:
-  """The same settings for every row.
-
-  Raises:
-    ValueError: a value outside its range.
-  """
-  wrong = fault(temperature, top_k, top_p, min_p)
-  if wrong:
-    raise ValueError(wrong)
-  return Settings(
-    jnp.full(shape, temperature, jnp.float32),
-    jnp.full(shape, top_k, jnp.int32),
-    jnp.full(shape, top_p, jnp.float32),
-    jnp.full(shape, min_p, jnp.float32),
-  )
-
-
 def fault(
   temperature: float, top_k: int, top_p: float, min_p: float
 ) -> str | None:

@@ -123,8 +123,9 @@ class Engine:
       detokenize: ids to text; needed for stop strings and Generation.text.
 
     Raises:
-      ValueError: a number below 1, an id that the model does not have, or
-        numbers of prompts that the mesh cannot split.
+      UserError: a number below 1, or numbers of prompts that the mesh cannot
+        split.
+      ValueError: an id that the model does not have.
     """
     sizes = Sizes(
       prompts=prompts,

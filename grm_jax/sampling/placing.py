@@ -42,7 +42,7 @@ def abstract_weights(model: Gemma, int8: bool = False) -> Weights:
   """What `place` returns, as ShapeDtypeStructs with their shardings.
 
   Raises:
-    ValueError: the mesh does not divide a dimension.
+    UserError: the mesh does not divide a dimension.
   """
   function = functools.partial(_take_apart, model, int8)
   shapes = jax.eval_shape(function, abstract_params(model))

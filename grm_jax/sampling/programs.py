@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from grm_jax.errors import UserError
 from grm_jax.model.batch import Batch
 from grm_jax.model.gemma import Gemma
 from grm_jax.sampling import choose, decode
@@ -44,11 +45,11 @@ class Sizes:
 
   def __post_init__(self):
     if not self.buckets:
-      raise ValueError('there are no buckets to pad prompts to')
+      raise UserError('there are no buckets to pad prompts to')
     least = dataclasses.asdict(self) | {'buckets': self.buckets[0]}
     for name, value in least.items():
       if value < 1:
-        raise ValueError(f'{name} is {value}; it must be at least 1')
+        raise UserError(f'{name} is {value}; it must be at least 1')
 
   def bucket(self, length: int) -> int:
     """The smallest bucket that holds `length` tokens."""
@@ -79,8 +80,8 @@ class Programs:
     """Compiles nothing yet.
 
     Raises:
-      ValueError: an id that the model does not have, or numbers of prompts
-        that the mesh cannot split.
+      UserError: numbers of prompts that the mesh cannot split.
+      ValueError: an id that the model does not have.
     """
     for i in (*stop_ids, *forbidden):
       if not 0 <= i < model.size.vocab_size:
@@ -88,7 +89,7 @@ class Programs:
     ways = model.layout.split('prompts')
     for name, value in (('prompts', sizes.prompts), ('prefill', sizes.prefill)):
       if value % ways:
-        raise ValueError(
+        raise UserError(
           f'{name} is {value}; the mesh splits prompts {ways} ways, of which '
           'it must be a multiple'
         )

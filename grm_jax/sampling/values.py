@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grm_jax.errors import UserError
 from grm_jax.model import head
 from grm_jax.model.batch import Batch
 from grm_jax.model.gemma import Gemma
@@ -40,11 +41,11 @@ class Values:
     """A model without a scalar head gives mean log-probabilities.
 
     Raises:
-      ValueError: the mesh cannot split the prompts.
+      UserError: the mesh cannot split the prompts.
     """
     ways = model.layout.split('prompts')
     if prompts % ways:
-      raise ValueError(
+      raise UserError(
         f'config.sampling.prompts is {prompts}; the mesh splits prompts '
         f'{ways} ways, of which it must be a multiple'
       )

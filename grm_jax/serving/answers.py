@@ -12,6 +12,7 @@ from fastapi import HTTPException, Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from grm_jax.errors import UserError
 from grm_jax.judging.judgement import Fault, Judged
 from grm_jax.judging.report import Voting
 from grm_jax.serving import contract
@@ -117,7 +118,7 @@ def _begin(
     read = [
       contract.read(x, service.defaults, service.limits) for x in requests
     ]
-  except ValueError as error:
+  except UserError as error:
     raise HTTPException(422, str(error)) from None
   wanted = [
     (asked, _teller(loop, queue))

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from grm_jax.errors import UserError
 from grm_jax.serving import answers, meters, openrlhf, page
 from grm_jax.serving.answers import Service
 from grm_jax.serving.contract import (
@@ -153,7 +154,7 @@ async def rewards(
   """Rewards for OpenRLHF's --remote_rm_url."""
   try:
     groups, wanted = openrlhf.read(asked, service.limits.responses)
-  except ValueError as error:
+  except UserError as error:
     raise HTTPException(422, str(error)) from None
   found = []
   for first in range(0, len(wanted), service.limits.batch):

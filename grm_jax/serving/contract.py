@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from grm_jax.errors import UserError
 from grm_jax.judging import example as examples
 from grm_jax.judging import sections, votes
 from grm_jax.judging.asked import Asked
@@ -22,7 +23,7 @@ def _whole(text: str) -> str:
   try:
     text.encode()
   except UnicodeEncodeError:
-    raise ValueError('the text has half of a surrogate pair') from None
+    raise UserError('the text has half of a surrogate pair') from None
   return text
 
 
@@ -175,7 +176,7 @@ def read(
   """What is asked of the judge, and how its samples vote.
 
   Raises:
-    ValueError: the request is no example, or more than the limits allow.
+    UserError: the request is no example, or more than the limits allow.
   """
   example = _example(request)
   limits.check_example(example)
@@ -214,7 +215,7 @@ def _voting(request, defaults) -> Voting:
     kind = 'guided' if request.meta else 'sum'
   made = Voting(kind, _given(request.k_meta, defaults.voting.k_meta))
   if made.needs_meta and not defaults.has_meta:
-    raise ValueError('meta is true, and this server has no meta RM')
+    raise UserError('meta is true, and this server has no meta RM')
   return made
 
 

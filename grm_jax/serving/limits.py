@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from grm_jax.errors import UserError
 from grm_jax.judging.example import JudgingExample
 
 
@@ -30,24 +31,24 @@ class Limits:
   def __post_init__(self):
     for name, value in dataclasses.asdict(self).items():
       if not value > 0:
-        raise ValueError(f'config.limits.{name} is {value}; it must be above 0')
+        raise UserError(f'config.limits.{name} is {value}; it must be above 0')
 
   def check_example(self, example: JudgingExample) -> None:
-    """ValueError for an example that is too large."""
+    """UserError for an example that is too large."""
     _most('responses', len(example.responses), self.responses)
     texts = (*example.responses, example.principles, example.reference)
     count = sum(map(len, texts)) + sum(len(x.text) for x in example.query)
     _most('characters', count, self.characters)
 
   def check_samples(self, k: int) -> None:
-    """ValueError for too many samples."""
+    """UserError for too many samples."""
     _most('k', k, self.k)
 
   def check_batch(self, count: int) -> None:
-    """ValueError for too many examples in a request."""
+    """UserError for too many examples in a request."""
     _most('requests', count, self.batch)
 
 
 def _most(what, count, most):
   if count > most:
-    raise ValueError(f'{what}: {count}; this server takes at most {most}')
+    raise UserError(f'{what}: {count}; this server takes at most {most}')

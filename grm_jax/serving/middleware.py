@@ -40,7 +40,9 @@ class KnownHosts:
 
   A page of any site can have its own name lead to a browser's loopback
   address, and would then read what a service answers there (DNS rebinding);
-  the name that the browser asked for gives it away.
+  the name that the browser asked for gives it away. Starlette's
+  TrustedHostMiddleware refuses the same requests, but with 400 and a plain text
+  that does not name config.hosts.
   """
 
   def __init__(self, app: ASGIApp, hosts: Collection[str]):
@@ -64,7 +66,11 @@ def _without_port(host):
 
 
 class BodyLimit:
-  """413 for bodies above so many bytes, before any is read as JSON."""
+  """413 for bodies above so many bytes, before any is read as JSON.
+
+  FastAPI's max_body_size refuses the same requests, but replaces the answer by
+  a plain text without the limit.
+  """
 
   def __init__(self, app: ASGIApp, most: int):
     self._app, self._most = app, most

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
+from grm_jax.errors import UserError
 from grm_jax.serving.contract import (
   Refused,
   ScoreRequest,
@@ -62,19 +63,19 @@ def read(asked: Asked, most: int) -> tuple[list[list[int]], list[ScoreRequest]]:
     most: responses of a request.
 
   Raises:
-    ValueError: there is not one prompt for each text, or a text does not
+    UserError: there is not one prompt for each text, or a text does not
       begin with it.
   """
   count = len(asked.query)
   if asked.prompts is None:
-    raise ValueError(
+    raise UserError(
       'prompts are missing: without them it is not known where a response '
       'begins; OpenRLHF sends them from release 0.5 on'
     )
   labels = asked.labels or [None] * count
   for name, found in (('prompts', asked.prompts), ('labels', labels)):
     if len(found) != count:
-      raise ValueError(f'{len(found)} {name} for {count} texts in query')
+      raise UserError(f'{len(found)} {name} for {count} texts in query')
   groups = together(list(zip(asked.prompts, labels, strict=True)), most)
   return groups, [_request(asked, labels, places) for places in groups]
 
@@ -92,7 +93,7 @@ def _response(text: str, prompt: str, i: int) -> str:
   """What the policy wrote; a token may stand before the prompt."""
   begin = text.find(prompt)
   if begin < 0:
-    raise ValueError(f'query {i} does not begin with its prompt')
+    raise UserError(f'query {i} does not begin with its prompt')
   return _END.sub('', text[begin + len(prompt) :])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from grm_jax.errors import UserError
 from grm_jax.model import sizes
 from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
@@ -52,7 +53,7 @@ def compile_report(config: ConfigDict) -> dict[str, Any]:
     the products). What is not known is None.
 
   Raises:
-    ValueError: a wrong name, or sizes that the mesh cannot split.
+    UserError: a wrong name, or sizes that the mesh cannot split.
   """
   devices = _devices(config)
   chip = None if config.topology == LOCAL else topology.chip(config.topology)
@@ -150,12 +151,12 @@ def sweep(config: ConfigDict) -> list[dict[str, Any]]:
   divided into, the first what is left; axes that are not named are 1.
 
   Raises:
-    ValueError: config.sweep names no axis, or no mesh can be compiled.
+    UserError: config.sweep names no axis, or no mesh can be compiled.
   """
   axes = [x.strip() for x in config.sweep.split(',') if x.strip()]
   wrong = [x for x in axes if x not in AXES]
   if wrong or not axes:
-    raise ValueError(
+    raise UserError(
       f'config.sweep={config.sweep!r}: it is some of {",".join(AXES)}'
     )
   reports, reasons = [], []
@@ -164,12 +165,12 @@ def sweep(config: ConfigDict) -> list[dict[str, Any]]:
     own.mesh.update(dict.fromkeys(AXES, 1) | sizes_)
     try:
       reports.append(compile_report(own))
-    except ValueError as error:  # sizes that this mesh cannot split
+    except UserError as error:  # sizes that this mesh cannot split
       reasons.append(str(error))
       continue
     print(aot_tables.line(reports[-1]), flush=True)
   if not reports:
-    raise ValueError(f'config.sweep: no mesh can be compiled; {reasons[0]}')
+    raise UserError(f'config.sweep: no mesh can be compiled; {reasons[0]}')
   return sorted(
     reports,
     key=lambda x: (x['fits'] is False, x.get('seconds') or float('inf')),

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from grm_jax.errors import UserError
 from grm_jax.model import head
 from grm_jax.model import params as params_lib
 from grm_jax.model.batch import Batch
@@ -72,14 +73,14 @@ def parts(config: ConfigDict, model: Gemma) -> list[Part]:
     model: of config.size, laid out on the topology.
 
   Raises:
-    ValueError: an unknown program, or sizes that the mesh cannot split.
+    UserError: an unknown program, or sizes that the mesh cannot split.
   """
   if config.program not in PROGRAMS:
-    raise ValueError(
+    raise UserError(
       f'config.program is {config.program!r}; it can be {", ".join(PROGRAMS)}'
     )
   if config.accumulate < 1:
-    raise ValueError(f'config.accumulate is {config.accumulate}; 1 or more')
+    raise UserError(f'config.accumulate is {config.accumulate}; 1 or more')
   return PROGRAMS[config.program](config, model)
 
 

@@ -18,6 +18,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from grm_jax.errors import UserError
 from grm_jax.model import gguf_file, head, sizes
 from grm_jax.model.batch import Batch
 from grm_jax.model.compute import Compute
@@ -37,7 +38,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   """Converts `config.source` to `config.target`.
 
   Raises:
-    ValueError: a wrong path, a target that exists, a checkpoint that is not
+    UserError: a wrong path, a target that exists, a checkpoint that is not
       what it says it is, or logits that differ (`config.verify`).
   """
   target = config.target or (workdir and os.path.join(workdir, 'model'))
@@ -60,28 +61,28 @@ def run(config: ConfigDict, workdir: str) -> None:
 
 def _check_paths(config, target):
   if config.to not in ('checkpoint', 'huggingface'):
-    raise ValueError(
+    raise UserError(
       f"config.to is {config.to!r}; it can be 'checkpoint' or 'huggingface'"
     )
   if not config.source:
-    raise ValueError("config.source is empty; give a directory or 'random'")
+    raise UserError("config.source is empty; give a directory or 'random'")
   for name, path in (('source', config.source), ('target', target)):
     # These files are mapped into memory, which buckets cannot be.
     if '://' in path and (name == 'target') == (config.to == 'huggingface'):
       what = 'GGUF file' if _is_gguf(config) else 'Hugging Face directory'
-      raise ValueError(
+      raise UserError(
         f'config.{name}={path}: a {what} must be local; copy it with `gcloud '
         'storage cp -r`'
       )
   if _is_gguf(config):
     if not epath.Path(config.source).is_file():
-      raise ValueError(f'config.source {config.source} is not there')
+      raise UserError(f'config.source {config.source} is not there')
   elif config.source != 'random' and not epath.Path(config.source).is_dir():
-    raise ValueError(f'config.source {config.source} is not a directory')
+    raise UserError(f'config.source {config.source} is not a directory')
   if not target:
-    raise ValueError('give --config.target=DIR or --workdir=DIR')
+    raise UserError('give --config.target=DIR or --workdir=DIR')
   if epath.Path(target).is_file() or _in_use(target, config.to):
-    raise ValueError(
+    raise UserError(
       f'config.target {target} exists; choose another or delete it'
     )
 
@@ -103,7 +104,7 @@ def _in_use(target, to):
 def _read(config, layout: Layout) -> tuple[Gemma, dict]:
   kind = 'float32' if config.dtype == 'source' else config.dtype
   if kind not in ('float32', 'bfloat16'):
-    raise ValueError(
+    raise UserError(
       f"config.dtype is {config.dtype!r}; it can be 'source', 'float32' or "
       "'bfloat16'"
     )
@@ -180,7 +181,7 @@ def _verify(config, model: Gemma, params: dict, target: str) -> None:
     difference = float(np.max(np.abs(ours - values)))
     print(f'verify: largest difference to {name}: {difference:.2e}')
     if not difference <= _TOLERANCE:
-      raise ValueError(
+      raise UserError(
         f'outputs differ from {name} by {difference:.2e}, more than '
         f'{_TOLERANCE}; do not use {target}'
       )

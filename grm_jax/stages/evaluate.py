@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from grm_jax.data import seqio_source, tfds
+from grm_jax.data import published
+from grm_jax.errors import UserError
 from grm_jax.evaluation import curves, report, samples
 from grm_jax.evaluation.suites import SUITES
 from grm_jax.judges import journaled, loading
@@ -37,10 +38,10 @@ def run(config: ConfigDict, workdir: str) -> None:
   """Judges and reports, into `workdir`.
 
   Raises:
-    ValueError: a path, a row or a setting is wrong.
+    UserError: a path, a row or a setting is wrong.
   """
   if not workdir:
-    raise ValueError('give --workdir=DIR, where the report is written')
+    raise UserError('give --workdir=DIR, where the report is written')
   if config.from_samples:
     judged = _read_samples(config.from_samples)
   else:
@@ -81,7 +82,7 @@ def _read_samples(directory: str) -> dict[str, list[Judged]]:
     if files.exists(path)
   }
   if not found:
-    raise ValueError(
+    raise UserError(
       f'config.from_samples={directory} has no <suite>.samples.jsonl of '
       f'{", ".join(SUITES)}'
     )
@@ -96,12 +97,12 @@ def _judge_suites(config, workdir: str) -> dict[str, list[Judged]]:
     if path
   }
   if not suites:
-    raise ValueError(
+    raise UserError(
       'no suite has a path; give --config.suites.NAME=PATH, NAME one of '
       f'{", ".join(SUITES)}'
     )
   if config.k < 1 and not config.greedy:
-    raise ValueError('config.k is 0 and config.greedy false: nothing to judge')
+    raise UserError('config.k is 0 and config.greedy false: nothing to judge')
   judge = loading.from_config(config, loading.settings_of(config))
   out = {}
   for name, examples in suites.items():
@@ -113,15 +114,14 @@ def _judge_suites(config, workdir: str) -> dict[str, list[Judged]]:
 
 def _place(name: str, path: str) -> str | rows.Table:
   """What a suite loads: a path, or the rows of a TFDS or seqio name."""
-  for source in (tfds, seqio_source):
-    if path.startswith(source.PREFIX):
-      if name in BY_FILE:
-        raise ValueError(
-          f'config.suites.{name}={path}: this suite reads what a row is of off '
-          'the names of files and folders; give the path of its files'
-        )
-      return source.table(path)
-  return path
+  if not published.is_dataset_name(path):
+    return path
+  if name in BY_FILE:
+    raise UserError(
+      f'config.suites.{name}={path}: this suite reads what a row is of off '
+      'the names of files and folders; give the path of its files'
+    )
+  return published.table(path)
 
 
 def _judge_suite(

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from grm_jax.data import placing as data_placing
 from grm_jax.data import records
 from grm_jax.data.visits import Visits
+from grm_jax.errors import UserError
 from grm_jax.judges import loading
 from grm_jax.judging.forms import Forms
 from grm_jax.model.compute import Compute
@@ -55,7 +56,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   """Trains by rewards on `config.data`.
 
   Raises:
-    ValueError: a path, a row or a setting is wrong; or the run stops, because
+    UserError: a path, a row or a setting is wrong; or the run stops, because
       what it writes does not parse any more.
   """
   check(config, workdir)
@@ -65,7 +66,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   forms.check()
   layout = mesh.from_config(config)
   data_placing.process_rows(layout, config.batch.prompts)
-  examples = told.load(config.data, config.strict, forms, 'config.prompt')
+  examples = told.load(config.data, config.strict, forms)
   visits = Visits(examples, config.order, config.seed)
   target = os.path.join(workdir, runs.MODEL)
   saved = checkpoints.read_json(target, 'meta') if _goes_on(target) else {}
@@ -105,10 +106,10 @@ def run(config: ConfigDict, workdir: str) -> None:
     )
 
 
-def check(config: ConfigDict, workdir: str) -> None:
-  """ValueError for what would only be seen after rows or weights were read."""
+def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
+  """Checks what would only be seen after rows or weights; see runs.check."""
   if not workdir:
-    raise ValueError('give --workdir=DIR, where the model is written')
+    raise UserError('give --workdir=DIR, where the model is written')
   e, each = config.evaluation, config.minibatches * config.passes
   runs.check_least(
     ('group_size', config.group_size, 2),
@@ -122,28 +123,31 @@ def check(config: ConfigDict, workdir: str) -> None:
     ('rollout.chunk', config.rollout.chunk, 1),
     ('keep', config.keep, 1),
     ('evaluation.k', e.k, 0),
+    key=key,
   )
   if config.prompts < config.minibatches:
-    raise ValueError(
-      f'config.prompts={config.prompts} groups make no '
-      f'config.minibatches={config.minibatches}'
+    raise UserError(
+      f'{key}.prompts={config.prompts} groups make no '
+      f'{key}.minibatches={config.minibatches}'
     )
   if config.steps % each:
-    raise ValueError(
-      f'config.steps={config.steps} is no multiple of config.minibatches * '
-      f'config.passes = {each}, the updates on a rollout'
+    raise UserError(
+      f'{key}.steps={config.steps} is no multiple of {key}.minibatches * '
+      f'{key}.passes = {each}, the updates on a rollout'
     )
   if not 0 < config.temperature < float('inf'):
-    raise ValueError(
-      f'config.temperature is {config.temperature}; it must be above 0: all '
+    raise UserError(
+      f'{key}.temperature is {config.temperature}; it must be above 0: all '
       'generations of a group would be the same'
     )
-  records.limits(config.batch.buckets, config.batch.size, config.group_size)
-  grpo_update.objective_of(config)
-  reference.check_dtype(config.reference.dtype)
-  StopRule(e.most_failures, e.patience)
-  optimizer.make(config.steps, **config.optimizer)
-  profile.parse(config.profile_steps)
+  records.limits(
+    config.batch.buckets, config.batch.size, config.group_size, f'{key}.batch'
+  )
+  grpo_update.objective_of(config, key)
+  reference.check_dtype(config.reference.dtype, f'{key}.reference.dtype')
+  StopRule(e.most_failures, e.patience, key=f'{key}.evaluation')
+  optimizer.make(config.steps, key=f'{key}.optimizer', **config.optimizer)
+  profile.parse(config.profile_steps, f'{key}.profile_steps')
 
 
 def _goes_on(target: str) -> bool:
@@ -161,7 +165,7 @@ def _open(config, target, layout):
     _check_writes(model, target, 'choose another --workdir')
     return model, pretrained.load_tokenizer(target, model.size), None
   if config.checkpoint == pretrained.SCRATCH:
-    raise ValueError(
+    raise UserError(
       'config.checkpoint=scratch: only a model that writes judgements can be '
       'rewarded for them; give the model/ of the stage rft or sft'
     )
@@ -180,7 +184,7 @@ def _open(config, target, layout):
 
 def _check_writes(model, what, cure):
   if model.scalar:
-    raise ValueError(f'{what} has a scalar head; {cure}')
+    raise UserError(f'{what} has a scalar head; {cure}')
 
 
 def _reference(config, model, saved) -> Reference | None:
@@ -286,14 +290,14 @@ def _train(
         return
       if advice and step < total:
         checkpoint.wait()
-        raise ValueError(f'stopped after step {step} of {total}: {advice}')
+        raise UserError(f'stopped after step {step} of {total}: {advice}')
       _warn(advice)
   runs.say(f'{total} steps; {visits.epochs:.2f} epochs; model -> {target}')
 
 
 def _check_left(begin, total, each) -> None:
   if begin < total and (total - begin) % each:
-    raise ValueError(
+    raise UserError(
       f'{total - begin} of config.steps={total} are left, which is no multiple '
       f'of config.minibatches * config.passes = {each}, the updates on a '
       'rollout; go on with what the run began with'

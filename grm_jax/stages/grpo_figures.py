@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from grm_jax.errors import UserError
 from grm_jax.judging import votes
 from grm_jax.stages.grpo_rollout import Group, Rolled
 from grm_jax.training.metrics import Writer
@@ -122,21 +123,19 @@ class StopRule:
     patience: evaluations in a row above it that end the run; 0 is off.
     above: how many there were in a row; 0 after `see` has ended the run, so
       that one that goes on with other settings has as many again.
+    key: config key of these settings, for messages; not stored.
   """
 
   most: float
   patience: int
   above: int = 0
+  key: dataclasses.InitVar[str] = 'config.evaluation'
 
-  def __post_init__(self):
+  def __post_init__(self, key):
     if not 0 <= self.most <= 1:
-      raise ValueError(
-        f'config.evaluation.most_failures is {self.most}; it is a share'
-      )
+      raise UserError(f'{key}.most_failures is {self.most}; it is a share')
     if self.patience < 0:
-      raise ValueError(
-        f'config.evaluation.patience is {self.patience}; 0 is off'
-      )
+      raise UserError(f'{key}.patience is {self.patience}; 0 is off')
 
   def see(self, failures: float) -> str:
     """What to tell if the run should end now, else ''."""

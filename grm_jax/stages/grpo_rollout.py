@@ -16,6 +16,7 @@ import numpy as np
 from absl import logging
 
 from grm_jax.data.visits import Visit, Visits
+from grm_jax.errors import UserError
 from grm_jax.judging import orders, rejection
 from grm_jax.judging.forms import Forms
 from grm_jax.model import chat
@@ -117,7 +118,7 @@ class Roller:
       stops: asked now and then whether to give up.
 
     Raises:
-      ValueError: too many visits in a row cannot be asked.
+      UserError: too many visits in a row cannot be asked.
     """
     begin = visits.drawn
     # A copy shares the programs; its caches end with it, not with the run.
@@ -160,12 +161,12 @@ class Roller:
       try:
         asked.append((visit, self._tokens(visit)))
         in_a_row = 0
-      except ValueError as error:
+      except UserError as error:
         faults, in_a_row = faults + 1, in_a_row + 1
         if faults == 1:  # the others are counted in the metrics
           logging.warning('left out: %s: %s', visit.example.id, error)
         if in_a_row == most:
-          raise ValueError(
+          raise UserError(
             f'{most} examples in a row cannot be asked; the last, '
             f'{visit.example.id}: {error}; give longer config.batch.buckets or '
             'shorter examples'

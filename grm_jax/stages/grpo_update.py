@@ -33,11 +33,18 @@ Metrics = Mapping[str, Any]
 Parts = list[list[PolicyBatch]]  # [minibatch][micro-batch]
 
 
-def objective_of(config: ConfigDict) -> Objective:
-  """The Objective of `config.objective`; ValueError for a wrong value."""
+def objective_of(config: ConfigDict, key: str = 'config') -> Objective:
+  """The Objective of `config.objective`; UserError for a wrong value.
+
+  Args:
+    config: of the stage.
+    key: config key of `config`, for messages.
+  """
   # Advantages, not the objective, are divided by the deviation.
   own = {key: x for key, x in dict(config.objective).items() if key != 'std'}
-  return Objective(**own, max_tokens=max(config.batch.size))
+  return Objective(
+    **own, max_tokens=max(config.batch.size), key=f'{key}.objective'
+  )
 
 
 class Updater:

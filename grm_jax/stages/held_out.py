@@ -73,7 +73,7 @@ class HeldOut:
       **sizes: prompts, rows, size, chunk, buckets of an engine of its own.
 
     Raises:
-      ValueError: an example that does not say what is right, a setting or a
+      UserError: an example that does not say what is right, a setting or a
         size that is wrong: now, and not when much has been trained.
     """
     for example in examples:
@@ -140,7 +140,7 @@ def from_config(
     model, tokenizer, engine, int8, **sizes: see HeldOut.
 
   Raises:
-    ValueError: as HeldOut; the data cannot be read.
+    UserError: as HeldOut; the data cannot be read.
   """
   if not config.evaluation.data:
     return None
@@ -158,7 +158,7 @@ def figures(judged: Sequence[Judged]) -> Figures:
   """Figures over all samples of all examples.
 
   Raises:
-    ValueError: an example does not say what is right.
+    UserError: an example does not say what is right.
   """
   right, pairs, ties, samples, shown = [], [], [], [], []
   for one in judged:

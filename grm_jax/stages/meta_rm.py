@@ -27,6 +27,8 @@ from ml_collections import ConfigDict
 
 from grm_jax.data import placing, records
 from grm_jax.data.prefetch import Prefetch
+from grm_jax.errors import UserError
+from grm_jax.judging import template
 from grm_jax.judging.forms import Forms
 from grm_jax.model import params as params_lib
 from grm_jax.model.compute import Compute
@@ -58,7 +60,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   """Trains on `config.data` and `config.samples`.
 
   Raises:
-    ValueError: a path, a row or a setting is wrong.
+    UserError: a path, a row or a setting is wrong.
   """
   check(config, workdir)
   layout = mesh.from_config(config)
@@ -100,43 +102,44 @@ def run(config: ConfigDict, workdir: str) -> None:
     _train(config, workdir, model, params, made, rows, judge, preemption)
 
 
-def check(config: ConfigDict, workdir: str) -> None:
-  """ValueError for what would only be seen after rows or weights were read."""
-  runs.check(config, workdir)
+def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
+  """Checks what would only be seen after rows or weights; see runs.check."""
+  runs.check(config, workdir, key)
   kind, e = config.kind, config.evaluation
   if kind not in KINDS:
-    raise ValueError(f'config.kind is {kind!r}; it can be {", ".join(KINDS)}')
+    raise UserError(f'{key}.kind is {kind!r}; it can be {", ".join(KINDS)}')
   if kind == 'meta':
     if not config.samples:
-      raise ValueError(
-        'config.samples is empty; give the samples.jsonl of the stage rft, or '
+      raise UserError(
+        f'{key}.samples is empty; give the samples.jsonl of the stage rft, or '
         'several with commas between them'
       )
     if bool(e.data) != bool(e.samples):
-      raise ValueError(
-        f'config.evaluation.data={e.data!r} and config.evaluation.samples='
+      raise UserError(
+        f'{key}.evaluation.data={e.data!r} and {key}.evaluation.samples='
         f'{e.samples!r}: give both, or none to hold out '
-        'config.evaluation.share of the queries'
+        f'{key}.evaluation.share of the queries'
       )
   elif config.samples or e.samples:
-    raise ValueError(
-      f'config.kind={kind} learns from examples alone; config.samples and '
-      "config.evaluation.samples must be '' (--config.samples=)"
+    raise UserError(
+      f'{key}.kind={kind} learns from examples alone; {key}.samples and '
+      f"{key}.evaluation.samples must be '' (--{key}.samples=)"
     )
   if kind == 'bradley_terry' and config.batch.rows < 2:
-    raise ValueError(
-      f'config.batch.rows is {config.batch.rows}; config.kind=bradley_terry '
+    raise UserError(
+      f'{key}.batch.rows is {config.batch.rows}; {key}.kind=bradley_terry '
       'compares responses beside each other and needs 2 or more'
     )
   if config.checkpoint == pretrained.SCRATCH:
-    raise ValueError(
-      'config.checkpoint=scratch: a scalar head needs a model that reads; give '
+    raise UserError(
+      f'{key}.checkpoint=scratch: a scalar head needs a model that reads; give '
       'a directory, such as the model/ of the stage sft'
     )
   if not 0 <= e.share < 1:
-    raise ValueError(
-      f'config.evaluation.share is {e.share}; it is a share below 1'
+    raise UserError(
+      f'{key}.evaluation.share is {e.share}; it is a share below 1'
     )
+  template.load(config.prompt.meta, key='config.prompt.meta')
   _forms(config).check()
 
 
@@ -153,7 +156,7 @@ def _open(config, target, layout):
   if checkpoints.steps(target):
     model = pretrained.build(target, None, compute, layout)
     if not model.scalar:
-      raise ValueError(
+      raise UserError(
         f'{target} is a model without a scalar head; choose another --workdir'
       )
     return model, pretrained.load_tokenizer(target, model.size), None
@@ -191,7 +194,7 @@ def _check_labels(target, rows) -> None:
   saved = checkpoints.read_json(target, 'meta').get('labels')
   ours = meta_rm_records.digest(rows)
   if saved != ours:
-    raise ValueError(
+    raise UserError(
       f'{target} was trained by labels with digest {saved}, these have {ours}; '
       'go on with the same data, or choose another --workdir'
     )

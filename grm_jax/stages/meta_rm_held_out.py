@@ -18,6 +18,7 @@ from absl import logging
 
 from grm_jax.data import batches, placing
 from grm_jax.data.records import Limits
+from grm_jax.errors import UserError
 from grm_jax.evaluation import calibration, curves, metrics, plots, subsets
 from grm_jax.judging import orders
 from grm_jax.judging.forms import Forms
@@ -72,11 +73,11 @@ class HeldOut:
       seed: of the subsets of judgements that are voted on.
 
     Raises:
-      ValueError: the mesh cannot split P prompts.
+      UserError: the mesh cannot split P prompts.
     """
     ways = model.layout.split('prompts')
     if prompts < 1 or prompts % ways:
-      raise ValueError(
+      raise UserError(
         f'config.evaluation.prompts is {prompts}; the mesh splits prompts '
         f'{ways} ways, of which it must be a multiple'
       )

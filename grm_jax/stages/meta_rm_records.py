@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from grm_jax.data import mixture, records, sources
 from grm_jax.data.padding import Meta
 from grm_jax.data.records import Limits, Record, tokens_of
+from grm_jax.errors import UserError
 from grm_jax.evaluation import metrics
 from grm_jax.judges import pair, scalar
 from grm_jax.judging import outcome, rejection
@@ -71,7 +72,7 @@ def read(config: ConfigDict) -> tuple[Data, Data | None]:
   Held out is config.evaluation.data, or else a share of the queries.
 
   Raises:
-    ValueError: a source that cannot be read or has nothing of use.
+    UserError: a source that cannot be read or has nothing of use.
   """
   e = config.evaluation
   found = _read(config, 'data', config.data, 'train', config.samples)
@@ -88,7 +89,7 @@ def _read(config, key, spec, split, samples) -> Data:
   everything, _ = sources.load(spec, split, config.strict)
   examples = {x.id: x for x in everything if is_told(x)}
   if not examples:
-    raise ValueError(
+    raise UserError(
       f'config.{key}={spec}: no example says what is right; needed is the '
       'best of several responses, or for config.kind=meta the label 0 or 1 of '
       'a single one in rewards'
@@ -102,7 +103,7 @@ def _read(config, key, spec, split, samples) -> Data:
       merged[name] += [x for x in some if not x.hinted]
   merged = {name: tuple(own) for name, own in merged.items() if own}
   if not merged:
-    raise ValueError(
+    raise UserError(
       f'{samples}: all samples are hinted; a meta RM learns from unhinted ones'
     )
   return Data(examples, merged)
@@ -118,7 +119,7 @@ def _split(data: Data, share: float, seed: int) -> tuple[Data, Data]:
   queries = list(dict.fromkeys(metrics.query_of(x) for x in used))
   count = max(1, round(share * len(queries)))
   if count >= len(queries):
-    raise ValueError(
+    raise UserError(
       f'config.evaluation.share={share} holds out all of {len(queries)} '
       'queries; give more data, a smaller share, or 0 for none'
     )
@@ -159,7 +160,7 @@ def rows_of(
     where: what is read, for messages.
 
   Raises:
-    ValueError: nothing fits, or all labels are the same.
+    UserError: nothing fits, or all labels are the same.
   """
   made, reasons = [], []
   for example in data.examples.values():
@@ -170,7 +171,7 @@ def rows_of(
       else:
         build = _bradley_terry if kind == 'bradley_terry' else _pair
         made += build(example, tokenizer, limits)
-    except ValueError as error:
+    except UserError as error:
       reasons.append((example.id, str(error)))
   fitting, left_out = records.usable([x.record for x in made], limits)
   reasons += left_out
@@ -181,7 +182,7 @@ def rows_of(
     logging.warning('%s: %d are left out: no place', where, len(reasons))
   made = [x for x in made if x.record.id in ids]
   if not made:
-    raise ValueError(f'{where}: nothing fits a batch; the first: {reasons[0]}')
+    raise UserError(f'{where}: nothing fits a batch; the first: {reasons[0]}')
   return balanced(made, where) if kind == 'meta' else _at_least_one(made)
 
 
@@ -283,12 +284,12 @@ def balanced(made: Sequence[Rows], where: str) -> list[Rows]:
   The label that is there more often has weight 1.
 
   Raises:
-    ValueError: all labels are the same.
+    UserError: all labels are the same.
   """
   counts = collections.Counter(label for x in made for label in x.labels)
   for label, word in ((1, 'right'), (0, 'wrong')):
     if not counts[label]:
-      raise ValueError(
+      raise UserError(
         f'{where}: none of {sum(counts.values())} judgements is {word}, and '
         'there is nothing to tell apart; give samples of other examples, of '
         'another model, or drawn at a higher temperature'

@@ -25,6 +25,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from grm_jax.data import records
+from grm_jax.errors import UserError
 from grm_jax.judging import example as examples_lib
 from grm_jax.judging import rejection, template
 from grm_jax.judging.forms import Forms
@@ -40,15 +42,15 @@ def run(config: ConfigDict, workdir: str) -> None:
   """Runs the parts of `config.parts`.
 
   Raises:
-    ValueError: a path, a row or a setting is wrong, or nothing is kept.
+    UserError: a path, a row or a setting is wrong, or nothing is kept.
   """
   if not workdir:
-    raise ValueError('give --workdir=DIR, where samples and model are written')
+    raise UserError('give --workdir=DIR, where samples and model are written')
   check(config, workdir)
   parts = _parts(config)
   rules, forms = Rules(**config.filter), _forms(config)
   if 'sample' in parts or 'filter' in parts:
-    found = told.load(config.data, config.strict, forms, 'config.train.prompt')
+    found = told.load(config.data, config.strict, forms)
     examples = {example.id: example for example in found}
     asked = {'data': _digest(map(examples_lib.to_row, examples.values()))}
     asked['data'] = f'{len(examples)} examples, {asked["data"]}'
@@ -62,42 +64,50 @@ def run(config: ConfigDict, workdir: str) -> None:
     _train(config, workdir)
 
 
-def check(config: ConfigDict, workdir: str) -> None:
-  """ValueError for settings that would only be seen after hours, or never."""
+def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
+  """Checks settings whose faults would show after hours, or never.
+
+  Args:
+    config: of this stage.
+    workdir: where it writes.
+    key: config key of `config`, for messages; 'config' is the whole.
+
+  Raises:
+    UserError: a setting is wrong.
+  """
   parts = _parts(config)
   if 'train' in parts:
-    try:
-      sft.check(config.train, workdir)
-    except ValueError as error:
-      # Where these keys are in this config.
-      message = str(error).replace('config.', 'config.train.')
-      raise ValueError(message) from error
+    sft.check(config.train, workdir, f'{key}.train')
   wrong = [x for x in parts if x not in PARTS]
   if wrong:
-    raise ValueError(
-      f'config.parts has {wrong[0]!r}; it is of {", ".join(PARTS)}'
+    raise UserError(
+      f'{key}.parts has {wrong[0]!r}; it is of {", ".join(PARTS)}'
     )
   if config.samples and 'sample' in parts:
-    raise ValueError(
-      'config.samples is given, so that none are drawn; give '
-      '--config.parts=filter,train'
+    raise UserError(
+      f'{key}.samples is given, so that none are drawn; give '
+      f'--{key}.parts=filter,train'
     )
   runs.check_least(
     ('num_samples', config.num_samples, 1),
     ('num_hinted', config.num_hinted, 0),
+    key=key,
   )
-  for key, value in (
+  for name, value in (
     ('temperature', config.temperature),
     ('hinted_temperature', config.hinted_temperature),
   ):
     if not 0 <= value < float('inf'):
-      raise ValueError(f'config.{key} is {value}; it must be 0 or more')
-  read, trained = config.sampling.buckets, config.train.batch.buckets
+      raise UserError(f'{key}.{name} is {value}; it must be 0 or more')
+  read = records.lengths(f'{key}.sampling.buckets', config.sampling.buckets)
+  trained = records.lengths(
+    f'{key}.train.batch.buckets', config.train.batch.buckets
+  )
   shortens = config.train.prompt.too_long == 'shorten'
   if shortens and not config.samples and max(read) != max(trained):
-    raise ValueError(
-      f'config.sampling.buckets end at {max(read)} tokens and '
-      f'config.train.batch.buckets at {max(trained)}: long prompts would be '
+    raise UserError(
+      f'{key}.sampling.buckets end at {max(read)} tokens and '
+      f'{key}.train.batch.buckets at {max(trained)}: long prompts would be '
       'shortened in one way to sample and in another to fine-tune; let both '
       'end at the same'
     )
@@ -109,13 +119,8 @@ def _parts(config) -> list[str]:
 
 def _forms(config) -> Forms:
   p = config.train.prompt
-  try:
-    forms = Forms(p.template, p.single, p.too_long)
-    forms.check()
-  except ValueError as error:
-    # Where these keys are in other configs.
-    message = str(error).replace('config.prompt.', 'config.train.prompt.')
-    raise ValueError(message) from error
+  forms = Forms(p.template, p.single, p.too_long, key='config.train.prompt')
+  forms.check()
   return forms
 
 
@@ -125,7 +130,7 @@ def _prompts(config) -> dict[str, str]:
   names = {'template': p.template, 'single': p.single}
   found = {
     f'train.prompt.{key}': name
-    and f'{name}, {_digest([repr(template.load(name).pieces)])}'
+    and f'{name}, {_digest([template.load(name).source])}'
     for key, name in names.items()
   }
   return found | {'train.prompt.too_long': p.too_long}
@@ -170,7 +175,7 @@ def _filter(config, workdir, examples, forms, rules, asked) -> None:
   )
   print(_words(found))
   if not lines:
-    raise ValueError(
+    raise UserError(
       f'{path}: the filter keeps no generation of any example; the table above '
       'says why. A judge that is hardly ever right needs a cold start (sft)'
     )
@@ -195,7 +200,7 @@ def _train(config, workdir) -> None:
   path, cure = os.path.join(workdir, KEPT), 'run the filter first or again'
   cure += ' (--config.parts=filter,train)'
   if not files.exists(path):
-    raise ValueError(f'{path} is not there; {cure}')
+    raise UserError(f'{path} is not there; {cure}')
   report = rft_samples.read_json(os.path.join(workdir, FILTER), cure)
   rft_samples.check_same(path, report['asked'], _prompts(config), cure)
   inner = config.train.copy_and_resolve_references()

@@ -5,11 +5,11 @@ from typing import Any
 
 from absl import logging
 
-from grm_jax.data import jsonl
+from grm_jax.errors import UserError
 from grm_jax.judging import example as examples_lib
 from grm_jax.judging.example import JudgingExample
-from grm_jax.judging.judgement import Fault
 from grm_jax.judging.rejection import Sample
+from grm_jax.parallel import row_reader
 
 _SHOWN = 5  # bad rows in the log
 
@@ -20,23 +20,24 @@ def read(
   """Samples by example; rows that are wrong are named and left out.
 
   Args:
-    path: JSON lines of ours or of any other model: {id, text[, hinted, order,
-      truncated]}; without an order the responses were shown as they are
-      stored.
+    path: a .json, .jsonl or .parquet file of rows of ours or of any other
+      model, {id, text[, hinted, order, truncated]}; without an order the
+      responses were shown as they are stored. A file with another suffix is
+      JSON Lines.
     examples: by id.
     strict: whether the first bad row stops.
 
   Raises:
-    ValueError: the file cannot be read; with `strict` a row; none is left.
+    UserError: the file cannot be read; with `strict` a row; none is left.
   """
   found, faults = {}, []
-  for number, row in jsonl.values(path):
+  for number, row in row_reader.read_rows(path, '.jsonl'):
     try:
       sample = _of_row(row, examples)
-    except ValueError as error:
+    except UserError as error:
       faults.append(f'{path}:{number}: {error}')
       if strict:
-        raise ValueError(faults[0]) from error
+        raise UserError(faults[0]) from error
       continue
     found.setdefault(sample.example, []).append(sample)
   for fault in faults[:_SHOWN]:
@@ -45,32 +46,34 @@ def read(
     logging.warning('%s: bad rows left out: %d', path, len(faults))
   if not found:
     bad = f'; bad rows: {len(faults)}, the first: {faults[0]}' if faults else ''
-    raise ValueError(f'{path} has no samples of these examples{bad}')
+    raise UserError(f'{path} has no samples of these examples{bad}')
   return found
 
 
 def _of_row(row, examples) -> Sample:
-  if isinstance(row, Fault):
-    raise ValueError(row.reason)
+  if isinstance(row, row_reader.UnreadableRow):
+    raise UserError(row.reason)
   if not isinstance(row, dict):
-    raise ValueError('the row is not a JSON object')
+    raise UserError('the row is not a JSON object')
   name, text = row.get('id'), row.get('text')
   # As a row of data names its example: 7 is '7'.
   name = str(name) if type(name) is int else name
   if not isinstance(name, str) or name not in examples:
-    raise ValueError(
+    raise UserError(
       f'config.data has no example {name!r} that says what is right'
     )
   if not isinstance(text, str):
-    raise ValueError('text must be a text')
+    raise UserError('text must be a text')
   n = len(examples[name].responses)
-  order = row.get('order', list(range(n)))
+  order = row.get('order')
+  order = list(range(n)) if order is None else order
   whole = isinstance(order, list) and all(type(x) is int for x in order)
   if not whole or sorted(order) != list(range(n)):
-    raise ValueError(f'order {order!r} is no permutation of {n} responses')
-  flags = [row.get(key, False) for key in ('hinted', 'truncated')]
+    raise UserError(f'order {order!r} is no permutation of {n} responses')
+  flags = [row.get(key) for key in ('hinted', 'truncated')]
+  flags = [False if flag is None else flag for flag in flags]
   if not all(isinstance(flag, bool) for flag in flags):
-    raise ValueError('hinted and truncated must be true or false')
+    raise UserError('hinted and truncated must be true or false')
   return Sample(name, tuple(order), text, *flags)
 
 

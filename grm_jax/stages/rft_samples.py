@@ -16,6 +16,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from grm_jax.errors import UserError
 from grm_jax.judges import loading
 from grm_jax.judges.generative import Judge, Settings
 from grm_jax.judging import judgement, rejection
@@ -49,7 +50,7 @@ def sample(
     asked: what tells these examples and prompts from others, by config key.
 
   Raises:
-    ValueError: SAMPLES or a journal is of other settings; the checkpoint
+    UserError: SAMPLES or a journal is of other settings; the checkpoint
       cannot be loaded; with `config.strict` an example that cannot be asked.
   """
   settings = json.loads(json.dumps({**asked, **_drawing(config)}))
@@ -171,7 +172,7 @@ def _pass(
     if not isinstance(item, Fault):
       own = [judgement.to_row(sample) for sample in item.samples]
     elif config.strict:
-      raise ValueError(f'{config.data}: {item.id}: {item.reason}')
+      raise UserError(f'{config.data}: {item.id}: {item.reason}')
     else:
       logging.warning('%s: %s', item.id, item.reason)
     if journal:
@@ -209,7 +210,7 @@ def drawn(workdir: str, asked: Mapping[str, Any]) -> str:
   """The path of SAMPLES, which are of these examples and prompts."""
   path = os.path.join(workdir, SAMPLES)
   if not files.exists(path):
-    raise ValueError(
+    raise UserError(
       f'{path} is not there; sample first (--config.parts=sample,filter), or '
       'give --config.samples=FILE'
     )
@@ -225,10 +226,10 @@ def drawn(workdir: str, asked: Mapping[str, Any]) -> str:
 def check_same(
   path: str, found: Mapping[str, Any], wanted: Mapping[str, Any], cure: str
 ) -> None:
-  """ValueError naming the first setting that was another one then."""
+  """UserError naming the first setting that was another one then."""
   for key, value in wanted.items():
     if found.get(key) != value:
-      raise ValueError(
+      raise UserError(
         f'{path} was made with config.{key}={found.get(key)!r}, this run has '
         f'{value!r}; {cure}'
       )
@@ -237,7 +238,7 @@ def check_same(
 def read_json(path: str, cure: str) -> dict[str, Any]:
   """The content of a file that an earlier part wrote."""
   if not files.exists(path):
-    raise ValueError(f'{path} is not there; {cure}')
+    raise UserError(f'{path} is not there; {cure}')
   return json.loads(epath.Path(path).read_text())
 
 

@@ -17,6 +17,7 @@ from grm_jax.data.batches import Batches
 from grm_jax.data.padding import Meta
 from grm_jax.data.prefetch import Prefetch
 from grm_jax.data.records import Limits, Record
+from grm_jax.errors import UserError
 from grm_jax.model.gemma import Gemma
 from grm_jax.training import (
   checkpoints,
@@ -42,7 +43,7 @@ class Place(Protocol):
     """Its place as JSON values."""
 
   def restore(self, state: Mapping[str, Any]) -> None:
-    """Goes to that place; ValueError where it was of another stream."""
+    """Goes to that place; UserError where it was of another stream."""
 
 
 # A step whose numbers are still being computed: its number, these, the metas
@@ -50,24 +51,34 @@ class Place(Protocol):
 Pending = tuple[int, dict[str, Any], Sequence[Meta], Mapping[str, float]]
 
 
-def check(config: ConfigDict, workdir: str) -> None:
-  """ValueError for what would only be seen after rows or weights were read."""
+def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
+  """Checks what would only be seen after rows or weights were read.
+
+  Args:
+    config: of training.
+    workdir: where the run writes.
+    key: config key of `config`, for messages; 'config' is the whole.
+
+  Raises:
+    UserError: a setting is wrong.
+  """
   if not workdir:
-    raise ValueError('give --workdir=DIR, where the model is written')
+    raise UserError('give --workdir=DIR, where the model is written')
   check_least(
     ('batch.accumulate', config.batch.accumulate, 1),
     ('batch.rows', config.batch.rows, 1),
     ('keep', config.keep, 1),
+    key=key,
   )
-  optimizer.make(config.steps, **config.optimizer)
-  profile.parse(config.profile_steps)
+  optimizer.make(config.steps, key=f'{key}.optimizer', **config.optimizer)
+  profile.parse(config.profile_steps, f'{key}.profile_steps')
 
 
-def check_least(*settings: tuple[str, int, int]) -> None:
-  """ValueError for one of (key, value, least) that is less than it may be."""
-  for key, value, least in settings:
+def check_least(*settings: tuple[str, int, int], key: str = 'config') -> None:
+  """UserError for a (name, value, least) below `key` whose value is less."""
+  for name, value, least in settings:
     if value < least:
-      raise ValueError(f'config.{key} is {value}; it must be {least} or more')
+      raise UserError(f'{key}.{name} is {value}; it must be {least} or more')
 
 
 def take_over(
@@ -152,7 +163,7 @@ def start(
     made: set to where that checkpoint was.
 
   Raises:
-    ValueError: the checkpoint is of other batches or another stage, or cannot
+    UserError: the checkpoint is of other batches or another stage, or cannot
       be read.
   """
   if params is not None:
@@ -160,7 +171,7 @@ def start(
   abstract = states.abstract_state(model, optim)
   meta = checkpoints.read_json(target, 'meta')
   if 'data' not in meta:
-    raise ValueError(
+    raise UserError(
       f'{target} was written by another stage; choose another --workdir'
     )
   made.restore(meta['data'])

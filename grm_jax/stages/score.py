@@ -1,8 +1,8 @@
-"""Scores a JSONL file: votes, scores and generations of every row.
+"""Scores a file of rows: votes, scores and generations of every row.
 
-Rows are read, judged and written one after the other, so that memory does not
-grow with the file. Until the end the results are in a journal beside the
-output; a run that was killed goes on from there.
+Rows are read, judged and written one after the other. Memory does not grow with
+the file, unless it is a JSON array. Until the end the results are in a journal
+beside the output; a run that was killed goes on from there.
 
 With several processes all work on the same rows, whose prompts the mesh
 splits, and the first one keeps the journal. With config.apart each has a model
@@ -26,11 +26,12 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from grm_jax.data import jsonl
+from grm_jax.data import published
+from grm_jax.errors import UserError
 from grm_jax.judges import loading
 from grm_jax.judging import report
 from grm_jax.judging.judgement import Fault
-from grm_jax.parallel import files, start
+from grm_jax.parallel import files, row_reader, start
 from grm_jax.parallel import journal as journals
 from grm_jax.parallel.journal import Journal
 from grm_jax.training import pretrained
@@ -42,16 +43,16 @@ def run(config: ConfigDict, workdir: str) -> None:
   """Scores `config.input`, writes JSON lines, and prints a short table.
 
   Raises:
-    ValueError: a path or a setting is wrong, or with config.strict a row; the
+    UserError: a path or a setting is wrong, or with config.strict a row; the
       message has file and line.
   """
   output = config.output or (workdir and os.path.join(workdir, 'scores.jsonl'))
   if not output:
-    raise ValueError('give --config.output=FILE or --workdir=DIR')
+    raise UserError('give --config.output=FILE or --workdir=DIR')
   if not config.checkpoint:
-    raise ValueError("config.checkpoint is empty; give a directory or 'random'")
+    raise UserError("config.checkpoint is empty; give a directory or 'random'")
   if config.k < 0:
-    raise ValueError(f'config.k is {config.k}; 0 is one greedy judgement')
+    raise UserError(f'config.k is {config.k}; 0 is one greedy judgement')
   total, share = _count(config.input), _share(config)
   mine = len(range(share.index, total, share.count))
   journal = _journal(config, output, share)
@@ -61,7 +62,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     logging.info('%s: going on after %d rows', output, done)
   # Rows before weights: a wrong path should not wait for gigabytes.
   rows = itertools.islice(
-    jsonl.read(config.input), share.index, None, share.count
+    published.examples(config.input), share.index, None, share.count
   )
   rows = itertools.islice(rows, done, None)
   settings = loading.voting_settings_of(config)
@@ -69,7 +70,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   if done < mine:
     try:
       judge = loading.from_config(config, settings, devices)
-    except ValueError:
+    except UserError:
       if journal and not journal.count:
         journal.delete()  # or it would refuse the run without the mistake
       raise
@@ -111,7 +112,7 @@ def _judge_rows(judge, rows, config, settings, journal, total):
     if isinstance(item, Fault):
       where = f'{config.input}:{number}: {item.reason}'
       if config.strict:
-        raise ValueError(where)
+        raise UserError(where)
       logging.warning('%s', where)
       row = {'id': item.id, 'error': item.reason}
     else:
@@ -121,9 +122,9 @@ def _judge_rows(judge, rows, config, settings, journal, total):
 
 
 def _count(path):
-  count = sum(1 for _ in jsonl.lines(path))
+  count = row_reader.count_rows(path, '.jsonl')
   if not count:
-    raise ValueError(f'{path} has no rows')
+    raise UserError(f'{path} has no rows')
   return count
 
 
@@ -131,7 +132,7 @@ def _journal(config, output: str, share: _Share) -> Journal | None:
   """This process's; without config.apart only the first has one.
 
   Raises:
-    ValueError: it is of another run, or one of other shares was not ended.
+    UserError: it is of another run, or one of other shares was not ended.
   """
   if jax.process_index() and not config.apart:
     return None
@@ -140,7 +141,7 @@ def _journal(config, output: str, share: _Share) -> Journal | None:
   partial = f'{glob.escape(name)}.*partial'
   others = set(files.matching(folder, partial)) - set(paths)
   if others:
-    raise ValueError(
+    raise UserError(
       f'{min(others)} is of a run by another number of processes; go on with '
       'that number and the same config.apart, or delete the file'
     )
@@ -162,7 +163,7 @@ def _finish(output: str, partials: Sequence[str], config) -> None:
   """Results and errors in files of their own, and a table of the first."""
   missing = [path for path in partials if not files.exists(path)]
   if missing:
-    raise ValueError(
+    raise UserError(
       f'{missing[0]} is not there: with config.apart all processes must see '
       'the folder of config.output'
     )
@@ -178,7 +179,7 @@ def _finish(output: str, partials: Sequence[str], config) -> None:
   for path in partials:
     files.remove(path)
   if first is None:
-    raise ValueError(
+    raise UserError(
       f'none of the {num_bad} rows of {config.input} could be judged, see '
       f'{errors}; the first: {shown[0]["error"]}'
     )

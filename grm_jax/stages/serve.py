@@ -13,6 +13,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from grm_jax.errors import UserError
 from grm_jax.judges import loading
 from grm_jax.judges.generative import Judge
 from grm_jax.serving.limits import Limits
@@ -32,7 +33,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     workdir: not used: nothing is written.
 
   Raises:
-    ValueError: a setting is wrong.
+    UserError: a setting is wrong.
     RuntimeError: the judge has failed.
   """
   allowed = _check(config)
@@ -50,14 +51,14 @@ def _check(config: ConfigDict) -> Limits:
   """The limits, if nothing is wrong that is seen before weights are read."""
   missing = [x for x in _NEEDED if importlib.util.find_spec(x) is None]
   if missing:
-    raise ValueError(
+    raise UserError(
       f'{missing[0]} is not installed; the service needs '
       '`pip install -r requirements-serve.txt`'
     )
   if jax.process_count() > 1:
-    raise ValueError('a service is one process; start one for each host')
+    raise UserError('a service is one process; start one for each host')
   if config.judge not in ('grm', 'llm'):
-    raise ValueError(
+    raise UserError(
       f'config.judge is {config.judge!r}; a service has a judge that writes: '
       "'grm' or 'llm'"
     )
@@ -65,7 +66,7 @@ def _check(config: ConfigDict) -> Limits:
   runs.check_least(('k', config.k, 0))
   allowed.check_samples(config.k)
   if not 0 <= config.port < 2**16:
-    raise ValueError(f'config.port is {config.port}; 0 is any free one')
+    raise UserError(f'config.port is {config.port}; 0 is any free one')
   if config.host not in _LOOPBACK and not config.token_file:
     logging.warning(
       'config.host=%s: whoever reaches this machine can use the service; '
@@ -81,11 +82,11 @@ def _token(path: str) -> str:
   try:
     found = epath.Path(path).read_text().strip()
   except (OSError, UnicodeDecodeError) as error:
-    raise ValueError(
+    raise UserError(
       f'config.token_file={path} cannot be read: {error}'
     ) from None
   if not found:
-    raise ValueError(f'config.token_file={path} is empty')
+    raise UserError(f'config.token_file={path} is empty')
   return found
 
 
@@ -99,7 +100,7 @@ def _bind(config: ConfigDict) -> socket.socket:
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     made.bind(address)
   except OSError as error:
-    raise ValueError(
+    raise UserError(
       f'config.host={config.host} and config.port={config.port} cannot be '
       f'used: {error.strerror or error}'
     ) from None

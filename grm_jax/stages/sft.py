@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from grm_jax.data import packing, placing, records, texts
 from grm_jax.data.prefetch import Prefetch
 from grm_jax.data.texts import Text
+from grm_jax.errors import UserError
 from grm_jax.judging.forms import Forms
 from grm_jax.model.compute import Compute
 from grm_jax.parallel import mesh
@@ -40,7 +41,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   """Fine-tunes on `config.data`.
 
   Raises:
-    ValueError: a path, a row or a setting is wrong.
+    UserError: a path, a row or a setting is wrong.
   """
   check(config, workdir)
   data = config.data
@@ -53,14 +54,12 @@ def run(config: ConfigDict, workdir: str) -> None:
   fine_tune(config, workdir, found, rates, named)
 
 
-def check(config: ConfigDict, workdir: str) -> None:
-  """ValueError for what would only be seen after rows or weights were read."""
-  runs.check(config, workdir)
+def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
+  """Checks what would only be seen after rows or weights; see runs.check."""
+  runs.check(config, workdir, key)
   rate = config.data.general_rate
   if not 0 <= rate < 1:
-    raise ValueError(
-      f'config.data.general_rate is {rate}; it is a share below 1'
-    )
+    raise UserError(f'{key}.data.general_rate is {rate}; it is a share below 1')
 
 
 def fine_tune(
@@ -80,7 +79,7 @@ def fine_tune(
     named: sources that seqio reads, whose records need the tokenizer.
 
   Raises:
-    ValueError: a setting is wrong, or no text is left.
+    UserError: a setting is wrong, or no text is left.
   """
   forms = Forms(
     config.prompt.template, config.prompt.single, config.prompt.too_long
@@ -140,7 +139,7 @@ def _open(config, target, layout, found, forms):
     seed=config.seed,
   )
   if model.scalar:
-    raise ValueError(
+    raise UserError(
       f'config.checkpoint={config.checkpoint} has a scalar head; fine-tuning '
       'needs a model that writes'
     )

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from grm_jax.data import packing, records, seqio_source, texts
 from grm_jax.data.records import Limits, Record
 from grm_jax.data.texts import Text
+from grm_jax.errors import UserError
 from grm_jax.judging.forms import Forms
 from grm_jax.judging.judgement import Fault
 from grm_jax.model.tokenizer import Tokenizer
@@ -24,7 +25,7 @@ def read(config: ConfigDict) -> tuple[list[Text], dict[str, str]]:
     these, whose records need the tokenizer.
 
   Raises:
-    ValueError: a source that cannot be read or has no text; with
+    UserError: a source that cannot be read or has no text; with
       config.strict a bad row.
   """
   specs = {'texts': config.data.texts}
@@ -52,14 +53,14 @@ def _read(spec, source, config) -> list[Text]:
   ):
     (faults if isinstance(item, Fault) else found).append(item)
     if faults and config.strict:
-      raise ValueError(faults[0].reason)
+      raise UserError(faults[0].reason)
   for fault in faults[:_SHOWN]:
     logging.warning('%s', fault.reason)
   if faults:
     logging.warning('%s: bad rows left out: %d', spec, len(faults))
   if not found:
     first = f'; the first: {faults[0].reason}' if faults else ''
-    raise ValueError(
+    raise UserError(
       f'{spec} has no texts; {len(faults)} of its rows are bad{first}'
     )
   return found
@@ -83,7 +84,7 @@ def records_of(
     config: says whether rows are packed.
 
   Raises:
-    ValueError: nothing fits.
+    UserError: nothing fits.
   """
   reasons = []
   made = [
@@ -97,7 +98,7 @@ def records_of(
       made.append(
         texts.record(text, forms, tokenizer, limit=limits.buckets[-1])
       )
-    except ValueError as error:
+    except UserError as error:
       reasons.append((text.id, str(error)))
   made, left_out = records.usable(made, limits)
   reasons += left_out
@@ -110,5 +111,5 @@ def records_of(
       '%d of %d texts are left out: they do not fit', len(reasons), count
     )
   if not made:
-    raise ValueError(f'no text fits a batch; the first: {reasons[0][1]}')
+    raise UserError(f'no text fits a batch; the first: {reasons[0][1]}')
   return made

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import jax
 from ml_collections import ConfigDict
 
+from grm_jax.errors import UserError
 from grm_jax.parallel import start
 from grm_jax.stages import (
   grpo,
@@ -49,10 +50,10 @@ def run(config: ConfigDict, workdir: str) -> None:
   """Runs the stages of `config.stages` that are not finished.
 
   Raises:
-    ValueError: a path or a setting is wrong, or WORKDIR is of another run.
+    UserError: a path or a setting is wrong, or WORKDIR is of another run.
   """
   if not workdir:
-    raise ValueError('give --workdir=DIR, where all stages write')
+    raise UserError('give --workdir=DIR, where all stages write')
   workdir = workdir if '://' in workdir else os.path.normpath(workdir)
   spct_data.check(config)
   spct_evaluation.check(config)
@@ -137,11 +138,6 @@ def _check_stages(steps, workdir) -> None:
     'meta_rm': meta_rm.check,
   }
   for step in steps:
-    if step.stage not in checks:
-      continue
-    try:
-      checks[step.stage](step.config, os.path.join(workdir, step.name))
-    except ValueError as error:
-      # Where these keys are in this config.
-      message = str(error).replace('config.', f'config.{step.stage}.')
-      raise ValueError(message) from error
+    if step.stage in checks:
+      folder = os.path.join(workdir, step.name)
+      checks[step.stage](step.config, folder, f'config.{step.stage}')

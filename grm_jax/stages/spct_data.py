@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from grm_jax.data import sources, texts
 from grm_jax.data.practice import draws
+from grm_jax.errors import UserError
 from grm_jax.evaluation import metrics
 from grm_jax.judging import example as examples_lib
 from grm_jax.judging.example import JudgingExample
@@ -46,20 +47,20 @@ def path(folder: str, part: str) -> str:
 
 
 def check(config: ConfigDict) -> None:
-  """ValueError for counts that make no sense."""
+  """UserError for counts that make no sense."""
   for key, value in config.examples.items():
     least = 0 if key in ('texts', VALIDATION) else 1
     if value < least:
-      raise ValueError(
+      raise UserError(
         f'config.examples.{key} is {value}; it must be {least} or more'
       )
   if config.data.startswith(f'{texts.PRACTICE}:'):
-    raise ValueError(
+    raise UserError(
       f'config.data={config.data}: give practice; how many examples each stage '
       'gets is in config.examples'
     )
   if not config.data:
-    raise ValueError('config.data is empty; see grm_jax/data/sources.py')
+    raise UserError('config.data is empty; see grm_jax/data/sources.py')
 
 
 def write(config: ConfigDict, folder: str) -> bool:
@@ -73,7 +74,7 @@ def write(config: ConfigDict, folder: str) -> bool:
     True, when the files are there for all.
 
   Raises:
-    ValueError: a source cannot be read, or has no example of use.
+    UserError: a source cannot be read, or has no example of use.
   """
   counts = config.examples
   cold, train = _training(config)
@@ -89,7 +90,7 @@ def write(config: ConfigDict, folder: str) -> bool:
   if counts.validation:
     parts[VALIDATION] = _told(config, VALIDATION, counts.validation)
   if not any(x.best is not None for x in parts[HELD_OUT]):
-    raise ValueError(
+    raise UserError(
       f'config.data={config.data}: no held-out example has two responses or '
       'more of which one is known to be best; there is nothing to vote on'
     )
@@ -117,7 +118,7 @@ def _training(config) -> tuple[list[JudgingExample], list[JudgingExample]]:
   cold = _whole_queries(everything, most)
   others = everything[len(cold) :]
   if not cold or not others:
-    raise ValueError(
+    raise UserError(
       f'config.data={config.data} has {len(everything)} training examples, too '
       'few for a cold start and all else; give more, or texts of your own in '
       'config.sft.data.texts'

@@ -21,11 +21,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from grm_jax.data import sources
+from grm_jax.errors import UserError
 from grm_jax.evaluation import samples, spct_report
 from grm_jax.evaluation.spct_report import Judge as JudgeReport
 from grm_jax.judges import journaled, loading
 from grm_jax.judges.generative import Judge, Settings
 from grm_jax.judges.scalar import MetaJudge
+from grm_jax.judging import asked
 from grm_jax.judging.judgement import Judged
 from grm_jax.model.compute import Compute
 from grm_jax.parallel import files, mesh, start
@@ -43,30 +45,24 @@ TITLES = {
 
 
 def check(config: ConfigDict) -> None:
-  """ValueError for settings that would only be seen after hours."""
+  """UserError for settings that would only be seen after hours."""
   e = config.evaluation
   if e.k < 1:
-    raise ValueError(f'config.evaluation.k is {e.k}; it must be 1 or more')
+    raise UserError(f'config.evaluation.k is {e.k}; it must be 1 or more')
   power = e.k_before > 0 and not e.k_before & (e.k_before - 1)
   if not (power and e.k_before < e.k) and e.k_before != e.k:
-    raise ValueError(
+    raise UserError(
       f'config.evaluation.k_before is {e.k_before}; it must be '
       f'config.evaluation.k={e.k} or a power of 2 below, to be a point of its '
       'curve'
     )
   if e.before and config.checkpoint == pretrained.SCRATCH:
-    raise ValueError(
+    raise UserError(
       'config.evaluation.before is true and config.checkpoint is scratch: '
       'there is no judge before training; give a model directory'
     )
-  try:
-    _settings(config)
-  except ValueError as error:
-    # Where these keys are in this config.
-    message = str(error)
-    for key in ('order', 'temperature'):
-      message = message.replace(f'config.{key}', f'config.evaluation.{key}')
-    raise ValueError(message) from error
+  asked.check(e.k, e.order, e.temperature, 'config.evaluation')
+  _settings(config)
 
 
 def run(config: ConfigDict, workdir: str, folder: str) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from grm_jax.errors import UserError
 from grm_jax.parallel import files
 from grm_jax.stages import runs, spct_settings
 from grm_jax.stages.spct_plan import Step
@@ -25,7 +26,7 @@ _WORK = ('*.partial', '*.greedy', '*samples.jsonl')
 
 
 def check(workdir: str, steps: Sequence[Step]) -> None:
-  """ValueError if a folder holds work of other settings than this run's."""
+  """UserError if a folder holds work of other settings than this run's."""
   for place, step in enumerate(steps):
     folder = os.path.join(workdir, step.name)
     found = _read(folder, FINISHED)
@@ -78,12 +79,12 @@ def _compare(workdir, folder, found, step, following) -> None:
     'make that anew'
   )
   for key in spct_settings.differing(found['settings'], step.settings)[:1]:
-    raise ValueError(
+    raise UserError(
       f'{folder} was made with config.{key}={found["settings"].get(key)!r}, '
       f'this run has {step.settings.get(key)!r}; {cure}'
     )
   for name in spct_settings.differing(found['reads'], step.reads)[:1]:
-    raise ValueError(
+    raise UserError(
       f'{folder} was made from {name} {found["reads"].get(name, "(none)")}, '
       f'this run has {step.reads.get(name, "(none)")}; {cure}'
     )

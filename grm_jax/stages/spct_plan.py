@@ -12,7 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from grm_jax.data import texts
+from grm_jax.data import records, texts
+from grm_jax.errors import UserError
 from grm_jax.stages import rft_samples, runs, spct_data, spct_settings
 from grm_jax.training import pretrained
 
@@ -91,7 +92,7 @@ def plan(config: ConfigDict, workdir: str) -> list[Step]:
     workdir: whose folders the steps work in.
 
   Raises:
-    ValueError: config.stages is wrong, or a template is not there.
+    UserError: config.stages is wrong, or a template is not there.
   """
   made = _Plan(workdir)
   _data(config, made)
@@ -104,22 +105,22 @@ def chosen(config: ConfigDict) -> tuple[str, ...]:
   """The stages of `config.stages`, in the order of the method.
 
   Raises:
-    ValueError: an unknown one, or a set of them that makes no sense.
+    UserError: an unknown one, or a set of them that makes no sense.
   """
   names = [x.strip() for x in config.stages.split(',') if x.strip()]
   unknown = [x for x in names if x not in STAGES]
   if unknown or not names:
-    raise ValueError(
+    raise UserError(
       f'config.stages={config.stages!r}: it is some of {",".join(STAGES)}'
     )
   found = tuple(x for x in STAGES if x in names)
   if not set(found) & set(JUDGES):
-    raise ValueError(
+    raise UserError(
       f'config.stages={config.stages!r} trains no judge; name one of '
       f'{",".join(JUDGES)} too'
     )
   if 'sft' not in found and config.checkpoint == pretrained.SCRATCH:
-    raise ValueError(
+    raise UserError(
       f'config.stages={config.stages!r} has no sft and config.checkpoint is '
       'scratch: give a model that can judge in config.checkpoint'
     )
@@ -142,13 +143,13 @@ def prompts(config: ConfigDict) -> dict[str, str]:
   """The settings of prompts that all stages ask with.
 
   Raises:
-    ValueError: no template without principles is known for these.
+    UserError: no template without principles is known for these.
   """
   p = config.prompt
   names = {'template': p.template, 'single': p.single}
   if not config.principles:
     if p.template not in _PLAIN:
-      raise ValueError(
+      raise UserError(
         f'config.principles is false; for config.prompt.template={p.template} '
         'there is no template without them; give one of your own as '
         'config.prompt.template'
@@ -174,7 +175,7 @@ def buckets(config: ConfigDict, own: tuple[int, ...]) -> tuple[int, ...]:
   return config.buckets if config.buckets and not practice else own
 
 
-def _rows_of(config, batch) -> dict[str, Any]:
+def _rows_of(config, batch, key: str) -> dict[str, Any]:
   """A batch's buckets, and how many packed rows, which are as long as those.
 
   The rows of a model from scratch, which is small, become fewer as they become
@@ -183,7 +184,11 @@ def _rows_of(config, batch) -> dict[str, Any]:
   longest = buckets(config, batch.buckets)
   found = {'buckets': longest}
   if batch.packed and config.checkpoint == pretrained.SCRATCH:
-    before, after = (max(x) + max(batch.size) for x in (batch.buckets, longest))
+    size = max(records.lengths(f'{key}.size', batch.size))
+    before, after = (
+      max(records.lengths(f'{key}.buckets', x)) + size
+      for x in (batch.buckets, longest)
+    )
     # An even number, which two devices can share.
     found['prompts'] = 2 * max(1, round(batch.prompts * before / after / 2))
   return found
@@ -225,7 +230,7 @@ def _sft(config, made) -> None:
     own.compute.update(config.compute)
     own.data.texts = cold_start_texts(config, made.workdir)
     own.evaluation.data = _validation(config, made)
-    own.batch.update(_rows_of(config, own.batch))
+    own.batch.update(_rows_of(config, own.batch, 'config.sft.batch'))
     if _is_of_other_problems(config, own.data.general):
       own.data.update(general='', general_rate=0.0)
   base = [BASE] if BASE in made.steps else []
@@ -263,7 +268,9 @@ def _rft_config(config, made, found) -> ConfigDict:
     if data.general_rate and not data.general:
       data.general = cold_start_texts(config, made.workdir)
     own.train.evaluation.data = _validation(config, made)
-    own.train.batch.update(_rows_of(config, own.train.batch))
+    own.train.batch.update(
+      _rows_of(config, own.train.batch, 'config.rft.train.batch')
+    )
   return own
 
 
@@ -283,7 +290,9 @@ def _grpo(config, made) -> None:
 def _meta_rm(config, made) -> None:
   _fresh(config, made)
   found = _settings(config, 'meta_rm')
-  found['prompt.meta'] = spct_settings.of_template(config.prompt.meta)
+  found['prompt.meta'] = spct_settings.of_template(
+    config.prompt.meta, 'config.prompt.meta'
+  )
   own = _copy(config.meta_rm)
   drawn = [x for x in ('rft', SAMPLES) if x in made.steps]
   begin = _meta_begin(config, made, found)
@@ -346,7 +355,9 @@ def _settings(config, *keys) -> dict[str, Any]:
   found = spct_settings.of(config, *_MODEL_KEYS, *keys)
   for key in ('template', 'single'):
     name = prompts(config)[key]
-    found[f'prompt.{key}'] = spct_settings.of_template(name)
+    found[f'prompt.{key}'] = spct_settings.of_template(
+      name, f'config.prompt.{key}'
+    )
   return found
 
 

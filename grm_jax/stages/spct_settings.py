@@ -43,9 +43,14 @@ def _flat(key: str, value: Any) -> dict[str, Any]:
   return found
 
 
-def of_template(name: str) -> str:
-  """A template's name and a digest of its content; '' is no template."""
-  return name and f'{name}, {digest(repr(template.load(name).pieces))}'
+def of_template(name: str, key: str) -> str:
+  """A template's name and a digest of its content; '' is no template.
+
+  Args:
+    name: see template.load.
+    key: config key of the name, for messages.
+  """
+  return name and f'{name}, {digest(template.load(name, key=key).source)}'
 
 
 def of_source(spec: str) -> str:

@@ -5,28 +5,26 @@ from collections.abc import Sequence
 from absl import logging
 
 from grm_jax.data import sources
+from grm_jax.errors import UserError
 from grm_jax.judging import outcome
 from grm_jax.judging.example import JudgingExample
 from grm_jax.judging.forms import Forms
 
 
-def load(
-  spec: str, strict: bool, forms: Forms, prompt: str
-) -> list[JudgingExample]:
+def load(spec: str, strict: bool, forms: Forms) -> list[JudgingExample]:
   """The training examples of a source that say what is right, each id once.
 
   Args:
     spec: see data/sources.py.
     strict: stop at the first row that is bad.
     forms: how they will be asked.
-    prompt: where the settings of `forms` are, for messages: config.prompt.
 
   Raises:
-    ValueError: no example is left; the templates do not suit the examples.
+    UserError: no example is left; the templates do not suit the examples.
   """
   found, _ = sources.load(spec, 'train', strict)
   examples = {example.id: example for example in only(found, spec)}
-  _check(spec, forms, list(examples.values()), prompt)
+  _check(spec, forms, list(examples.values()))
   return list(examples.values())
 
 
@@ -38,11 +36,11 @@ def only(found: Sequence[JudgingExample], where: str) -> list[JudgingExample]:
     where: they are from, for messages.
 
   Raises:
-    ValueError: none does.
+    UserError: none does.
   """
   examples = [example for example in found if outcome.is_told(example)]
   if not examples:
-    raise ValueError(
+    raise UserError(
       f'{where}: no example says what is right; needed is the best response, '
       'or of a single one the label 0 or 1 in rewards'
     )
@@ -54,16 +52,16 @@ def only(found: Sequence[JudgingExample], where: str) -> list[JudgingExample]:
   return examples
 
 
-def _check(spec, forms, examples, prompt) -> None:
+def _check(spec, forms, examples) -> None:
   if not forms.single and any(len(x.responses) == 1 for x in examples):
-    raise ValueError(
+    raise UserError(
       f'{spec} has examples of one response, whose label is 0 or 1, and '
-      f'{prompt}.single, which asks for that, is empty'
+      f'{forms.key}.single, which asks for that, is empty'
     )
-  by_given = 'principles' in forms.of(2).slots()
+  by_given = 'principles' in forms.of(2).used
   if by_given and not all(x.principles for x in examples):
-    raise ValueError(
-      f'{prompt}.template={forms.template} judges by given principles, and not '
-      f'all examples of {spec} have them; a judge that is trained here learns '
-      'to write them: give a template that asks for them'
+    raise UserError(
+      f'{forms.key}.template={forms.template} judges by given principles, and '
+      f'not all examples of {spec} have them; a judge that is trained here '
+      'learns to write them: give a template that asks for them'
     )

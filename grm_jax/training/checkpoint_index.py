@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from grm_jax.errors import UserError
 from grm_jax.training.fingerprints import fingerprint
 
 # Bytes that one process restores at once: what Orbax holds beside the arrays
@@ -44,17 +45,17 @@ class Step:
       raise self.damaged(item, 'its contents differ from their SHA-256')
     return value
 
-  def damaged(self, item: str, detail: str) -> ValueError:
+  def damaged(self, item: str, detail: str) -> UserError:
     """The error for what is on disk, with a way out."""
-    return ValueError(
+    return UserError(
       f'step {self.step} in {self.directory} is damaged or not ours, item '
       f'{item!r}: {detail}. Ask for another step ({list(self.others)}), or '
       f'delete the folder {self.directory / str(self.step)}'
     )
 
-  def mismatch(self, item: str, detail: str) -> ValueError:
+  def mismatch(self, item: str, detail: str) -> UserError:
     """The error for a request that does not fit what is on disk."""
-    return ValueError(
+    return UserError(
       f'{item} of step {self.step} in {self.directory}: {detail}'
     )
 
@@ -63,11 +64,11 @@ def absolute(directory: str | os.PathLike) -> epath.Path:
   """`directory` as Orbax wants it; gs:// and the like stay as they are.
 
   Raises:
-    ValueError: a bucket, and no package by which Orbax could ask for its kind.
+    UserError: a bucket, and no package by which Orbax could ask for its kind.
   """
   directory = os.fspath(directory)
   if directory.startswith('gs://') and not _has_client():
-    raise ValueError(
+    raise UserError(
       f'{directory}: checkpoints in a bucket need a package besides; '
       'pip install -r requirements-tpu.txt'
     )
@@ -98,17 +99,6 @@ def leaves_by_path(item: str, tree: Any) -> dict[tuple[str, ...], Any]:
       )
     leaves[path] = leaf
   return leaves
-
-
-def nested(leaves: dict[tuple[str, ...], Any]) -> dict:
-  """A dict of dicts from {path: leaf}."""
-  tree = {}
-  for path, leaf in leaves.items():
-    node = tree
-    for key in path[:-1]:
-      node = node.setdefault(key, {})
-    node[path[-1]] = leaf
-  return tree
 
 
 def describe(item: str, leaves: dict[tuple[str, ...], Any]) -> dict[str, dict]:
@@ -142,7 +132,7 @@ def describe(item: str, leaves: dict[tuple[str, ...], Any]) -> dict[str, dict]:
 def check_leaves(
   at: Step, item: str, wanted: dict[tuple[str, ...], Any], saved: dict
 ) -> None:
-  """Raises a ValueError unless the leaves asked for are those saved."""
+  """Raises a UserError unless the leaves asked for are those saved."""
   names = {'/'.join(path): leaf for path, leaf in wanted.items()}
   missing = [name for name in names if name not in saved]
   extra = [name for name in saved if name not in names]

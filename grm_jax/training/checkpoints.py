@@ -9,7 +9,7 @@ Layout under the checkpoint directory, one folder per step, named by number:
     <step>/index       JSON: shape, dtype and fingerprint of every array
 
 Every JSON item carries its SHA-256. Arrays are compared to their fingerprints
-as they were saved, before any cast. What does not agree is a ValueError that
+as they were saved, before any cast. What does not agree is a UserError that
 names the step, the item and the leaf; no other step is taken in its place.
 This is the only module that imports Orbax. All processes call everything.
 """
@@ -23,7 +23,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from grm_jax.training import orbax_errors, orbax_noise
+from grm_jax.errors import UserError
+from grm_jax.training import orbax_errors
 from grm_jax.training.checkpoint_index import (
   Step,
   absolute,
@@ -31,7 +32,6 @@ from grm_jax.training.checkpoint_index import (
   check_leaves,
   describe,
   leaves_by_path,
-  nested,
   sealed,
 )
 from grm_jax.training.fingerprints import fingerprint
@@ -43,7 +43,7 @@ _TEMPORARY = '.orbax-checkpoint-tmp'
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OSError)
 _ARRAY_ITEMS = ('params', 'opt_state')
 
-orbax_noise.silence_log()
+orbax_errors.silence_log()
 
 
 class Checkpoints:
@@ -78,7 +78,7 @@ class Checkpoints:
         raise ValueError(f'{name} is {value}; it must be at least 1')
     self.directory = absolute(directory)
     self._blocks = host_gb is not None
-    orbax_noise.silence_late_work()
+    orbax_errors.silence_late_work()
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
@@ -109,9 +109,10 @@ class Checkpoints:
       model, meta: what json.dumps takes, the same on all processes.
 
     Raises:
-      ValueError: the step exists or is older than the latest; a leaf is no
-        jax.Array, or has a name or a dtype that cannot be saved; model or
-        meta is not JSON; the directory cannot be written.
+      UserError: the step exists or is older than the latest; the directory
+        cannot be written.
+      ValueError: a leaf is not a jax.Array, or has a name or a dtype that
+        cannot be saved; model or meta is not JSON.
     """
     self._check_step(step)
     trees = {'params': params}
@@ -131,7 +132,7 @@ class Checkpoints:
     for item, of in leaves.items():
       # Orbax saves neither empty arrays nor empty trees; the index does.
       if full := {path: x for path, x in of.items() if x.size}:
-        items[item] = ocp.args.PyTreeSave(nested(full))
+        items[item] = ocp.args.PyTreeSave(ocp.tree.from_flat_dict(full))
     with orbax_errors.writing(self.directory):
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
     if self._blocks:
@@ -140,12 +141,12 @@ class Checkpoints:
   def _check_step(self, step):
     existing = self.steps()
     if step in existing:
-      raise ValueError(
+      raise UserError(
         f'{self.directory} already has a step {step}; delete the folder '
         f'{self.directory / str(step)} to save it again'
       )
     if existing and step < existing[-1]:
-      raise ValueError(
+      raise UserError(
         f'step {step} is older than the latest step {existing[-1]} in '
         f'{self.directory}; delete the later ones or save elsewhere'
       )
@@ -167,10 +168,6 @@ class Checkpoints:
     self.wait()
     return steps(self.directory)
 
-  def latest_step(self) -> int | None:
-    """The greatest of `steps()`, None if there are none."""
-    return max(self.steps(), default=None)
-
   def __enter__(self) -> 'Checkpoints':
     return self
 
@@ -184,7 +181,7 @@ def steps(directory: str | os.PathLike) -> list[int]:
   Leftovers of killed saves are no steps. A damaged step is one.
 
   Raises:
-    ValueError: a bucket, and no package to ask for it.
+    UserError: a bucket, and no package to ask for it.
   """
   names = ocp.path.step.standard_name_format()
   return sorted(found.step for found in names.find_all(absolute(directory)))
@@ -206,21 +203,18 @@ def restore_params(
     The tree with jax.Arrays of those shapes, dtypes and shardings.
 
   Raises:
-    ValueError: no such step; the step is damaged or unfinished; a leaf is
+    UserError: no such step; the step is damaged or unfinished; a leaf is
       missing, is extra, or has another shape or kind of dtype; no sharding.
   """
   return _restore(directory, {'params': abstract_params}, step)['params']
 
 
 def restore(
-  directory: str | os.PathLike,
-  abstract_params: Any,
-  abstract_opt_state: Any,
-  step: int | None = None,
+  directory: str | os.PathLike, abstract_params: Any, abstract_opt_state: Any
 ) -> tuple[Any, Any]:
-  """Params and optimizer state of a step; otherwise as `restore_params`."""
+  """Params and optimizer state of the latest step; see `restore_params`."""
   trees = {'params': abstract_params, 'opt_state': abstract_opt_state}
-  restored = _restore(directory, trees, step)
+  restored = _restore(directory, trees, None)
   return restored['params'], restored['opt_state']
 
 
@@ -230,12 +224,12 @@ def read_json(
   """What was saved as `item`: 'model', 'meta', or our own 'index'.
 
   Raises:
-    ValueError: no such step or item, or the step is damaged or unfinished.
+    UserError: no such step or item, or the step is damaged or unfinished.
   """
   at = _find(directory, step)
   saved = ['index', *at.read('index')['words']]
   if item not in saved:
-    raise ValueError(f'step {at.step} in {at.directory} has {saved}, no {item}')
+    raise UserError(f'step {at.step} in {at.directory} has {saved}, no {item}')
   return at.read(item)
 
 
@@ -272,16 +266,16 @@ def _find(directory, step):
     step = existing[-1]
   if step is None:
     if (directory / 'config.json').exists():
-      raise ValueError(
+      raise UserError(
         f'no checkpoint in {directory}, which is a Hugging Face directory: '
         'convert it, see configs/convert.py'
       )
-    raise ValueError(
+    raise UserError(
       f'no checkpoint in {directory}; give a directory that training or '
       'configs/convert.py wrote'
     )
   if step not in existing:
-    raise ValueError(
+    raise UserError(
       f'no step {step} in {directory} (steps there: {existing}); a save that '
       'was killed leaves none'
     )
@@ -357,12 +351,12 @@ def _read_full(at, item, wanted):
     for path, leaf in wanted.items()
   }
   request = ocp.args.PyTreeRestore(
-    item=nested(wanted),
-    restore_args=nested(arguments),
+    item=ocp.tree.from_flat_dict(wanted),
+    restore_args=ocp.tree.from_flat_dict(arguments),
     partial_restore=True,
   )
   folder = at.directory / str(at.step) / item
-  orbax_noise.silence_late_work()
+  orbax_errors.silence_late_work()
   try:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
       tree = reader.restore(folder, args=request)

@@ -36,21 +36,18 @@ class Clock:
     """Counts things of this lap, such as tokens."""
     self._counts[name] = self._counts.get(name, 0) + count
 
-  def lap(self, steps: int = 1) -> dict[str, float]:
+  def lap(self) -> dict[str, float]:
     """Ends the lap and begins the next one.
-
-    Args:
-      steps: how many the lap had.
 
     Returns:
       time/PART for each part, and time/total for the lap with what was in no
-      part: seconds per step. NAME_per_second for each thing counted, over the
-      time of the whole lap.
+      part: seconds. NAME_per_second for each thing counted, over the time of
+      the whole lap.
     """
     now = self._now()
     total = now - self._begin
-    out = {f'time/{name}': spent / steps for name, spent in self._parts.items()}
-    out['time/total'] = total / steps
+    out = {f'time/{name}': spent for name, spent in self._parts.items()}
+    out['time/total'] = total
     for name, count in self._counts.items():
       out[f'{name}_per_second'] = count / total
     self._restart(now)

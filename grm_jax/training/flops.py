@@ -1,4 +1,4 @@
-"""Exact counts of the useful multiplications of Gemma-2, and utilization.
+"""Exact counts of useful multiplications, and the peak FLOP/s of devices.
 
 A product of [m, k] by [k, n] is 2 m n k FLOPs. Counted are the projections,
 the gated MLP, attention's scores and weighted sums, and the tied head; not
@@ -109,15 +109,6 @@ def train_step(
   return one.times(3)
 
 
-def repeated(
-  size: Size, prompt_lengths: ArrayLike, generation_lengths: ArrayLike
-) -> Flops:
-  """`forward` if each prompt were computed once per generation."""
-  own = np.asarray(generation_lengths, np.int64)
-  prompts = np.repeat(np.asarray(prompt_lengths, np.int64), own.shape[1])
-  return forward(size, prompts, own.reshape(-1, 1))
-
-
 def decode(size: Size, keys: int) -> Flops:
   """Drawing one token, by a step that sees `keys` keys, its own included."""
   seen = size.num_pairs * int(keys + size.near(keys))
@@ -136,14 +127,6 @@ def peak_flops(devices: Sequence[jax.Device]) -> float | None:
   kinds = {_chip(device): device.device_kind for device in devices}
   found = [chips.of_kind(kind) for kind in kinds.values()]
   return None if None in found else sum(chip.flops for chip in found)
-
-
-def utilization(
-  flops: int, seconds: float, devices: Sequence[jax.Device]
-) -> float | None:
-  """MFU: useful FLOP/s as a share of the peak, 0..1; None without a peak."""
-  peak = peak_flops(devices)
-  return None if peak is None else flops / seconds / peak
 
 
 def _chip(device):

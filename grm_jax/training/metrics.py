@@ -11,25 +11,23 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
+from absl import logging
 
+from grm_jax.errors import NonFiniteError, UserError
 from grm_jax.parallel import files
 from grm_jax.parallel.mirror import Mirror
 
 FILE = 'metrics.jsonl'
 BOARD = 'tensorboard'
+_SCHEME = 'grm_board'
+_FLUSH_SECONDS = 10
 _FINITE = ('loss', 'grad_norm', 'param_norm')
-
-
-class NonFiniteError(FloatingPointError):
-  """The loss or the gradient is NaN or infinite: nothing to go on from.
-
-  No ValueError: it need not be a mistake of the user's.
-  """
 
 
 class Writer:
@@ -49,7 +47,7 @@ class Writer:
       active: whether this process writes; others do nothing at all.
 
     Raises:
-      ValueError: workdir cannot be written.
+      UserError: workdir cannot be written.
     """
     self._file = self._board = None
     if not active:
@@ -60,11 +58,8 @@ class Writer:
     self._mirrors = rows, board
     _keep_until(rows.path, step)
     self._file = rows.path.open('ab')
-    # tensorboardX imports torch where there is one: not before it is needed.
-    from grm_jax.training import board as boards
-
     with files.writing(board.path):
-      self._board = boards.writer(board.path, step)
+      self._board = _open_board(board.path, step)
 
   def write(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Adds a row; it is in metrics.jsonl before this returns.
@@ -77,7 +72,7 @@ class Writer:
         which float() reads like numbers.
 
     Raises:
-      ValueError: the row cannot be written.
+      UserError: the row cannot be written.
     """
     if self._file is None:
       return
@@ -123,7 +118,7 @@ class Writer:
   def __exit__(self, kind, *unused) -> None:
     try:
       self.close()
-    except ValueError:
+    except UserError:
       # What already ends the run is the error to tell.
       if kind is None:
         raise
@@ -162,6 +157,78 @@ def check_finite(
   )
 
 
+def _open_board(folder: pathlib.Path, step: int):
+  """A tensorboardX.SummaryWriter of a new file in `folder`.
+
+  tensorboardX writes in a thread that ends at the first error of its file, and
+  a caller that adds to its queue later waits forever. The file is therefore
+  opened here: after an error it drops what it gets, with one warning.
+
+  Args:
+    folder: a local path; made if absent.
+    step: updates that the run has already done; TensorBoard does not show what
+      older files have of later ones.
+  """
+  # It imports torch where there is one: not before it is needed.
+  import tensorboardX
+  from tensorboardX import record_writer
+
+  record_writer.register_writer_factory(_SCHEME, _BoardFactory())
+  return tensorboardX.SummaryWriter(
+    f'{_SCHEME}:{folder}',
+    purge_step=step + 1 if step else 0,
+    flush_secs=_FLUSH_SECONDS,
+    # Files are told apart by the second, and one that exists is replaced.
+    filename_suffix=f'.{time.time_ns()}',
+  )
+
+
+class _BoardFactory:
+  """Makes the folders and files that tensorboardX asks for by our scheme."""
+
+  def directory_check(self, path: str) -> None:
+    pathlib.Path(_local(path)).mkdir(parents=True, exist_ok=True)
+
+  def open(self, path: str) -> '_BoardFile':
+    return _BoardFile(_local(path))
+
+
+def _local(path):
+  return path.removeprefix(f'{_SCHEME}:')
+
+
+class _BoardFile:
+  """A file that writes until its first error and drops the rest."""
+
+  def __init__(self, path: str):
+    self._path = path
+    # Closed by `close`.
+    self._file = open(path, 'wb')  # noqa: SIM115
+
+  def write(self, data: bytes) -> None:
+    self._try(lambda file: file.write(data))
+
+  def flush(self) -> None:
+    self._try(lambda file: file.flush())
+
+  def close(self) -> None:
+    self._try(lambda file: file.close())
+
+  def _try(self, do: Callable[[BinaryIO], object]) -> None:
+    if self._file is None:
+      return
+    try:
+      do(self._file)
+    except OSError as error:
+      # After half a record nobody could read another one.
+      self._file = None
+      logging.warning(
+        'cannot write %s: %s; TensorBoard will not show what comes now',
+        self._path,
+        error.strerror,
+      )
+
+
 def _keep_until(path: pathlib.Path, step: int) -> None:
   """Makes the file hold the whole rows of steps 1..step; none at step 0."""
   old = path.read_bytes() if path.exists() else b''
@@ -177,7 +244,7 @@ def _is_kept(line, path, step):
   try:
     return json.loads(line)['step'] <= step
   except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(
+    raise UserError(
       f'{path} has a line that is no row of metrics: {line[:60]!r}; delete the '
       'file or choose another --workdir'
     ) from error

@@ -12,6 +12,7 @@ import jax
 import optax
 from optax import contrib
 
+from grm_jax.errors import UserError
 from grm_jax.training.host_state import OnHost
 
 Optimizer = optax.GradientTransformation | OnHost
@@ -71,6 +72,7 @@ def make(
   b1: float = 0.9,
   eps: float = 1e-8,
   end_fraction: float = 0.1,
+  key: str = 'config.optimizer',
 ) -> tuple[Optimizer, optax.Schedule]:
   """The optimizer and its learning rate as a function of updates done.
 
@@ -93,13 +95,14 @@ def make(
     moment_dtype: of the first moment only. The second one has its parameter's
       dtype, which should be float32: at b2 near 1 bfloat16 would round its
       changes away.
+    key: config key of these settings, for messages.
     on_host: moments and exact parameters of layers rest in the host's memory,
       see host_state.py.
 
   Raises:
-    ValueError: a value out of bounds, named as config.optimizer.KEY.
+    UserError: a value out of bounds.
   """
-  _check(total_steps, locals())
+  _check(total_steps, locals(), key)
   rate = _rate(total_steps, learning_rate, warmup_steps, schedule, end_fraction)
   inner = (
     _muon(rate, b1, b2, weight_decay, moment_dtype)
@@ -156,28 +159,21 @@ def decays(params: Any) -> Any:
 
 
 def _rate(total_steps, highest, warmup_steps, schedule, end_fraction):
-  after = optax.constant_schedule(highest)
-  if schedule == 'cosine':
-    after = optax.cosine_decay_schedule(
-      highest, total_steps - warmup_steps, alpha=end_fraction
-    )
-  if not warmup_steps:
-    return after
-  warmup = optax.linear_schedule(
-    highest / (warmup_steps + 1), highest, warmup_steps
+  begin = highest / (warmup_steps + 1)
+  if schedule == 'constant':
+    return optax.warmup_constant_schedule(begin, highest, warmup_steps)
+  return optax.warmup_cosine_decay_schedule(
+    begin, highest, warmup_steps, total_steps, highest * end_fraction
   )
-  return optax.join_schedules([warmup, after], [warmup_steps])
 
 
-def _check(total_steps: int, settings: Mapping[str, Any]) -> None:
+def _check(total_steps: int, settings: Mapping[str, Any], key: str) -> None:
   for name, (what, fits) in _BOUNDS.items():
     if not fits(settings[name]):
-      raise ValueError(
-        f'config.optimizer.{name} is {settings[name]!r}; it must be {what}'
-      )
+      raise UserError(f'{key}.{name} is {settings[name]!r}; it must be {what}')
   warmup_steps = settings['warmup_steps']
   if warmup_steps >= total_steps:
-    raise ValueError(
-      f'config.optimizer.warmup_steps is {warmup_steps}, the run has '
+    raise UserError(
+      f'{key}.warmup_steps is {warmup_steps}, the run has '
       f'{total_steps} steps; it must be fewer'
     )

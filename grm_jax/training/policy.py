@@ -20,6 +20,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from grm_jax.errors import UserError
 from grm_jax.model import batch as batches
 from grm_jax.model import head
 from grm_jax.model.batch import Batch
@@ -75,9 +76,10 @@ class Objective:
       a generation's sum over tokens / max_tokens, then the mean over
       generations. A generation of no tokens counts as 0.
     max_tokens: the length that 'constant' divides by.
+    key: config key of these settings, for messages; not stored.
 
   Raises:
-    ValueError: a value outside its range.
+    UserError: a value outside its range.
   """
 
   kl_coef: float
@@ -86,9 +88,10 @@ class Objective:
   kl: str
   normalizer: str
   max_tokens: int
+  key: dataclasses.InitVar[str] = 'config.objective'
 
-  def __post_init__(self):
-    for key, good, legal in (
+  def __post_init__(self, key):
+    for name, good, legal in (
       ('kl_coef', 0 <= self.kl_coef < math.inf, '0 or more'),
       ('clip_low', 0 < self.clip_low <= 1, 'above 0, at most 1'),
       ('clip_high', 0 < self.clip_high < math.inf, 'above 0'),
@@ -101,8 +104,8 @@ class Objective:
       ('max_tokens', self.max_tokens >= 1, '1 or more'),
     ):
       if not good:
-        value = dataclasses.asdict(self)[key]
-        raise ValueError(f'config.objective.{key} is {value!r}; use {legal}')
+        value = dataclasses.asdict(self)[name]
+        raise UserError(f'{key}.{name} is {value!r}; use {legal}')
 
 
 def logps(model: Gemma, params: dict, batch: Batch) -> jax.Array:

@@ -18,6 +18,7 @@ import jax
 from absl import logging
 from etils import epath
 
+from grm_jax.errors import UserError
 from grm_jax.model import params as params_lib
 from grm_jax.model import sizes, tiny_tokenizer, tokenizer
 from grm_jax.model.compute import Compute
@@ -55,14 +56,14 @@ def build(
   """The model that a checkpoint is of, without its parameters.
 
   Raises:
-    ValueError: no such checkpoint, or it was written by other code.
+    UserError: no such checkpoint, or it was written by other code.
   """
   item = checkpoints.read_json(directory, 'model', step)
   try:
     size = Size(**item['size'])
     return Gemma(size, compute, layout, item['scalar'])
   except (KeyError, TypeError) as error:
-    raise ValueError(
+    raise UserError(
       f'{directory}: item model does not describe a Gemma-2: {error}'
     ) from error
 
@@ -98,12 +99,12 @@ def load_tokenizer(directory: str, size: Size) -> tokenizer.Tokenizer:
   """The tokenizer of a model directory.
 
   Raises:
-    ValueError: there is none, or it has pieces that the model has no row for.
+    UserError: there is none, or it has pieces that the model has no row for.
   """
   path = _tokenizer_path(directory)
   loaded = tokenizer.load(path)
   if loaded.vocab_size > size.vocab_size:
-    raise ValueError(
+    raise UserError(
       f'{path} has {loaded.vocab_size} pieces, but the model has '
       f'{size.vocab_size} embedding rows; they do not belong together'
     )
@@ -165,7 +166,7 @@ def open_model(
     seed: of random weights.
   """
   if not directory:
-    raise ValueError(
+    raise UserError(
       "config.checkpoint is empty; give a directory, or 'random' (to train a "
       "model also 'scratch')"
     )
@@ -208,11 +209,11 @@ def scratch(
     seed: of the weights.
 
   Raises:
-    ValueError: another size of vocabulary.
+    UserError: another size of vocabulary.
   """
   model = Gemma(sizes.named(size), compute, layout)
   if model.size.vocab_size != tiny_tokenizer.VOCAB_SIZE:
-    raise ValueError(
+    raise UserError(
       f'config.size={size} has a vocabulary of {model.size.vocab_size}, a '
       f'tokenizer that is trained has {tiny_tokenizer.VOCAB_SIZE}; give '
       'config.checkpoint=DIR'

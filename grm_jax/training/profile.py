@@ -11,19 +11,23 @@ from typing import Any
 import jax
 from absl import logging
 
+from grm_jax.errors import UserError
 from grm_jax.parallel.mirror import Mirror
 
 FOLDER = 'profile'
 
 
-def parse(value: str | tuple[int, ...]) -> tuple[int, int] | None:
+def parse(
+  value: str | tuple[int, ...], key: str = 'config.profile_steps'
+) -> tuple[int, int] | None:
   """The first and the last step to trace, from 1; None for no trace.
 
   Args:
-    value: config.profile_steps: 'FIRST,LAST' or a tuple; '' or () is off.
+    value: 'FIRST,LAST' or a tuple; '' or () is off.
+    key: config key of `value`, for messages.
 
   Raises:
-    ValueError: anything else.
+    UserError: anything else.
   """
   if not value:
     return None
@@ -33,9 +37,8 @@ def parse(value: str | tuple[int, ...]) -> tuple[int, int] | None:
   except ValueError:
     first, last = 0, 0
   if not 1 <= first <= last:
-    raise ValueError(
-      f'config.profile_steps is {value!r}; expected FIRST,LAST such as 10,12, '
-      'steps from 1'
+    raise UserError(
+      f'{key} is {value!r}; expected FIRST,LAST such as 10,12, steps from 1'
     )
   return first, last
 

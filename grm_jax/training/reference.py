@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from grm_jax.errors import UserError
 from grm_jax.model.batch import Batch
 from grm_jax.model.gemma import Gemma
 from grm_jax.training import checkpoints, host_state, policy, pretrained
@@ -50,7 +51,7 @@ class Reference:
       seed: of random weights.
 
     Raises:
-      ValueError: another dtype; a checkpoint of another size, or one with a
+      UserError: another dtype; a checkpoint of another size, or one with a
         scalar head.
     """
     check_dtype(dtype)
@@ -66,14 +67,14 @@ class Reference:
     self._logps = jax.jit(functools.partial(policy.logps, model))
 
   def check(self, saved: Mapping[str, Any] | None) -> None:
-    """ValueError where a run that goes on was measured from others.
+    """UserError where a run that goes on was measured from others.
 
     Args:
       saved: its `provenance`; None if it had no reference.
     """
     if saved and saved['digest'] != self.provenance['digest']:
       ours = self.provenance
-      raise ValueError(
+      raise UserError(
         f'the run was measured from {saved["checkpoint"]}, step '
         f'{saved["step"]}, this reference is {ours["checkpoint"]}, step '
         f'{ours["step"]}, of other parameters; give the one that was, as '
@@ -92,19 +93,17 @@ class Reference:
     return found
 
 
-def check_dtype(dtype: str) -> None:
-  """ValueError where a reference cannot have this dtype."""
+def check_dtype(dtype: str, key: str = 'config.reference.dtype') -> None:
+  """UserError, with the config key, if a reference cannot have this dtype."""
   if dtype not in DTYPES:
-    raise ValueError(
-      f'config.reference.dtype is {dtype!r}; it can be {", ".join(DTYPES)}'
-    )
+    raise UserError(f'{key} is {dtype!r}; it can be {", ".join(DTYPES)}')
 
 
 def _provenance(directory, step, seed) -> dict[str, Any]:
   if directory == pretrained.RANDOM:
     return {'checkpoint': directory, 'step': None, 'digest': f'seed {seed}'}
   if not directory:
-    raise ValueError(
+    raise UserError(
       'config.reference.checkpoint and config.checkpoint are empty; a run that '
       'goes on needs its reference, too: give what it began with'
     )
@@ -125,7 +124,7 @@ def _load(directory, step, model, dtype, seed) -> dict:
   else:
     loaded = pretrained.build(directory, step, model.compute, model.layout)
   if (loaded.size, loaded.scalar) != (model.size, model.scalar):
-    raise ValueError(
+    raise UserError(
       f'config.reference.checkpoint={directory} is {_words(loaded)}, the '
       f'policy {_words(model)}; give one of the same size'
     )

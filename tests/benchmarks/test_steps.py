@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks import steps
+from tests.messages import names, naming
 
 # What a benchmark is when it is asked for one contender's bytes.
 _BENCHMARK = """
@@ -35,17 +36,19 @@ def peaks(tmp_path, monkeypatch):
 def test_contenders_without_memory_are_named_and_left_out(peaks, capsys):
   found, left_out = peaks('ours', 'killed', 'numpy', 'jax', 'theirs')
   assert found == {'ours': 3, 'theirs': 3}
-  assert left_out['killed'] == 'killed by the system'
+  assert names(left_out['killed'], 'killed')
   assert 'Unable to allocate 256. PiB' in left_out['numpy']
   assert 'RESOURCE_EXHAUSTED' in left_out['jax']
-  assert capsys.readouterr().out.count('does not fit in memory here') == 3
+  lines = capsys.readouterr().out.splitlines()
+  for name, why in left_out.items():
+    assert len([x for x in lines if name in x and why in x]) == 1
 
 
 def test_other_errors_end_the_benchmark(peaks):
-  with pytest.raises(RuntimeError, match='(?s)broken in a process.*of another'):
+  with pytest.raises(RuntimeError, match=naming('broken', 'of another kind')):
     peaks('ours', 'broken')
 
 
 def test_ours_has_to_fit(peaks):
-  with pytest.raises(RuntimeError, match='numpy in a process of its own'):
+  with pytest.raises(RuntimeError, match=naming('numpy')):
     peaks('numpy', 'theirs')

@@ -11,8 +11,10 @@ import pytest
 from grm_jax.data import padding
 from grm_jax.data.batches import Batches, once
 from grm_jax.data.records import Limits
+from grm_jax.errors import UserError
 from grm_jax.model import batch as batches_of_model
 from tests.data.made import ragged, record, same
+from tests.messages import naming
 
 LIMITS = Limits((16, 32, 64, 128), (16, 32, 64), 2)
 TWO = [
@@ -289,76 +291,83 @@ def test_once_has_every_record_once_and_in_order():
 
 
 @pytest.mark.parametrize(
-  'changes, text',
+  'changes, words',
   [
-    ({'prompts': 8}, 'config.batch.prompts = 4, this one has 8; go on with'),
-    ({'window': 2}, 'config.batch.window = 3, this one has 2'),
+    ({'prompts': 8}, ['config.batch.prompts', 4, 8]),
+    ({'window': 2}, ['config.batch.window', 3, 2]),
     (
       {'limits': Limits((32, 128), (16, 32, 64), 2)},
-      r'config.batch.buckets = \[16, 32, 64, 128\], this one has \[32, 128\]',
+      ['config.batch.buckets', '[16, 32, 64, 128]', '[32, 128]'],
     ),
     (
       {'limits': Limits((16, 32, 64, 128), (64,), 2)},
-      r'config.batch.size = \[16, 32, 64\], this one has \[64\]',
+      ['config.batch.size', '[16, 32, 64]', '[64]'],
     ),
     (
       {'limits': Limits((16, 32, 64, 128), (16, 32, 64), 3)},
-      'config.batch.rows = 2, this one has 3',
+      ['config.batch.rows', 2, 3],
     ),
-    ({'seed': 8}, 'seed = 7, this one has 8'),
+    ({'seed': 8}, ['seed', 7, 8]),
   ],
 )
-def test_other_settings_are_not_resumed(changes, text):
-  with pytest.raises(ValueError, match=text):
+def test_other_settings_are_not_resumed(changes, words):
+  with pytest.raises(UserError, match=naming(*words)):
     two_sources(**changes).restore(two_sources().state())
 
 
 @pytest.mark.parametrize(
-  'given, rates, text',
+  'given, rates, words',
   [
-    (TWO[:-1], RATES, "records = .*'general': '9 with .*, this one has .*'8 w"),
+    (TWO[:-1], RATES, ['records', 'general', 9, 8]),
     (
       [*TWO[:-1], record('8', 3, (1, 1, 1), 'general')],
       RATES,
-      "'9 with fingerprint .*, this one has .*'9 with fingerprint ",
+      ['records', 'general', 9, 'fingerprint'],
     ),
-    (TWO, {'judging': 1, 'general': 1}, "'judging': 4}, this one has .*: 1}"),
-    (TWO, {'judging': 1, 'general': 0}, "this one has {'judging': 1};"),
+    (TWO, {'judging': 1, 'general': 1}, ["'judging': 4", "'judging': 1"]),
+    (TWO, {'judging': 1, 'general': 0}, ["{'judging': 1}"]),
   ],
 )
-def test_other_data_are_not_resumed(given, rates, text):
+def test_other_data_are_not_resumed(given, rates, words):
   other = Batches(given, rates, prompts=4, limits=LIMITS, seed=7, window=3)
-  with pytest.raises(ValueError, match=text):
+  with pytest.raises(UserError, match=naming(*words)):
     other.restore(two_sources().state())
 
 
 def test_a_state_of_something_else_is_refused():
-  with pytest.raises(ValueError, match=r"has \['step'\]; expected \['batch', "):
+  with pytest.raises(UserError, match=naming("'step'", "'batch'")):
     two_sources().restore({'step': 3})
 
 
 @pytest.mark.parametrize(
-  'changes, text',
+  'changes, words',
   [
-    ({'prompts': 0}, 'config.batch.prompts is 0; it must be 1 or more'),
-    ({'window': 0}, 'config.batch.window is 0; it must be 1 or more'),
-    (
-      {'rows_of_process': np.array([2, 4])},
-      r'rows_of_process is \[2, 4\]; it must ascend and be of the 4 prompts',
-    ),
-    ({'rows_of_process': np.array([1, 0])}, r'rows_of_process is \[1, 0\]'),
-    ({'rows_of_process': np.array([-1])}, r'rows_of_process is \[-1\]'),
+    ({'prompts': 0}, ['config.batch.prompts', 0]),
+    ({'window': 0}, ['config.batch.window', 0]),
   ],
 )
-def test_wrong_settings(changes, text):
-  with pytest.raises(ValueError, match=text):
+def test_wrong_settings(changes, words):
+  with pytest.raises(UserError, match=naming(*words)):
     two_sources(**changes)
+
+
+@pytest.mark.parametrize(
+  'rows, words',
+  [
+    ([2, 4], ['config.batch.prompts', 4]),
+    ([1, 0], []),
+    ([-1], []),
+  ],
+)
+def test_wrong_rows_of_a_process(rows, words):
+  with pytest.raises(ValueError, match=naming('rows_of_process', rows, *words)):
+    two_sources(rows_of_process=np.array(rows))
 
 
 def test_what_does_not_fit_is_refused():
   given = [record('1', 2, (1,)), record('2', 5, (1,))]
   limits = Limits((4,), (4,), 1)
-  text = "record '2' of source 's' does not fit .*: its prompt has 5 tokens"
+  text = naming("'2'", "'s'", 'prompt', 5)
   with pytest.raises(ValueError, match=text):
     Batches(given, {'s': 1}, prompts=1, limits=limits, seed=0)
   with pytest.raises(ValueError, match=text):

@@ -10,6 +10,7 @@ from grm_jax.data import batches, packing, records
 from grm_jax.data.records import Limits, Record
 from grm_jax.training import step
 from tests.data.made import ragged, record
+from tests.messages import naming
 from tests.model import tiny
 
 
@@ -82,9 +83,7 @@ def test_the_order_does_not_depend_on_chance():
 
 def test_texts_too_long_for_a_row():
   given = [record('1', 6, [4, 2]), record('2', 6, [1, 5]), record('3', 1, [])]
-  with pytest.raises(
-    ValueError, match="'2' has 11 tokens, a packed row has 10"
-  ):
+  with pytest.raises(ValueError, match=naming("'2'", 11, 10)):
     packing.pack(given, 10)
   assert packing.pack([], 10) == []
 

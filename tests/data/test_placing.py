@@ -9,8 +9,10 @@ import pytest
 from grm_jax.data import placing
 from grm_jax.data.batches import once
 from grm_jax.data.records import Limits
+from grm_jax.errors import UserError
 from grm_jax.parallel import mesh, rules
 from tests.data.made import ragged
+from tests.messages import naming
 from tests.processes import run_together
 
 
@@ -54,14 +56,14 @@ def test_rows_of_a_process(monkeypatch, shape, processes, expected):
 
 
 def test_prompts_that_the_mesh_cannot_split():
-  text = 'config.batch.prompts is 6; the mesh splits prompts 4 ways'
-  with pytest.raises(ValueError, match=text):
+  text = naming('config.batch.prompts', 6, 4)
+  with pytest.raises(UserError, match=text):
     placing.process_rows(layout((2, 2, 2)), 6)
 
 
 def test_rows_are_checked():
   ((batch, _),) = once(ragged(4, 0), prompts=4, limits=Limits((128,), (64,), 2))
-  text = r'this process has 4 prompts of a batch of 8 and holds 8; give rows_of'
+  text = naming(4, 8, 'rows_of_process')
   with pytest.raises(ValueError, match=text):
     placing.place(batch, layout((2, 2, 2)), 8)
 

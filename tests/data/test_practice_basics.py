@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from grm_jax.data.practice import basics, problems, tasks
+from tests.messages import naming
 
 ROOT = pathlib.Path(__file__).parents[2]
 TEXTS = basics.basics('train', 2400)
@@ -210,5 +211,5 @@ def test_they_are_short():
 
 
 def test_a_split_that_is_none():
-  with pytest.raises(ValueError, match="split 'test' is none of train"):
+  with pytest.raises(ValueError, match=naming('split', 'test', 'train')):
     basics.basics('test', 1)

@@ -11,6 +11,7 @@ import pytest
 from grm_jax.data.practice import examples as practice
 from grm_jax.data.practice import problems, tasks
 from grm_jax.judging import prompt, template
+from tests.messages import naming
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLES = practice.examples('train', 2800)
@@ -155,12 +156,12 @@ def test_another_process_makes_the_same():
 @pytest.mark.parametrize(
   'split, changes, message',
   [
-    ('test', {}, "split 'test' is none of train"),
-    ('train', {'families': {}}, 'of no family'),
-    ('train', {'families': {'sums': {}}}, "'sums' is no practice family"),
-    ('train', {'num_responses': ()}, 'num_responses is'),
-    ('train', {'num_responses': (2, 0)}, 'num_responses is'),
-    ('train', {'num_responses': (99,)}, 'are too few for 98 wrong responses'),
+    ('test', {}, naming('split', 'test', 'train')),
+    ('train', {'families': {}}, 'family'),
+    ('train', {'families': {'sums': {}}}, 'sums'),
+    ('train', {'num_responses': ()}, 'num_responses'),
+    ('train', {'num_responses': (2, 0)}, naming('num_responses', '(2, 0)')),
+    ('train', {'num_responses': (99,)}, naming('responses', 98)),
   ],
 )
 def test_refusals(split, changes, message):

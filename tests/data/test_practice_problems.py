@@ -7,6 +7,7 @@ import pytest
 from grm_jax.data.practice import problems, tasks
 from grm_jax.data.practice.problems import FAMILIES, SPLITS, Problem
 from grm_jax.data.practice.tasks import Task
+from tests.messages import naming
 
 
 def take(family, split, count, seed=0, settings=None):
@@ -203,15 +204,15 @@ def test_settings_change_the_size():
 @pytest.mark.parametrize(
   'family, split, settings, message',
   [
-    ('sums', 'train', None, "'sums' is no practice family; there are chain"),
-    ('gcd', 'test', None, "split 'test' is none of train, validation, held"),
-    ('gcd', 'train', dict(max=3), 'practice family gcd: .*max'),
-    ('gcd', 'train', dict(min_value=0), 'gcd: min_value must be positive'),
+    ('sums', 'train', None, naming('sums', 'chain_sum')),
+    ('gcd', 'test', None, naming('split', 'test', 'train', 'validation')),
+    ('gcd', 'train', dict(max=3), naming('gcd', 'max')),
+    ('gcd', 'train', dict(min_value=0), naming('gcd', 'min_value')),
     (
       'spell_backward',
       'train',
       dict(min_word_len=30, max_word_len=31),
-      '0 words of 30 to 31 letters',
+      naming('spell_backward', 30, 31),
     ),
   ],
 )
@@ -231,5 +232,5 @@ def test_refusals(family, split, settings, message):
 )
 def test_settings_without_enough_problems(settings):
   for _ in range(2):  # what failed is not kept
-    with pytest.raises(ValueError, match='gcd: no problem for train .*sizes'):
+    with pytest.raises(ValueError, match=naming('gcd', 'train', 'min_value')):
       take('gcd', 'train', 50, 0, settings)

@@ -4,6 +4,7 @@ import pytest
 
 from grm_jax.data.practice import tasks
 from grm_jax.data.practice.tasks import Task
+from tests.messages import naming
 
 # Family, question, items, asked, answer.
 TABLE = [
@@ -88,15 +89,15 @@ def test_the_items_of_an_answer():
 
 
 @pytest.mark.parametrize(
-  'family, text, message',
+  'family, text, words',
   [
-    ('chain_sum', 'Spell backward: l a m p', 'no practice question of chain'),
-    ('gcd', 'What is the greatest common divisor of ?', 'no practice question'),
-    ('sums', 'What is 1 + 1?', "'sums' is no practice family; there are chain"),
+    ('chain_sum', 'Spell backward: l a m p', ['chain_sum', 'Spell backward']),
+    ('gcd', 'What is the greatest common divisor of ?', ['gcd']),
+    ('sums', 'What is 1 + 1?', ['sums', 'chain_sum']),
   ],
 )
-def test_what_is_no_question(family, text, message):
-  with pytest.raises(ValueError, match=message):
+def test_what_is_no_question(family, text, words):
+  with pytest.raises(ValueError, match=naming(*words)):
     tasks.read(family, text)
 
 

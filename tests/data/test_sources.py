@@ -4,16 +4,18 @@ import json
 import logging
 import pathlib
 import random
+import re
 import subprocess
 import sys
 
 import pytest
 
 from grm_jax.data import sources, splits
+from grm_jax.errors import UserError
 from grm_jax.judging.example import JudgingExample, Turn
-from grm_jax.judging.judgement import Fault
 from tests.data import test_adapters as made
 from tests.evaluation.suites.published import without, write
+from tests.messages import in_row, names, naming
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -136,20 +138,22 @@ def test_published_sets(tmp_path, name, suffix):
 
 @pytest.mark.parametrize(
   'spec',
-  ['rows.json', 'rows', '', 'jsonl:', 'gsm8k:', 'gsm9k:f.jsonl', 'f.jsonl#no'],
+  ['rows.csv', 'rows', '', 'jsonl:', 'gsm8k:', 'gsm9k:f.jsonl', 'f.jsonl#no'],
 )
 def test_no_such_source(spec):
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(UserError) as error:
     sources.read(spec)
   message = str(error.value)
-  assert message.startswith(f'{spec!r} is no source; config.data is FILE.jsonl')
+  assert names(message, repr(spec), 'config.data', 'FILE.jsonl')
   for name in ('jsonl', *PUBLISHED):
     assert f'{name}:PATH' in message
   assert '\n' not in message
 
 
 def test_no_such_split():
-  with pytest.raises(ValueError, match="split is 'test', none of train, vali"):
+  with pytest.raises(
+    ValueError, match=naming('split', 'test', 'train', 'validation')
+  ):
     sources.read('f.jsonl', 'test')
 
 
@@ -166,6 +170,23 @@ def test_a_file_of_ones_own_is_whole_in_every_split(tmp_path):
   assert parts[0] == sources.load(f'jsonl:{path}#split')[0]
 
 
+@pytest.mark.parametrize('suffix', ['json', 'jsonl', 'parquet'])
+def test_a_file_of_ones_own_in_any_format(tmp_path, suffix):
+  table = [own(f'question {i}') for i in range(40)]
+  table[1] = own('bad', best=9)
+  path = write(tmp_path / f'f.{suffix}', table)
+  for spec in (path, f'jsonl:{path}'):
+    examples, (fault,) = sources.load(spec)
+    assert [x.query[0].text for x in examples] == [
+      f'question {i}' for i in range(40) if i != 1
+    ]
+    assert re.match(in_row(path, 2, 'best'), fault.reason)
+  parts = [sources.load(f'{path}#split', s)[0] for s in splits.SPLITS]
+  assert sum(map(len, parts)) == 39
+  with pytest.raises(UserError, match=in_row(path, 2, 'best')):
+    sources.load(path, strict=True)
+
+
 def test_any_suffix_may_hold_lines(tmp_path):
   path = tmp_path / 'rows.txt'
   path.write_text(json.dumps(own('q')))
@@ -180,24 +201,22 @@ def test_several_files_are_read_in_order_of_their_names(tmp_path):
   assert [example.query[0].text for example in found] == [
     f'question {i}' for i in range(4)
   ]
-  with pytest.raises(ValueError, match=r'x\*\.json: no file has such a name'):
+  with pytest.raises(UserError, match=naming('x*.json')):
     everything(f'offsetbias:{tmp_path}/x*.json')
 
 
 def test_a_folder_is_the_data_file_in_it(tmp_path):
   (tmp_path / 'LICENSE').write_text('no rows')
   for spec in (f'offsetbias:{tmp_path}', f'gsm8k:{tmp_path}'):
-    with pytest.raises(ValueError, match='a folder with no file; name one of'):
+    with pytest.raises(UserError, match=naming(str(tmp_path), '.jsonl')):
       everything(spec)
   write(tmp_path / 'b.json', [pair('question b')])
   assert questions(everything(f'offsetbias:{tmp_path}')) == {'question b'}
   write(tmp_path / 'a.jsonl', [pair('question a')])
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(UserError) as error:
     everything(f'offsetbias:{tmp_path}')
-  assert str(error.value) == (
-    f'{tmp_path}: a folder with several data files (a.jsonl, b.json); name '
-    'one of .json, .jsonl, .parquet, or several as FOLDER/*.json'
-  )
+  assert names(error.value, str(tmp_path), 'a.jsonl', 'b.json')
+  assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -219,28 +238,28 @@ def test_a_folder_with_what_was_published_under_this_name(
 
 
 @pytest.mark.parametrize(
-  'name, content, what',
+  'name, content, word',
   [
-    ('f.json', '{"a": 1}', 'a .json file must be one array of rows'),
-    ('f.json', '[{"a": 1},', 'not JSON: '),
-    ('f.json', '[' * 100_000, 'not JSON: '),
-    ('f.parquet', 'PAR1', 'not a Parquet file'),
-    ('f.csv', 'a,b', 'not one of .json, .jsonl, .parquet'),
+    ('f.json', '{\n"a": 1}', 'array'),
+    ('f.json', '[{"a": 1},', 'JSON'),
+    ('f.json', '[' * 100_000, 'JSON'),
+    ('f.parquet', 'PAR1', 'Parquet'),
+    ('f.csv', 'a,b', '.parquet'),
   ],
 )
-def test_files_of_another_format(tmp_path, name, content, what):
+def test_files_of_another_format(tmp_path, name, content, word):
   path = tmp_path / name
   path.write_text(content)
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(UserError) as error:
     sources.load(f'gsm8k:{path}')
-  assert str(error.value).startswith(f'{path}: {what}')
+  assert names(error.value, str(path), word)
   assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('suffix', ['json', 'jsonl', 'parquet'])
 def test_files_that_are_missing(tmp_path, suffix):
   path = tmp_path / f'missing.{suffix}'
-  with pytest.raises(ValueError, match=r'missing.*([Nn]o such file)'):
+  with pytest.raises(UserError, match=naming(str(path))):
     sources.load(f'gsm8k:{path}')
 
 
@@ -249,23 +268,23 @@ def test_files_that_are_missing(tmp_path, suffix):
 
 @pytest.mark.parametrize('suffix', ['json', 'jsonl'])
 @pytest.mark.parametrize(
-  'bad, what',
+  'bad, words',
   [
-    (without(made.PAIR, 'label'), 'there is no label, only'),
-    (pair('q', output_1=True), 'output_1 must be a text, not True'),
-    (pair(' '), 'the query is empty'),
-    ([1], 'the row is not an object'),
-    (None, 'the row is not an object'),
+    (without(made.PAIR, 'label'), ['label']),
+    (pair('q', output_1=True), ['output_1', True]),
+    (pair(' '), ['query']),
+    ([1], ['object']),
+    (None, ['object']),
   ],
 )
-def test_a_bad_row_is_named_and_the_rest_goes_on(tmp_path, suffix, bad, what):
+def test_a_bad_row_is_named_and_the_rest_goes_on(tmp_path, suffix, bad, words):
   table = pairs(20)
   table.insert(7, bad)
   path = write(tmp_path / f'f.{suffix}', table)
   examples, faults = sources.load(f'offsetbias:{path}')
   assert len(faults) == 1
   assert faults[0].id == 'row 8'
-  assert faults[0].reason.startswith(f'{path}, row 8: {what}')
+  assert re.match(in_row(path, 8, *words), faults[0].reason)
   write(path, pairs(20))
   assert sources.load(f'offsetbias:{path}') == (examples, [])
   assert 'question 19' in questions(examples)
@@ -276,7 +295,7 @@ def test_a_line_that_is_not_json(tmp_path):
   good = [json.dumps(row) for row in pairs(20)]
   path.write_text('\n'.join([*good[:10], '{"instruction"', '', *good[10:]]))
   examples, (fault,) = sources.load(f'offsetbias:{path}')
-  assert fault.reason.startswith(f'{path}, row 11: not JSON: ')
+  assert re.match(in_row(path, 11, 'JSON'), fault.reason)
   assert 'question 19' in questions(examples)
 
 
@@ -285,17 +304,14 @@ def test_bad_rows_of_ones_own(tmp_path):
   path = write(tmp_path / 'f.jsonl', table)
   examples, faults = sources.load(path)
   assert [example.id for example in examples] == ['1', 'C']
-  assert faults == [
-    Fault(
-      'B', f'{path}, row 2: best is 5; there are 2 responses, counted from 0'
-    ),
-    Fault('3', f'{path}, row 3: the row is not a JSON object'),
-  ]
+  assert [fault.id for fault in faults] == ['B', '3']
+  assert re.match(in_row(path, 2, 'best', 5, 2), faults[0].reason)
+  assert re.match(in_row(path, 3, 'object'), faults[1].reason)
 
 
 def test_strict_stops_at_the_first_bad_row(tmp_path):
   path = write(tmp_path / 'f.jsonl', [own('a'), {}, own('b', best=9)])
-  with pytest.raises(ValueError, match=r'f\.jsonl, row 2: responses must be'):
+  with pytest.raises(UserError, match=in_row(path, 2, 'responses')):
     sources.load(path, strict=True)
 
 
@@ -305,47 +321,40 @@ def test_the_log_names_the_first_bad_rows(tmp_path, caplog):
     caplog.clear()
     sources.load(path)
   *first, last = [record.getMessage() for record in caplog.records]
-  assert [text.split(': ')[0] for text in first] == [
-    f'{path}, row {number}' for number in (2, 3, 4, 5, 6)
-  ]
-  assert last == f'{path}, train: bad rows left out: 8'
+  for number, text in zip(range(2, 7), first, strict=True):
+    assert re.match(in_row(path, number), text)
+  assert names(last, path, 'train', 8)
 
 
 @pytest.mark.parametrize(
-  'table, what',
+  'table, row, words',
   [
-    ([], 'there is no example; it has no rows'),
-    (
-      [pair('q', label=3), {}],
-      'all 2 rows are bad; the first: {path}, row 1: label is 3, neither 1 nor '
-      '2',
-    ),
-    (
-      [pair('question 0'), pair('question 1')],
-      'there is no example; dropped: 2 in another split',
-    ),
+    ([], None, []),
+    ([pair('q', label=3), {}], 1, ['label', 3]),
+    ([pair('question 0'), pair('question 1')], None, [2, 'split']),
     (
       [pair('question 4', output_1='two'), pair('question 0'), {}],
-      'there is no example; bad rows: 1, the first: {path}, row 3: there is '
-      'no instruction, only ; dropped: 1 the best response is there twice; '
-      '1 in another split',
+      3,
+      ['instruction', 'response', 'split'],
     ),
   ],
 )
-def test_no_example_is_left(tmp_path, table, what):
+def test_no_example_is_left(tmp_path, table, row, words):
   path = write(tmp_path / 'f.json', table)
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(UserError) as error:
     sources.load(f'offsetbias:{path}', 'held_out')
-  spec = f'offsetbias:{path}, held_out'
-  assert str(error.value) == f'{spec}: {what.format(path=path)}'
+  message = str(error.value)
+  assert names(message, f'offsetbias:{path}', 'held_out', *words)
+  assert row is None or re.search(in_row(path, row), message)
+  assert '\n' not in message
 
 
 def test_repeated_rows(tmp_path):
   table = [own('a', id='A'), own('a', id='A'), own('b', id='A'), own('b')]
   path = write(tmp_path / 'f.jsonl', table)
-  examples, faults = sources.load(path)
+  examples, (fault,) = sources.load(path)
   assert [(e.id, e.query[0].text) for e in examples] == [('A', 'a'), ('4', 'b')]
-  assert faults == [Fault('A', f"{path}: two different rows have the id 'A'")]
+  assert fault.id == 'A' and names(fault.reason, path, "'A'")
 
 
 def test_equal_responses_are_no_pair(tmp_path):

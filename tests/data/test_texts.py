@@ -10,12 +10,15 @@ import pytest
 from grm_jax.data import texts
 from grm_jax.data.practice import basics
 from grm_jax.data.texts import Text
+from grm_jax.errors import UserError
 from grm_jax.judges.generative import Judge, Settings
 from grm_jax.judging.example import JudgingExample, Turn
 from grm_jax.judging.forms import Forms
 from grm_jax.judging.judgement import Fault
 from grm_jax.model import tiny_tokenizer
 from grm_jax.sampling.request import Limits
+from tests.evaluation.suites import published
+from tests.messages import in_row, names, naming
 
 FORMS = Forms('practice', 'practice_single')
 
@@ -101,21 +104,41 @@ def test_rows_of_written_judgements(tmp_path):
     assert re.search(block, prompt)
 
 
+@pytest.mark.parametrize('kind', ['texts', 'judged'])
+def test_formats_hold_the_same_texts(tmp_path, kind):
+  row = {'query': 'q', 'responses': ['a', 'b'], 'order': [1, 0]}
+  rows = [
+    row | {'generation': 'g', 'generations': None},
+    row | {'generation': None, 'generations': ['g', 'h'], 'order': None},
+    row | {'generation': None, 'generations': None},
+  ]
+  found = []
+  for suffix in ('json', 'jsonl', 'parquet'):
+    path = published.write(tmp_path / f'f.{suffix}', rows)
+    *good, bad = read(kind, path)
+    assert re.match(in_row(path, 3, 'generation'), bad.reason)
+    found.append(good)
+  assert found[0] == found[1] == found[2]
+  assert [text.generations for text in found[0]] == [('g',), ('g', 'h')]
+  orders = [(1, 0), (0, 1)] if kind == 'judged' else [(), ()]
+  assert [text.order for text in found[0]] == orders
+
+
 BAD = [
-  ('texts', 'not json', 'not JSON'),
-  ('texts', [1], 'not a JSON object'),
-  ('texts', {'query': 'q'}, 'either a generation or generations'),
+  ('texts', 'not json', ['JSON']),
+  ('texts', [1], ['object']),
+  ('texts', {'query': 'q'}, ['generation', 'generations']),
   (
     'texts',
     {'query': 'q', 'generation': 'g', 'generations': ['g']},
-    'either a generation or generations',
+    ['generation', 'generations'],
   ),
-  ('texts', {'query': 'q', 'generations': []}, 'texts, at least one'),
-  ('texts', {'query': 'q', 'generations': 'g'}, 'texts, at least one'),
-  ('texts', {'query': 'q', 'generation': 7}, 'texts, at least one'),
-  ('texts', {'query': 'q', 'generations': ['g', None]}, 'at least one'),
-  ('texts', {'query': ' ', 'generation': 'g'}, 'query is empty'),
-  ('texts', {'generation': 'g'}, 'either a query or messages'),
+  ('texts', {'query': 'q', 'generations': []}, ['generations']),
+  ('texts', {'query': 'q', 'generations': 'g'}, ['generations']),
+  ('texts', {'query': 'q', 'generation': 7}, ['generations']),
+  ('texts', {'query': 'q', 'generations': ['g', None]}, ['generations']),
+  ('texts', {'query': ' ', 'generation': 'g'}, ['query']),
+  ('texts', {'generation': 'g'}, ['query', 'messages']),
   (
     'texts',
     {
@@ -125,28 +148,27 @@ BAD = [
       ],
       'generation': 'g',
     },
-    "last turn must be the user's",
+    ['user'],
   ),
-  ('judged', {'query': 'q', 'generation': 'g'}, 'responses must be'),
-  ('judged', [1], 'not a JSON object'),
+  ('judged', {'query': 'q', 'generation': 'g'}, ['responses']),
+  ('judged', [1], ['object']),
 ] + [
   (
     'judged',
     {'query': 'q', 'responses': ['a', 'b'], 'generation': 'g', 'order': order},
-    'no permutation of 2 responses',
+    ['order', 2],
   )
   for order in ([0], [0, 0], [1, 2], ['1', '0'], [True, False], 'ab', [0, [1]])
 ]
 
 
-@pytest.mark.parametrize('kind, row, reason', BAD)
-def test_bad_rows_are_named_and_the_rest_goes_on(tmp_path, kind, row, reason):
+@pytest.mark.parametrize('kind, row, words_', BAD)
+def test_bad_rows_are_named_and_the_rest_goes_on(tmp_path, kind, row, words_):
   good = {'query': 'q', 'responses': ['a', 'b'], 'generation': 'g'}
   path = write(tmp_path / 'f.jsonl', good, '', row, good)
   first, fault, last = read(kind, path)
   assert isinstance(fault, Fault)
-  assert fault.reason.startswith(f'{path}, row 3: ')
-  assert reason in fault.reason
+  assert re.match(in_row(path, 3, *words_), fault.reason)
   assert [type(first), first.id, last.id] == [Text, '1', '4']
 
 
@@ -166,12 +188,12 @@ def test_bad_rows_are_named_and_the_rest_goes_on(tmp_path, kind, row, reason):
   ],
 )
 def test_unknown_sources(spec):
-  with pytest.raises(ValueError, match='is no source of texts; config.data'):
+  with pytest.raises(UserError, match='config.data.texts'):
     texts.read(spec, 'train', 's')
 
 
 def test_a_file_that_cannot_be_read():
-  with pytest.raises(ValueError, match='nowhere.jsonl cannot be read'):
+  with pytest.raises(UserError, match='nowhere.jsonl'):
     read('texts', 'nowhere.jsonl')
 
 
@@ -179,7 +201,7 @@ def test_turns_that_make_no_conversation(tmp_path):
   user = {'role': 'user', 'content': 'q'}
   row = {'messages': [user, user], 'generation': 'g'}
   (text,) = read('texts', write(tmp_path / 'f.jsonl', row))
-  with pytest.raises(ValueError, match='turn 2 is a user turn'):
+  with pytest.raises(UserError, match=naming(2, 'user')):
     texts.record(text, FORMS, words(), 100)
 
 
@@ -316,13 +338,13 @@ def test_basics_without_a_count(monkeypatch):
 
 @pytest.mark.parametrize('count', ['0', '-3', 'x', '1.5', ' 4', '4:', '²'])
 def test_counts_of_basics_that_are_none(count):
-  with pytest.raises(ValueError, match='basics:COUNT has a whole number') as no:
-    list(texts.read(f'basics:{count}', 'train', 's'))
-  assert repr(f'basics:{count}') in str(no.value)
+  spec = f'basics:{count}'
+  with pytest.raises(UserError, match=naming(repr(spec), 'basics:COUNT')):
+    list(texts.read(spec, 'train', 's'))
 
 
 def test_basics_of_a_split_that_is_none():
-  with pytest.raises(ValueError, match="split 'test' is none of train"):
+  with pytest.raises(ValueError, match=naming('split', 'test', 'train')):
     list(texts.read('basics:3', 'test', 's'))
 
 
@@ -335,8 +357,8 @@ def test_known_verdicts_of_any_source(tmp_path):
   path = write(tmp_path / 'f.jsonl', *rows, unknown, 'not json')
   *found, first, second = read('verdicts', path)
   assert [type(x) for x in (first, second)] == [Fault, Fault]
-  assert 'does not say what is right' in first.reason
-  assert f'{path}, row 10' in second.reason
+  assert first.id == 'u' and names(first.reason, "'u'")
+  assert re.match(in_row(path, 10), second.reason)
   assert {text.order for text in found} == {(0, 1), (1, 0)}
   for text, row in zip(found, rows, strict=True):
     assert (text.id, text.source) == (row['id'], 'mine')
@@ -356,7 +378,7 @@ def test_judgements_without_their_principles(tmp_path):
   )
   found, fault = read('no_principles:judged', path)
   assert found.generations == ('Analysis:\nx', 'y')
-  assert 'not a JSON object' in fault.reason
+  assert names(fault.reason, 'object')
   plain = write(tmp_path / 'g.jsonl', {'query': 'q', 'generation': 'Analysis:'})
   (text,) = read('no_principles:texts', plain)
   assert text.generations == ('Analysis:',)

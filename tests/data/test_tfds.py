@@ -1,6 +1,7 @@
 """Rows of TFDS datasets, written here as `tfds build` leaves them."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -8,14 +9,16 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from grm_jax.data import sources, tfds
+from grm_jax.data import published, sources, tfds
 from grm_jax.data.adapters import preferences
+from grm_jax.errors import UserError
+from grm_jax.evaluation import suite_rows
 from grm_jax.evaluation.suites import rewardbench, rmb
-from grm_jax.judging import rows
 from grm_jax.judging.example import Turn
 from grm_jax.judging.judgement import Fault
 from grm_jax.stages import evaluate
 from tests.data.tfds_files import write
+from tests.messages import in_row, names, naming
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -146,23 +149,23 @@ def test_names(versions, spec, text):
 @pytest.mark.parametrize(
   'spec, message',
   [
-    ('tfds:versions', 'tfds:NAME:SPLIT, such as'),
-    ('tfds:versions:1.9.0', 'tfds:NAME:SPLIT, such as'),
-    ('tfds::train', 'tfds:NAME:SPLIT, such as'),
+    ('tfds:versions', 'tfds:NAME:SPLIT'),
+    ('tfds:versions:1.9.0', 'tfds:NAME:SPLIT'),
+    ('tfds::train', 'tfds:NAME:SPLIT'),
     (
       'tfds:nothing:train',
-      'no .*nothing; build .*tfds build.*TFDS_DATA_DIR',
+      naming('tfds build', 'TFDS_DATA_DIR'),
     ),
-    ('tfds:versions:3.0.0:train', 'versions 1.9.0, 1.10.0, 2.0.0, not 3.0.0'),
-    ('tfds:configs:test', 'configs a, b-c; name one, as in tfds:configs/a:'),
-    ('tfds:empty:train', 'has no features.json'),
-    ('tfds:versions:test', r"Unknown split 'test'.*\['train'\]"),
-    ('tfds:versions:train[x:]', r"Error parsing split 'train\[x:\]'"),
-    ('tfds:versions:train[7:]', 'incompatible with 1 examples'),
+    ('tfds:versions:3.0.0:train', naming('1.9.0', '1.10.0', '2.0.0', '3.0.0')),
+    ('tfds:configs:test', naming('a, b-c', 'tfds:configs/a')),
+    ('tfds:empty:train', naming('features.json')),
+    ('tfds:versions:test', naming('test', 'train')),
+    ('tfds:versions:train[x:]', r'train\[x:\]'),
+    ('tfds:versions:train[7:]', naming('train[7:]', 1)),
   ],
 )
 def test_what_is_wrong_is_said_at_once_in_a_line(versions, spec, message):
-  with pytest.raises(ValueError, match=message) as error:
+  with pytest.raises(UserError, match=message) as error:
     tfds.values(spec)
   assert spec in str(error.value) and '\n' not in str(error.value)
 
@@ -175,11 +178,11 @@ def test_damaged_files(data):
   file.write_bytes(file.read_bytes()[:-3])
   found = tfds.values('tfds:damaged:train')
   assert next(found) == (1, {'x': 'a'})
-  with pytest.raises(ValueError, match='damaged:train, after row 1: ') as error:
+  with pytest.raises(UserError, match=in_row('tfds:damaged:train', 1)) as error:
     next(found)
   assert '\n' not in str(error.value)
   (place / 'dataset_info.json').write_text('{')
-  with pytest.raises(ValueError, match='^tfds:damaged:train: ') as error:
+  with pytest.raises(UserError, match='tfds:damaged:train') as error:
     tfds.values('tfds:damaged:train')
   assert '\n' not in str(error.value)
 
@@ -221,24 +224,25 @@ def native(data):
 
 
 def test_native_rows_are_examples_or_faults(native):
-  pair, single, bad, torn = tfds.read('tfds:native:train')
+  pair, single, bad, torn = published.examples('tfds:native:train')
   assert [pair[0], single[0], bad[0], torn[0]] == [1, 2, 3, 4]
   assert pair[1].id == 'pair' and pair[1].query == (Turn('user', 'q?'),)
   assert pair[1].responses == ('good', 'bad') and pair[1].best == 0
   assert pair[1].rewards is None and pair[1].tags == {'subset': 's'}
   assert [turn.text for turn in single[1].query] == ['hi', 'yes?', 'bye']
   assert single[1].best is None and single[1].rewards == (1.0,)
-  assert bad[1] == Fault(
-    'bad', 'best is 2; there are 2 responses, counted from 0'
-  )
-  reason = 'responses[1] is not UTF-8 at byte 1'
-  assert torn[1] == Fault('row 4', reason)
+  assert isinstance(bad[1], Fault) and isinstance(torn[1], Fault)
+  assert (bad[1].id, torn[1].id) == ('bad', 'row 4')
+  assert names(bad[1].reason, 'best', 2)
+  assert names(torn[1].reason, 'responses[1]', 'UTF-8', 1)
 
 
 def test_a_table_stops_at_a_fault(native):
-  with pytest.raises(ValueError, match=r'tfds:native:train, row 4: responses'):
-    list(tfds.table('tfds:native:train').rows)
-  found = list(tfds.table('tfds:native:good').rows)
+  with pytest.raises(
+    ValueError, match=in_row('tfds:native:train', 4, 'responses[1]')
+  ):
+    list(published.table('tfds:native:train').rows)
+  found = list(published.table('tfds:native:good').rows)
   assert [fields['id'] for fields in found] == ['pair', 'single']
 
 
@@ -250,8 +254,8 @@ def test_an_adapter_reads_a_table(data):
   completions = [{'response': r, 'overall_score': s} for r, s in scores.items()]
   row = {'instruction': 'write', 'completions': completions}
   write(folder / 'ultra' / '1.0.0', features, {'train': [row]})
-  table = tfds.table('tfds:ultra:train')
-  (example,) = rows.load(table, preferences.ultrafeedback)
+  table = published.table('tfds:ultra:train')
+  (example,) = suite_rows.load(table, preferences.ultrafeedback)
   assert example.responses[example.best] == 'best'
   assert sorted(example.rewards) == [1.0, 3.0, 4.5]
 
@@ -294,40 +298,42 @@ def suites(data):
 
 
 def test_suites_read_tables(suites):
-  found = rewardbench.load(tfds.table('tfds:bench:filtered'))
+  found = rewardbench.load(published.table('tfds:bench:filtered'))
   assert [x.id for x in found] == [f'rewardbench/hep-go/{i}' for i in range(3)]
   assert found[0].tags['section'] == 'Reasoning'
   assert found[0].responses[found[0].best] == 'right'
-  (example,) = rmb.load(tfds.table('tfds:rmb:test'))
+  (example,) = rmb.load(published.table('tfds:rmb:test'))
   assert example.tags['section'] == 'Harmlessness Pairwise_set'
   assert example.query == (Turn('user', 'how?'),)
-  with pytest.raises(ValueError, match='rmb:test, row 1: there is no subset'):
-    rewardbench.load(tfds.table('tfds:rmb:test'))
+  with pytest.raises(UserError, match=in_row('tfds:rmb:test', 1, 'subset')):
+    rewardbench.load(published.table('tfds:rmb:test'))
 
 
 @pytest.mark.parametrize(
-  'suite, spec, message',
+  'suite, spec, words',
   [
-    ('llmbar', 'tfds:bench:filtered', 'config.suites.llmbar=.* off the names'),
-    ('ppe', 'tfds:bench:filtered', 'config.suites.ppe=tfds:bench:filtered'),
-    ('realmistake', 'seqio:m/x:test', 'config.suites.realmistake=seqio'),
-    ('rewardbench', 'tfds:none:test', 'tfds:none:test: there is no'),
+    ('llmbar', 'tfds:bench:filtered', ['config.suites.llmbar']),
+    ('ppe', 'tfds:bench:filtered', ['config.suites.ppe']),
+    ('realmistake', 'seqio:m/x:test', ['config.suites.realmistake']),
+    ('rewardbench', 'tfds:none:test', ['tfds:none:test']),
     # Past its rows, with nothing to do: they were found.
-    ('rewardbench', 'tfds:bench:filtered', 'config.k is 0'),
+    ('rewardbench', 'tfds:bench:filtered', ['config.k', 0]),
   ],
 )
-def test_evaluation_takes_such_names(suites, tmp_path, suite, spec, message):
+def test_evaluation_takes_such_names(suites, tmp_path, suite, spec, words):
   config = ConfigDict(
     {'from_samples': '', 'suites': {suite: spec}, 'k': 0, 'greedy': False}
   )
-  with pytest.raises(ValueError, match=message) as error:
+  with pytest.raises(UserError, match=naming(*words)) as error:
     evaluate.run(config, str(tmp_path))
   assert '\n' not in str(error.value)
 
 
 def test_without_tensorflow_the_error_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
-  with pytest.raises(ValueError, match='need tensorflow_datasets; pip install'):
+  with pytest.raises(
+    ValueError, match=naming('tensorflow_datasets', 'pip install')
+  ):
     tfds.values('tfds:kinds:train')
 
 
@@ -337,14 +343,14 @@ def test_an_accelerator_that_tensorflow_holds_is_an_error(monkeypatch):
 
   config = tfds.tensorflow().config
   monkeypatch.setattr(config, 'set_visible_devices', refuse)
-  with pytest.raises(ValueError, match='holds an accelerator that JAX needs'):
+  with pytest.raises(UserError, match='TensorFlow'):
     tfds.values('tfds:kinds:train')
 
 
 def test_importing_needs_no_tensorflow():
   code = (
     'import sys\n'
-    'from grm_jax.data import seqio_source, seqio_tasks, sources, tfds\n'
+    'from grm_jax.data import seqio_source, sources, tfds\n'
     'tfds.parse("tfds:a:train"), seqio_source.parse("seqio:a/b:train")\n'
     'print([m for m in ("tensorflow", "tensorflow_datasets", "seqio", "jax")'
     ' if m in sys.modules])'
@@ -363,7 +369,7 @@ def test_rows_through_sources(data):
   write(folder / 'ours' / '1.0.0', native, {'train': rows_})
   found, faults = sources.load('tfds:ours:train')
   assert (len(found), len(faults)) == (29, 1)
-  assert 'tfds:ours:train, row 5' in faults[0].reason
+  assert re.search(in_row('tfds:ours:train', 5), faults[0].reason)
   parts = [
     sources.load('tfds:ours:train#split', split)[0]
     for split in ('train', 'validation', 'held_out')

@@ -3,6 +3,7 @@
 import pytest
 
 from grm_jax.data import verdicts
+from grm_jax.errors import UserError
 from grm_jax.judging.example import JudgingExample, Turn
 from grm_jax.judging.forms import Forms
 
@@ -45,5 +46,5 @@ def test_what_is_known_is_said_of_what_is_shown(one, order, lines, scores):
   ],
 )
 def test_what_is_not_known_is_not_said(one):
-  with pytest.raises(ValueError, match="'a' does not say what is right"):
+  with pytest.raises(UserError, match="'a'"):
     verdicts.write(one, tuple(range(len(one.responses))))

@@ -8,7 +8,9 @@ import pytest
 
 from grm_jax.data import mixture
 from grm_jax.data.visits import KINDS, Visit, Visits
+from grm_jax.errors import UserError
 from grm_jax.judging.example import JudgingExample, Turn
+from tests.messages import naming
 
 
 def example(name, responses=2):
@@ -121,34 +123,34 @@ def test_goes_on_in_the_middle_of_an_epoch():
 @pytest.mark.parametrize(
   'changes, words',
   [
-    ({'seed': 1}, 'visits examples with seed = 0, this one with 1; go on'),
-    ({'order': 'fixed'}, 'order = random, this one with fixed'),
-    ({'examples': EXAMPLES[:6]}, 'examples = 7, .* this one with 6, '),
-    ({'examples': [*EXAMPLES[:6], example('e6', 4)]}, '= 7, .* with 7, '),
+    ({'seed': 1}, naming('seed', 0, 1)),
+    ({'order': 'fixed'}, naming('order', 'random', 'fixed')),
+    ({'examples': EXAMPLES[:6]}, naming('examples', 7, 6)),
+    ({'examples': [*EXAMPLES[:6], example('e6', 4)]}, r'\b7\b.*\b7\b'),
   ],
 )
 def test_does_not_go_on_with_others(changes, words):
   saved = made().state()
-  with pytest.raises(ValueError, match=words) as caught:
+  with pytest.raises(UserError, match=words) as caught:
     made(**changes).restore(saved)
   assert '\n' not in str(caught.value)
 
 
 def test_the_place_of_another_stage_is_refused():
-  with pytest.raises(ValueError, match='order = None, this one with random'):
+  with pytest.raises(UserError, match=naming('order', None, 'random')):
     made().restore({'drawn': {'texts': 3}, 'seed': 0})
 
 
 @pytest.mark.parametrize(
   'arguments, words',
   [
-    (([], 'random', 0), '0 examples with 0 ids'),
-    (([example('x'), example('x', 3)], 'random', 0), '2 examples with 1 ids'),
-    ((EXAMPLES, 'up', 0), "config.order is 'up'"),
+    (([], 'random', 0), naming('examples', 0)),
+    (([example('x'), example('x', 3)], 'random', 0), naming('examples', 2, 1)),
+    ((EXAMPLES, 'up', 0), naming('config.order', 'up')),
   ],
 )
 def test_mistakes(arguments, words):
-  with pytest.raises(ValueError, match=words):
+  with pytest.raises(UserError, match=words):
     Visits(*arguments)
 
 

@@ -68,7 +68,7 @@ def test_what_says_nothing(values, weights):
     calibration.log_loss,
     calibration.accuracy,
   ):
-    with pytest.raises(ValueError, match='not a number|no result'):
+    with pytest.raises(ValueError):
       figure(values, [1], weights)
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.evaluation import curves, metrics
 from grm_jax.evaluation.metrics import Item, Score, Term
 from grm_jax.evaluation.suites import judgebench, pandalm, realmistake
@@ -75,7 +76,7 @@ def test_unknown_best_responses_are_left_out():
   unknown = query('c', None, [(2, 1)] * 4, [0.0] * 4, greedy=[(2, 1)])
   found, both = curves.curves([A, unknown, B]), curves.curves([A, B])
   assert found == both
-  with pytest.raises(ValueError, match='no query says which response is best'):
+  with pytest.raises(UserError, match='best'):
     curves.curves([unknown])
 
 

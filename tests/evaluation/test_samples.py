@@ -8,10 +8,12 @@ import os
 
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.evaluation import samples
 from grm_jax.judging.example import JudgingExample, Turn
 from grm_jax.judging.judgement import Judged, Judgement
 from tests.evaluation.fake import judged, query
+from tests.messages import in_row, naming
 
 ODD = Judged(
   JudgingExample(
@@ -65,7 +67,7 @@ def test_lines_are_read_as_they_are_needed(tmp_path):
   path = write_text(tmp_path, good_line() * 2, b'damaged\n')
   rows = samples.read(path)
   assert [x.example.id for x in itertools.islice(rows, 2)] == ['good', 'good']
-  with pytest.raises(ValueError, match='samples.jsonl:3: not JSON'):
+  with pytest.raises(UserError, match=in_row('samples.jsonl', 3, 'JSON')):
     next(rows)
 
 
@@ -105,7 +107,7 @@ def test_a_row_by_itself():
   assert samples.of_row(row, 1) == ODD
   del row['example']['id']
   assert samples.of_row(row, 7).example.id == '7'
-  with pytest.raises(ValueError, match='^there is no example$'):
+  with pytest.raises(UserError, match='example'):
     samples.of_row({}, 1)
 
 
@@ -117,62 +119,67 @@ def test_a_row_by_itself():
   ],
 )
 def test_rewards_and_scores_that_are_not_finite(tmp_path, bad):
-  with pytest.raises(ValueError, match='example bad: a reward or a score'):
+  with pytest.raises(UserError, match=naming('bad')):
     samples.write(tmp_path / 'samples.jsonl', [bad])
   assert os.listdir(tmp_path) == []
 
 
 def test_paths_that_fail(tmp_path):
   (tmp_path / 'file').write_bytes(b'')
-  with pytest.raises(ValueError, match='cannot write .*file/inside: '):
+  with pytest.raises(UserError, match='file/inside'):
     samples.write(tmp_path / 'file' / 'inside', [])
-  with pytest.raises(ValueError, match='cannot read .*/none: No such file'):
+  with pytest.raises(
+    UserError, match=naming(str(tmp_path / 'none'), 'No such file')
+  ):
     list(samples.read(tmp_path / 'none'))
 
 
 @pytest.mark.parametrize(
-  'line, message',
+  'line, words',
   [
-    (good_line()[:-20], 'not JSON: '),
-    (b'\n', 'not JSON: Expecting value'),
-    (b'\xff\xfe{}\n', 'not UTF-8 at byte 0'),
-    (b'[]\n', 'not a JSON object'),
-    (b'{"example": {}}\n', 'there is no samples'),
+    (good_line()[:-20], ['JSON']),
+    (b'\n', ['JSON']),
+    (b'\xff\xfe{}\n', ['UTF-8', 0]),
+    (b'[]\n', ['object']),
+    (b'{"example": {}}\n', ['samples']),
   ],
 )
-def test_damaged_lines(tmp_path, line, message):
+def test_damaged_lines(tmp_path, line, words):
   path = write_text(tmp_path, good_line(), line)
-  with pytest.raises(ValueError, match=f'samples.jsonl:2: {message}'):
+  with pytest.raises(UserError, match=in_row('samples.jsonl', 2, *words)):
     list(samples.read(path))
 
 
 @pytest.mark.parametrize(
-  'change, message',
+  'change, words',
   [
-    (lambda row: row.update(samples={}), 'samples must be a list'),
-    (lambda row: row['example'].pop('responses'), 'responses must be a list'),
-    (lambda row: row['example'].update(best=2), 'best is 2'),
-    (lambda row: row['samples'].insert(1, 'x'), 'sample 1: not a JSON object'),
-    (lambda row: row['samples'][1].pop('text'), 'sample 1: there is no text'),
-    (lambda row: row['samples'][0].update(order=[0, 0]), 'sample 0: order'),
-    (lambda row: row['samples'][0].update(order='01'), 'sample 0: order'),
-    (lambda row: row['samples'][0].update(text=None), 'text must be a text'),
-    (lambda row: row['samples'][0].update(num_tokens=-1), 'num_tokens is -1'),
-    (lambda row: row['samples'][0].update(finish='eos'), "finish 'eos' is no"),
-    (lambda row: row['samples'][0].update(scores=[1]), 'are not 2 numbers'),
-    (lambda row: row['samples'][0].update(scores=[1, '2']), 'not 2 numbers'),
-    (lambda row: row['samples'][0].update(scores=[True, 1]), 'not 2 numbers'),
-    (lambda row: row['samples'][0].update(meta='1'), "meta is '1'"),
-    (lambda row: row['samples'][0].update(meta=10**400), 'meta is 10000'),
-    (lambda row: row['samples'][0].update(meta=float('nan')), 'NaN is not a'),
-    (lambda row: row['greedy'].update(scores=3), 'greedy: scores 3'),
+    (lambda row: row.update(samples={}), ['samples']),
+    (lambda row: row['example'].pop('responses'), ['responses']),
+    (lambda row: row['example'].update(best=2), ['best', 2]),
+    (lambda row: row['samples'].insert(1, 'x'), [1, 'object']),
+    (lambda row: row['samples'][1].pop('text'), [1, 'text']),
+    (lambda row: row['samples'][0].update(order=[0, 0]), [0, 'order']),
+    (lambda row: row['samples'][0].update(order='01'), [0, 'order']),
+    (lambda row: row['samples'][0].update(text=None), [0, 'text']),
+    (
+      lambda row: row['samples'][0].update(num_tokens=-1),
+      [0, 'num_tokens', -1],
+    ),
+    (lambda row: row['samples'][0].update(finish='eos'), [0, 'finish', 'eos']),
+    (lambda row: row['samples'][0].update(scores=[1]), [0, 'scores', 2]),
+    (lambda row: row['samples'][0].update(scores=[1, '2']), [0, 'scores', 2]),
+    (lambda row: row['samples'][0].update(scores=[True, 1]), [0, 'scores', 2]),
+    (lambda row: row['samples'][0].update(meta='1'), [0, 'meta', "'1'"]),
+    (lambda row: row['samples'][0].update(meta=10**400), [0, 'meta']),
+    (lambda row: row['samples'][0].update(meta=float('nan')), ['NaN']),
+    (lambda row: row['greedy'].update(scores=3), ['greedy', 'scores', 3]),
   ],
 )
-def test_wrong_fields(tmp_path, change, message):
+def test_wrong_fields(tmp_path, change, words):
   row = json.loads(good_line())
   change(row)
   path = write_text(tmp_path, good_line(), json.dumps(row).encode())
-  with pytest.raises(ValueError, match=f'samples.jsonl:2: .*{message}'):
+  with pytest.raises(UserError, match=in_row('samples.jsonl', 2, *words)):
     list(samples.read(path))
 
 

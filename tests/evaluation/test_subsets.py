@@ -6,9 +6,11 @@ import math
 import numpy as np
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.evaluation import subsets
 from grm_jax.judging import votes as voting
 from tests.evaluation.fake import query
+from tests.messages import naming
 
 # The check by hand of the method: votes 17 and 25; the meta RM keeps the
 # first and the third sample, so 5 and 13.
@@ -119,7 +121,7 @@ def test_few_subsets_are_all_of_them():
   # One sample, and all of them, are few by nature.
   assert subsets.choose(40, 1, seed=0, most=5, num=1)[0].shape == (40, 40)
   assert subsets.choose(40, 40, seed=0, most=5, num=3)[0].shape == (1, 40)
-  with pytest.raises(ValueError, match='k is 5, there are 4 samples'):
+  with pytest.raises(ValueError, match=naming('k', 5, 4)):
     subsets.choose(4, 5, seed=0, most=6, num=1)
 
 
@@ -151,16 +153,16 @@ def test_values_of_a_scalar_model_are_not_rounded():
 
 
 @pytest.mark.parametrize(
-  'other, message',
+  'other, words',
   [
-    (query('b', 0, [(1, 2)] * 2), 'query b has 2 samples, query a has 1'),
-    (query('b', 0, [(1, 2)], greedy=[(1, 2)]), 'queries a and b only one has'),
-    (query('b', 0, [(1, 2)], n=3), 'query b has 2 scores for 3 responses'),
-    (query('b', 0, [(1, 2)], [0.5]), 'query a has no meta score, 1 others'),
+    (query('b', 0, [(1, 2)] * 2), ['a', 'b', 'samples', 2, 1]),
+    (query('b', 0, [(1, 2)], greedy=[(1, 2)]), ['a', 'b', 'greedy']),
+    (query('b', 0, [(1, 2)], n=3), ['b', 'scores', 2, 3]),
+    (query('b', 0, [(1, 2)], [0.5]), ['a', 'meta', 1]),
   ],
 )
-def test_queries_that_do_not_go_together(other, message):
-  with pytest.raises(ValueError, match=message):
+def test_queries_that_do_not_go_together(other, words):
+  with pytest.raises(UserError, match=naming(*words)):
     subsets.gather([query('a', 0, [(1, 2)]), other])
 
 
@@ -168,5 +170,5 @@ def test_parse_failures_need_no_meta():
   one = query('a', 0, [None, (1, 2)], [None, 0.5])
   assert subsets.gather([one]).has_metas
   assert not subsets.gather([query('a', 0, [None, None])]).has_metas
-  with pytest.raises(ValueError, match='there are no queries'):
+  with pytest.raises(UserError):
     subsets.gather([])

@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.evaluation import summary
 from grm_jax.judging.judgement import Judgement
 from tests.evaluation.fake import query
+from tests.messages import naming
 
 
 def said(order, scores, num_tokens, finish='stop'):
@@ -100,7 +102,7 @@ def test_nothing_to_count():
 
 
 def test_a_score_that_is_none():
-  with pytest.raises(ValueError, match='a score is 11; legal are 0 to 10'):
+  with pytest.raises(UserError, match=naming(11, 0, 10)):
     summary.of_samples([query('a', 0, [(1, 11)])])
 
 

@@ -19,6 +19,7 @@ from grm_jax.model.batch import Batch
 from grm_jax.sampling import placing
 from grm_jax.sampling.values import Values
 from tests.judges.fake import RuleEngine, words
+from tests.messages import names, naming
 from tests.model import tiny
 
 
@@ -36,7 +37,8 @@ def form(tmp_path_factory):
   """A template that asks with few tokens."""
   path = tmp_path_factory.mktemp('form') / 'short.txt'
   path.write_text(
-    '{{each turn}}{{text}}{{end}}\n{{each response}}({{text}})\n{{end}}'
+    '{% for turn in query %}{{ turn.text }}{% endfor %}\n'
+    '{% for response in responses %}({{ response }})\n{% endfor %}'
   )
   return str(path)
 
@@ -161,7 +163,7 @@ def test_faults_stand_in_their_places_and_the_others_go_on(form):
   found = list(judge(form, too_long='refuse').judge(items, 2))
   assert [type(x) for x in found] == [Judged, Fault, Fault, Judged, Judged]
   assert found[1].id == 'long'
-  assert found[1].reason.startswith('response 2: an example of')
+  assert names(found[1].reason, 'response', 2, 'config.prompt.too_long')
   assert found[2] == items[2]
   assert [x.example for x in (found[0], *found[3:])] == EXAMPLES
 
@@ -169,8 +171,9 @@ def test_faults_stand_in_their_places_and_the_others_go_on(form):
 def test_what_the_scalar_head_cannot_read_is_a_fault(form):
   longer = row('d', 'x', 'y' * 20)
   size = len(chat.render_user(words(), 'q(x)'))
-  found = list(judge(form, Lengths(most=size + 3)).judge([longer], 1))
-  assert found == [Fault('d', 'response 2: too many')]
+  (found,) = judge(form, Lengths(most=size + 3)).judge([longer], 1)
+  assert isinstance(found, Fault) and found.id == 'd'
+  assert names(found.reason, 'response', 2, 'too many')
 
 
 def test_examples_stream(form):
@@ -189,7 +192,9 @@ def test_examples_stream(form):
 
 
 def test_a_template_with_principles_is_refused():
-  with pytest.raises(ValueError, match='template=critique judges by princ'):
+  with pytest.raises(
+    ValueError, match=naming('config.prompt.template', 'critique')
+  ):
     judge('critique')
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from grm_jax.errors import UserError
 from grm_jax.judges.generative import Judge, Settings
 from grm_jax.judges.token_probability import (
   Opening,
@@ -27,6 +28,7 @@ from grm_jax.model.compute import Compute
 from grm_jax.parallel import mesh, rules
 from grm_jax.sampling import placing
 from tests.judges.fake import RuleEngine, words
+from tests.messages import names, naming
 from tests.model import tiny
 
 BOX = 'Best: \\boxed{'
@@ -127,7 +129,8 @@ def form(tmp_path_factory):
   """A template that asks with few tokens."""
   path = tmp_path_factory.mktemp('form') / 'short.txt'
   path.write_text(
-    '{{each turn}}{{text}}{{end}}\n{{each response}}{{text}}\n{{end}}'
+    '{% for turn in query %}{{ turn.text }}{% endfor %}\n'
+    '{% for response in responses %}{{ response }}\n{% endfor %}'
   )
   return str(path)
 
@@ -204,7 +207,7 @@ def reference(form, judged, sample, params=PARAMS, size=48):
     sample.order,
     lambda text: chat.render_user(words(), text),
     limit=64,
-  ).tokens
+  )
   before = words().encode(sample.text[:number])[-size:]
   ends = [words().encode(f'{i + 1}{closing}') for i in range(len(sample.order))]
   logps = [total(params, [*own, *before, *end], len(end)) for end in ends]
@@ -303,7 +306,7 @@ def test_faults_stand_in_their_places_and_the_others_go_on(form, plain):
   made = judge(form, plain, too_long='refuse')
   found = list(made.judge(items, 2))
   assert [type(x) for x in found] == [Judged, Fault, Fault, Judged, Judged]
-  assert found[1].id == '7' and '64 tokens' in found[1].reason
+  assert found[1].id == '7' and names(found[1].reason, 64)
   assert found[2] == items[2]
   assert [x.example for x in (found[0], *found[3:])] == EXAMPLES
 
@@ -325,20 +328,26 @@ def test_greedy_and_streaming(form, plain):
 
 
 @pytest.mark.parametrize(
-  'changes, message',
+  'changes, error, words_',
   [
-    ({'reads': 'scores'}, "must be 'best'"),
-    ({'template': 'critique'}, 'template=critique judges by principles'),
+    ({'reads': 'scores'}, ValueError, ['reads', 'scores', 'best']),
+    (
+      {'template': 'critique'},
+      UserError,
+      ['config.prompt.template', 'critique'],
+    ),
   ],
 )
-def test_judges_without_a_verdict_are_refused(form, plain, changes, message):
+def test_judges_without_a_verdict_are_refused(
+  form, plain, changes, error, words_
+):
   asked = dataclasses.replace(settings_of(form), **changes)
   inner = Judge(Writer(), words(), asked)
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(error, match=naming(*words_)):
     TokenProbabilityJudge(inner, plain)
 
 
 def test_uneven_numbers_of_prompts_are_refused(form):
   model = tiny.gemma(laid_out(), **SIZE)
-  with pytest.raises(ValueError, match='3 prompts.*splits prompts 4 ways'):
+  with pytest.raises(UserError, match=naming(3, 4)):
     verdicts(form, model, weights=(), prompts=3)

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grm_jax.errors import UserError
 from grm_jax.judging import judgement
 from grm_jax.judging.example import JudgingExample, Turn, from_row, to_row
 from grm_jax.judging.judgement import Judged, Judgement
+from tests.messages import naming
 
 ROW = {'query': 'Why?', 'responses': ['Because.', 'No idea.']}
 MESSAGES = [
@@ -91,51 +93,51 @@ def test_rows_that_are_fine(changes, attribute, expected):
 @pytest.mark.parametrize(
   'faulty, message',
   [
-    (None, 'not a JSON object'),
-    ([ROW], 'not a JSON object'),
-    ('Why?', 'not a JSON object'),
-    (row(responses=...), 'responses must be'),
-    (row(responses='Because.'), 'responses must be'),
-    (row(responses=['Because.', None]), 'responses must be'),
-    (row(responses=[]), 'no responses'),
-    (row(best='0'), "best must be an index from 0, not '0'"),
-    (row(best=1.0), 'best must be an index'),
-    (row(best=True), 'best must be an index'),
-    (row(best=2), 'best is 2; there are 2 responses'),
-    (row(best=-1), 'best is -1'),
-    (row(rewards=3), 'rewards must be'),
-    (row(rewards=[1, 'x']), 'rewards must be'),
-    (row(rewards=[True, False]), 'rewards must be'),
-    (row(rewards=[1]), '1 rewards for 2 responses'),
-    (row(rewards=[]), '0 rewards for 2 responses'),
-    (row(rewards=[10**400]), 'finite numbers'),
-    (row(rewards=[float('nan')]), 'finite numbers'),
-    (row(reference=3), 'reference must be'),
-    (row(principles=['a']), 'principles must be'),
-    (row(reference='x' * 1_000_001), 'a text has 1000001'),
-    (row(tags=['suite']), 'tags must be'),
-    (row(tags={'suite': 3}), 'tags must be'),
-    (row(query=...), 'either a query or messages'),
-    (row(messages=MESSAGES), 'either a query or messages'),
-    (row(query=3), 'query must be a text'),
-    (row(query=' \n'), 'the query is empty'),
-    (row(query=..., messages={}), 'messages must be a list'),
-    (row(query=..., messages=[]), "must be the user's"),
-    (row(query=..., messages=['Why?']), 'every message must be'),
-    (row(query=..., messages=[{'role': 'user'}]), 'every message must be'),
+    (None, 'object'),
+    ([ROW], 'object'),
+    ('Why?', 'object'),
+    (row(responses=...), 'responses'),
+    (row(responses='Because.'), 'responses'),
+    (row(responses=['Because.', None]), 'responses'),
+    (row(responses=[]), 'responses'),
+    (row(best='0'), naming('best', "'0'")),
+    (row(best=1.0), 'best'),
+    (row(best=True), 'best'),
+    (row(best=2), naming('best', 2)),
+    (row(best=-1), naming('best', -1)),
+    (row(rewards=3), 'rewards'),
+    (row(rewards=[1, 'x']), 'rewards'),
+    (row(rewards=[True, False]), 'rewards'),
+    (row(rewards=[1]), naming('rewards', 1, 2)),
+    (row(rewards=[]), naming('rewards', 0, 2)),
+    (row(rewards=[10**400]), naming('rewards', 'finite')),
+    (row(rewards=[float('nan')]), naming('rewards', 'finite')),
+    (row(reference=3), 'reference'),
+    (row(principles=['a']), 'principles'),
+    (row(reference='x' * 1_000_001), naming(1000001)),
+    (row(tags=['suite']), 'tags'),
+    (row(tags={'suite': 3}), 'tags'),
+    (row(query=...), naming('query', 'messages')),
+    (row(messages=MESSAGES), naming('query', 'messages')),
+    (row(query=3), 'query'),
+    (row(query=' \n'), naming('query', 'empty')),
+    (row(query=..., messages={}), 'messages'),
+    (row(query=..., messages=[]), 'user'),
+    (row(query=..., messages=['Why?']), naming('role', 'content')),
+    (row(query=..., messages=[{'role': 'user'}]), naming('role', 'content')),
     (
       row(query=..., messages=[{'role': 'user', 'content': None}]),
-      'every message must be',
+      naming('role', 'content'),
     ),
-    (row(query=..., messages=MESSAGES[:3]), "must be the user's"),
+    (row(query=..., messages=MESSAGES[:3]), 'user'),
     (
       row(query=..., messages=[{'role': 'tool', 'content': 'x'}, MESSAGES[1]]),
-      "role 'tool' is none of system, user, assistant",
+      naming('tool', 'system', 'user', 'assistant'),
     ),
   ],
 )
 def test_faulty_rows(faulty, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     from_row(faulty, 7)
 
 
@@ -162,7 +164,7 @@ def test_any_row_is_an_example_or_a_value_error(anything):
 
 
 def test_an_example_built_in_code_is_checked_too():
-  with pytest.raises(ValueError, match='best is 3; there are 1'):
+  with pytest.raises(UserError, match=naming('best', 3, 1)):
     JudgingExample('a', (Turn('user', 'Why?'),), ('x',), best=3)
 
 

@@ -2,10 +2,14 @@
 
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.judging.example import JudgingExample, Turn
 from grm_jax.judging.forms import Forms
+from tests.messages import names, naming
 
 PRACTICE = Forms('practice', 'practice_single')
+QUERY = '{% for turn in query %}{{ turn.text }}{% endfor %}'
+RESPONSES = '{% for response in responses %}{{ response }}{% endfor %}'
 
 
 def example(*responses, **fields):
@@ -65,7 +69,7 @@ def test_too_long_examples_are_shortened_or_refused():
   tokens = PRACTICE.tokenize(long, (0, 1), chat, limit=1500)
   assert 1400 < len(tokens) <= 1500
   refusing = Forms('practice', too_long='refuse')
-  with pytest.raises(ValueError, match='no prompt of 1500 tokens'):
+  with pytest.raises(UserError, match=naming('config.prompt.too_long', 1500)):
     refusing.tokenize(long, (0, 1), chat, limit=1500)
 
 
@@ -94,12 +98,12 @@ def test_read(forms, text, count, scores):
 @pytest.mark.parametrize(
   'fields, words',
   [
-    ({'too_long': 'cut'}, "config.prompt.too_long is 'cut'; it can be shorten"),
-    ({'reads': 'votes'}, "config.reads is 'votes'; it can be scores, best"),
+    ({'too_long': 'cut'}, ('config.prompt.too_long', 'cut', 'shorten')),
+    ({'reads': 'votes'}, ('config.reads', 'votes', 'scores', 'best')),
   ],
 )
 def test_unknown_settings(fields, words):
-  with pytest.raises(ValueError, match=words):
+  with pytest.raises(UserError, match=naming(*words)):
     Forms('practice', **fields)
 
 
@@ -107,7 +111,7 @@ def test_unknown_settings(fields, words):
   'forms', [Forms('nowhere'), Forms('practice', 'nowhere')]
 )
 def test_check_finds_a_template_that_is_missing(forms):
-  with pytest.raises(ValueError, match="'nowhere' is neither a readable"):
+  with pytest.raises(UserError, match='nowhere'):
     forms.check()
   PRACTICE.check()
 
@@ -115,13 +119,10 @@ def test_check_finds_a_template_that_is_missing(forms):
 @pytest.mark.parametrize(
   'text, words',
   [
-    ('{{each turn}}{{text}}{{end}}{{each response}}{{text}}{{end}}', None),
-    (
-      '{{each turn}}{{text}}{{end}}{{each response}}{{text}}{{end}}{{scores}}',
-      'slot {{scores}}, which is not filled here; there are hint, ',
-    ),
-    ('{{each turn}}{{text}}{{end}}', 'no {{each response}}'),
-    ('{{each response}}{{text}}{{end}}', 'no {{each turn}}'),
+    (QUERY + RESPONSES, None),
+    (QUERY + RESPONSES + '{{ scores }}', 'scores'),
+    (QUERY, 'responses'),
+    (RESPONSES, 'query'),
   ],
 )
 def test_a_template_that_cannot_ask_is_refused_at_once(tmp_path, text, words):
@@ -131,6 +132,7 @@ def test_a_template_that_cannot_ask_is_refused_at_once(tmp_path, text, words):
     if words is None:
       forms.check()
       continue
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
       forms.check()
-    assert words in str(error.value) and 'own.txt' in str(error.value)
+    fault, variables = str(error.value).split(';')
+    assert names(fault, 'own.txt', words) and names(variables, 'reference')

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from grm_jax.judging.orders import KINDS, apply, orders, restore
+from tests.messages import naming
 
 ROOT = pathlib.Path(__file__).parents[2]
 KIND = st.sampled_from(KINDS)
@@ -46,13 +47,14 @@ def test_another_process_draws_the_same():
 
 
 def test_an_unknown_kind():
-  with pytest.raises(ValueError, match=r"config\.order is 'shuffled'") as error:
+  with pytest.raises(
+    ValueError, match=naming('config.order', 'shuffled', *KINDS)
+  ):
     orders('shuffled', 2, 2, 0, 'a')
-  assert all(kind in str(error.value) for kind in KINDS)
 
 
 def test_no_responses():
-  with pytest.raises(ValueError, match='0 responses'):
+  with pytest.raises(ValueError, match=naming(0)):
     orders('fixed', 0, 1, 0, 'a')
 
 
@@ -126,8 +128,8 @@ def test_restore_by_hand():
 
 @pytest.mark.parametrize('move', [apply, restore])
 def test_wrong_orders_are_refused(move):
-  with pytest.raises(ValueError, match='3 values for an order of 2'):
+  with pytest.raises(ValueError, match=naming(3, 2)):
     move((1, 2, 3), (0, 1))
   for order in (0, 0), (1, 2), (-1, 0):
-    with pytest.raises(ValueError, match='not every index once'):
+    with pytest.raises(ValueError, match=naming(*order)):
       move((1, 2), order)

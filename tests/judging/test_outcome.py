@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grm_jax.errors import UserError
 from grm_jax.judging.example import JudgingExample, Turn
 from grm_jax.judging.outcome import (
   correct,
@@ -11,6 +12,7 @@ from grm_jax.judging.outcome import (
   is_correct,
   reward,
 )
+from tests.messages import naming
 
 QUERY = (Turn('user', 'Which is it?'),)
 
@@ -66,28 +68,28 @@ def test_correct_single(score, label, expected):
 
 @pytest.mark.parametrize('scores', [None, (8, 9)])
 def test_an_example_that_knows_no_best(scores):
-  with pytest.raises(ValueError, match='row7.*best'):
+  with pytest.raises(UserError, match=naming('row7', 'best')):
     is_correct(scores, pair())
-  with pytest.raises(ValueError, match='row7'):
+  with pytest.raises(UserError, match='row7'):
     reward(scores, pair())
 
 
 @pytest.mark.parametrize('scores', [None, (1,)])
 def test_a_single_response_without_label(scores):
-  with pytest.raises(ValueError, match='row8.*label'):
+  with pytest.raises(UserError, match=naming('row8', 'label')):
     is_correct(scores, single())
 
 
 def test_wrong_numbers_are_refused():
-  with pytest.raises(ValueError, match='row7: 3 scores for 2 responses'):
+  with pytest.raises(ValueError, match=naming('row7', 3, 2)):
     is_correct((1, 2, 3), pair(0))
-  with pytest.raises(ValueError, match='row8: 2 scores for 1 responses'):
+  with pytest.raises(ValueError, match=naming('row8', 2, 1)):
     is_correct((1, 2), single(1.0))
-  with pytest.raises(ValueError, match='best is 2; there are 2'):
+  with pytest.raises(ValueError, match=naming('best', 2)):
     correct((1, 2), 2)
-  with pytest.raises(ValueError, match='best is -1'):
+  with pytest.raises(ValueError, match=naming('best', -1)):
     correct((1, 2), -1)
-  with pytest.raises(ValueError, match='1 scores'):
+  with pytest.raises(ValueError, match=naming(1)):
     correct((1,), 0)
 
 

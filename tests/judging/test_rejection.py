@@ -4,10 +4,12 @@ import itertools
 
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.judging import rejection
 from grm_jax.judging.example import JudgingExample, Turn
 from grm_jax.judging.forms import Forms
 from grm_jax.judging.rejection import Rules, Sample, keep, verdict
+from tests.messages import naming
 
 FORMS = Forms('practice', 'practice_single')
 CORRECT, INCORRECT, FAILURE, CUT = rejection.VERDICTS
@@ -96,12 +98,12 @@ def test_verdict_of_a_single_response(text, label, expected):
 def test_an_order_of_another_example(order):
   for truncated in (False, True):
     wrong = sample(r'\boxed{8, 3}', order, truncated=truncated)
-    with pytest.raises(ValueError, match='e: order .* of its 2 responses'):
+    with pytest.raises(ValueError, match=naming('order', 2)):
       verdict(wrong, example(), FORMS)
 
 
 def test_an_example_that_does_not_say_what_is_right():
-  with pytest.raises(ValueError, match='none of 2 responses is marked best'):
+  with pytest.raises(UserError, match='best'):
     verdict(sample(r'\boxed{8, 3}'), example(best=None), FORMS)
 
 
@@ -193,12 +195,14 @@ def test_equal_texts_are_kept_once_in_the_order_of_the_first():
 
 
 def test_a_verdict_for_each_sample():
-  with pytest.raises(ValueError, match='zip'):
+  with pytest.raises(ValueError):
     keep([sample('a')], [], Rules())
 
 
 def test_a_negative_limit_is_no_rule():
-  with pytest.raises(ValueError, match='config.filter.max_per_example is -1'):
+  with pytest.raises(
+    ValueError, match=naming('config.filter.max_per_example', -1)
+  ):
     Rules(max_per_example=-1)
 
 

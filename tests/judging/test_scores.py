@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from grm_jax.judging.scores import parse_scores
+from tests.messages import naming
 
 CRITIQUE = """Specific Criteria:
 1. Accuracy (Weight: 40%): the facts hold.
@@ -245,7 +246,7 @@ def test_digits_without_end():
 
 
 def test_no_responses():
-  with pytest.raises(ValueError, match='0 responses'):
+  with pytest.raises(ValueError, match=naming(0)):
     parse_scores('\\boxed{}', 0)
 
 

@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grm_jax.judging import template
+from grm_jax.errors import UserError
+from grm_jax.judging import prompt, template
+from grm_jax.judging.example import JudgingExample, Turn
+from tests.messages import names, naming
 
 NAMES = [
   'pointwise',
@@ -27,37 +30,38 @@ MARKS = [
 ]
 
 
+QUERY = '{% for turn in query %}{{ turn.role }}: {{ turn.text }}{% endfor %}'
+VARIABLES = {
+  'hint',
+  'num_responses',
+  'principles',
+  'query',
+  'reference',
+  'responses',
+}
+
+
 def filled(name, *texts, query='What is 2 + 2?'):
-  made = template.load(name)
-  values = dict.fromkeys(('reference', 'hint', 'principles'), '')
-  return made.fill(
-    values | {'num_responses': str(len(texts))},
-    {
-      'turn': [{'role': 'user', 'text': query}],
-      'response': [
-        {'number': str(i), 'num_responses': str(len(texts)), 'text': x}
-        for i, x in enumerate(texts, 1)
-      ],
-    },
-  )
+  example = JudgingExample('a', (Turn('user', query),), texts)
+  return prompt.render(template.load(name), example, range(len(texts)))
 
 
-def test_loops_and_slots():
+def test_loops_and_variables():
   made = template.parse(
-    'Q\n{{each turn}}\n<{{role}}> {{text}}\n{{end}}\n'
-    'A {{num_responses}}{{each response}} ({{number}}) {{text}}{{end}}.'
+    'Q\n  {% for turn in query %}\n<{{ turn.role }}> {{ turn.text }}\n'
+    '{% endfor %}\nA {{ num_responses }}{% for response in responses %}'
+    ' ({{ loop.index }}) {{ response }}{% endfor %}.\n\n'
   )
-  text = made.fill(
-    {'num_responses': '2'},
-    {
-      'turn': [{'role': 'user', 'text': 'hi'}, {'role': 'user', 'text': 'ho'}],
-      'response': [
-        {'number': '1', 'text': 'a'},
-        {'number': '2', 'text': '{{end}}'},
-      ],
-    },
+  text = made.render(
+    query=[Turn('user', 'hi'), Turn('assistant', 'ho')],
+    responses=['<a> & "b"', '{% endfor %}{{ query }}\n'],
+    num_responses=2,
   )
-  assert text == 'Q\n<user> hi\n<user> ho\nA 2 (1) a (2) {{end}}.'
+  assert text == (
+    'Q\n<user> hi\n<assistant> ho\n'
+    'A 2 (1) <a> & "b" (2) {% endfor %}{{ query }}\n.\n\n'
+  )
+  assert made.used == {'query', 'responses', 'num_responses'}
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -126,7 +130,9 @@ def test_code_and_citations_stay_as_they_are():
 @settings(max_examples=200, deadline=None)
 @given(
   st.lists(
-    st.sampled_from([*MARKS, ' ', '\n', '\\', 'x', '[', ']', '{{text}}']),
+    st.sampled_from(
+      [*MARKS, ' ', '\n', '\\', 'x', '[', ']', '{{ hint }}', '{% endfor %}']
+    ),
     max_size=12,
   ).map(''.join)
 )
@@ -145,32 +151,106 @@ def test_guarding_a_long_text_takes_linear_time():
     made.guard(text)
 
 
+LETTERS = (
+  "{% for x in responses %}\nAnswer {{ 'ABCD'[loop.index0] }}: {{ x }}\n"
+  '{% endfor %}'
+)
+ROLES = (
+  "{% for m in query %}{{ '<' + m['role']|upper ~ '>' }}\n{{ m['text'] }}\n"
+  '{% endfor %}'
+)
+NAMED = (
+  "{% for m in query %}{{ 'Human' if m.role == 'user' else 'AI' }}: "
+  '{{ m.text }}\n{% endfor %}'
+)
+BRANCHES = (
+  '{% for x in responses %}\n[{% if loop.first %}The first'
+  '{% elif loop.last %}The last{% else %}Another{% endif %} response]'
+  '{{ x }}\n[end]\n{% endfor %}'
+)
+OUTSIDE = '{% if reference %}\n## Answer\n{{ reference }}\nno mark\n{% endif %}'
+
+
 @pytest.mark.parametrize(
-  'text, message',
+  'text, marks, harmless',
   [
-    ('{{each turn}} x', '{{each turn}} has no {{end}}'),
-    ('{{end}}', '{{end}} without a loop'),
-    ('{{each turn}}{{each response}}{{end}}{{end}}', 'inside the turn loop'),
-    ('{{each row}}{{end}}', 'loops are over turn and response'),
-    ('{{each turn}}{{number}}{{end}}', 'turn loop has no slot {{number}}'),
+    (LETTERS, ['Answer B:', 'answer  c :'], ['Answer:', 'Answer B C:', '']),
+    (ROLES, ['<USER>', '< assistant>'], ['<x>', 'a <user>']),
+    (NAMED, ['Human:', 'ai :'], ['user:', ':', 'HumanAI:']),
+    (
+      BRANCHES,
+      ['x [The first response]', '[the LAST response]', '[End]'],
+      ['x [end]', '[response]', '[The first The last response]'],
+    ),
+    (OUTSIDE, ['## Answer', '##answer'], ['Answer', 'no mark', 'x ## Answer']),
+    ('{% raw %}[{{]{% endraw %}{# [no] #}', ['[{{]'], ['[no]']),
   ],
 )
-def test_malformed_templates(text, message):
-  with pytest.raises(ValueError, match=re.escape(message)):
-    template.parse(text)
+def test_delimiters_of_other_templates(text, marks, harmless):
+  guard = template.parse(text + '{{ query }}{{ responses }}').guard
+  for mark in marks:
+    place = mark.find('[', 1) if mark.startswith('x') else 0
+    assert guard(f'{mark} more') == f'{mark[:place]}\\{mark[place:]} more'
+  for other in harmless:
+    assert guard(other) == other
 
 
-def test_a_slot_that_nothing_fills():
-  with pytest.raises(ValueError, match='slot {{colour}}, which is not filled'):
-    template.parse('{{colour}}').fill({'hint': ''})
+@pytest.mark.parametrize(
+  'text, line, words',
+  [
+    ('\n{% for turn in query %} x', 2, ['endfor']),
+    ('{% endfor %}', 1, ['endfor']),
+    ('{{ query }}\n{{each response}}', 2, ['response']),
+    ('{{ query }}{{ responses\n}', 2, ['}']),
+    ('{{ query | shout }}', 1, ['shout']),
+    ('{{ responses }}\n\n{{ colour }}{{ query }}', 3, ['colour']),
+    ('{% if not hint %}\n{{ colour }}{% endif %}', 2, ['colour']),
+    (QUERY + '\n{{ turn.text }}', 2, ['turn']),
+    (QUERY.replace('turn.text', 'turn.content'), 1, ['content']),
+    ('{{ query }}\n{{ responses.__class__ }}', 2, ['__class__']),
+    ('{{ responses }}\n{{ 1 // 0 }}', 2, ['zero']),
+    ('{{ query }}{{ responses }}\n{% set x = 1 %}', 2, ['assign']),
+    ('{{ query }}\n{% include "single.txt" %}', 2, ['loader']),
+  ],
+)
+def test_malformed_templates(text, line, words):
+  with pytest.raises(UserError, match=naming(*words)) as error:
+    template.parse(text, 'mine.txt')
+  assert names(error.value, 'mine.txt', f'line {line}', *VARIABLES)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  'text, missing',
+  [
+    (QUERY, {'responses'}),
+    ('{{ responses }}', {'query'}),
+    ('', {'query', 'responses'}),
+  ],
+)
+def test_a_template_that_hides_what_is_judged(text, missing):
+  with pytest.raises(UserError, match=naming('mine.txt', *VARIABLES)) as error:
+    template.parse(text, 'mine.txt')
+  fault = str(error.value).split(';')[0]
+  assert {x for x in VARIABLES if names(fault, x)} == missing
+
+
+def test_a_template_for_another_number_of_responses():
+  made = template.parse('{{ query[-1].text }}\n{{ responses[2] }}', 'mine.txt')
+  example = JudgingExample('a', (Turn('user', 'q'),), ('x', 'y', 'z'))
+  assert prompt.render(made, example, (0, 1, 2)) == 'q\nz'
+  with pytest.raises(UserError, match=naming('mine.txt', 'line 2')):
+    prompt.render(made, example, (0, 1))
 
 
 def test_templates_of_ones_own(tmp_path):
   path = tmp_path / 'mine.txt'
-  path.write_text('Judge {{num_responses}}')
-  assert template.load(str(path)).slots() == {'num_responses'}
-  with pytest.raises(ValueError, match=r'config.prompt.template.*pointwise'):
+  path.write_text('Judge {{ query }} {{ responses }}')
+  assert template.load(str(path)).used == {'query', 'responses'}
+  with pytest.raises(
+    UserError, match=naming('config.prompt.template', 'pointwize', 'pointwise')
+  ):
     template.load('pointwize')
   path.write_bytes(b'\xff')
-  with pytest.raises(ValueError, match='readable UTF-8'):
+  with pytest.raises(UserError, match=naming('mine.txt', 'UTF-8')):
     template.load.__wrapped__(str(path))

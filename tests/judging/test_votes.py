@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grm_jax.errors import UserError
 from grm_jax.judging import votes
+from tests.messages import naming
 
 PAPER = [(1, 5), (5, 6), (4, 8), (7, 6)]
 INF, NAN = math.inf, math.nan
@@ -31,7 +33,7 @@ def both(samples, metas, n):
     'summed': votes.summed(samples, n),
     'mean': votes.mean(samples, n),
     'majority': votes.majority(samples, n),
-    'best_of': votes.best_of(samples, metas, n),
+    'best of k': votes.guided(samples, metas, n, k_meta=1),
     'guided': votes.guided(samples, metas, n),
   }
 
@@ -42,7 +44,7 @@ def test_the_papers_example():
   assert votes.guided(PAPER, metas, 2) == (5, 13)
   assert votes.guided(PAPER, metas, 2, k_meta=2) == (5, 13)
   assert votes.guided(PAPER, metas, 2, k_meta=4) == (17, 25)
-  assert votes.best_of(PAPER, metas, 2) == (1, 5)
+  assert votes.guided(PAPER, metas, 2, k_meta=1) == (1, 5)
   assert votes.mean(PAPER, 2) == (4.25, 6.25)
   assert votes.majority(PAPER, 2) == (0.0, 1.0)
 
@@ -71,7 +73,7 @@ def test_parse_failures_do_not_take_a_place():
   assert votes.guided(samples, metas, 2) == (9, 12)
   assert votes.guided(samples, metas, 2, k_meta=2) == (8, 10)
   assert votes.guided(samples, metas, 2, k_meta=5) == (9, 12)
-  assert votes.best_of(samples, metas, 2) == (5, 6)
+  assert votes.guided(samples, metas, 2, k_meta=1) == (5, 6)
   assert votes.num_parsed(samples) == 3
 
 
@@ -94,7 +96,7 @@ def test_half_of_the_samples_rounded_up(k, most):
   ],
 )
 def test_which_sample_the_meta_rm_likes_most(metas, expected):
-  assert votes.best_of([(1,), (2,), (4,)], metas, 1) == (expected,)
+  assert votes.guided([(1,), (2,), (4,)], metas, 1, k_meta=1) == (expected,)
 
 
 def test_nans_come_after_numbers():
@@ -107,16 +109,16 @@ def test_nans_come_after_numbers():
 def test_wrong_numbers_are_refused():
   wrong = [(1, 2), None, (1, 2, 3)]
   for vote in votes.summed, votes.mean, votes.majority:
-    with pytest.raises(ValueError, match='sample 2 has 3 scores, not 2'):
+    with pytest.raises(ValueError, match=naming('sample', 2, 3)):
       vote(wrong, 2)
-  with pytest.raises(ValueError, match='sample 2 has 3 scores, not 2'):
+  with pytest.raises(ValueError, match=naming('sample', 2, 3)):
     votes.guided(wrong, [0.0] * 3, 2)
-  with pytest.raises(ValueError, match='3 metas for 4 samples'):
-    votes.best_of(PAPER, [0.0] * 3, 2)
+  with pytest.raises(ValueError, match=naming(3, 4)):
+    votes.guided(PAPER, [0.0] * 3, 2, k_meta=1)
   for k_meta in 0, 5:
-    with pytest.raises(ValueError, match=f'is {k_meta}; there are 4'):
+    with pytest.raises(UserError, match=naming(k_meta, 4)):
       votes.guided(PAPER, [0.0] * 4, 2, k_meta)
-  with pytest.raises(ValueError, match='sample 3 of 4 has no meta'):
+  with pytest.raises(ValueError, match=naming('sample', 3, 'meta')):
     votes.guided(PAPER, [0.0, 0.0, 0.0, None], 2)
 
 
@@ -136,9 +138,9 @@ def test_expected_correct(vote, expected):
 
 def test_no_vote_is_wrong():
   assert votes.expected_correct(None, 0) == 0.0
-  with pytest.raises(ValueError, match='best is 2; there are 2 votes'):
+  with pytest.raises(ValueError, match=naming('best', 2)):
     votes.expected_correct((1, 2), 2)
-  with pytest.raises(ValueError, match='best is -1'):
+  with pytest.raises(ValueError, match=naming('best', -1)):
     votes.expected_correct((1, 2), -1)
 
 
@@ -160,7 +162,7 @@ def test_first_position_preference():
   preferred, total = votes.first_position_preference(iter(pairs))
   assert (preferred, total) == (pytest.approx(1 + 1 + 1 / 3 + 1 / 2), 5)
   assert votes.first_position_preference([]) == (0.0, 0)
-  with pytest.raises(ValueError, match='3 scores for an order of 2'):
+  with pytest.raises(ValueError, match=naming(3, 2)):
     votes.first_position_preference([((0, 1), (1, 2, 3))])
 
 
@@ -201,9 +203,6 @@ def test_all_votes_agree_where_they_must(given_samples):
   k = len(samples)
   total, mean = votes.summed(samples, n), votes.mean(samples, n)
   assert votes.guided(samples, metas, n, k_meta=k) == total
-  assert votes.guided(samples, metas, n, k_meta=1) == votes.best_of(
-    samples, metas, n
-  )
   assert votes.guided(samples, metas, n) == votes.guided(
     samples, metas, n, k_meta=max(1, math.ceil(k / 2))
   )
@@ -216,4 +215,4 @@ def test_all_votes_agree_where_they_must(given_samples):
   kept = [s for s in samples if s is not None]
   assert votes.summed(kept, n) == total
   assert votes.majority(kept, n) == votes.majority(samples, n)
-  assert votes.best_of(samples, metas, n) in kept
+  assert votes.guided(samples, metas, n, k_meta=1) in kept

@@ -5,6 +5,7 @@ import nbformat
 import pytest
 
 from tests import gemma2_files, test_main
+from tests.messages import lines_with
 from tests.processes import HANG
 from tests.stages import spct_run
 
@@ -65,7 +66,7 @@ def test_judging(tmp_path):
   )
   assert (tmp_path / 'checkpoint').is_dir()
   assert 'Name a river that flows through Vienna.' in text
-  assert 'of 8 judgements have no scores that can be read' in text
+  assert lines_with(text, 8, 'scores')
   assert pictures == 2
 
 
@@ -77,7 +78,7 @@ def test_the_method_and_an_ablation(tmp_path):
   ]
   full, override = str(tmp_path / 'full'), '--config.rft.num_hinted=0'
   text, pictures = execute('spct', INSTALL='', WORKDIR=full, FLAGS=flags)
-  assert f'report -> {full}/evaluation/report.html' in text
+  assert f'{full}/evaluation/report.html' in text
   for title in ('after the cold start', 'after RFT'):
     assert f'\n{title} ' in text
   assert text.count('Scores: \\boxed') >= 2 and pictures == 3
@@ -91,7 +92,7 @@ def test_the_method_and_an_ablation(tmp_path):
     FLAGS=flags,
   )
   # All of the whole run, and one stage of the other.
-  assert pictures == 1 and text.count(': finished before') == 5
+  assert pictures == 1 and len(lines_with(text, 'finished')) == 5
   for name in ('whole', override):
     for stage in ('sft', 'rft'):
       assert any(x.split()[:2] == [name, stage] for x in text.splitlines())
@@ -100,7 +101,7 @@ def test_the_method_and_an_ablation(tmp_path):
 def test_a_stage_that_fails_ends_the_notebook(tmp_path):
   with pytest.raises(nbclient.exceptions.CellExecutionError) as caught:
     execute('spct', INSTALL='', WORKDIR='w', FLAGS=['--config.sft.stesp=3'])
-  assert 'it failed, see above' in str(caught.value)
+  assert caught.value.ename == 'AssertionError'
 
 
 def test_the_readme_names_them_all():

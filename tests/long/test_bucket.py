@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from tests import test_main
+from tests.messages import lines_with
 
 
 def test_the_whole_method_in_a_bucket(tmp_path):
@@ -18,7 +19,7 @@ def test_the_whole_method_in_a_bucket(tmp_path):
   )
   assert out.returncode == 0, out.stderr
   # The second run finds all of the first one.
-  assert out.stdout.count(': finished before') == 7
+  assert len(lines_with(out.stdout, 'finished')) == 7
   names = json.loads(out.stdout.splitlines()[-1])
   for name in ('evaluation/report.html', 'grpo/metrics.jsonl'):
     assert f'/bucket/work/{name}' in names

@@ -7,6 +7,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grm_jax.errors import UserError
 from grm_jax.model import chat, tokenizer
 
 CONTROL = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<repo_name>')
@@ -171,5 +172,5 @@ def changed(**changes):
   ],
 )
 def test_other_files_are_refused(data, words):
-  with pytest.raises(ValueError, match=words):
+  with pytest.raises(UserError, match=words):
     tokenizer.from_bytes(data, 'a.json')

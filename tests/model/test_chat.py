@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.model import chat, tiny_tokenizer
 
 
@@ -204,6 +205,22 @@ def test_mistakes_are_named(tk, messages, message):
   with pytest.raises(ValueError) as error:
     chat.render(tk, messages)
   assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+  'messages',
+  [
+    [user('a'), {'role': 'tool', 'content': 'b'}],
+    [user('a'), system('b'), user('c')],
+    [system('a')],
+    [assistant('a'), user('b')],
+    [user('a'), user('b')],
+  ],
+  ids=str,
+)
+def test_turns_that_are_not_a_conversation_are_the_users(tk, messages):
+  with pytest.raises(UserError):
+    chat.render(tk, messages)
 
 
 def test_render_user_refuses_other_types(tk):

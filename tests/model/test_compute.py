@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.model import splash
 from grm_jax.model.compute import Compute
 from grm_jax.parallel import mesh
@@ -28,24 +29,19 @@ from grm_jax.parallel import mesh
       {'param_dtype': 'int8'},
       "config.compute.param_dtype is 'int8'; it can be float32, bfloat16",
     ),
-    (
-      {'amx': True},
-      "config.compute.amx is for bfloat16, and dtype is 'float32'; set "
-      '--config.compute.dtype=bfloat16',
-    ),
     ({'query_block': 0}, 'config.compute.query_block is 0; it must be pos'),
     ({'head_chunk': -1}, 'config.compute.head_chunk is -1; it must be pos'),
   ],
 )
 def test_wrong_values(wrong, message):
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     Compute(**wrong)
   assert str(caught.value).startswith(message)
 
 
 def test_splash_off_tpu_says_what_to_set():
   x = jnp.zeros((1, 128, 2, 128))
-  with pytest.raises(ValueError, match='cpu devices; set --config.*=xla'):
+  with pytest.raises(UserError, match='cpu devices; set --config.*=xla'):
     splash.attend(
       x,
       x,

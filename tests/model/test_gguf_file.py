@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+from grm_jax.errors import UserError
 from grm_jax.model import gguf_file, tokenizer
 from grm_jax.model.huggingface import reading
 from tests import gemma2_files
@@ -178,7 +179,7 @@ def test_what_is_refused(tmp_path):
 def test_other_models_are_refused(tmp_path, changes, words):
   path = str(tmp_path / 'm.gguf')
   write(path, **changes)
-  with pytest.raises(ValueError, match=words):
+  with pytest.raises(UserError, match=words):
     file = gguf_file.open_file(path)
     gguf_file.size_of(file)
     gguf_file.tokenizer_json(file)

@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from grm_jax.model import head
@@ -279,3 +280,24 @@ def test_everything_is_float32_under_bfloat16(batch):
     functools.partial(head.generation_logps, model), params, batch
   )
   assert all(x.dtype == jnp.float32 for x in outputs)
+
+
+def test_bfloat16_gradient_is_near_the_float32_one():
+  lengths = [[10, 0], [6, 9], [2, 5]]
+  batch = tiny.batch([1, 5, 9], 12, lengths, 15)
+  params = tiny.params(tiny.gemma())
+
+  def run(dtype):
+    compute = Compute(dtype=dtype, remat='dots', query_block=8)
+    model = tiny.gemma(compute=compute)
+
+    def loss(params):
+      logps, _ = head.generation_logps(model, params, batch)
+      return jnp.sum(logps) / batch.generations.size
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+  (ours, ours_grad), (expected, expected_grad) = run('bfloat16'), run('float32')
+  assert abs(ours - expected) < 2e-3 * abs(expected)
+  difference = jax.tree.map(jnp.subtract, ours_grad, expected_grad)
+  assert optax.tree.norm(difference) < 0.07 * optax.tree.norm(expected_grad)

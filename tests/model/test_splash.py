@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.model import head, splash
 from grm_jax.model.attention import Rows, attend
 from grm_jax.model.compute import Compute
@@ -164,13 +165,13 @@ def test_gemma_on_a_mesh_equals_one_device(layout):
 def test_bad_sizes(places, block, text):
   compute = Compute(attention='splash', interpret=True, splash_block=block)
   arrays = random_arrays(1, places=places)
-  with pytest.raises(ValueError, match=text):
+  with pytest.raises(UserError, match=text):
     run(arrays, None, None, compute, mesh.one_device())
 
 
 def test_heads_the_mesh_does_not_split(layout):
   arrays = random_arrays(4, heads=3, kv_heads=1, places=128)
-  with pytest.raises(ValueError, match='heads has size 3.*config.mesh.tensor'):
+  with pytest.raises(UserError, match='heads has size 3.*config.mesh.tensor'):
     run(arrays, None, None, SPLASH, layout)
 
 

@@ -34,7 +34,6 @@ def test_layout(tk):
   ]
   assert tk.control_ids == tuple(range(108))
   assert tk.encode('\n\n') == [108, 108]
-  assert tiny_tokenizer.NEWLINE_ID == 108
 
 
 def test_two_processes_write_the_same_bytes_and_say_nothing(tmp_path):

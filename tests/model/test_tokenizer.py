@@ -14,6 +14,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grm_jax.errors import UserError
 from grm_jax.model import tokenizer
 
 SYMBOLS = (
@@ -70,7 +71,7 @@ def pieces(ids, tk=TK):
 
 
 def test_ids_and_sizes_are_gemmas():
-  assert (TK.pad_id, TK.eos_id, TK.bos_id, TK.unk_id) == (0, 1, 2, 3)
+  assert (TK.eos_id, TK.bos_id) == (1, 2)
   assert (TK.start_of_turn, TK.end_of_turn) == (106, 107)
   assert TK.stop_ids == (1, 107)
   assert TK.vocab_size == 414
@@ -283,7 +284,7 @@ def test_load_names_a_missing_file_and_a_folder(tmp_path):
     (tmp_path / 'none.model', 'No such file or directory'),
     (tmp_path, 'Is a directory'),
   ):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
       tokenizer.load(path)
     assert str(error.value) == (
       f'cannot read the tokenizer {path}: {reason}; give the path of the '
@@ -295,7 +296,7 @@ def test_load_names_a_missing_file_and_a_folder(tmp_path):
 def test_load_names_a_file_of_another_kind(tmp_path, data):
   path = tmp_path / 'tokenizer.model'
   path.write_bytes(data)
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(UserError) as error:
     tokenizer.load(path)
   assert str(error.value) == (
     f'{path} is not a SentencePiece model; give the tokenizer.model that '
@@ -332,7 +333,7 @@ def test_load_names_a_file_of_another_kind(tmp_path, data):
   ],
 )
 def test_other_ids_are_refused(changes, piece, expected, found):
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(UserError) as error:
     from_training(**changes)
   assert str(error.value) == (
     f'a model is not a Gemma tokenizer: {piece} must have id {expected}, '
@@ -342,7 +343,7 @@ def test_other_ids_are_refused(changes, piece, expected, found):
 
 
 def test_a_model_without_bytes_is_refused():
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(UserError) as error:
     from_training(byte_fallback=False, vocab_size=158)
   assert str(error.value) == (
     'a model has no byte pieces <0x00> to <0xFF> in a row, so that unknown '
@@ -351,7 +352,7 @@ def test_a_model_without_bytes_is_refused():
 
 
 def test_a_model_that_adds_a_space_is_refused():
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(UserError) as error:
     from_training(add_dummy_prefix=True)
   assert str(error.value) == (
     "a model puts a space before every text, which Gemma's tokenizer does "

@@ -5,6 +5,7 @@ import os
 import pytest
 from etils import epath
 
+from grm_jax.errors import UserError
 from grm_jax.parallel import files
 
 
@@ -24,7 +25,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(type(epath.Path(path)), 'replace', full)
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(UserError) as error:
     files.write_whole(path, b'new text')
   assert str(error.value) == (
     f'cannot write {path}: No space left on device; make room, or choose a '
@@ -36,7 +37,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_a_folder_that_is_a_file(tmp_path):
   (tmp_path / 'file').write_bytes(b'')
-  with pytest.raises(ValueError, match='cannot write .*file/inside: '):
+  with pytest.raises(UserError, match='cannot write .*file/inside: '):
     files.write_whole(tmp_path / 'file' / 'inside', b'x')
 
 
@@ -60,8 +61,8 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
   (tmp_path / 'folder').mkdir()
   os.mkfifo(tmp_path / 'pipe')
   for name in ('folder', 'pipe'):
-    with pytest.raises(ValueError, match=f'{name}: it is no file; choose'):
+    with pytest.raises(UserError, match=f'{name}: it is no file; choose'):
       files.write_whole(tmp_path / name, b'x')
-  with pytest.raises(ValueError, match='/dev/null: it is no file'):
+  with pytest.raises(UserError, match='/dev/null: it is no file'):
     files.write_whole('/dev/null', b'x')
   assert sorted(os.listdir(tmp_path)) == ['folder', 'pipe']

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.parallel.journal import Journal
 from tests import full_disk
 
@@ -42,9 +43,9 @@ def test_two_runs_are_never_mixed(tmp_path):
   path = tmp_path / 'j'
   write(path, 2)
   before = path.read_bytes()
-  with pytest.raises(ValueError, match='begun with k=8, this run has 16'):
+  with pytest.raises(UserError, match='begun with k=8, this run has 16'):
     Journal(path, HEADER | {'k': 16})
-  with pytest.raises(ValueError, match='begun with seed=0, this run has None'):
+  with pytest.raises(UserError, match='begun with seed=0, this run has None'):
     Journal(path, {'k': 8, 'buckets': [1, 2]})
   assert path.read_bytes() == before
 
@@ -52,14 +53,14 @@ def test_two_runs_are_never_mixed(tmp_path):
 def test_a_file_of_someone_else_is_left_alone(tmp_path):
   path = tmp_path / 'notes.txt'
   path.write_text('dear diary\n')
-  with pytest.raises(ValueError, match='no journal of ours'):
+  with pytest.raises(UserError, match='no journal of ours'):
     Journal(path, HEADER)
   assert path.read_text() == 'dear diary\n'
 
 
 def test_a_path_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(ValueError, match='cannot write'):
+  with pytest.raises(UserError, match='cannot write'):
     Journal(tmp_path / 'file' / 'j', HEADER)
 
 
@@ -69,7 +70,7 @@ def test_a_row_that_finds_no_room(tmp_path):
   message = f'cannot write {path}: {full_disk.WHY}; make room'
   with (
     full_disk.files_up_to(path.stat().st_size + 5),
-    pytest.raises(ValueError, match=message),
+    pytest.raises(UserError, match=message),
   ):
     write(path, 4)
   write(path, 4)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from grm_jax.errors import UserError
 from grm_jax.parallel import mesh, rules
 
 
@@ -49,16 +50,16 @@ def test_minus_one_is_what_is_left(asked, devices, sizes):
   ],
 )
 def test_sizes_that_cannot_be(asked, text):
-  with pytest.raises(ValueError, match=text):
+  with pytest.raises(UserError, match=text):
     mesh.axis_sizes(*asked, 8)
 
 
 def test_slices_divide_data():
   assert mesh.axis_sizes(-1, 4, 1, 16, slices=2) == (4, 4, 1)
   text = 'config.mesh.data is 3, config.mesh.slices 2'
-  with pytest.raises(ValueError, match=text):
+  with pytest.raises(UserError, match=text):
     mesh.axis_sizes(3, 2, 1, 6, slices=2)
-  with pytest.raises(ValueError, match='config.mesh.slices 0'):
+  with pytest.raises(UserError, match='config.mesh.slices 0'):
     mesh.axis_sizes(2, 1, 1, 2, slices=0)
 
 
@@ -94,7 +95,7 @@ def test_slices_are_the_outer_factor_of_data():
 
 
 def test_more_slices_than_there_are():
-  with pytest.raises(ValueError, match='config.mesh.slices is 2, .* 1 proc'):
+  with pytest.raises(UserError, match='config.mesh.slices is 2, .* 1 proc'):
     mesh.make_mesh(2, 2, 2, slices=2)
 
 
@@ -125,7 +126,7 @@ def test_another_tensor_axis_for_sampling():
   assert same.mesh == training.mesh
   for wrong in (3, 8, -1):
     config.mesh.sampling_tensor = wrong
-    with pytest.raises(ValueError, match='sampling_tensor is .* 4 x 1'):
+    with pytest.raises(UserError, match='sampling_tensor is .* 4 x 1'):
       mesh.from_config(config, weights='resident')
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
+from grm_jax.errors import UserError
 from grm_jax.model import sizes
 from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
@@ -98,7 +99,7 @@ def test_mesh_axis_used_twice_on_one_array(layout):
     "mesh axis 'tensor' would split two dimensions of one array, heads and "
     'mlp; change config.mesh.rules.heads or config.mesh.rules.mlp'
   )
-  with pytest.raises(ValueError, match=text):
+  with pytest.raises(UserError, match=text):
     layout.spec(('heads', 'embed', 'mlp'))
 
 
@@ -106,7 +107,7 @@ def test_clash_in_a_parameter():
   model = Gemma(
     sizes.named('tiny'), Compute(), layout_of(table_width=('fsdp',))
   )
-  with pytest.raises(ValueError, match="'fsdp' would split .* table_width"):
+  with pytest.raises(UserError, match="'fsdp' would split .* table_width"):
     abstract_params(model)
 
 
@@ -116,7 +117,7 @@ def test_uneven_split_of_a_parameter():
     r'kv_heads has size 4, which 8 devices \(tensor=8\) cannot split evenly; '
     'change config.mesh.tensor or config.mesh.rules.kv_heads'
   )
-  with pytest.raises(ValueError, match=text):
+  with pytest.raises(UserError, match=text):
     abstract_params(Gemma(size, Compute(), layout_of(1, 1, 8)))
 
 
@@ -126,7 +127,7 @@ def test_uneven_split_over_two_axes(layout):
     r'evenly; change config.mesh.data or config.mesh.fsdp or '
     r'config.mesh.rules.prompts'
   )
-  with pytest.raises(ValueError, match=text):
+  with pytest.raises(UserError, match=text):
     layout.constrain(jnp.zeros((6, 3)), ('prompts', 'tokens'))
 
 
@@ -135,12 +136,12 @@ def test_rule_with_an_unknown_mesh_axis():
     r"config.mesh.rules.embed names mesh axis 'model'; the mesh has "
     r"\('data', 'fsdp', 'tensor'\)"
   )
-  with pytest.raises(ValueError, match=text):
+  with pytest.raises(UserError, match=text):
     layout_of(embed=('model',))
 
 
 def test_rule_with_one_axis_twice():
-  with pytest.raises(ValueError, match='rules.embed has an axis twice'):
+  with pytest.raises(UserError, match='rules.embed has an axis twice'):
     layout_of(embed=('fsdp', 'fsdp'))
 
 

@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.parallel import start
 
 WARNING = 'WARNING: could not determine TPU worker hostnames, please set'
@@ -53,6 +54,15 @@ def test_what_is_started(calls, monkeypatch, environment, expected):
 
 def test_half_of_the_variables_is_an_error(calls, monkeypatch):
   monkeypatch.setenv('GRM_COORDINATOR', 'a:1')
-  with pytest.raises(ValueError, match='set GRM_NUM_PROCESSES, GRM_PROCESS_ID'):
+  with pytest.raises(UserError, match='set GRM_NUM_PROCESSES, GRM_PROCESS_ID'):
+    start.start()
+  assert not calls
+
+
+def test_a_number_that_is_none_is_an_error(calls, monkeypatch):
+  monkeypatch.setenv('GRM_COORDINATOR', 'a:1')
+  monkeypatch.setenv('GRM_NUM_PROCESSES', '2')
+  monkeypatch.setenv('GRM_PROCESS_ID', 'one')
+  with pytest.raises(UserError, match="GRM_PROCESS_ID is 'one'"):
     start.start()
   assert not calls

@@ -6,14 +6,16 @@ import jax
 import numpy as np
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.model import head
 from grm_jax.model.batch import Batch
 from grm_jax.model.compute import Compute
 from grm_jax.sampling import placing
-from grm_jax.sampling.choose import settings, truncate
+from grm_jax.sampling.choose import truncate
 from grm_jax.sampling.engine import Engine
 from grm_jax.sampling.request import Generation, Refusal, Request
 from tests.model import tiny
+from tests.sampling.test_choose import settings
 
 MODEL = tiny.gemma()  # window 6, 250 live rows of 256
 PARAMS = tiny.params(MODEL)
@@ -89,7 +91,7 @@ def test_logps_equal_a_full_forward_pass(drawn):
     n = len(g.tokens)
     logps = jax.nn.log_softmax(x)[np.arange(n), g.tokens]
     np.testing.assert_allclose(g.model_logps, logps, atol=1e-5)
-    cut = truncate(x, settings((n,), **CUT))
+    cut = truncate(x, settings(n, **CUT))
     logps = jax.nn.log_softmax(cut)[np.arange(n), g.tokens]
     np.testing.assert_allclose(g.drawn_logps, logps, atol=1e-4)
 
@@ -352,18 +354,18 @@ def test_a_request_can_wait_for_what_another_one_generates(drawn):
 
 
 @pytest.mark.parametrize(
-  'changes, message',
+  'changes, error, message',
   [
-    ({'rows': 0}, 'rows is 0'),
-    ({'chunk': 0}, 'chunk is 0'),
-    ({'buckets': ()}, 'no buckets'),
-    ({'stop_ids': (250,)}, 'id 250 is not below 250'),
-    ({'forbidden': (-1,)}, 'id -1'),
+    ({'rows': 0}, UserError, 'rows is 0'),
+    ({'chunk': 0}, UserError, 'chunk is 0'),
+    ({'buckets': ()}, UserError, 'no buckets'),
+    ({'stop_ids': (250,)}, ValueError, 'id 250 is not below 250'),
+    ({'forbidden': (-1,)}, ValueError, 'id -1'),
   ],
   ids=str,
 )
-def test_bad_engines(changes, message):
-  with pytest.raises(ValueError, match=message):
+def test_bad_engines(changes, error, message):
+  with pytest.raises(error, match=message):
     engine(**changes)
 
 

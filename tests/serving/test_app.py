@@ -12,6 +12,7 @@ from grm_jax.judging.report import Voting
 from grm_jax.serving import app, meters
 from tests.judges.fake import RuleMeta
 from tests.judges.fake import judge as rule_judge
+from tests.messages import names
 from tests.serving.fake import Paced, limit, service
 
 REQUEST = {'query': 'q', 'responses': ['x 3', 'y 4'], 'k': 4}
@@ -102,22 +103,26 @@ def test_the_judge_is_asked_as_the_request_says():
 @pytest.mark.parametrize(
   'changes, status, words',
   [
-    ({'responses': []}, 422, 'responses'),
-    ({'responses': 'a'}, 422, 'responses'),
-    ({'responses': ['a'] * 5}, 422, 'responses: 5; .* at most 4'),
-    ({'query': 'x' * 6000}, 422, 'characters: 6006; .* at most 5000'),
-    ({'k': 9}, 422, 'k: 9; .* at most 8'),
-    ({'k': -1}, 422, 'k: '),
-    ({'k': 'many'}, 422, 'k: '),
-    ({'temperature': -0.1}, 422, 'temperature: '),
-    ({'temperature': 1e999}, 422, 'temperature: |JSON'),
-    ({'order': 'sorted'}, 422, 'order: '),
-    ({'query': ''}, 422, 'query is empty'),
-    ({'query': None}, 422, 'query|messages'),
-    ({'messages': [{'role': 'user', 'content': 'q'}]}, 422, 'query|messages'),
-    ({'meta': True}, 422, 'no meta RM'),
-    ({'responces': ['a']}, 422, 'responces'),
-    ({'query': 'x' * 30_000}, 413, '20000 bytes'),
+    ({'responses': []}, 422, ['responses']),
+    ({'responses': 'a'}, 422, ['responses']),
+    ({'responses': ['a'] * 5}, 422, ['responses', 5, 4]),
+    ({'query': 'x' * 6000}, 422, ['characters', 6006, 5000]),
+    ({'k': 9}, 422, ['k', 9, 8]),
+    ({'k': -1}, 422, ['k']),
+    ({'k': 'many'}, 422, ['k']),
+    ({'temperature': -0.1}, 422, ['temperature']),
+    ({'temperature': 1e999}, 422, ['temperature']),
+    ({'order': 'sorted'}, 422, ['order']),
+    ({'query': ''}, 422, ['query']),
+    ({'query': None}, 422, ['query', 'messages']),
+    (
+      {'messages': [{'role': 'user', 'content': 'q'}]},
+      422,
+      ['query', 'messages'],
+    ),
+    ({'meta': True}, 422, ['meta']),
+    ({'responces': ['a']}, 422, ['responces']),
+    ({'query': 'x' * 30_000}, 413, [20000]),
   ],
 )
 def test_what_is_wrong_is_said_in_a_line(client, changes, status, words):
@@ -126,7 +131,7 @@ def test_what_is_wrong_is_said_in_a_line(client, changes, status, words):
   assert answer.status_code == status
   assert list(answer.json()) == ['error']
   (error,) = answer.json().values()
-  assert re.search(words, error), error
+  assert names(error, *words), error
   assert '\n' not in error and len(error) < 300
 
 
@@ -183,12 +188,13 @@ def test_batches(client):
   assert [x['id'] for x in found] == ['1', '2', '3']
   assert [x['votes'] for x in found] == [[3, 4], [6, 8], [9, 12]]
   for wrong, words in (
-    ([*requests, REQUEST], 'requests: 4; this server takes at most 3'),
-    ([], 'requests'),
-    ([{**REQUEST, 'stream': True}], 'cannot stream'),
+    ([*requests, REQUEST], ['requests', 4, 3]),
+    ([], ['requests']),
+    ([{**REQUEST, 'stream': True}], ['stream']),
   ):
     answer = client.post('/v1/score_batch', json={'requests': wrong})
-    assert answer.status_code == 422 and words in answer.json()['error']
+    assert answer.status_code == 422
+    assert names(answer.json()['error'], *words)
 
 
 def events(text):
@@ -276,7 +282,7 @@ def test_full(client):
     refused = post(client)
     assert refused.status_code == 429
     assert refused.headers['retry-after'] == '1'
-    assert '4 of 4 places' in refused.json()['error']
+    assert names(refused.json()['error'], 4)
     started.set()
     judge.let()
     for thread in threads:
@@ -296,7 +302,7 @@ def test_a_request_has_so_much_time(stream):
     else:
       assert answer.status_code == 504
       found = answer.json()
-    assert 'not done in 0.2 s' in found['error']
+    assert '0.2' in found['error']
     while judge.dropped != [0]:
       pass
     judge.let()
@@ -317,7 +323,7 @@ def test_a_judge_that_fails(stream):
     answer = post(client, stream=stream)
     if not stream:
       assert answer.status_code == 503
-    assert 'MemoryError: no room' in answer.text
+    assert names(answer.text, 'MemoryError', 'no room')
     assert client.get('/readyz').status_code == 503
     assert client.get('/healthz').status_code == 200
     assert post(client).status_code == 503
@@ -379,7 +385,7 @@ def test_a_host_that_is_not_known_is_refused(host, status):
     answer = client.get('/readyz', headers={'host': host})
   assert answer.status_code == status
   if status == 421:
-    assert 'is no name of this server; config.hosts' in answer.json()['error']
+    assert names(answer.json()['error'], 'config.hosts')
 
 
 def test_metrics_and_about(client):

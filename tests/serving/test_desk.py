@@ -10,6 +10,7 @@ from grm_jax.judging.judgement import Judged
 from grm_jax.serving import desk
 from grm_jax.serving.desk import Broken, Closed, Desk, Full, Written
 from tests.judges.fake import example
+from tests.messages import names, naming
 from tests.serving.fake import Paced
 
 WAIT = 30  # seconds; a hang is a failure
@@ -79,7 +80,7 @@ def test_no_more_than_so_many_wait():
   judge = Stuck()
   made = Desk(judge, 3)
   clients = [Client(made, str(i)) for i in range(3)]
-  with pytest.raises(Full, match='3 of 3 places are taken'):
+  with pytest.raises(Full, match=naming(3)):
     Client(made, 'one too many')
   assert made.counts() == (3, 0)
   judge.let()
@@ -132,7 +133,7 @@ def test_who_leaves_while_waiting():
 def test_closing_answers_what_was_taken(judge, made):
   clients = [Client(made, str(i)) for i in range(3)]
   assert not made.close(0.05)  # nothing was allowed yet
-  with pytest.raises(Closed, match='stopping'):
+  with pytest.raises(Closed):
     Client(made)
   assert not made.open
   judge.let()
@@ -153,7 +154,8 @@ def test_a_judge_that_fails_is_told_to_all():
   judge.let()
   for client in clients:
     event = client.next()
-    assert isinstance(event, Broken) and 'MemoryError: no room' in event.reason
+    assert isinstance(event, Broken)
+    assert names(event.reason, 'MemoryError', 'no room')
   assert made.failed.wait(WAIT)
   with pytest.raises(desk.Closed, match='no room'):
     Client(made)

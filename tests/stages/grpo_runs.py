@@ -44,7 +44,10 @@ SETTINGS = {
   'evaluation.k': 2,
   'evaluation.most_failures': 1.0,
 }
-TEMPLATE = '{{each turn}}{{text}}{{end}}{{each response}} {{text}}{{end}}'
+TEMPLATE = (
+  '{% for turn in query %}{{ turn.text }}{% endfor %}'
+  '{% for response in responses %} {{ response }}{% endfor %}'
+)
 
 
 def write_rows(path, count):

@@ -24,13 +24,13 @@ ROWS = [
   }
   for i in range(80)
 ]
-_TEMPLATE = """{{each turn}}
-{{text}}
-{{end}}
-{{each response}}
-[{{number}}] {{text}}
-{{end}}
-{{hint}}"""
+_TEMPLATE = """{% for turn in query %}
+{{ turn.text }}
+{% endfor %}
+{% for response in responses %}
+[{{ loop.index }}] {{ response }}
+{% endfor %}
+{{ hint }}"""
 
 # Nothing but sizes: the settings that matter are those of :tiny.
 SIZES = """

@@ -6,11 +6,13 @@ import runpy
 import jax
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.model import sizes
 from grm_jax.parallel.chips import CHIPS
 from grm_jax.stages import aot, aot_costs, aot_tables
 from grm_jax.training import flops
 from tests import test_main
+from tests.messages import lines_with, names, naming, setting
 
 SMALL = {
   'num_layers': 2,
@@ -88,7 +90,8 @@ def test_every_program(program):
   assert found['computed_flops'] >= found['useful_flops'] > 0
   assert found['hbm_bytes'] > found['parameters_bytes']
   printed = aot_tables.report(found)
-  assert 'useful flops' in printed and 'all-reduce over' in printed
+  useful = f'{found["useful_flops"] / 1e12:.4g}'
+  assert names(printed, 'all-reduce', useful)
   if program == 'decode':
     assert found['parts'][0]['step_by_bound'] >= 1
   json.dumps(found)
@@ -115,16 +118,16 @@ def test_what_is_on_the_host_leaves_room(what, share):
 @pytest.mark.parametrize(
   'changes, words',
   [
-    ({'program': 'fit'}, "config.program is 'fit'; it can be sft_step, grpo"),
-    ({'accumulate': 0}, 'config.accumulate is 0'),
-    ({'prompts': 6}, 'prompts has size 6'),
-    ({'sweep': 'fsdp,expert'}, "config.sweep='fsdp,expert': it is some of"),
-    ({'sweep': 'fsdp', 'prompts': 6}, 'no mesh can be compiled; prompts'),
-    ({'reference.dtype': 'int8'}, 'config.reference.dtype'),
+    ({'program': 'fit'}, (*setting('program', 'fit'), 'sft_step')),
+    ({'accumulate': 0}, setting('accumulate', 0)),
+    ({'prompts': 6}, ('prompts', 6)),
+    ({'sweep': 'fsdp,expert'}, setting('sweep', 'fsdp,expert')),
+    ({'sweep': 'fsdp', 'prompts': 6}, ('config.sweep', 'prompts', 6)),
+    ({'reference.dtype': 'int8'}, setting('reference.dtype', 'int8')),
   ],
 )
 def test_mistakes(changes, words):
-  with pytest.raises(ValueError, match=words):
+  with pytest.raises(UserError, match=naming(*words)):
     aot.run(config(**changes), '')
 
 
@@ -155,8 +158,9 @@ def test_a_sweep_ranks_meshes(tmp_path, capsys, monkeypatch):
   found = [x['mesh']['tensor'] for x in json.loads(path.read_text())]
   assert found == [4, 1, 2]
   out = capsys.readouterr().out
-  assert '1. data=1 x fsdp=2 x tensor=4' in out
-  assert '1.000 GiB, fits; 2 s, bound by memory, MFU 50.0% (25.0% with' in out
+  (best,) = lines_with(out, '1.')
+  assert names(best, 'data=1', 'fsdp=2', 'tensor=4')
+  assert names(best, '1.000 GiB', '2 s', 'memory', '50.0%', '25.0%')
 
 
 def test_the_roofline_by_hand():

@@ -12,7 +12,9 @@ from safetensors.numpy import load_file
 
 from grm_jax.model import tiny_tokenizer
 from tests import gemma2_files
+from tests.messages import lines_with, names
 from tests.processes import HANG
+from tests.stages import printed
 from tests.test_main import error_of, run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -43,7 +45,7 @@ def converted(tmp_path_factory):
 
 def test_import_is_verified(converted):
   root, _, stdout = converted
-  assert 'largest difference to the checkpoint: 0.00e+00' in stdout
+  assert lines_with(stdout, printed.DIFFERENCE, 'checkpoint', '0.00e+00')
   names = {path.name for path in (root / 'ours').iterdir()}
   assert {'0', 'tokenizer.model'} <= names
 
@@ -58,7 +60,7 @@ def test_round_trip_is_bit_identical(converted, tmp_path):
     '--config.verify=true',
     '--config.mesh.fsdp=8',
   )
-  assert 'largest difference to the exported files: 0.00e+00' in stdout
+  assert lines_with(stdout, printed.DIFFERENCE, 'exported', '0.00e+00')
   back = load_file(tmp_path / 'back' / 'model.safetensors')
   assert set(back) == set(tensors)
   for key, tensor in tensors.items():
@@ -79,7 +81,7 @@ def test_score_runs_on_a_converted_checkpoint(converted, tmp_path):
     f'--workdir={tmp_path}',
     '--config.sampling.prompts=8',
   )
-  assert '1024' in line and '300' in line
+  assert names(line, 1024, 300)
 
 
 def test_random_checkpoint_scores(tmp_path):
@@ -97,19 +99,25 @@ def test_existing_target_is_refused(converted):
   root, _, _ = converted
   arguments = (CONFIG, f'--config.source={root}/hf')
   line = error_of(*arguments, f'--config.target={root}/ours')
-  assert 'exists; choose another' in line
+  assert names(line, 'config.target', root / 'ours')
   line = error_of(*arguments, f'--config.target={root}/hf')
-  assert 'exists; choose another' in line
+  assert names(line, 'config.target', root / 'hf')
 
 
 @pytest.mark.parametrize(
   'change, words',
   [
-    ('--config.source=nowhere', ['nowhere is not a directory']),
-    ('--config.source=gs://b/hf', ['Hugging Face directory must be local']),
-    ('--config.source=gs://b/x.gguf', ['a GGUF file must be local']),
-    ('--config.to=gguf', ["'gguf'", "'checkpoint' or 'huggingface'"]),
-    ('--config.dtype=int8', ["'int8'", 'float32']),
+    ('--config.source=nowhere', ['config.source', 'nowhere']),
+    (
+      '--config.source=gs://b/hf',
+      ['config.source', 'gs://b/hf', 'Hugging Face'],
+    ),
+    (
+      '--config.source=gs://b/x.gguf',
+      ['config.source', 'gs://b/x.gguf', 'GGUF'],
+    ),
+    ('--config.to=gguf', ['config.to', 'gguf', 'checkpoint', 'huggingface']),
+    ('--config.dtype=int8', ['config.dtype', 'int8', 'float32']),
   ],
 )
 def test_mistakes(tmp_path, change, words):
@@ -120,8 +128,7 @@ def test_mistakes(tmp_path, change, words):
     f'--config.target={tmp_path}/ours',
     change,
   )
-  for word in words:
-    assert word in line
+  assert names(line, *words)
 
 
 def test_wrong_checkpoint_for_export(tmp_path):
@@ -131,7 +138,7 @@ def test_wrong_checkpoint_for_export(tmp_path):
     f'--config.source={tmp_path}',
     f'--config.target={tmp_path}/out',
   )
-  assert 'no checkpoint in' in line
+  assert names(line, tmp_path)
 
 
 def test_killed_import_can_be_repeated(tmp_path):
@@ -191,6 +198,5 @@ def test_a_flipped_bit_stops_the_export(converted, tmp_path):
     f'--config.source={copy}',
     f'--config.target={tmp_path}/out',
   )
-  for word in ('step 0', 'damaged', 'embedder/table'):
-    assert word in line
+  assert names(line, 0, copy, 'embedder/table')
   assert not (tmp_path / 'out').exists()

@@ -2,8 +2,10 @@
 
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.stages import grpo_figures
 from grm_jax.stages.grpo_figures import StopRule
+from tests.messages import names, naming, setting
 from tests.stages.grpo_groups import group, rolled
 
 FOUR = ((3,), (4, 4), (5, 5, 5), (6,))
@@ -128,9 +130,9 @@ def test_stop_rule(patience, seen, ends):
   told = [rule.see(x) for x in seen]
   assert [i for i, advice in enumerate(told) if advice] == ends
   for i in ends:
-    assert f'{seen[i]:.0%} of held-out generations do not parse' in told[i]
-    assert f'for {patience} evaluations' in told[i]
-    assert 'Raise config.objective.kl_coef' in told[i]
+    assert names(told[i], f'{seen[i]:.0%}', patience)
+    assert names(told[i], 'config.evaluation.most_failures', 0.2)
+    assert names(told[i], 'config.objective.kl_coef')
 
 
 def test_a_stop_rule_goes_on():
@@ -142,12 +144,12 @@ def test_a_stop_rule_goes_on():
 @pytest.mark.parametrize(
   'arguments, words',
   [
-    ((1.5, 2), 'config.evaluation.most_failures is 1.5'),
-    ((-0.1, 2), 'config.evaluation.most_failures is -0.1'),
-    ((float('nan'), 2), 'config.evaluation.most_failures is nan'),
-    ((0.2, -1), 'config.evaluation.patience is -1; 0 is off'),
+    ((1.5, 2), setting('evaluation.most_failures', 1.5)),
+    ((-0.1, 2), setting('evaluation.most_failures', -0.1)),
+    ((float('nan'), 2), setting('evaluation.most_failures', 'nan')),
+    ((0.2, -1), setting('evaluation.patience', -1)),
   ],
 )
 def test_mistakes(arguments, words):
-  with pytest.raises(ValueError, match=words):
+  with pytest.raises(UserError, match=naming(*words)):
     StopRule(*arguments)

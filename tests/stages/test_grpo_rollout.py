@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from grm_jax.data.visits import Visits
+from grm_jax.errors import UserError
 from grm_jax.judging.example import JudgingExample, Turn
 from grm_jax.judging.forms import Forms
 from grm_jax.stages.grpo_rollout import Roller
 from tests.judges.fake import RuleEngine, words
+from tests.messages import lines_with, naming, setting
 
 FORMS = Forms('practice', 'practice_single')
 
@@ -223,9 +225,8 @@ def test_too_long_examples_are_left_out_and_counted(caplog):
   found = roller(engine, forms).roll('weights', visits, 6, 0)
   assert set(names(found.groups)) == {'a', 'right'}
   assert found.faults == visits.drawn - 6 > 1
-  lines = [x.getMessage() for x in caplog.records]
-  assert sum('left out: long: ' in x for x in lines) == 1
-  assert 'config.prompt.too_long=refuse' in caplog.text
+  (line,) = lines_with(caplog.text, 'long')
+  assert lines_with(line, *setting('prompt.too_long', 'refuse'))
 
 
 def test_shortened_ones_are_asked():
@@ -241,11 +242,8 @@ def test_shortened_ones_are_asked():
 def test_nothing_can_be_asked():
   engine = Planned(limit=10)
   forms = Forms('practice', 'practice_single', 'refuse')
-  words_ = (
-    '8 examples in a row cannot be asked; the last, .*: .* 10 .*give longer '
-    'config.batch.buckets'
-  )
-  with pytest.raises(ValueError, match=words_) as caught:
+  words_ = naming(8, 10, 'config.batch.buckets')
+  with pytest.raises(UserError, match=words_) as caught:
     rolled(ROWS, 4, engine=engine, forms=forms)
   assert '\n' not in str(caught.value)
   assert not engine.requests

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.judges import loading
 from grm_jax.judges.scalar import MetaJudge
 from grm_jax.judging.example import from_row
@@ -21,8 +22,10 @@ from grm_jax.stages import meta_rm
 from grm_jax.training import checkpoints, pretrained
 from tests import test_main
 from tests.judges.fake import words
+from tests.messages import lines_with, names, naming, setting
 from tests.model import tiny
 from tests.processes import HANG
+from tests.stages import printed
 from tests.stages.given import Given
 from tests.stages.test_sft import (
   leaves,
@@ -117,8 +120,8 @@ def test_it_learns_which_judgements_are_right(calm):
     assert 0 < row['padding/prompts'] < 1 and row['tokens_per_second'] > 0
     assert 'count' not in row and row['learning_rate'] > 0
   # 8 of 40 queries are held out.
-  assert stdout.count('held out: AUC ') == 3
-  assert f'{STEPS} of {STEPS} steps; epochs: judged ' in stdout
+  assert len(lines_with(stdout, 'AUC')) == 3
+  assert lines_with(stdout, STEPS, 'judged')
   assert steps_in(workdir) == [20, STEPS]
 
 
@@ -135,9 +138,9 @@ def test_held_out_figures(calm):
   assert last['voting_4'] < 0.5 < last['guided_4'] < last['best_of_4']
   assert last['best_of_4'] > 0.9
   assert (workdir / 'calibration.png').read_bytes().startswith(b'\x89PNG')
-  line = [x for x in stdout.splitlines() if 'held out' in x][-1]
-  assert f'step {STEPS}: held out: AUC {last["auc"]:.3f}, accuracy' in line
-  assert 'Voting@' in line and 'MetaRM@' in line and 'best of@' in line
+  line = lines_with(stdout, 'AUC')[-1]
+  shown = 'auc', 'accuracy', 'voting_4', 'guided_4', 'best_of_4'
+  assert names(line, STEPS, *(f'{last[name]:.3f}' for name in shown))
 
 
 def opened(directory):
@@ -213,7 +216,7 @@ def test_stopped_and_started_again_it_ends_bit_for_bit_the_same(
   assert process.returncode == 0
   stopped = steps_in(tmp_path)[-1]
   assert 5 <= stopped < STEPS
-  assert f'stopped after step {stopped} of {STEPS}' in stdout
+  assert lines_with(stdout, printed.STOPPED, stopped, STEPS)
   given.run(tmp_path)
   assert results(tmp_path) == results(calm[0])
   for a, b in zip(
@@ -237,14 +240,15 @@ def test_it_does_not_go_on_with_other_labels(given, calm, tmp_path):
     tmp_path / 'rows.jsonl', [row | {'best': 1 - row['best']} for row in rows]
   )
   config = given.config(data=f'{tmp_path}/rows.jsonl')
-  with pytest.raises(ValueError, match='was trained by labels with digest'):
+  labels = checkpoints.read_json(calm[0] / 'model', 'meta', STEPS)['labels']
+  with pytest.raises(UserError, match=naming(calm[0] / 'model', labels)):
     meta_rm.run(config, str(calm[0]))
 
 
 def test_a_run_that_is_done_changes_nothing(given, calm, capsys):
   before = (calm[0] / 'metrics.jsonl').read_bytes()
   meta_rm.run(given.config(), str(calm[0]))
-  assert f'has all of its {STEPS} steps' in capsys.readouterr().out
+  assert lines_with(capsys.readouterr().out, calm[0] / 'model', STEPS)
   assert (calm[0] / 'metrics.jsonl').read_bytes() == before
 
 
@@ -267,7 +271,7 @@ def test_baselines_from_examples_alone(given, tmp_path, kind):
   assert rows[0]['loss'] == pytest.approx(np.log(2), abs=1e-4)
   assert rows[-2]['loss'] < 0.4 and rows[-2]['accuracy'] > 0.9
   assert rows[-1]['held_out/accuracy'] > 0.8 and rows[-1]['held_out/auc'] > 0.8
-  assert 'held out: AUC' in stdout
+  assert lines_with(stdout, 'AUC')
   assert (tmp_path / 'calibration.png').exists()
   # The judge of this kind says the same.
   write(
@@ -315,32 +319,33 @@ def test_a_head_that_is_there_is_trained_on(given, tmp_path):
   assert tokenizer.encode('yes') == words().encode('yes')
 
 
+BOTH = 'config.evaluation.data', 'config.evaluation.samples', 'x'
 MISTAKES = [
-  ({'kind': 'rank'}, "config.kind is 'rank'; it can be meta, bradley_terry"),
-  ({'samples': ''}, 'config.samples is empty; give the samples.jsonl'),
-  ({'kind': 'pair'}, 'config.kind=pair learns from examples alone'),
+  ({'kind': 'rank'}, (*setting('kind', 'rank'), 'bradley_terry')),
+  ({'samples': ''}, ['config.samples']),
+  ({'kind': 'pair'}, (*setting('kind', 'pair'), 'config.samples')),
   (
     {'kind': 'bradley_terry', 'samples': '', 'batch.rows': 1},
-    'config.batch.rows is 1; config.kind=bradley_terry',
+    (*setting('batch.rows', 1), *setting('kind', 'bradley_terry')),
   ),
-  ({'evaluation.samples': 'x'}, 'give both, or none to hold out'),
-  ({'evaluation.data': 'x'}, 'give both, or none to hold out'),
-  ({'evaluation.share': 1.0}, 'config.evaluation.share is 1.0'),
-  ({'evaluation.prompts': 4}, 'config.evaluation.prompts is 4; the mesh'),
-  ({'prompt.single': 'nowhere'}, "'nowhere' is neither"),
-  ({'checkpoint': 'scratch'}, 'config.checkpoint=scratch: a scalar head needs'),
-  ({'checkpoint': ''}, 'config.checkpoint is empty'),
-  ({'data': ''}, "'' is no source; config.data"),
-  ({'batch.prompts': 12}, 'config.batch.prompts is 12; the mesh splits'),
-  ({'batch.buckets': (64,)}, 'data to train on: nothing fits a batch'),
-  ({'steps': 2}, 'warmup_steps is 2, the run has 2 steps'),
-  ({'keep': 0}, 'config.keep is 0'),
+  ({'evaluation.samples': 'x'}, BOTH),
+  ({'evaluation.data': 'x'}, BOTH),
+  ({'evaluation.share': 1.0}, setting('evaluation.share', 1.0)),
+  ({'evaluation.prompts': 4}, (*setting('evaluation.prompts', 4), 8)),
+  ({'prompt.single': 'nowhere'}, ['nowhere']),
+  ({'checkpoint': 'scratch'}, setting('checkpoint', 'scratch')),
+  ({'checkpoint': ''}, ['config.checkpoint']),
+  ({'data': ''}, setting('data', "''")),
+  ({'batch.prompts': 12}, (*setting('batch.prompts', 12), 8)),
+  ({'batch.buckets': (64,)}, ['64']),
+  ({'steps': 2}, setting('optimizer.warmup_steps', 2)),
+  ({'keep': 0}, setting('keep', 0)),
 ]
 
 
 @pytest.mark.parametrize('changes, words_', MISTAKES)
 def test_mistakes(given, tmp_path, changes, words_):
-  with pytest.raises(ValueError, match=words_) as caught:
+  with pytest.raises(UserError, match=naming(*words_)) as caught:
     meta_rm.run(given.config(**changes), str(tmp_path))
   assert '\n' not in str(caught.value)
   assert not steps_in(tmp_path)
@@ -358,15 +363,15 @@ def test_all_samples_are_right(given, tmp_path):
     f'--workdir={tmp_path}/run',
     env=given.environment,
   )
-  assert 'data to train on: none of 32 judgements is wrong' in line
+  assert names(line, 32, 'wrong')
 
 
 def test_the_workdir_of_another_stage(given, tmp_path):
   write_model(tmp_path / 'model')
-  with pytest.raises(ValueError, match='is a model without a scalar head; cho'):
+  with pytest.raises(UserError, match=naming(tmp_path / 'model', '--workdir')):
     meta_rm.run(given.config(), str(tmp_path))
 
 
 def test_without_a_workdir(given):
-  with pytest.raises(ValueError, match='give --workdir=DIR'):
+  with pytest.raises(UserError, match='--workdir'):
     meta_rm.run(given.config(), '')

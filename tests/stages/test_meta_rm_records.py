@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from grm_jax.data import padding, records
+from grm_jax.errors import UserError
 from grm_jax.judges.pair import PairJudge, chances
 from grm_jax.judges.scalar import META, MetaJudge, ScalarJudge
 from grm_jax.judging.example import JudgingExample, Turn
@@ -18,6 +19,7 @@ from grm_jax.stages import meta_rm_records
 from grm_jax.stages.meta_rm_records import Data
 from tests import test_configs
 from tests.judges.fake import words
+from tests.messages import names, naming, setting
 
 LIMITS = records.limits((600,), (64,), 2)
 
@@ -226,17 +228,17 @@ def test_what_does_not_fit_is_left_out(caplog):
     found = rows_of('bradley_terry', given)
   assert [x.example for x in found] == ['pair']
   assert found[0].weights == (1.0, 1.0)
-  assert any('wide 0: its longest generation' in x for x in caplog.messages)
-  with pytest.raises(ValueError, match='these data: nothing fits a batch'):
+  assert any(names(x, 'wide 0', 'config.batch.size') for x in caplog.messages)
+  with pytest.raises(
+    ValueError, match=naming('these data', 'config.batch.size')
+  ):
     rows_of('bradley_terry', Data({'wide': wide}, {}))
 
 
 @pytest.mark.parametrize('label, word', [(1, 'wrong'), (0, 'right')])
 def test_nothing_to_tell_apart(label, word):
   alike = [x for x in JUDGED if x[1] == label]
-  with pytest.raises(
-    ValueError, match=f'these data: none of {len(alike)} judgements is {word}'
-  ):
+  with pytest.raises(UserError, match=naming('these data', len(alike), word)):
     rows_of('meta', data(alike))
 
 
@@ -363,14 +365,14 @@ def test_held_out_data_of_its_own(folder):
 @pytest.mark.parametrize(
   'changes, words_',
   [
-    ({'evaluation.share': 0.95}, 'holds out all of 5 queries'),
-    ({'samples': 'nowhere.jsonl'}, 'nowhere.jsonl cannot be read'),
-    ({'samples': '{}/other.jsonl'}, 'other.jsonl has no samples of these'),
-    ({'samples': '{}/hinted.jsonl'}, 'all samples are hinted'),
-    ({'data': '{}/unknown.jsonl'}, 'no example says what is right'),
+    ({'evaluation.share': 0.95}, (*setting('evaluation.share', 0.95), 5)),
+    ({'samples': 'nowhere.jsonl'}, ['nowhere.jsonl']),
+    ({'samples': '{}/other.jsonl'}, ['other.jsonl', 'nobody']),
+    ({'samples': '{}/hinted.jsonl'}, ['hinted.jsonl', 'hinted']),
+    ({'data': '{}/unknown.jsonl'}, ['config.data', 'unknown.jsonl']),
     (
       {'kind': 'pair', 'samples': '', 'data': '{}/single.jsonl'},
-      'config.data=.*single.jsonl: no example says',
+      ['config.data', 'single.jsonl'],
     ),
   ],
 )
@@ -384,6 +386,6 @@ def test_mistakes(folder, changes, words_):
     key: value.replace('{}', str(folder)) if isinstance(value, str) else value
     for key, value in changes.items()
   }
-  with pytest.raises(ValueError, match=words_) as caught:
+  with pytest.raises(UserError, match=naming(*words_)) as caught:
     meta_rm_records.read(config(folder, **changes))
   assert '\n' not in str(caught.value)

@@ -16,6 +16,7 @@ from grm_jax.model import chat
 from grm_jax.stages import rft
 from tests import test_main
 from tests.judges.fake import words
+from tests.messages import lines_with, names
 from tests.stages import planned
 from tests.stages.planned import (
   FILTER,
@@ -142,7 +143,8 @@ def test_examples_that_do_not_say_what_is_right(made, run, caplog):
   with caplog.at_level('WARNING'):
     run(*SAMPLE, engine=engine)
   assert [x.key for x in engine.requests] == ['mixed 0,1']
-  assert any('3 of 4 examples do not say' in x for x in caplog.messages)
+  path = made.parent / 'rows.jsonl'
+  assert any(names(x, path, 3, 4) for x in caplog.messages)
 
 
 def fixed_words():
@@ -150,8 +152,9 @@ def fixed_words():
   said = [
     piece
     for name in ('hint', 'hint_single')
-    for piece in template.load(name).pieces
-    if isinstance(piece, str)
+    for piece in re.split(
+      '{{.*?}}', template._DIRECTORY.joinpath(f'{name}.txt').read_text()
+    )
   ]
   parts = {x.strip() for piece in said for x in re.split(r'[:.]', piece)}
   return {x for x in parts if len(x.split()) > 2}  # 'Response' is no hint
@@ -296,57 +299,59 @@ SHORTER = '--config.sampling.buckets=(192,)'
   [
     (
       ['--config.parts=sampel'],
-      ["config.parts has 'sampel'", 'sample, filter'],
+      ['config.parts', 'sampel', 'sample', 'filter'],
     ),
-    (['--config.parts='], ["config.parts has ''"]),
+    (['--config.parts='], ['config.parts', "''"]),
     (['--config.data='], ['config.data']),
-    (['--config.data=nowhere.jsonl'], ['nowhere.jsonl cannot be read']),
-    (['--config.num_samples=0'], ['config.num_samples is 0', '1 or more']),
+    (['--config.data=nowhere.jsonl'], ['nowhere.jsonl']),
+    (['--config.num_samples=0'], ['config.num_samples', 0, 1]),
     (
       ['--config.parts=sample,train', '--config.train.keep=0'],
-      ['config.train.keep is 0'],
+      ['config.train.keep', 0],
     ),
-    (['--config.num_hinted=-1'], ['config.num_hinted is -1']),
-    (['--config.temperature=-1.0'], ['config.temperature is -1.0']),
-    (['--config.hinted_temperature=-1.0'], ['config.hinted_temperature is -1']),
-    (['--config.hinted_temperature=nan'], ['config.hinted_temperature is nan']),
-    (['--config.filter.max_per_example=-2'], ['max_per_example is -2']),
-    (['--config.samples=x.jsonl'], ['config.samples', 'parts=filter,train']),
-    ([SHORTER], ['end at 192', 'at 160', 'config.sampling.buckets']),
+    (['--config.num_hinted=-1'], ['config.num_hinted', -1]),
+    (['--config.temperature=-1.0'], ['config.temperature', -1.0]),
+    (['--config.hinted_temperature=-1.0'], ['config.hinted_temperature', -1.0]),
+    (['--config.hinted_temperature=nan'], ['config.hinted_temperature', 'nan']),
+    (['--config.filter.max_per_example=-2'], ['max_per_example', -2]),
+    (['--config.samples=x.jsonl'], ['config.samples', 'config.parts']),
+    (
+      [SHORTER],
+      ['config.sampling.buckets', 192, 'config.train.batch.buckets', 160],
+    ),
     (
       ['--config.train.prompt.template=nowhere'],
-      ["config.train.prompt.template: 'nowhere'"],
+      ['config.train.prompt.template', 'nowhere'],
     ),
     (
       ['--config.train.prompt.too_long=cut'],
-      ["config.train.prompt.too_long is 'cut'"],
+      ['config.train.prompt.too_long', 'cut'],
     ),
-    (['--config.train.prompt.single='], ['one response', 'prompt.single']),
+    (['--config.train.prompt.single='], ['config.train.prompt.single']),
     (
       ['--config.train.prompt.template=critique'],
-      ['template=critique judges by given principles'],
+      ['config.train.prompt.template', 'critique', 'principles'],
     ),
-    (['--config.order=up'], ["config.order is 'up'"]),
+    (['--config.order=up'], ['config.order', 'up']),
     (
       ['--config.parts=filter'],
-      ['samples.jsonl is not there', 'config.samples'],
+      ['samples.jsonl', 'config.samples'],
     ),
-    (['--config.parts=train'], ['kept.jsonl is not there', 'filter']),
+    (['--config.parts=train'], ['kept.jsonl', 'filter']),
     (
       ['--config.parts=filter', '--config.samples=nowhere.jsonl'],
-      ['nowhere.jsonl cannot be read'],
+      ['nowhere.jsonl'],
     ),
   ],
 )
 def test_mistakes_are_one_line(made, mistake, arguments, words_):
   line = mistake(*arguments)
-  for word in words_:
-    assert word in line
+  assert names(line, *words_)
   assert not made.exists()
 
 
 def test_without_a_workdir(made, mistake):
-  assert '--workdir=DIR' in mistake(workdir='')
+  assert names(mistake(workdir=''), '--workdir')
 
 
 def test_no_example_says_what_is_right(made, mistake):
@@ -356,7 +361,7 @@ def test_no_example_says_what_is_right(made, mistake):
   ]
   write_rows(made.parent / 'rows.jsonl', rows)
   line = mistake()
-  assert 'rows.jsonl: no example says what is right' in line
+  assert names(line, made.parent / 'rows.jsonl', 'rewards')
 
 
 def test_given_principles(made, run):
@@ -371,11 +376,11 @@ def test_nothing_is_kept(made, run, mistake, trained, capsys):
   capsys.readouterr()
   nothing = ['--config.filter.unhinted=false', '--config.filter.hinted=false']
   line = mistake('--config.parts=filter,train', SAMPLE[1], *nothing)
-  assert 'the filter keeps no generation of any example' in line
+  assert names(line, made / 'samples.jsonl', 'filter')
   # It is said why, and what other rules kept is not trained on instead.
   assert re.search(r'^generations_kept +0$', capsys.readouterr().out, re.M)
   assert not (made / 'kept.jsonl').exists()
-  assert 'kept.jsonl is not there' in mistake('--config.parts=train')
+  assert names(mistake('--config.parts=train'), made / 'kept.jsonl')
   assert not trained
 
 
@@ -394,7 +399,7 @@ def test_a_template_that_was_edited(made, run, mistake, trained):
     ('train', 'kept.jsonl'),
   ):
     line = mistake(f'--config.parts={parts}', *mine)
-    assert f'{file} was made with config.train.prompt.template=' in line
+    assert names(line, made / file, 'config.train.prompt.template')
   assert len(trained) == 1
 
 
@@ -436,7 +441,7 @@ def test_fine_tunes_and_does_not_do_it_twice(tmp_path, run, environment):
     '--config.filter.too_easy=false',  # all of that file is right
     env=environment,
   )
-  assert '24 prompts -> ' in stdout and '3 of 3 steps' in stdout
+  assert lines_with(stdout, made / 'kept.jsonl', 24)
   steps = [x['step'] for x in rows_of(made / 'metrics.jsonl')]
   assert steps == [1, 2, 3]
   assert (made / 'model' / 'tokenizer.model').exists()
@@ -445,7 +450,7 @@ def test_fine_tunes_and_does_not_do_it_twice(tmp_path, run, environment):
   before = {x: x.stat().st_mtime_ns for x in (made / 'model').rglob('*')}
   # The whole command on what was drawn here, which has the same right texts.
   stdout, _ = test_main.run(*arguments, env=environment)
-  assert 'has all of its 3 steps' in stdout
+  assert lines_with(stdout, made / 'model', 3)
   assert (made / 'kept.jsonl').read_bytes() == kept
   assert rows_of(made / 'samples.jsonl') == drawn
   after = {x: x.stat().st_mtime_ns for x in (made / 'model').rglob('*')}
@@ -455,9 +460,12 @@ def test_fine_tunes_and_does_not_do_it_twice(tmp_path, run, environment):
 @pytest.mark.parametrize(
   'change, words_',
   [
-    ('--workdir=', 'give --workdir=DIR'),
-    ('--config.checkpoint=', 'config.checkpoint is empty'),
-    ('--config.data=launch/demo/rows.jsonl', 'no example says what is right'),
+    ('--workdir=', ['--workdir']),
+    ('--config.checkpoint=', ['config.checkpoint']),
+    (
+      '--config.data=launch/demo/rows.jsonl',
+      ['launch/demo/rows.jsonl', 'rewards'],
+    ),
   ],
 )
 def test_mistakes_at_the_command_line(tmp_path, environment, change, words_):
@@ -469,5 +477,5 @@ def test_mistakes_at_the_command_line(tmp_path, environment, change, words_):
     change,
     env=environment,
   )
-  assert words_ in line
+  assert names(line, *words_)
   assert not (tmp_path / 'work').exists()

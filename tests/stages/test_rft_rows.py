@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from tests.evaluation.suites import published
+from tests.messages import names
 from tests.stages import planned
 from tests.stages.planned import FILTER, kept_texts, row, rows_of, write_rows
 
@@ -28,20 +30,20 @@ def mistake(run):
 
 
 OTHER = [
-  ({'id': 'mixed', 'text': r'a \boxed{1, 2}'}, ''),
-  ({'id': 'mixed', 'text': r'b \boxed{2, 1}'}, ''),  # wrong
-  ({'id': 'nobody', 'text': 'c'}, "has no example 'nobody'"),
-  ({'id': ['mixed'], 'text': 'c'}, "has no example ['mixed']"),
-  ({'text': 'c'}, 'has no example None'),
-  ('not json', 'not JSON'),
-  ([1], 'not a JSON object'),
-  ({'id': 'mixed', 'text': 7}, 'text must be a text'),
-  ({'id': 'mixed'}, 'text must be a text'),
-  ({'id': 'mixed', 'text': 'c', 'order': [0]}, 'no permutation of 2 responses'),
-  ({'id': 'mixed', 'text': 'c', 'order': [0, 2]}, 'order [0, 2] is no perm'),
-  ({'id': 'mixed', 'text': 'c', 'order': [True, 0]}, 'is no permutation'),
-  ({'id': 'mixed', 'text': 'c', 'order': '01'}, "order '01' is no permut"),
-  ({'id': 'mixed', 'text': 'c', 'hinted': 'yes'}, 'must be true or false'),
+  ({'id': 'mixed', 'text': r'a \boxed{1, 2}'}, []),
+  ({'id': 'mixed', 'text': r'b \boxed{2, 1}'}, []),  # wrong
+  ({'id': 'nobody', 'text': 'c'}, ['nobody']),
+  ({'id': ['mixed'], 'text': 'c'}, ["['mixed']"]),
+  ({'text': 'c'}, ['None']),
+  ('not json', ['JSON']),
+  ([1], ['object']),
+  ({'id': 'mixed', 'text': 7}, ['text']),
+  ({'id': 'mixed'}, ['text']),
+  ({'id': 'mixed', 'text': 'c', 'order': [0]}, ['order', '[0]', 2]),
+  ({'id': 'mixed', 'text': 'c', 'order': [0, 2]}, ['order', '[0, 2]']),
+  ({'id': 'mixed', 'text': 'c', 'order': [True, 0]}, ['order', '[True, 0]']),
+  ({'id': 'mixed', 'text': 'c', 'order': '01'}, ['order', '01']),
+  ({'id': 'mixed', 'text': 'c', 'hinted': 'yes'}, ['hinted']),
   (
     {
       'id': 'saved',
@@ -49,9 +51,9 @@ OTHER = [
       'hinted': True,
       'order': [1, 2, 0],
     },
-    '',
+    [],
   ),
-  ({'id': 'easy', 'text': r'e \boxed{2, 1}', 'truncated': True}, ''),
+  ({'id': 'easy', 'text': r'e \boxed{2, 1}', 'truncated': True}, []),
 ]
 
 
@@ -62,18 +64,16 @@ def test_samples_of_another_model(made, run, mistake, caplog):
   with caplog.at_level('WARNING'):
     run(*arguments)
   assert kept_texts(made) == {'mixed 0,1': 'a ', 'saved 1,2,0': 'd '}
-  bad = [(i, text) for i, (_, text) in enumerate(OTHER, 1) if text]
+  bad = [(i, words) for i, (_, words) in enumerate(OTHER, 1) if words]
   # The first ones are named, all are counted.
-  for number, text in bad[:5]:
-    assert any(
-      x.startswith(f'{path}:{number}: ') and text in x for x in caplog.messages
-    )
-  assert f'{path}: bad rows left out: {len(bad)}' in caplog.messages
+  for number, words in bad[:5]:
+    assert any(names(x, path, number, *words) for x in caplog.messages)
+  assert any(names(x, path, len(bad)) for x in caplog.messages)
   counts = json.loads((made / 'filter.json').read_text())['counts']['made']
   assert counts['unhinted_correct'] == counts['hinted_correct'] == 1
   assert counts['unhinted_incorrect'] == counts['unhinted_truncated'] == 1
   line = mistake(*arguments, '--config.strict=true')
-  assert f"{path}:3: config.data has no example 'nobody'" in line
+  assert names(line, path, 3, 'config.data', 'nobody')
 
 
 @pytest.mark.parametrize('number', [i for i, x in enumerate(OTHER) if x[1]])
@@ -81,15 +81,29 @@ def test_each_bad_sample_is_named(made, mistake, number):
   path = made.parent / 'other.jsonl'
   write_rows(path, [OTHER[0][0], '', OTHER[number][0]])
   line = mistake(*FILTER, f'--config.samples={path}', '--config.strict=true')
-  assert line.startswith(f'{path}:3: ') and OTHER[number][1] in line
+  assert names(line, path, 3, *OTHER[number][1])
+
+
+@pytest.mark.parametrize('suffix', ['json', 'parquet', 'txt'])
+def test_samples_in_another_format(made, run, suffix):
+  rows = [
+    {'id': 'mixed', 'text': r'a \boxed{1, 2}', 'order': [0, 1]},
+    {'id': 'mixed', 'text': r'b \boxed{2, 1}'},  # wrong
+    {'id': 'saved', 'text': r'd \boxed{1, 2, 9}', 'hinted': True},
+  ]
+  # Parquet has every column in every row.
+  empty = dict.fromkeys(('order', 'hinted', 'truncated'))
+  rows = [empty | row for row in rows]
+  path = published.write(made.parent / f'other.{suffix}', rows)
+  run(*FILTER, f'--config.samples={path}')
+  assert kept_texts(made) == {'mixed 0,1': 'a ', 'saved 0,1,2': 'd '}
 
 
 def test_no_sample_is_usable(made, mistake):
   path = made.parent / 'other.jsonl'
   write_rows(path, ['{', {'id': 'nobody', 'text': 'x'}])
   line = mistake(*FILTER, f'--config.samples={path}')
-  assert 'has no samples of these examples; bad rows: 2, the first: ' in line
-  assert f'{path}:1: not JSON' in line
+  assert names(line, path, 2, 1, 'JSON')
 
 
 def test_ids_may_be_numbers(made, run):

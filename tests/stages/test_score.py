@@ -10,8 +10,14 @@ import time
 import pytest
 
 from tests import test_main
+from tests.evaluation.suites import published
+from tests.messages import lines_with, names
+from tests.stages import printed
 
-TEMPLATE = '{{each turn}}{{text}}{{end}}\n{{each response}}{{text}}\n{{end}}'
+TEMPLATE = (
+  '{% for turn in query %}{{ turn.text }}{% endfor %}\n'
+  '{% for response in responses %}{{ response }}\n{% endfor %}'
+)
 
 
 @pytest.fixture(scope='module')
@@ -64,7 +70,7 @@ def test_tiny(tmp_path, run):
     assert all(sorted(order) == list(range(n)) for order in orders)
     parsed = [s['scores'] for s in row['samples'] if s['scores']]
     assert row['failures'] == 4 - len(parsed)
-  assert 'random weights' in stdout
+  assert lines_with(stdout, printed.RANDOM)
   assert sorted(p.name for p in tmp_path.iterdir()) == ['scores.jsonl']
 
 
@@ -101,7 +107,7 @@ def test_a_semi_scalar_judge(tmp_path, run):
 
 
 def test_principles_written_once(tmp_path, run):
-  (tmp_path / 'judge.txt').write_text('{{principles}}' + TEMPLATE)
+  (tmp_path / 'judge.txt').write_text('{{ principles }}' + TEMPLATE)
   (tmp_path / 'write.txt').write_text(TEMPLATE)
   run(
     f'--config.prompt.template={tmp_path}/judge.txt',
@@ -128,20 +134,20 @@ def test_scalar_judge(tmp_path, run):
 
 
 BAD = [
-  ('not json', 'not JSON'),
-  ('[' * 5000, 'not JSON'),
-  ('[1]', 'not a JSON object'),
-  ('{"query": "", "responses": ["a"]}', 'query is empty'),
-  ('{"query": "q", "responses": []}', 'no responses'),
-  ('{"query": "q", "responses": ["a", 3]}', 'list of texts'),
-  ('{"query": 7, "responses": ["a"]}', 'query must be a text'),
-  ('{"responses": ["a"]}', 'either a query or messages'),
-  ('{"query": "q", "responses": ["a"], "best": 1}', 'best is 1'),
+  ('not json', ['JSON']),
+  ('[' * 5000, ['JSON']),
+  ('[1]', ['object']),
+  ('{"query": "", "responses": ["a"]}', ['query']),
+  ('{"query": "q", "responses": []}', ['responses']),
+  ('{"query": "q", "responses": ["a", 3]}', ['responses']),
+  ('{"query": 7, "responses": ["a"]}', ['query']),
+  ('{"responses": ["a"]}', ['query', 'messages']),
+  ('{"query": "q", "responses": ["a"], "best": 1}', ['best', 1]),
   (
     json.dumps({'query': 'q', 'responses': ['a' * 2_000_000]}),
-    'has 2000000 characters',
+    [2000000],
   ),
-  (b'{"query": "\xff", "responses": ["a"]}', 'not JSON'),
+  (b'{"query": "\xff", "responses": ["a"]}', ['JSON']),
 ]
 
 
@@ -157,11 +163,29 @@ def test_bad_rows_are_reported_and_the_rest_goes_on(tmp_path, run, error_of):
   errors = rows_of(tmp_path / 'scores.errors.jsonl')
   assert [row['line'] for row in errors] == list(range(2, len(BAD) + 2))
   for error, (_, words) in zip(errors, BAD, strict=True):
-    assert words in error['error']
-    assert f'{rows}:{error["line"]}: ' in stderr
-  assert f'{len(BAD)} rows could not be judged' in stdout
+    assert names(error['error'], *words)
+    assert lines_with(stderr, rows, error['line'])
+  assert lines_with(stdout, len(BAD), tmp_path / 'scores.errors.jsonl')
   line = error_of(*arguments, '--config.strict=true')
-  assert f'{rows}:2: not JSON' in line
+  assert names(line, rows, 2, 'JSON')
+
+
+@pytest.mark.parametrize('suffix', ['json', 'parquet'])
+def test_other_formats_are_scored_alike(tmp_path, run, suffix):
+  rows = [
+    {'id': f'r{i}', 'query': f'q {i}', 'responses': ['a', 'b'], 'best': i}
+    for i in range(3)  # the last one is bad
+  ]
+  results = {}
+  for name in ('jsonl', suffix):
+    path = published.write(tmp_path / f'rows.{name}', rows)
+    _, stderr = run(f'--config.input={path}', f'--workdir={tmp_path / name}')
+    assert f'{path}:3: ' in stderr
+    files = ('scores.jsonl', 'scores.errors.jsonl')
+    results[name] = [(tmp_path / name / x).read_bytes() for x in files]
+  assert results[suffix] == results['jsonl']
+  scores = rows_of(tmp_path / suffix / 'scores.jsonl')
+  assert [row['line'] for row in scores] == [1, 2]
 
 
 def test_no_row_that_can_be_judged_is_an_error(tmp_path, run, error_of):
@@ -169,8 +193,8 @@ def test_no_row_that_can_be_judged_is_an_error(tmp_path, run, error_of):
   rows.write_text('{"query": "q"}\nnonsense\n')
   arguments = [f'--config.input={rows}', f'--workdir={tmp_path}']
   line = error_of(*arguments)
-  assert f'none of the 2 rows of {rows} could be judged' in line
-  assert 'the first: ' in line
+  assert names(line, rows, 2, tmp_path / 'scores.errors.jsonl')
+  assert names(line, 'responses')  # what the first one lacks
   assert len(rows_of(tmp_path / 'scores.errors.jsonl')) == 2
   assert not list(tmp_path.glob('scores.jsonl*'))
   write_rows(rows, 2)  # mended, it begins anew
@@ -222,22 +246,22 @@ def test_another_run_does_not_go_on_with_the_journal(tmp_path, error_of):
   header = json.dumps({'judge': 'grm', 'k': 64}) + '\n'
   (tmp_path / 'scores.jsonl.partial').write_text(header)
   line = error_of(f'--config.input={rows}', f'--workdir={tmp_path}')
-  assert 'was begun with' in line and 'delete the file' in line
+  assert names(line, tmp_path / 'scores.jsonl.partial')
 
 
 @pytest.mark.parametrize(
   'change, words',
   [
-    ('--config.input=nowhere.jsonl', 'nowhere.jsonl cannot be read'),
-    ('--config.judge=llms', "config.judge is 'llms'"),
-    ('--config.order=up', "config.order is 'up'"),
-    ('--config.prompt.template=nowhere', 'config.prompt.template'),
-    ('--config.sampling.weights=disk', 'config.sampling.weights'),
-    ('--config.vote=best', 'needs a meta RM'),
-    ('--config.temperature=-1.0', 'temperature is -1'),
-    ('--config.k=-1', 'config.k is -1'),
+    ('--config.input=nowhere.jsonl', ['nowhere.jsonl']),
+    ('--config.judge=llms', ['config.judge', 'llms']),
+    ('--config.order=up', ['config.order', 'up']),
+    ('--config.prompt.template=nowhere', ['config.prompt.template', 'nowhere']),
+    ('--config.sampling.weights=disk', ['config.sampling.weights', 'disk']),
+    ('--config.vote=best', ['config.vote', 'best', 'config.meta_checkpoint']),
+    ('--config.temperature=-1.0', ['config.temperature', -1.0]),
+    ('--config.k=-1', ['config.k', -1]),
   ],
 )
 def test_mistakes_are_one_line(tmp_path, error_of, change, words):
   line = error_of(f'--workdir={tmp_path}', change)
-  assert words in line
+  assert names(line, *words)

@@ -14,6 +14,8 @@ from concurrent import futures
 import pytest
 
 from tests import processes
+from tests.messages import names
+from tests.stages import printed
 
 REQUEST = {'query': 'What is 2 + 3?', 'responses': ['It is 5.', '6'], 'k': 3}
 
@@ -28,11 +30,11 @@ def started(*flags):
   """(process, its address) of a server that is ready."""
   with processes.begun(command(*flags), count=1, devices=1) as (made,):
     for line in made.stdout:
-      if found := re.search(r'serving on (http://\S+),', line):
+      if found := printed.ADDRESS.search(line):
         break
     else:
       raise AssertionError(made.stderr.read())
-    yield made, found[1]
+    yield made, found[0]
 
 
 def get(address, path):
@@ -134,14 +136,14 @@ def test_sigterm_answers_what_was_taken(served):
 @pytest.mark.parametrize(
   'flags, words',
   [
-    (('--config.judge=scalar',), "config.judge is 'scalar'"),
-    (('--config.port=70000',), 'config.port is 70000'),
-    (('--config.host=nowhere.invalid',), 'config.host=nowhere.invalid'),
-    (('--config.token_file=nowhere',), 'config.token_file=nowhere'),
-    (('--config.limits.k=2',), 'k: 4; this server takes at most 2'),
-    (('--config.limits.waiting=0',), 'config.limits.waiting is 0'),
-    (('--config.vote=guided',), 'config.meta_checkpoint'),
-    (('--config.checkpoint=nowhere',), 'nowhere'),
+    (('--config.judge=scalar',), ['config.judge', 'scalar']),
+    (('--config.port=70000',), ['config.port', 70000]),
+    (('--config.host=nowhere.invalid',), ['config.host', 'nowhere.invalid']),
+    (('--config.token_file=nowhere',), ['config.token_file', 'nowhere']),
+    (('--config.limits.k=2',), ['k', 4, 2]),
+    (('--config.limits.waiting=0',), ['config.limits.waiting', 0]),
+    (('--config.vote=guided',), ['config.vote', 'config.meta_checkpoint']),
+    (('--config.checkpoint=nowhere',), ['nowhere']),
   ],
 )
 def test_a_mistake_is_one_line(flags, words):
@@ -154,7 +156,7 @@ def test_a_mistake_is_one_line(flags, words):
   )
   assert done.returncode == 2, done.stderr
   last = done.stderr.strip().splitlines()[-1]
-  assert last.startswith('error: ') and words in last
+  assert last.startswith('error: ') and names(last, *words)
 
 
 def test_a_port_that_is_taken():
@@ -162,4 +164,5 @@ def test_a_port_that_is_taken():
     other.bind(('127.0.0.1', 0))
     other.listen()
     port = other.getsockname()[1]
-    test_a_mistake_is_one_line((f'--config.port={port}',), 'in use')
+    words = 'config.port', port, 'in use'
+    test_a_mistake_is_one_line((f'--config.port={port}',), words)

@@ -4,12 +4,14 @@ import json
 
 import pytest
 
-from grm_jax.data import seqio_tasks
+from grm_jax.data import seqio_source
 from grm_jax.data.records import Limits
+from grm_jax.errors import UserError
 from grm_jax.judging.forms import Forms
 from grm_jax.model import chat, tiny_tokenizer
 from grm_jax.stages import sft_records
 from tests import test_configs
+from tests.messages import naming
 
 LIMITS = Limits(buckets=(64,), sizes=(16,), rows=1)
 FORMS = Forms('practice', 'practice_single')
@@ -19,10 +21,29 @@ FORMS = Forms('practice', 'practice_single')
 def words(tmp_path_factory):
   path = tmp_path_factory.mktemp('words') / 'tokenizer.model'
   made = tiny_tokenizer.train(path)
-  seqio_tasks.register_texts(
-    'sums', {'train': lambda: [('1 + 1?', '2'), ('2 + 2?', '4')]}, str(path)
-  )
+  register_sums()
   return made
+
+
+def register_sums():
+  """The seqio Task `sums` of two texts."""
+  seqio = seqio_source.load()
+  import tensorflow as tf
+
+  sums = {'inputs': ['1 + 1?', '2 + 2?'], 'targets': ['2', '4']}
+
+  # seqio passes these arguments by name.
+  def dataset(split, shuffle_files, seed=None):
+    return tf.data.Dataset.from_tensor_slices(sums)
+
+  feature = seqio.Feature(
+    seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0
+  )
+  seqio.TaskRegistry.add(
+    'sums',
+    source=seqio.FunctionDataSource(dataset, ['train']),
+    output_features=dict.fromkeys(sums, feature),
+  )
 
 
 def config(**changes):
@@ -69,5 +90,5 @@ def test_texts_that_do_not_fit(words):
   made = config(**{'data.texts': 'practice:4'})
   found, named = sft_records.read(made)
   limits = Limits(buckets=(8,), sizes=(16,), rows=1)
-  with pytest.raises(ValueError, match='no text fits a batch; the first: '):
+  with pytest.raises(UserError, match=naming('config.prompt.too_long', 8)):
     sft_records.records_of(found, named, FORMS, words, limits, made)

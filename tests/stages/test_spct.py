@@ -7,10 +7,12 @@ import time
 
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.stages import spct
 from tests import test_main
+from tests.messages import lines_with, names
 from tests.processes import HANG
-from tests.stages import spct_run
+from tests.stages import printed, spct_run
 
 # config_flags loads a config's file so.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
@@ -41,14 +43,16 @@ def state(made):
 
 def test_every_stage_is_run_once(finished):
   made, _, stdout = finished
-  heads = re.findall(r'^\[(\d)/7\] .* -> .*/(\w+)$', stdout, re.MULTILINE)
-  assert heads == [(str(i), x) for i, x in enumerate(FOLDERS, 1)]
+  heads = [x for x in stdout.splitlines() if printed.HEAD.match(x)]
+  found = [(*printed.HEAD.match(x).groups(), x.split('/')[-1]) for x in heads]
+  assert found == [(str(i), '7', x) for i, x in enumerate(FOLDERS, 1)]
   for name in FOLDERS:
     content = (made / name / 'finished.json').read_text()
     assert content == (made / name / 'begun.json').read_text()
   for name, steps in (('sft', 20), ('rft', 4), ('grpo', 4), ('meta_rm', 4)):
     assert (made / name / 'model' / str(steps)).is_dir()
-  assert stdout.rstrip().endswith(f'report -> {made}/evaluation/report.html')
+  last = stdout.rstrip().splitlines()[-1]
+  assert names(last, made / 'evaluation/report.html')
 
 
 def test_the_table_is_that_of_what_was_judged(finished):
@@ -103,48 +107,47 @@ def test_what_is_finished_is_skipped(finished, environment):
   made, arguments, before = finished
   files = state(made)
   stdout = spct_run.run(*arguments, f'--workdir={made}', env=environment)
-  assert len(re.findall(': finished before$', stdout, re.MULTILINE)) == 7
+  heads = [x for x in stdout.splitlines() if printed.HEAD.match(x)]
+  assert len(heads) == 7 and all(names(x, printed.SKIPPED) for x in heads)
   assert state(made) == files
-  table = before[before.index('held out, ') :]
-  assert stdout.endswith(table)
+  # The table is printed again.
+  table = stdout.split(heads[-1])[1]
+  assert names(table, made / 'evaluation/report.html')
+  assert before.endswith(table)
 
 
 @pytest.mark.parametrize(
-  'change, words',
+  'change, folder, words',
   [
     (
       '--config.grpo.objective.kl_coef=0.5',
-      ['/grpo was made with', 'config.grpo.objective.kl_coef=0.02', '0.5'],
+      'grpo',
+      ['config.grpo.objective.kl_coef', 0.02, 0.5],
     ),
-    (
-      '--config.seed=1',
-      ['/sft was made with config.seed=0', 'delete sft, rft'],
-    ),
+    ('--config.seed=1', 'sft', ['config.seed', 0, 1, 'rft']),
     (
       '--config.examples.held_out=5',
-      ['/data was made with config.examples.held_out=8', 'delete data, sft'],
+      'data',
+      ['config.examples.held_out', 8, 5, 'sft'],
     ),
     (
       '--config.evaluation.temperature=0.7',
-      ['/evaluation was made with', 'delete evaluation in '],
+      'evaluation',
+      ['config.evaluation.temperature', 0.7],
     ),
-    (
-      '--config.stages=sft,grpo,meta_rm,evaluate',
-      ['/grpo was made from rft ', 'this run has (none)'],
-    ),
-    ('--config.compute.dtype=bfloat16', ['config.compute.dtype']),
+    ('--config.stages=sft,grpo,meta_rm,evaluate', 'grpo', ['rft']),
+    ('--config.compute.dtype=bfloat16', '', ['config.compute.dtype']),
   ],
 )
 def test_other_settings_are_refused_by_name(
-  finished, monkeypatch, change, words
+  finished, monkeypatch, change, folder, words
 ):
   made, arguments, _ = finished
   monkeypatch.chdir(test_main.ROOT)
   files = state(made)
-  with pytest.raises(ValueError) as info:
+  with pytest.raises(UserError) as info:
     spct.run(spct_run.parse(*arguments, change), str(made))
-  for word in (*words, 'choose another --workdir'):
-    assert word in str(info.value)
+  assert names(info.value, made / folder, *words, '--workdir')
   assert state(made) == files
 
 
@@ -158,52 +161,55 @@ def test_what_changes_no_result_is_not_refused(finished, monkeypatch, capsys):
     '--config.rft.train.compute.remat=dots',
   ]
   spct.run(spct_run.parse(*arguments, *free), str(made))
-  assert 'report -> ' in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert names(out, made / 'evaluation/report.html')
 
 
 @pytest.mark.parametrize(
   'change, words',
   [
-    ('--config.stages=sft,rl', ['config.stages', 'base,sft,rft,grpo']),
-    ('--config.stages=evaluate', ['trains no judge']),
+    ('--config.stages=sft,rl', ['config.stages', 'sft,rl', 'base', 'rft']),
+    ('--config.stages=evaluate', ['config.stages', 'evaluate', 'sft']),
     (
       '--config.stages=grpo,evaluate',
-      ['no sft', 'config.checkpoint is scratch'],
+      ['config.stages', 'sft', 'config.checkpoint', 'scratch'],
     ),
-    ('--config.data=practice:20', ['config.examples']),
-    ('--config.data=', ['config.data is empty']),
-    ('--config.examples.rft=0', ['config.examples.rft is 0', '1 or more']),
-    ('--config.evaluation.k=0', ['config.evaluation.k is 0']),
-    ('--config.evaluation.k_before=6', ['config.evaluation.k_before is 6']),
-    ('--config.evaluation.k_before=64', ['k_before is 64', 'k=32']),
-    ('--config.evaluation.before=true', ['no judge before training']),
-    ('--config.evaluation.order=up', ["config.evaluation.order is 'up'"]),
+    ('--config.data=practice:20', ['practice:20', 'config.examples']),
+    ('--config.data=', ['config.data']),
+    ('--config.examples.rft=0', ['config.examples.rft', 0]),
+    ('--config.evaluation.k=0', ['config.evaluation.k', 0]),
+    ('--config.evaluation.k_before=6', ['config.evaluation.k_before', 6]),
+    ('--config.evaluation.k_before=64', ['config.evaluation.k_before', 64, 32]),
+    (
+      '--config.evaluation.before=true',
+      ['config.evaluation.before', 'config.checkpoint', 'scratch'],
+    ),
+    ('--config.evaluation.order=up', ['config.evaluation.order', 'up']),
     (
       '--config.evaluation.temperature=-1.0',
-      ['config.evaluation.temperature is -1'],
+      ['config.evaluation.temperature', -1.0],
     ),
     (
       '--config.grpo.group_size=1',
-      ['config.grpo.group_size is 1', '2 or more'],
+      ['config.grpo.group_size', 1, 2],
     ),
-    ('--config.rft.train.keep=0', ['config.rft.train.keep is 0']),
-    ('--config.meta_rm.batch.rows=0', ['config.meta_rm.batch.rows is 0']),
-    ('--config.prompt.template=nowhere', ["prompt.template: 'nowhere'"]),
+    ('--config.rft.train.keep=0', ['config.rft.train.keep', 0]),
+    ('--config.meta_rm.batch.rows=0', ['config.meta_rm.batch.rows', 0]),
+    ('--config.prompt.template=nowhere', ['config.prompt.template', 'nowhere']),
   ],
 )
 def test_mistakes_are_found_before_anything_is_made(
   tmp_path, monkeypatch, change, words
 ):
   monkeypatch.chdir(test_main.ROOT)
-  with pytest.raises(ValueError) as info:
+  with pytest.raises(UserError) as info:
     spct.run(spct_run.parse(change), str(tmp_path / 'work'))
-  for word in words:
-    assert word in str(info.value)
+  assert names(info.value, *words)
   assert not (tmp_path / 'work').exists()
 
 
 def test_without_a_workdir():
-  with pytest.raises(ValueError, match='--workdir=DIR'):
+  with pytest.raises(UserError, match='--workdir'):
     spct.run(spct_run.parse(), '')
 
 
@@ -233,7 +239,7 @@ def test_killed_in_the_middle_of_every_stage(finished, environment):
   for name in ('sft', 'rft', 'grpo'):
     file = f'evaluation/{name}.samples.jsonl'
     assert (made / file).read_bytes() == (undisturbed / file).read_bytes()
-  assert 'finished before' in stdout
+  assert lines_with(stdout, printed.SKIPPED)
 
 
 def until(there, child):
@@ -254,7 +260,7 @@ def test_asked_to_stop_it_goes_on_later(finished, environment):
   child.send_signal(signal.SIGTERM)
   stdout, _ = child.communicate()
   assert child.returncode == 0
-  if 'stopped after step' in stdout:  # and not at its end by then
-    assert 'sft was asked to stop; start again to go on' in stdout
+  if lines_with(stdout, printed.STOPPED):  # and not at its end by then
+    assert lines_with(stdout, 'sft', printed.INTERRUPTED)
     assert not (made / 'sft/finished.json').exists()
     assert not (made / 'evaluation').exists()

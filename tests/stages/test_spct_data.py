@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.stages import spct_data
 from tests import test_main
+from tests.messages import naming
 from tests.stages import spct_run
 
 # config_flags loads a config's file so.
@@ -130,18 +132,20 @@ def test_no_validation(tmp_path):
 @pytest.mark.parametrize(
   'fields, words',
   [
-    (dict(best=None), 'no example says what is right'),
+    (dict(best=None), ['rows.jsonl', 'rewards']),
     (
       dict(responses=['a'], best=None, rewards=[1.0]),
-      'there is nothing to vote on',
+      ['config.data', 'rows.jsonl', 'best'],
     ),
   ],
 )
 def test_examples_of_no_use(tmp_path, fields, words):
-  with pytest.raises(ValueError, match=words):
+  with pytest.raises(UserError, match=naming(*words)):
     made(tmp_path / 'a', rows(tmp_path, **fields))
 
 
 def test_too_few_for_a_cold_start(tmp_path):
-  with pytest.raises(ValueError, match='too few for a cold start'):
+  with pytest.raises(
+    ValueError, match=naming('config.data', 344, 'config.sft.data.texts')
+  ):
     made(tmp_path / 'a', rows(tmp_path), texts=0)

@@ -4,6 +4,7 @@ import pytest
 
 from grm_jax.stages import spct_plan, spct_settings
 from tests import test_main
+from tests.messages import naming
 from tests.stages import spct_run
 
 # config_flags loads a config's file so.
@@ -206,7 +207,7 @@ def test_workdir_changes_nothing():
 def test_content_of_files_is_part_of_the_settings(tmp_path):
   data, template = tmp_path / 'rows.jsonl', tmp_path / 'mine.txt'
   data.write_text('one')
-  template.write_text('{{each response}}{{text}}{{end}}')
+  template.write_text('{{ query }}{{ responses }}')
   given = [
     f'--config.data={data}#split',
     f'--config.prompt.template={template}',
@@ -221,7 +222,7 @@ def test_content_of_files_is_part_of_the_settings(tmp_path):
   assert fingerprints()['data'] != before['data']
   data.write_text('one')
   spct_settings.template.load.cache_clear()
-  template.write_text('{{each response}}{{number}} {{text}}{{end}}')
+  template.write_text('{{ query }} {{ responses }}')
   after = fingerprints()
   assert after['data'] == before['data'] and after['sft'] != before['sft']
 
@@ -298,7 +299,10 @@ def test_without_principles():
   assert general == 'no_principles:practice:8000'
   assert found['meta_rm'].config.prompt.single == prompt.single
   assert found['meta_rm'].config.prompt.meta == 'practice_meta'
-  with pytest.raises(ValueError, match='config.prompt.template=critique'):
+  with pytest.raises(
+    ValueError,
+    match=naming('config.principles', 'config.prompt.template', 'critique'),
+  ):
     plan('--config.principles=False', '--config.prompt.template=critique')
 
 

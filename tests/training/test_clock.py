@@ -33,10 +33,10 @@ def test_a_lap():
   watch.add('tokens', 30)
   watch.add('tokens', 20)
   watch.add('generation_tokens', 5)
-  assert watch.lap(steps=2) == {
-    'time/data': 1.5,
-    'time/step': 1.5,
-    'time/total': 5.0,
+  assert watch.lap() == {
+    'time/data': 3.0,
+    'time/step': 3.0,
+    'time/total': 10.0,
     'tokens_per_second': 5.0,
     'generation_tokens_per_second': 0.5,
   }

@@ -7,9 +7,11 @@ import optax
 import pytest
 from optax import contrib
 
+from grm_jax.errors import UserError
 from grm_jax.model.params import abstract_params
 from grm_jax.parallel import mesh, rules
 from grm_jax.training import optimizer, state
+from tests.messages import naming, setting
 from tests.model import tiny
 
 DEFAULTS = dict(
@@ -263,9 +265,9 @@ def test_the_state_has_one_structure():
 )
 def test_a_wrong_setting_is_named(changes):
   ((name, value),) = changes.items()
-  with pytest.raises(ValueError) as error:
+  words = setting(f'optimizer.{name}', value)
+  with pytest.raises(UserError, match=naming(*words)):
     make(**changes)
-  assert str(error.value).startswith(f'config.optimizer.{name} is {value!r}')
 
 
 def test_bounds_themselves_are_fine():

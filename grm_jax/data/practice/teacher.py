@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from grm_jax.data.practice import draws, holding, tasks, working
 from grm_jax.data.practice.mistakes import slips
+from grm_jax.errors import UserError
 from grm_jax.judging import orders
 from grm_jax.judging.example import JudgingExample
 
@@ -55,14 +56,20 @@ def write(
     order: order[place] is the response shown there; None is as they are.
 
   Returns:
-    Principles, analysis and the boxed scores of `scores`, in the order shown.
+    Principles, analysis and boxed scores, in the order shown. Without a mistake
+    the right response's score is 9 and all others' are 1 to 4; a single
+    response's is 1 or 0.
 
   Raises:
-    ValueError: a query or a family that is not of this package, an order
-      that is none, or `mistakes` outside of 0 to 1.
+    UserError: `mistakes` outside of 0 to 1.
+    ValueError: a query or a family that is not of this package, or an order
+      that is none.
   """
   key = ('teacher', seed, example.id)
-  _, work, found, numbers = _judge(example, mistakes, seed, order)
+  n = len(example.responses)
+  shown = orders.apply(example.responses, range(n) if order is None else order)
+  work, found = _findings(example, shown, mistakes, seed)
+  numbers = [_score(finding, n) for finding in found]
   return '\n'.join(
     [
       'Specific Criteria:',
@@ -77,38 +84,10 @@ def write(
   )
 
 
-def scores(
-  example: JudgingExample,
-  *,
-  mistakes: float = 0.0,
-  seed: int = 0,
-  order: Sequence[int] | None = None,
-) -> tuple[int, ...]:
-  """The scores that `write` ends in, but in the example's own order.
-
-  Without a mistake the right response's is 9 and all others' are 1 to 4;
-  a single response's is 1 or 0.
-
-  Raises:
-    ValueError: as `write`.
-  """
-  order, _, _, numbers = _judge(example, mistakes, seed, order)
-  return orders.restore(numbers, order)
-
-
-def _judge(example, mistakes, seed, order):
-  """(order, a line of work, Findings, scores), these in the order shown."""
-  n = len(example.responses)
-  order = range(n) if order is None else order
-  shown = orders.apply(example.responses, order)
-  work, found = _findings(example, shown, mistakes, seed)
-  return order, work, found, [_score(finding, n) for finding in found]
-
-
 def _findings(example, shown, mistakes, seed):
   """(a line of work, a Finding of each response), mistakes included."""
   if not 0 <= mistakes <= 1:
-    raise ValueError(f'mistakes is {mistakes}: it is a share, from 0 to 1')
+    raise UserError(f'mistakes is {mistakes}: it is a share, from 0 to 1')
   family = example.tags.get('family', '')
   task = tasks.read(family, example.query[-1].text)
   said = [tasks.answer_in(response) for response in shown]

@@ -4,7 +4,7 @@ Each module has
 
 - load(path): the examples of its files as published, local or gs://;
 - score(results): its metric as a metrics.Score;
-- interval(results, num, seed): 95 % of its overall number.
+- interval(results): 95 % of its overall number.
 """
 
 from grm_jax.evaluation.suites import (

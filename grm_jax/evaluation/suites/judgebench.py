@@ -21,7 +21,7 @@ rather than of the folder.
 
 from collections.abc import Iterator, Sequence
 
-from grm_jax.evaluation import metrics
+from grm_jax.evaluation import metrics, suite_rows
 from grm_jax.judging import rows
 from grm_jax.judging.example import JudgingExample
 
@@ -37,7 +37,7 @@ _BEST = {'A>B': 0, 'B>A': 1}
 def load(path: str) -> list[JudgingExample]:
   """Both games of the pairs of a file, or of the files below a folder."""
   # In a clone of the repository, outputs/ holds judgements.
-  return rows.load(path, _examples, lambda name: 'outputs/' not in name)
+  return suite_rows.load(path, _examples, lambda name: 'outputs/' not in name)
 
 
 def _examples(row: rows.Row) -> Iterator[JudgingExample]:
@@ -92,11 +92,9 @@ def score(results: Sequence[metrics.Result]) -> metrics.Score:
   return metrics.score(results, terms(results))
 
 
-def interval(
-  results: Sequence[metrics.Result], num: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+def interval(results: Sequence[metrics.Result]) -> tuple[float, float]:
   """95 % of the overall score when queries are resampled."""
-  return metrics.bootstrap(terms(results), num, seed)
+  return metrics.bootstrap(terms(results))
 
 
 def _verdict(result):

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
-from grm_jax.evaluation import metrics
+from grm_jax.evaluation import metrics, suite_rows
 from grm_jax.judging import rows
 from grm_jax.judging.example import JudgingExample
 
@@ -23,9 +23,9 @@ _BEST = {1: 0, 2: 1}
 
 
 def load(path: str) -> list[JudgingExample]:
-  """The pairs of a dataset.json, or of all below a folder."""
+  """The pairs of a file, or of all dataset.* below a folder."""
   # Beside them are results of judges, in evaluators/.
-  return rows.load(path, _examples, rows.starting('dataset.json'))
+  return suite_rows.load(path, _examples, suite_rows.starting('dataset.'))
 
 
 def _examples(row: rows.Row) -> Iterator[JudgingExample]:
@@ -64,8 +64,6 @@ def score(results: Sequence[metrics.Result]) -> metrics.Score:
   return metrics.score(results, terms(results))
 
 
-def interval(
-  results: Sequence[metrics.Result], num: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+def interval(results: Sequence[metrics.Result]) -> tuple[float, float]:
   """95 % of the overall score when queries are resampled."""
-  return metrics.bootstrap(terms(results), num, seed)
+  return metrics.bootstrap(terms(results))

@@ -13,15 +13,15 @@ three-class accuracy, ours is over the other 894 and a tie of votes is worth
 
 from collections.abc import Sequence
 
-from grm_jax.evaluation import metrics
+from grm_jax.evaluation import metrics, suite_rows
 from grm_jax.judging import pandalm_rows, rows
 from grm_jax.judging.example import JudgingExample
 
 
 def load(path: str) -> list[JudgingExample]:
-  """The pairs of testset-v1.json, or of the one below a folder."""
+  """The pairs of a test set, or of testset-v1.* below a folder."""
   # The published folder has judges' answers and other sets beside it.
-  return rows.load(path, _examples, rows.starting('testset-v1.json'))
+  return suite_rows.load(path, _examples, suite_rows.starting('testset-v1.'))
 
 
 def _examples(row: rows.Row) -> list[JudgingExample]:
@@ -39,8 +39,6 @@ def score(results: Sequence[metrics.Result]) -> metrics.Score:
   return metrics.score(results, terms(results))
 
 
-def interval(
-  results: Sequence[metrics.Result], num: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+def interval(results: Sequence[metrics.Result]) -> tuple[float, float]:
   """95 % of the overall score when queries are resampled."""
-  return metrics.bootstrap(terms(results), num, seed)
+  return metrics.bootstrap(terms(results))

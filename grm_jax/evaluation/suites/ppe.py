@@ -20,7 +20,7 @@ pairs of a question are resampled together.
 
 from collections.abc import Iterator, Sequence
 
-from grm_jax.evaluation import metrics
+from grm_jax.evaluation import metrics, suite_rows
 from grm_jax.judging import rows
 from grm_jax.judging.example import JudgingExample
 
@@ -39,11 +39,11 @@ _WINNERS = {'model_a': 0, 'model_b': 1}
 
 def load(path: str) -> list[JudgingExample]:
   """The pairs of one dataset, or of all of them below a folder."""
-  return rows.load(path, _examples, rows.naming(path, _DATASETS))
+  return suite_rows.load(path, _examples, suite_rows.naming(path, _DATASETS))
 
 
 def _examples(row: rows.Row) -> Iterator[JudgingExample]:
-  name = rows.named(row.file, _DATASETS)
+  name = suite_rows.named(row.file, _DATASETS)
   if name is None:
     raise row.fault(f'the path names none of {", ".join(_DATASETS)}')
   if (dataset := _DATASETS[name]) == PREFERENCE:
@@ -111,8 +111,6 @@ def score(results: Sequence[metrics.Result]) -> metrics.Score:
   return metrics.score(results, terms(results))
 
 
-def interval(
-  results: Sequence[metrics.Result], num: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+def interval(results: Sequence[metrics.Result]) -> tuple[float, float]:
   """95 % of the overall score when queries are resampled."""
-  return metrics.bootstrap(terms(results), num, seed)
+  return metrics.bootstrap(terms(results))

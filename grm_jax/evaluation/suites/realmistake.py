@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
-from grm_jax.evaluation import metrics
+from grm_jax.evaluation import metrics, suite_rows
 from grm_jax.judging import rows
 from grm_jax.judging.example import JudgingExample
 
@@ -32,11 +32,11 @@ _LABELS = {'error': 0.0, 'no_error': 1.0}
 
 def load(path: str) -> list[JudgingExample]:
   """The responses of a file, or of the files of all tasks below a folder."""
-  return rows.load(path, _examples, rows.naming(path, TASKS))
+  return suite_rows.load(path, _examples, suite_rows.naming(path, TASKS))
 
 
 def _examples(row: rows.Row) -> Iterator[JudgingExample]:
-  task = rows.named(row.file, TASKS)
+  task = suite_rows.named(row.file, TASKS)
   if task is None:
     raise row.fault(f'the path names none of {", ".join(TASKS)}')
   model = epath.Path(row.file).stem
@@ -59,7 +59,7 @@ def score(results: Sequence[metrics.Result]) -> metrics.Score:
   """Pooled ROC-AUC; of sections and subsets with both labels, theirs.
 
   Raises:
-    ValueError: all results have the same label.
+    UserError: all results have the same label.
   """
   subsets = metrics.by_tag(results, 'subset')
   return metrics.Score(
@@ -72,14 +72,10 @@ def score(results: Sequence[metrics.Result]) -> metrics.Score:
   )
 
 
-def interval(
-  results: Sequence[metrics.Result], num: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+def interval(results: Sequence[metrics.Result]) -> tuple[float, float]:
   """95 % of the pooled ROC-AUC when inputs are resampled."""
   queries = [metrics.query_of(r.example) for r in results]
-  return metrics.bootstrap_auc(
-    *_scores_and_labels(results), queries, num=num, seed=seed
-  )
+  return metrics.bootstrap_auc(*_scores_and_labels(results), queries)
 
 
 def _aucs(groups):

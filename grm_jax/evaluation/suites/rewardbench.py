@@ -21,7 +21,7 @@ we weight by rows. The leaderboard's Safety is ours plus
 
 from collections.abc import Iterator, Sequence
 
-from grm_jax.evaluation import metrics
+from grm_jax.evaluation import metrics, suite_rows
 from grm_jax.judging import rows
 from grm_jax.judging.example import JudgingExample
 
@@ -65,7 +65,7 @@ _SECTION_OF = {s: name for name, counts in COUNTS.items() for s in counts}
 
 def load(path: str) -> list[JudgingExample]:
   """The pairs of a file, or of the filtered split below a folder."""
-  return rows.load(path, _examples, rows.starting('filtered'))
+  return suite_rows.load(path, _examples, suite_rows.starting('filtered'))
 
 
 def _examples(row: rows.Row) -> Iterator[JudgingExample]:
@@ -96,8 +96,6 @@ def score(results: Sequence[metrics.Result]) -> metrics.Score:
   return metrics.score(results, terms(results))
 
 
-def interval(
-  results: Sequence[metrics.Result], num: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+def interval(results: Sequence[metrics.Result]) -> tuple[float, float]:
   """95 % of the overall score when queries are resampled."""
-  return metrics.bootstrap(terms(results), num, seed)
+  return metrics.bootstrap(terms(results))

@@ -27,7 +27,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from grm_jax.evaluation import metrics
+from grm_jax.evaluation import metrics, suite_rows
 from grm_jax.judging import rows
 from grm_jax.judging.example import JudgingExample
 
@@ -38,7 +38,7 @@ _ACCURACY, _MARGIN, _SIZE = 0.30, 0.20, 0.01
 
 def load(path: str) -> list[JudgingExample]:
   """The questions of a file, or of the test split below a folder."""
-  return rows.load(path, _examples, rows.starting('test'))
+  return suite_rows.load(path, _examples, suite_rows.starting('test'))
 
 
 def _examples(row: rows.Row) -> Iterator[JudgingExample]:
@@ -85,11 +85,9 @@ def score(results: Sequence[metrics.Result]) -> metrics.Score:
   return metrics.score(results, terms(results))
 
 
-def interval(
-  results: Sequence[metrics.Result], num: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+def interval(results: Sequence[metrics.Result]) -> tuple[float, float]:
   """95 % of the overall score when queries are resampled."""
-  return metrics.bootstrap(terms(results), num, seed)
+  return metrics.bootstrap(terms(results))
 
 
 def _ties_terms(results, share):

@@ -22,7 +22,7 @@ eval/scripts/my_run_rm.py, made for real-valued rewards, gives 0.
 
 from collections.abc import Iterator, Sequence
 
-from grm_jax.evaluation import metrics
+from grm_jax.evaluation import metrics, suite_rows
 from grm_jax.judging import rows
 from grm_jax.judging.example import JudgingExample, Turn
 
@@ -33,7 +33,9 @@ SECTIONS = tuple(f'{goal} {kind}' for goal in GOALS for kind in (PAIRS, LISTS))
 
 def load(path: str) -> list[JudgingExample]:
   """The rows of a file, or of all files of both sets below a folder."""
-  return rows.load(path, _examples, rows.naming(path, (PAIRS, LISTS)))
+  return suite_rows.load(
+    path, _examples, suite_rows.naming(path, (PAIRS, LISTS))
+  )
 
 
 def _examples(row: rows.Row) -> Iterator[JudgingExample]:
@@ -87,11 +89,9 @@ def score(results: Sequence[metrics.Result]) -> metrics.Score:
   return metrics.score(results, terms(results))
 
 
-def interval(
-  results: Sequence[metrics.Result], num: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+def interval(results: Sequence[metrics.Result]) -> tuple[float, float]:
   """95 % of the overall score when queries are resampled."""
-  return metrics.bootstrap(terms(results), num, seed)
+  return metrics.bootstrap(terms(results))
 
 
 def _right(result):

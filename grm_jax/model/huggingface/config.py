@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from grm_jax.errors import UserError
 from grm_jax.model.sizes import LLAMA, Size
 
 
@@ -95,19 +96,19 @@ def family_of(size: Size) -> Family:
 
 
 def read_json(path: str) -> Any:
-  """A JSON file's content; ValueError names the file and the fault."""
+  """A JSON file's content; UserError names the file and the fault."""
   try:
     with open(path, encoding='utf-8') as file:
       return json.load(file)
   except (OSError, ValueError) as error:
-    raise ValueError(f'{path} cannot be read: {error}') from error
+    raise UserError(f'{path} cannot be read: {error}') from error
 
 
 def read_size(directory: str) -> tuple[Size, bool]:
   """(Size, whether it is a scalar model) from `directory`/config.json.
 
   Raises:
-    ValueError: neither a Gemma-2 nor a Llama, a field missing, or a feature
+    UserError: neither a Gemma-2 nor a Llama, a field missing, or a feature
       that we do not have.
   """
   path = os.path.join(directory, 'config.json')
@@ -115,13 +116,13 @@ def read_size(directory: str) -> tuple[Size, bool]:
   family = _family(path, fields)
   names = fields.get('architectures') or [family.language_model]
   if names[0] not in (family.language_model, family.scalar_model):
-    raise ValueError(
+    raise UserError(
       f'{path}: architecture {names[0]}; expected {family.language_model} or '
       f'{family.scalar_model}'
     )
   missing = [x for x in family.fields.values() if x not in fields]
   if missing:
-    raise ValueError(f'{path} lacks {", ".join(missing)}')
+    raise UserError(f'{path} lacks {", ".join(missing)}')
   _check_features(path, family, fields)
   scalar = names[0] == family.scalar_model
   if scalar:
@@ -134,7 +135,7 @@ def _family(path, fields) -> Family:
   for family in (GEMMA2, LLAMA_FAMILY):
     if kind == family.kind:
       return family
-  raise ValueError(
+  raise UserError(
     f'{path}: model_type is {kind!r}, expected "gemma2" or "llama"'
   )
 
@@ -185,13 +186,13 @@ def _layer_types(num_layers):
 def _check_features(path, family, fields):
   for name, allowed in family.fixed.items():
     if fields.get(name) not in allowed:
-      raise ValueError(
+      raise UserError(
         f'{path}: {name} is {fields.get(name)!r}; only {allowed[0]!r} is '
         'implemented'
       )
   expected = _layer_types(fields['num_hidden_layers'])
   if family is GEMMA2 and (fields.get('layer_types') or expected) != expected:
-    raise ValueError(
+    raise UserError(
       f'{path}: layer_types do not alternate sliding and full attention, '
       'beginning with sliding'
     )
@@ -201,13 +202,13 @@ def _check_one_label(path, fields):
   labels = fields.get('id2label') or {}
   count = fields.get('num_labels', len(labels) or 2)
   if count != 1:
-    raise ValueError(f'{path}: {count} labels; a scalar head has 1')
+    raise UserError(f'{path}: {count} labels; a scalar head has 1')
 
 
 def _rope_base(path, fields):
   rope = fields.get('rope_parameters') or {}
   if rope.get('rope_type', 'default') != 'default':
-    raise ValueError(
+    raise UserError(
       f'{path}: rope_type is {rope["rope_type"]!r}; only "default" is '
       'implemented'
     )

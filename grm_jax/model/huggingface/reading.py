@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
+from grm_jax.errors import UserError
 from grm_jax.model import params as params_lib
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.huggingface.config import read_json
@@ -44,10 +45,10 @@ class Source:
     return self.tensors[key][0].get_slice(key)
 
   def dtype(self, key: str) -> np.dtype:
-    """A tensor's dtype; ValueError if it is no float we know."""
+    """A tensor's dtype; UserError if it is no float we know."""
     name = self.slice(key).get_dtype()
     if name not in _DTYPES:
-      raise ValueError(
+      raise UserError(
         f'{self.directory}: {key} has dtype {name}; expected one of '
         f'{", ".join(_DTYPES)}. Save the model unquantized'
       )
@@ -58,7 +59,7 @@ def open_source(directory: str) -> Source:
   """Opens every safetensors file of `directory`, reading headers only.
 
   Raises:
-    ValueError: no files, a listed file missing or damaged, a key twice.
+    UserError: no files, a listed file missing or damaged, a key twice.
   """
   tensors = {}
   for name in _file_names(directory):
@@ -66,12 +67,12 @@ def open_source(directory: str) -> Source:
     try:
       file = safe_open(path, framework='np')
     except (SafetensorError, OSError) as error:
-      raise ValueError(
+      raise UserError(
         f'{path} cannot be read, download it again: {error}'
       ) from error
     for key in file.keys():  # noqa: SIM118 (safe_open is no dict)
       if key in tensors:
-        raise ValueError(
+        raise UserError(
           f'{directory}: {key} is in {tensors[key][1]} and in {name}; keep one'
         )
       tensors[key] = (file, name)
@@ -86,14 +87,14 @@ def _file_names(directory):
   else:
     names = [n for n in os.listdir(directory) if n.endswith('.safetensors')]
   if not names:
-    raise ValueError(
+    raise UserError(
       f'{directory} has no .safetensors file; a checkpoint in another format '
       'can be saved again with save_pretrained(safe_serialization=True)'
     )
   missing = [n for n in names if not os.path.exists(os.path.join(directory, n))]
   if missing:
     one = len(missing) == 1
-    raise ValueError(
+    raise UserError(
       f'{directory}: {INDEX} lists {", ".join(missing)}, which '
       f'{"is" if one else "are"} not there; download {"it" if one else "them"}'
     )
@@ -104,7 +105,7 @@ def check_keys(source: Source, size: Size, scalar: bool) -> None:
   """Every key of the table is there with its shape, and no other.
 
   Raises:
-    ValueError: naming missing or unknown keys, or a wrong shape.
+    UserError: naming missing or unknown keys, or a wrong shape.
   """
   table = entries(size, scalar)
   wanted = {key: entry for entry in table for key in entry.keys(size)}
@@ -113,11 +114,11 @@ def check_keys(source: Source, size: Size, scalar: bool) -> None:
     _check_tied(source)
     found.discard(_TIED)
   if found != set(wanted):
-    raise ValueError(_key_difference(source.directory, set(wanted), found))
+    raise UserError(_key_difference(source.directory, set(wanted), found))
   for key, entry in wanted.items():
     shape = tuple(source.slice(key).get_shape())
     if shape != entry.shape(size):
-      raise ValueError(
+      raise UserError(
         f'{source.directory}: {key} has shape {shape}, config.json asks for '
         f'{entry.shape(size)}'
       )
@@ -148,7 +149,7 @@ def _check_tied(source):
       same = False
       break
   if not same:
-    raise ValueError(
+    raise UserError(
       f'{source.directory}: {_TIED} differs from model.embed_tokens.weight; '
       'models here have their head tied to the table'
     )
@@ -254,14 +255,14 @@ def _stored_dtype(source, entry, size, dtype):
     return jnp.dtype(dtype)
   kinds = {key: source.dtype(key) for key in entry.keys(size)}
   if len(set(kinds.values())) > 1:
-    raise ValueError(
+    raise UserError(
       f'{source.directory}: layers of {entry.key} differ in dtype '
       f'({", ".join(sorted({str(k) for k in kinds.values()}))}); set '
       '--config.dtype=float32 or bfloat16'
     )
   kind = next(iter(kinds.values()))
   if kind == np.float16:
-    raise ValueError(
+    raise UserError(
       f'{source.directory} is float16, which TPUs do not compute in; set '
       '--config.dtype=float32 or bfloat16'
     )

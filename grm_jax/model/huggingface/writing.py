@@ -58,7 +58,7 @@ def save_directory(
     file_bytes: a new file begins when the next tensor would exceed this.
 
   Raises:
-    ValueError: the directory cannot be written.
+    UserError: the directory cannot be written.
   """
   with files.writing(directory):
     os.makedirs(directory, exist_ok=True)

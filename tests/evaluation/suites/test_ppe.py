@@ -2,8 +2,10 @@
 
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.evaluation.suites import ppe
 from tests.evaluation.suites.published import judged, without, write
+from tests.messages import in_row
 
 
 def battle(i, winner):
@@ -104,51 +106,51 @@ def test_one_section_alone(folder):
   score = ppe.score(results)
   assert (score.overall, score.sections) == (0.5, {'correctness': 0.5})
   # Both pairs are one question's: there is nothing to resample.
-  assert ppe.interval(results, num=20) == (0.5, 0.5)
+  assert ppe.interval(results) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(
-  'name, bad, message',
+  'name, bad, words',
   [
     (
       'PPE-Human-Preference-V1',
       battle(9, 'model_c'),
-      "winner is 'model_c', not model_a, model_b or a tie",
+      ['winner', 'model_c', 'model_a', 'model_b'],
     ),
     (
       'PPE-Human-Preference-V1',
       without(battle(9, 'tie'), 'winner'),
-      'there is',
+      ['winner'],
     ),
-    ('x', battle(9, 'model_a'), 'the path names none of PPE-Human-Preference'),
+    ('x', battle(9, 'model_a'), ['PPE-Human-Preference-V1']),
     (
       'PPE-IFEval-Best-of-K',
       best_of_k('x', {0}, [[1, 2]]),
-      r'sampled_conflict_pairs: \[1, 2\] have equal scores',
+      ['sampled_conflict_pairs', '[1, 2]', 'scores'],
     ),
     (
       'PPE-IFEval-Best-of-K',
       best_of_k('x', {0}, [[0, 32]]),
-      r'sampled_conflict_pairs: \[0, 32\] with 32 scores',
+      ['sampled_conflict_pairs', '[0, 32]', 32],
     ),
     (
       'PPE-IFEval-Best-of-K',
       best_of_k('x', {0}, [[0]]),
-      r'sampled_conflict_pairs: \[0\] is not \[i, j\]',
+      ['sampled_conflict_pairs', '[0]'],
     ),
     (
       'PPE-IFEval-Best-of-K',
       best_of_k('x', {0}, [[0, 1]]) | {'scores': ['1'] * 32},
-      'scores must be numbers',
+      ['scores'],
     ),
     (
       'PPE-IFEval-Best-of-K',
       without(best_of_k('x', {0}, [[0, 1]]), 'response_2'),
-      'there is no response_2',
+      ['response_2'],
     ),
   ],
 )
-def test_faulty_rows(tmp_path, name, bad, message):
+def test_faulty_rows(tmp_path, name, bad, words):
   path = write(tmp_path / f'{name}.jsonl', [bad])
-  with pytest.raises(ValueError, match=rf'\.jsonl, row 1: {message}'):
+  with pytest.raises(UserError, match=in_row('.jsonl', 1, *words)):
     ppe.load(path)

@@ -2,8 +2,10 @@
 
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.evaluation.suites import rewardbench
 from tests.evaluation.suites.published import judged, without, write
+from tests.messages import in_row
 
 # (subset, vote of the chosen, vote of the rejected); None did not parse.
 GAMES = [
@@ -100,21 +102,21 @@ def test_a_judge_that_likes_the_first_place_gains_nothing(tmp_path):
 
 def test_interval_holds_the_score(folder):
   results = judged(rewardbench.load(folder), VOTES)
-  low, high = rewardbench.interval(results, num=200)
+  low, high = rewardbench.interval(results)
   assert low < rewardbench.score(results).overall < high
 
 
 @pytest.mark.parametrize(
-  'row, message',
+  'row, words',
   [
-    (ROWS[0] | {'subset': 'chat'}, "subset is 'chat', none of"),
-    (ROWS[0] | {'chosen': None}, 'chosen must be a text, not None'),
-    (ROWS[0] | {'id': 'x'}, "id must be a whole number, not 'x'"),
-    (without(ROWS[0], 'rejected'), 'there is no rejected'),
-    (ROWS[1], "id 'rewardbench/alpacaeval-easy/101' was in"),
+    (ROWS[0] | {'subset': 'chat'}, ['subset', 'chat']),
+    (ROWS[0] | {'chosen': None}, ['chosen', None]),
+    (ROWS[0] | {'id': 'x'}, ['id', "'x'"]),
+    (without(ROWS[0], 'rejected'), ['rejected']),
+    (ROWS[1], ['rewardbench/alpacaeval-easy/101']),
   ],
 )
-def test_faulty_rows(tmp_path, row, message):
+def test_faulty_rows(tmp_path, row, words):
   path = write(tmp_path / 'f.jsonl', [ROWS[1], row])
-  with pytest.raises(ValueError, match=rf'f\.jsonl, row 2: {message}'):
+  with pytest.raises(UserError, match=in_row('f.jsonl', 2, *words)):
     rewardbench.load(path)

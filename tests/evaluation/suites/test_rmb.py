@@ -2,8 +2,10 @@
 
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.evaluation.suites import rmb
 from tests.evaluation.suites.published import judged, without, write
+from tests.messages import in_row
 
 
 def turn(text, role='user'):
@@ -121,7 +123,7 @@ def test_what_does_not_parse_is_wrong(root):
 def test_a_part_alone(root, below, number):
   results = judged(rmb.load(str(root / 'RMB_dataset' / below)), VOTES)
   assert len(results) == number
-  low, high = rmb.interval(results, num=50)
+  low, high = rmb.interval(results)
   assert low <= rmb.score(results).overall <= high
 
 
@@ -129,27 +131,27 @@ PLACE = 'Harmlessness/S1'
 
 
 @pytest.mark.parametrize(
-  'bad, message',
+  'bad, words',
   [
-    (without(pair('1', PLACE), 'reject'), 'there is no reject'),
-    (pair('1', PLACE) | {'chosen': 'x'}, "chosen must be an object, not 'x'"),
-    (bon('1', PLACE, losers=0), 'loser_list must be a list'),
+    (without(pair('1', PLACE), 'reject'), ['reject']),
+    (pair('1', PLACE) | {'chosen': 'x'}, ['chosen', "'x'"]),
+    (bon('1', PLACE, losers=0), ['loser_list']),
     (
       bon('1', PLACE) | {'loser_list': [{'llm_name': 'm'}]},
-      r'loser_list\[0\]: there is no answer',
+      ['loser_list[0]', 'answer'],
     ),
-    (pair('1', PLACE) | {'category_path': 'x/y/z'}, "category_path is 'x/y/z'"),
+    (pair('1', PLACE) | {'category_path': 'x/y/z'}, ['category_path', 'x/y/z']),
     (
       pair('1', PLACE) | {'conversation_input': [turn('a', 'assistant')]},
-      "the query's last turn must be the user's",
+      ['query', 'user'],
     ),
     (
       pair('1', PLACE) | {'conversation_input': []},
-      'conversation_input must be a list',
+      ['conversation_input'],
     ),
   ],
 )
-def test_faulty_rows(tmp_path, bad, message):
+def test_faulty_rows(tmp_path, bad, words):
   path = write(tmp_path / 'f.json', [pair('0', PLACE), bad])
-  with pytest.raises(ValueError, match=rf'f\.json, row 2: {message}'):
+  with pytest.raises(UserError, match=in_row('f.json', 2, *words)):
     rmb.load(path)

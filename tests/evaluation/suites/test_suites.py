@@ -4,8 +4,21 @@ import inspect
 import subprocess
 import sys
 
+import pytest
+
 from grm_jax.evaluation import metrics
 from grm_jax.evaluation.suites import SUITES
+from tests.evaluation.suites import (
+  test_judgebench,
+  test_llmbar,
+  test_pandalm,
+  test_ppe,
+  test_realmistake,
+  test_rewardbench,
+  test_rewardbench2,
+  test_rmb,
+)
+from tests.evaluation.suites.published import write
 
 
 def test_every_suite_has_the_three_functions():
@@ -24,7 +37,37 @@ def test_every_suite_has_the_three_functions():
     assert list(inspect.signature(module.load).parameters) == ['path']
     assert inspect.signature(module.score).return_annotation is metrics.Score
     parameters = inspect.signature(module.interval).parameters
-    assert list(parameters) == ['results', 'num', 'seed']
+    assert list(parameters) == ['results']
+
+
+# Suite -> a file below a folder, without its suffix, and its rows.
+FILES = {
+  'rewardbench': ('data/filtered', test_rewardbench.ROWS),
+  'rewardbench2': ('data/test', test_rewardbench2.ROWS),
+  'ppe': ('PPE-MATH-Best-of-K/train', test_ppe.MATH),
+  'rmb': ('Pairwise_set/rows', [test_rmb.pair('1', 'Harmlessness/S1')] * 2),
+  'judgebench': ('data/gpt', test_judgebench.ROWS),
+  'realmistake': (
+    'data/math_word_problem_generation/m',
+    [test_realmistake.row('m', 'error'), test_realmistake.row('n', 'no_error')],
+  ),
+  'llmbar': (
+    'LLMBar/Natural/dataset',
+    [test_llmbar.row('a', 1), test_llmbar.row('b', 2)],
+  ),
+  'pandalm': ('testset-v1', test_pandalm.ROWS[:4]),
+}
+
+
+@pytest.mark.parametrize('suite', SUITES)
+def test_every_suite_reads_every_format(tmp_path, suite):
+  name, rows = FILES[suite]
+  found = {}
+  for suffix in ('json', 'jsonl', 'parquet'):
+    path = write(tmp_path / suffix / f'{name}.{suffix}', rows)
+    found[suffix] = SUITES[suite].load(path)
+    assert SUITES[suite].load(str(tmp_path / suffix)) == found[suffix]
+  assert found['json'] == found['jsonl'] == found['parquet']
 
 
 def test_scoring_needs_neither_jax_nor_pyarrow():

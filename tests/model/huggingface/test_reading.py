@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from grm_jax.errors import UserError
 from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.huggingface import config as config_lib
@@ -124,7 +125,7 @@ def test_a_copy_of_the_tied_head_is_accepted(tmp_path):
   open_and_check(tmp_path)
   head[299, 47] += 1
   gemma2_files.write_tensors(tmp_path, tensors | {'lm_head.weight': head})
-  with pytest.raises(ValueError, match='lm_head.weight differs'):
+  with pytest.raises(UserError, match='lm_head.weight differs'):
     open_and_check(tmp_path)
 
 
@@ -155,7 +156,7 @@ def test_strict_keys_and_shapes(tmp_path, change, message):
   tensors = gemma2_files.write(tmp_path, FIELDS, 5)
   change(tensors)
   gemma2_files.write_tensors(tmp_path, tensors)
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     open_and_check(tmp_path)
 
 
@@ -163,7 +164,7 @@ def test_missing_keys_are_counted(tmp_path):
   tensors = gemma2_files.write(tmp_path, FIELDS, 5)
   some = {k: v for k, v in tensors.items() if 'layers.3' not in k}
   gemma2_files.write_tensors(tmp_path, some)
-  with pytest.raises(ValueError, match='missing .* and 6 more'):
+  with pytest.raises(UserError, match='missing .* and 6 more'):
     open_and_check(tmp_path)
 
 
@@ -171,7 +172,7 @@ def test_a_key_in_two_files(tmp_path):
   tensors = gemma2_files.write(tmp_path, FIELDS, 6, files=2)
   name = 'model-00001-of-00002.safetensors'
   gemma2_files.save_file(tensors, tmp_path / name, {'format': 'pt'})
-  with pytest.raises(ValueError, match='is in model-00001.* and in model-0000'):
+  with pytest.raises(UserError, match='is in model-00001.* and in model-0000'):
     open_and_check(tmp_path)
 
 
@@ -180,13 +181,13 @@ def test_missing_and_damaged_files(tmp_path):
   part = tmp_path / 'model-00002-of-00002.safetensors'
   data = part.read_bytes()
   part.write_bytes(data[: len(data) // 2])
-  with pytest.raises(ValueError, match='model-00002.* cannot be read'):
+  with pytest.raises(UserError, match='model-00002.* cannot be read'):
     open_and_check(tmp_path)
   part.unlink()
-  with pytest.raises(ValueError, match='lists model-00002.*is not there'):
+  with pytest.raises(UserError, match='lists model-00002.*is not there'):
     open_and_check(tmp_path)
   (tmp_path / reading.INDEX).write_text('{')
-  with pytest.raises(ValueError, match='index.json cannot be read'):
+  with pytest.raises(UserError, match='index.json cannot be read'):
     open_and_check(tmp_path)
 
 
@@ -194,7 +195,7 @@ def test_no_files(tmp_path):
   gemma2_files.write(tmp_path, FIELDS, 8)
   (tmp_path / 'model.safetensors').unlink()
   (tmp_path / 'pytorch_model.bin').write_bytes(b'')
-  with pytest.raises(ValueError, match='no .safetensors file'):
+  with pytest.raises(UserError, match='no .safetensors file'):
     open_and_check(tmp_path)
 
 
@@ -202,17 +203,17 @@ def test_odd_dtypes(tmp_path):
   tensors = gemma2_files.write(tmp_path, FIELDS, 9)
   half = {k: v.astype(np.float16) for k, v in tensors.items()}
   gemma2_files.write_tensors(tmp_path, half)
-  with pytest.raises(ValueError, match='float16.*--config.dtype=float32'):
+  with pytest.raises(UserError, match='float16.*--config.dtype=float32'):
     load(tmp_path)
   assert load(tmp_path, dtype='float32')
   key = 'model.layers.2.mlp.up_proj.weight'
   mixed = tensors | {key: tensors[key].astype(ml_dtypes.bfloat16)}
   gemma2_files.write_tensors(tmp_path, mixed)
-  with pytest.raises(ValueError, match='mlp.up_proj.weight differ in dtype'):
+  with pytest.raises(UserError, match='mlp.up_proj.weight differ in dtype'):
     load(tmp_path)
   whole = tensors | {key: tensors[key].astype(np.int8)}
   gemma2_files.write_tensors(tmp_path, whole)
-  with pytest.raises(ValueError, match='up_proj.weight has dtype I8'):
+  with pytest.raises(UserError, match='up_proj.weight has dtype I8'):
     load(tmp_path)
 
 
@@ -234,20 +235,20 @@ def test_odd_dtypes(tmp_path):
 def test_configs_that_we_are_not(tmp_path, change, message):
   config = gemma2_files.config_json(FIELDS) | change
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     config_lib.read_size(tmp_path)
 
 
 def test_config_files_that_are_none(tmp_path):
-  with pytest.raises(ValueError, match='config.json cannot be read'):
+  with pytest.raises(UserError, match='config.json cannot be read'):
     config_lib.read_size(tmp_path)
   config = gemma2_files.config_json(FIELDS)
   del config['head_dim'], config['sliding_window']
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  with pytest.raises(ValueError, match='lacks head_dim, sliding_window'):
+  with pytest.raises(UserError, match='lacks head_dim, sliding_window'):
     config_lib.read_size(tmp_path)
   (tmp_path / 'config.json').write_text('[]')
-  with pytest.raises(ValueError, match='model_type is None'):
+  with pytest.raises(UserError, match='model_type is None'):
     config_lib.read_size(tmp_path)
 
 
@@ -255,7 +256,7 @@ def test_two_labels_are_refused(tmp_path):
   config = gemma2_files.config_json(FIELDS, scalar=True)
   config['id2label'] = {'0': 'bad', '1': 'good'}
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  with pytest.raises(ValueError, match='2 labels; a scalar head has 1'):
+  with pytest.raises(UserError, match='2 labels; a scalar head has 1'):
     config_lib.read_size(tmp_path)
 
 
@@ -299,7 +300,7 @@ def test_a_llama_by_its_config(tmp_path):
 def test_llamas_that_we_are_not(tmp_path, change, message):
   config = gemma2_files.config_json(gemma2_files.LLAMA) | change
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     config_lib.read_size(tmp_path)
 
 

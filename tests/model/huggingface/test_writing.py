@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from grm_jax.errors import UserError
 from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.huggingface import config as config_lib
@@ -90,6 +91,6 @@ def test_a_full_disk_is_named(tmp_path):
   message = f'cannot write {tmp_path}/out/part-0: .*{full_disk.WHY}'
   with (
     full_disk.files_up_to(1000),
-    pytest.raises(ValueError, match=message),
+    pytest.raises(UserError, match=message),
   ):
     round_trip(tmp_path / 'in', tmp_path / 'out', mesh.one_device(), 10**9)

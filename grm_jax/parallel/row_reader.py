@@ -1,0 +1,192 @@
+"""Reads rows from JSON, JSON Lines and Parquet files, local or gs://.
+
+The suffix of a file names its format:
+
+  .json     one array of rows, or one object per line
+  .jsonl    one JSON value per line; blank lines are skipped
+  .parquet  needs pyarrow, which is imported when such a file is read
+
+Rows are numbered from 1. In a file with one value per line the number is the
+line's, as an editor counts lines. Lines and Parquet rows are read a few at a
+time, so memory does not grow with the file. An array is read as a whole.
+"""
+
+import codecs
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from grm_jax.errors import UserError
+
+FORMATS = ('.json', '.jsonl', '.parquet')
+_PARQUET_BATCH = 256  # rows
+
+
+@dataclasses.dataclass(frozen=True)
+class UnreadableRow:
+  """Stands for a line that is not JSON; the lines after it are still read.
+
+  Attributes:
+    reason: what is wrong with the line.
+  """
+
+  reason: str
+
+
+def read_rows(path: str, fallback: str = '') -> Iterator[tuple[int, Any]]:
+  """Yields (number, JSON value or UnreadableRow) of every row.
+
+  Args:
+    path: a file, local or gs://.
+    fallback: the format of a file whose suffix is not one of FORMATS; ''
+      makes such a suffix an error.
+
+  Raises:
+    UserError: the file cannot be read or does not have the format that its
+      suffix names.
+  """
+  with _reading(path):
+    match _format(path, fallback):
+      case '.json':
+        yield from _read_json(path)
+      case '.jsonl':
+        yield from _read_json_lines(path)
+      case '.parquet':
+        yield from _read_parquet(path)
+
+
+def count_rows(path: str, fallback: str = '') -> int:
+  """Returns the number of rows that `read_rows` yields for this file.
+
+  JSON Lines are not parsed, and of Parquet only the footer is read.
+
+  Args:
+    path: see `read_rows`.
+    fallback: see `read_rows`.
+
+  Raises:
+    UserError: as `read_rows`.
+  """
+  with _reading(path):
+    match _format(path, fallback):
+      case '.json':
+        return sum(1 for _ in _read_json(path))
+      case '.jsonl':
+        return sum(1 for _ in _nonblank_lines(path))
+      case '.parquet':
+        with epath.Path(path).open('rb') as stream:
+          return _open_parquet(path, stream).metadata.num_rows
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+  """Turns errors in opening and reading the file into a UserError."""
+  try:
+    yield
+  except OSError as error:
+    reason = error.strerror or _first_line(error)
+    raise UserError(f'{path} cannot be read: {reason}') from error
+  except ImportError as error:  # gs:// needs a package that is not installed
+    raise UserError(f'{path} cannot be read: {error}') from error
+
+
+def _format(path: str, fallback: str) -> str:
+  file = epath.Path(path)
+  if file.suffix in FORMATS:
+    return file.suffix
+  if fallback:
+    return fallback
+  if not file.exists():
+    raise FileNotFoundError('No such file or directory')
+  raise UserError(f'{path}: not one of {", ".join(FORMATS)}')
+
+
+def _read_json(path: str) -> Iterator[tuple[int, Any]]:
+  """Rows of an array, or of lines if the file begins with an object."""
+  file = epath.Path(path)
+  layout = 'a .json file must be one array of rows, or one object per line'
+  with file.open('rb') as stream:
+    beginning = stream.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()
+  if beginning.startswith(b'{'):
+    rows = _read_json_lines(path)
+    first = next(rows)
+    if isinstance(first[1], UnreadableRow):  # such as one object in many lines
+      raise UserError(f'{path}: {layout}')
+    yield first
+    yield from rows
+    return
+  try:
+    # json.loads detects the encoding and the byte order mark of bytes.
+    rows = json.loads(file.read_bytes())
+  except (ValueError, RecursionError) as error:
+    raise UserError(f'{path}: not JSON: {_reason(error)}') from error
+  if not isinstance(rows, list):
+    raise UserError(f'{path}: {layout}')
+  yield from enumerate(rows, 1)
+
+
+def _read_json_lines(path: str) -> Iterator[tuple[int, Any]]:
+  for number, line in _nonblank_lines(path):
+    try:
+      yield number, json.loads(line.rstrip())
+    except (ValueError, RecursionError) as error:
+      yield number, UnreadableRow(f'not JSON: {_reason(error)}')
+
+
+def _nonblank_lines(path: str) -> Iterator[tuple[int, bytes]]:
+  # Iteration over bytes splits at \n only: texts may contain U+2028 unescaped.
+  with epath.Path(path).open('rb') as stream:
+    for number, line in enumerate(stream, 1):
+      if line.strip():
+        yield number, line
+
+
+def _read_parquet(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+  number = 0
+  with epath.Path(path).open('rb') as stream:
+    file = _open_parquet(path, stream)
+    import pyarrow
+
+    try:
+      for batch in file.iter_batches(_PARQUET_BATCH):
+        # Parquet stores what is an object in JSON as a struct or as a map.
+        for row in batch.to_pylist(maps_as_pydicts='strict'):
+          number += 1
+          yield number, row
+    except (pyarrow.ArrowException, KeyError) as error:
+      raise UserError(
+        f'{path}, after row {number}: damaged Parquet: {_first_line(error)}'
+      ) from error
+
+
+def _open_parquet(path: str, stream: Any) -> Any:
+  """Returns the pyarrow.parquet.ParquetFile of an open file."""
+  try:
+    import pyarrow.parquet
+  except ImportError as error:
+    raise UserError(
+      f"{path}: reading Parquet needs pyarrow; pip install 'pyarrow>=18,<27'"
+    ) from error
+  try:
+    return pyarrow.parquet.ParquetFile(stream)
+  except pyarrow.ArrowInvalid as error:
+    raise UserError(f'{path}: not a Parquet file') from error
+
+
+def _reason(error: Exception) -> str:
+  """Returns what json.loads rejected, with its place in the text."""
+  if isinstance(error, json.JSONDecodeError):
+    line = f'line {error.lineno}, ' if error.lineno > 1 else ''
+    return f'{error.msg} at {line}column {error.colno}'
+  if isinstance(error, UnicodeDecodeError):
+    return f'not {error.encoding.upper()} at byte {error.start}'
+  return str(error)
+
+
+def _first_line(error: Exception) -> str:
+  lines = str(error).splitlines() or [type(error).__name__]
+  return lines[0]
