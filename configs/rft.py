@@ -53,8 +53,8 @@ def get_config(arg: str = '') -> ConfigDict:
       checkpoint='runs/sft/model' if tiny else '',  # of the sampling model
       step=-1,  # -1 is the newest
       data='practice:2000' if tiny else '',  # see data/sources.py
-      # Of another model: rows {id, text[, hinted, order]} of a file instead of the
-      # samples in WORKDIR; give --config.parts=filter,train.
+      # A file of rows {id, text[, hinted, order]} by another model instead of
+      # the samples in WORKDIR; give --config.parts=filter,train.
       samples='',
       strict=False,  # stop at the first row that is bad
       num_samples=3,  # N_RFT, unhinted

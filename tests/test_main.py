@@ -5,9 +5,13 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
+from grm_jax import main
+from grm_jax.errors import NonFiniteError, UserError
+from grm_jax.stages import sft
 from tests.messages import lines_with, names
 from tests.processes import HANG
 
@@ -104,6 +108,35 @@ def error_of(*arguments, env=None):
 def test_mistakes_are_one_line(arguments, words):
   line = error_of(*arguments)
   assert names(line, *words), line
+
+
+def end_with(monkeypatch, error):
+  """main, of a stage that raises this error."""
+
+  def run(config, workdir):
+    raise error
+
+  config = types.SimpleNamespace(stage='sft')
+  monkeypatch.setattr(main, '_CONFIG', types.SimpleNamespace(value=config))
+  monkeypatch.setattr(main, '_WORKDIR', types.SimpleNamespace(value=''))
+  monkeypatch.setattr(sft, 'run', run)
+  main.main(['main'])
+
+
+@pytest.mark.parametrize(
+  'error, status', [(UserError('why'), 2), (NonFiniteError('why'), 3)]
+)
+def test_errors_of_ours_are_one_line(monkeypatch, capsys, error, status):
+  with pytest.raises(SystemExit) as end:
+    end_with(monkeypatch, error)
+  assert end.value.code == status
+  assert capsys.readouterr().err == 'error: why\n'
+
+
+@pytest.mark.parametrize('kind', [ValueError, FloatingPointError])
+def test_other_errors_keep_their_traceback(monkeypatch, kind):
+  with pytest.raises(kind, match='why'):
+    end_with(monkeypatch, kind('why'))
 
 
 def test_help_tells_how_to_run():

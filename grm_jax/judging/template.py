@@ -34,7 +34,6 @@ import functools
 import pathlib
 import re
 import traceback
-from typing import Any
 
 import jinja2
 from etils import epath
@@ -78,7 +77,7 @@ class Template:
   delimiters: re.Pattern[str]
   compiled: jinja2.Template
 
-  def render(self, **values: Any) -> str:
+  def render(self, **values: object) -> str:
     """Returns the text with these values; pass data through `guard` first.
 
     Raises:
@@ -159,11 +158,10 @@ def parse(
       if node.name in used.difference(known):  # in a branch that was not tried
         raise _error(name, node.lineno, f'{node.name!r} is undefined', known)
     elif not isinstance(node, nodes.Output | nodes.For | nodes.If):
-      fault = f'{type(node).__name__.lower()} is a statement other than for, if'
+      fault = f'a statement other than for and if, {type(node).__name__}'
       raise _error(name, node.lineno, fault, known)
-  missing = [x for x in _REQUIRED if x in known and x not in used]
-  if missing:
-    fault = f'there is no {" and no ".join(missing)}, which a judge must see'
+  if missing := [x for x in _REQUIRED if x in known and x not in used]:
+    fault = f'it does not use {" and ".join(missing)}, which a judge must see'
     raise _error(name, None, fault, known)
   return made
 

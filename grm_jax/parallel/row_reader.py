@@ -113,10 +113,10 @@ def _read_json(path: str) -> Iterator[tuple[int, Any]]:
     beginning = stream.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()
   if beginning.startswith(b'{'):
     rows = _read_json_lines(path)
-    first = next(rows)
-    if isinstance(first[1], UnreadableRow):  # such as one object in many lines
-      raise UserError(f'{path}: {layout}')
-    yield first
+    number, row = next(rows)
+    if isinstance(row, UnreadableRow):  # such as one object over several lines
+      raise UserError(f'{path}: {layout}; row {number}: {row.reason}')
+    yield number, row
     yield from rows
     return
   try:
@@ -132,9 +132,10 @@ def _read_json(path: str) -> Iterator[tuple[int, Any]]:
 def _read_json_lines(path: str) -> Iterator[tuple[int, Any]]:
   for number, line in _nonblank_lines(path):
     try:
-      yield number, json.loads(line.rstrip())
+      row = json.loads(line.rstrip())
     except (ValueError, RecursionError) as error:
-      yield number, UnreadableRow(f'not JSON: {_reason(error)}')
+      row = UnreadableRow(f'not JSON: {_reason(error)}')
+    yield number, row
 
 
 def _nonblank_lines(path: str) -> Iterator[tuple[int, bytes]]:

@@ -209,7 +209,7 @@ def test_delimiters_of_other_templates(text, marks, harmless):
     (QUERY.replace('turn.text', 'turn.content'), 1, ['content']),
     ('{{ query }}\n{{ responses.__class__ }}', 2, ['__class__']),
     ('{{ responses }}\n{{ 1 // 0 }}', 2, ['zero']),
-    ('{{ query }}{{ responses }}\n{% set x = 1 %}', 2, ['assign']),
+    ('{{ query }}{{ responses }}\n{% set x = 1 %}', 2, ['Assign']),
     ('{{ query }}\n{% include "single.txt" %}', 2, ['loader']),
   ],
 )

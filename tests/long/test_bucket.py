@@ -7,6 +7,7 @@ import sys
 
 from tests import test_main
 from tests.messages import lines_with
+from tests.stages import printed
 
 
 def test_the_whole_method_in_a_bucket(tmp_path):
@@ -19,7 +20,7 @@ def test_the_whole_method_in_a_bucket(tmp_path):
   )
   assert out.returncode == 0, out.stderr
   # The second run finds all of the first one.
-  assert len(lines_with(out.stdout, 'finished')) == 7
+  assert len(lines_with(out.stdout, printed.SKIPPED)) == 7
   names = json.loads(out.stdout.splitlines()[-1])
   for name in ('evaluation/report.html', 'grpo/metrics.jsonl'):
     assert f'/bucket/work/{name}' in names

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from grm_jax.errors import UserError
 from grm_jax.model import chat, tokenizer
+from tests.messages import naming
 
 CONTROL = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<repo_name>')
 LINES = [
@@ -51,7 +52,7 @@ def test_ids():
     '<|im_start|><|im_end|><repo_name>'
   )
   assert TK.decode([1, *TK.encode('a'), 2]) == 'a'
-  with pytest.raises(ValueError, match='cannot decode id'):
+  with pytest.raises(ValueError, match=naming(TK.vocab_size)):
     TK.decode([TK.vocab_size])
 
 
@@ -162,15 +163,15 @@ def changed(**changes):
 @pytest.mark.parametrize(
   'data, words',
   [
-    (b'{', 'is no tokenizer.json'),
-    (b'[]', 'is no tokenizer.json'),
-    (changed(added_tokens=[]), 'has no <\\|endoftext\\|>, <\\|im_start\\|>'),
-    (changed(normalizer={'type': 'NFKC'}), 'its tokenizer.model'),
-    (changed(model={'type': 'Unigram', 'vocab': []}), 'byte-level BPE'),
-    (changed(pre_tokenizer={'type': 'Whitespace'}), 'byte-level BPE'),
-    (changed(model={'type': 'BPE', 'vocab': {}, 'merges': ['a b']}), 'a.json'),
+    (b'{', []),
+    (b'[]', []),
+    (changed(added_tokens=[]), ['<|endoftext|>', '<|im_start|>']),
+    (changed(normalizer={'type': 'NFKC'}), ['BPE', 'normalizer']),
+    (changed(model={'type': 'Unigram', 'vocab': []}), ['BPE']),
+    (changed(pre_tokenizer={'type': 'Whitespace'}), ['BPE']),
+    (changed(model={'type': 'BPE', 'vocab': {}, 'merges': ['a b']}), []),
   ],
 )
 def test_other_files_are_refused(data, words):
-  with pytest.raises(UserError, match=words):
+  with pytest.raises(UserError, match=naming('a.json', *words)):
     tokenizer.from_bytes(data, 'a.json')

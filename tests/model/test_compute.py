@@ -7,41 +7,35 @@ from grm_jax.errors import UserError
 from grm_jax.model import splash
 from grm_jax.model.compute import Compute
 from grm_jax.parallel import mesh
+from tests.messages import naming, setting
 
 
 @pytest.mark.parametrize(
-  'wrong, message',
+  'wrong, allowed',
   [
     (
       {'remat': 'some'},
-      "config.compute.remat is 'some'; it can be none, dots, dots_no_batch, "
-      'nothing_saveable',
+      ['none', 'dots', 'dots_no_batch', 'nothing_saveable'],
     ),
-    (
-      {'attention': 'flash'},
-      "config.compute.attention is 'flash'; it can be xla, splash",
-    ),
-    (
-      {'dtype': 'float16'},
-      "config.compute.dtype is 'float16'; it can be float32, bfloat16",
-    ),
-    (
-      {'param_dtype': 'int8'},
-      "config.compute.param_dtype is 'int8'; it can be float32, bfloat16",
-    ),
-    ({'query_block': 0}, 'config.compute.query_block is 0; it must be pos'),
-    ({'head_chunk': -1}, 'config.compute.head_chunk is -1; it must be pos'),
+    ({'attention': 'flash'}, ['xla', 'splash']),
+    ({'dtype': 'float16'}, ['float32', 'bfloat16']),
+    ({'param_dtype': 'int8'}, ['float32', 'bfloat16']),
+    ({'query_block': 0}, []),
+    ({'head_chunk': -1}, []),
   ],
 )
-def test_wrong_values(wrong, message):
-  with pytest.raises(UserError) as caught:
+def test_wrong_values(wrong, allowed):
+  ((name, value),) = wrong.items()
+  words = *setting(f'compute.{name}', value), *allowed
+  with pytest.raises(UserError, match=naming(*words)):
     Compute(**wrong)
-  assert str(caught.value).startswith(message)
 
 
 def test_splash_off_tpu_says_what_to_set():
   x = jnp.zeros((1, 128, 2, 128))
-  with pytest.raises(UserError, match='cpu devices; set --config.*=xla'):
+  with pytest.raises(
+    UserError, match=naming('cpu', *setting('compute.attention', 'xla'))
+  ):
     splash.attend(
       x,
       x,

@@ -16,6 +16,7 @@ import pytest
 from grm_jax.model import head
 from grm_jax.model.batch import Batch
 from grm_jax.model.compute import Compute
+from tests.messages import naming
 from tests.model import tiny
 
 LIVE, ROWS = 250, 256
@@ -117,15 +118,15 @@ def test_logits_of_dead_rows():
 
 
 @pytest.mark.parametrize(
-  'table, hidden, text',
+  'table, hidden, words',
   [
-    ((ROWS, 16), (2, 3, 32), r'table is \(256, 16\), expected \(256, 32\)'),
-    ((LIVE, 32), (2, 3, 32), r'table is \(250, 32\), expected \(256, 32\)'),
-    ((ROWS, 32), (2, 4, 32), r'\(2, 4, 32\) against targets \(2, 3\)'),
+    ((ROWS, 16), (2, 3, 32), ['table', '(256, 16)', '(256, 32)']),
+    ((LIVE, 32), (2, 3, 32), ['table', '(250, 32)', '(256, 32)']),
+    ((ROWS, 32), (2, 4, 32), ['hidden', '(2, 4, 32)', '(2, 3)']),
   ],
 )
-def test_bad_shapes(table, hidden, text):
-  with pytest.raises(ValueError, match=text):
+def test_bad_shapes(table, hidden, words):
+  with pytest.raises(ValueError, match=naming(*words)):
     head.token_logps(
       tiny.gemma(),
       jnp.zeros(table),

@@ -16,6 +16,7 @@ from grm_jax.model import head, splash
 from grm_jax.model.attention import Rows, attend
 from grm_jax.model.compute import Compute
 from grm_jax.parallel import mesh, rules
+from tests.messages import naming, setting
 from tests.model import tiny
 
 XLA = Compute(query_block=64)
@@ -155,23 +156,24 @@ def test_gemma_on_a_mesh_equals_one_device(layout):
 
 
 @pytest.mark.parametrize(
-  'places, block, text',
+  'places, block, used',
   [
-    (192, 128, 'prompts have 192 places .*splash_block is 128'),
-    (100, 128, 'prompts have 100 places .*splash_block is 100'),
-    (384, 192, 'prompts have 384 places .*splash_block is 192'),
+    (192, 128, 128),
+    (100, 128, 100),
+    (384, 192, 192),
   ],
 )
-def test_bad_sizes(places, block, text):
+def test_bad_sizes(places, block, used):
   compute = Compute(attention='splash', interpret=True, splash_block=block)
   arrays = random_arrays(1, places=places)
-  with pytest.raises(UserError, match=text):
+  words = places, *setting('compute.splash_block', used)
+  with pytest.raises(UserError, match=naming(*words)):
     run(arrays, None, None, compute, mesh.one_device())
 
 
 def test_heads_the_mesh_does_not_split(layout):
   arrays = random_arrays(4, heads=3, kv_heads=1, places=128)
-  with pytest.raises(UserError, match='heads has size 3.*config.mesh.tensor'):
+  with pytest.raises(UserError, match=naming('heads', 3, 'config.mesh.tensor')):
     run(arrays, None, None, SPLASH, layout)
 
 

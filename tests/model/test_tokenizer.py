@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from grm_jax.errors import UserError
 from grm_jax.model import tokenizer
+from tests.messages import naming
 
 SYMBOLS = (
   ['<mask>', '<2mass>', '[@BOS@]']
@@ -262,12 +263,8 @@ def test_decode_reads_integer_arrays(array):
 
 @pytest.mark.parametrize('bad', [-1, 414])
 def test_decode_refuses_ids_outside_the_vocabulary(bad):
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(ValueError, match=naming(bad, 413)):
     TK.decode([2, bad])
-  assert str(error.value) == (
-    f'cannot decode id {bad}: the tokenizer has ids 0 to 413; mask the '
-    'padded embedding rows before choosing a token'
-  )
 
 
 def test_load_reads_a_file_and_pickle_keeps_it(tmp_path):
@@ -284,24 +281,16 @@ def test_load_names_a_missing_file_and_a_folder(tmp_path):
     (tmp_path / 'none.model', 'No such file or directory'),
     (tmp_path, 'Is a directory'),
   ):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=naming(path, reason)):
       tokenizer.load(path)
-    assert str(error.value) == (
-      f'cannot read the tokenizer {path}: {reason}; give the path of the '
-      "tokenizer.model that comes with Gemma-2's weights"
-    )
 
 
 @pytest.mark.parametrize('data', [b'', b'junk', b'{"version": "1.0"}'])
 def test_load_names_a_file_of_another_kind(tmp_path, data):
   path = tmp_path / 'tokenizer.model'
   path.write_bytes(data)
-  with pytest.raises(UserError) as error:
+  with pytest.raises(UserError, match=naming(path, 'SentencePiece')):
     tokenizer.load(path)
-  assert str(error.value) == (
-    f'{path} is not a SentencePiece model; give the tokenizer.model that '
-    "comes with Gemma-2's weights (not tokenizer.json)"
-  )
 
 
 @pytest.mark.parametrize(
@@ -311,53 +300,42 @@ def test_load_names_a_file_of_another_kind(tmp_path, data):
       {'user_defined_symbols': SYMBOLS[1:]},
       '<start_of_turn>',
       106,
-      '105',
+      [105],
     ),
     (
       {'user_defined_symbols': SYMBOLS[:-2] + SYMBOLS[:-3:-1]},
       '<start_of_turn>',
       106,
-      '107',
+      [107],
     ),
     (
       {'user_defined_symbols': SYMBOLS[:-1]},
       '<end_of_turn>',
       107,
-      'no such piece',
+      [],
     ),
-    ({'pad_id': 3, 'unk_id': 0}, '<pad>', 0, '3'),
-    ({'eos_id': 2, 'bos_id': 1}, '<eos>', 1, '2'),
-    ({'eos_piece': '</s>'}, '<eos>', 1, 'no such piece'),
-    ({'bos_piece': '<s>'}, '<bos>', 2, 'no such piece'),
-    ({'unk_piece': '[UNK]'}, '<unk>', 3, 'no such piece'),
+    ({'pad_id': 3, 'unk_id': 0}, '<pad>', 0, [3]),
+    ({'eos_id': 2, 'bos_id': 1}, '<eos>', 1, [2]),
+    ({'eos_piece': '</s>'}, '<eos>', 1, []),
+    ({'bos_piece': '<s>'}, '<bos>', 2, []),
+    ({'unk_piece': '[UNK]'}, '<unk>', 3, []),
   ],
 )
 def test_other_ids_are_refused(changes, piece, expected, found):
-  with pytest.raises(UserError) as error:
+  with pytest.raises(UserError, match=naming(piece, expected, *found)):
     from_training(**changes)
-  assert str(error.value) == (
-    f'a model is not a Gemma tokenizer: {piece} must have id {expected}, '
-    f"found {found}; give the tokenizer.model that comes with Gemma-2's "
-    'weights'
-  )
 
 
 def test_a_model_without_bytes_is_refused():
-  with pytest.raises(UserError) as error:
+  with pytest.raises(
+    UserError, match=naming('<0x00>', '<0xFF>', 'byte_fallback')
+  ):
     from_training(byte_fallback=False, vocab_size=158)
-  assert str(error.value) == (
-    'a model has no byte pieces <0x00> to <0xFF> in a row, so that unknown '
-    'characters would become <unk>; train it with byte_fallback=True'
-  )
 
 
 def test_a_model_that_adds_a_space_is_refused():
-  with pytest.raises(UserError) as error:
+  with pytest.raises(UserError, match=naming('add_dummy_prefix')):
     from_training(add_dummy_prefix=True)
-  assert str(error.value) == (
-    "a model puts a space before every text, which Gemma's tokenizer does "
-    'not; train it with add_dummy_prefix=False'
-  )
 
 
 def test_importing_it_imports_no_jax_and_no_tensorflow():

@@ -9,6 +9,7 @@ import pytest
 from grm_jax.errors import UserError
 from grm_jax.parallel.journal import Journal
 from tests import full_disk
+from tests.messages import naming
 
 HEADER = {'k': 8, 'seed': 0, 'buckets': (1, 2)}
 
@@ -43,9 +44,9 @@ def test_two_runs_are_never_mixed(tmp_path):
   path = tmp_path / 'j'
   write(path, 2)
   before = path.read_bytes()
-  with pytest.raises(UserError, match='begun with k=8, this run has 16'):
+  with pytest.raises(UserError, match=naming(path, 'k', 8, 16)):
     Journal(path, HEADER | {'k': 16})
-  with pytest.raises(UserError, match='begun with seed=0, this run has None'):
+  with pytest.raises(UserError, match=naming(path, 'seed', 0, None)):
     Journal(path, {'k': 8, 'buckets': [1, 2]})
   assert path.read_bytes() == before
 
@@ -53,21 +54,21 @@ def test_two_runs_are_never_mixed(tmp_path):
 def test_a_file_of_someone_else_is_left_alone(tmp_path):
   path = tmp_path / 'notes.txt'
   path.write_text('dear diary\n')
-  with pytest.raises(UserError, match='no journal of ours'):
+  with pytest.raises(UserError, match=naming(path)):
     Journal(path, HEADER)
   assert path.read_text() == 'dear diary\n'
 
 
 def test_a_path_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(UserError, match='cannot write'):
+  with pytest.raises(UserError, match=naming(tmp_path / 'file/j')):
     Journal(tmp_path / 'file' / 'j', HEADER)
 
 
 def test_a_row_that_finds_no_room(tmp_path):
   path = tmp_path / 'j'
   write(path, 2)
-  message = f'cannot write {path}: {full_disk.WHY}; make room'
+  message = naming(path, full_disk.WHY)
   with (
     full_disk.files_up_to(path.stat().st_size + 5),
     pytest.raises(UserError, match=message),

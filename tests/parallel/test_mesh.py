@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from grm_jax.errors import UserError
 from grm_jax.parallel import mesh, rules
+from tests.messages import naming, setting
 
 
 @pytest.mark.parametrize(
@@ -27,39 +28,29 @@ def test_minus_one_is_what_is_left(asked, devices, sizes):
 
 
 @pytest.mark.parametrize(
-  'asked, text',
+  'asked, words',
   [
-    (
-      (2, 2, 1),
-      'config.mesh has data=2, fsdp=2, tensor=1, which is 4 devices; there '
-      'are 8; change config.mesh.fsdp',
-    ),
-    ((4, 4, 1), 'which is 16 devices; there are 8'),
-    (
-      (3, -1, 1),
-      'config.mesh has data=3, fsdp=-1, tensor=1, which is 3 devices times '
-      'what is left; there are 8',
-    ),
-    ((-1, 16, 1), 'which is 16 devices times what is left; there are 8'),
-    (
-      (-1, -1, 1),
-      'data=-1, fsdp=-1, tensor=1; sizes are positive and at most one is -1',
-    ),
-    ((0, 8, 1), 'data=0, fsdp=8, tensor=1; sizes are positive'),
-    ((-2, 8, 1), 'data=-2, fsdp=8, tensor=1; sizes are positive'),
+    ((2, 2, 1), ['config.mesh.fsdp', 4, 8]),
+    ((4, 4, 1), ['config.mesh.fsdp', 16, 8]),
+    ((3, -1, 1), ['config.mesh.fsdp', 3, 8]),
+    ((-1, 16, 1), ['config.mesh.fsdp', 16, 8]),
+    ((-1, -1, 1), []),
+    ((0, 8, 1), []),
+    ((-2, 8, 1), []),
   ],
 )
-def test_sizes_that_cannot_be(asked, text):
-  with pytest.raises(UserError, match=text):
+def test_sizes_that_cannot_be(asked, words):
+  words = 'data', 'fsdp', 'tensor', *asked, *words
+  with pytest.raises(UserError, match=naming(*words)):
     mesh.axis_sizes(*asked, 8)
 
 
 def test_slices_divide_data():
   assert mesh.axis_sizes(-1, 4, 1, 16, slices=2) == (4, 4, 1)
-  text = 'config.mesh.data is 3, config.mesh.slices 2'
-  with pytest.raises(UserError, match=text):
+  words = *setting('mesh.data', 3), *setting('mesh.slices', 2)
+  with pytest.raises(UserError, match=naming(*words)):
     mesh.axis_sizes(3, 2, 1, 6, slices=2)
-  with pytest.raises(UserError, match='config.mesh.slices 0'):
+  with pytest.raises(UserError, match=naming(*setting('mesh.slices', 0))):
     mesh.axis_sizes(2, 1, 1, 2, slices=0)
 
 
@@ -95,7 +86,7 @@ def test_slices_are_the_outer_factor_of_data():
 
 
 def test_more_slices_than_there_are():
-  with pytest.raises(UserError, match='config.mesh.slices is 2, .* 1 proc'):
+  with pytest.raises(UserError, match=naming(*setting('mesh.slices', 2), 1)):
     mesh.make_mesh(2, 2, 2, slices=2)
 
 
@@ -126,7 +117,8 @@ def test_another_tensor_axis_for_sampling():
   assert same.mesh == training.mesh
   for wrong in (3, 8, -1):
     config.mesh.sampling_tensor = wrong
-    with pytest.raises(UserError, match='sampling_tensor is .* 4 x 1'):
+    words = *setting('mesh.sampling_tensor', wrong), 4, 1
+    with pytest.raises(UserError, match=naming(*words)):
       mesh.from_config(config, weights='resident')
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from grm_jax.parallel import module, products
+from tests.messages import naming
 
 
 def entry(*lines):
@@ -79,7 +80,7 @@ backend_config={"known_trip_count":{"n":"6"}}
 
 
 def test_a_convolution_that_cannot_be_read():
-  with pytest.raises(ValueError, match='without dim_labels: c'):
+  with pytest.raises(ValueError, match=naming('dim_labels', 'c')):
     of('1', '1', '1', 'window={}')
 
 

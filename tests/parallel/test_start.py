@@ -5,6 +5,7 @@ import pytest
 
 from grm_jax.errors import UserError
 from grm_jax.parallel import start
+from tests.messages import naming
 
 WARNING = 'WARNING: could not determine TPU worker hostnames, please set'
 
@@ -54,7 +55,9 @@ def test_what_is_started(calls, monkeypatch, environment, expected):
 
 def test_half_of_the_variables_is_an_error(calls, monkeypatch):
   monkeypatch.setenv('GRM_COORDINATOR', 'a:1')
-  with pytest.raises(UserError, match='set GRM_NUM_PROCESSES, GRM_PROCESS_ID'):
+  with pytest.raises(
+    UserError, match=naming('GRM_NUM_PROCESSES', 'GRM_PROCESS_ID')
+  ):
     start.start()
   assert not calls
 

@@ -13,6 +13,8 @@ from grm_jax.model.gemma import Gemma
 from grm_jax.parallel import mesh
 from grm_jax.training import pretrained
 from tests import gemma2_files
+from tests.messages import lines_with, names
+from tests.stages import printed
 from tests.test_main import run
 
 
@@ -37,10 +39,9 @@ def exported(request, tmp_path_factory):
 
 def test_verify_compares_with_transformers(exported):
   _, _, stdout = exported
-  lines = [x for x in stdout.splitlines() if 'transformers' in x]
-  version = transformers.__version__
-  assert f'largest difference to transformers {version}' in lines[0]
-  assert float(lines[0].split()[-1]) <= 1e-4
+  line = lines_with(stdout, printed.DIFFERENCE, 'transformers')[0]
+  assert names(line, transformers.__version__)
+  assert float(line.split()[-1]) <= 1e-4
 
 
 def test_loads_without_a_warning(exported, caplog, recwarn):
@@ -89,5 +90,5 @@ def test_what_transformers_saves_comes_in(tmp_path):
     '--config.mesh.data=-1',
     '--config.mesh.fsdp=2',
   )
-  (line,) = [x for x in stdout.splitlines() if 'to transformers' in x]
+  (line,) = lines_with(stdout, printed.DIFFERENCE, 'transformers')
   assert float(line.split()[-1]) <= 1e-4

@@ -15,6 +15,8 @@ from grm_jax.model.compute import Compute
 from grm_jax.model.gemma import Gemma
 from grm_jax.model.huggingface import reading
 from grm_jax.parallel import mesh
+from tests.messages import lines_with, names
+from tests.stages import printed
 from tests.test_main import run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -119,6 +121,6 @@ def test_main_verifies_it(tmp_path):
     f'--config.target={tmp_path}/model',
     '--config.verify=true',
   )
-  lines = [x for x in stdout.splitlines() if 'difference' in x]
-  assert [x.split()[-1] for x in lines if 'the checkpoint' in x] == ['0.00e+00']
-  assert any('to transformers' in x for x in lines), stdout
+  (line,) = lines_with(stdout, printed.DIFFERENCE, 'checkpoint')
+  assert names(line, '0.00e+00')
+  assert lines_with(stdout, printed.DIFFERENCE, 'transformers'), stdout

@@ -14,6 +14,7 @@ from grm_jax.sampling.choose import (
   truncate,
 )
 from grm_jax.sampling.request import Request, row_key
+from tests.messages import names
 
 # Eight outcomes, no two alike, and one that must never come.
 PROBABILITY = np.array([0.30, 0.22, 0.16, 0.12, 0.09, 0.06, 0.03, 0.02])
@@ -157,10 +158,10 @@ def test_row_keys_stay_as_they_are():
   ids=str,
 )
 def test_settings_outside_their_range(wrong):
-  (name,) = wrong
+  ((name, value),) = wrong.items()
   right = {'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, 'min_p': 0.0}
   assert fault(**right) is None
-  assert fault(**(right | wrong)).startswith(f'{name} is ')
+  assert names(fault(**(right | wrong)), name, value)
 
 
 def test_every_outcome_gets_its_share_of_the_interval():

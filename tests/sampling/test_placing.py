@@ -11,6 +11,7 @@ from grm_jax.parallel import mesh, rules
 from grm_jax.sampling import placing
 from grm_jax.sampling.engine import Engine
 from grm_jax.sampling.request import Request
+from tests.messages import naming
 from tests.model import tiny
 
 _RNG = np.random.default_rng(2)
@@ -111,7 +112,5 @@ def test_bfloat16_weights_and_caches():
 def test_uneven_numbers_of_prompts_are_refused():
   model = tiny.gemma(laid_out('resident'))
   weights, _ = placing.place(model, tiny.params(model))
-  with pytest.raises(
-    ValueError, match='prompts is 3; the mesh splits prompts 4'
-  ):
+  with pytest.raises(ValueError, match=naming('prompts', 3, 4)):
     generated(model, weights, prompts=3)

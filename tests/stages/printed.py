@@ -16,4 +16,9 @@ ADDRESS = re.compile(r'http://[\w.-]+:\d+')  # of a service that is ready
 # One process of several that ends because another one has.
 LEFT_ALONE = re.compile('several|task died')
 # The number of a stage of a whole run, before its title.
-HEAD = re.compile(r'^\[(\d)/(\d)\]', re.MULTILINE)
+HEAD = re.compile(r'\[(\d)/(\d)\]')
+
+
+def heads(text):
+  """The lines that begin a stage of a whole run, or skip it."""
+  return [line for line in text.splitlines() if HEAD.match(line)]

@@ -138,7 +138,7 @@ def test_a_sweep_ranks_meshes(tmp_path, capsys, monkeypatch):
     found = {axis: own.mesh[axis] for axis in ('data', 'fsdp', 'tensor')}
     made.append((found['fsdp'], found['tensor']))
     if found['tensor'] == 8:
-      raise ValueError('kv_heads has size 2')
+      raise UserError('kv_heads has size 2')
     seconds = {1: 3.0, 2: 1.0, 4: 2.0}[found['tensor']]
     return {
       'mesh': found,

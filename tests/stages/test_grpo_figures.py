@@ -96,14 +96,15 @@ def test_what_is_shown():
   # Of groups that are trained on, even where they are fewer.
   assert list(board.texts) == [(7, 'generations/0')]
   text = board.texts[7, 'generations/0']
-  assert text.startswith('mixed: correct, reward +1\nwhy?\n')
-  assert text.endswith('---\ntext [3]')
+  head, query, *_, generation = text.splitlines()
+  assert names(head, 'mixed', 'correct', 1)
+  assert (query, generation) == ('why?', 'text [3]')
 
 
 def test_texts_show_responses_as_they_were_shown():
   (text,) = grpo_figures.texts([group(order=(1, 0), letters='wr')], 4)
   assert '[1] response 1\n[2] response 0\n' in text
-  assert 'incorrect, reward -1' in text
+  assert names(text.splitlines()[0], 'incorrect', -1)
   assert not grpo_figures.texts([MIXED], 0)
 
 

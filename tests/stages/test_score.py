@@ -180,7 +180,7 @@ def test_other_formats_are_scored_alike(tmp_path, run, suffix):
   for name in ('jsonl', suffix):
     path = published.write(tmp_path / f'rows.{name}', rows)
     _, stderr = run(f'--config.input={path}', f'--workdir={tmp_path / name}')
-    assert f'{path}:3: ' in stderr
+    assert lines_with(stderr, path, 3)
     files = ('scores.jsonl', 'scores.errors.jsonl')
     results[name] = [(tmp_path / name / x).read_bytes() for x in files]
   assert results[suffix] == results['jsonl']

@@ -1,5 +1,7 @@
 """The whole method in one command: run, skipped, refused, killed."""
 
+import base64
+import html
 import json
 import re
 import signal
@@ -43,7 +45,7 @@ def state(made):
 
 def test_every_stage_is_run_once(finished):
   made, _, stdout = finished
-  heads = [x for x in stdout.splitlines() if printed.HEAD.match(x)]
+  heads = printed.heads(stdout)
   found = [(*printed.HEAD.match(x).groups(), x.split('/')[-1]) for x in heads]
   assert found == [(str(i), '7', x) for i, x in enumerate(FOLDERS, 1)]
   for name in FOLDERS:
@@ -78,7 +80,7 @@ def test_the_table_is_that_of_what_was_judged(finished):
     assert own['greedy']['value'] == pytest.approx(sum(right) / len(right))
     line = next(x for x in stdout.splitlines() if x.startswith(own['title']))
     for point in (own['greedy'], own['voting']['2'], own['meta']['2']):
-      assert f'{100 * point["value"]:.1f} [' in line
+      assert names(line, f'{100 * point["value"]:.1f}')
   assert '4' in found['judges']['grpo']['voting']
   # None of them was trained on.
   for part in ('rft', 'grpo', 'fresh', 'train'):
@@ -90,24 +92,24 @@ def test_the_table_is_that_of_what_was_judged(finished):
 def test_the_report_is_one_page(finished):
   made, _, _ = finished
   page = (made / 'evaluation' / 'report.html').read_text()
-  for words in (
-    'Stage by stage',
-    'Curves of training',
-    'before training',
-    'after the cold start',
-    'after GRPO',
-    'MetaRM@2',
-    'Generations to read',
-  ):
+  titles = [own['title'] for own in summary(made)['judges'].values()]
+  assert len(titles) == 4
+  for words in (*titles, 'MetaRM@2'):
     assert words in page
-  assert 'src="data:image/png' in page and '://' not in page
+  for name in ('stages', 'training'):
+    picture = (made / 'evaluation' / f'{name}.png').read_bytes()
+    assert base64.b64encode(picture).decode() in page
+  path = made / 'evaluation' / 'grpo.samples.jsonl'
+  rows = [json.loads(x) for x in path.read_text().splitlines()]
+  assert any(html.escape(y['text']) in page for x in rows for y in x['samples'])
+  assert '://' not in page
 
 
 def test_what_is_finished_is_skipped(finished, environment):
   made, arguments, before = finished
   files = state(made)
   stdout = spct_run.run(*arguments, f'--workdir={made}', env=environment)
-  heads = [x for x in stdout.splitlines() if printed.HEAD.match(x)]
+  heads = printed.heads(stdout)
   assert len(heads) == 7 and all(names(x, printed.SKIPPED) for x in heads)
   assert state(made) == files
   # The table is printed again.

@@ -13,6 +13,7 @@ from grm_jax.model.huggingface import config as config_lib
 from grm_jax.model.huggingface import reading, writing
 from grm_jax.parallel import mesh, rules
 from tests import full_disk, gemma2_files
+from tests.messages import naming
 
 FIELDS = gemma2_files.CONFIGS['odd_heads'] | {
   'num_attention_heads': 4,
@@ -88,7 +89,7 @@ def test_many_files(tmp_path):
 
 def test_a_full_disk_is_named(tmp_path):
   gemma2_files.write(tmp_path / 'in', FIELDS, 0, False, 'float32', 2)
-  message = f'cannot write {tmp_path}/out/part-0: .*{full_disk.WHY}'
+  message = naming(f'{tmp_path}/out/part-0', full_disk.WHY)
   with (
     full_disk.files_up_to(1000),
     pytest.raises(UserError, match=message),
