@@ -71,8 +71,8 @@ smollm2: $(STAMPS)/requirements-smollm2 $(SMOLLM2)
 # Less of everything: under ten minutes on two cores, see benchmarks/RESULTS.md.
 REAL := --config.stages=sft,evaluate --config.sft.steps=5 \
 	--config.sft.optimizer.warmup_steps=2 --config.examples.held_out=50 \
-	--config.evaluation.k=2 --config.evaluation.k_before=2 \
-	--config.evaluation.sampling.size=128
+	--config.evaluation.k=2 --config.evaluation.k_intermediate=2 \
+	--config.evaluation.sampling.max_new_tokens=128
 
 demo-real: $(filter $(GSM8K),$(subst :, ,$(DATA))) smollm2
 	@$(DEMO_RUN) --config=configs/spct.py:smollm2 \

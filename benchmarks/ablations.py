@@ -20,8 +20,8 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks import seeds as seeds_lib
-from grm_jax.evaluation import samples, spct_report
-from grm_jax.evaluation.metrics import Item
+from grm_jax.evaluation import judgement_io, pipeline_report
+from grm_jax.evaluation.metrics import ScoredItem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +103,9 @@ def _path(workdir: str, variant: Variant, seed: int) -> str:
   return seeds_lib.path_of(run, variant.judge)
 
 
-def _by_query(path: str) -> dict[str, Item]:
+def _by_query(path: str) -> dict[str, ScoredItem]:
   """By example id whether the greedy judgement is right."""
-  return spct_report.items(list(samples.read(path)))
+  return pipeline_report.items(list(judgement_io.read(path)))
 
 
 def _row(variant, own, full) -> Row:
@@ -114,7 +114,7 @@ def _row(variant, own, full) -> Row:
   gain = None
   if own is not full:
     base = seeds_lib.average(full, 'full')
-    gain = seeds_lib.percent(spct_report.differences(means, base))
+    gain = seeds_lib.percent(pipeline_report.differences(means, base))
   seeds = tuple(seeds_lib.percent(x)[0] for x in own)
   return Row(variant, seeds, *seeds_lib.percent(means), gain)
 
@@ -134,11 +134,11 @@ def markdown(rows: Sequence[Row]) -> str:
   for row in rows:
     gain, paper = '', ''
     if row.gain is not None:
-      gain = spct_report.cell(row.gain, '+')
+      gain = pipeline_report.cell(row.gain, '+')
       paper = f'{row.variant.paper - base:+.1f}'
     cells = (
       row.variant.title,
-      spct_report.cell((row.mean, row.low, row.high)),
+      pipeline_report.cell((row.mean, row.low, row.high)),
       f'{min(row.seeds):.1f}, {max(row.seeds):.1f}',
       gain,
       f'{row.variant.paper:.1f}',

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from grm_jax.model.sizes import Size
+from grm_jax.model.config import ModelConfig
 from grm_jax.training import flops
 
 
@@ -37,7 +37,7 @@ class Case:
     """The same with each prompt given R times."""
     return dataclasses.replace(self, prompts=self.prompts * self.rows, rows=1)
 
-  def train_flops(self, size: Size) -> int:
+  def train_flops(self, size: ModelConfig) -> int:
     """Of a training step."""
     prompts = np.full(self.prompts, self.prompt_size)
     own = np.full((self.prompts, self.rows), self.new_tokens)

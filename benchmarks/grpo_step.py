@@ -13,7 +13,7 @@ update on each rollout (no old log-probabilities), a KL term. `--only` picks:
 
 The contenders:
 
-  grm_jax        what stages/grpo.py does: Roller, Reference, Updater. Every
+  grm_jax        what stages/grpo/train.py does: Roller, Reference, Updater. Every
                  prompt is computed once for its group in each of them.
   google-tunix   its GRPOLearner with its own sampler and its own Gemma class,
                  each prompt given R times, as it does. Its cache has exactly
@@ -48,10 +48,10 @@ from benchmarks import sampler, steps
 from benchmarks.case import Case
 from benchmarks.grpo_step_contenders import OURS, PARTS, Contender, Setting
 from benchmarks.turns import Timed, ratio, turns
-from grm_jax.model.compute import REMAT, Compute
-from grm_jax.model.gemma import Gemma
-from grm_jax.parallel import mesh
-from grm_jax.training import pretrained
+from grm_jax.checkpoint import model_directory
+from grm_jax.model.compute_config import REMAT, ComputeConfig
+from grm_jax.model.transformer import Transformer
+from grm_jax.sharding import mesh
 
 MODULE = 'benchmarks.grpo_step'
 # Before the rounds that count: one compiles, one runs on the first update.
@@ -68,7 +68,9 @@ def memory_here(name: str, case: Case, setting: Setting) -> int:
   return steps.most_resident()
 
 
-def check_same(made: dict[str, Contender], case: Case, model: Gemma) -> float:
+def check_same(
+  made: dict[str, Contender], case: Case, model: Transformer
+) -> float:
   """The most that log-probabilities differ; RuntimeError if it is much."""
   rng = np.random.default_rng(1)
   shape = (case.prompts, case.rows, case.new_tokens)
@@ -166,11 +168,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _setting(options: argparse.Namespace, directory: str) -> Setting:
   """The same for all; the model directory is written if it is not there."""
-  compute = Compute(remat=options.remat)
-  model = Gemma(sampler.size_of(options), compute, mesh.one_device())
+  compute = ComputeConfig(remat=options.remat)
+  model = Transformer(sampler.size_of(options), compute, mesh.one_device())
   setting = Setting(model, directory, options.micro, options.chunk)
   if not os.listdir(directory):
-    pretrained.save(directory, 0, model, setting.params(), {})
+    model_directory.save(directory, 0, model, setting.params(), {})
   return setting
 
 

@@ -24,18 +24,17 @@ import optax
 from benchmarks import sampler_peers
 from benchmarks.case import Case
 from benchmarks.sampler_peers import BOS_ID, NO_ID
-from grm_jax.data.visits import Visits
-from grm_jax.judging.example import JudgingExample, Turn
+from grm_jax.data.rollout_prompts import RolloutPromptIterator
+from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.model.batch import Batch
-from grm_jax.model.gemma import Gemma
-from grm_jax.model.params import init_params
-from grm_jax.sampling import placing
+from grm_jax.model.init import init_params
+from grm_jax.model.transformer import Transformer
+from grm_jax.sampling import decode_weights
 from grm_jax.sampling.engine import Engine
-from grm_jax.stages.grpo_rollout import Roller
-from grm_jax.stages.grpo_update import Updater
-from grm_jax.training import optimizer
-from grm_jax.training import state as states
-from grm_jax.training.reference import Reference
+from grm_jax.stages.grpo.rollout import RolloutSampler
+from grm_jax.stages.grpo.update import PolicyUpdater
+from grm_jax.training import optimizer, train_state
+from grm_jax.training.reference_policy import ReferencePolicy
 
 LEARNING_RATE, KL_COEF, CLIP = 1e-6, 0.08, 0.2
 PARTS = ('rollout', 'reference', 'update')
@@ -55,7 +54,7 @@ class Setting:
     chunk: steps of our sampler between two refills.
   """
 
-  model: Gemma
+  model: Transformer
   checkpoint: str
   micro: int
   chunk: int
@@ -80,7 +79,7 @@ class Contender:
   close: Callable[[], None] = lambda: None
 
 
-def prompts(case: Case, model: Gemma) -> np.ndarray:
+def prompts(case: Case, model: Transformer) -> np.ndarray:
   """Random tokens [P, S], bos first."""
   rng = np.random.default_rng(0)
   shape = (case.prompts, case.prompt_size)
@@ -133,7 +132,7 @@ class _Tokens:
 
 
 def ours(case: Case, setting: Setting) -> Contender:
-  """The rollout, the reference and the update of stages/grpo.py."""
+  """The rollout, the reference and the update of stages/grpo/train.py."""
   model, given = setting.model, prompts(case, setting.model)
   engine = Engine(
     model,
@@ -145,7 +144,7 @@ def ours(case: Case, setting: Setting) -> Contender:
     chunk=setting.chunk,
     detokenize=lambda ids: ' '.join(map(str, ids)),
   )
-  roller = Roller(
+  roller = RolloutSampler(
     engine,
     None,
     _Tokens(given),
@@ -153,9 +152,11 @@ def ours(case: Case, setting: Setting) -> Contender:
     temperature=1.0,
     seed=0,
   )
-  visits = Visits([_example(i) for i in range(case.prompts)], 'fixed', 0)
-  reference = Reference(
-    setting.checkpoint, None, model, dtype='float32', on_host=False
+  visits = RolloutPromptIterator(
+    [_example(i) for i in range(case.prompts)], 'fixed', 0
+  )
+  reference = ReferencePolicy(
+    setting.checkpoint, None, model, dtype='float32', offload_to_host=False
   )
   optim, _ = optimizer.make(
     1,
@@ -164,18 +165,18 @@ def ours(case: Case, setting: Setting) -> Contender:
     schedule='constant',
     end_fraction=1.0,
     weight_decay=0.0,
-    clip=1.0,
+    max_grad_norm=1.0,
     b2=0.95,
     moment_dtype='float32',
   )
-  updater = Updater(_config(case), model, optim, reference)
-  state = states.init_state(model, optim, setting.params())
+  updater = PolicyUpdater(_config(case), model, optim, reference)
+  state = train_state.init_state(model, optim, setting.params())
   watch, rng = _Watch(), np.random.default_rng(0)
 
   def step():
     nonlocal state
     with watch.part('rollout'):
-      weights, _ = placing.place(model, state.params)
+      weights, _ = decode_weights.place(model, state.params)
       rolled = roller.roll(weights, visits, case.prompts, 0)
       del weights
     groups = [_rewarded(x, case, rng) for x in rolled.groups]
@@ -214,10 +215,10 @@ def _config(case: Case) -> ml_collections.ConfigDict:
       passes=1,
       objective=dict(
         kl_coef=KL_COEF,
-        kl='k3',
+        kl_estimator='k3',
         clip_low=CLIP,
         clip_high=CLIP,
-        normalizer='sequence',
+        loss_agg_mode='sequence',
         std=True,
       ),
     )

@@ -27,9 +27,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from benchmarks import machine, steps
-from grm_jax.model.huggingface import config as config_lib
-from grm_jax.model.huggingface import reading, table
-from grm_jax.model.sizes import SIZES
+from grm_jax.checkpoint.huggingface import config as config_lib
+from grm_jax.checkpoint.huggingface import load as hf_load
+from grm_jax.checkpoint.huggingface import param_mapping
+from grm_jax.model.config import SIZES
 
 ROOT = pathlib.Path(__file__).parents[1]
 _FILE_BYTES = 2 * 10**9
@@ -40,7 +41,7 @@ def write_checkpoint(directory: pathlib.Path, size_name: str) -> int:
   size = SIZES[size_name]
   rng = np.random.default_rng(0)
   parts, held, total = [], {}, 0
-  for entry in table.entries(size, scalar=False):
+  for entry in param_mapping.entries(size, scalar=False):
     for key in entry.keys(size):
       values = rng.standard_normal(entry.shape(size), np.float32) * 0.02
       held[key] = values.astype(ml_dtypes.bfloat16)
@@ -51,7 +52,7 @@ def write_checkpoint(directory: pathlib.Path, size_name: str) -> int:
   parts.append(_save(directory, len(parts), held))
   weight_map = {key: name for name, keys in parts for key in keys}
   index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
-  (directory / reading.INDEX).write_text(json.dumps(index))
+  (directory / hf_load.INDEX).write_text(json.dumps(index))
   fields = config_lib.write_config(size, False, 'bfloat16')
   (directory / 'config.json').write_text(json.dumps(fields))
   return total

@@ -5,7 +5,7 @@ r"""What int8 weights cost in perplexity, and save in bytes, on a real text.
 FILE is .txt or .jsonl (of a .jsonl every string of every row counts); the
 last tenth of it is held out. The same network computes its perplexity, in
 float32, with three sets of weights: float32, rounded to bfloat16, and int8
-(grm_jax/model/int8.py: kernels and table; norms stay float32).
+(grm_jax/model/quantization.py: kernels and table; norms stay float32).
 
 With --checkpoint (a directory that configs/convert.py wrote) that model is
 measured. Without it small models are trained on the first nine tenths, one
@@ -31,19 +31,20 @@ from scipy import stats
 from tqdm import tqdm
 
 from benchmarks import steps
-from grm_jax.model import head, int8, tiny_tokenizer
+from grm_jax.checkpoint import model_directory
+from grm_jax.model import logprobs, quantization
 from grm_jax.model.batch import Batch
-from grm_jax.model.compute import Compute
-from grm_jax.model.gemma import Gemma
-from grm_jax.model.params import init_params
-from grm_jax.model.sizes import Size
-from grm_jax.model.tokenizer import Tokenizer
-from grm_jax.parallel import mesh
-from grm_jax.training import pretrained
-from grm_jax.training.state import init_state
-from grm_jax.training.step import Steps, supervised_loss
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.config import ModelConfig
+from grm_jax.model.init import init_params
+from grm_jax.model.transformer import Transformer
+from grm_jax.sharding import mesh
+from grm_jax.tokenizer import tiny as tiny_tokenizer
+from grm_jax.tokenizer.tokenizer import Tokenizer
+from grm_jax.training.train_state import init_state
+from grm_jax.training.train_step import TrainStep, supervised_loss
 
-SIZE = Size(
+SIZE = ModelConfig(
   num_layers=4,
   width=128,
   mlp_width=512,
@@ -54,7 +55,7 @@ SIZE = Size(
   vocab_size=tiny_tokenizer.VOCAB_SIZE,
   window=64,
 )
-COMPUTE = Compute(head_chunk=2048)
+COMPUTE = ComputeConfig(head_chunk=2048)
 HELD_OUT = 0.1
 
 
@@ -70,7 +71,7 @@ def _bfloat16(params: dict) -> dict:
 WEIGHTS: dict[str, Callable[[dict], dict]] = {
   'float32': _float32,
   'bfloat16': _bfloat16,
-  'int8': lambda params: int8.quantize(_float32(params)),
+  'int8': lambda params: quantization.quantize(_float32(params)),
 }
 
 
@@ -122,12 +123,12 @@ def windows(tokenizer: Tokenizer, text: str, size: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _total(model: Gemma, params: dict, batch: Batch) -> jax.Array:
-  return jnp.sum(head.prompt_logps(model, params, batch)[0])
+def _total(model: Transformer, params: dict, batch: Batch) -> jax.Array:
+  return jnp.sum(logprobs.prompt_logps(model, params, batch)[0])
 
 
 def perplexity(
-  model: Gemma, params: dict, rows: np.ndarray, batch_size: int
+  model: Transformer, params: dict, rows: np.ndarray, batch_size: int
 ) -> float:
   """exp(mean negative log-probability of a token), bos not counted."""
   total = 0.0
@@ -147,7 +148,7 @@ def perplexity(
 
 
 def train(
-  model: Gemma, rows: np.ndarray, seed: int, options: argparse.Namespace
+  model: Transformer, rows: np.ndarray, seed: int, options: argparse.Namespace
 ) -> tuple[dict, float]:
   """Parameters after options.steps updates, and the last batch's loss.
 
@@ -163,7 +164,7 @@ def train(
     optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.95)
   )
   loss = functools.partial(supervised_loss, model)
-  step = Steps(model, optimizer, loss)
+  step = TrainStep(model, optimizer, loss)
   params = init_params(model, jax.random.key(seed))
   state = init_state(model, optimizer, params)
   rng = np.random.default_rng(seed)
@@ -183,7 +184,7 @@ def train(
 
 
 def measure(
-  model: Gemma, params: dict, rows: np.ndarray, batch_size: int
+  model: Transformer, params: dict, rows: np.ndarray, batch_size: int
 ) -> dict[str, dict[str, float]]:
   """{weights: {perplexity, bytes}}; one set of weights exists at a time."""
   found = {}
@@ -206,7 +207,7 @@ def small_models(options: argparse.Namespace, text: str) -> list[dict]:
     windows(tokenizer, part, options.tokens)
     for part in (text[:cut], text[cut:])
   )
-  model = Gemma(SIZE, COMPUTE, mesh.one_device())
+  model = Transformer(SIZE, COMPUTE, mesh.one_device())
   runs = []
   for seed in range(options.seeds):
     start = time.perf_counter()
@@ -221,9 +222,9 @@ def small_models(options: argparse.Namespace, text: str) -> list[dict]:
 def one_checkpoint(options: argparse.Namespace, text: str) -> list[dict]:
   """The measured model of a directory."""
   layout = mesh.one_device()
-  model = pretrained.build(options.checkpoint, None, COMPUTE, layout)
-  params = pretrained.load_params(options.checkpoint, None, model)
-  tokenizer = pretrained.load_tokenizer(options.checkpoint, model.size)
+  model = model_directory.build(options.checkpoint, None, COMPUTE, layout)
+  params = model_directory.load_params(options.checkpoint, None, model)
+  tokenizer = model_directory.load_tokenizer(options.checkpoint, model.size)
   held_out = text[round(len(text) * (1 - HELD_OUT)) :]
   rows = windows(tokenizer, held_out, options.tokens)
   found = measure(model, params, rows, options.batch_size)

@@ -23,10 +23,14 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from benchmarks import seeds
-from grm_jax.evaluation import metrics, samples, spct_report
-from grm_jax.evaluation import summary as summaries
-from grm_jax.judging import outcome
-from grm_jax.judging.judgement import Judged
+from grm_jax.evaluation import (
+  generation_stats,
+  judgement_io,
+  metrics,
+  pipeline_report,
+)
+from grm_jax.judgement import correctness
+from grm_jax.judgement.judgement import JudgedExample
 
 STAGES = {
   'before': 'before training',
@@ -49,13 +53,13 @@ class Stage:
   """
 
   name: str
-  runs: Sequence[Sequence[Judged]]
+  runs: Sequence[Sequence[JudgedExample]]
   ks: Sequence[int]
 
   @functools.cache  # noqa: B019 - a stage lives as long as the script
   def items(self, k: int, num_meta: int | None = None) -> seeds.Items:
     """By example the mean over runs of Voting@k or MetaRM@k; 0 is greedy."""
-    found = [spct_report.items(run, k, num_meta) for run in self.runs]
+    found = [pipeline_report.items(run, k, num_meta) for run in self.runs]
     return seeds.average(found, self.name)
 
   @functools.cache  # noqa: B019 - as above
@@ -65,12 +69,12 @@ class Stage:
     return seeds.average(found, self.name)
 
 
-def _strict(run: Sequence[Judged], greedy: bool) -> seeds.Items:
+def _strict(run: Sequence[JudgedExample], greedy: bool) -> seeds.Items:
   return {
-    x.example.id: metrics.Item(
+    x.example.id: metrics.ScoredItem(
       '',
       metrics.query_of(x.example),
-      _mean(outcome.is_correct(y.scores, x.example) for y in judgements),
+      _mean(correctness.is_correct(y.scores, x.example) for y in judgements),
     )
     for x in run
     if len(x.example.responses) == 2
@@ -97,7 +101,7 @@ def read(workdirs: Sequence[str], ks: Sequence[int] = KS) -> list[Stage]:
       continue
     if not all(there):
       raise ValueError(f'{paths[there.index(False)]} is not there: run it')
-    runs = [list(samples.read(path)) for path in paths]
+    runs = [list(judgement_io.read(path)) for path in paths]
     most = len(runs[0][0].samples)
     found.append(Stage(name, runs, [k for k in ks if k <= most]))
   if not found:
@@ -132,9 +136,9 @@ def behaviour(stage: Stage) -> dict[str, float | None]:
   pairs = [
     [x for x in run if len(x.example.responses) == 2] for run in stage.runs
   ]
-  sampled = [summaries.of_samples(run) for run in stage.runs]
-  greedy = [summaries.of_greedy(run) for run in stage.runs]
-  first = [summaries.of_samples(run) for run in pairs]
+  sampled = [generation_stats.of_samples(run) for run in stage.runs]
+  greedy = [generation_stats.of_greedy(run) for run in stage.runs]
+  first = [generation_stats.of_samples(run) for run in pairs]
   return {
     'parse failures, greedy': _percent(x.parse_failure_rate for x in greedy),
     'of samples': _percent(x.parse_failure_rate for x in sampled),
@@ -158,18 +162,22 @@ def differences(stages: Sequence[Stage]) -> Iterator[tuple[str, Estimate]]:
   """(what, percent with its interval), paired by query."""
   for before, after in itertools.pairwise(stages):
     for k, how in ((0, 'greedy'), (1, 'one sample')):
-      items = spct_report.differences(after.items(k), before.items(k))
+      items = pipeline_report.differences(after.items(k), before.items(k))
       yield f'{after.name} - {before.name}, {how}', seeds.percent(items)
     for greedy, how in ((True, 'greedy'), (False, 'one sample')):
-      items = spct_report.differences(after.pairs(greedy), before.pairs(greedy))
+      items = pipeline_report.differences(
+        after.pairs(greedy), before.pairs(greedy)
+      )
       what = f'{after.name} - {before.name}, pairs, strict, {how}'
       yield what, seeds.percent(items)
   for stage in stages:
     for few, many in itertools.pairwise(stage.ks):
-      items = spct_report.differences(stage.items(many), stage.items(few))
+      items = pipeline_report.differences(stage.items(many), stage.items(few))
       yield f'{stage.name}: Voting@{many} - @{few}', seeds.percent(items)
     for k in (x for x in stage.ks if x > 1 and _has_metas(stage)):
-      items = spct_report.differences(stage.items(k, k // 2), stage.items(k))
+      items = pipeline_report.differences(
+        stage.items(k, k // 2), stage.items(k)
+      )
       yield f'{stage.name}: MetaRM@{k} - Voting@{k}', seeds.percent(items)
 
 
@@ -186,7 +194,9 @@ def markdown(stages: Sequence[Stage]) -> str:
         [
           (
             name,
-            *(spct_report.cell(row[x]) if x in row else '' for x in columns),
+            *(
+              pipeline_report.cell(row[x]) if x in row else '' for x in columns
+            ),
           )
           for name, row in rows.items()
         ],
@@ -194,7 +204,7 @@ def markdown(stages: Sequence[Stage]) -> str:
       seeds.markdown(
         ('pairs, strict', *pairs[stages[0].name]),
         [
-          (name, *map(spct_report.cell, row.values()))
+          (name, *map(pipeline_report.cell, row.values()))
           for name, row in pairs.items()
         ],
       ),
@@ -207,7 +217,10 @@ def markdown(stages: Sequence[Stage]) -> str:
       ),
       seeds.markdown(
         ('difference', 'percent [95 %]'),
-        [(what, spct_report.cell(x, '+')) for what, x in differences(stages)],
+        [
+          (what, pipeline_report.cell(x, '+'))
+          for what, x in differences(stages)
+        ],
       ),
     )
   )

@@ -49,9 +49,9 @@ from benchmarks.sampler_ours import (
 )
 from benchmarks.sampler_uneven import uneven
 from benchmarks.turns import ratio, turns
-from grm_jax.model.sizes import Size
+from grm_jax.model.config import ModelConfig
 
-SIZE = Size(
+SIZE = ModelConfig(
   num_layers=8,
   width=512,
   mlp_width=2048,
@@ -251,10 +251,10 @@ def add_size_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(flag, type=int, default=getattr(SIZE, name))
 
 
-def size_of(options: argparse.Namespace) -> Size:
+def size_of(options: argparse.Namespace) -> ModelConfig:
   """The model's size; queries are scaled by H, the only way tunix knows."""
   sizes = {name: getattr(options, name) for name in _SIZE_FLAGS}
-  return Size(query_pre_attn_scalar=options.head_dim, **sizes)
+  return ModelConfig(query_pre_attn_scalar=options.head_dim, **sizes)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from benchmarks.sampler_ours import (
   random_prompts,
 )
 from benchmarks.turns import Timed, turns
-from grm_jax.model.sizes import Size
+from grm_jax.model.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def prefill_work(bench: Bench, case: Case) -> Work:
   return Work(case.prompts * flops, sum(x.nbytes for x in leaves))
 
 
-def visible(size: Size, places: int) -> int:
+def visible(size: ModelConfig, places: int) -> int:
   """Keys that a token sees, itself included, summed over layers."""
   return size.num_pairs * int(places + size.near(places))
 

@@ -10,14 +10,14 @@ import numpy as np
 
 from benchmarks.case import Case
 from benchmarks.sampler_peers import BOS_ID, Contender
-from grm_jax.model.compute import Compute
-from grm_jax.model.gemma import Gemma
-from grm_jax.model.params import init_params
-from grm_jax.model.sizes import Size
-from grm_jax.parallel import mesh
-from grm_jax.sampling import decode, placing
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.config import ModelConfig
+from grm_jax.model.init import init_params
+from grm_jax.model.transformer import Transformer
+from grm_jax.sampling import decode, decode_weights
 from grm_jax.sampling.engine import Engine
-from grm_jax.sampling.request import Generation, Refusal, Request
+from grm_jax.sampling.request import Generation, RejectedRequest, Request
+from grm_jax.sharding import mesh
 
 
 # Without eq, so that caches can be keyed by it.
@@ -25,22 +25,22 @@ from grm_jax.sampling.request import Generation, Refusal, Request
 class Bench:
   """What every measurement is given."""
 
-  model: Gemma
+  model: Transformer
   params: dict
-  weights: decode.Weights
+  weights: decode.DecodeWeights
   options: argparse.Namespace
 
 
-def make_bench(size: Size, options: argparse.Namespace) -> Bench:
+def make_bench(size: ModelConfig, options: argparse.Namespace) -> Bench:
   """A random model of that size, ready to decode."""
-  model = Gemma(size, Compute(), mesh.one_device())
+  model = Transformer(size, ComputeConfig(), mesh.one_device())
   params = init_params(model, jax.random.key(0))
   # As they are born, layers hardly change the embedding and a tied head
   # repeats the last token; louder ones make the comparison of tokens a check.
   for kind in params['pairs'].values():
     for name in ('post_attention_norm', 'post_mlp_norm'):
       kind[name]['scale'] = jnp.full_like(kind[name]['scale'], 3.0)
-  weights, _ = placing.place(model, params)
+  weights, _ = decode_weights.place(model, params)
   return Bench(model, params, weights, options)
 
 
@@ -72,7 +72,7 @@ def generate(engine: Engine, requests: Sequence[Request]) -> list[Generation]:
   """Everything the engine makes of the requests."""
   found = list(engine.run(requests))
   for item in found:
-    if isinstance(item, Refusal):
+    if isinstance(item, RejectedRequest):
       raise RuntimeError(f'request {item.request} was refused: {item.reason}')
   return found
 
@@ -101,7 +101,7 @@ def engine_run(
   prompts: Sequence[Sequence[int]],
   temperature: float = 1.0,
 ) -> Callable[[int], np.ndarray]:
-  """seed -> tokens [P, R, T] of a case."""
+  """Seed -> tokens [P, R, T] of a case."""
 
   def run(seed):
     requests = [

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from benchmarks.case import Case
-from grm_jax.model.gemma import Gemma
-from grm_jax.model.huggingface import writing
-from grm_jax.model.sizes import Size
+from grm_jax.checkpoint.huggingface import save as hf_save
+from grm_jax.model.config import ModelConfig
+from grm_jax.model.transformer import Transformer
 
 NO_ID = -1
 PAD_ID, BOS_ID = 0, 2
@@ -26,7 +26,7 @@ PAD_ID, BOS_ID = 0, 2
 Contender = Callable[[Case, np.ndarray, float], Callable[[int], np.ndarray]]
 
 
-def peers(model: Gemma, params: dict) -> dict[str, Contender]:
+def peers(model: Transformer, params: dict) -> dict[str, Contender]:
   """The contenders that are installed, by name and version."""
   # Torch's threads would wait by spinning, which stalls them tens of times
   # longer than their work takes where anything else runs too. It is read when
@@ -43,7 +43,7 @@ def peers(model: Gemma, params: dict) -> dict[str, Contender]:
   return found
 
 
-def transformers(model: Gemma, params: dict) -> Contender:
+def transformers(model: Transformer, params: dict) -> Contender:
   """generate(num_return_sequences=R) of transformers, on all cores.
 
   Attention is 'eager': 'sdpa' has no soft cap, and transformers refuses it
@@ -57,7 +57,7 @@ def transformers(model: Gemma, params: dict) -> Contender:
   logging.disable_progress_bar()
   torch.set_num_threads(os.cpu_count())
   with tempfile.TemporaryDirectory() as directory:
-    writing.save_directory(directory, params, model)
+    hf_save.save_directory(directory, params, model)
     network = Gemma2ForCausalLM.from_pretrained(
       directory, attn_implementation='eager', dtype=torch.float32
     )
@@ -87,7 +87,7 @@ def transformers(model: Gemma, params: dict) -> Contender:
   return prepare
 
 
-def tunix(model: Gemma, params: dict) -> Contender:
+def tunix(model: Transformer, params: dict) -> Contender:
   """generate.sampler.Sampler of google-tunix, each prompt given R times.
 
   Its cache is exactly S + T places long, and the prompt is padded to nothing,
@@ -122,7 +122,7 @@ def tunix(model: Gemma, params: dict) -> Contender:
   return prepare
 
 
-def tunix_model(model: Gemma, params: dict):
+def tunix_model(model: Transformer, params: dict):
   """The tunix Gemma of these parameters, which are not copied."""
   from flax import nnx
   from tunix.models.gemma import model as gemma
@@ -143,7 +143,7 @@ def tunix_model(model: Gemma, params: dict):
   return nnx.merge(graph, nnx.from_flat_state(flat.items()))
 
 
-def _tunix_config(gemma, size: Size):
+def _tunix_config(gemma, size: ModelConfig):
   if size.num_kv_heads in (1, size.num_heads):
     raise ValueError(
       f'num_kv_heads is {size.num_kv_heads} of {size.num_heads} heads; only '
@@ -172,7 +172,7 @@ def _tunix_config(gemma, size: Size):
   )
 
 
-def _tunix_values(params: dict, size: Size) -> dict[tuple, jax.Array]:
+def _tunix_values(params: dict, size: ModelConfig) -> dict[tuple, jax.Array]:
   """Path in tunix -> array."""
   found = {
     ('embedder', 'input_embedding'): params['embedder']['table'],

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from grm_jax.evaluation import spct_report
-from grm_jax.evaluation.metrics import Item
+from grm_jax.evaluation import pipeline_report
+from grm_jax.evaluation.metrics import ScoredItem
 
-Items = Mapping[str, Item]
+Items = Mapping[str, ScoredItem]
 
 
 def path_of(workdir: str, judge: str) -> str:
@@ -17,7 +17,7 @@ def path_of(workdir: str, judge: str) -> str:
   return os.path.join(workdir, 'evaluation', f'{judge}.samples.jsonl')
 
 
-def average(runs: Sequence[Items], what: str) -> dict[str, Item]:
+def average(runs: Sequence[Items], what: str) -> dict[str, ScoredItem]:
   """Of each example the mean over runs.
 
   Args:
@@ -43,7 +43,7 @@ def average(runs: Sequence[Items], what: str) -> dict[str, Item]:
 
 def percent(found: Items) -> tuple[float, float, float]:
   """(mean, low, high) in percent; the 95 % interval resamples queries."""
-  value, low, high = spct_report.mean(found)
+  value, low, high = pipeline_report.mean(found)
   return 100 * value, 100 * low, 100 * high
 
 

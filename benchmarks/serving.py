@@ -92,15 +92,15 @@ def alone(asked: Sequence[dict], overrides: Sequence[str]) -> dict[str, Any]:
 
 def judge_alone() -> None:
   """Reads requests, judges them twice, prints answers and the second rate."""
-  from grm_jax.judges import loading
-  from grm_jax.judging import example as examples
-  from grm_jax.judging.asked import Asked
+  from grm_jax.judgement import example as examples
+  from grm_jax.judgement.judgement_request import JudgementRequest
+  from grm_jax.judges import factory as judge_factory
 
   config = _config(sys.argv[1:])
-  judge = loading.from_config(config, loading.settings_of(config))
+  judge = judge_factory.from_config(config, judge_factory.settings_of(config))
   rows = json.load(sys.stdin)
   asked = [
-    Asked(
+    JudgementRequest(
       examples.from_row({x: row[x] for x in ('id', 'query', 'responses')}, i),
       row['k'],
       seed=row['seed'],

@@ -22,17 +22,17 @@ import numpy as np
 
 from benchmarks import machine, steps
 from benchmarks.turns import Timed, ratio, turns
-from grm_jax.model import head
+from grm_jax.checkpoint.huggingface import save as hf_save
+from grm_jax.model import logprobs
 from grm_jax.model.batch import Batch
-from grm_jax.model.compute import Compute
-from grm_jax.model.gemma import Gemma
-from grm_jax.model.huggingface import writing
-from grm_jax.model.params import init_params
-from grm_jax.model.sizes import Size
-from grm_jax.parallel import mesh
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.config import ModelConfig
+from grm_jax.model.init import init_params
+from grm_jax.model.transformer import Transformer
+from grm_jax.sharding import mesh
 
 OURS = 'grm_jax, prompt shared'
-SIZE = Size(
+SIZE = ModelConfig(
   num_layers=4,
   width=256,
   mlp_width=1024,
@@ -58,26 +58,28 @@ def batches(options: argparse.Namespace) -> tuple[Batch, Batch]:
   return jax.tree.map(jnp.asarray, (shared, repeated))
 
 
-def ours(model: Gemma, params: dict, batch: Batch, cut: int) -> Callable:
+def ours(model: Transformer, params: dict, batch: Batch, cut: int) -> Callable:
   """() -> the loss, after its gradients are there."""
 
   def loss(params):
     if batch.generations is not None:
-      return -jnp.sum(head.generation_logps(model, params, batch)[0])
-    logps, _ = head.prompt_logps(model, params, batch)
+      return -jnp.sum(logprobs.generation_logps(model, params, batch)[0])
+    logps, _ = logprobs.prompt_logps(model, params, batch)
     return -jnp.sum(logps[:, cut - 1 :])
 
   step = jax.jit(jax.value_and_grad(loss))
   return lambda: float(jax.block_until_ready(step(params))[0])
 
 
-def theirs(model: Gemma, params: dict, batch: Batch, cut: int) -> Callable:
+def theirs(
+  model: Transformer, params: dict, batch: Batch, cut: int
+) -> Callable:
   """The same by transformers."""
   import torch
   import transformers
 
   with tempfile.TemporaryDirectory() as directory:
-    writing.save_directory(directory, params, model)
+    hf_save.save_directory(directory, params, model)
     network = transformers.Gemma2ForCausalLM.from_pretrained(
       directory, attn_implementation='eager', dtype=torch.float32
     )
@@ -117,8 +119,8 @@ def main() -> None:
   options = parser.parse_args()
   shared, repeated = batches(options)
   # As torch does: no remat of layers.
-  compute = Compute(remat='none', head_chunk=512)
-  model = Gemma(SIZE, compute, mesh.one_device())
+  compute = ComputeConfig(remat='none', head_chunk=512)
+  model = Transformer(SIZE, compute, mesh.one_device())
   params = init_params(model, jax.random.key(0))
   cut = options.prompt_size
   contenders = {

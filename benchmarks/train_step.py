@@ -57,11 +57,11 @@ from benchmarks.train_step_contenders import (
   contenders,
 )
 from benchmarks.turns import Timed, ratio, turns
-from grm_jax.model.compute import REMAT, Compute
-from grm_jax.model.gemma import Gemma
-from grm_jax.model.huggingface import writing
-from grm_jax.model.params import init_params
-from grm_jax.parallel import mesh
+from grm_jax.checkpoint.huggingface import save as hf_save
+from grm_jax.model.compute_config import REMAT, ComputeConfig
+from grm_jax.model.init import init_params
+from grm_jax.model.transformer import Transformer
+from grm_jax.sharding import mesh
 
 MODULE = 'benchmarks.train_step'
 # Before the rounds that count: one from the weights all share, one after the
@@ -185,8 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   sys.stdout.reconfigure(line_buffering=True)
   jax.config.update('jax_platforms', 'cpu')
   known = cases(options)
-  compute = Compute(remat=options.remat)
-  model = Gemma(sampler.size_of(options), compute, mesh.one_device())
+  compute = ComputeConfig(remat=options.remat)
+  model = Transformer(sampler.size_of(options), compute, mesh.one_device())
   if options.memory_of:
     name, contender, directory = json.loads(options.memory_of)
     make = contenders(known[name])[contender]
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   names = steps.chosen(options.only, known)
   with tempfile.TemporaryDirectory() as directory:
     params = init_params(model, jax.random.key(0))
-    writing.save_directory(directory, params, model)
+    hf_save.save_directory(directory, params, model)
     del params
     weights = Weights(model, directory)
 

@@ -17,12 +17,11 @@ import numpy as np
 
 from benchmarks.case import Case
 from grm_jax.model.batch import Batch
-from grm_jax.model.gemma import Gemma
-from grm_jax.model.params import init_params
-from grm_jax.model.sizes import Size
-from grm_jax.training import optimizer
-from grm_jax.training import state as states
-from grm_jax.training.step import Steps, supervised_loss
+from grm_jax.model.config import ModelConfig
+from grm_jax.model.init import init_params
+from grm_jax.model.transformer import Transformer
+from grm_jax.training import optimizer, train_state
+from grm_jax.training.train_step import TrainStep, supervised_loss
 
 LEARNING_RATE, BETAS, EPS, CLIP = 1e-4, (0.9, 0.95), 1e-8, 1.0
 OURS, REPEATED, THEIRS = 'grm_jax', 'grm_jax, prompt repeated', 'transformers'
@@ -37,11 +36,11 @@ class Weights:
     directory: of the Hugging Face files with the same weights.
   """
 
-  model: Gemma
+  model: Transformer
   directory: str
 
   @property
-  def size(self) -> Size:
+  def size(self) -> ModelConfig:
     return self.model.size
 
 
@@ -49,7 +48,7 @@ Step = Callable[[], float]
 Contender = Callable[[Case, Weights], Step]
 
 
-def texts(case: Case, size: Size) -> tuple[np.ndarray, np.ndarray]:
+def texts(case: Case, size: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
   """Random tokens: prompts [P, S], generations [P, R, T]."""
   rng = np.random.default_rng(0)
   shape = (case.prompts, case.rows, case.new_tokens)
@@ -78,15 +77,15 @@ def ours(case: Case, weights: Weights, *, repeated: bool = False) -> Step:
     schedule='constant',
     end_fraction=1.0,
     weight_decay=0.0,
-    clip=CLIP,
+    max_grad_norm=CLIP,
     b1=BETAS[0],
     b2=BETAS[1],
     eps=EPS,
     moment_dtype='float32',
   )
-  steps = Steps(model, optim, functools.partial(supervised_loss, model))
+  steps = TrainStep(model, optim, functools.partial(supervised_loss, model))
   params = init_params(model, jax.random.key(0))
-  state = states.init_state(model, optim, params)
+  state = train_state.init_state(model, optim, params)
   del params  # given away with the state
 
   def step():
@@ -98,7 +97,7 @@ def ours(case: Case, weights: Weights, *, repeated: bool = False) -> Step:
 
 
 def theirs(case: Case, weights: Weights) -> Step:
-  """transformers with torch, on all cores."""
+  """Transformers with torch, on all cores."""
   # Torch's threads would wait by spinning, which stalls them where anything
   # else runs too; see sampler_peers.py.
   os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')

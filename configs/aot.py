@@ -7,7 +7,7 @@ r"""Compiles what a step runs for a TPU slice, on a machine without one.
 
   python -m grm_jax.main --config=configs/aot.py --config.program=decode \
     --config.topology=v5p:2x2x2 --config.mesh.tensor=8 --config.mesh.fsdp=1 \
-    --config.prompts=8 --config.num_generations=8
+    --config.micro_batch_prompts=8 --config.num_generations=8
 
 Prints, per device: memory and whether it fits; FLOPs that are needed and that
 are computed; bytes to and from HBM and over the network; the least time that
@@ -18,7 +18,7 @@ configs/tpu.txt has good ones. `:tiny` compiles for the devices here.
 
 from ml_collections import ConfigDict
 
-from grm_jax.parallel.rules import RULES
+from grm_jax.sharding.rules import RULES
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -36,8 +36,8 @@ def get_config(arg: str = '') -> ConfigDict:
       topology='local' if tiny else 'v5p:4x4x4',  # 'local': devices here
       size='tiny' if tiny else 'gemma2_27b',
       num_layers=0,  # 0: as the size says; fewer only help decode and prefill
-      prompts=8 if tiny else 128,  # P at once, over all devices
-      accumulate=1,  # times that a step does so
+      micro_batch_prompts=8 if tiny else 128,  # P at once, over all devices
+      grad_accum_steps=1,  # times that a step does so
       prompt_size=128 if tiny else 2048,  # S
       num_generations=4,  # R
       generation_size=64 if tiny else 1024,  # T
@@ -49,22 +49,27 @@ def get_config(arg: str = '') -> ConfigDict:
         warmup_steps=5,
         schedule='constant',
         weight_decay=0.0,
-        clip=1.0,
+        max_grad_norm=1.0,
         b2=0.95,
         moment_dtype='float32',
-        on_host=False,  # moments and float32 kernels in the host's memory
+        offload_to_host=False,  # moments and float32 kernels in the host's memory
       ),
-      objective=dict(  # of grpo_update, see training/policy.py
+      loss=dict(  # of grpo_update, see training/grpo_loss.py
         kl_coef=0.08,
-        kl='k3',
+        kl_estimator='k3',
         clip_low=0.2,
         clip_high=0.2,
-        normalizer='sequence',
+        loss_agg_mode='sequence',
       ),
-      reference=dict(dtype='bfloat16', on_host=False),
-      # sampling_tensor is `tensor` while tokens are drawn; 0: the same.
+      reference=dict(dtype='bfloat16', offload_to_host=False),
+      # decode_tensor is `tensor` while tokens are drawn; 0: the same.
       mesh=dict(
-        data=1, fsdp=-1, tensor=1, sampling_tensor=0, slices=1, rules=RULES
+        data=1,
+        fsdp=-1,
+        tensor=1,
+        decode_tensor=0,
+        num_slices=1,
+        logical_axis_rules=RULES,
       ),
       sampling=dict(weights='resident', int8=False),  # prefill and decode
       compute=dict(

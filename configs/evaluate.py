@@ -9,14 +9,14 @@ judged k times and once greedily; the report has accuracy at k = 1, 2, 4, ...
 Killed and started again, it goes on. The report alone, without a model:
 
   python -m grm_jax.main --config=configs/evaluate.py --workdir=runs/again \
-    --config.from_samples=runs/eval
+    --config.reuse_samples=runs/eval
 
 `:tiny` judges with a small random model: it shows that everything runs.
 """
 
 from ml_collections import ConfigDict
 
-from grm_jax.parallel.rules import RULES
+from grm_jax.sharding.rules import RULES
 
 # A small pretrained model, by what fits two CPU cores.
 _SMOLLM2 = {
@@ -24,9 +24,9 @@ _SMOLLM2 = {
   'k': 8,
   'prompt.template': 'brief',
   'sampling.prompts': 16,
-  'sampling.rows': 4,
-  'sampling.size': 256,
-  'sampling.buckets': (768, 1024),
+  'sampling.generations_per_prompt': 4,
+  'sampling.max_new_tokens': 256,
+  'sampling.prompt_buckets': (768, 1024),
   'compute.dtype': 'float32',
   'compute.attention': 'xla',
 }
@@ -48,7 +48,7 @@ def get_config(arg: str = '') -> ConfigDict:
       # for it (CLoud).
       judge='grm',
       checkpoint='random' if tiny else '',  # see configs/score.py
-      step=-1,
+      checkpoint_step=-1,
       meta_checkpoint='',
       suites=dict(
         rewardbench='',
@@ -61,11 +61,11 @@ def get_config(arg: str = '') -> ConfigDict:
         pandalm='',
       ),
       max_rows=0,  # of each suite; 0: all
-      from_samples='',  # a workdir of before: only write its report again
+      reuse_samples='',  # a workdir of before: only write its report again
       k=4 if tiny else 32,  # samples of each query, for the whole curve
       greedy=True,  # besides, one greedy judgement of each
       temperature=0.5,
-      order='balanced',  # 'random' is the paper's; 'fixed'
+      response_order='balanced',  # 'random' is the paper's; 'fixed'
       seed=0,
       prompt=dict(  # see configs/score.py
         template='', principles='principles', too_long='shorten', meta=''
@@ -74,14 +74,19 @@ def get_config(arg: str = '') -> ConfigDict:
         weights='resident',
         int8=False,
         prompts=2 if tiny else 16,
-        rows=2 if tiny else 4,
-        size=24 if tiny else 1024,
-        chunk=8 if tiny else 16,
-        buckets=(1024, 2048) if tiny else (1024, 2048, 4096),
+        generations_per_prompt=2 if tiny else 4,
+        max_new_tokens=24 if tiny else 1024,
+        decode_steps_per_call=8 if tiny else 16,
+        prompt_buckets=(1024, 2048) if tiny else (1024, 2048, 4096),
       ),
-      # sampling_tensor is `tensor` while tokens are drawn; 0: the same.
+      # decode_tensor is `tensor` while tokens are drawn; 0: the same.
       mesh=dict(
-        data=1, fsdp=-1, tensor=1, sampling_tensor=0, slices=1, rules=RULES
+        data=1,
+        fsdp=-1,
+        tensor=1,
+        decode_tensor=0,
+        num_slices=1,
+        logical_axis_rules=RULES,
       ),
       compute=dict(
         dtype='float32' if tiny else 'bfloat16',

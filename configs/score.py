@@ -13,16 +13,16 @@ reported in out.errors.jsonl. Killed and started again, it goes on.
 
 from ml_collections import ConfigDict
 
-from grm_jax.parallel.rules import RULES
+from grm_jax.sharding.rules import RULES
 
 # A small pretrained model, by what fits two CPU cores.
 _SMOLLM2 = {
   'checkpoint': 'runs/smollm2/model',
   'prompt.template': 'brief',
   'sampling.prompts': 16,
-  'sampling.rows': 4,
-  'sampling.size': 256,
-  'sampling.buckets': (768, 1024),
+  'sampling.generations_per_prompt': 4,
+  'sampling.max_new_tokens': 256,
+  'sampling.prompt_buckets': (768, 1024),
   'compute.dtype': 'float32',
   'compute.attention': 'xla',
 }
@@ -43,14 +43,14 @@ def get_config(arg: str = '') -> ConfigDict:
       judge='grm',
       # Directory written by configs/convert.py; 'random' for tiny weights.
       checkpoint='random' if tiny else '',
-      step=-1,  # which step of the checkpoint; -1 is the newest
+      checkpoint_step=-1,  # which step of the checkpoint; -1 is the newest
       meta_checkpoint='',  # of a meta RM, for votes guided by it
       input='launch/demo/rows.jsonl' if tiny else '',
       output='',  # default: WORKDIR/scores.jsonl
-      strict=False,  # stop at the first row that cannot be judged
+      fail_on_bad_rows=False,  # stop at the first row that cannot be judged
       k=4 if tiny else 8,  # samples of each row; 0: one greedy judgement
       temperature=0.5,
-      order='balanced',  # of responses in the prompt; 'random', 'fixed'
+      response_order='balanced',  # of responses in the prompt; 'random', 'fixed'
       # 'mean', 'majority' (of pairwise winners); with a meta RM 'guided' (the
       # sum of the k_meta samples that it likes most) or 'best' (of them).
       vote='sum',
@@ -68,18 +68,25 @@ def get_config(arg: str = '') -> ConfigDict:
         weights='resident',  # or 'fsdp': split as in training, gathered
         int8=False,  # weights per output channel
         prompts=2 if tiny else 16,  # P, prompts at work at once
-        rows=2 if tiny else 4,  # R, samples of a prompt drawn at once
-        size=96 if tiny else 1024,  # T, most tokens of a generation
-        chunk=16,  # steps between two refills
+        generations_per_prompt=2
+        if tiny
+        else 4,  # R, samples of a prompt drawn at once
+        max_new_tokens=96 if tiny else 1024,  # T, most tokens of a generation
+        decode_steps_per_call=16,  # steps between two refills
         # Lengths that prompts are padded to; the last is the longest.
-        buckets=(1024, 2048) if tiny else (1024, 2048, 4096),
+        prompt_buckets=(1024, 2048) if tiny else (1024, 2048, 4096),
       ),
       # Several processes: whether each has a model of its own and judges its
       # own share of the rows, or all of them hold one model together.
       apart=False,
-      # sampling_tensor is `tensor` while tokens are drawn; 0: the same.
+      # decode_tensor is `tensor` while tokens are drawn; 0: the same.
       mesh=dict(
-        data=1, fsdp=-1, tensor=1, sampling_tensor=0, slices=1, rules=RULES
+        data=1,
+        fsdp=-1,
+        tensor=1,
+        decode_tensor=0,
+        num_slices=1,
+        logical_axis_rules=RULES,
       ),
       compute=dict(
         dtype='float32' if tiny else 'bfloat16',

@@ -17,14 +17,14 @@ import runpy
 
 from ml_collections import ConfigDict
 
-from grm_jax.parallel.rules import RULES
+from grm_jax.sharding.rules import RULES
 
 _HERE = pathlib.Path(__file__).parent
 # What all stages are given from the top.
 _GIVEN = (
   'stage',
-  'step',
-  'strict',
+  'checkpoint_step',
+  'fail_on_bad_rows',
   'seed',
   'prompt',
   'mesh',
@@ -56,13 +56,21 @@ def _stages(arg: str) -> dict[str, ConfigDict]:
   sft = _stage('sft', arg, (*_GIVEN, 'checkpoint'))
   # '': judgements by the practice teacher, or of other data known verdicts.
   sft.data.texts = ''
-  given = ('stage', 'step', 'strict', 'checkpoint', 'data', 'parts', 'samples')
+  given = (
+    'stage',
+    'checkpoint_step',
+    'fail_on_bad_rows',
+    'checkpoint',
+    'data',
+    'phases',
+    'samples',
+  )
   rft = _stage('rft', arg, given)
   _remove(rft.train, (*_GIVEN, 'checkpoint', 'data.texts'))
   # In rft.train.data.general, '' are the texts of the cold start.
   grpo = _stage('grpo', arg, (*_GIVEN, 'checkpoint', 'data'))
   given = (*_GIVEN, 'kind', 'data', 'samples', 'evaluation.samples')
-  meta_rm = _stage('meta_rm', arg, given)
+  meta_rm = _stage('reward_model', arg, given)
   meta_rm.checkpoint = ''  # where it begins; '': the GRM that it will guide
   if arg == 'tiny':  # less of everything than alone: minutes, not an hour
     base.steps = 560
@@ -71,7 +79,7 @@ def _stages(arg: str) -> dict[str, ConfigDict]:
     rft.train.optimizer.warmup_steps = 10
     grpo.steps = 30
     meta_rm.steps = 100
-    meta_rm.batch.prompts = 20
+    meta_rm.batch.micro_batch_prompts = 20
     for stage in (sft, rft.train, grpo):
       stage.evaluation.every = 0  # at the end only
     grpo.evaluation.k = 0
@@ -84,19 +92,22 @@ _SMOLLM2 = {
   'examples.texts': 300,
   'examples.rft': 128,
   'examples.grpo': 128,
-  'examples.fresh': 80,
+  'examples.meta_rm_samples': 80,
   'examples.validation': 0,
   'examples.held_out': 100,
   'prompt.template': 'brief',
   'prompt.single': 'brief_single',
-  'buckets': (320, 512),  # prompts of real pairs; texts have those of sft
-  'fresh.num_samples': 6,
-  'evaluation.before': True,
+  'prompt_buckets': (
+    320,
+    512,
+  ),  # prompts of real pairs; texts have those of sft
+  'meta_rm_samples.num_samples': 6,
+  'evaluation.evaluate_initial': True,
   'evaluation.k': 16,
-  'evaluation.k_before': 4,
+  'evaluation.k_intermediate': 4,
   'evaluation.sampling.prompts': 32,
-  'evaluation.sampling.rows': 2,  # each order of a pair has k / 2 samples
-  'evaluation.sampling.size': 256,
+  'evaluation.sampling.generations_per_prompt': 2,  # each order of a pair has k / 2 samples
+  'evaluation.sampling.max_new_tokens': 256,
   'compute.dtype': 'float32',
   'compute.attention': 'xla',
 }
@@ -113,17 +124,17 @@ def get_config(arg: str = '') -> ConfigDict:
       # Where the first of them begins: a model directory; 'scratch': a new
       # model, trained by the stage base.
       checkpoint='scratch' if tiny else '',
-      step=-1,  # which step of the checkpoint; -1 is the newest
-      data='practice' if tiny else '',  # see data/sources.py
+      checkpoint_step=-1,  # which step of the checkpoint; -1 is the newest
+      data='practice' if tiny else '',  # see data/example_sources.py
       examples=dict(  # at most so many
         texts=8000 if tiny else 100_000,  # of the cold start
         rft=400 if tiny else 200_000,
         grpo=480 if tiny else 237_000,
-        fresh=320 if tiny else 20_000,  # judged anew for the meta RM
+        meta_rm_samples=320 if tiny else 20_000,  # judged anew for the meta RM
         validation=0 if tiny else 500,  # judged while training; 0: none
         held_out=72 if tiny else 2000,  # judged at the end
       ),
-      strict=False,  # stop at the first row that is bad
+      fail_on_bad_rows=False,  # stop at the first row that is bad
       seed=0,
       principles=True,  # False: judgements without them
       prompt=dict(
@@ -134,30 +145,35 @@ def get_config(arg: str = '') -> ConfigDict:
       ),
       # Lengths that prompts of data other than practice are padded to; ():
       # those of each stage.
-      buckets=(256, 512, 1024) if tiny else (),
-      fresh=dict(  # judgements by the last GRM for the meta RM to learn from
+      prompt_buckets=(256, 512, 1024) if tiny else (),
+      meta_rm_samples=dict(  # judgements by the last GRM for the meta RM to learn from
         num_samples=8 if tiny else 4,
         temperature=0.7,
       ),
       evaluation=dict(
         k=32,  # samples of each query, by the last GRM
-        k_before=8,  # by those before it; k of the table
-        before=False,  # judge also as config.checkpoint does, untrained
+        k_intermediate=8,  # by those before it; k of the table
+        evaluate_initial=False,  # judge also as config.checkpoint does, untrained
         temperature=0.5,
-        order='balanced',  # 'random' is the paper's; 'fixed'
+        response_order='balanced',  # 'random' is the paper's; 'fixed'
         sampling=dict(  # see configs/score.py
           weights='resident',
           int8=False,
           prompts=32 if tiny else 16,
-          rows=4,
-          size=192 if tiny else 1024,
-          chunk=16,
-          buckets=(128,) if tiny else (1024, 2048),
+          generations_per_prompt=4,
+          max_new_tokens=192 if tiny else 1024,
+          decode_steps_per_call=16,
+          prompt_buckets=(128,) if tiny else (1024, 2048),
         ),
       ),
-      # sampling_tensor is `tensor` while tokens are drawn; 0: the same.
+      # decode_tensor is `tensor` while tokens are drawn; 0: the same.
       mesh=dict(
-        data=1, fsdp=-1, tensor=1, sampling_tensor=0, slices=1, rules=RULES
+        data=1,
+        fsdp=-1,
+        tensor=1,
+        decode_tensor=0,
+        num_slices=1,
+        logical_axis_rules=RULES,
       ),
       compute=dict(
         dtype='float32' if tiny else 'bfloat16',

@@ -13,11 +13,11 @@ if typing.TYPE_CHECKING:
 def load_judge(
   checkpoint: str, meta_checkpoint: str | None = None, **settings: Any
 ) -> 'Judge':
-  """A judge for scripts and notebooks; see grm_jax.judges.loading.
+  """A judge for scripts and notebooks; see grm_jax.judges.factory.
 
   judge = grm_jax.load_judge('checkpoints/grm')
   judge.score([{'query': ..., 'responses': [...]}], k=8)
   """
-  from grm_jax.judges import loading
+  from grm_jax.judges import factory as judge_factory
 
-  return loading.load_judge(checkpoint, meta_checkpoint, **settings)
+  return judge_factory.load_judge(checkpoint, meta_checkpoint, **settings)

@@ -30,6 +30,19 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Directory for what the stage writes.'
 )
 flags.mark_flag_as_required('config')
+# config.stage -> the module that runs it.
+STAGES = {
+  'sft': 'grm_jax.stages.sft.train',
+  'rft': 'grm_jax.stages.rft.run',
+  'grpo': 'grm_jax.stages.grpo.train',
+  'reward_model': 'grm_jax.stages.reward_model.train',
+  'spct': 'grm_jax.stages.spct.run',
+  'score': 'grm_jax.stages.score',
+  'evaluate': 'grm_jax.stages.evaluate',
+  'serve': 'grm_jax.stages.serve',
+  'convert': 'grm_jax.stages.convert',
+  'aot': 'grm_jax.aot.compile_report',
+}
 _WITH_OTHERS = (
   'this process of several ends; if another one ended before it, that is the '
   'cause, and its log tells why. Start all of them again: the run goes on'
@@ -41,22 +54,22 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     _fail(f'unexpected argument {argv[1]!r}; settings are --config.key=value')
   # JAX reads its environment on import, and --help should not wait for it.
-  from grm_jax.parallel import start
+  from grm_jax.sharding import distributed
 
   try:
-    start.start()
-    stage = importlib.import_module(f'grm_jax.stages.{_CONFIG.value.stage}')
+    distributed.initialize()
+    stage = importlib.import_module(STAGES[_CONFIG.value.stage])
     stage.run(_CONFIG.value, _WORKDIR.value)
   except (UserError, NonFiniteError) as error:
     logging.debug('', exc_info=True)
     _say(str(error))
-    start.leave(2 if isinstance(error, UserError) else 3)
+    distributed.exit_process(2 if isinstance(error, UserError) else 3)
   except Exception:  # whatever it is, others may wait for this one
-    if not start.are_several():
+    if not distributed.is_multiprocess():
       raise
     traceback.print_exc()
     _say(_WITH_OTHERS)
-    start.leave(1)
+    distributed.exit_process(1)
 
 
 def _parse(argv: list[str]) -> list[str]:

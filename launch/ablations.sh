@@ -25,13 +25,13 @@ PYTHON=${PYTHON:-.venv/bin/python}
 # Name | stages | the one override | stages that are those of the full run.
 # RFT alone is the full run after its stage rft. The table needs no votes, so all
 # but the full run draw one sample beside the greedy judgement.
-ONE=(--config.evaluation.k=1 --config.evaluation.k_before=1)
+ONE=(--config.evaluation.k=1 --config.evaluation.k_intermediate=1)
 RUNS='
 full                  | base,sft,rft,grpo,meta_rm,evaluate |                                          |
 no_rejective_sampling | base,sft,grpo,evaluate             |                                          | base sft
-no_hinted             | base,sft,rft,evaluate              | --config.rft.num_hinted=0                | base sft
+no_hinted             | base,sft,rft,evaluate              | --config.rft.num_hinted_samples=0                | base sft
 no_unhinted           | base,sft,rft,evaluate              | --config.rft.filter.unhinted=False       | base sft
-no_general_data       | base,sft,rft,evaluate              | --config.rft.train.data.general_rate=0.0 | base sft
+no_general_data       | base,sft,rft,evaluate              | --config.rft.train.data.general_fraction=0.0 | base sft
 no_principles         | base,sft,rft,grpo,evaluate         | --config.principles=False                |
 '
 

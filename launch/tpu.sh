@@ -215,7 +215,7 @@ start() {
  and the stage ${stage:-?}; set no SIZE and give the mesh by --config.mesh.KEY=N"
   fi
   quoted=$(printf ' %q' "${all[@]}")
-  ((SLICES == 1)) || quoted+=" --config.mesh.slices=$SLICES"
+  ((SLICES == 1)) || quoted+=" --config.mesh.num_slices=$SLICES"
   # What is left of a run before would hold the chips. And away from the ssh
   # session: a lost connection ends no run.
   on_workers all "cd $FOLDER && { pkill -KILL -f '^$RUNNING' && sleep 5; \

@@ -12,7 +12,7 @@ from etils.epath import gpath
 from fsspec.implementations.memory import MemoryFileSystem
 from orbax.checkpoint._src.path import gcs_utils
 
-from grm_jax.training import checkpoint_index
+from grm_jax.checkpoint import integrity
 
 _OBJECT = re.compile(r'/storage/v1/b/([^/]+)/o/(.+)')
 _OBJECTS = re.compile(r'(?:/upload)?/storage/v1/b/([^/]+)/o')
@@ -118,7 +118,7 @@ def bucket(patch):
   patch.setattr(gpath, '_is_tf_installed', lambda: False)
   # It asks the real service what kind of bucket it is: a flat one.
   patch.setattr(gcs_utils, 'get_bucket', lambda name: object())
-  patch.setattr(checkpoint_index, '_has_client', lambda: True)
+  patch.setattr(integrity, '_has_client', lambda: True)
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Handler)
   host = f'http://127.0.0.1:{server.server_port}'
   patch.setenv('TENSORSTORE_GCS_HTTP_URL', host)

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from grm_jax.model import tiny_tokenizer
+from grm_jax.tokenizer import tiny as tiny_tokenizer
 
 # Four small models that would each catch a different public mistake.
 CONFIGS = {

@@ -6,10 +6,11 @@ import sys
 import jax
 import numpy as np
 
-from grm_jax.model.compute import Compute
-from grm_jax.model.gemma import Gemma
-from grm_jax.model.huggingface import config, reading
-from grm_jax.parallel import mesh, rules, start
+from grm_jax.checkpoint.huggingface import config as hf_config
+from grm_jax.checkpoint.huggingface import load as hf_load
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.transformer import Transformer
+from grm_jax.sharding import distributed, mesh, rules
 
 
 class Counted:
@@ -30,15 +31,15 @@ class Counted:
 
 
 def main(directory):
-  start.start()
-  size, scalar = config.read_size(directory)
-  lazy = reading.Source.slice
-  reading.Source.slice = lambda self, key: Counted(lazy(self, key))
-  source = reading.open_source(directory)
+  distributed.initialize()
+  size, scalar = hf_config.read_size(directory)
+  lazy = hf_load.TensorSource.slice
+  hf_load.TensorSource.slice = lambda self, key: Counted(lazy(self, key))
+  source = hf_load.open_source(directory)
 
   def load(layout):
-    model = Gemma(size, Compute(), layout, scalar)
-    return reading.load_params(source, model, 'source')
+    model = Transformer(size, ComputeConfig(), layout, scalar)
+    return hf_load.load_params(source, model, 'source')
 
   params = load(rules.layout(mesh.make_mesh(1, 4, 2), rules.RULES))
   read = Counted.total

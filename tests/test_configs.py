@@ -8,6 +8,7 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
+from grm_jax import main
 from tests.messages import naming
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -33,7 +34,7 @@ def load(path, arg=''):
 def leaves(config, prefix=()):
   """Paths of the leaves; the rules table counts as one."""
   for key, value in config.items():
-    if isinstance(value, ConfigDict) and key != 'rules':
+    if isinstance(value, ConfigDict) and key != 'logical_axis_rules':
       yield from leaves(value, (*prefix, key))
     else:
       yield '.'.join((*prefix, key))
@@ -74,7 +75,7 @@ def reads(path):
 
 def reads_of_stage(stage):
   """Chains read by a stage's file, main, and all they import of ours."""
-  todo = [ROOT / f'grm_jax/stages/{stage}.py', ROOT / 'grm_jax/main.py']
+  todo = [module_path(main.STAGES[stage]), ROOT / 'grm_jax/main.py']
   seen, chains = set(), set()
   while todo:
     path = todo.pop()
@@ -92,7 +93,7 @@ def unread(config):
     leaf
     for leaf in leaves(config)
     # A whole branch may be read at once, as in Compute(**config.compute), and
-    # a leaf may have methods, as in config.mesh.rules.to_dict().
+    # a leaf may have methods, as in config.mesh.logical_axis_rules.to_dict().
     if not any(
       f'{leaf}.'.startswith(f'{c}.') or c.startswith(f'{leaf}.') for c in chains
     )
@@ -110,7 +111,7 @@ def test_loads_in_both_forms(path):
   for leaf in leaves(full):
     kinds = [eval_leaf(c, leaf) for c in (full, tiny)]
     assert type(kinds[0]) is type(kinds[1]), leaf
-  assert (ROOT / f'grm_jax/stages/{full.stage}.py').exists()
+  assert module_path(main.STAGES[full.stage])
 
 
 def eval_leaf(config, leaf):

@@ -113,7 +113,7 @@ TABLE = {
   'a judge as the meta RM': (
     SCORE,
     'meta_checkpoint={grm}',
-    ['config.meta_checkpoint', 'grm', 'configs/meta_rm.py'],
+    ['config.meta_checkpoint', 'grm', 'configs/reward_model.py'],
   ),
   'no meta RM for k_meta': (
     SCORE,

@@ -7,15 +7,18 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from grm_jax.data import published, sources
+from grm_jax.checkpoint import integrity, orbax_checkpoint
+from grm_jax.data import dataset_files, example_sources
 from grm_jax.errors import UserError
-from grm_jax.evaluation import samples
+from grm_jax.evaluation import judgement_io
 from grm_jax.evaluation.suites import SUITES
-from grm_jax.judging import template
-from grm_jax.model import tiny_tokenizer, tokenizer
-from grm_jax.parallel import files, mirror, row_reader
-from grm_jax.parallel.journal import Journal, rows
-from grm_jax.training import checkpoint_index, checkpoints, metrics, profile
+from grm_jax.io import atomic_io, gcs_mirror, row_reader
+from grm_jax.io.journal import Journal, rows
+from grm_jax.judgement import template
+from grm_jax.tokenizer import tiny as tiny_tokenizer
+from grm_jax.tokenizer import tokenizer
+from grm_jax.training import metric_writer
+from grm_jax.training import profiler as profiling
 from tests import fake_bucket
 from tests.evaluation.fake import query
 from tests.evaluation.suites import published as published_files
@@ -32,7 +35,7 @@ def bucket(monkeypatch):
 
 def write(name, rows, array=False):
   text = json.dumps(rows) if array else '\n'.join(map(json.dumps, rows))
-  files.write_whole(f'{BUCKET}/{name}', text)
+  atomic_io.write_whole(f'{BUCKET}/{name}', text)
   return f'{BUCKET}/{name}'
 
 
@@ -50,11 +53,11 @@ def test_a_suite_in_a_bucket():
 def test_rows_in_a_bucket():
   good = {'query': 'q', 'responses': ['a', 'b']}
   path = write('rows.jsonl', [good, {'query': 'q'}])
-  assert [number for number, _ in published.examples(path)] == [1, 2]
-  found, faults = sources.load(path)
+  assert [number for number, _ in dataset_files.examples(path)] == [1, 2]
+  found, faults = example_sources.load(path)
   assert (len(found), len(faults)) == (1, 1)
   with pytest.raises(UserError, match=naming(f'{BUCKET}/no.jsonl')):
-    list(published.examples(f'{BUCKET}/no.jsonl'))
+    list(dataset_files.examples(f'{BUCKET}/no.jsonl'))
 
 
 @pytest.mark.parametrize('suffix', ['json', 'parquet'])
@@ -62,8 +65,8 @@ def test_other_formats_in_a_bucket(tmp_path, suffix):
   rows = [{'query': 'q', 'responses': ['a', 'b']}] * 3
   local = published_files.write(tmp_path / f'rows.{suffix}', rows)
   path = f'{BUCKET}/rows.{suffix}'
-  files.copy(local, path)
-  assert len(sources.load(path)[0]) == 3
+  atomic_io.copy(local, path)
+  assert len(example_sources.load(path)[0]) == 3
   assert row_reader.count_rows(path) == 3
   assert [x for _, x in row_reader.read_rows(path)] == rows
   with pytest.raises(UserError, match=naming(f'{BUCKET}/no.{suffix}')):
@@ -72,15 +75,15 @@ def test_other_formats_in_a_bucket(tmp_path, suffix):
 
 def test_samples_in_a_bucket():
   one = query('a', 0, [(1, 2)])
-  samples.write(f'{BUCKET}/x.samples.jsonl', [one])
-  assert list(samples.read(f'{BUCKET}/x.samples.jsonl')) == [one]
+  judgement_io.write(f'{BUCKET}/x.samples.jsonl', [one])
+  assert list(judgement_io.read(f'{BUCKET}/x.samples.jsonl')) == [one]
 
 
 def test_a_write_that_fails_leaves_what_was_there():
-  files.write_whole(f'{BUCKET}/whole/a', 'old')
+  atomic_io.write_whole(f'{BUCKET}/whole/a', 'old')
   with (
     pytest.raises(KeyboardInterrupt),
-    files.whole(f'{BUCKET}/whole/a') as file,
+    atomic_io.atomic_write(f'{BUCKET}/whole/a') as file,
   ):
     file.write(b'new')
     raise KeyboardInterrupt
@@ -101,17 +104,17 @@ def test_a_journal_in_a_bucket():
   with pytest.raises(UserError, match=naming(path, 'k', 1, 2)):
     Journal(path, {'k': 2})
   Journal(path, {'k': 1}).delete()
-  assert not files.exists(path)
+  assert not atomic_io.exists(path)
 
 
 def test_a_run_that_is_killed_keeps_what_was_sent(monkeypatch):
   path = f'{BUCKET}/a/x.partial'
   journal = Journal(path, {'k': 1})
   journal.append({'n': 1})
-  assert not files.exists(path)  # not half a minute yet
-  monkeypatch.setattr(mirror, 'SECONDS', 0)
+  assert not atomic_io.exists(path)  # not half a minute yet
+  monkeypatch.setattr(gcs_mirror, 'SECONDS', 0)
   journal.append({'n': 2})
-  monkeypatch.setattr(mirror, 'SECONDS', 1000)
+  monkeypatch.setattr(gcs_mirror, 'SECONDS', 1000)
   journal.append({'n': 3})
   # It never ends; another one goes on.
   assert Journal(path, {'k': 1}).count == 2
@@ -119,25 +122,25 @@ def test_a_run_that_is_killed_keeps_what_was_sent(monkeypatch):
 
 def test_metrics_in_a_bucket():
   work = f'{BUCKET}/work'
-  with metrics.Writer(work) as writer:
+  with metric_writer.MetricWriter(work) as writer:
     writer.write(1, {'loss': 2.0})
     writer.write(2, {'loss': 1.0})
     writer.send()
-    sent = epath.Path(work, metrics.FILE).read_text()
+    sent = epath.Path(work, metric_writer.FILE).read_text()
     assert [json.loads(x)['step'] for x in sent.splitlines()] == [1, 2]
     writer.write(3, {'loss': 0.5})
-  with metrics.Writer(work, step=2) as writer:
+  with metric_writer.MetricWriter(work, step=2) as writer:
     writer.write(3, {'loss': 0.25})
-  found = epath.Path(work, metrics.FILE).read_text().splitlines()
+  found = epath.Path(work, metric_writer.FILE).read_text().splitlines()
   assert [json.loads(x)['loss'] for x in found] == [2, 1, 0.25]
-  assert len(list(epath.Path(work, metrics.BOARD).iterdir())) == 2
+  assert len(list(epath.Path(work, metric_writer.BOARD).iterdir())) == 2
 
 
 def test_a_profile_in_a_bucket():
-  with profile.Profiler((1, 1), f'{BUCKET}/work') as profiler:
+  with profiling.Profiler((1, 1), f'{BUCKET}/work') as profiler:
     profiler.begin(1)
     profiler.end(1, jnp.ones(3) + 1)
-  found = list(epath.Path(BUCKET, 'work', profile.FOLDER).glob('*/*/*/*'))
+  found = list(epath.Path(BUCKET, 'work', profiling.FOLDER).glob('*/*/*/*'))
   assert any(x.name.endswith('.xplane.pb') for x in found), found
 
 
@@ -147,13 +150,13 @@ def test_a_tokenizer_and_a_template_in_a_bucket():
   assert loaded.vocab_size == tiny_tokenizer.VOCAB_SIZE
   with pytest.raises(UserError, match=f'{BUCKET}/no/tokenizer.model'):
     tokenizer.load(f'{BUCKET}/no/tokenizer.model')
-  files.write_whole(f'{BUCKET}/t.txt', '{{ query }}{{ responses }}')
+  atomic_io.write_whole(f'{BUCKET}/t.txt', '{{ query }}{{ responses }}')
   assert template.load(f'{BUCKET}/t.txt').used == {'query', 'responses'}
 
 
 def test_checkpoints_in_a_bucket_need_a_package(monkeypatch):
-  monkeypatch.setattr(checkpoint_index, '_has_client', lambda: False)
-  for opened in (checkpoints.steps, checkpoints.Checkpoints):
+  monkeypatch.setattr(integrity, '_has_client', lambda: False)
+  for opened in (orbax_checkpoint.steps, orbax_checkpoint.CheckpointManager):
     with pytest.raises(
       ValueError, match=naming(f'{BUCKET}/model', 'requirements-tpu.txt')
     ):
@@ -162,12 +165,12 @@ def test_checkpoints_in_a_bucket_need_a_package(monkeypatch):
 
 def test_checkpoints_in_a_bucket():
   place = f'{BUCKET}/model'
-  with checkpoints.Checkpoints(place, keep=2) as writer:
+  with orbax_checkpoint.CheckpointManager(place, keep=2) as writer:
     for step in (1, 2, 3):
       writer.save(step, {'a': jnp.full(5, step)}, meta={'step': step})
-  assert checkpoints.steps(place) == [2, 3]
+  assert orbax_checkpoint.steps(place) == [2, 3]
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   wanted = jax.ShapeDtypeStruct((5,), jnp.int32, sharding=sharding)
-  found = checkpoints.restore_params(place, {'a': wanted}, 2)
+  found = orbax_checkpoint.restore_params(place, {'a': wanted}, 2)
   assert found['a'].tolist() == [2] * 5
-  assert checkpoints.read_json(place, 'meta') == {'step': 3}
+  assert orbax_checkpoint.read_json(place, 'meta') == {'step': 3}

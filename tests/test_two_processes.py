@@ -47,7 +47,7 @@ def test_both_directions_through_main(tmp_path):
   run_together(
     [
       *main,
-      '--config.to=huggingface',
+      '--config.direction=huggingface',
       f'--config.source={tmp_path}/ours',
       f'--config.target={tmp_path}/out',
     ]
@@ -64,7 +64,7 @@ def test_both_directions_through_main(tmp_path):
 def test_two_processes_score_as_one(tmp_path, judge, apart):
   main = ['-m', 'grm_jax.main', '--config=configs/score.py:tiny']
   main += ['--config.sampling.prompts=8', f'--config.judge={judge}']
-  main += ['--config.sampling.size=80', '--config.k=3']
+  main += ['--config.sampling.max_new_tokens=80', '--config.k=3']
   run_together([*main, f'--workdir={tmp_path}/two', f'--config.apart={apart}'])
   assert [x.name for x in (tmp_path / 'two').iterdir()] == ['scores.jsonl']
   run_together([*main, f'--workdir={tmp_path}/one'], count=1, devices=1)

@@ -10,15 +10,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grm_jax.data.records import Limits, Record
+from grm_jax.data.tokenized_example import BatchShape, TokenizedExample
 
 
-def room(limits: Limits) -> int:
+def room(limits: BatchShape) -> int:
   """Places of a packed row: all that fits apart fits a row, too."""
   return limits.buckets[-1] + limits.sizes[-1]
 
 
-def pack(records: Sequence[Record], size: int) -> list[Record]:
+def pack(
+  records: Sequence[TokenizedExample], size: int
+) -> list[TokenizedExample]:
   """Rows of at most `size` tokens; each text of a row is of one source.
 
   The longest text comes first, and each goes where it leaves the least room
@@ -68,9 +70,9 @@ def _fill(texts, size):
   return rows
 
 
-def _row(texts) -> Record:
+def _row(texts) -> TokenizedExample:
   arrays = [x for record, tokens in texts for x in (record.prompt, tokens)]
-  return Record(
+  return TokenizedExample(
     id=' '.join(record.id for record, _ in texts),
     prompt=np.concatenate(arrays),
     generations=(),

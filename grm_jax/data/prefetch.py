@@ -4,8 +4,8 @@ import collections
 import concurrent.futures
 from typing import Any
 
-from grm_jax.data.batches import Batches
-from grm_jax.data.padding import Meta
+from grm_jax.data.batch_iterator import BatchIterator
+from grm_jax.data.collate import BatchInfo
 from grm_jax.model.batch import Batch
 
 
@@ -16,7 +16,7 @@ class Prefetch:
   from then on: restore them before, and ask here for their state.
   """
 
-  def __init__(self, batches: Batches, depth: int = 2):
+  def __init__(self, batches: BatchIterator, depth: int = 2):
     """Begins to build.
 
     Args:
@@ -41,7 +41,7 @@ class Prefetch:
   def __iter__(self) -> 'Prefetch':
     return self
 
-  def __next__(self) -> tuple[Batch, Meta]:
+  def __next__(self) -> tuple[Batch, BatchInfo]:
     """The next batch; raises what its building raised, then and ever after."""
     if not self._ahead:
       raise RuntimeError('this Prefetch is closed')

@@ -16,12 +16,12 @@ from typing import Any
 
 from absl import logging
 
-from grm_jax.data import tfds
-from grm_jax.data.records import Record, tokens_of
+from grm_jax.data import tfds_source
+from grm_jax.data.tokenized_example import TokenizedExample, tokens_of
 from grm_jax.errors import UserError
-from grm_jax.judging.judgement import Fault
-from grm_jax.model import chat
-from grm_jax.model.tokenizer import Tokenizer
+from grm_jax.judgement.judgement import ExampleError
+from grm_jax.tokenizer import chat_format
+from grm_jax.tokenizer.tokenizer import Tokenizer
 
 PREFIX = 'seqio:'
 _SPEC = re.compile(
@@ -36,7 +36,7 @@ def load() -> Any:
   Raises:
     UserError: it is not installed, or TensorFlow has taken an accelerator.
   """
-  tfds.tensorflow()
+  tfds_source.tensorflow()
   try:
     import seqio
   except ImportError as error:
@@ -75,7 +75,7 @@ def provider(spec: str) -> Any:
       importlib.import_module(module)
     except ImportError as error:
       raise UserError(
-        f'{spec}: module {module} cannot be imported: {tfds.one_line(error)}'
+        f'{spec}: module {module} cannot be imported: {tfds_source.one_line(error)}'
       ) from error
   known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
   if name not in known:
@@ -92,7 +92,7 @@ def provider(spec: str) -> Any:
   return found
 
 
-def values(spec: str) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
+def values(spec: str) -> Iterator[tuple[int, dict[str, Any] | ExampleError]]:
   """(number from 1, fields or fault) of every example.
 
   Args:
@@ -108,14 +108,14 @@ def values(spec: str) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
   )
 
 
-def records(spec: str, tokenizer: Tokenizer) -> Iterator[Record]:
+def records(spec: str, tokenizer: Tokenizer) -> Iterator[TokenizedExample]:
   """Training texts: of every example its inputs and its targets.
 
   Features that are token ids are taken as they are, and begin with bos where
   they did not: what is in them is up to the Task. Note that
   seqio.preprocessors.tokenize makes a control id of '<end_of_turn>' in a text.
   Features that are texts become a user's turn and the model's answer to it,
-  without control ids from the texts (model/chat.py).
+  without control ids from the texts (tokenizer/chat_format.py).
 
   Args:
     spec: of a Task or Mixture with features `inputs` and `targets`.
@@ -177,7 +177,7 @@ def _examples(spec):
       num_epochs=1,
     )
   except (ValueError, OSError, AssertionError) as error:
-    raise UserError(f'{spec}: {tfds.one_line(error)}') from error
+    raise UserError(f'{spec}: {tfds_source.one_line(error)}') from error
   logging.info('%s is read from seqio', spec)
 
   def numbered():
@@ -187,7 +187,7 @@ def _examples(spec):
         number += 1
         yield number, example
     except tf.errors.OpError as error:
-      reason = tfds.one_line(error)
+      reason = tfds_source.one_line(error)
       raise UserError(f'{spec}, after example {number}: {reason}') from error
 
   return numbered()
@@ -195,16 +195,16 @@ def _examples(spec):
 
 def _fields(example, number):
   try:
-    fields = tfds.decoded(tfds.plain(example))
+    fields = tfds_source.decoded(tfds_source.plain(example))
   except UserError as error:
-    return Fault(f'row {number}', str(error))
+    return ExampleError(f'row {number}', str(error))
   messages = fields.get('messages')
   if not isinstance(messages, dict):
     return fields
   roles, contents = messages.get('role', ()), messages.get('content', ())
   if len(roles) != len(contents):
     reason = f'messages have {len(roles)} roles and {len(contents)} contents'
-    return Fault(f'row {number}', reason)
+    return ExampleError(f'row {number}', reason)
   pairs = zip(roles, contents, strict=True)
   turns = [{'role': role, 'content': content} for role, content in pairs]
   return fields | {'messages': turns}
@@ -212,7 +212,9 @@ def _fields(example, number):
 
 def _id(example):
   """The feature `id` as text, '' if there is none."""
-  return str(tfds.decoded(tfds.plain(example.get('id', b'')), 'id'))
+  return str(
+    tfds_source.decoded(tfds_source.plain(example.get('id', b'')), 'id')
+  )
 
 
 def _maker(spec, features, tokenizer):
@@ -232,14 +234,16 @@ def _maker(spec, features, tokenizer):
 
 
 def _of_texts(tokenizer, id, source, example):
-  asked, answer = (tfds.decoded(tfds.plain(example[key]), key) for key in _KEYS)
-  prompt = chat.render_user(tokenizer, asked)
+  asked, answer = (
+    tfds_source.decoded(tfds_source.plain(example[key]), key) for key in _KEYS
+  )
+  prompt = chat_format.render_user(tokenizer, asked)
   generation = [*tokenizer.encode(answer), tokenizer.end_of_turn]
   return _record(id, source, prompt, generation)
 
 
 def _of_ids(tokenizer, id, source, example):
-  prompt, generation = (tfds.plain(example[key]) for key in _KEYS)
+  prompt, generation = (tfds_source.plain(example[key]) for key in _KEYS)
   opening = list(tokenizer.turns.opening)
   if prompt[: len(opening)] != opening:
     prompt = [*opening, *prompt]
@@ -247,4 +251,6 @@ def _of_ids(tokenizer, id, source, example):
 
 
 def _record(id, source, prompt, generation):
-  return Record(id, tokens_of(prompt), (tokens_of(generation),), source)
+  return TokenizedExample(
+    id, tokens_of(prompt), (tokens_of(generation),), source
+  )

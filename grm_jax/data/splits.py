@@ -7,7 +7,7 @@ in the same split of both.
 
 import hashlib
 
-from grm_jax.judging.example import JudgingExample
+from grm_jax.judgement.example import JudgingExample
 
 SPLITS = ('train', 'validation', 'held_out')  # 80, 10 and 10 of 100
 

@@ -32,7 +32,7 @@ class Bin:
 
 
 def probabilities(values: ArrayLike) -> np.ndarray:
-  """sigmoid of logits, float64."""
+  """Sigmoid of logits, float64."""
   # By tanh, which overflows nowhere.
   return 0.5 * (1 + np.tanh(0.5 * np.asarray(values, np.float64)))
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 import numpy as np
 
 from grm_jax.errors import UserError
-from grm_jax.judging import votes as voting
-from grm_jax.judging.example import JudgingExample
+from grm_jax.judgement import voting
+from grm_jax.judgement.example import JudgingExample
 
 _LEVEL = 0.95
 _CHUNK = 100  # resamples at a time, to bound memory
@@ -61,7 +61,7 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
-class Item:
+class ScoredItem:
   """One value that goes into a mean.
 
   Attributes:
@@ -77,7 +77,7 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True)
-class Term:
+class WeightedSection:
   """A mean and its place in the score.
 
   A section is the sum of weight * mean over its terms, the score the sum of
@@ -87,7 +87,7 @@ class Term:
   section: str
   share: float
   weight: float
-  items: tuple[Item, ...]
+  items: tuple[ScoredItem, ...]
 
 
 def correct(result: Result) -> float:
@@ -127,15 +127,15 @@ def query_of(example: JudgingExample) -> Hashable:
 
 def items(
   results: Iterable[Result], value: Callable[[Result], float] = correct
-) -> tuple[Item, ...]:
+) -> tuple[ScoredItem, ...]:
   """An item per result, in the subset that its example's tags name."""
   return tuple(
-    Item(r.example.tags['subset'], query_of(r.example), value(r))
+    ScoredItem(r.example.tags['subset'], query_of(r.example), value(r))
     for r in results
   )
 
 
-def by_subset(results: Iterable[Result]) -> dict[str, tuple[Item, ...]]:
+def by_subset(results: Iterable[Result]) -> dict[str, tuple[ScoredItem, ...]]:
   """Items of results, by subset, in the order met."""
   groups = by_tag(results, 'subset')
   return {subset: items(found) for subset, found in groups.items()}
@@ -156,8 +156,8 @@ def mean(values: Iterable[float]) -> float:
 
 def weighted_terms(
   sections: Mapping[str, Mapping[str, float]],
-  groups: Mapping[str, tuple[Item, ...]],
-) -> tuple[Term, ...]:
+  groups: Mapping[str, tuple[ScoredItem, ...]],
+) -> tuple[WeightedSection, ...]:
   """Terms of a score that is the mean of sections, each weighted by subset.
 
   Args:
@@ -171,13 +171,15 @@ def weighted_terms(
   }
   kept = {section: weights for section, weights in kept.items() if weights}
   return tuple(
-    Term(section, 1 / len(kept), w / sum(weights.values()), groups[subset])
+    WeightedSection(
+      section, 1 / len(kept), w / sum(weights.values()), groups[subset]
+    )
     for section, weights in kept.items()
     for subset, w in weights.items()
   )
 
 
-def score(results: Sequence[Result], terms: Sequence[Term]) -> Score:
+def score(results: Sequence[Result], terms: Sequence[WeightedSection]) -> Score:
   """The Score that `terms`, made from `results`, describe."""
   if not results:
     raise UserError('there are no results to score')
@@ -224,7 +226,7 @@ def auc(scores: Sequence[float], labels: Sequence[bool]) -> float:
 
 
 def bootstrap(
-  terms: Sequence[Term], num: int = 1000, seed: int = 0
+  terms: Sequence[WeightedSection], num: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
   """The 95 % interval of the score of `terms`, resampling its queries.
 

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from grm_jax.evaluation.calibration import Bin
-from grm_jax.evaluation.curves import Curves, Point
-from grm_jax.evaluation.summary import SCORES, Summary
+from grm_jax.evaluation.generation_stats import SCORES, GenerationStats
+from grm_jax.evaluation.scaling_curves import CurvePoint, Curves
 
 PAPER = 'DeepSeek-GRM-27B, arXiv 2504.02495'
 _BLUE, _ORANGE, _GREEN = '#0072B2', '#D55E00', '#009E73'
@@ -26,7 +26,7 @@ _PERCENT = FuncFormatter(lambda value, _: f'{100 * value:.4g}%')
 
 
 @dataclasses.dataclass(frozen=True)
-class Reference:
+class PaperNumbers:
   """Published values to stand beside: accuracy by k."""
 
   label: str
@@ -36,13 +36,13 @@ class Reference:
 
 
 # arXiv 2504.02495, tables of main results and of inference-time scaling.
-OVERALL = Reference(
+OVERALL = PaperNumbers(
   label=f'{PAPER}, overall',
   greedy=0.699,
   voting={1: 0.679, 8: 0.706, 32: 0.710},
   meta={8: 0.720, 32: 0.728},
 )
-REWARDBENCH = Reference(
+REWARDBENCH = PaperNumbers(
   label=f'{PAPER}, RewardBench',
   greedy=0.860,
   voting={1: 0.852, 8: 0.877, 32: 0.885},
@@ -74,12 +74,12 @@ class Bar:
 def accuracy_over_k(
   curves: Curves,
   title: str,
-  reference: Reference | None = None,
+  reference: PaperNumbers | None = None,
   measure: str = 'accuracy',
 ) -> Figure:
   """Voting@k and MetaRM@k with their intervals, greedy as a level line."""
   figure, axes = _figure(5.6)
-  published = reference or Reference('', None, {}, {})
+  published = reference or PaperNumbers('', None, {}, {})
   # Ours and the published one in turn: columns of the legend.
   _line(axes, curves.voting, _BLUE, 'o', 'Voting@k')
   _dashes(axes, published.voting, _BLUE, 'o', 'Voting@k, published')
@@ -140,7 +140,7 @@ def accuracy_of_parts(
   return figure
 
 
-def score_histogram(summary: Summary, title: str) -> Figure:
+def score_histogram(summary: GenerationStats, title: str) -> Figure:
   """How often each score is given, to right and to other responses."""
   figure, axes = _figure(4.5)
   kinds = [
@@ -286,7 +286,9 @@ def _short(name: str, most: int = 40) -> str:
   return name if len(name) <= most else f'{name[: most - 3]}...'
 
 
-def _line(axes: Axes, points: Sequence[Point], color, marker, label) -> None:
+def _line(
+  axes: Axes, points: Sequence[CurvePoint], color, marker, label
+) -> None:
   if not points:
     return
   ks = [point.k for point in points]
@@ -320,7 +322,9 @@ def _level(axes: Axes, value: float | None, style, label) -> None:
     )
 
 
-def _axis_of_k(axes: Axes, curves: Curves, reference: Reference | None) -> None:
+def _axis_of_k(
+  axes: Axes, curves: Curves, reference: PaperNumbers | None
+) -> None:
   ks = {point.k for point in (*curves.voting, *curves.meta)}
   if reference is not None:
     ks |= {*reference.voting, *reference.meta}

@@ -15,16 +15,16 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from grm_jax.evaluation import page, plots, summary, tables
-from grm_jax.evaluation.curves import Curves, Results
+from grm_jax.evaluation import generation_stats, plots, tables
+from grm_jax.evaluation import html as report_html
+from grm_jax.evaluation.generation_stats import GenerationStats
 from grm_jax.evaluation.metrics import Result, Score
 from grm_jax.evaluation.plots import Bar
-from grm_jax.evaluation.summary import Summary
-from grm_jax.judging import outcome
-from grm_jax.judging import votes as voting
-from grm_jax.judging.example import JudgingExample
-from grm_jax.judging.judgement import Judged, Judgement
-from grm_jax.parallel import files
+from grm_jax.evaluation.scaling_curves import Curves, Results
+from grm_jax.io import atomic_io
+from grm_jax.judgement import correctness, voting
+from grm_jax.judgement.example import JudgingExample
+from grm_jax.judgement.judgement import JudgedExample, Judgement
 
 # Of generations to read; the value is their look.
 KINDS = {
@@ -36,7 +36,7 @@ KINDS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
+class ReportExample:
   """A generation to read, of one of KINDS."""
 
   kind: str
@@ -63,16 +63,16 @@ class SuiteReport:
   title: str
   measure: str
   curves: Curves
-  samples: Summary
-  greedy: Summary | None
+  samples: GenerationStats
+  greedy: GenerationStats | None
   score: Score | None
   parts: tuple[Bar, ...]
-  shown: tuple[Shown, ...]
+  shown: tuple[ReportExample, ...]
 
 
 def suite_report(
   title: str,
-  judged: Sequence[Judged],
+  judged: Sequence[JudgedExample],
   curves: Curves,
   score: Callable[[Results], Score] | None = None,
   interval: Callable[[Results], tuple[float, float]] | None = None,
@@ -83,12 +83,12 @@ def suite_report(
   Both are given or neither is: without them there are no sections.
   """
   found = voted(judged) if score else []
-  greedy = summary.of_greedy(judged)
+  greedy = generation_stats.of_greedy(judged)
   return SuiteReport(
     title=title,
     measure=measure,
     curves=curves,
-    samples=summary.of_samples(judged),
+    samples=generation_stats.of_samples(judged),
     greedy=greedy if greedy.num_generations else None,
     score=score(found) if score else None,
     parts=_parts(found, score, interval) if score else (),
@@ -96,13 +96,13 @@ def suite_report(
   )
 
 
-def voted(judged: Sequence[Judged]) -> Results:
+def voted(judged: Sequence[JudgedExample]) -> Results:
   """The votes of all samples, or what the greedy generation says alone."""
   found = []
   for one in judged:
     generations = one.samples or (one.greedy,)
     scores = [generation.scores for generation in generations]
-    vote = voting.summed(scores, len(one.example.responses))
+    vote = voting.sum_scores(scores, len(one.example.responses))
     found.append(Result(one.example, vote))
   return found
 
@@ -116,14 +116,14 @@ def _parts(results: Results, score, interval) -> tuple[Bar, ...]:
   return tuple(bars)
 
 
-def _shown(judged: Sequence[Judged]) -> tuple[Shown, ...]:
+def _shown(judged: Sequence[JudgedExample]) -> tuple[ReportExample, ...]:
   """One of each kind, each of another query if there is one."""
-  found: dict[str, list[Shown]] = {kind: [] for kind in KINDS}
+  found: dict[str, list[ReportExample]] = {kind: [] for kind in KINDS}
   for one in judged:
     for generation in one.samples or (one.greedy,):
       kind = _kind(one.example, generation)
-      found[kind].append(Shown(kind, one.example, generation))
-  chosen: dict[str, Shown] = {}
+      found[kind].append(ReportExample(kind, one.example, generation))
+  chosen: dict[str, ReportExample] = {}
   for kind in sorted(KINDS, key=lambda kind: len(found[kind])):
     used = [shown.example for shown in chosen.values()]
     fresh = (shown for shown in found[kind] if shown.example not in used)
@@ -137,7 +137,7 @@ def _kind(example: JudgingExample, generation: Judgement) -> str:
     return 'parse failure'
   if example.best is None or len(example.responses) == 1:
     return 'without a known best response'
-  right = outcome.correct(generation.scores, example.best)
+  right = correctness.correct(generation.scores, example.best)
   return 'right' if right else 'wrong'
 
 
@@ -169,7 +169,7 @@ def write_report(
 
 
 def _write_whole(path: str, content: bytes) -> None:
-  with files.whole(path) as file:
+  with atomic_io.atomic_write(path) as file:
     file.write(content)
 
 
@@ -193,7 +193,7 @@ def render(
     for kind, (_, png) in own.items()
   }
   files['results.json'] = _results(suites, facts)
-  files['report.html'] = page.page(
+  files['report.html'] = report_html.page(
     'Evaluation report', _body(suites, facts, front, pictures)
   )
   return files
@@ -223,7 +223,7 @@ def _pictures(name: str, suite: SuiteReport) -> dict[str, tuple[str, bytes]]:
   }
 
 
-def _behaviour(suite: SuiteReport) -> Summary:
+def _behaviour(suite: SuiteReport) -> GenerationStats:
   """Of the samples, or of the greedy generations if there are none."""
   if suite.samples.num_generations or suite.greedy is None:
     return suite.samples
@@ -254,16 +254,16 @@ def _finite(value):
 
 
 def _body(suites, facts, front, pictures) -> list[str]:
-  parts = [page.heading(1, 'Evaluation report')]
+  parts = [report_html.heading(1, 'Evaluation report')]
   if facts:
     rows = [('setting', 'value'), *facts.items()]
-    parts.append(page.table(rows, 'What was evaluated', 'texts'))
+    parts.append(report_html.table(rows, 'What was evaluated', 'texts'))
   scores, behaviour = _overview(suites)
   parts += [
     *front,
-    page.table(scores, 'Scores in percent, with 95% intervals'),
-    page.table(behaviour, 'Behaviour of the generations'),
-    page.note(tables.BEHAVIOUR_NOTE),
+    report_html.table(scores, 'Scores in percent, with 95% intervals'),
+    report_html.table(behaviour, 'Behaviour of the generations'),
+    report_html.note(tables.BEHAVIOUR_NOTE),
   ]
   for name, suite in suites.items():
     parts += _section(suite, pictures[name])
@@ -272,35 +272,35 @@ def _body(suites, facts, front, pictures) -> list[str]:
 
 def _section(suite: SuiteReport, pictures) -> list[str]:
   images = {
-    kind: page.image(png, description)
+    kind: report_html.image(png, description)
     for kind, (description, png) in pictures.items()
   }
-  parts = [page.heading(2, suite.title)]
+  parts = [report_html.heading(2, suite.title)]
   if 'accuracy-over-k' in images:
     parts.append(images['accuracy-over-k'])
   parts += _curve_tables(suite.curves)
   if 'parts' in images:
     rows = tables.by_subset(suite.score)
-    parts += [images['parts'], page.table(rows, 'Subsets, in percent')]
+    parts += [images['parts'], report_html.table(rows, 'Subsets, in percent')]
   if 'scores' in images:
     parts.append(images['scores'])
   if suite.shown:
-    parts.append(page.heading(3, 'Generations to read'))
+    parts.append(report_html.heading(3, 'Generations to read'))
   parts += [_generation(x, i == 0) for i, x in enumerate(suite.shown)]
   return parts
 
 
 def _curve_tables(curves: Curves) -> list[str]:
   parts = [
-    page.table(tables.over_k(curves), 'The curve in numbers, in percent')
+    report_html.table(tables.over_k(curves), 'The curve in numbers, in percent')
   ]
   if curves.meta_kept:
     caption = f'Of {curves.voting[-1].k} samples the meta RM keeps k_meta'
-    parts.append(page.table(tables.meta_kept(curves), caption))
+    parts.append(report_html.table(tables.meta_kept(curves), caption))
   return parts
 
 
-def _generation(shown: Shown, opened: bool) -> str:
+def _generation(shown: ReportExample, opened: bool) -> str:
   """A generation with all that it was about, in the order it was shown."""
   example, judgement = shown.example, shown.judgement
   scores = judgement.scores
@@ -315,7 +315,7 @@ def _generation(shown: Shown, opened: bool) -> str:
   tokens = f'{judgement.num_tokens:,} tokens, ended by {judgement.finish!r}'
   texts.append((f'Generation ({tokens})', judgement.text))
   title = f'{shown.kind[0].upper()}{shown.kind[1:]}: query {example.id}'
-  return page.folded(KINDS[shown.kind], title, texts, opened)
+  return report_html.folded(KINDS[shown.kind], title, texts, opened)
 
 
 def table(suites: Mapping[str, SuiteReport]) -> str:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from etils import epath
 
 from grm_jax.errors import UserError
-from grm_jax.judging.example import JudgingExample
-from grm_jax.judging.rows import Row, Table
-from grm_jax.parallel import row_reader
+from grm_jax.io import row_reader
+from grm_jax.judgement.example import JudgingExample
+from grm_jax.judgement.preference_rows import RowTable, SourceRow
 
 
 def load(
-  path: str | Table,
-  examples: Callable[[Row], Iterable[JudgingExample]],
+  path: str | RowTable,
+  examples: Callable[[SourceRow], Iterable[JudgingExample]],
   keep: Callable[[str], bool] = lambda name: True,
 ) -> list[JudgingExample]:
   """Returns the examples of all rows of a file, a folder or a table.
@@ -39,18 +39,20 @@ def load(
       places[example.id] = f'{row.file}, row {row.number}'
       loaded.append(example)
   if not loaded:
-    name = path.name if isinstance(path, Table) else path
+    name = path.name if isinstance(path, RowTable) else path
     raise UserError(f'{name}: there is nothing to judge in these files')
   return loaded
 
 
-def read(path: str | Table, keep: Callable[[str], bool]) -> Iterator[Row]:
+def read(
+  path: str | RowTable, keep: Callable[[str], bool]
+) -> Iterator[SourceRow]:
   """Yields the rows of a file, a table, or the files below a folder.
 
   Files are read in the order of their names.
   """
   for file, number, fields in _numbered(path, keep):
-    row = Row(file, number, fields)
+    row = SourceRow(file, number, fields)
     if isinstance(fields, row_reader.UnreadableRow):
       raise row.fault(fields.reason)
     if not isinstance(fields, dict):
@@ -60,7 +62,7 @@ def read(path: str | Table, keep: Callable[[str], bool]) -> Iterator[Row]:
 
 def _numbered(path, keep):
   """Yields (file, number, fields) of every row."""
-  if isinstance(path, Table):
+  if isinstance(path, RowTable):
     for number, fields in enumerate(path.rows, 1):
       yield path.name, number, fields
     return

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from grm_jax.evaluation.curves import Curves, Point
+from grm_jax.evaluation.generation_stats import GenerationStats
 from grm_jax.evaluation.metrics import Score
-from grm_jax.evaluation.summary import Summary
+from grm_jax.evaluation.scaling_curves import CurvePoint, Curves
 
 Rows = list[tuple[str, ...]]
 
@@ -39,7 +39,7 @@ def accuracy(curves: Sequence[tuple[str, Curves]]) -> Rows:
   return rows
 
 
-def behaviour(summaries: Sequence[tuple[str, Summary]]) -> Rows:
+def behaviour(summaries: Sequence[tuple[str, GenerationStats]]) -> Rows:
   """A head and a row for every title; see BEHAVIOUR_NOTE."""
   head = 'suite,unparsed,no vote,ties,vote ties,first,chance,tokens,cut off'
   rows = [tuple(head.split(','))]
@@ -102,7 +102,7 @@ def _percent(value: float | None) -> str:
   return '-' if value is None else f'{100 * value:.1f}'
 
 
-def _ranged(point: Point | None) -> str:
+def _ranged(point: CurvePoint | None) -> str:
   if point is None:
     return '-'
   ends = f'{_percent(point.low)}, {_percent(point.high)}'

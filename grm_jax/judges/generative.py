@@ -6,32 +6,32 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from grm_jax.errors import UserError
-from grm_jax.judges.asking import Asking, Prompts
-from grm_jax.judges.scalar import MetaJudge
-from grm_jax.judging import asked, report
-from grm_jax.judging import example as examples_lib
-from grm_jax.judging.asked import Asked
-from grm_jax.judging.example import JudgingExample
-from grm_jax.judging.forms import Forms
-from grm_jax.judging.judgement import Fault, Judged, Judgement
-from grm_jax.judging.report import Voting
-from grm_jax.model.tokenizer import Tokenizer
+from grm_jax.judgement import example as examples_lib
+from grm_jax.judgement import judgement_request, verdict
+from grm_jax.judgement.example import JudgingExample
+from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
+from grm_jax.judgement.judgement_request import JudgementRequest
+from grm_jax.judgement.prompt_format import PromptFormat
+from grm_jax.judgement.verdict import VoteConfig
+from grm_jax.judges.baselines.scalar_rm import MetaJudge
+from grm_jax.judges.judgement_scheduler import JudgementScheduler, PromptBuilder
 from grm_jax.sampling.engine import Engine
+from grm_jax.tokenizer.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class JudgeConfig:
   """How to judge; the defaults are the paper's where it says.
 
   Attributes:
-    template: name or path, see judging/template.py.
+    template: name or path, see judgement/template.py.
     principles: template by which principles are written, once for an example
       that has none, if `template` uses them.
-    single: template of examples of one response, see judging/forms.py.
-    too_long: 'shorten' or 'refuse', see judging/prompt.py.
-    order, temperature, seed, hint: see judging/asked.py.
-    vote, k_meta: see judging/report.py, Voting.
-    reads: 'scores' or 'best', see judging/forms.py.
+    single: template of examples of one response, see judgement/prompt_format.py.
+    too_long: 'shorten' or 'refuse', see judgement/prompt_builder.py.
+    order, temperature, seed, hint: see judgement/judgement_request.py.
+    vote, k_meta: see judgement/verdict.py, Voting.
+    reads: 'scores' or 'best', see judgement/prompt_format.py.
     meta: template of the meta RM's prompts; '' is the one that it was trained
       with, if its checkpoint says so.
   """
@@ -51,19 +51,21 @@ class Settings:
 
   def __post_init__(self):
     self.forms(), self.voting()
-    asked.check(0, self.order, self.temperature)
+    judgement_request.check(0, self.order, self.temperature)
 
-  def forms(self) -> Forms:
+  def forms(self) -> PromptFormat:
     """The prompts that these settings ask with."""
-    return Forms(self.template, self.single, self.too_long, self.reads)
+    return PromptFormat(self.template, self.single, self.too_long, self.reads)
 
-  def voting(self) -> Voting:
+  def voting(self) -> VoteConfig:
     """How samples vote."""
-    return Voting(self.vote, self.k_meta)
+    return VoteConfig(self.vote, self.k_meta)
 
-  def asked(self, example: JudgingExample, k: int) -> Asked:
+  def asked(self, example: JudgingExample, k: int) -> JudgementRequest:
     """What is asked of an example."""
-    return Asked(example, k, self.order, self.temperature, self.seed, self.hint)
+    return JudgementRequest(
+      example, k, self.order, self.temperature, self.seed, self.hint
+    )
 
 
 class Judge:
@@ -73,7 +75,7 @@ class Judge:
     self,
     engine: Engine,
     tokenizer: Tokenizer,
-    settings: Settings,
+    settings: JudgeConfig,
     meta: MetaJudge | None = None,
   ):
     """`meta` rates every judgement; votes by it need it.
@@ -87,8 +89,10 @@ class Judge:
     judging, writing = settings.forms(), None
     judging.check()
     if 'principles' in judging.of(2).used:
-      writing = Forms(settings.principles, '', settings.too_long)
-    self.prompts = Prompts(judging, writing, tokenizer, engine.limits.prompt)
+      writing = PromptFormat(settings.principles, '', settings.too_long)
+    self.prompts = PromptBuilder(
+      judging, writing, tokenizer, engine.limits.prompt
+    )
 
   def score(
     self, rows: Iterable[dict[str, Any]], k: int = 8, progress: str = ''
@@ -101,7 +105,7 @@ class Judge:
       progress: name of a progress bar, '' for none.
 
     Returns:
-      One row for each, see judging/report.py.
+      One row for each, see judgement/verdict.py.
 
     Raises:
       UserError: a row that cannot be judged, before the others are.
@@ -109,21 +113,21 @@ class Judge:
     found = [examples_lib.from_row(row, i) for i, row in enumerate(rows)]
     out = []
     for item in self.judge(found, k, progress=progress, total=len(found)):
-      if isinstance(item, Fault):
+      if isinstance(item, ExampleError):
         raise UserError(f'{item.id}: {item.reason}')
       out.append(
-        report.report(item, self.settings.voting(), self.settings.seed)
+        verdict.report(item, self.settings.voting(), self.settings.seed)
       )
     return out
 
   def judge(
     self,
-    examples: Iterable[JudgingExample | Fault],
+    examples: Iterable[JudgingExample | ExampleError],
     k: int,
     *,
     progress: str = '',
     total: int = 0,
-  ) -> Iterator[Judged | Fault]:
+  ) -> Iterator[JudgedExample | ExampleError]:
     """Judgements of a stream of examples, in its order.
 
     Args:
@@ -134,7 +138,7 @@ class Judge:
     """
     per_example = max(1, k) + (self.prompts.writing is not None)
     done = {}
-    asking = Asking(self.prompts, done.__setitem__)
+    asking = JudgementScheduler(self.prompts, done.__setitem__)
     items = self.engine.run(
       asking.requests(self._asked(examples, k)),
       progress=progress,
@@ -148,14 +152,14 @@ class Judge:
         yield self._rate(done.pop(following))
         following += 1
 
-  def _asked(self, examples, k) -> Iterator[Asked | Fault]:
+  def _asked(self, examples, k) -> Iterator[JudgementRequest | ExampleError]:
     for x in examples:
-      yield x if isinstance(x, Fault) else self.settings.asked(x, k)
+      yield x if isinstance(x, ExampleError) else self.settings.asked(x, k)
 
   def stream(
     self,
-    examples: Iterable[Asked | None],
-    hand_out: Callable[[int, Judged | Fault], None],
+    examples: Iterable[JudgementRequest | None],
+    hand_out: Callable[[int, JudgedExample | ExampleError], None],
     show: Callable[[int, int, Judgement], None],
     dropped: Callable[[], Collection[int]],
   ) -> None:
@@ -175,20 +179,22 @@ class Judge:
     def rated(number, item):
       hand_out(number, self._rate(item))
 
-    asking = Asking(self.prompts, rated, show)
+    asking = JudgementScheduler(self.prompts, rated, show)
     items = self.engine.run(
       asking.requests(examples), dropped=lambda: asking.drop(dropped())
     )
     for item in items:
       asking.collect(item)
 
-  def _rate(self, item: Judged | Fault) -> Judged | Fault:
-    if self.meta is None or isinstance(item, Fault):
+  def _rate(
+    self, item: JudgedExample | ExampleError
+  ) -> JudgedExample | ExampleError:
+    if self.meta is None or isinstance(item, ExampleError):
       return item
     return self.meta.rate(item)
 
 
-def check_meta(settings: Settings, there: bool) -> None:
+def check_meta(settings: JudgeConfig, there: bool) -> None:
   """UserError for a vote that needs a meta RM where there is none."""
   if there:
     return

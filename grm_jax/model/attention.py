@@ -24,19 +24,19 @@ from flax import struct
 
 from grm_jax.model import splash
 from grm_jax.model.batch import Batch
-from grm_jax.model.compute import Compute
-from grm_jax.model.softmax import (
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.joint_softmax import (
   MASKED,
   capped_logits,
   divide,
   joint_softmax,
   weighted_sum,
 )
-from grm_jax.parallel.rules import Layout
+from grm_jax.sharding.rules import ShardingLayout
 
 
 @struct.dataclass
-class Rows:
+class SequenceLayout:
   """Where the X = S + R * T tokens of each row stand.
 
   Attributes:
@@ -71,12 +71,14 @@ class Rows:
     return out, (key, value) if self.keep else None
 
 
-def rows_of(batch: Batch) -> Rows:
+def rows_of(batch: Batch) -> SequenceLayout:
   """The Rows of a batch."""
   size = batch.prompts.shape[1]
   if batch.generations is None:
-    return Rows(batch.prompt_lengths, size, segments=batch.segments)
-  return Rows(batch.prompt_lengths, size, *batch.generations.shape[1:])
+    return SequenceLayout(batch.prompt_lengths, size, segments=batch.segments)
+  return SequenceLayout(
+    batch.prompt_lengths, size, *batch.generations.shape[1:]
+  )
 
 
 def _starts(segments: jax.Array) -> jax.Array:
@@ -90,12 +92,12 @@ def attend(
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
-  rows: Rows,
+  rows: SequenceLayout,
   *,
   window: int | None,
   cap: float | None,
-  compute: Compute,
-  layout: Layout,
+  compute: ComputeConfig,
+  layout: ShardingLayout,
 ) -> jax.Array:
   """Attention of every token of every row.
 
@@ -157,7 +159,7 @@ def attend_prompt(query, key, value, segments, *, window, cap, compute):
     queries = jnp.moveaxis(queries, 1, 3)
     here = start + jnp.arange(count)
     there = first + jnp.arange(reach)
-    mask = within(here[:, None], there[None, :], window)[None]
+    mask = causal_window_mask(here[:, None], there[None, :], window)[None]
     if segments is not None:
       ours, theirs = (
         jax.lax.dynamic_slice_in_dim(segments, at, size, axis=1)
@@ -205,7 +207,7 @@ def attend_generations(
 
   def block(queries, start):
     here = start + jnp.arange(queries.shape[2])
-    seen = visible_prompt(
+    seen = prompt_mask(
       prompt_lengths[:, None] + here[None],
       prompt_places,
       prompt_lengths,
@@ -214,7 +216,7 @@ def attend_generations(
     queries = jnp.transpose(queries, (0, 3, 1, 4, 2, 5))
     of_prompt = capped_logits('PKRGQH,PKSH->PKRGQS', queries, p_key, cap)
     of_prompt = jnp.where(seen[:, None, None, None], of_prompt, MASKED)
-    mask = within(here[:, None], own_places[None, :], window)
+    mask = causal_window_mask(here[:, None], own_places[None, :], window)
     of_own = capped_logits('PKRGQH,PKRTH->PKRGQT', queries, o_key, cap)
     of_own = jnp.where(mask[None, None, None, None], of_own, MASKED)
     (w_prompt, w_own), total = joint_softmax(of_prompt, of_own, cap=cap)
@@ -228,7 +230,7 @@ def attend_generations(
   return _by_blocks(block, grouped, 2, size).reshape(query.shape)
 
 
-def within(
+def causal_window_mask(
   query_places: jax.Array, key_places: jax.Array, window: int | None
 ) -> jax.Array:
   """Causal, and inside the window of W keys including the query itself."""
@@ -238,7 +240,7 @@ def within(
   return mask
 
 
-def visible_prompt(
+def prompt_mask(
   query_places: jax.Array,
   prompt_places: jax.Array,
   lengths: jax.Array,
@@ -257,7 +259,7 @@ def visible_prompt(
   """
   real = (prompt_places >= 0) & (prompt_places < lengths[:, None])
   queries, keys = query_places[:, :, None], prompt_places[:, None, :]
-  return real[:, None] & within(queries, keys, window)
+  return real[:, None] & causal_window_mask(queries, keys, window)
 
 
 def _group(query, num_kv_heads):

@@ -11,10 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from grm_jax.model import int8
-from grm_jax.model.compute import Compute
-from grm_jax.model.sizes import Size
-from grm_jax.parallel.rules import Layout
+from grm_jax.model import quantization
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.config import ModelConfig
+from grm_jax.sharding.rules import ShardingLayout
 
 # Of the gated MLP, by Size.activation.
 ACTIVATIONS = {
@@ -23,20 +23,20 @@ ACTIVATIONS = {
 }
 
 
-def weight(
+def sharded_param(
   module: nn.Module,
   name: str,
   shape: Sequence[int],
   axes: Sequence[str],
   fan_in: int,
-) -> int8.Weight:
+) -> quantization.Weight:
   """A parameter of `module`, cast and laid out for use.
 
   Args:
     module: has attributes `compute` and `layout`.
     name: the parameter's name.
     shape: its sizes.
-    axes: the logical name of each dimension, see parallel/rules.py.
+    axes: the logical name of each dimension, see sharding/rules.py.
     fan_in: initial values are normal with variance 1 / fan_in.
 
   Returns:
@@ -53,9 +53,9 @@ def weight(
   )
   axes = tuple(axes)
   used = tuple('gathered_embed' if axis == 'embed' else axis for axis in axes)
-  value = int8.lay_out(module.layout, name, value, axes)
-  if isinstance(value, int8.Int8):
-    return int8.lay_out(module.layout, name, value, used)
+  value = quantization.constrain(module.layout, name, value, axes)
+  if isinstance(value, quantization.QuantizedWeight):
+    return quantization.constrain(module.layout, name, value, used)
   dtypes = value.dtype, module.compute.dtype
   return _gathered(module.layout, axes, used, dtypes, value)
 
@@ -84,8 +84,8 @@ _gathered.defvjp(_gathered_forward, _gathered_backward)
 class RMSNorm(nn.Module):
   """x / rms(x) * (norm_offset + scale), in float32, cast back at the end."""
 
-  size: Size
-  compute: Compute
+  size: ModelConfig
+  compute: ComputeConfig
 
   @nn.compact
   def __call__(self, x):
@@ -107,24 +107,24 @@ class RMSNorm(nn.Module):
 class MLP(nn.Module):
   """Gated MLP: down(activation(gate(x)) * up(x))."""
 
-  size: Size
-  compute: Compute
-  layout: Layout
+  size: ModelConfig
+  compute: ComputeConfig
+  layout: ShardingLayout
 
   @nn.compact
   def __call__(self, x):
     d, f = self.size.width, self.size.mlp_width
-    gate = weight(self, 'gate', (d, f), ('embed', 'mlp'), d)
-    up = weight(self, 'up', (d, f), ('embed', 'mlp'), d)
-    down = weight(self, 'down', (f, d), ('mlp', 'embed'), f)
+    gate = sharded_param(self, 'gate', (d, f), ('embed', 'mlp'), d)
+    up = sharded_param(self, 'up', (d, f), ('embed', 'mlp'), d)
+    down = sharded_param(self, 'down', (f, d), ('mlp', 'embed'), f)
     activation = ACTIVATIONS[self.size.activation]
-    hidden = activation(int8.contract('PXD,DF->PXF', x, gate))
-    hidden *= int8.contract('PXD,DF->PXF', x, up)
+    hidden = activation(quantization.contract('PXD,DF->PXF', x, gate))
+    hidden *= quantization.contract('PXD,DF->PXF', x, up)
     hidden = self.layout.constrain(hidden, ('prompts', 'tokens', 'mlp'))
-    return int8.contract('PXF,FD->PXD', hidden, down)
+    return quantization.contract('PXF,FD->PXD', hidden, down)
 
 
-def rotate(
+def apply_rope(
   x: jax.Array, positions: jax.Array, base: float, scale: float = 1.0
 ) -> jax.Array:
   """Rotary position embedding on split halves, times `scale`.
@@ -150,5 +150,5 @@ def rotate(
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
-  """cap * tanh(x / cap), or x where there is no cap."""
+  """Cap * tanh(x / cap), or x where there is no cap."""
   return x if cap is None else cap * jnp.tanh(x / cap)

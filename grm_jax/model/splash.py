@@ -18,8 +18,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 
 from grm_jax.errors import UserError
-from grm_jax.model.compute import Compute
-from grm_jax.parallel.rules import Layout
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.sharding.rules import ShardingLayout
 
 _LANES = 128
 
@@ -32,8 +32,8 @@ def attend(
   *,
   window: int | None,
   cap: float | None,
-  compute: Compute,
-  layout: Layout,
+  compute: ComputeConfig,
+  layout: ShardingLayout,
 ) -> jax.Array:
   """Causal attention of prompts; the same function as the xla backend.
 
@@ -111,7 +111,7 @@ def _block(size, block):
 def _on_one_device(
   query, key, value, segments, *, window, cap, block, interpret
 ):
-  """query [P, N, S, H], key and value [P, K, S, H], as one device has them."""
+  """Query [P, N, S, H], key and value [P, K, S, H], as one device has them."""
   shape = (query.shape[2], query.shape[2])
   if window is None:
     mask = masks.CausalMask(shape)

@@ -21,20 +21,24 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from grm_jax.model import cache, head
-from grm_jax.model.attention import Rows as PromptRows
+from grm_jax.model import kv_cache, logprobs
+from grm_jax.model.attention import SequenceLayout as PromptRows
 from grm_jax.model.attention import rows_of
 from grm_jax.model.batch import Batch
-from grm_jax.model.gemma import Block, Embedder, Gemma
 from grm_jax.model.layers import RMSNorm
-from grm_jax.sampling.choose import Settings, choose, step_keys
+from grm_jax.model.transformer import Block, Embedder, Transformer
+from grm_jax.sampling.token_sampling import (
+  SamplingParams,
+  sample_token,
+  step_keys,
+)
 
 RUNNING, STOPPED, FULL = 0, 1, 2
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Weights:
+class DecodeWeights:
   """Parameters as decoding reads them; made by placing.place.
 
   Attributes:
@@ -50,7 +54,7 @@ class Weights:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Prefilled:
+class PromptSlots:
   """What decoding needs of P (or A) prompts.
 
   Attributes:
@@ -61,12 +65,12 @@ class Prefilled:
 
   lengths: jax.Array
   last: jax.Array
-  caches: tuple[cache.PromptCache, ...]
+  caches: tuple[kv_cache.PromptCache, ...]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class State:
+class DecodeState:
   """What the rows have on the device between two calls of `decode`.
 
   Attributes:
@@ -75,12 +79,12 @@ class State:
   """
 
   hidden: jax.Array
-  caches: tuple[cache.OwnCache, ...]
+  caches: tuple[kv_cache.GenerationCache, ...]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class RowState:
   """Who the [P, R] rows are, how far they are and how they draw.
 
   Attributes:
@@ -91,7 +95,7 @@ class Rows:
     max_tokens: int32 [P, R]; a row that has them is idle.
   """
 
-  settings: Settings
+  settings: SamplingParams
   keys: jax.Array
   lengths: jax.Array
   max_tokens: jax.Array
@@ -99,41 +103,45 @@ class Rows:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Drawn:
+class DecodeOutput:
   """What one call of `decode` drew.
 
   Attributes:
     tokens: int32 [P, R, C], 0 past each row's count.
-    drawn_logps, model_logps: float32 [P, R, C], see choose.choose.
+    sampling_logps, model_logps: float32 [P, R, C], see choose.choose.
     counts: int32 [P, R], tokens of this call, a stop token included.
     status: int32 [P, R], RUNNING, STOPPED (a stop token) or FULL (length).
     steps: int32 [], at most C; fewer when all rows have ended.
   """
 
   tokens: jax.Array
-  drawn_logps: jax.Array
+  sampling_logps: jax.Array
   model_logps: jax.Array
   counts: jax.Array
   status: jax.Array
   steps: jax.Array
 
 
-def prefill(model: Gemma, weights: Weights, batch: Batch) -> Prefilled:
+def prefill(
+  model: Transformer, weights: DecodeWeights, batch: Batch
+) -> PromptSlots:
   """Computes A prompts once; jit it with `model` bound."""
   rows = rows_of(batch).replace(keep=True)
   x = _embed(model, weights, batch.prompts)
   x, kept = _layers(model, weights, x, [rows] * len(weights.layers))
-  last = head.last_of_prompt(_final_norm(model, weights, x), batch)
+  last = logprobs.last_of_prompt(_final_norm(model, weights, x), batch)
   caches = tuple(
-    cache.prompt_cache(
+    kv_cache.prompt_cache(
       *pair, batch.prompt_lengths, _window(model, i), model.layout
     )
     for i, pair in enumerate(kept)
   )
-  return Prefilled(batch.prompt_lengths, last, caches)
+  return PromptSlots(batch.prompt_lengths, last, caches)
 
 
-def own_hidden(model: Gemma, weights: Weights, batch: Batch) -> jax.Array:
+def own_hidden(
+  model: Transformer, weights: DecodeWeights, batch: Batch
+) -> jax.Array:
   """[P, R, T, D]: final states of generations in one pass, nothing kept."""
   rows = rows_of(batch)
   flat = batch.generations.reshape(batch.prompts.shape[0], -1)
@@ -144,26 +152,28 @@ def own_hidden(model: Gemma, weights: Weights, batch: Batch) -> jax.Array:
   return x.reshape(*batch.generations.shape, x.shape[-1])
 
 
-def empty(model: Gemma, prompts: int, size: int) -> Prefilled:
+def empty(model: Transformer, prompts: int, size: int) -> PromptSlots:
   """P slots of S = `size` places with no prompt in them."""
   s, dtype = model.size, jnp.dtype(model.compute.dtype)
 
   def one(number):
     kept = _kept(model, number, size)
     front = (prompts, s.num_kv_heads)
-    return cache.PromptCache(
+    return kv_cache.PromptCache(
       jnp.zeros((*front, s.head_dim, kept), dtype),
       jnp.zeros((*front, kept, s.head_dim), dtype),
     )
 
-  return Prefilled(
+  return PromptSlots(
     jnp.ones(prompts, jnp.int32),
     jnp.zeros((prompts, s.width), dtype),
     tuple(one(i) for i in range(s.num_layers)),
   )
 
 
-def insert(slots: Prefilled, new: Prefilled, where: jax.Array) -> Prefilled:
+def insert(
+  slots: PromptSlots, new: PromptSlots, where: jax.Array
+) -> PromptSlots:
   """Puts prompt a of `new` into slot where[a]; jit it with `slots` donated.
 
   Args:
@@ -183,7 +193,7 @@ def insert(slots: Prefilled, new: Prefilled, where: jax.Array) -> Prefilled:
   return jax.lax.fori_loop(0, len(where), put, slots)
 
 
-def resize(model: Gemma, slots: Prefilled, size: int) -> Prefilled:
+def resize(model: Transformer, slots: PromptSlots, size: int) -> PromptSlots:
   """The slots with S = `size` places; every prompt in use must fit."""
 
   def fit(x, axis, kept):
@@ -193,7 +203,7 @@ def resize(model: Gemma, slots: Prefilled, size: int) -> Prefilled:
     return jnp.pad(x, padding)
 
   caches = tuple(
-    cache.PromptCache(
+    kv_cache.PromptCache(
       fit(c.key, 3, _kept(model, i, size)),
       fit(c.value, 2, _kept(model, i, size)),
     )
@@ -203,11 +213,11 @@ def resize(model: Gemma, slots: Prefilled, size: int) -> Prefilled:
 
 
 def start(
-  model: Gemma, prompts: int, rows: int, size: int, steps: int
-) -> State:
+  model: Transformer, prompts: int, rows: int, size: int, steps: int
+) -> DecodeState:
   """A State of P x R rows of at most `size` tokens, C = `steps` a call."""
   dtype = jnp.dtype(model.compute.dtype)
-  return State(
+  return DecodeState(
     hidden=jnp.zeros((prompts, rows, model.size.width), dtype),
     caches=_own_caches(model, prompts * rows, own_places(size, steps)),
   )
@@ -227,40 +237,44 @@ def _own_caches(model, rows, size):
   shape = (rows, s.num_kv_heads, size, s.head_dim)
 
   def empty():
-    return model.layout.constrain(jnp.zeros(shape, dtype), cache.AXES)
+    return model.layout.constrain(jnp.zeros(shape, dtype), kv_cache.AXES)
 
-  return tuple(cache.OwnCache(empty(), empty()) for _ in range(s.num_layers))
+  return tuple(
+    kv_cache.GenerationCache(empty(), empty()) for _ in range(s.num_layers)
+  )
 
 
-def shardings(model: Gemma) -> tuple[Prefilled, State, NamedSharding]:
+def shardings(
+  model: Transformer,
+) -> tuple[PromptSlots, DecodeState, NamedSharding]:
   """Where slots and states live, and the sharding of small arrays."""
   layout, count = model.layout, model.size.num_layers
   whole = layout.sharding(())
-  kept = layout.sharding(cache.AXES)
-  keys = layout.sharding(cache.KEY_AXES)
-  slots = Prefilled(
+  kept = layout.sharding(kv_cache.AXES)
+  keys = layout.sharding(kv_cache.KEY_AXES)
+  slots = PromptSlots(
     whole,
     layout.sharding(('prompts', 'width')),
-    (cache.PromptCache(keys, kept),) * count,
+    (kv_cache.PromptCache(keys, kept),) * count,
   )
-  state = State(
+  state = DecodeState(
     layout.sharding(('prompts', 'tokens', 'width')),
-    (cache.OwnCache(kept, kept),) * count,
+    (kv_cache.GenerationCache(kept, kept),) * count,
   )
   return slots, state, whole
 
 
 def decode(
-  model: Gemma,
+  model: Transformer,
   steps: int,
   reach: int,
-  weights: Weights,
-  slots: Prefilled,
-  rows: Rows,
-  state: State,
+  weights: DecodeWeights,
+  slots: PromptSlots,
+  rows: RowState,
+  state: DecodeState,
   stop_ids: jax.Array,
   forbidden: jax.Array,
-) -> tuple[State, Drawn]:
+) -> tuple[DecodeState, DecodeOutput]:
   """Draws up to C = `steps` tokens of every row, fewer when all have ended.
 
   Jit it with `model`, `steps` and `reach` bound and `state` donated.
@@ -279,7 +293,7 @@ def decode(
   """
   fresh = (rows.lengths == 0)[..., None]
   hidden = jnp.where(fresh, slots.last[:, None], state.hidden)
-  own = [cache.reached(x, reach) for x in state.caches]
+  own = [kv_cache.slice_cache(x, reach) for x in state.caches]
 
   def body(carry):
     hidden, recent, drawn = carry
@@ -289,29 +303,30 @@ def decode(
     )
     caches = zip(slots.caches, own, recent, strict=True)
     seen = [
-      cache.Step(slots.lengths, rows.lengths, step, *three) for three in caches
+      kv_cache.DecodeContext(slots.lengths, rows.lengths, step, *three)
+      for three in caches
     ]
-    return *_advance(model, weights, tokens, seen), drawn
+    return *_forward(model, weights, tokens, seen), drawn
 
   def goes_on(carry):
     *_, drawn = carry
     return (drawn.steps < steps) & jnp.any(drawn.status == RUNNING)
 
   recent = _own_caches(model, rows.lengths.size, steps)
-  carry = hidden, recent, _nothing(rows, steps)
+  carry = hidden, recent, _init_output(rows, steps)
   hidden, recent, drawn = jax.lax.while_loop(goes_on, body, carry)
   before = rows.lengths.reshape(-1)
-  caches = cache.keep(state.caches, recent, before, model.layout)
-  return State(hidden, caches), drawn
+  caches = kv_cache.append_recent(state.caches, recent, before, model.layout)
+  return DecodeState(hidden, caches), drawn
 
 
-def _nothing(rows, steps):
+def _init_output(rows, steps):
   """Drawn before the first step."""
   shape = rows.lengths.shape
   zeros = functools.partial(jnp.zeros, (*shape, steps))
-  return Drawn(
+  return DecodeOutput(
     tokens=zeros(jnp.int32),
-    drawn_logps=zeros(jnp.float32),
+    sampling_logps=zeros(jnp.float32),
     model_logps=zeros(jnp.float32),
     counts=jnp.zeros(shape, jnp.int32),
     status=jnp.where(rows.lengths < rows.max_tokens, RUNNING, FULL),
@@ -321,12 +336,12 @@ def _nothing(rows, steps):
 
 def _draw(model, weights, rows, hidden, drawn, stop_ids, forbidden):
   """The next token of every running row, and `drawn` with it."""
-  x = head.logits(model, weights.embedder['table'], hidden)
+  x = logprobs.logits(model, weights.embedder['table'], hidden)
   p, r, v = x.shape
   lengths = rows.lengths + drawn.counts
   keys = step_keys(rows.keys.reshape(p * r, 2), lengths.reshape(-1))
   how = jax.tree.map(lambda x: x.reshape(-1), rows.settings)
-  found = choose(x.reshape(p * r, v), how, keys, forbidden)
+  found = sample_token(x.reshape(p * r, v), how, keys, forbidden)
   found = [x.reshape(p, r) for x in found]
   live = drawn.status == RUNNING
   found = [jnp.where(live, x, 0) for x in found]
@@ -339,9 +354,9 @@ def _draw(model, weights, rows, hidden, drawn, stop_ids, forbidden):
       into, values[..., None], drawn.steps, axis=2
     )
 
-  old = (drawn.tokens, drawn.drawn_logps, drawn.model_logps)
+  old = (drawn.tokens, drawn.sampling_logps, drawn.model_logps)
   written = map(put, old, found)
-  drawn = Drawn(
+  drawn = DecodeOutput(
     *written,
     counts=drawn.counts + live,
     status=jnp.where(live, ended, drawn.status),
@@ -350,7 +365,7 @@ def _draw(model, weights, rows, hidden, drawn, stop_ids, forbidden):
   return found[0], drawn
 
 
-def _advance(model, weights, tokens, steps):
+def _forward(model, weights, tokens, steps):
   """(hidden [P, R, D], recent caches) of the tokens [P, R]."""
   x = _embed(model, weights, tokens)
   x, recent = _layers(model, weights, x, steps)
@@ -363,10 +378,10 @@ def _embed(model, weights, tokens):
 
 
 def _layers(
-  model: Gemma,
-  weights: Weights,
+  model: Transformer,
+  weights: DecodeWeights,
   x: jax.Array,
-  steps: Sequence[PromptRows | cache.Step],
+  steps: Sequence[PromptRows | kv_cache.DecodeContext],
 ):
   """([P, X, D], what each layer keeps) of [P, X, D] through all layers."""
   kept = []

@@ -21,17 +21,21 @@ import tqdm
 from absl import logging
 
 from grm_jax.model.batch import Batch
-from grm_jax.model.gemma import Gemma
-from grm_jax.sampling import decode, stops
-from grm_jax.sampling.programs import Programs, Sizes, idle_rows
+from grm_jax.model.transformer import Transformer
+from grm_jax.sampling import decode, stop_strings
+from grm_jax.sampling.compiled_functions import (
+  CompiledFunctions,
+  EngineShapes,
+  idle_rows,
+)
 from grm_jax.sampling.request import (
+  EngineLimits,
   Generation,
-  Limits,
-  Refusal,
+  RejectedRequest,
   Request,
   fault,
 )
-from grm_jax.sampling.schedule import Row, Table
+from grm_jax.sampling.slot_scheduler import ActiveSample, SlotTable
 
 _END = object()  # of a stream of requests
 _FINISH = {decode.RUNNING: '', decode.STOPPED: 'stop', decode.FULL: 'length'}
@@ -85,8 +89,8 @@ class Engine:
 
   def __init__(
     self,
-    model: Gemma,
-    weights: decode.Weights,
+    model: Transformer,
+    weights: decode.DecodeWeights,
     *,
     prompts: int,
     rows: int,
@@ -97,7 +101,7 @@ class Engine:
     prefill: int | None = None,
     stop_ids: Sequence[int] = (),
     forbidden: Sequence[int] = (),
-    detokenize: stops.Detokenize | None = None,
+    detokenize: stop_strings.Detokenize | None = None,
   ):
     """Prepares everything; nothing is compiled before `warm_up` or `run`.
 
@@ -127,7 +131,7 @@ class Engine:
         split.
       ValueError: an id that the model does not have.
     """
-    sizes = Sizes(
+    sizes = EngineShapes(
       prompts=prompts,
       rows=rows,
       size=size,
@@ -136,8 +140,10 @@ class Engine:
       prefill=model.layout.split('prompts') if prefill is None else prefill,
       buckets=tuple(sorted(set(buckets))),
     )
-    self.programs = Programs(model, weights, sizes, stop_ids, forbidden)
-    self.limits = Limits(
+    self.programs = CompiledFunctions(
+      model, weights, sizes, stop_ids, forbidden
+    )
+    self.limits = EngineLimits(
       prompt=sizes.buckets[-1],
       new=size,
       vocabulary=model.size.vocab_size,
@@ -160,7 +166,7 @@ class Engine:
     progress: str = '',
     total: int = 0,
     dropped: Callable[[], Collection[str]] = tuple,
-  ) -> Iterator[Generation | Refusal]:
+  ) -> Iterator[Generation | RejectedRequest]:
     """Generates for a stream of requests, which is read as slots get free.
 
     Args:
@@ -208,7 +214,7 @@ class Engine:
     logging.info('%s: %s%s', name, done, advice)
 
   def _run(self, requests, dropped):
-    table, ended, more = Table(*self._shape(), self._sizes.size), [], True
+    table, ended, more = SlotTable(*self._shape(), self._sizes.size), [], True
     while more or ended or table.requests():
       table.drop(dropped())
       refused, more = self._admit(table, requests)
@@ -225,8 +231,8 @@ class Engine:
     return self._sizes.prompts, self._sizes.rows
 
   def _admit(
-    self, table: Table, requests: Iterator[Request | None]
-  ) -> tuple[list[Refusal], bool]:
+    self, table: SlotTable, requests: Iterator[Request | None]
+  ) -> tuple[list[RejectedRequest], bool]:
     """Fills free slots; returns what was refused, and whether more may come."""
     refused, taken, more = [], [], True
     free = table.free()
@@ -239,7 +245,7 @@ class Engine:
       if request.id in (r.id for r in table.requests()):
         reason = 'another request of this id is at work'
       if reason:
-        refused.append(Refusal(request.id, reason))
+        refused.append(RejectedRequest(request.id, reason))
         continue
       number = free[len(taken)]
       table.admit(number, request)
@@ -283,7 +289,7 @@ class Engine:
     done = self.stats.prompts + len(taken)
     self.stats = dataclasses.replace(self.stats, prompts=done)
 
-  def _begin_call(self, table: Table) -> decode.Drawn:
+  def _begin_call(self, table: SlotTable) -> decode.DecodeOutput:
     """Dispatches C steps for the rows of the table; does not wait."""
     rows = _describe(table, self._shape())
     reach = self._sizes.reach(rows.lengths.max())
@@ -292,7 +298,9 @@ class Engine:
     )
     return drawn
 
-  def _end_call(self, table: Table, drawn: decode.Drawn) -> list[Row]:
+  def _end_call(
+    self, table: SlotTable, drawn: decode.DecodeOutput
+  ) -> list[ActiveSample]:
     """Waits for what was drawn and writes it down."""
     drawn = jax.device_get(drawn)
     steps, tokens = int(drawn.steps), int(drawn.counts.sum())
@@ -306,30 +314,36 @@ class Engine:
     )
     finished = [[_FINISH[x] for x in row] for row in drawn.status.tolist()]
     return table.collect(
-      drawn.counts, finished, drawn.tokens, drawn.drawn_logps, drawn.model_logps
+      drawn.counts,
+      finished,
+      drawn.tokens,
+      drawn.sampling_logps,
+      drawn.model_logps,
     )
 
-  def _find_stops(self, table: Table) -> None:
+  def _find_stops(self, table: SlotTable) -> None:
     """Ends rows whose text has met one of their stop strings."""
     for _, _, row in table.rows():
       self._find_stop(row)
 
-  def _find_stop(self, row: Row) -> None:
+  def _find_stop(self, row: ActiveSample) -> None:
     if not row.request.stop:
       return
-    length = stops.first_stop(
+    length = stop_strings.first_stop(
       row.tokens, row.checked, row.request.stop, self._detokenize
     )
     row.checked = len(row.tokens)
     if length is not None:
       row.cut(length, 'string')
 
-  def _finish(self, row: Row) -> Generation:
+  def _finish(self, row: ActiveSample) -> Generation:
     """The generation of a row that has ended."""
     self._find_stop(row)
     text = None
     if self._detokenize is not None:
-      text = stops.cut_text(self._detokenize(row.tokens), row.request.stop)
+      text = stop_strings.cut_text(
+        self._detokenize(row.tokens), row.request.stop
+      )
     done = self.stats.generations + 1
     self.stats = dataclasses.replace(self.stats, generations=done)
     return Generation(
@@ -337,13 +351,13 @@ class Engine:
       sample=row.sample,
       tokens=np.array(row.tokens, np.int32),
       finish=row.finish,
-      drawn_logps=np.array(row.drawn_logps, np.float32),
+      sampling_logps=np.array(row.sampling_logps, np.float32),
       model_logps=np.array(row.model_logps, np.float32),
       text=text,
     )
 
 
-def _describe(table: Table, shape: tuple[int, int]) -> decode.Rows:
+def _describe(table: SlotTable, shape: tuple[int, int]) -> decode.RowState:
   """The table's rows as decode wants to be told."""
   out = idle_rows(shape)
   for p, r, row in table.rows():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grm_jax.sampling import choose
+from grm_jax.sampling import token_sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Generation:
     tokens: int32 [n]; ends with the stop token, or with the token that
       completed a stop string.
     finish: 'stop' (a stop token), 'length' or 'string' (a stop string).
-    drawn_logps: float32 [n], under the distribution really drawn from, after
+    sampling_logps: float32 [n], under the distribution really drawn from, after
       temperature and truncation; 0 for greedy draws.
     model_logps: float32 [n], under the model at temperature 1, untruncated.
     text: the tokens' text up to and with a stop string; None from an engine
@@ -59,13 +59,13 @@ class Generation:
   sample: int
   tokens: np.ndarray
   finish: str
-  drawn_logps: np.ndarray
+  sampling_logps: np.ndarray
   model_logps: np.ndarray
   text: str | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Refusal:
+class RejectedRequest:
   """A request that was not begun, and why."""
 
   request: str
@@ -73,7 +73,7 @@ class Refusal:
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class EngineLimits:
   """What a request must fit.
 
   Attributes:
@@ -89,7 +89,7 @@ class Limits:
   text: bool
 
 
-def fault(request: Request, limits: Limits) -> str | None:
+def fault(request: Request, limits: EngineLimits) -> str | None:
   """Why a request cannot be served, if it cannot."""
   length, new = len(request.prompt), request.max_tokens
   if length < 1:
@@ -112,7 +112,7 @@ def fault(request: Request, limits: Limits) -> str | None:
     return 'it has stop strings, but the engine was given no detokenizer'
   if not all(request.stop):
     return 'one of its stop strings is empty'
-  return choose.fault(
+  return token_sampling.fault(
     request.temperature, request.top_k, request.top_p, request.min_p
   )
 

@@ -14,20 +14,20 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from grm_jax.errors import UserError
-from grm_jax.serving import answers, meters, openrlhf, page
-from grm_jax.serving.answers import Service
-from grm_jax.serving.contract import (
-  BatchRequest,
-  BatchResponse,
-  Refused,
-  ScoreRequest,
-  ScoreResponse,
-)
+from grm_jax.serving import handlers, openrlhf, playground, server_metrics
+from grm_jax.serving.handlers import Service
 from grm_jax.serving.middleware import (
   BodyLimit,
-  Counted,
   KnownHosts,
+  RequestCounter,
   refusal,
+)
+from grm_jax.serving.schemas import (
+  BatchRequest,
+  BatchResponse,
+  ErrorResponse,
+  ScoreRequest,
+  ScoreResponse,
 )
 
 _REFUSALS = {
@@ -56,7 +56,7 @@ def make(service: Service) -> FastAPI:
     description='Votes, scores and critiques of a generative reward model.',
     lifespan=lifespan,
     responses={
-      code: {'model': Refused, 'description': words}
+      code: {'model': ErrorResponse, 'description': words}
       for code, words in _REFUSALS.items()
     },
   )
@@ -66,13 +66,13 @@ def make(service: Service) -> FastAPI:
   app.include_router(_scores)
   app.include_router(_trainers)
   app.include_router(_health)
-  app.include_router(page.router())
+  app.include_router(playground.router())
   app.add_middleware(BodyLimit, most=service.limits.body_bytes)
   if service.hosts:
     app.add_middleware(KnownHosts, hosts=service.hosts)
   # The last one is the outermost: refusals of the others are counted, too.
   paths, told = app.openapi()['paths'], service.meters.answered
-  app.add_middleware(Counted, paths=paths, told=told)
+  app.add_middleware(RequestCounter, paths=paths, told=told)
   return app
 
 
@@ -129,9 +129,9 @@ async def score(request: Request, asked: ScoreRequest, service: _ASKS) -> Any:
   `error`.
   """
   if asked.stream:
-    return answers.stream(service, asked)
-  (found,) = await answers.of(request, service, [asked])
-  if isinstance(found, Refused):
+    return handlers.stream(service, asked)
+  (found,) = await handlers.of(request, service, [asked])
+  if isinstance(found, ErrorResponse):
     raise HTTPException(422, found.error)
   return found
 
@@ -143,14 +143,14 @@ async def score_batch(
   """Judges many at once; one that cannot be judged does not stop the others."""
   if any(x.stream for x in asked.requests):
     raise HTTPException(422, 'requests of a batch cannot stream')
-  found = await answers.of(request, service, asked.requests)
+  found = await handlers.of(request, service, asked.requests)
   return BatchResponse(results=found)
 
 
 @_trainers.post('/openrlhf')
 async def rewards(
-  request: Request, asked: openrlhf.Asked, service: _ASKS
-) -> openrlhf.Rewards:
+  request: Request, asked: openrlhf.RewardRequest, service: _ASKS
+) -> openrlhf.RewardResponse:
   """Rewards for OpenRLHF's --remote_rm_url."""
   try:
     groups, wanted = openrlhf.read(asked, service.limits.responses)
@@ -159,7 +159,7 @@ async def rewards(
   found = []
   for first in range(0, len(wanted), service.limits.batch):
     some = wanted[first : first + service.limits.batch]
-    found += await answers.of(request, service, some)
+    found += await handlers.of(request, service, some)
   return openrlhf.rewards(groups, found, asked.missing)
 
 
@@ -194,4 +194,4 @@ async def readyz(service: _ASKS) -> dict[str, str]:
 )
 async def metrics(service: _ASKS) -> Response:
   """For Prometheus."""
-  return Response(service.meters.text(), media_type=meters.CONTENT_TYPE)
+  return Response(service.meters.text(), media_type=server_metrics.CONTENT_TYPE)

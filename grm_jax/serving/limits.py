@@ -3,11 +3,11 @@
 import dataclasses
 
 from grm_jax.errors import UserError
-from grm_jax.judging.example import JudgingExample
+from grm_jax.judgement.example import JudgingExample
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class ServerLimits:
   """Above each of them a request is refused, with the limit's name.
 
   Attributes:

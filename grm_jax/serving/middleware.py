@@ -13,7 +13,7 @@ def refusal(
   return JSONResponse({'error': words}, status, headers=headers)
 
 
-class Counted:
+class RequestCounter:
   """Tells the path and the status of every answer, whoever gives it."""
 
   def __init__(
@@ -42,7 +42,7 @@ class KnownHosts:
   address, and would then read what a service answers there (DNS rebinding);
   the name that the browser asked for gives it away. Starlette's
   TrustedHostMiddleware refuses the same requests, but with 400 and a plain text
-  that does not name config.hosts.
+  that does not name config.allowed_hosts.
   """
 
   def __init__(self, app: ASGIApp, hosts: Collection[str]):
@@ -53,7 +53,7 @@ class KnownHosts:
       host = dict(scope['headers']).get(b'host', b'').decode('latin-1')
       name = _without_port(host).lower()
       if name not in self._hosts:
-        words = f'{name!r} is no name of this server; config.hosts can have it'
+        words = f'{name!r} is no name of this server; config.allowed_hosts can have it'
         await refusal(421, words)(scope, receive, send)
         return
     await self._app(scope, receive, send)

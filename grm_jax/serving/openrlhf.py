@@ -13,13 +13,13 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from grm_jax.errors import UserError
-from grm_jax.serving.contract import (
-  Refused,
+from grm_jax.serving.reward_client import together
+from grm_jax.serving.schemas import (
+  ErrorResponse,
   ScoreRequest,
   ScoreResponse,
   Text,
 )
-from grm_jax.serving.rewards import together
 
 # What tokenizers put at the end of a turn: `<|im_end|>`, `</s>`, `<eos>`.
 _END = re.compile(
@@ -28,7 +28,7 @@ _END = re.compile(
 )
 
 
-class Asked(BaseModel):
+class RewardRequest(BaseModel):
   """What OpenRLHF posts; `missing` can be given by others."""
 
   query: Annotated[list[Text], Field(min_length=1)]
@@ -45,7 +45,7 @@ class Asked(BaseModel):
   )
 
 
-class Rewards(BaseModel):
+class RewardResponse(BaseModel):
   """What OpenRLHF reads."""
 
   rewards: list[float] = Field(description='1 to 10.')
@@ -55,7 +55,9 @@ class Rewards(BaseModel):
   extra_logs: dict[str, list[float]]
 
 
-def read(asked: Asked, most: int) -> tuple[list[list[int]], list[ScoreRequest]]:
+def read(
+  asked: RewardRequest, most: int
+) -> tuple[list[list[int]], list[ScoreRequest]]:
   """Which texts are judged together, and what is asked of each group.
 
   Args:
@@ -99,20 +101,20 @@ def _response(text: str, prompt: str, i: int) -> str:
 
 def rewards(
   groups: Sequence[Sequence[int]],
-  found: Sequence[ScoreResponse | Refused],
+  found: Sequence[ScoreResponse | ErrorResponse],
   missing: float,
-) -> Rewards:
+) -> RewardResponse:
   """One number for each text, in their order."""
   count = sum(map(len, groups))
   values, failed = [missing] * count, [1.0] * count
   for places, answer in zip(groups, found, strict=True):
-    if isinstance(answer, Refused):
+    if isinstance(answer, ErrorResponse):
       continue
     for i, place in enumerate(places):
       failed[place] = answer.failures / len(answer.samples)
       if answer.scores is not None:
         values[place] = answer.scores[i]
-  return Rewards(
+  return RewardResponse(
     rewards=values,
     scores=[min(1.0, max(0.0, (x - 1) / 9)) for x in values],
     extra_logs={'parse_failures': failed},

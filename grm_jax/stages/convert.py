@@ -18,16 +18,20 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from grm_jax.checkpoint import gguf as gguf_file
+from grm_jax.checkpoint import model_directory
+from grm_jax.checkpoint.huggingface import config as huggingface_config
+from grm_jax.checkpoint.huggingface import load as hf_load
+from grm_jax.checkpoint.huggingface import save as hf_save
 from grm_jax.errors import UserError
-from grm_jax.model import gguf_file, head, sizes
+from grm_jax.io import atomic_io
+from grm_jax.model import config as model_config
+from grm_jax.model import logprobs
 from grm_jax.model.batch import Batch
-from grm_jax.model.compute import Compute
-from grm_jax.model.gemma import Gemma
-from grm_jax.model.huggingface import config as huggingface_config
-from grm_jax.model.huggingface import reading, writing
-from grm_jax.parallel import files, mesh
-from grm_jax.parallel.rules import Layout
-from grm_jax.training import pretrained
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.transformer import Transformer
+from grm_jax.sharding import mesh
+from grm_jax.sharding.rules import ShardingLayout
 
 # float32 logits of the same weights by two implementations differ by less.
 _TOLERANCE = 1e-3
@@ -47,10 +51,10 @@ def run(config: ConfigDict, workdir: str) -> None:
   layout = mesh.from_config(config)
   model, params = _read(config, layout)
   logging.info('read %s in %.1f s', config.source, time.monotonic() - start)
-  if config.to == 'checkpoint':
+  if config.direction == 'checkpoint':
     _copy_files(config, target)
     meta = {'source': config.source, 'step': 0}
-    pretrained.save(target, 0, model, params, meta)
+    model_directory.save(target, 0, model, params, meta)
   else:
     _export(config, model, params, target)
   seconds = time.monotonic() - start
@@ -60,15 +64,17 @@ def run(config: ConfigDict, workdir: str) -> None:
 
 
 def _check_paths(config, target):
-  if config.to not in ('checkpoint', 'huggingface'):
+  if config.direction not in ('checkpoint', 'huggingface'):
     raise UserError(
-      f"config.to is {config.to!r}; it can be 'checkpoint' or 'huggingface'"
+      f"config.direction is {config.to!r}; it can be 'checkpoint' or 'huggingface'"
     )
   if not config.source:
     raise UserError("config.source is empty; give a directory or 'random'")
   for name, path in (('source', config.source), ('target', target)):
     # These files are mapped into memory, which buckets cannot be.
-    if '://' in path and (name == 'target') == (config.to == 'huggingface'):
+    if '://' in path and (name == 'target') == (
+      config.direction == 'huggingface'
+    ):
       what = 'GGUF file' if _is_gguf(config) else 'Hugging Face directory'
       raise UserError(
         f'config.{name}={path}: a {what} must be local; copy it with `gcloud '
@@ -81,14 +87,14 @@ def _check_paths(config, target):
     raise UserError(f'config.source {config.source} is not a directory')
   if not target:
     raise UserError('give --config.target=DIR or --workdir=DIR')
-  if epath.Path(target).is_file() or _in_use(target, config.to):
+  if epath.Path(target).is_file() or _in_use(target, config.direction):
     raise UserError(
       f'config.target {target} exists; choose another or delete it'
     )
 
 
 def _is_gguf(config):
-  return config.to == 'checkpoint' and config.source.endswith('.gguf')
+  return config.direction == 'checkpoint' and config.source.endswith('.gguf')
 
 
 def _in_use(target, to):
@@ -97,26 +103,28 @@ def _in_use(target, to):
   names = [x.name for x in path.iterdir()] if path.is_dir() else []
   if to == 'huggingface':
     return bool(names)
-  left = (*pretrained.COMPANIONS, '.tmp', '.orbax-checkpoint-tmp')
+  left = (*model_directory.COMPANIONS, '.tmp', '.orbax-checkpoint-tmp')
   return any(not any(part in name for part in left) for name in names)
 
 
-def _read(config, layout: Layout) -> tuple[Gemma, dict]:
+def _read(config, layout: ShardingLayout) -> tuple[Transformer, dict]:
   kind = 'float32' if config.dtype == 'source' else config.dtype
   if kind not in ('float32', 'bfloat16'):
     raise UserError(
       f"config.dtype is {config.dtype!r}; it can be 'source', 'float32' or "
       "'bfloat16'"
     )
-  compute = Compute(param_dtype=kind)
+  compute = ComputeConfig(param_dtype=kind)
   if config.source == 'random':
-    size = sizes.named(config.size)
-    model = Gemma(size, compute, layout, config.scalar)
-    return model, pretrained.random(model, config.seed)
-  if config.to == 'huggingface':
-    step = pretrained.step_of(config.step)
-    model = pretrained.build(config.source, step, compute, layout)
-    params = pretrained.load_params(config.source, step, model, config.dtype)
+    size = model_config.named(config.size)
+    model = Transformer(size, compute, layout, config.scalar)
+    return model, model_directory.random(model, config.seed)
+  if config.direction == 'huggingface':
+    step = model_directory.step_of(config.checkpoint_step)
+    model = model_directory.build(config.source, step, compute, layout)
+    params = model_directory.load_params(
+      config.source, step, model, config.dtype
+    )
     return model, params
   return _import(config.source, compute, layout, config.dtype)
 
@@ -129,20 +137,22 @@ def _import(path, compute, layout, dtype):
     source = gguf_file.source(file, size)
   else:
     size, scalar = huggingface_config.read_size(path)
-    source = reading.open_source(path)
-  reading.check_keys(source, size, scalar)
-  model = Gemma(size, compute, layout, scalar)
-  return model, reading.load_params(source, model, dtype)
+    source = hf_load.open_source(path)
+  hf_load.check_keys(source, size, scalar)
+  model = Transformer(size, compute, layout, scalar)
+  return model, hf_load.load_params(source, model, dtype)
 
 
 def _copy_files(config, target):
   if config.source == 'random':
-    pretrained.write_tiny_tokenizer(target)
+    model_directory.write_tiny_tokenizer(target)
   elif _is_gguf(config):
     text = gguf_file.tokenizer_json(gguf_file.open_file(config.source))
-    files.write_whole(epath.Path(target) / pretrained.BPE_TOKENIZER, text)
+    atomic_io.write_whole(
+      epath.Path(target) / model_directory.BPE_TOKENIZER, text
+    )
   else:
-    pretrained.copy_companions(config.source, target)
+    model_directory.copy_companions(config.source, target)
 
 
 def _export(config, model, params, target):
@@ -152,7 +162,7 @@ def _export(config, model, params, target):
     # What an export that was killed left.
     shutil.rmtree(temporary, ignore_errors=True)
   multihost_utils.sync_global_devices('cleared')
-  writing.save_directory(temporary, params, model)
+  hf_save.save_directory(temporary, params, model)
   _copy_files(config, temporary)
   if not jax.process_index():
     if os.path.isdir(target):
@@ -161,15 +171,16 @@ def _export(config, model, params, target):
   multihost_utils.sync_global_devices('exported')
 
 
-def _verify(config, model: Gemma, params: dict, target: str) -> None:
+def _verify(config, model: Transformer, params: dict, target: str) -> None:
   """Compares float32 logits (or values) of what was read and of what is now
-  on disk, and prints the largest difference."""
+  on disk, and prints the largest difference.
+  """
   rng = np.random.default_rng(0)
   tokens = rng.integers(3, model.size.vocab_size, _VERIFY_SHAPE)
   ours = _outputs(model, params, tokens)
-  importing = config.to == 'checkpoint'
+  importing = config.direction == 'checkpoint'
   if importing:
-    back = pretrained.load_params(target, None, model)
+    back = model_directory.load_params(target, None, model)
     found = {'the checkpoint': _outputs(model, back, tokens)}
   else:
     back = _import(target, model.compute, model.layout, 'source')
@@ -197,14 +208,14 @@ def _outputs(model, params, tokens):
   layout = model.layout
   rules = dict(layout.rules) | {'prompts': (), 'logit_prompts': ()}
   rules |= {'lookup_prompts': ()}
-  layout = Layout(layout.mesh, tuple(sorted(rules.items())))
-  model = model.clone(compute=Compute(dtype='float32'), layout=layout)
+  layout = ShardingLayout(layout.mesh, tuple(sorted(rules.items())))
+  model = model.clone(compute=ComputeConfig(dtype='float32'), layout=layout)
 
   def function(params):
     if model.scalar:
-      return head.values(model, params, batch)
+      return logprobs.values(model, params, batch)
     hidden = model.apply({'params': params}, batch).prompt
-    x = head.logits(model, params['embedder']['table'], hidden)
+    x = logprobs.logits(model, params['embedder']['table'], hidden)
     return x[..., : model.size.vocab_size]
 
   everywhere = jax.sharding.NamedSharding(

@@ -13,18 +13,19 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from grm_jax.data import published
+from grm_jax.checkpoint import model_directory
+from grm_jax.data import dataset_files
 from grm_jax.errors import UserError
-from grm_jax.evaluation import curves, report, samples
+from grm_jax.evaluation import judgement_io, report, scaling_curves
 from grm_jax.evaluation.suites import SUITES
-from grm_jax.judges import journaled, loading
-from grm_jax.judges.pair import PairJudge
-from grm_jax.judges.scalar import ScalarJudge
-from grm_jax.judging import rows
-from grm_jax.judging.example import JudgingExample
-from grm_jax.judging.judgement import Judged
-from grm_jax.parallel import files
-from grm_jax.training import pretrained
+from grm_jax.io import atomic_io
+from grm_jax.judgement import preference_rows
+from grm_jax.judgement.example import JudgingExample
+from grm_jax.judgement.judgement import JudgedExample
+from grm_jax.judges import factory as judge_factory
+from grm_jax.judges import resumable
+from grm_jax.judges.baselines.pairwise_rm import PairJudge
+from grm_jax.judges.baselines.scalar_rm import ScalarJudge
 
 # Orders that a suite's published protocol prescribes.
 ORDERS = {'judgebench': 'fixed'}
@@ -42,54 +43,54 @@ def run(config: ConfigDict, workdir: str) -> None:
   """
   if not workdir:
     raise UserError('give --workdir=DIR, where the report is written')
-  if config.from_samples:
-    judged = _read_samples(config.from_samples)
+  if config.reuse_samples:
+    judged = _read_samples(config.reuse_samples)
   else:
     judged = _judge_suites(config, workdir)
   if jax.process_index():
     return
   reports = {name: _report(name, found) for name, found in judged.items()}
-  report.write_report(workdir, reports, _facts(config), files.write_whole)
+  report.write_report(workdir, reports, _facts(config), atomic_io.write_whole)
   print(report.table(reports))
-  if config.checkpoint == pretrained.RANDOM and not config.from_samples:
+  if config.checkpoint == model_directory.RANDOM and not config.reuse_samples:
     print('random weights: this shows only that everything runs')
   print(f'report -> {os.path.join(workdir, "report.html")}')
 
 
 def _facts(config) -> dict[str, str]:
   """What the report says at its top."""
-  if config.from_samples:
-    return {'samples': config.from_samples}
+  if config.reuse_samples:
+    return {'samples': config.reuse_samples}
   return {
     'judge': config.judge,
     'checkpoint': config.checkpoint,
     'meta RM': config.meta_checkpoint or 'none',
-    'template': loading.settings_of(config).template,
+    'template': judge_factory.settings_of(config).template,
     'samples of a query': str(config.k),
     'temperature': str(config.temperature),
-    'order': config.order,
+    'order': config.response_order,
     'seed': str(config.seed),
   }
 
 
-def _read_samples(directory: str) -> dict[str, list[Judged]]:
+def _read_samples(directory: str) -> dict[str, list[JudgedExample]]:
   paths = {
     name: os.path.join(directory, f'{name}.samples.jsonl') for name in SUITES
   }
   found = {
-    name: list(samples.read(path))
+    name: list(judgement_io.read(path))
     for name, path in paths.items()
-    if files.exists(path)
+    if atomic_io.exists(path)
   }
   if not found:
     raise UserError(
-      f'config.from_samples={directory} has no <suite>.samples.jsonl of '
+      f'config.reuse_samples={directory} has no <suite>.samples.jsonl of '
       f'{", ".join(SUITES)}'
     )
   return found
 
 
-def _judge_suites(config, workdir: str) -> dict[str, list[Judged]]:
+def _judge_suites(config, workdir: str) -> dict[str, list[JudgedExample]]:
   """Rows first: a wrong path should not wait for weights."""
   suites = {
     name: SUITES[name].load(_place(name, path))
@@ -103,7 +104,7 @@ def _judge_suites(config, workdir: str) -> dict[str, list[Judged]]:
     )
   if config.k < 1 and not config.greedy:
     raise UserError('config.k is 0 and config.greedy false: nothing to judge')
-  judge = loading.from_config(config, loading.settings_of(config))
+  judge = judge_factory.from_config(config, judge_factory.settings_of(config))
   out = {}
   for name, examples in suites.items():
     if config.max_rows:
@@ -112,30 +113,30 @@ def _judge_suites(config, workdir: str) -> dict[str, list[Judged]]:
   return out
 
 
-def _place(name: str, path: str) -> str | rows.Table:
+def _place(name: str, path: str) -> str | preference_rows.RowTable:
   """What a suite loads: a path, or the rows of a TFDS or seqio name."""
-  if not published.is_dataset_name(path):
+  if not dataset_files.is_dataset_name(path):
     return path
   if name in BY_FILE:
     raise UserError(
       f'config.suites.{name}={path}: this suite reads what a row is of off '
       'the names of files and folders; give the path of its files'
     )
-  return published.table(path)
+  return dataset_files.table(path)
 
 
 def _judge_suite(
   config, workdir, judge, name, examples: Sequence[JudgingExample]
-) -> list[Judged]:
-  """k samples of each example, and a greedy judgement of each."""
-  order = ORDERS.get(name, config.order)
-  judge = loading.in_order(judge, order)
+) -> list[JudgedExample]:
+  """K samples of each example, and a greedy judgement of each."""
+  order = ORDERS.get(name, config.response_order)
+  judge = judge_factory.with_order(judge, order)
   # A scalar judge says the same every time.
   scalar = isinstance(judge, ScalarJudge | PairJudge)
   k = min(1, config.k) if scalar else config.k
   path = os.path.join(workdir, f'{name}.samples.jsonl')
   header = _header(config, name, order, len(examples))
-  drawn = journaled.judge_all(
+  drawn = resumable.judge_all(
     judge,
     examples,
     k,
@@ -145,23 +146,23 @@ def _judge_suite(
   )
   greedy = None
   if config.greedy and not scalar:
-    greedy = journaled.judge_all(
+    greedy = resumable.judge_all(
       judge, examples, 0, f'{path}.greedy', header, name
     )
   found = [
-    Judged(x.example, x.samples, y and y.samples[0])
+    JudgedExample(x.example, x.samples, y and y.samples[0])
     for x, y in zip(drawn, greedy or [None] * len(drawn), strict=True)
   ]
   if not jax.process_index():
-    samples.write(path, found)
+    judgement_io.write(path, found)
     for journal in (f'{path}.partial', f'{path}.greedy'):
-      files.remove(journal)
+      atomic_io.remove(journal)
   return found
 
 
 def _header(config, name, order, count):
   """What tells a journal of this run from others."""
-  settings = dataclasses.asdict(loading.settings_of(config))
+  settings = dataclasses.asdict(judge_factory.settings_of(config))
   return settings | {
     'suite': name,
     'path': config.suites[name],
@@ -169,24 +170,24 @@ def _header(config, name, order, count):
     'order': order,
     'judge': config.judge,
     'checkpoint': config.checkpoint,
-    'step': config.step,
+    'step': config.checkpoint_step,
     'meta_checkpoint': config.meta_checkpoint,
     'k': config.k,
-    'size': config.sampling.size,
+    'size': config.sampling.max_new_tokens,
     'int8': config.sampling.int8,
   }
 
 
-def _report(name: str, judged: Sequence[Judged]) -> report.SuiteReport:
+def _report(name: str, judged: Sequence[JudgedExample]) -> report.SuiteReport:
   suite = SUITES[name]
   if name in MEASURES:
-    estimate = curves.mean_of_scores(suite.score, suite.interval)
+    estimate = scaling_curves.mean_of_scores(suite.score, suite.interval)
   else:
-    estimate = curves.mean_of_terms(suite.terms)
+    estimate = scaling_curves.mean_of_terms(suite.terms)
   return report.suite_report(
     name,
     judged,
-    curves.suite_curves(judged, estimate),
+    scaling_curves.suite_curves(judged, estimate),
     suite.score,
     suite.interval,
     MEASURES.get(name, 'accuracy'),

@@ -26,15 +26,16 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from grm_jax.data import published
+from grm_jax.checkpoint import model_directory
+from grm_jax.data import dataset_files
 from grm_jax.errors import UserError
-from grm_jax.judges import loading
-from grm_jax.judging import report
-from grm_jax.judging.judgement import Fault
-from grm_jax.parallel import files, row_reader, start
-from grm_jax.parallel import journal as journals
-from grm_jax.parallel.journal import Journal
-from grm_jax.training import pretrained
+from grm_jax.io import atomic_io, row_reader
+from grm_jax.io import journal as journals
+from grm_jax.io.journal import Journal
+from grm_jax.judgement import verdict
+from grm_jax.judgement.judgement import ExampleError
+from grm_jax.judges import factory as judge_factory
+from grm_jax.sharding import distributed
 
 _SHOWN = 5  # rows of the table
 
@@ -43,7 +44,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   """Scores `config.input`, writes JSON lines, and prints a short table.
 
   Raises:
-    UserError: a path or a setting is wrong, or with config.strict a row; the
+    UserError: a path or a setting is wrong, or with config.fail_on_bad_rows a row; the
       message has file and line.
   """
   output = config.output or (workdir and os.path.join(workdir, 'scores.jsonl'))
@@ -57,19 +58,19 @@ def run(config: ConfigDict, workdir: str) -> None:
   mine = len(range(share.index, total, share.count))
   journal = _journal(config, output, share)
   done = journal.count if journal else 0
-  done = done if config.apart else start.from_first(done)
+  done = done if config.apart else distributed.broadcast_from_host0(done)
   if done:
     logging.info('%s: going on after %d rows', output, done)
   # Rows before weights: a wrong path should not wait for gigabytes.
   rows = itertools.islice(
-    published.examples(config.input), share.index, None, share.count
+    dataset_files.examples(config.input), share.index, None, share.count
   )
   rows = itertools.islice(rows, done, None)
-  settings = loading.voting_settings_of(config)
+  settings = judge_factory.voting_settings_of(config)
   devices, judge = jax.local_devices() if config.apart else None, None
   if done < mine:
     try:
-      judge = loading.from_config(config, settings, devices)
+      judge = judge_factory.from_config(config, settings, devices)
     except UserError:
       if journal and not journal.count:
         journal.delete()  # or it would refuse the run without the mistake
@@ -77,23 +78,23 @@ def run(config: ConfigDict, workdir: str) -> None:
   with journal or contextlib.nullcontext():
     if judge is not None:
       _judge_rows(judge, rows, config, settings, journal, mine - done)
-  start.wait_for_all('score')
+  distributed.barrier('score')
   if not jax.process_index():
     _finish(output, _partials(output, share.count), config)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Share:
+class RowShard:
   """Rows index, index + count, ... are this process's."""
 
   index: int
   count: int
 
 
-def _share(config) -> _Share:
+def _share(config) -> RowShard:
   if config.apart:
-    return _Share(jax.process_index(), jax.process_count())
-  return _Share(0, 1)
+    return RowShard(jax.process_index(), jax.process_count())
+  return RowShard(0, 1)
 
 
 def _partials(output: str, count: int) -> list[str]:
@@ -109,14 +110,14 @@ def _judge_rows(judge, rows, config, settings, journal, total):
     (row for _, row in rows), config.k, progress='judging', total=total
   )
   for (number, _), item in zip(numbers, items, strict=True):
-    if isinstance(item, Fault):
+    if isinstance(item, ExampleError):
       where = f'{config.input}:{number}: {item.reason}'
-      if config.strict:
+      if config.fail_on_bad_rows:
         raise UserError(where)
       logging.warning('%s', where)
       row = {'id': item.id, 'error': item.reason}
     else:
-      row = report.report(item, settings.voting(), settings.seed)
+      row = verdict.report(item, settings.voting(), settings.seed)
     if journal:
       journal.append({'line': number} | row)
 
@@ -128,7 +129,7 @@ def _count(path):
   return count
 
 
-def _journal(config, output: str, share: _Share) -> Journal | None:
+def _journal(config, output: str, share: RowShard) -> Journal | None:
   """This process's; without config.apart only the first has one.
 
   Raises:
@@ -139,7 +140,7 @@ def _journal(config, output: str, share: _Share) -> Journal | None:
   paths = _partials(output, share.count)
   folder, name = os.path.split(output)
   partial = f'{glob.escape(name)}.*partial'
-  others = set(files.matching(folder, partial)) - set(paths)
+  others = set(atomic_io.matching(folder, partial)) - set(paths)
   if others:
     raise UserError(
       f'{min(others)} is of a run by another number of processes; go on with '
@@ -148,20 +149,23 @@ def _journal(config, output: str, share: _Share) -> Journal | None:
   header = {
     'judge': config.judge,
     'checkpoint': config.checkpoint,
-    'step': config.step,
+    'step': config.checkpoint_step,
     'meta_checkpoint': config.meta_checkpoint,
     'input': config.input,
     'k': config.k,
   }
-  header |= dataclasses.asdict(loading.voting_settings_of(config))
-  header |= {'size': config.sampling.size, 'int8': config.sampling.int8}
+  header |= dataclasses.asdict(judge_factory.voting_settings_of(config))
+  header |= {
+    'size': config.sampling.max_new_tokens,
+    'int8': config.sampling.int8,
+  }
   header['bytes'] = epath.Path(config.input).stat().length
   return Journal(paths[share.index], header)
 
 
 def _finish(output: str, partials: Sequence[str], config) -> None:
   """Results and errors in files of their own, and a table of the first."""
-  missing = [path for path in partials if not files.exists(path)]
+  missing = [path for path in partials if not atomic_io.exists(path)]
   if missing:
     raise UserError(
       f'{missing[0]} is not there: with config.apart all processes must see '
@@ -170,27 +174,27 @@ def _finish(output: str, partials: Sequence[str], config) -> None:
   errors = f'{os.path.splitext(output)[0]}.errors.jsonl'
   good = (row for row in _merged(partials) if 'error' not in row)
   bad = (row for row in _merged(partials) if 'error' in row)
-  num_bad = files.write_lines(errors, map(json.dumps, bad))
+  num_bad = atomic_io.write_lines(errors, map(json.dumps, bad))
   shown = list(itertools.islice(_merged(partials), _SHOWN))
   first = next(good, None)
   if first is not None:
     rows = itertools.chain((first,), good)
-    num_good = files.write_lines(output, map(json.dumps, rows))
+    num_good = atomic_io.write_lines(output, map(json.dumps, rows))
   for path in partials:
-    files.remove(path)
+    atomic_io.remove(path)
   if first is None:
     raise UserError(
       f'none of the {num_bad} rows of {config.input} could be judged, see '
       f'{errors}; the first: {shown[0]["error"]}'
     )
   print(_table(shown))
-  if config.checkpoint == pretrained.RANDOM:
+  if config.checkpoint == model_directory.RANDOM:
     print('random weights: this shows only that everything runs')
   print(f'{num_good} queries -> {output}')
   if num_bad:
     print(f'{num_bad} rows could not be judged -> {errors}')
   else:
-    files.remove(errors)
+    atomic_io.remove(errors)
 
 
 def _merged(partials: Sequence[str]) -> Iterator[dict[str, Any]]:

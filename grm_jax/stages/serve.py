@@ -14,10 +14,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from grm_jax.errors import UserError
-from grm_jax.judges import loading
+from grm_jax.judges import factory as judge_factory
 from grm_jax.judges.generative import Judge
-from grm_jax.serving.limits import Limits
-from grm_jax.stages import runs
+from grm_jax.serving.limits import ServerLimits
+from grm_jax.training import run as training_run
 
 _NEEDED = ('fastapi', 'uvicorn', 'prometheus_client')
 _LOOPBACK = ('127.0.0.1', 'localhost', '::1')
@@ -37,17 +37,17 @@ def run(config: ConfigDict, workdir: str) -> None:
     RuntimeError: the judge has failed.
   """
   allowed = _check(config)
-  settings = loading.voting_settings_of(config)
+  settings = judge_factory.voting_settings_of(config)
   token = _token(config.token_file)
   # A port that is taken should not wait for weights. Nobody is let in yet.
   with _bind(config) as bound:
-    judge = loading.from_config(config, settings)
+    judge = judge_factory.from_config(config, settings)
     count = judge.engine.warm_up()
     logging.info('%d programs compiled', count)
     _serve(judge, config, allowed, token, bound)
 
 
-def _check(config: ConfigDict) -> Limits:
+def _check(config: ConfigDict) -> ServerLimits:
   """The limits, if nothing is wrong that is seen before weights are read."""
   missing = [x for x in _NEEDED if importlib.util.find_spec(x) is None]
   if missing:
@@ -62,8 +62,8 @@ def _check(config: ConfigDict) -> Limits:
       f'config.judge is {config.judge!r}; a service has a judge that writes: '
       "'grm' or 'llm'"
     )
-  allowed = Limits(**config.limits)
-  runs.check_least(('k', config.k, 0))
+  allowed = ServerLimits(**config.limits)
+  training_run.check_least(('k', config.k, 0))
   allowed.check_samples(config.k)
   if not 0 <= config.port < 2**16:
     raise UserError(f'config.port is {config.port}; 0 is any free one')
@@ -110,20 +110,20 @@ def _bind(config: ConfigDict) -> socket.socket:
 def _serve(
   judge: Judge,
   config: ConfigDict,
-  allowed: Limits,
+  allowed: ServerLimits,
   token: str,
   bound: socket.socket,
 ) -> None:
   """Serves with this judge on a bound socket; see `run`."""
   import uvicorn
 
-  from grm_jax.serving import app, contract, desk, meters
+  from grm_jax.serving import app, schemas, server_metrics, worker
 
   settings = judge.settings
-  made = desk.Desk(judge.stream, allowed.waiting)
+  made = worker.JudgeWorker(judge.stream, allowed.waiting)
   service = app.Service(
     desk=made,
-    defaults=contract.Defaults(
+    defaults=schemas.Defaults(
       k=config.k,
       order=settings.order,
       temperature=settings.temperature,
@@ -132,7 +132,7 @@ def _serve(
       has_meta=judge.meta is not None,
     ),
     limits=allowed,
-    meters=meters.Meters(made, lambda: _counts(judge)),
+    meters=server_metrics.ServerMetrics(made, lambda: _counts(judge)),
     token=token,
     about=_about(config, judge),
     hosts=_hosts(config),
@@ -149,7 +149,9 @@ def _serve(
   bound.listen()
   host, port = bound.getsockname()[:2]
   address = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
-  runs.say(f'serving on http://{address}, described at http://{address}/docs')
+  training_run.print_on_host0(
+    f'serving on http://{address}, described at http://{address}/docs'
+  )
   with _quiet_signals():
     server.run(sockets=[bound])
   if made.failed.is_set():
@@ -159,8 +161,8 @@ def _serve(
 def _hosts(config) -> tuple[str, ...]:
   """Names that requests may call the server by; () for any."""
   if config.host in _LOOPBACK:
-    return (*_LOOPBACK_NAMES, *config.hosts)
-  return tuple(config.hosts)
+    return (*_LOOPBACK_NAMES, *config.allowed_hosts)
+  return tuple(config.allowed_hosts)
 
 
 def _about(config, judge) -> dict[str, Any]:
@@ -195,7 +197,7 @@ def _until_failure(desk, server) -> None:
 
 @contextlib.contextmanager
 def _quiet_signals():
-  """uvicorn raises a signal again after it has stopped in good order for it."""
+  """Uvicorn raises a signal again after it has stopped in good order for it."""
   kinds = (signal.SIGTERM, signal.SIGINT)
   before = {kind: signal.signal(kind, _ignored) for kind in kinds}
   try:

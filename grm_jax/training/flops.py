@@ -21,8 +21,8 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from grm_jax.model.sizes import Size
-from grm_jax.parallel import chips
+from grm_jax.model.config import ModelConfig
+from grm_jax.sharding import chip_specs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Flops:
 
 
 def forward(
-  size: Size,
+  size: ModelConfig,
   prompt_lengths: ArrayLike,
   generation_lengths: ArrayLike | None = None,
   *,
@@ -98,7 +98,7 @@ def forward(
 
 
 def train_step(
-  size: Size,
+  size: ModelConfig,
   prompt_lengths: ArrayLike,
   generation_lengths: ArrayLike,
   *,
@@ -109,7 +109,7 @@ def train_step(
   return one.times(3)
 
 
-def decode(size: Size, keys: int) -> Flops:
+def decode(size: ModelConfig, keys: int) -> Flops:
   """Drawing one token, by a step that sees `keys` keys, its own included."""
   seen = size.num_pairs * int(keys + size.near(keys))
   return Flops(
@@ -125,7 +125,7 @@ def peak_flops(devices: Sequence[jax.Device]) -> float | None:
   A chip counts once: some runtimes report a TPU v4 chip as two devices.
   """
   kinds = {_chip(device): device.device_kind for device in devices}
-  found = [chips.of_kind(kind) for kind in kinds.values()]
+  found = [chip_specs.of_kind(kind) for kind in kinds.values()]
   return None if None in found else sum(chip.flops for chip in found)
 
 

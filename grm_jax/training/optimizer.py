@@ -13,9 +13,9 @@ import optax
 from optax import contrib
 
 from grm_jax.errors import UserError
-from grm_jax.training.host_state import OnHost
+from grm_jax.training.host_offload import HostOffloadedOptimizer
 
-Optimizer = optax.GradientTransformation | OnHost
+Optimizer = optax.GradientTransformation | HostOffloadedOptimizer
 
 KINDS = ('adamw', 'muon')
 SCHEDULES = ('constant', 'cosine')
@@ -29,7 +29,7 @@ _BOUNDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
   'schedule': (f'one of {", ".join(SCHEDULES)}', lambda x: x in SCHEDULES),
   'end_fraction': ('from 0 to 1', lambda x: 0 <= x <= 1),
   'weight_decay': ('0 or more', lambda x: 0 <= x < math.inf),
-  'clip': ('0 (off) or more', lambda x: 0 <= x < math.inf),
+  'max_grad_norm': ('0 (off) or more', lambda x: 0 <= x < math.inf),
   'b1': ('from 0 to below 1', lambda x: 0 <= x < 1),
   'b2': ('from 0 to below 1', lambda x: 0 <= x < 1),
   'eps': ('positive', lambda x: 0 < x < math.inf),
@@ -64,10 +64,10 @@ def make(
   warmup_steps: int,
   schedule: str,
   weight_decay: float,
-  clip: float,
+  max_grad_norm: float,
   b2: float,
   moment_dtype: str,
-  on_host: bool = False,
+  offload_to_host: bool = False,
   kind: str = 'adamw',
   b1: float = 0.9,
   eps: float = 1e-8,
@@ -85,7 +85,7 @@ def make(
     end_fraction: of the highest rate, where the cosine ends; not used by
       'constant'.
     weight_decay: decoupled (AdamW), times the learning rate; see `decays`.
-    clip: highest norm of the gradient of all parameters together; larger
+    max_grad_norm: highest norm of the gradient of all parameters together; larger
       ones are scaled down to it. 0 is off.
     b1, b2: decay of the first and second moments.
     eps: added to the root of the second moment.
@@ -96,7 +96,7 @@ def make(
       dtype, which should be float32: at b2 near 1 bfloat16 would round its
       changes away.
     key: config key of these settings, for messages.
-    on_host: moments and exact parameters of layers rest in the host's memory,
+    offload_to_host: moments and exact parameters of layers rest in the host's memory,
       see host_state.py.
 
   Raises:
@@ -109,10 +109,14 @@ def make(
     if kind == 'muon'
     else _adamw(rate, b1, b2, eps, weight_decay, moment_dtype)
   )
-  if on_host:
-    return OnHost(inner, clip), rate
+  if offload_to_host:
+    return HostOffloadedOptimizer(inner, max_grad_norm), rate
   # Off or on, the state has the same structure and so have checkpoints.
-  first = optax.clip_by_global_norm(clip) if clip else optax.identity()
+  first = (
+    optax.clip_by_global_norm(max_grad_norm)
+    if max_grad_norm
+    else optax.identity()
+  )
   return optax.chain(first, inner), rate
 
 
@@ -124,7 +128,7 @@ def _adamw(rate, b1, b2, eps, weight_decay, moment_dtype):
     eps=eps,
     mu_dtype=moment_dtype,
     weight_decay=weight_decay,
-    mask=decays,
+    mask=weight_decay_mask,
   )
 
 
@@ -135,19 +139,19 @@ def _muon(rate, b1, b2, weight_decay, moment_dtype):
     mu_dtype=moment_dtype,
     adam_b1=b1,
     adam_b2=b2,
-    muon_weight_dimension_numbers=matrices,
+    muon_weight_dimension_numbers=muon_dims,
     consistent_rms=_MUON_RMS,
   )
 
 
-def matrices(params: Any) -> Any:
+def muon_dims(params: Any) -> Any:
   """Tree of what Muon orthogonalizes, and by which axes; None: by Adam."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: _MATRICES.get(path[-1].key), params
   )
 
 
-def decays(params: Any) -> Any:
+def weight_decay_mask(params: Any) -> Any:
   """Tree of bools: which parameters decay, all but the scales of norms.
 
   A norm multiplies by 1 + scale, so that decay would pull it to 1; it has no

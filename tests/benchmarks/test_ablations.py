@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks import ablations
-from grm_jax.evaluation import samples
+from grm_jax.evaluation import judgement_io
 from tests import test_main
 from tests.evaluation import fake
 
@@ -22,7 +22,7 @@ def write(workdir, run, judge, seed, right, ids='abcd'):
     for x in ids
   ]
   single = fake.query('s', None, [(1,)], None, [(1,)], n=1, rewards=(1.0,))
-  samples.write(folder / f'{judge}.samples.jsonl', [*judged, single])
+  judgement_io.write(folder / f'{judge}.samples.jsonl', [*judged, single])
 
 
 @pytest.fixture

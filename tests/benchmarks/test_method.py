@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks import method
-from grm_jax.evaluation import samples
+from grm_jax.evaluation import judgement_io
 from tests import test_main
 from tests.evaluation import fake
 from tests.messages import names, naming
@@ -28,7 +28,7 @@ def write(workdir, stage, right, metas=(2.0, 1.0), ids='abcd'):
     fake.query(name, 0, scores, metas, [(8, 4) if name in right else (4, 8)])
     for name, scores in zip(ids, SAMPLES, strict=True)
   ]
-  samples.write(folder / f'{stage}.samples.jsonl', judged)
+  judgement_io.write(folder / f'{stage}.samples.jsonl', judged)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_tie_is_wrong_where_accuracy_is_strict(workdirs):
     ]
     for stage in ('sft', 'grpo'):
       path = f'{workdirs[int(seed)]}/evaluation/{stage}.samples.jsonl'
-      samples.write(path, judged)
+      judgement_io.write(path, judged)
   stage = method.read(workdirs)[0]
   found = method.strict(stage)
   assert (found['greedy'][0], found['one sample'][0]) == (50.0, 25.0)
@@ -104,7 +104,7 @@ def test_a_judge_of_whom_nothing_parses(tmp_path):
   judged = [fake.query('a', 0, [None, None], (2.0, 1.0), [None])]
   path = tmp_path / 'evaluation' / 'before.samples.jsonl'
   path.parent.mkdir()
-  samples.write(path, judged)
+  judgement_io.write(path, judged)
   (stage,) = method.read([str(tmp_path)])
   own = method.behaviour(stage)
   assert own['parse failures, greedy'] == own['of samples'] == 100.0

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from grm_jax.data.records import Record
+from grm_jax.data.tokenized_example import TokenizedExample
 
 
 def record(name, prompt, generations, source='s'):
@@ -16,7 +16,7 @@ def record(name, prompt, generations, source='s'):
   rows = [
     tokens(n, base + 100 * row) for row, n in enumerate(generations, start=1)
   ]
-  return Record(name, tokens(prompt, base), tuple(rows), source)
+  return TokenizedExample(name, tokens(prompt, base), tuple(rows), source)
 
 
 def ragged(count, seed, rows=2, median=40, longest=128, source='s'):

@@ -5,19 +5,19 @@ import re
 
 import pytest
 
-from grm_jax.data import published
-from grm_jax.data.adapters import preferences, verified
-from grm_jax.data.published import Dropped
+from grm_jax.data import dataset_files
+from grm_jax.data.dataset_files import SkippedRow
+from grm_jax.data.datasets import checked_math, preferences
 from grm_jax.errors import UserError
 from grm_jax.evaluation.suites import pandalm
-from grm_jax.judging import rows
-from grm_jax.judging.example import Turn
+from grm_jax.judgement import preference_rows
+from grm_jax.judgement.example import Turn
 from tests.evaluation.suites.published import without, write
 from tests.messages import in_row, names
 
 
 def made(adapter, fields):
-  return list(adapter(rows.Row('f.json', 7, fields)))
+  return list(adapter(preference_rows.SourceRow('f.json', 7, fields)))
 
 
 def one(adapter, fields):
@@ -73,7 +73,7 @@ def test_ultrafeedback():
 )
 def test_ultrafeedback_dropped(scores, word):
   found = one(preferences.ultrafeedback, ultrafeedback(*scores))
-  assert isinstance(found, Dropped) and names(found.reason, word)
+  assert isinstance(found, SkippedRow) and names(found.reason, word)
 
 
 @pytest.mark.parametrize('score', [None, 'N/A', True, float('nan')])
@@ -188,7 +188,7 @@ def test_helpsteer2(strength, best, tag):
 
 def test_helpsteer2_without_a_better_one():
   found = one(preferences.helpsteer2, helpsteer2(0))
-  assert isinstance(found, Dropped)
+  assert isinstance(found, SkippedRow)
   for strength in (4, 1.5):
     what = fault(preferences.helpsteer2, helpsteer2(strength))
     assert names(what, 'preference_strength', strength)
@@ -238,7 +238,7 @@ def test_pandalm_is_what_its_suite_judges(tmp_path):
 
 @pytest.mark.parametrize('labels', [(0, 0, 1), (1, 2, 0)])
 def test_pandalm_without_a_majority_for_one(labels):
-  assert isinstance(one(preferences.pandalm, panda(0, labels)), Dropped)
+  assert isinstance(one(preferences.pandalm, panda(0, labels)), SkippedRow)
 
 
 def test_pandalm_faults():
@@ -259,7 +259,7 @@ def gsm8k(truths, question='How many?', texts=('s0', 's1', 's2', 's3')):
   return {
     'question': question,
     'ground_truth': 'so\nA: 3',
-    **dict(zip(verified.MODELS, solutions, strict=True)),
+    **dict(zip(checked_math.MODELS, solutions, strict=True)),
   }
 
 
@@ -274,7 +274,7 @@ def gsm8k(truths, question='How many?', texts=('s0', 's1', 's2', 's3')):
 def test_gsm8k_list_has_every_wrong_solution_and_one_right(
   truths, right, wrong
 ):
-  example = made(verified.gsm8k, gsm8k(truths))[0]
+  example = made(checked_math.gsm8k, gsm8k(truths))[0]
   n = len(wrong) + 1
   assert len(example.responses) == n
   assert example.responses[example.best] in right
@@ -287,7 +287,7 @@ def test_gsm8k_list_has_every_wrong_solution_and_one_right(
 
 def test_gsm8k_rights_are_chosen_evenly_and_stand_everywhere():
   examples = [
-    made(verified.gsm8k, gsm8k('0110', f'q{i}'))[0] for i in range(300)
+    made(checked_math.gsm8k, gsm8k('0110', f'q{i}'))[0] for i in range(300)
   ]
   best = [example.responses[example.best] for example in examples]
   assert 110 < best.count('s1') < 190
@@ -296,7 +296,7 @@ def test_gsm8k_rights_are_chosen_evenly_and_stand_everywhere():
 
 
 def test_gsm8k_singles_of_mixed_questions():
-  pairs = [made(verified.gsm8k, gsm8k('0110', f'q{i}')) for i in range(300)]
+  pairs = [made(checked_math.gsm8k, gsm8k('0110', f'q{i}')) for i in range(300)]
   labels = []
   for several, single in pairs:
     (text,), (label,) = single.responses, single.rewards
@@ -316,13 +316,13 @@ def test_gsm8k_singles_of_mixed_questions():
 def test_gsm8k_questions_of_one_kind_make_singles_only(
   truths, label, low, high
 ):
-  found = [one(verified.gsm8k, gsm8k(truths, f'q{i}')) for i in range(300)]
-  singles = [x for x in found if not isinstance(x, Dropped)]
+  found = [one(checked_math.gsm8k, gsm8k(truths, f'q{i}')) for i in range(300)]
+  singles = [x for x in found if not isinstance(x, SkippedRow)]
   assert low <= len(singles) <= high
   for single in singles:
     assert len(single.responses) == 1
     assert single.rewards == (label,)
-  assert len({x for x in found if isinstance(x, Dropped)}) <= 1
+  assert len({x for x in found if isinstance(x, SkippedRow)}) <= 1
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_gsm8k_questions_of_one_kind_make_singles_only(
   ],
 )
 def test_gsm8k_pairs_show_each_wrong_solution_once(truths, expected):
-  found = made(verified.gsm8k_pairs, gsm8k(truths))
+  found = made(checked_math.gsm8k_pairs, gsm8k(truths))
   pairs = [(x.responses[x.best], x.responses[1 - x.best]) for x in found]
   assert set(pairs) <= set(expected)
   wrong = [bad for _, bad in pairs]
@@ -348,24 +348,29 @@ def test_gsm8k_pairs_show_each_wrong_solution_once(truths, expected):
 
 def test_gsm8k_questions_of_one_kind_make_no_pairs():
   right, wrong = (
-    one(verified.gsm8k_pairs, gsm8k(truths)) for truths in ('1111', '0000')
+    one(checked_math.gsm8k_pairs, gsm8k(truths)) for truths in ('1111', '0000')
   )
-  assert isinstance(right, Dropped) and isinstance(wrong, Dropped)
+  assert isinstance(right, SkippedRow) and isinstance(wrong, SkippedRow)
   assert right != wrong
 
 
 def test_gsm8k_pairs_turn_the_right_one_to_both_places():
   found = [
-    made(verified.gsm8k_pairs, gsm8k('0111', f'q{i}'))[0] for i in range(300)
+    made(checked_math.gsm8k_pairs, gsm8k('0111', f'q{i}'))[0]
+    for i in range(300)
   ]
   assert 110 < sum(x.best for x in found) < 190
 
 
 def test_gsm8k_equal_solutions_count_once():
   row = gsm8k('1000', texts=('r', 'w', 'w', '2 = <<1+1=2>>w'))
-  assert sorted(made(verified.gsm8k, row)[0].responses) == ['2 = w', 'r', 'w']
+  assert sorted(made(checked_math.gsm8k, row)[0].responses) == [
+    '2 = w',
+    'r',
+    'w',
+  ]
   row = gsm8k('1100', texts=('r', 'w', 'w', 'w'))
-  assert names(fault(verified.gsm8k, row), 'answer')
+  assert names(fault(checked_math.gsm8k, row), 'answer')
 
 
 @pytest.mark.parametrize(
@@ -380,31 +385,33 @@ def test_gsm8k_equal_solutions_count_once():
 )  # fmt: skip
 def test_gsm8k_calculator_annotations_are_not_shown(solution, shown):
   row = gsm8k('1000', texts=(solution, 'w', 'x', 'y'))
-  example = made(verified.gsm8k, row)[0]
+  example = made(checked_math.gsm8k, row)[0]
   assert example.responses[example.best] == shown
 
 
 def test_gsm8k_faults():
   row = gsm8k('1000')
   row['6b_finetuning'] = {'is_correct': 'true', 'solution': 's'}
-  what = fault(verified.gsm8k, row)
+  what = fault(checked_math.gsm8k, row)
   assert names(what, '6b_finetuning', 'is_correct', "'true'")
-  what = fault(verified.gsm8k, without(row, '175b_verification'))
+  what = fault(checked_math.gsm8k, without(row, '175b_verification'))
   assert names(what, '6b_finetuning', 'is_correct')
   row = without(gsm8k('1000'), '175b_verification')
-  assert names(fault(verified.gsm8k, row), '175b_verification')
+  assert names(fault(checked_math.gsm8k, row), '175b_verification')
 
 
 def test_ids_are_of_the_content(tmp_path):
   row = gsm8k('1000')
-  here = made(verified.gsm8k, row)
-  there = list(verified.gsm8k(rows.Row('elsewhere', 99, row)))
+  here = made(checked_math.gsm8k, row)
+  there = list(
+    checked_math.gsm8k(preference_rows.SourceRow('elsewhere', 99, row))
+  )
   assert here == there
-  others = made(verified.gsm8k, gsm8k('1000', 'How much?'))
+  others = made(checked_math.gsm8k, gsm8k('1000', 'How much?'))
   assert not set(ids(here)) & set(ids(others))
   # Other ids are other samples and other orders: no result is comparable.
-  assert published.digest('a', 'b') == '3554d2b8a1e34099'
-  assert published.digest('ab', '') != published.digest('a', 'b')
+  assert dataset_files.digest('a', 'b') == '3554d2b8a1e34099'
+  assert dataset_files.digest('ab', '') != dataset_files.digest('a', 'b')
 
 
 MATH = {
@@ -421,7 +428,7 @@ def answers(*truths):
 
 def test_math_makes_a_pair_and_a_single():
   row = MATH | {'answers': answers(True, False, False, True, False)}
-  pair, single = made(verified.math, row)
+  pair, single = made(checked_math.math, row)
   assert len(pair.responses) == 2
   assert pair.responses[pair.best].startswith('True')
   assert pair.responses[1 - pair.best].startswith('False')
@@ -434,18 +441,18 @@ def test_math_makes_a_pair_and_a_single():
 
 def test_math_needs_both_kinds():
   right, wrong = (
-    one(verified.math, MATH | {'answers': answers(truth, truth)})
+    one(checked_math.math, MATH | {'answers': answers(truth, truth)})
     for truth in (True, False)
   )
-  assert isinstance(right, Dropped) and isinstance(wrong, Dropped)
+  assert isinstance(right, SkippedRow) and isinstance(wrong, SkippedRow)
   assert right != wrong
 
 
 def test_math_as_published_has_no_answers():
-  what = fault(verified.math, MATH)
+  what = fault(checked_math.math, MATH)
   assert names(what, 'answers', *MATH)
 
 
 def test_ids_hold_half_a_surrogate():
-  name = published.digest('\ud800')
+  name = dataset_files.digest('\ud800')
   assert name == hashlib.sha256(rb'["\ud800"]').hexdigest()[:16]

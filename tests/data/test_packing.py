@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from grm_jax.data import batches, packing, records
-from grm_jax.data.records import Limits, Record
-from grm_jax.training import step
+from grm_jax.data import batch_iterator, packing, tokenized_example
+from grm_jax.data.tokenized_example import BatchShape, TokenizedExample
+from grm_jax.training import train_step
 from tests.data.made import ragged, record
 from tests.messages import naming
 from tests.model import tiny
@@ -78,7 +78,9 @@ def test_every_text_is_in_one_row_and_rows_are_of_one_source():
 
 def test_the_order_does_not_depend_on_chance():
   rows, again = (packing.pack(ragged(80, 2), 200) for _ in range(2))
-  assert records.fingerprint(rows) == records.fingerprint(again)
+  assert tokenized_example.fingerprint(rows) == tokenized_example.fingerprint(
+    again
+  )
 
 
 def test_texts_too_long_for_a_row():
@@ -89,9 +91,9 @@ def test_texts_too_long_for_a_row():
 
 
 def test_a_row_has_room_for_all_that_fits_apart():
-  limits = records.limits((8, 6), (5, 2), 1)
+  limits = tokenized_example.limits((8, 6), (5, 2), 1)
   longest = record('1', 8, [5])
-  assert records.usable([longest], limits) == ([longest], [])
+  assert tokenized_example.usable([longest], limits) == ([longest], [])
   assert packing.room(limits) == 13
   (row,) = packing.pack([longest], packing.room(limits))
   assert len(row.prompt) == 13
@@ -113,16 +115,16 @@ def random_records(count):
     return rng.integers(4, 250, rng.integers(1, most)).astype(np.int32)
 
   return [
-    Record(str(i), tokens(14), (tokens(9), tokens(9)), 's')
+    TokenizedExample(str(i), tokens(14), (tokens(9), tokens(9)), 's')
     for i in range(count)
   ]
 
 
 def mean_loss(params, model, given, limits, prompts):
   """By all batches of `once`, the last of which has dummies."""
-  loss = jax.jit(functools.partial(step.supervised_loss, model))
+  loss = jax.jit(functools.partial(train_step.supervised_loss, model))
   total = count = 0.0
-  for batch, _ in batches.once(given, prompts=prompts, limits=limits):
+  for batch, _ in batch_iterator.once(given, prompts=prompts, limits=limits):
     numerator, denominator, _ = loss(params, batch)
     total, count = total + float(numerator), count + float(denominator)
   return total / count, count
@@ -132,10 +134,10 @@ def test_packed_batches_have_the_loss_of_the_records():
   """Texts are longer than the window of 6; dummy rows carry no loss."""
   model = tiny.gemma()
   params, given = tiny.params(model), random_records(5)
-  apart = mean_loss(params, model, given, Limits((16,), (8,), 2), 2)
+  apart = mean_loss(params, model, given, BatchShape((16,), (8,), 2), 2)
   rows = packing.pack(given, 40)
   assert len(rows) % 2 and max(len(row.parts) for row in rows) > 2
-  packed = mean_loss(params, model, rows, Limits((40,), (8,), 0), 2)
+  packed = mean_loss(params, model, rows, BatchShape((40,), (8,), 0), 2)
   assert (
     packed[1] == apart[1] == sum(len(g) for r in given for g in r.generations)
   )
@@ -146,11 +148,11 @@ def test_prompts_carry_no_loss():
   """Other prompts of no generation change nothing; other texts do."""
   model = tiny.gemma()
   params = tiny.params(model)
-  silent = Record(
+  silent = TokenizedExample(
     'a', np.arange(5, 15, dtype=np.int32), (np.zeros(0, np.int32),), 's'
   )
   spoken = random_records(1)
-  limits = Limits((40,), (8,), 0)
+  limits = BatchShape((40,), (8,), 0)
   alone = mean_loss(params, model, packing.pack(spoken, 40), limits, 1)
   both = mean_loss(
     params, model, packing.pack([silent, *spoken], 40), limits, 1
@@ -162,8 +164,8 @@ def test_prompts_carry_no_loss():
 def test_lengths_of_packed_batches_are_those_of_their_texts():
   given = random_records(4)
   rows = packing.pack(given, 40)
-  (_, meta), *_ = batches.once(
-    rows, prompts=len(rows) + 1, limits=Limits((40,), (8,), 0)
+  (_, meta), *_ = batch_iterator.once(
+    rows, prompts=len(rows) + 1, limits=BatchShape((40,), (8,), 0)
   )
   lengths = sorted(
     (len(r.prompt), (len(g),)) for r in given for g in r.generations

@@ -6,17 +6,17 @@ import threading
 
 import pytest
 
-from grm_jax.data.batches import Batches
+from grm_jax.data.batch_iterator import BatchIterator
 from grm_jax.data.prefetch import Prefetch
-from grm_jax.data.records import Limits
+from grm_jax.data.tokenized_example import BatchShape
 from tests.data.made import ragged, same
 from tests.messages import naming
 from tests.processes import HANG
 
 
 def batches():
-  limits = Limits((32, 128), (64,), 2)
-  return Batches(
+  limits = BatchShape((32, 128), (64,), 2)
+  return BatchIterator(
     ragged(11, 1), {'s': 1}, prompts=2, limits=limits, seed=1, window=3
   )
 

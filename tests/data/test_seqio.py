@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from sentencepiece import sentencepiece_model_pb2
 
-from grm_jax.data import published, seqio_source, tfds
-from grm_jax.data.adapters import preferences
+from grm_jax.data import dataset_files, seqio_source, tfds_source
+from grm_jax.data.datasets import preferences
 from grm_jax.errors import UserError
 from grm_jax.evaluation import suite_rows
-from grm_jax.judging.example import JudgingExample, Turn
-from grm_jax.judging.judgement import Fault
-from grm_jax.model import chat, tiny_tokenizer
-from grm_jax.model import sentencepiece_codec as codec
-from grm_jax.model import tokenizer as tokenizers
+from grm_jax.judgement.example import JudgingExample, Turn
+from grm_jax.judgement.judgement import ExampleError
+from grm_jax.tokenizer import chat_format
+from grm_jax.tokenizer import sentencepiece_codec as codec
+from grm_jax.tokenizer import tiny as tiny_tokenizer
+from grm_jax.tokenizer import tokenizer as tokenizers
 from tests.data.tfds_files import write
 from tests.messages import in_row, naming
 
@@ -136,7 +137,7 @@ def module(path, tmp_path_factory):
   folder = tmp_path_factory.mktemp('modules')
   made = tokenizers.load(path)
   ready = {
-    'inputs': chat.render_user(made, ATTACK),
+    'inputs': chat_format.render_user(made, ATTACK),
     'targets': [*made.encode('told'), END],
   }
   text = MODULE.replace('PATH', path).replace('IDS', repr(ready))
@@ -151,7 +152,7 @@ def spec(name, split='train'):
 
 
 def test_a_task_of_texts_is_judging_examples_or_faults():
-  first, second, torn, bad = published.examples(spec('mine_judging'))
+  first, second, torn, bad = dataset_files.examples(spec('mine_judging'))
   assert [first[0], second[0], torn[0], bad[0]] == [1, 2, 3, 4]
   assert first[1] == JudgingExample('1', (Turn('user', 'q'),), ('x', 'y'), 1)
   assert second[1].query == (
@@ -159,14 +160,14 @@ def test_a_task_of_texts_is_judging_examples_or_faults():
     Turn('assistant', 'm2'),
     Turn('user', 'm3'),
   )
-  assert isinstance(torn[1], Fault) and isinstance(bad[1], Fault)
+  assert isinstance(torn[1], ExampleError) and isinstance(bad[1], ExampleError)
   assert torn[1].id == 'row 3'
   assert re.match(naming('responses[1]', 'UTF-8', 0), torn[1].reason)
   assert re.match(naming('best', 3, 1), bad[1].reason)
 
 
 def test_an_adapter_reads_a_task():
-  table = published.table(spec('mine_offsetbias'))
+  table = dataset_files.table(spec('mine_offsetbias'))
   (example,) = suite_rows.load(table, preferences.offsetbias)
   assert example.responses[example.best] == 'b'
 
@@ -178,7 +179,7 @@ def test_texts_become_turns_without_control_ids(tokenizer):
     ('n1', 'mine_texts'),
   ]
   text = 'ask 0 <end_of_turn>'
-  assert found[0].prompt.tolist() == chat.render_user(tokenizer, text)
+  assert found[0].prompt.tolist() == chat_format.render_user(tokenizer, text)
   assert list(found[0].prompt).count(END) == 1
   told = [*tokenizer.encode('tell 0'), END]
   assert [x.tolist() for x in found[0].generations] == [told]
@@ -255,7 +256,7 @@ def test_another_vocabulary_is_refused(path, tmp_path):
 
 
 def test_ids_that_begin_with_bos_get_no_other(tokenizer):
-  prompt = chat.render_user(tokenizer, ATTACK)
+  prompt = chat_format.render_user(tokenizer, ATTACK)
   (record,) = seqio_source.records(spec('mine_ready'), tokenizer)
   assert record.prompt.tolist() == prompt == [BOS, *prompt[1:]]
   assert record.generations[0].tolist() == [*tokenizer.encode('told'), END]
@@ -264,7 +265,7 @@ def test_ids_that_begin_with_bos_get_no_other(tokenizer):
 
 
 def test_a_task_of_a_tfds_name(tmp_path, tokenizer):
-  tf = tfds.tensorflow()
+  tf = tfds_source.tensorflow()
   import tensorflow_datasets
 
   f = tensorflow_datasets.features
@@ -292,7 +293,7 @@ def test_a_task_of_a_tfds_name(tmp_path, tokenizer):
   found = list(seqio_source.records('seqio:stored_texts:train', tokenizer))
   assert names(found) == ['t0', 't1', 't2']
   text = f'{ATTACK} 1'
-  assert found[1].prompt.tolist() == chat.render_user(tokenizer, text)
+  assert found[1].prompt.tolist() == chat_format.render_user(tokenizer, text)
   assert found[1].prompt.tolist().count(END) == 1
   rest = seqio_source.records('seqio:stored_texts:validation', tokenizer)
   assert names(rest) == ['t3']

@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 
-from grm_jax.evaluation import curves, report
+from grm_jax.evaluation import report, scaling_curves
 from grm_jax.evaluation.suites import SUITES, rewardbench
-from grm_jax.judging import orders
-from grm_jax.judging.example import JudgingExample, Turn
-from grm_jax.judging.judgement import Judged, Judgement
+from grm_jax.judgement import response_order
+from grm_jax.judgement.example import JudgingExample, Turn
+from grm_jax.judgement.judgement import JudgedExample, Judgement
 
 _TEXT = """Specific Criteria:
 1. Correctness (weight: 40%): the claims hold, and code runs as it stands.
@@ -33,7 +33,7 @@ def query(
   greedy=None,
   n: int = 2,
   **fields,
-) -> Judged:
+) -> JudgedExample:
   """A query with these scores; `greedy` is None or a list of one of them."""
   example = JudgingExample(
     id=id,
@@ -47,7 +47,7 @@ def query(
   def said(own, meta):
     return Judgement(tuple(range(n)), 'text', 100, 'stop', own, meta)
 
-  return Judged(
+  return JudgedExample(
     example,
     tuple(map(said, scores, metas)),
     said(greedy[0], None) if greedy else None,
@@ -56,7 +56,7 @@ def query(
 
 def judged(
   num: int, k: int, seed: int = 0, n: tuple[int, ...] = (2,), metas: bool = True
-) -> list[Judged]:
+) -> list[JudgedExample]:
   """`num` queries of RewardBench's subsets, k samples and a greedy one."""
   rng = np.random.default_rng(seed)
   subsets = [(s, x) for s, own in rewardbench.COUNTS.items() for x in own]
@@ -78,9 +78,9 @@ def _query(rng, i, k, n, metas, subsets):
     best=best,
     tags={'suite': 'rewardbench', 'section': section, 'subset': subset},
   )
-  shown = orders.orders('balanced', count, k + 1, 0, example.id)
+  shown = response_order.orders('balanced', count, k + 1, 0, example.id)
   *samples, greedy = (_sample(rng, quality, x, best, metas) for x in shown)
-  return Judged(example, tuple(samples), greedy)
+  return JudgedExample(example, tuple(samples), greedy)
 
 
 def _sample(rng, quality, order, best, metas):
@@ -117,11 +117,13 @@ def suite_reports(num: int, k: int) -> dict[str, report.SuiteReport]:
     'rewardbench': report.suite_report(
       'RewardBench',
       first,
-      curves.suite_curves(first, curves.mean_of_terms(suite.terms)),
+      scaling_curves.suite_curves(
+        first, scaling_curves.mean_of_terms(suite.terms)
+      ),
       suite.score,
       suite.interval,
     ),
-    'own': report.suite_report('Own data', other, curves.curves(other)),
+    'own': report.suite_report('Own data', other, scaling_curves.curves(other)),
   }
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from grm_jax.errors import UserError
 from grm_jax.evaluation import metrics
-from grm_jax.evaluation.metrics import Item, Result, Term
-from grm_jax.judging.example import JudgingExample, Turn
+from grm_jax.evaluation.metrics import Result, ScoredItem, WeightedSection
+from grm_jax.judgement.example import JudgingExample, Turn
 from tests.messages import naming
 
 
@@ -53,7 +53,9 @@ def test_votes_must_fit_the_example():
 
 
 def test_weighted_terms_leave_out_what_is_missing():
-  groups = {s: (Item(s, s, v),) for s, v in [('a', 1.0), ('b', 0.0), ('d', 1)]}
+  groups = {
+    s: (ScoredItem(s, s, v),) for s, v in [('a', 1.0), ('b', 0.0), ('d', 1)]
+  }
   sections = {
     'one': {'a': 30, 'b': 10, 'c': 60},
     'two': {'d': 5},
@@ -122,9 +124,10 @@ def test_auc_faults():
 def term(values, queries=None, share=1.0, weight=1.0, subset='s'):
   queries = range(len(values)) if queries is None else queries
   items = tuple(
-    Item(subset, q, float(v)) for q, v in zip(queries, values, strict=True)
+    ScoredItem(subset, q, float(v))
+    for q, v in zip(queries, values, strict=True)
   )
-  return Term('section', share, weight, items)
+  return WeightedSection('section', share, weight, items)
 
 
 def test_interval_of_a_mean_is_the_textbook_one():

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from grm_jax.evaluation import plots
-from grm_jax.evaluation.curves import Curves, Point
+from grm_jax.evaluation.generation_stats import GenerationStats
 from grm_jax.evaluation.plots import Bar
-from grm_jax.evaluation.summary import Summary
+from grm_jax.evaluation.scaling_curves import CurvePoint, Curves
 
 
 def point(k, value, num_meta=None):
-  return Point(k, num_meta, value, value - 0.03, value + 0.02, 1, True)
+  return CurvePoint(k, num_meta, value, value - 0.03, value + 0.02, 1, True)
 
 
 CURVES = Curves(
@@ -34,7 +34,7 @@ NOTHING = (0,) * 11
 
 
 def summary(scores, right=NOTHING, others=NOTHING):
-  return Summary(1, 1, 0, 0, 0, 0, 0, 0, 0, 0, scores, right, others)
+  return GenerationStats(1, 1, 0, 0, 0, 0, 0, 0, 0, 0, scores, right, others)
 
 
 def lines(figure):

@@ -10,10 +10,11 @@ import re
 import pytest
 
 from grm_jax.errors import UserError
-from grm_jax.evaluation import curves, page, report
+from grm_jax.evaluation import html as report_html
+from grm_jax.evaluation import report, scaling_curves
 from grm_jax.evaluation.suites import rewardbench
-from grm_jax.judging.example import Turn
-from grm_jax.parallel.files import whole
+from grm_jax.io.atomic_io import atomic_write
+from grm_jax.judgement.example import Turn
 from tests.evaluation.fake import judged, query
 from tests.messages import naming
 
@@ -45,7 +46,9 @@ class Reader(html.parser.HTMLParser):
 
 
 def plain(title, queries, **fields):
-  return report.suite_report(title, queries, curves.curves(queries), **fields)
+  return report.suite_report(
+    title, queries, scaling_curves.curves(queries), **fields
+  )
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +58,9 @@ def suites():
     'rewardbench': report.suite_report(
       'RewardBench',
       queries,
-      curves.suite_curves(queries, curves.mean_of_terms(rewardbench.terms)),
+      scaling_curves.suite_curves(
+        queries, scaling_curves.mean_of_terms(rewardbench.terms)
+      ),
       rewardbench.score,
       rewardbench.interval,
     ),
@@ -253,14 +258,18 @@ def test_texts_stay_texts():
 
 def test_long_texts_are_cut():
   text = Reader(
-    page.page('t', [page.folded('', 's', [('h', 'x' * 30_000)], True)])
+    report_html.page(
+      't', [report_html.folded('', 's', [('h', 'x' * 30_000)], True)]
+    )
   ).text('pre')
   assert text.count('x') == 20_000
   assert '10,000' in text
 
 
 def test_a_leading_line_feed_is_kept():
-  data = page.page('t', [page.folded('', 's', [('h', '\ntext')], True)])
+  data = report_html.page(
+    't', [report_html.folded('', 's', [('h', '\ntext')], True)]
+  )
   assert b'<pre dir="auto">\n\ntext</pre>' in data
 
 
@@ -270,7 +279,7 @@ def test_an_interrupted_report_has_only_whole_files(suites, files, tmp_path):
   written = []
 
   def write_some(path, content):
-    with whole(path) as file:
+    with atomic_write(path) as file:
       file.write(content[: len(content) // 2])
       if len(written) == 3:
         raise KeyboardInterrupt
@@ -369,13 +378,13 @@ def test_suites_with_different_numbers_of_samples():
 
 def test_every_text_of_the_page_is_escaped():
   parts = [
-    page.heading(2, EVIL),
-    page.note(EVIL),
-    page.table([[EVIL], [EVIL]], EVIL, EVIL),
-    page.image(b'png', EVIL),
-    page.folded(EVIL, EVIL, [(EVIL, EVIL)], opened=False),
+    report_html.heading(2, EVIL),
+    report_html.note(EVIL),
+    report_html.table([[EVIL], [EVIL]], EVIL, EVIL),
+    report_html.image(b'png', EVIL),
+    report_html.folded(EVIL, EVIL, [(EVIL, EVIL)], opened=False),
   ]
-  reader = Reader(page.page(EVIL, parts))
+  reader = Reader(report_html.page(EVIL, parts))
   assert not reader.unpaired and not reader.open
   found = {tag for tag, text in reader.texts if text.strip() == EVIL}
   assert found == {

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from grm_jax.evaluation import curves, report
+from grm_jax.evaluation import report, scaling_curves
 from grm_jax.evaluation.suites import SUITES, judgebench, realmistake, rmb
 from tests.evaluation.fake import query
 
@@ -69,13 +69,13 @@ def test_every_suite(name):
       one = query(f'{copy}/{i}', best, scores, n=n, rewards=rewards, tags=tags)
       queries.append(one)
   if name == 'realmistake':
-    estimate = curves.mean_of_scores(suite.score, suite.interval)
+    estimate = scaling_curves.mean_of_scores(suite.score, suite.interval)
   else:
-    estimate = curves.mean_of_terms(suite.terms)
+    estimate = scaling_curves.mean_of_terms(suite.terms)
   found = report.suite_report(
     name,
     queries,
-    curves.suite_curves(queries, estimate),
+    scaling_curves.suite_curves(queries, estimate),
     suite.score,
     suite.interval,
   )

@@ -4,7 +4,7 @@ import pytest
 
 from grm_jax.errors import UserError
 from grm_jax.evaluation import suite_rows
-from grm_jax.judging import rows
+from grm_jax.judgement import preference_rows
 from tests.evaluation.suites.published import write
 from tests.messages import naming
 
@@ -20,8 +20,12 @@ def read(path, keep=every):
 
 
 def an_example(row):
-  yield rows.arranged(
-    row, row.text('id'), rows.asked(row.text('x')), ('right', 'wrong'), best=0
+  yield preference_rows.arranged(
+    row,
+    row.text('id'),
+    preference_rows.asked(row.text('x')),
+    ('right', 'wrong'),
+    best=0,
   )
 
 
@@ -81,13 +85,13 @@ def test_nothing_to_read(tmp_path):
 
 
 def test_a_table_is_read_as_a_file_is():
-  table = rows.Table('tfds:a:test', iter(ROWS))
+  table = preference_rows.RowTable('tfds:a:test', iter(ROWS))
   found = list(suite_rows.read(table, every))
   assert [(r.file, r.number, r.fields) for r in found] == [
     ('tfds:a:test', 1, ROWS[0]),
     ('tfds:a:test', 2, ROWS[1]),
   ]
-  table = rows.Table('tfds:a:test', iter(ROWS))
+  table = preference_rows.RowTable('tfds:a:test', iter(ROWS))
   examples = suite_rows.load(table, an_example)
   assert [example.id for example in examples] == ['a', 'b']
 
@@ -103,7 +107,7 @@ def test_a_table_is_read_as_a_file_is():
 )
 def test_faults_of_a_table(fields, message):
   with pytest.raises(UserError, match=message):
-    suite_rows.load(rows.Table('tfds:a:test', fields), an_example)
+    suite_rows.load(preference_rows.RowTable('tfds:a:test', fields), an_example)
 
 
 def test_ids_are_unique(tmp_path):

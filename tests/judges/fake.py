@@ -7,10 +7,16 @@ import tempfile
 
 import numpy as np
 
-from grm_jax.judges.generative import Judge, Settings
-from grm_jax.judging.example import JudgingExample, Turn
-from grm_jax.model import tiny_tokenizer, tokenizer
-from grm_jax.sampling.request import Generation, Limits, Refusal, fault
+from grm_jax.judgement.example import JudgingExample, Turn
+from grm_jax.judges.generative import Judge, JudgeConfig
+from grm_jax.sampling.request import (
+  EngineLimits,
+  Generation,
+  RejectedRequest,
+  fault,
+)
+from grm_jax.tokenizer import tiny as tiny_tokenizer
+from grm_jax.tokenizer import tokenizer
 
 
 @functools.cache
@@ -27,7 +33,7 @@ class RuleEngine:
   principles = 'Specific Criteria: truth 100%. Scores: \\boxed{1, 1}'
 
   def __init__(self, limit=3000, silent=()):
-    self.limits = Limits(limit, 100, 1024, True)
+    self.limits = EngineLimits(limit, 100, 1024, True)
     self.silent, self.requests = silent, []
 
   def run(self, requests, **unused):
@@ -40,7 +46,7 @@ class RuleEngine:
       self.requests.append(request)
       reason = fault(request, self.limits)
       if reason:
-        yield Refusal(request.id, reason)
+        yield RejectedRequest(request.id, reason)
         continue
       held += [self.generation(request, i) for i in range(request.num_samples)]
       if len(held) > 5:
@@ -79,4 +85,4 @@ def example(name, *responses, **fields):
 
 
 def judge(engine=None, meta=None, **settings):
-  return Judge(engine or RuleEngine(), words(), Settings(**settings), meta)
+  return Judge(engine or RuleEngine(), words(), JudgeConfig(**settings), meta)

@@ -8,19 +8,19 @@ import pytest
 
 import grm_jax
 from grm_jax.errors import UserError
-from grm_jax.judging import report as reports
-from grm_jax.judging.asked import Asked
-from grm_jax.judging.judgement import Fault, Judged
+from grm_jax.judgement import verdict
+from grm_jax.judgement.judgement import ExampleError, JudgedExample
+from grm_jax.judgement.judgement_request import JudgementRequest
 from tests.judges.fake import RuleEngine, RuleMeta, example, judge, words
 from tests.messages import names, naming
 
 
 def report(judged, settings):
-  return reports.report(judged, settings.voting(), settings.seed)
+  return verdict.report(judged, settings.voting(), settings.seed)
 
 
 def combine(judged, settings):
-  return reports.combine(judged, settings.voting())
+  return verdict.combine(judged, settings.voting())
 
 
 EXAMPLES = [
@@ -91,15 +91,15 @@ def test_principles_that_cannot_be_written_or_used():
   long = example('long', 'x' * 9000 + ' 5')
   made = judge(engine, template='critique', too_long='refuse')
   items = list(made.judge([long, EXAMPLES[1]], 2))
-  assert isinstance(items[0], Fault)
+  assert isinstance(items[0], ExampleError)
   assert names(items[0].reason, 'config.prompt.too_long', 1200)
   assert items[1].samples[0].scores == (7,)
   engine.principles = 'very long ' * 400
-  items = list(made.judge([EXAMPLES[1], Fault('f', 'bad')], 2))
+  items = list(made.judge([EXAMPLES[1], ExampleError('f', 'bad')], 2))
   assert names(items[0].reason, 1200)
   engine.principles = ' \n'
   (item,) = made.judge([EXAMPLES[1]], 2)
-  assert isinstance(item, Fault) and item.id == 'b'
+  assert isinstance(item, ExampleError) and item.id == 'b'
   assert names(item.reason, 'principles')
 
 
@@ -156,11 +156,16 @@ def test_faults_stand_in_their_places_and_the_others_go_on():
   long = example('long', 'x' * 9000 + ' 5')
   made = judge(RuleEngine(limit=1200), too_long='refuse')
   items = list(
-    made.judge([EXAMPLES[2], long, Fault('f', 'bad'), EXAMPLES[1]], 2)
+    made.judge([EXAMPLES[2], long, ExampleError('f', 'bad'), EXAMPLES[1]], 2)
   )
-  assert [type(x) for x in items] == [Judged, Fault, Fault, Judged]
+  assert [type(x) for x in items] == [
+    JudgedExample,
+    ExampleError,
+    ExampleError,
+    JudgedExample,
+  ]
   assert items[1].id == 'long' and names(items[1].reason, 1200)
-  assert items[2] == Fault('f', 'bad')
+  assert items[2] == ExampleError('f', 'bad')
 
 
 def test_long_examples_are_shortened_by_default():
@@ -226,7 +231,7 @@ def test_votes_by_a_meta_rm():
 @pytest.mark.parametrize(
   'settings, words_',
   [
-    ({'order': 'sorted'}, ['config.order', 'sorted']),
+    ({'order': 'sorted'}, ['config.response_order', 'sorted']),
     ({'vote': 'max'}, ['config.vote', 'max']),
     ({'too_long': 'cut'}, ['config.prompt.too_long', 'cut']),
     ({'template': 'nowhere.txt'}, ['nowhere.txt']),
@@ -296,9 +301,9 @@ class Stream:
 def test_a_stream_asks_each_example_in_its_own_way():
   made = judge()
   ways = [
-    Asked(EXAMPLES[0], 4, 'random', 0.9, seed=5),
-    Asked(EXAMPLES[1], 0),
-    Asked(EXAMPLES[3], 3, 'fixed', 0.5, seed=7),
+    JudgementRequest(EXAMPLES[0], 4, 'random', 0.9, seed=5),
+    JudgementRequest(EXAMPLES[1], 0),
+    JudgementRequest(EXAMPLES[3], 3, 'fixed', 0.5, seed=7),
   ]
   ran = Stream([ways[0], lambda _: None, ways[1], ways[2]]).run(made)
   assert sorted(ran.done) == [0, 1, 2]
@@ -316,7 +321,7 @@ def test_a_stream_hands_out_what_needs_no_model_at_once():
   """A refusal must not wait for the next generation of somebody else."""
   seen = []
   long = example('long', 'x' * 9000 + ' 5')
-  script = [Asked(long, 2), lambda now: seen.append(dict(now.done))]
+  script = [JudgementRequest(long, 2), lambda now: seen.append(dict(now.done))]
   Stream(script).run(judge(RuleEngine(limit=1200), too_long='refuse'))
   assert seen[0][0].id == 'long'
 
@@ -335,10 +340,10 @@ def test_examples_that_are_dropped(template):
   engine = Dropping()
   engine.gone = set()
   script = [
-    Asked(EXAMPLES[0], 2),
-    Asked(EXAMPLES[2], 2),
+    JudgementRequest(EXAMPLES[0], 2),
+    JudgementRequest(EXAMPLES[2], 2),
     lambda now: now.dropping.append(1),
-    Asked(EXAMPLES[1], 2),
+    JudgementRequest(EXAMPLES[1], 2),
   ]
   ran = Stream(script).run(judge(engine, template=template))
   assert sorted(ran.done) == [0, 2]
@@ -347,5 +352,7 @@ def test_examples_that_are_dropped(template):
 
 
 def test_a_number_that_is_done_can_be_dropped():
-  ran = Stream([Asked(EXAMPLES[0], 2), lambda now: now.dropping.extend((0, 9))])
+  ran = Stream(
+    [JudgementRequest(EXAMPLES[0], 2), lambda now: now.dropping.extend((0, 9))]
+  )
   assert sorted(ran.run(judge()).done) == [0]

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from benchmarks import ablations
-from grm_jax.stages import spct_plan
+from grm_jax.stages.spct import plan as spct_plan
 from tests import test_main
 from tests.stages import spct_run
 
@@ -59,7 +59,7 @@ def test_each_is_one_override_beside_its_stages():
     stages = [x for x in given if x.startswith('--config.stages=')]
     assert len(stages) == 1
     rest = set(given) - {*stages, '--config.seed=0'}
-    one = {'--config.evaluation.k=1', '--config.evaluation.k_before=1'}
+    one = {'--config.evaluation.k=1', '--config.evaluation.k_intermediate=1'}
     assert one <= rest or folder == 'w/full/0'
     rest -= one
     own[folder.split('/')[1]] = (stages[0][16:], *rest)
@@ -70,14 +70,14 @@ def test_each_is_one_override_beside_its_stages():
       '--config.principles=False',
     ),
     'no_rejective_sampling': ('base,sft,grpo,evaluate',),
-    'no_hinted': ('base,sft,rft,evaluate', '--config.rft.num_hinted=0'),
+    'no_hinted': ('base,sft,rft,evaluate', '--config.rft.num_hinted_samples=0'),
     'no_unhinted': (
       'base,sft,rft,evaluate',
       '--config.rft.filter.unhinted=False',
     ),
     'no_general_data': (
       'base,sft,rft,evaluate',
-      '--config.rft.train.data.general_rate=0.0',
+      '--config.rft.train.data.general_fraction=0.0',
     ),
   }
 

@@ -76,7 +76,7 @@ def test_the_method_and_an_ablation(tmp_path):
     *spct_run.arguments(tmp_path)[1:],
     '--config.stages=sft,rft,evaluate',
   ]
-  full, override = str(tmp_path / 'full'), '--config.rft.num_hinted=0'
+  full, override = str(tmp_path / 'full'), '--config.rft.num_hinted_samples=0'
   text, pictures = execute('spct', INSTALL='', WORKDIR=full, FLAGS=flags)
   assert f'{full}/evaluation/report.html' in text
   for title in ('after the cold start', 'after RFT'):

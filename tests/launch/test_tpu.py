@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from grm_jax.model import sizes
+from grm_jax.model import config as model_config
 from tests import test_main
 from tests.messages import lines_with, names
 from tests.stages import spct_run
@@ -106,7 +106,7 @@ def test_several_slices():
   assert value(create, 'node-prefix') == 'judge'
   found = dry_run('run', '--config=configs/sft.py', SLICES='2')
   assert [x[5] for x in found] == ['judge-0', 'judge-1']
-  assert all('--config.mesh.slices=2' in value(x, 'command') for x in found)
+  assert all('--config.mesh.num_slices=2' in value(x, 'command') for x in found)
   (logs,) = dry_run('logs', SLICES='2')
   assert logs[5] == 'judge-0'
 
@@ -201,7 +201,7 @@ def test_a_row_of_the_table_is_what_its_stage_takes(row):
   trained = [own] if 'batch' in own else []
   if stage == 'spct':
     trained = [config.sft, config.rft.train, config.grpo, config.meta_rm]
-  rules = mesh.rules.kept_tokens
+  rules = mesh.rules.residual_tokens
   assert tuple(rules) in ((), ('tensor',))
   for each in trained:
     assert each.batch.prompts % (chips // mesh.tensor) == 0
@@ -210,7 +210,7 @@ def test_a_row_of_the_table_is_what_its_stage_takes(row):
       each.batch.buckets, each.batch.size
     ):
       assert not rules or (bucket + rows * own_size) % mesh.tensor == 0
-  heads = sizes.named(f'gemma2_{size}').num_kv_heads
+  heads = model_config.named(f'gemma2_{size}').num_kv_heads
   assert heads % mesh.tensor == 0
   assert heads % (mesh.get('sampling_tensor', 0) or mesh.tensor) == 0
 

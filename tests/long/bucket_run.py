@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from grm_jax.stages import spct
+from grm_jax.stages.spct import run as spct_run_module
 from tests import fake_bucket
 from tests.stages import spct_run
 
@@ -18,7 +18,7 @@ def main(folder: str) -> None:
   config = spct_run.parse(*spct_run.arguments(pathlib.Path(folder)))
   with pytest.MonkeyPatch.context() as patch, fake_bucket.bucket(patch) as at:
     for _ in range(2):
-      spct.run(config, f'{at}/work')
+      spct_run_module.run(config, f'{at}/work')
     print(json.dumps(sorted(fake_bucket.Memory.store)))
 
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.model import head
-from grm_jax.model.attention import Rows, attend, rows_of
+from grm_jax.model import logprobs
+from grm_jax.model.attention import SequenceLayout, attend, rows_of
 from grm_jax.model.batch import Batch
-from grm_jax.model.compute import Compute
-from grm_jax.parallel import mesh
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.sharding import mesh
 from tests.model import tiny
 
 # All different, one prompt of a single token, one empty generation, S above
@@ -68,7 +68,9 @@ def with_gradients(model, logps_of):
 
 @pytest.fixture(scope='module')
 def shared(model, params, batch, weights):
-  return with_gradients(model, head.generation_logps)(params, batch, weights)
+  return with_gradients(model, logprobs.generation_logps)(
+    params, batch, weights
+  )
 
 
 def pairs_of(batch):
@@ -86,7 +88,7 @@ def whole(batch, p, r):
 @pytest.fixture(scope='module')
 def alone(model, params, batch, weights):
   """(p, r) -> (logps, gradients) of each whole sequence by itself."""
-  run = with_gradients(model, head.prompt_logps)
+  run = with_gradients(model, logprobs.prompt_logps)
   out = {}
   for p, r in pairs_of(batch):
     count = OWN_LENGTHS[p][r]
@@ -186,7 +188,7 @@ def test_padding_touches_no_real_token(batch, apply):
 
 # From here on attention alone, on random queries, keys and values.
 
-ROWS = Rows(jnp.array([3, 11], jnp.int32), 13, 2, 7)
+ROWS = SequenceLayout(jnp.array([3, 11], jnp.int32), 13, 2, 7)
 
 
 def random_qkv(rows, seed=3, heads=4, kv_heads=2, head_dim=8):
@@ -207,7 +209,7 @@ def run_attend(qkv, rows, window, cap, query_block=512):
     rows,
     window=window,
     cap=cap,
-    compute=Compute(query_block=query_block),
+    compute=ComputeConfig(query_block=query_block),
     layout=mesh.one_device(),
   )
 
@@ -255,7 +257,7 @@ GLOBAL = {
 @pytest.mark.parametrize('window, expected', [(3, LOCAL), (None, GLOBAL)])
 def test_visible_keys(window, expected, query_block):
   """Equal logits, and each value names its place: the output is the set."""
-  rows = Rows(jnp.array([4], jnp.int32), 6, 2, 5)
+  rows = SequenceLayout(jnp.array([4], jnp.int32), 6, 2, 5)
   zeros = np.zeros((1, 16, 1, 16), np.float32)
   names = np.eye(16, dtype=np.float32)[None, :, None, :]
   out = run_attend([zeros, zeros, names], rows, window, None, query_block)
@@ -411,11 +413,11 @@ def test_blocks_never_hold_all_logits():
 
 
 def test_positions():
-  rows = Rows(jnp.array([1, 3], jnp.int32), 3, 2, 2)
+  rows = SequenceLayout(jnp.array([1, 3], jnp.int32), 3, 2, 2)
   np.testing.assert_array_equal(
     rows.positions(), [[0, 1, 2, 1, 2, 1, 2], [0, 1, 2, 3, 4, 3, 4]]
   )
-  rows = Rows(jnp.array([2], jnp.int32), 3)
+  rows = SequenceLayout(jnp.array([2], jnp.int32), 3)
   np.testing.assert_array_equal(rows.positions(), [[0, 1, 2]])
 
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.model import head
+from grm_jax.model import logprobs
 from grm_jax.model.batch import Batch
-from grm_jax.model.params import abstract_params, init_params
-from grm_jax.model.sizes import LLAMA
-from grm_jax.sampling import placing
+from grm_jax.model.config import LLAMA
+from grm_jax.model.init import abstract_params, init_params
+from grm_jax.sampling import decode_weights
 from grm_jax.sampling.engine import Engine
 from grm_jax.sampling.request import Request
 from grm_jax.training import flops
@@ -35,7 +35,7 @@ def params(model):
 def alone(model, params, tokens):
   """Log-probabilities of tokens 1, 2, ... of a text by itself."""
   batch = Batch(jnp.asarray([tokens], jnp.int32), jnp.asarray([len(tokens)]))
-  return np.asarray(head.prompt_logps(model, params, batch)[0][0])
+  return np.asarray(logprobs.prompt_logps(model, params, batch)[0][0])
 
 
 def test_what_is_off_has_no_parameters(model):
@@ -67,7 +67,7 @@ def test_every_field_changes_the_outcome(model, params, field):
 
 def test_shared_prompts_equal_texts_alone(model, params):
   batch = tiny.batch([3, 9], 10, [[4, 0], [2, 7]], 7)
-  logps, _ = head.generation_logps(model, params, batch)
+  logps, _ = logprobs.generation_logps(model, params, batch)
   for p, r in np.ndindex(2, 2):
     start, count = batch.prompt_lengths[p], batch.generation_lengths[p, r]
     text = np.concatenate(
@@ -88,7 +88,7 @@ def test_packed_texts_equal_texts_alone(model, params):
     segments=jnp.asarray(segments[None], jnp.int32),
     targets=jnp.ones((1, len(row)), bool),
   )
-  logps, _ = head.prompt_logps(model, params, batch)
+  logps, _ = logprobs.prompt_logps(model, params, batch)
   start = 0
   for part in parts:
     own = np.asarray(logps[0, start : start + len(part) - 1])
@@ -99,7 +99,7 @@ def test_packed_texts_equal_texts_alone(model, params):
 
 def test_what_is_drawn_has_the_log_probabilities_of_training(model, params):
   """Both rings of the caches grow with the text: there is no window."""
-  weights, _ = placing.place(model, params)
+  weights, _ = decode_weights.place(model, params)
   engine = Engine(
     model, weights, prompts=2, rows=2, size=24, buckets=(8, 32), chunk=5
   )

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from grm_jax.errors import UserError
-from grm_jax.model import head, splash
-from grm_jax.model.attention import Rows, attend
-from grm_jax.model.compute import Compute
-from grm_jax.parallel import mesh, rules
+from grm_jax.model import logprobs, splash
+from grm_jax.model.attention import SequenceLayout, attend
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.sharding import mesh, rules
 from tests.messages import naming, setting
 from tests.model import tiny
 
-XLA = Compute(query_block=64)
-SPLASH = Compute(attention='splash', interpret=True, splash_block=128)
+XLA = ComputeConfig(query_block=64)
+SPLASH = ComputeConfig(attention='splash', interpret=True, splash_block=128)
 PLACES = 256
 
 
@@ -49,7 +49,7 @@ def run(arrays, window, cap, compute, layout, segments=None):
   """(output, gradients of q, k, v) of a random weighted sum."""
   *qkv, weights = arrays
   lengths = jnp.full(weights.shape[:1], weights.shape[1])
-  rows = Rows(lengths, weights.shape[1], segments=segments)
+  rows = SequenceLayout(lengths, weights.shape[1], segments=segments)
 
   def loss(qkv):
     out = attend(
@@ -137,7 +137,7 @@ def test_gemma_equals_xla():
 
 def logps_and_gradients(model, params, batch, weights):
   def loss(params):
-    logps, _ = head.generation_logps(model, params, batch)
+    logps, _ = logprobs.generation_logps(model, params, batch)
     return jnp.sum(logps * weights), logps
 
   gradients, logps = jax.jit(jax.grad(loss, has_aux=True))(params)
@@ -149,7 +149,7 @@ def test_gemma_on_a_mesh_equals_one_device(layout):
 
   def logps(layout):
     model = tiny_gemma(SPLASH, layout)
-    run = jax.jit(functools.partial(head.generation_logps, model))
+    run = jax.jit(functools.partial(logprobs.generation_logps, model))
     return run(tiny.params(model), batch)[0]
 
   np.testing.assert_allclose(logps(layout), logps(mesh.one_device()), atol=1e-5)
@@ -164,7 +164,9 @@ def test_gemma_on_a_mesh_equals_one_device(layout):
   ],
 )
 def test_bad_sizes(places, block, used):
-  compute = Compute(attention='splash', interpret=True, splash_block=block)
+  compute = ComputeConfig(
+    attention='splash', interpret=True, splash_block=block
+  )
   arrays = random_arrays(1, places=places)
   words = places, *setting('compute.splash_block', used)
   with pytest.raises(UserError, match=naming(*words)):

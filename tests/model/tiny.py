@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from grm_jax.model.batch import Batch
-from grm_jax.model.compute import Compute
-from grm_jax.model.gemma import Gemma
-from grm_jax.model.params import abstract_params
-from grm_jax.model.sizes import Size
-from grm_jax.parallel import mesh
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.config import ModelConfig
+from grm_jax.model.init import abstract_params
+from grm_jax.model.transformer import Transformer
+from grm_jax.sharding import mesh
 
-SIZE = Size(
+SIZE = ModelConfig(
   num_layers=4,
   width=32,
   mlp_width=48,
@@ -36,7 +36,7 @@ def gemma(layout=None, scalar=False, compute=None, **size):
   """A Gemma of SIZE with fields of `size` replaced; on one device."""
   size = dataclasses.replace(SIZE, **size)
   layout = layout or mesh.one_device()
-  return Gemma(size, compute or Compute(), layout, scalar)
+  return Transformer(size, compute or ComputeConfig(), layout, scalar)
 
 
 def params(model, seed=0):

@@ -11,7 +11,7 @@ import shutil
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from grm_jax.judging.report import Voting
+from grm_jax.judgement.verdict import VoteConfig
 from tests.judges.fake import RuleMeta
 from tests.judges.fake import judge as rule_judge
 from tests.serving.fake import Paced, listening, service
@@ -51,7 +51,7 @@ def browser():
 @pytest.fixture(scope='module')
 def address():
   judge = rule_judge(vote='guided', k_meta=2, meta=RuleMeta())
-  made = service(judge.stream, has_meta=True, voting=Voting('guided', 2))
+  made = service(judge.stream, has_meta=True, voting=VoteConfig('guided', 2))
   with listening(made) as found:
     yield found
 

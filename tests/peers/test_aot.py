@@ -51,8 +51,8 @@ def test_an_update_of_the_27b(tmp_path):
     '--config=configs/aot.py',
     '--config.program=grpo_update',
     '--config.topology=v5p:4x4x4',
-    '--config.prompts=64',
-    '--config.accumulate=2',
+    '--config.micro_batch_prompts=64',
+    '--config.grad_accum_steps=2',
     '--config.mesh.data=2',
     '--config.mesh.fsdp=32',
     '--config.compute.remat=dots',
@@ -93,7 +93,7 @@ def test_a_decode_step_moves_little_but_weights_and_caches(tmp_path, int8):
     '--config.topology=v5p:2x2x2',
     '--config.mesh.tensor=8',
     '--config.mesh.fsdp=1',
-    '--config.prompts=8',
+    '--config.micro_batch_prompts=8',
     '--config.num_generations=8',
     '--config.num_layers=2',
     f'--config.sampling.int8={int8}',
@@ -136,11 +136,11 @@ def test_two_slices(tmp_path):
     '--config=configs/aot.py',
     '--config.program=sft_step',
     '--config.topology=v5p:2x2x2',
-    '--config.mesh.slices=2',
+    '--config.mesh.num_slices=2',
     '--config.mesh.data=2',
     '--config.size=tiny',
     '--config.compute.attention=xla',
-    '--config.prompts=16',
+    '--config.micro_batch_prompts=16',
     '--config.num_generations=1',
     '--config.prompt_size=128',
     '--config.generation_size=128',
@@ -165,7 +165,7 @@ def test_a_chip_of_v4_is_one_device(tmp_path):
     '--config.topology=v4:2x2x2',
     '--config.size=gemma2_2b',
     '--config.num_layers=2',
-    '--config.prompts=8',
+    '--config.micro_batch_prompts=8',
     f'--config.json={report}',
   )
   report = json.loads(report.read_text())
@@ -179,11 +179,11 @@ def test_a_state_on_the_host_passes_by_in_parts(tmp_path):
     '--config.program=sft_step',
     '--config.topology=v5e:2x2',
     '--config.size=gemma2_2b',
-    '--config.prompts=4',
+    '--config.micro_batch_prompts=4',
     '--config.prompt_size=256',
     '--config.num_generations=1',
     '--config.generation_size=128',
-    '--config.optimizer.on_host=True',
+    '--config.optimizer.offload_to_host=True',
     f'--config.json={report}',
   )
   report = json.loads(report.read_text())
@@ -209,7 +209,7 @@ def test_too_much_does_not_fit():
     '--config=configs/aot.py',
     '--config.topology=v5e:2x2',
     '--config.num_layers=4',
-    '--config.prompts=512',
+    '--config.micro_batch_prompts=512',
   )
   assert lines_with(stdout, 'fits', False)
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 import transformers
 
-from grm_jax.model import head, sizes
+from grm_jax.checkpoint import model_directory
+from grm_jax.model import config as model_config
+from grm_jax.model import logprobs
 from grm_jax.model.batch import Batch
-from grm_jax.model.compute import Compute
-from grm_jax.model.gemma import Gemma
-from grm_jax.parallel import mesh
-from grm_jax.training import pretrained
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.transformer import Transformer
+from grm_jax.sharding import mesh
 from tests import gemma2_files
 from tests.messages import lines_with, names
 from tests.stages import printed
@@ -29,7 +30,7 @@ def exported(request, tmp_path_factory):
   )
   stdout, _ = run(
     '--config=configs/convert.py',
-    '--config.to=huggingface',
+    '--config.direction=huggingface',
     f'--config.source={root}/ours',
     f'--config.target={root}/theirs',
     '--config.verify=true',
@@ -59,18 +60,18 @@ def test_loads_without_a_warning(exported, caplog, recwarn):
   assert not [w for w in recwarn if 'transformers' in str(w.filename)]
   assert theirs.dtype == torch.float32
 
-  size = sizes.named('tiny')
-  model = Gemma(size, Compute(), mesh.one_device(), scalar)
-  params = pretrained.load_params(str(root / 'ours'), None, model)
+  size = model_config.named('tiny')
+  model = Transformer(size, ComputeConfig(), mesh.one_device(), scalar)
+  params = model_directory.load_params(str(root / 'ours'), None, model)
   tokens = np.random.default_rng(0).integers(3, size.vocab_size, (2, 90))
   batch = Batch(jnp.asarray(tokens, jnp.int32), jnp.full((2,), 90))
   with torch.no_grad():
     expected = theirs.eval()(torch.tensor(tokens)).logits.numpy()
   if scalar:
-    ours, expected = head.values(model, params, batch), expected[:, 0]
+    ours, expected = logprobs.values(model, params, batch), expected[:, 0]
   else:
     hidden = model.apply({'params': params}, batch).prompt
-    ours = head.logits(model, params['embedder']['table'], hidden)
+    ours = logprobs.logits(model, params['embedder']['table'], hidden)
   np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 

@@ -13,13 +13,13 @@ from transformers import (
   AutoModelForSequenceClassification,
 )
 
-from grm_jax.model import head
+from grm_jax.checkpoint.huggingface import config as huggingface_config
+from grm_jax.checkpoint.huggingface import load as hf_load
+from grm_jax.model import logprobs
 from grm_jax.model.batch import Batch
-from grm_jax.model.compute import Compute
-from grm_jax.model.gemma import Gemma
-from grm_jax.model.huggingface import config as huggingface_config
-from grm_jax.model.huggingface import reading
-from grm_jax.parallel import mesh
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.transformer import Transformer
+from grm_jax.sharding import mesh
 from tests import gemma2_files
 
 TOKENS = 40
@@ -27,11 +27,11 @@ TOKENS = 40
 
 def load(directory):
   size, scalar = huggingface_config.read_size(directory)
-  source = reading.open_source(directory)
-  reading.check_keys(source, size, scalar)
-  compute = Compute(query_block=16, head_chunk=24)
-  model = Gemma(size, compute, mesh.one_device(), scalar)
-  return model, reading.load_params(source, model, 'source')
+  source = hf_load.open_source(directory)
+  hf_load.check_keys(source, size, scalar)
+  compute = ComputeConfig(query_block=16, head_chunk=24)
+  model = Transformer(size, compute, mesh.one_device(), scalar)
+  return model, hf_load.load_params(source, model, 'source')
 
 
 def tokens_of(fields, seed, shape):
@@ -52,7 +52,7 @@ def test_logits_equal(tmp_path, name):
   model, params = load(tmp_path)
   batch = Batch(jnp.asarray(tokens, jnp.int32), jnp.full((3,), TOKENS))
   hidden = model.apply({'params': params}, batch).prompt
-  ours = head.logits(model, params['embedder']['table'], hidden)
+  ours = logprobs.logits(model, params['embedder']['table'], hidden)
   ours = np.asarray(ours)[..., : fields['vocab_size']]
   print(f'{name}: largest difference {np.abs(ours - expected).max():.1e}')
   assert np.abs(expected).max() > 0.5
@@ -74,7 +74,7 @@ def test_generation_logps_equal(tmp_path, name):
   )
   lengths, own_lengths = np.array([13, 6]), np.array([[20, 1, 0], [7, 20, 12]])
   batch = Batch(*map(jnp.asarray, (prompts, lengths, own, own_lengths)))
-  logps, entropy = jax.jit(lambda p, b: head.generation_logps(model, p, b))(
+  logps, entropy = jax.jit(lambda p, b: logprobs.generation_logps(model, p, b))(
     params, batch
   )
   for p, r in np.ndindex(2, 3):
@@ -107,7 +107,7 @@ def test_values_equal(tmp_path, name):
   own = 1 + tokens_of(fields, 8, (2, 3, 15)) % 200
   lengths, own_lengths = np.array([9, 4]), np.array([[15, 0, 3], [1, 8, 15]])
   batch = Batch(*map(jnp.asarray, (prompts, lengths, own, own_lengths)))
-  ours = head.values(model, params, batch)
+  ours = logprobs.values(model, params, batch)
   for p, r in np.ndindex(2, 3):
     text = np.concatenate(
       [prompts[p, : lengths[p]], own[p, r, : own_lengths[p, r]]]
@@ -135,11 +135,11 @@ def test_bfloat16_is_as_close_as_theirs(tmp_path, name):
       theirs[dtype] = network(torch.tensor(tokens)).logits.float().numpy()
   exact = theirs[torch.float32]
   model, params = load(tmp_path)
-  model = model.clone(compute=Compute(dtype='bfloat16'))
+  model = model.clone(compute=ComputeConfig(dtype='bfloat16'))
   batch = Batch(jnp.asarray(tokens, jnp.int32), jnp.full((4,), TOKENS))
   hidden = model.apply({'params': params}, batch).prompt
   assert hidden.dtype == jnp.bfloat16
-  ours = head.logits(model, params['embedder']['table'], hidden)
+  ours = logprobs.logits(model, params['embedder']['table'], hidden)
   ours = np.asarray(ours)[..., : fields['vocab_size']]
   errors = [
     np.sqrt(np.mean((x - exact) ** 2)) for x in (ours, theirs[torch.bfloat16])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from grm_jax.sampling import placing
+from grm_jax.sampling import decode_weights
 from grm_jax.sampling.engine import Engine
 from grm_jax.sampling.request import Request
 from tests import gemma2_files
@@ -44,7 +44,7 @@ def test_greedy_equals_transformers(tmp_path, name):
     for tokens in expected
   ]
   model, params = load(tmp_path)
-  weights, _ = placing.place(model, params)
+  weights, _ = decode_weights.place(model, params)
   engine = Engine(
     model,
     weights,

@@ -9,12 +9,14 @@ import tokenizers
 import torch
 import transformers
 
-from grm_jax.model import chat, gguf_file, head, tokenizer
+from grm_jax.checkpoint import gguf as gguf_file
+from grm_jax.checkpoint.huggingface import load as hf_load
+from grm_jax.model import logprobs
 from grm_jax.model.batch import Batch
-from grm_jax.model.compute import Compute
-from grm_jax.model.gemma import Gemma
-from grm_jax.model.huggingface import reading
-from grm_jax.parallel import mesh
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.transformer import Transformer
+from grm_jax.sharding import mesh
+from grm_jax.tokenizer import chat_format, tokenizer
 from tests.messages import lines_with, names
 from tests.stages import printed
 from tests.test_main import run
@@ -35,9 +37,9 @@ def ours():
   file = gguf_file.open_file(str(GGUF))
   size = gguf_file.size_of(file)
   source = gguf_file.source(file, size)
-  reading.check_keys(source, size, False)
-  model = Gemma(size, Compute(), mesh.one_device())
-  params = reading.load_params(source, model, 'float32')
+  hf_load.check_keys(source, size, False)
+  model = Transformer(size, ComputeConfig(), mesh.one_device())
+  params = hf_load.load_params(source, model, 'float32')
   text = gguf_file.tokenizer_json(file)
   return model, params, tokenizer.from_bytes(text.encode(), 'tokenizer.json')
 
@@ -56,7 +58,7 @@ def logits(ours, ids):
   model, params, _ = ours
   batch = Batch(jnp.asarray([ids], jnp.int32), jnp.asarray([len(ids)]))
   hidden = model.apply({'params': params}, batch).prompt
-  x = head.logits(model, params['embedder']['table'], hidden)
+  x = logprobs.logits(model, params['embedder']['table'], hidden)
   return np.asarray(x)[0, :, : model.size.vocab_size]
 
 
@@ -111,7 +113,7 @@ def test_tokens_are_those_of_its_chat_template(ours):
     messages, tokenize=False, add_generation_prompt=True
   )
   expected = theirs(text, add_special_tokens=False)['input_ids']
-  assert chat.render(tk, messages) == expected
+  assert chat_format.render(tk, messages) == expected
 
 
 def test_main_verifies_it(tmp_path):

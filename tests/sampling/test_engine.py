@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 
 from grm_jax.errors import UserError
-from grm_jax.model import head
+from grm_jax.model import logprobs
 from grm_jax.model.batch import Batch
-from grm_jax.model.compute import Compute
-from grm_jax.sampling import placing
-from grm_jax.sampling.choose import truncate
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.sampling import decode_weights
 from grm_jax.sampling.engine import Engine
-from grm_jax.sampling.request import Generation, Refusal, Request
+from grm_jax.sampling.request import Generation, RejectedRequest, Request
+from grm_jax.sampling.token_sampling import truncate
 from tests.messages import names, naming
 from tests.model import tiny
-from tests.sampling.test_choose import settings
+from tests.sampling.test_token_sampling import settings
 
 MODEL = tiny.gemma()  # window 6, 250 live rows of 256
 PARAMS = tiny.params(MODEL)
-WEIGHTS, _ = placing.place(MODEL, PARAMS)
+WEIGHTS, _ = decode_weights.place(MODEL, PARAMS)
 STOP = tuple(range(10, 20))
 SIZE = 24  # own tokens cross the window four times
 _RNG = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def by_name(items):
 @jax.jit
 def _all_logits(batch):
   hidden = MODEL.apply({'params': PARAMS}, batch).prompt
-  return head.logits(MODEL, PARAMS['embedder']['table'], hidden)[0]
+  return logprobs.logits(MODEL, PARAMS['embedder']['table'], hidden)[0]
 
 
 def full_logits(prompt, tokens):
@@ -80,7 +80,7 @@ def assert_same(found, expected):
   for name, g in expected.items():
     np.testing.assert_array_equal(found[name].tokens, g.tokens)
     assert found[name].finish == g.finish
-    for logps in ('drawn_logps', 'model_logps'):
+    for logps in ('sampling_logps', 'model_logps'):
       np.testing.assert_allclose(
         getattr(found[name], logps), getattr(g, logps), atol=1e-4
       )
@@ -94,14 +94,14 @@ def test_logps_equal_a_full_forward_pass(drawn):
     np.testing.assert_allclose(g.model_logps, logps, atol=1e-5)
     cut = truncate(x, settings(n, **CUT))
     logps = jax.nn.log_softmax(cut)[np.arange(n), g.tokens]
-    np.testing.assert_allclose(g.drawn_logps, logps, atol=1e-4)
+    np.testing.assert_allclose(g.sampling_logps, logps, atol=1e-4)
 
 
 def test_lengths_and_reasons(drawn):
   assert len(drawn) == 12
   assert {g.finish for g in drawn.values()} == {'stop', 'length'}
   for g in drawn.values():
-    assert len(g.tokens) == len(g.drawn_logps) == len(g.model_logps)
+    assert len(g.tokens) == len(g.sampling_logps) == len(g.model_logps)
     assert not set(g.tokens[:-1].tolist()) & set(STOP)
     if g.finish == 'stop':
       assert g.tokens[-1] in STOP
@@ -159,8 +159,8 @@ def test_not_a_bit_depends_on_what_else_runs(dtype):
 
   A last bit that differed would now and then be another token.
   """
-  model = tiny.gemma(compute=Compute(dtype=dtype))
-  weights, _ = placing.place(model, PARAMS)
+  model = tiny.gemma(compute=ComputeConfig(dtype=dtype))
+  weights, _ = decode_weights.place(model, PARAMS)
   made = Engine(
     model,
     weights,
@@ -237,7 +237,7 @@ def test_greedy_equals_the_likeliest_token_step_by_step():
     x = full_logits(PROMPTS[int(g.request)], g.tokens)
     np.testing.assert_array_equal(np.argmax(x, -1), g.tokens)
     assert len(g.tokens) == SIZE and g.finish == 'length'
-    assert not g.drawn_logps.any()
+    assert not g.sampling_logps.any()
 
 
 def test_forbidden_and_dead_ids_are_never_drawn():
@@ -265,7 +265,7 @@ def test_no_compilation_after_warm_up():
   ]
   items = list(made.run(requests))
   jax.monitoring.clear_event_listeners()
-  refused = [x for x in items if isinstance(x, Refusal)]
+  refused = [x for x in items if isinstance(x, RejectedRequest)]
   # Lengths 0 and 17 to 19 do not fit.
   assert len(refused) == 4 and len(items) == 4 + 16 * 3
   assert made.programs.count() == 25
@@ -303,7 +303,7 @@ def test_the_others_go_on(drawn):
   right = asked(4, seed=1, **CUT)
   mixed = [*wrong[:4], right[0], right[0], *wrong[4:], *right[1:]]
   items = list(engine(prompts=2).run(mixed))
-  refused = {x.request for x in items if isinstance(x, Refusal)}
+  refused = {x.request for x in items if isinstance(x, RejectedRequest)}
   # The second of two equal ids at work at once is refused as well.
   assert refused == {r.id for r in wrong} | {'0'}
   assert_same(by_name(x for x in items if isinstance(x, Generation)), drawn)

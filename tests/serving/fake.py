@@ -6,9 +6,9 @@ import threading
 
 import uvicorn
 
-from grm_jax.judging.judgement import Fault, Judged, Judgement
-from grm_jax.judging.report import Voting
-from grm_jax.serving import app, contract, desk, limits, meters
+from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
+from grm_jax.judgement.verdict import VoteConfig
+from grm_jax.serving import app, limits, schemas, server_metrics, worker
 
 COUNTS = {'tokens': 7, 'row_steps': 9, 'prompts': 3, 'generations': 2}
 
@@ -52,7 +52,7 @@ class Paced:
     example = asked.example
     if 'unjudgeable' in example.responses[0]:
       del todo[number]
-      hand_out(number, Fault(example.id, 'it cannot be judged'))
+      hand_out(number, ExampleError(example.id, 'it cannot be judged'))
       return
     order = tuple(range(len(example.responses)))
     scores = tuple(_last_digit(x) for x in example.responses)
@@ -61,7 +61,7 @@ class Paced:
     show(number, len(found) - 1, found[-1])
     if len(found) == max(1, asked.k):
       del todo[number]
-      hand_out(number, Judged(example, tuple(found)))
+      hand_out(number, JudgedExample(example, tuple(found)))
 
 
 def _last_digit(text):
@@ -78,24 +78,24 @@ def limit(**changes):
     waiting=4,
     seconds=20.0,
   )
-  return limits.Limits(**values | changes)
+  return limits.ServerLimits(**values | changes)
 
 
 def service(judge, token='', has_meta=False, voting=None, hosts=(), **changes):
   """A Service over a stream of judgements."""
-  made = desk.Desk(judge, limit(**changes).waiting)
+  made = worker.JudgeWorker(judge, limit(**changes).waiting)
   return app.Service(
     desk=made,
-    defaults=contract.Defaults(
+    defaults=schemas.Defaults(
       k=2,
       order='balanced',
       temperature=0.5,
       seed=0,
-      voting=voting or Voting(),
+      voting=voting or VoteConfig(),
       has_meta=has_meta,
     ),
     limits=limit(**changes),
-    meters=meters.Meters(made, lambda: COUNTS),
+    meters=server_metrics.ServerMetrics(made, lambda: COUNTS),
     token=token,
     about={'checkpoint': 'fake'},
     hosts=hosts,

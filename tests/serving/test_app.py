@@ -8,8 +8,8 @@ import threading
 import pytest
 from starlette.testclient import TestClient
 
-from grm_jax.judging.report import Voting
-from grm_jax.serving import app, meters
+from grm_jax.judgement.verdict import VoteConfig
+from grm_jax.serving import app, server_metrics
 from tests.judges.fake import RuleMeta
 from tests.judges.fake import judge as rule_judge
 from tests.messages import names
@@ -227,7 +227,7 @@ def test_a_stream_of_what_cannot_be_judged():
 
 def test_votes_by_a_meta_rm():
   judge = rule_judge(vote='guided', k_meta=1, meta=RuleMeta())
-  made = service(judge.stream, has_meta=True, voting=Voting('guided', 1))
+  made = service(judge.stream, has_meta=True, voting=VoteConfig('guided', 1))
   with TestClient(app.make(made)) as client:
     guided = post(client).json()
     plain = post(client, meta=False).json()
@@ -331,7 +331,7 @@ def test_a_judge_that_fails(stream):
 
 def metrics_of(client):
   answer = client.get('/metrics')
-  assert answer.headers['content-type'] == meters.CONTENT_TYPE
+  assert answer.headers['content-type'] == server_metrics.CONTENT_TYPE
   return dict(
     line.rsplit(' ', 1)
     for line in answer.text.splitlines()
@@ -385,7 +385,7 @@ def test_a_host_that_is_not_known_is_refused(host, status):
     answer = client.get('/readyz', headers={'host': host})
   assert answer.status_code == status
   if status == 421:
-    assert names(answer.json()['error'], 'config.hosts')
+    assert names(answer.json()['error'], 'config.allowed_hosts')
 
 
 def test_metrics_and_about(client):

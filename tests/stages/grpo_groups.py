@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from grm_jax.data.visits import Visit
-from grm_jax.judging.example import JudgingExample, Turn
+from grm_jax.data.rollout_prompts import RolloutPrompt
+from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.sampling.request import Generation
-from grm_jax.stages.grpo_rollout import Group, Rolled
+from grm_jax.stages.grpo.rollout import Rollout, RolloutGroup
 
 _VERDICTS = {
   'r': 'correct',
@@ -43,8 +43,8 @@ def group(
   example = JudgingExample(name, (Turn('user', 'why?'),), texts, **known)
   right, wrong = tuple(range(9, 9 - n, -1)), tuple(range(1, n + 1))
   fitting = {'r': right, 'w': wrong, 'x': None, 'c': right}
-  return Group(
-    visit=Visit(example, order, epoch),
+  return RolloutGroup(
+    visit=RolloutPrompt(example, order, epoch),
     prompt=tuple(prompt),
     generations=tuple(generation(i, x) for i, x in enumerate(tokens)),
     verdicts=tuple(_VERDICTS[x] for x in letters),
@@ -54,4 +54,4 @@ def group(
 
 
 def rolled(*groups, again=(), faults=0):
-  return Rolled(tuple(groups), (*groups, *again), faults)
+  return Rollout(tuple(groups), (*groups, *again), faults)

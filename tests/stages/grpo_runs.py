@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from grm_jax.model import sizes, tiny_tokenizer
-from grm_jax.model.compute import Compute
-from grm_jax.model.gemma import Gemma
-from grm_jax.parallel import mesh
-from grm_jax.stages import grpo
-from grm_jax.training import pretrained
+from grm_jax.checkpoint import model_directory
+from grm_jax.model import config as model_config
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.transformer import Transformer
+from grm_jax.sharding import mesh
+from grm_jax.stages.grpo import train as grpo_train
+from grm_jax.tokenizer import tiny as tiny_tokenizer
 from tests import test_configs, test_main
 from tests.model import tiny
 
@@ -29,12 +30,12 @@ SETTINGS = {
   'order': 'fixed',
   'prompts': 16,
   'group_size': 4,
-  'batch.prompts': 16,
-  'batch.buckets': (32,),
-  'batch.size': (8,),
+  'batch.micro_batch_prompts': 16,
+  'batch.prompt_buckets': (32,),
+  'batch.generation_buckets': (8,),
   'rollout.prompts': 16,
-  'rollout.rows': 4,
-  'rollout.chunk': 4,
+  'rollout.generations_per_prompt': 4,
+  'rollout.decode_steps_per_call': 4,
   'steps': STEPS,
   'optimizer.learning_rate': 1.5e-2,
   'optimizer.warmup_steps': 1,
@@ -42,7 +43,7 @@ SETTINGS = {
   'texts_every': 4,
   'evaluation.every': 4,
   'evaluation.k': 2,
-  'evaluation.most_failures': 1.0,
+  'evaluation.max_parse_failure_rate': 1.0,
 }
 TEMPLATE = (
   '{% for turn in query %}{{ turn.text }}{% endfor %}'
@@ -68,11 +69,11 @@ def write_model(path, seed=0, likely=9.0, **changes):
   size = dataclasses.replace(
     tiny.SIZE,
     num_layers=2,
-    vocab_size=sizes.named('tiny').vocab_size,
+    vocab_size=model_config.named('tiny').vocab_size,
     final_softcap=30.0,
     **changes,
   )
-  model = Gemma(size, Compute(), mesh.one_device())
+  model = Transformer(size, ComputeConfig(), mesh.one_device())
   params = jax.tree_util.tree_map_with_path(_quiet, tiny.params(model, seed))
   table = np.array(params['embedder']['table']) + 0.1
   ids = [words.encode(x) for x in (RIGHT, WRONG)]
@@ -80,7 +81,7 @@ def write_model(path, seed=0, likely=9.0, **changes):
   # All hidden states point the same way, and so do these rows most.
   table[[*sum(ids, []), words.end_of_turn]] += likely / size.width
   params['embedder']['table'] = jax.numpy.asarray(table)
-  pretrained.save(str(path), 0, model, params, {})
+  model_directory.save(str(path), 0, model, params, {})
 
 
 def _quiet(path, x):
@@ -116,7 +117,7 @@ class Given:
 
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(mesh, 'from_config', on_one)
-      grpo.run(self.config(**changes), str(workdir))
+      grpo_train.run(self.config(**changes), str(workdir))
 
 
 @contextlib.contextmanager

@@ -10,10 +10,11 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from grm_jax.data.practice import teacher
+from grm_jax.data.synthetic import teacher
 from grm_jax.errors import UserError
 from grm_jax.judges.generative import Judge
-from grm_jax.stages import rft, rft_samples
+from grm_jax.stages.rft import run as rft_run
+from grm_jax.stages.rft import sampling as rft_sampling
 from tests import test_main
 from tests.judges.fake import RuleEngine, words
 
@@ -135,9 +136,9 @@ def runner(folder, monkeypatch):
       loaded.append((checkpoint, step, meta, sizes))
       return Judge(engine, words(), settings)
 
-    monkeypatch.setattr(rft_samples.loading, 'load', load)
+    monkeypatch.setattr(rft_sampling.loading, 'load', load)
     config = parse(f'--config.data={folder}/rows.jsonl', *arguments)
-    rft.run(config, str(workdir))
+    rft_run.run(config, str(workdir))
     return loaded
 
   return run
@@ -161,5 +162,5 @@ def workdir(folder):
   return folder / 'work'
 
 
-SAMPLE = ('--config.parts=sample', '--config.order=fixed')
-FILTER = ('--config.parts=filter', '--config.order=fixed')
+SAMPLE = ('--config.phases=sample', '--config.response_order=fixed')
+FILTER = ('--config.phases=filter', '--config.response_order=fixed')

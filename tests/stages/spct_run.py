@@ -51,7 +51,7 @@ fresh.num_samples=2
 meta_rm.steps=4 meta_rm.save_every=1 meta_rm.batch.prompts=2
 meta_rm.batch.size=(16,) meta_rm.optimizer.warmup_steps=1
 meta_rm.evaluation.share=0.0
-evaluation.k=4 evaluation.k_before=2 evaluation.sampling.prompts=4
+evaluation.k=4 evaluation.k_intermediate=2 evaluation.sampling.prompts=4
 evaluation.sampling.rows=2 evaluation.sampling.size=16 evaluation.before=True
 """
 

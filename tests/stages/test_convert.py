@@ -10,7 +10,7 @@ import time
 import pytest
 from safetensors.numpy import load_file
 
-from grm_jax.model import tiny_tokenizer
+from grm_jax.tokenizer import tiny as tiny_tokenizer
 from tests import gemma2_files
 from tests.messages import lines_with, names
 from tests.processes import HANG
@@ -54,7 +54,7 @@ def test_round_trip_is_bit_identical(converted, tmp_path):
   root, tensors, _ = converted
   stdout, _ = run(
     CONFIG,
-    '--config.to=huggingface',
+    '--config.direction=huggingface',
     f'--config.source={root}/ours',
     f'--config.target={tmp_path}/back',
     '--config.verify=true',
@@ -116,7 +116,10 @@ def test_existing_target_is_refused(converted):
       '--config.source=gs://b/x.gguf',
       ['config.source', 'gs://b/x.gguf', 'GGUF'],
     ),
-    ('--config.to=gguf', ['config.to', 'gguf', 'checkpoint', 'huggingface']),
+    (
+      '--config.direction=gguf',
+      ['config.to', 'gguf', 'checkpoint', 'huggingface'],
+    ),
     ('--config.dtype=int8', ['config.dtype', 'int8', 'float32']),
   ],
 )
@@ -134,7 +137,7 @@ def test_mistakes(tmp_path, change, words):
 def test_wrong_checkpoint_for_export(tmp_path):
   line = error_of(
     CONFIG,
-    '--config.to=huggingface',
+    '--config.direction=huggingface',
     f'--config.source={tmp_path}',
     f'--config.target={tmp_path}/out',
   )
@@ -167,7 +170,7 @@ def test_killed_import_can_be_repeated(tmp_path):
       [
         *command[:-1],
         f'--config.source={tmp_path}/ours',
-        '--config.to=huggingface',
+        '--config.direction=huggingface',
         f'--config.target={tmp_path}/hf',
       ],
       cwd=ROOT,
@@ -194,7 +197,7 @@ def test_a_flipped_bit_stops_the_export(converted, tmp_path):
   assert flipped
   line = error_of(
     CONFIG,
-    '--config.to=huggingface',
+    '--config.direction=huggingface',
     f'--config.source={copy}',
     f'--config.target={tmp_path}/out',
   )

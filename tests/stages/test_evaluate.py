@@ -33,9 +33,9 @@ def fast(tmp_path_factory):
     '--config=configs/evaluate.py:tiny',
     f'--config.prompt.template={made}/short.txt',
     f'--config.suites.llmbar={made}/LLMBar',
-    '--config.sampling.size=8',
-    '--config.sampling.chunk=4',
-    '--config.sampling.buckets=(128,)',
+    '--config.sampling.max_new_tokens=8',
+    '--config.sampling.decode_steps_per_call=4',
+    '--config.sampling.prompt_buckets=(128,)',
     '--config.k=2',
   ]
   return arguments, test_main.environment(made / 'cache')
@@ -94,7 +94,7 @@ def test_the_report_again_without_a_model(calm, fast, tmp_path):
   arguments, env = fast
   test_main.run(
     arguments[0],
-    f'--config.from_samples={calm}',
+    f'--config.reuse_samples={calm}',
     f'--workdir={tmp_path}',
     env=env,
   )
@@ -108,7 +108,7 @@ def test_a_scalar_judge_on_some_rows(fast, tmp_path):
   test_main.run(
     *arguments,
     '--config.judge=scalar',
-    '--config.sampling.size=16',
+    '--config.sampling.max_new_tokens=16',
     '--config.max_rows=5',
     f'--workdir={tmp_path}',
     env=env,
@@ -117,7 +117,7 @@ def test_a_scalar_judge_on_some_rows(fast, tmp_path):
   assert len(lines) == 5
   test_main.run(
     arguments[0],
-    f'--config.from_samples={tmp_path}',
+    f'--config.reuse_samples={tmp_path}',
     f'--workdir={tmp_path}/again',
     env=env,
   )
@@ -128,7 +128,7 @@ def test_a_scalar_judge_on_some_rows(fast, tmp_path):
   [
     (['--config.suites.llmbar='], ['llmbar']),
     (['--config.suites.llmbar=nowhere'], ['nowhere']),
-    (['--config.from_samples=nowhere'], ['config.from_samples', 'nowhere']),
+    (['--config.reuse_samples=nowhere'], ['config.reuse_samples', 'nowhere']),
     (['--config.k=0', '--config.greedy=false'], ['config.k', 'config.greedy']),
   ],
   ids=str,

@@ -8,11 +8,11 @@ import json
 import pytest
 
 from grm_jax.errors import UserError
-from grm_jax.stages import grpo
+from grm_jax.stages.grpo import train as grpo_train
 from tests import test_main
 from tests.messages import names, naming, setting
 from tests.stages import grpo_runs
-from tests.stages.test_sft import steps_in, write_model
+from tests.stages.sft.test_train import steps_in, write_model
 
 
 @pytest.fixture(scope='module')
@@ -22,7 +22,7 @@ def given(tmp_path_factory):
 
 def mistake(config, workdir):
   with pytest.raises(UserError) as caught:
-    grpo.run(config, str(workdir))
+    grpo_train.run(config, str(workdir))
   assert '\n' not in str(caught.value)
   return str(caught.value)
 
@@ -34,22 +34,22 @@ WRONG = {
   'minibatches': 0,
   'passes': 0,
   'resample': -1,
-  'batch.prompts': 0,
+  'batch.micro_batch_prompts': 0,
   'rollout.prompts': 0,
-  'rollout.rows': 0,
-  'rollout.chunk': 0,
+  'rollout.generations_per_prompt': 0,
+  'rollout.decode_steps_per_call': 0,
   'keep': 0,
   'evaluation.k': -1,
   'temperature': 0.0,
-  'batch.buckets': (0, 8),
-  'batch.size': (),
-  'objective.kl_coef': -0.1,
-  'objective.kl': 'k4',
-  'objective.clip_low': 0.0,
-  'objective.clip_high': -1.0,
-  'objective.normalizer': 'mean',
+  'batch.prompt_buckets': (0, 8),
+  'batch.generation_buckets': (),
+  'loss.kl_coef': -0.1,
+  'loss.kl_estimator': 'k4',
+  'loss.clip_low': 0.0,
+  'loss.clip_high': -1.0,
+  'loss.loss_agg_mode': 'mean',
   'reference.dtype': 'int8',
-  'evaluation.most_failures': 2.0,
+  'evaluation.max_parse_failure_rate': 2.0,
   'evaluation.patience': -1,
   'optimizer.schedule': 'linear',
   'profile_steps': '3',
@@ -60,7 +60,7 @@ SETTINGS = [
     {'minibatches': 32, 'steps': 64},
     (*setting('prompts', 16), *setting('minibatches', 32)),
   ),
-  ({'minibatches': 3}, (*setting('steps', 16), 'config.minibatches', 3)),
+  ({'minibatches': 3}, (*setting('steps', 16), 'config.num_minibatches', 3)),
   ({'steps': 1}, setting('optimizer.warmup_steps', 1)),
 ]
 
@@ -70,10 +70,10 @@ SETTINGS = [
   [({k: v}, setting(k, v)) for k, v in WRONG.items()] + SETTINGS,
 )
 def test_settings(given, tmp_path, monkeypatch, changes, words):
-  monkeypatch.setattr(grpo.told, 'load', None)  # no row is read
+  monkeypatch.setattr(grpo_train.told, 'load', None)  # no row is read
   config = given.config(**changes)
   with pytest.raises(UserError, match=naming(*words)):
-    grpo.check(config, str(tmp_path))
+    grpo_train.check(config, str(tmp_path))
   mistake(config, tmp_path)
 
 
@@ -87,7 +87,10 @@ BEFORE_WEIGHTS = [
   ({'data': ''}, setting('data', "''")),
   ({'data': 'nowhere.jsonl'}, ['nowhere.jsonl']),
   ({'order': 'up'}, setting('order', 'up')),
-  ({'batch.prompts': 12}, (*setting('batch.prompts', 12), 8)),
+  (
+    {'batch.micro_batch_prompts': 12},
+    (*setting('batch.micro_batch_prompts', 12), 8),
+  ),
   ({'checkpoint': ''}, ['config.checkpoint']),
   ({'checkpoint': 'nowhere'}, ['nowhere']),
   ({'checkpoint': 'scratch'}, setting('checkpoint', 'scratch')),
@@ -98,7 +101,7 @@ BEFORE_WEIGHTS = [
 
 @pytest.mark.parametrize('changes, words', BEFORE_WEIGHTS)
 def test_sources(given, tmp_path, monkeypatch, changes, words):
-  monkeypatch.setattr(grpo.runs, 'take_over', None)
+  monkeypatch.setattr(grpo_train.runs, 'take_over', None)
   line = mistake(given.config(**changes), tmp_path)
   assert names(line, *words)
   assert not (tmp_path / 'model').exists()
@@ -113,7 +116,7 @@ AFTER = [
 
 @pytest.mark.parametrize('changes, words', AFTER)
 def test_before_the_first_rollout(given, tmp_path, monkeypatch, changes, words):
-  monkeypatch.setattr(grpo, '_train', None)
+  monkeypatch.setattr(grpo_train, '_train', None)
   assert names(mistake(given.config(**changes), tmp_path), *words)
   assert not steps_in(tmp_path)
 

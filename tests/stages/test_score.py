@@ -28,9 +28,9 @@ def fast(tmp_path_factory):
   arguments = [
     '--config=configs/score.py:tiny',
     f'--config.prompt.template={made}/short.txt',
-    '--config.sampling.size=12',
-    '--config.sampling.chunk=4',
-    '--config.sampling.buckets=(128,)',
+    '--config.sampling.max_new_tokens=12',
+    '--config.sampling.decode_steps_per_call=4',
+    '--config.sampling.prompt_buckets=(128,)',
   ]
   return arguments, test_main.environment(made / 'cache')
 
@@ -76,7 +76,7 @@ def test_tiny(tmp_path, run):
 
 def test_meta_rm_and_greedy(tmp_path, run):
   run(
-    '--config.sampling.buckets=(1024,)',
+    '--config.sampling.prompt_buckets=(1024,)',
     '--config.meta_checkpoint=random',
     '--config.vote=guided',
     '--config.k=0',
@@ -124,7 +124,7 @@ def test_principles_written_once(tmp_path, run):
 def test_scalar_judge(tmp_path, run):
   stdout, _ = run(
     '--config.judge=scalar',
-    '--config.sampling.size=96',
+    '--config.sampling.max_new_tokens=96',
     f'--workdir={tmp_path}',
   )
   rows = rows_of(tmp_path / 'scores.jsonl')
@@ -166,7 +166,7 @@ def test_bad_rows_are_reported_and_the_rest_goes_on(tmp_path, run, error_of):
     assert names(error['error'], *words)
     assert lines_with(stderr, rows, error['line'])
   assert lines_with(stdout, len(BAD), tmp_path / 'scores.errors.jsonl')
-  line = error_of(*arguments, '--config.strict=true')
+  line = error_of(*arguments, '--config.fail_on_bad_rows=true')
   assert names(line, rows, 2, 'JSON')
 
 
@@ -254,7 +254,7 @@ def test_another_run_does_not_go_on_with_the_journal(tmp_path, error_of):
   [
     ('--config.input=nowhere.jsonl', ['nowhere.jsonl']),
     ('--config.judge=llms', ['config.judge', 'llms']),
-    ('--config.order=up', ['config.order', 'up']),
+    ('--config.response_order=up', ['config.response_order', 'up']),
     ('--config.prompt.template=nowhere', ['config.prompt.template', 'nowhere']),
     ('--config.sampling.weights=disk', ['config.sampling.weights', 'disk']),
     ('--config.vote=best', ['config.vote', 'best', 'config.meta_checkpoint']),

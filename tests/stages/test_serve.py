@@ -141,7 +141,7 @@ def test_sigterm_answers_what_was_taken(served):
     (('--config.host=nowhere.invalid',), ['config.host', 'nowhere.invalid']),
     (('--config.token_file=nowhere',), ['config.token_file', 'nowhere']),
     (('--config.limits.k=2',), ['k', 4, 2]),
-    (('--config.limits.waiting=0',), ['config.limits.waiting', 0]),
+    (('--config.limits.max_queue=0',), ['config.limits.max_queue', 0]),
     (('--config.vote=guided',), ['config.vote', 'config.meta_checkpoint']),
     (('--config.checkpoint=nowhere',), ['nowhere']),
   ],

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from grm_jax.parallel import start
-from grm_jax.training import checkpoints, fingerprints
+from grm_jax.checkpoint import array_checksum, orbax_checkpoint
+from grm_jax.sharding import distributed
 
 
 def main(directory: str) -> None:
   jax.config.update('jax_numpy_rank_promotion', 'raise')
-  start.start()
+  distributed.initialize()
   devices = np.array(jax.devices())
   assert devices.size == 8
   mesh = Mesh(devices.reshape(4, 2), ('a', 'b'), (AxisType.Auto,) * 2)
@@ -33,7 +33,7 @@ def main(directory: str) -> None:
     'w': placed(values['w'], PartitionSpec('a', 'b')),
     'count': placed(values['count'], PartitionSpec()),
   }
-  with checkpoints.Checkpoints(directory, keep=2) as saved:
+  with orbax_checkpoint.CheckpointManager(directory, keep=2) as saved:
     for step in (1, 2, 3):
       saved.save(step, params, {'mu': params['w']}, meta={'step': step})
     assert saved.steps() == [2, 3]
@@ -46,14 +46,14 @@ def main(directory: str) -> None:
     'count': jax.ShapeDtypeStruct((), np.int32, sharding=whole),
   }
   mu = {'mu': abstract['w']}
-  restored, opt_state = checkpoints.restore(directory, abstract, mu)
+  restored, opt_state = orbax_checkpoint.restore(directory, abstract, mu)
   for name, array in {**restored, 'w2': opt_state['mu']}.items():
     expected = values[name[:1] if name == 'w2' else name]
     assert len(array.addressable_shards) == 4
     for shard in array.addressable_shards:
       np.testing.assert_array_equal(shard.data, expected[shard.index])
-  assert checkpoints.read_json(directory, 'meta') == {'step': 3}
-  number = int(fingerprints.fingerprint(restored['w']))
+  assert orbax_checkpoint.read_json(directory, 'meta') == {'step': 3}
+  number = int(array_checksum.fingerprint(restored['w']))
   print(f'process {jax.process_index()} fingerprint {number}')
 
 

@@ -7,15 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from grm_jax.model import head, sizes
-from grm_jax.model.compute import Compute
-from grm_jax.model.params import abstract_params
+from grm_jax.model import config as model_config
+from grm_jax.model import logprobs
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.init import abstract_params
 from grm_jax.training import flops
 from tests.messages import naming
 from tests.model import tiny
 
 # L 2, D 3, F 5, N 4, K 2, H 2, V 7: every letter another number where it may.
-SIZE = sizes.Size(
+SIZE = model_config.ModelConfig(
   num_layers=2,
   width=3,
   mlp_width=5,
@@ -127,13 +128,13 @@ def test_shapes_that_disagree(prompts, own):
   ],
 )
 def test_a_token_uses_every_matrix_once(name, parameters, width, norms):
-  size = sizes.named(name)
+  size = model_config.named(name)
   matrices = parameters - 256_000 * width - norms * width
   assert flops.forward(size, [10]).prompt == 10 * 2 * matrices
 
 
 def test_27b_literals():
-  size = sizes.named('gemma2_27b')
+  size = model_config.named('gemma2_27b')
   counted = flops.forward(size, [6000], [[1000] * 4])
   assert counted.prompt == 6000 * 52_093_255_680
   assert counted.head == 4000 * 2_359_296_000
@@ -146,7 +147,7 @@ def test_27b_literals():
 
 
 def test_sums_beyond_64_bits():
-  size = sizes.named('gemma2_27b')
+  size = model_config.named('gemma2_27b')
   counted = flops.train_step(size, [2048] * 100_000, [[512] * 4] * 100_000)
   assert counted.prompt == 3 * 204_800_000 * 52_093_255_680 > 2**63
 
@@ -173,11 +174,11 @@ def test_the_model_multiplies_as_much():
   p, s, r, t = 3, 5, 2, 4
   # A window that cuts nothing, and no dead rows of the table.
   model = tiny.gemma(
-    compute=Compute(head_chunk=p * r * t), window=100, vocab_size=256
+    compute=ComputeConfig(head_chunk=p * r * t), window=100, vocab_size=256
   )
   batch = tiny.batch([s] * p, s, [[t] * r] * p, t)
   traced = jax.make_jaxpr(
-    lambda params: head.generation_logps(model, params, batch)
+    lambda params: logprobs.generation_logps(model, params, batch)
   )(abstract_params(model))
   counted = flops.forward(
     model.size, batch.prompt_lengths, batch.generation_lengths

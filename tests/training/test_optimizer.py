@@ -8,9 +8,9 @@ import pytest
 from optax import contrib
 
 from grm_jax.errors import UserError
-from grm_jax.model.params import abstract_params
-from grm_jax.parallel import mesh, rules
-from grm_jax.training import optimizer, state
+from grm_jax.model.init import abstract_params
+from grm_jax.sharding import mesh, rules
+from grm_jax.training import optimizer, train_state
 from tests.messages import naming, setting
 from tests.model import tiny
 
@@ -20,7 +20,7 @@ DEFAULTS = dict(
   schedule='constant',
   end_fraction=0.1,
   weight_decay=0.0,
-  clip=0.0,
+  max_grad_norm=0.0,
   b1=0.9,
   b2=0.99,
   eps=1e-8,
@@ -70,7 +70,7 @@ def test_eps_is_outside_the_root():
   'clip, expected', [(0.0, (0.3, 0.4)), (10.0, (0.3, 0.4)), (1.0, (0.06, 0.08))]
 )
 def test_clipping_is_by_the_norm_of_all(clip, expected):
-  adamw, _ = make(clip=clip)
+  adamw, _ = make(max_grad_norm=clip)
   _, opt_state = updated(adamw, (3.0, 4.0))
   moments = optax.tree.get(opt_state, 'mu')
   found = float(moments['kernel']), float(moments['norm']['scale'])
@@ -140,7 +140,7 @@ def test_muon_takes_each_layer_as_a_matrix(name):
 def test_muon_leaves_the_rest_to_nadam():
   params = abstract_params(tiny.gemma(scalar=True))
   flat = jax.tree_util.tree_leaves_with_path(
-    optimizer.matrices(params), is_leaf=lambda x: isinstance(x, tuple)
+    optimizer.muon_dims(params), is_leaf=lambda x: isinstance(x, tuple)
   )
   assert {path[-1].key for path, _ in flat} == set(KERNELS)
   muon, adam = make(kind='muon')[0], optax.nadam(0.1, b2=0.99)
@@ -158,7 +158,9 @@ def test_muon_leaves_the_rest_to_nadam():
 
 def test_only_norms_do_not_decay():
   params = abstract_params(tiny.gemma(scalar=True))
-  flat, _ = jax.tree_util.tree_flatten_with_path(optimizer.decays(params))
+  flat, _ = jax.tree_util.tree_flatten_with_path(
+    optimizer.weight_decay_mask(params)
+  )
   names = {'/'.join(part.key for part in path): on for path, on in flat}
   assert {name for name, on in names.items() if not on} == {
     'final_norm/scale',
@@ -192,9 +194,9 @@ def test_state_has_the_shardings_of_its_parameters():
   layout = rules.layout(mesh.make_mesh(2, 2, 2), rules.RULES)
   model = tiny.gemma(layout)
   adamw, _ = make(
-    clip=1.0, weight_decay=0.1, warmup_steps=2, moment_dtype='bfloat16'
+    max_grad_norm=1.0, weight_decay=0.1, warmup_steps=2, moment_dtype='bfloat16'
   )
-  abstract = state.abstract_state(model, adamw)
+  abstract = train_state.abstract_state(model, adamw)
   for name, dtype in (('mu', jnp.bfloat16), ('nu', jnp.float32)):
     moments = optax.tree.get(abstract.opt_state, name)
     for moment, param in zip(
@@ -211,7 +213,7 @@ def test_state_has_the_shardings_of_its_parameters():
 def test_moments_of_muon_have_the_shardings_of_their_parameters():
   layout = rules.layout(mesh.make_mesh(2, 2, 2), rules.RULES)
   muon, _ = make(kind='muon', moment_dtype='bfloat16')
-  abstract = state.abstract_state(tiny.gemma(layout), muon)
+  abstract = train_state.abstract_state(tiny.gemma(layout), muon)
   params = dict(jax.tree_util.tree_leaves_with_path(abstract.params))
   seen = []
   for path, leaf in jax.tree_util.tree_leaves_with_path(abstract.opt_state):
@@ -236,7 +238,7 @@ def test_the_state_has_one_structure():
     jax.tree.structure(jax.eval_shape(make(**changes)[0].init, params))
     for changes in (
       dict(),
-      dict(clip=1.0),
+      dict(max_grad_norm=1.0),
       dict(weight_decay=0.1),
       dict(warmup_steps=5, schedule='cosine'),
     )
@@ -255,7 +257,7 @@ def test_the_state_has_one_structure():
     dict(schedule='linear'),
     dict(end_fraction=1.5),
     dict(weight_decay=-0.1),
-    dict(clip=-1.0),
+    dict(max_grad_norm=-1.0),
     dict(b1=1.0),
     dict(b2=-0.1),
     dict(eps=0.0),
@@ -271,4 +273,10 @@ def test_a_wrong_setting_is_named(changes):
 
 
 def test_bounds_themselves_are_fine():
-  make(warmup_steps=99, end_fraction=0.0, weight_decay=0.0, clip=0.0, b1=0.0)
+  make(
+    warmup_steps=99,
+    end_fraction=0.0,
+    weight_decay=0.0,
+    max_grad_norm=0.0,
+    b1=0.0,
+  )

@@ -9,7 +9,7 @@ A pair is two games, with A shown first and with B shown first (run_judge.py).
 A game is +1 if the right response wins, -1 if the other does, 0 for a tie or no
 verdict; the pair is right if the sum is above 0 (utils/metrics.py). So a pair
 becomes two examples here, in the orders A B and B A, tied together by
-tags['pair']; the larger vote of an example decides its game. With config.order
+tags['pair']; the larger vote of an example decides its game. With config.response_order
 'fixed' this is the published protocol. With 'balanced' or 'random' a game is a
 vote over both orders, so that position decides less than it does there.
 
@@ -22,8 +22,8 @@ rather than of the folder.
 from collections.abc import Iterator, Sequence
 
 from grm_jax.evaluation import metrics, suite_rows
-from grm_jax.judging import rows
-from grm_jax.judging.example import JudgingExample
+from grm_jax.judgement import preference_rows
+from grm_jax.judgement.example import JudgingExample
 
 GROUPS = {
   'mmlu-pro': 'Knowledge',
@@ -40,7 +40,7 @@ def load(path: str) -> list[JudgingExample]:
   return suite_rows.load(path, _examples, lambda name: 'outputs/' not in name)
 
 
-def _examples(row: rows.Row) -> Iterator[JudgingExample]:
+def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
   source, pair = row.text('source'), row.text('pair_id')
   group = next((g for s, g in GROUPS.items() if source.startswith(s)), None)
   if group is None:
@@ -55,30 +55,34 @@ def _examples(row: rows.Row) -> Iterator[JudgingExample]:
   }
   for game, order in (('AB', (0, 1)), ('BA', (1, 0))):
     # Not arranged by a hash: the two games are the two orders.
-    yield rows.example(
+    yield preference_rows.example(
       row,
       id=f'judgebench/{pair}/{game}',
-      query=rows.asked(row.text('question')),
+      query=preference_rows.asked(row.text('question')),
       responses=tuple(responses[i] for i in order),
       best=order.index(best),
       tags=tags,
     )
 
 
-def terms(results: Sequence[metrics.Result]) -> tuple[metrics.Term, ...]:
+def terms(
+  results: Sequence[metrics.Result],
+) -> tuple[metrics.WeightedSection, ...]:
   """The score as a sum of weighted means: sections count by their pairs."""
   pairs = metrics.by_tag(results, 'pair').values()
   groups = {}
   for games in pairs:
     example = games[0].example
-    item = metrics.Item(
+    item = metrics.ScoredItem(
       subset=example.tags['subset'],
       query=metrics.query_of(example),
       value=float(sum(map(_verdict, games)) > 0),
     )
     groups.setdefault(example.tags['section'], []).append(item)
   return tuple(
-    metrics.Term(name, len(groups[name]) / len(pairs), 1.0, tuple(groups[name]))
+    metrics.WeightedSection(
+      name, len(groups[name]) / len(pairs), 1.0, tuple(groups[name])
+    )
     for name in GROUPS.values()
     if name in groups
   )

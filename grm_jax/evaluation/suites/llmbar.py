@@ -8,7 +8,7 @@ same form and load too.
 
 Score: mean of the subsets' accuracies; a tie is worth 1/2. The published
 LLMEvaluator/evaluate.py averages the accuracies of the two orders: show both,
-as config.order 'balanced' does.
+as config.response_order 'balanced' does.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from grm_jax.evaluation import metrics, suite_rows
-from grm_jax.judging import rows
-from grm_jax.judging.example import JudgingExample
+from grm_jax.judgement import preference_rows
+from grm_jax.judgement.example import JudgingExample
 
 _BEST = {1: 0, 2: 1}
 
@@ -28,24 +28,26 @@ def load(path: str) -> list[JudgingExample]:
   return suite_rows.load(path, _examples, suite_rows.starting('dataset.'))
 
 
-def _examples(row: rows.Row) -> Iterator[JudgingExample]:
+def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
   folder = epath.Path(row.file).parent
   subset = folder.name
   section = subset if subset == 'Natural' else folder.parent.name
   label = row.whole('label')
   if label not in _BEST:
     raise row.fault(f'label is {label}, neither 1 nor 2')
-  yield rows.arranged(
+  yield preference_rows.arranged(
     row,
     id=f'llmbar/{section}/{subset}/{row.number}',
-    query=rows.asked(row.text('input')),
+    query=preference_rows.asked(row.text('input')),
     responses=(row.text('output_1'), row.text('output_2')),
     best=_BEST[label],
     tags={'suite': 'llmbar', 'section': section, 'subset': subset},
   )
 
 
-def terms(results: Sequence[metrics.Result]) -> tuple[metrics.Term, ...]:
+def terms(
+  results: Sequence[metrics.Result],
+) -> tuple[metrics.WeightedSection, ...]:
   """The score as a sum of weighted means: subsets count alike."""
   sections = {
     section: metrics.by_subset(found)
@@ -53,7 +55,9 @@ def terms(results: Sequence[metrics.Result]) -> tuple[metrics.Term, ...]:
   }
   number = sum(map(len, sections.values()))
   return tuple(
-    metrics.Term(section, len(groups) / number, 1 / len(groups), items)
+    metrics.WeightedSection(
+      section, len(groups) / number, 1 / len(groups), items
+    )
     for section, groups in sections.items()
     for items in groups.values()
   )

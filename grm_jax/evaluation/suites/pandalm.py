@@ -13,9 +13,10 @@ three-class accuracy, ours is over the other 894 and a tie of votes is worth
 
 from collections.abc import Sequence
 
+from grm_jax.data.datasets import pandalm as pandalm_rows
 from grm_jax.evaluation import metrics, suite_rows
-from grm_jax.judging import pandalm_rows, rows
-from grm_jax.judging.example import JudgingExample
+from grm_jax.judgement import preference_rows
+from grm_jax.judgement.example import JudgingExample
 
 
 def load(path: str) -> list[JudgingExample]:
@@ -24,14 +25,18 @@ def load(path: str) -> list[JudgingExample]:
   return suite_rows.load(path, _examples, suite_rows.starting('testset-v1.'))
 
 
-def _examples(row: rows.Row) -> list[JudgingExample]:
+def _examples(row: preference_rows.SourceRow) -> list[JudgingExample]:
   found = pandalm_rows.example(row)
   return [] if found is None else [found]
 
 
-def terms(results: Sequence[metrics.Result]) -> tuple[metrics.Term, ...]:
+def terms(
+  results: Sequence[metrics.Result],
+) -> tuple[metrics.WeightedSection, ...]:
   """The score as a sum of weighted means: there is one."""
-  return (metrics.Term('preference', 1.0, 1.0, metrics.items(results)),)
+  return (
+    metrics.WeightedSection('preference', 1.0, 1.0, metrics.items(results)),
+  )
 
 
 def score(results: Sequence[metrics.Result]) -> metrics.Score:

@@ -21,8 +21,8 @@ pairs of a question are resampled together.
 from collections.abc import Iterator, Sequence
 
 from grm_jax.evaluation import metrics, suite_rows
-from grm_jax.judging import rows
-from grm_jax.judging.example import JudgingExample
+from grm_jax.judgement import preference_rows
+from grm_jax.judgement.example import JudgingExample
 
 PREFERENCE = 'Human-Preference-V1'
 SETS = ('MMLU-Pro', 'MATH', 'GPQA', 'MBPP-Plus', 'IFEval')
@@ -42,7 +42,7 @@ def load(path: str) -> list[JudgingExample]:
   return suite_rows.load(path, _examples, suite_rows.naming(path, _DATASETS))
 
 
-def _examples(row: rows.Row) -> Iterator[JudgingExample]:
+def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
   name = suite_rows.named(row.file, _DATASETS)
   if name is None:
     raise row.fault(f'the path names none of {", ".join(_DATASETS)}')
@@ -58,11 +58,11 @@ def _preference(row):
     return
   if winner not in _WINNERS:
     raise row.fault(f'winner is {winner!r}, not model_a, model_b or a tie')
-  yield rows.arranged(
+  yield preference_rows.arranged(
     row,
     # Numbers make ids unique: a question may have been asked twice.
     id=f'ppe/{PREFERENCE}/{row.number}/{row.value("question_id")}',
-    query=rows.asked(row.text('prompt')),
+    query=preference_rows.asked(row.text('prompt')),
     responses=(row.text('response_1'), row.text('response_2')),
     best=_WINNERS[winner],
     tags={'suite': 'ppe', 'section': 'preference', 'subset': PREFERENCE},
@@ -70,11 +70,14 @@ def _preference(row):
 
 
 def _conflicts(row, dataset):
-  name, prompt = row.value('question_id'), rows.asked(row.text('prompt'))
+  name, prompt = (
+    row.value('question_id'),
+    preference_rows.asked(row.text('prompt')),
+  )
   scores = row.listed('scores')
   for k, pair in enumerate(row.listed('sampled_conflict_pairs')):
     i, j = _checked(row, pair, scores)
-    yield rows.arranged(
+    yield preference_rows.arranged(
       row,
       id=f'ppe/{dataset}/{row.number}/{name}/{k}:{i}-{j}',
       query=prompt,
@@ -101,7 +104,9 @@ def _checked(row, pair, scores):
   return i, j
 
 
-def terms(results: Sequence[metrics.Result]) -> tuple[metrics.Term, ...]:
+def terms(
+  results: Sequence[metrics.Result],
+) -> tuple[metrics.WeightedSection, ...]:
   """The score as a sum of weighted means."""
   return metrics.weighted_terms(_SECTIONS, metrics.by_subset(results))
 

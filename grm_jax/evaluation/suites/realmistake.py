@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from grm_jax.evaluation import metrics, suite_rows
-from grm_jax.judging import rows
-from grm_jax.judging.example import JudgingExample
+from grm_jax.judgement import preference_rows
+from grm_jax.judgement.example import JudgingExample
 
 TASKS = (
   'math_word_problem_generation',
@@ -35,16 +35,16 @@ def load(path: str) -> list[JudgingExample]:
   return suite_rows.load(path, _examples, suite_rows.naming(path, TASKS))
 
 
-def _examples(row: rows.Row) -> Iterator[JudgingExample]:
+def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
   task = suite_rows.named(row.file, TASKS)
   if task is None:
     raise row.fault(f'the path names none of {", ".join(TASKS)}')
   model = epath.Path(row.file).stem
   key = 'error_label' if 'error_label' in row.fields else 'label'
-  yield rows.arranged(
+  yield preference_rows.arranged(
     row,
     id=f'realmistake/{task}/{model}/{row.number}',
-    query=rows.asked(row.text('input')),
+    query=preference_rows.asked(row.text('input')),
     responses=(row.text('llm_response'),),
     rewards=(_LABELS[row.one_of(key, _LABELS)],),
     tags={

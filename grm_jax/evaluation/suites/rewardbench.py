@@ -22,8 +22,8 @@ we weight by rows. The leaderboard's Safety is ours plus
 from collections.abc import Iterator, Sequence
 
 from grm_jax.evaluation import metrics, suite_rows
-from grm_jax.judging import rows
-from grm_jax.judging.example import JudgingExample
+from grm_jax.judgement import preference_rows
+from grm_jax.judgement.example import JudgingExample
 
 # Rows of each subset, by section.
 COUNTS = {
@@ -68,12 +68,12 @@ def load(path: str) -> list[JudgingExample]:
   return suite_rows.load(path, _examples, suite_rows.starting('filtered'))
 
 
-def _examples(row: rows.Row) -> Iterator[JudgingExample]:
+def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
   subset = row.one_of('subset', _SECTION_OF)
-  yield rows.arranged(
+  yield preference_rows.arranged(
     row,
     id=f'rewardbench/{subset}/{row.whole("id")}',
-    query=rows.asked(row.text('prompt')),
+    query=preference_rows.asked(row.text('prompt')),
     responses=(row.text('chosen'), row.text('rejected')),
     best=0,
     tags={
@@ -84,7 +84,9 @@ def _examples(row: rows.Row) -> Iterator[JudgingExample]:
   )
 
 
-def terms(results: Sequence[metrics.Result]) -> tuple[metrics.Term, ...]:
+def terms(
+  results: Sequence[metrics.Result],
+) -> tuple[metrics.WeightedSection, ...]:
   """The score as a sum of weighted means."""
   reasoning = COUNTS['Reasoning'] | {'math-prm': MATH_WEIGHT}
   weights = COUNTS | {'Reasoning': reasoning}

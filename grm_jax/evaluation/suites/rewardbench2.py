@@ -28,8 +28,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from grm_jax.evaluation import metrics, suite_rows
-from grm_jax.judging import rows
-from grm_jax.judging.example import JudgingExample
+from grm_jax.judgement import preference_rows
+from grm_jax.judgement.example import JudgingExample
 
 TIES = 'Ties'
 BEST_OF_FOUR = ('Factuality', 'Precise IF', 'Math', 'Safety', 'Focus')
@@ -41,7 +41,7 @@ def load(path: str) -> list[JudgingExample]:
   return suite_rows.load(path, _examples, suite_rows.starting('test'))
 
 
-def _examples(row: rows.Row) -> Iterator[JudgingExample]:
+def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
   subset = row.one_of('subset', (*BEST_OF_FOUR, TIES))
   chosen, rejected = row.texts('chosen'), row.texts('rejected')
   if row.whole('num_correct') != len(chosen):
@@ -54,10 +54,10 @@ def _examples(row: rows.Row) -> Iterator[JudgingExample]:
     if not (match := re.fullmatch(r'(ref|tied):(\d+)', name)):
       raise row.fault(f"id of {TIES} must be 'ref:N' or 'tied:N', not {name!r}")
     tags = {'kind': match[1], 'query': f'ties/{match[2]}'}
-  yield rows.arranged(
+  yield preference_rows.arranged(
     row,
     id=f'rewardbench2/{subset}/{name}',
-    query=rows.asked(row.text('prompt')),
+    query=preference_rows.asked(row.text('prompt')),
     responses=chosen + rejected,
     best=0 if len(chosen) == 1 else None,
     rewards=(1,) * len(chosen) + (0,) * len(rejected),
@@ -65,7 +65,9 @@ def _examples(row: rows.Row) -> Iterator[JudgingExample]:
   )
 
 
-def terms(results: Sequence[metrics.Result]) -> tuple[metrics.Term, ...]:
+def terms(
+  results: Sequence[metrics.Result],
+) -> tuple[metrics.WeightedSection, ...]:
   """The score as a sum of weighted means; Ties are up to three of them."""
   ties = [r for r in results if r.example.tags['subset'] == TIES]
   groups = metrics.by_subset(
@@ -73,7 +75,7 @@ def terms(results: Sequence[metrics.Result]) -> tuple[metrics.Term, ...]:
   )
   share = 1 / max(len(groups) + bool(ties), 1)
   best_of_four = tuple(
-    metrics.Term(name, share, 1.0, groups[name])
+    metrics.WeightedSection(name, share, 1.0, groups[name])
     for name in BEST_OF_FOUR
     if name in groups
   )
@@ -103,19 +105,21 @@ def _ties_terms(results, share):
     (
       _ACCURACY,
       tuple(
-        metrics.Item(f'{TIES}/{kind}', query, float(gap > 0))
+        metrics.ScoredItem(f'{TIES}/{kind}', query, float(gap > 0))
         for query, (gap, _) in found.items()
       ),
     )
     for kind, found in gaps.items()
   ]
   margins = tuple(
-    metrics.Item(f'{TIES}/margin', query, margin(*tied, gaps['ref'][query][0]))
+    metrics.ScoredItem(
+      f'{TIES}/margin', query, margin(*tied, gaps['ref'][query][0])
+    )
     for query, tied in gaps['tied'].items()
     if query in gaps['ref']
   )
   return tuple(
-    metrics.Term(TIES, share, weight, items)
+    metrics.WeightedSection(TIES, share, weight, items)
     for weight, items in (*parts, (1.0, margins))
     if items
   )

@@ -23,8 +23,8 @@ eval/scripts/my_run_rm.py, made for real-valued rewards, gives 0.
 from collections.abc import Iterator, Sequence
 
 from grm_jax.evaluation import metrics, suite_rows
-from grm_jax.judging import rows
-from grm_jax.judging.example import JudgingExample, Turn
+from grm_jax.judgement import preference_rows
+from grm_jax.judgement.example import JudgingExample, Turn
 
 PAIRS, LISTS = 'Pairwise_set', 'BoN_set'
 GOALS = ('Helpfulness', 'Harmlessness')
@@ -38,7 +38,7 @@ def load(path: str) -> list[JudgingExample]:
   )
 
 
-def _examples(row: rows.Row) -> Iterator[JudgingExample]:
+def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
   kind, goal, subset = _place(row)
   if kind == PAIRS:
     name = row.value('pair_uid')
@@ -46,7 +46,7 @@ def _examples(row: rows.Row) -> Iterator[JudgingExample]:
   else:
     name = row.value('bon_uid')
     best, losers = row.inner('bon_best'), row.inners('loser_list')
-  yield rows.arranged(
+  yield preference_rows.arranged(
     row,
     id=f'rmb/{subset}/{row.number}/{name}',
     query=tuple(map(_turn, row.inners('conversation_input'))),
@@ -73,7 +73,9 @@ def _place(row):
   return kind, goal, path
 
 
-def terms(results: Sequence[metrics.Result]) -> tuple[metrics.Term, ...]:
+def terms(
+  results: Sequence[metrics.Result],
+) -> tuple[metrics.WeightedSection, ...]:
   """The score as a sum of weighted means."""
   groups = {
     section: metrics.items(found, _right)

@@ -2,9 +2,9 @@
 
 import pytest
 
+from grm_jax.data.datasets import pandalm as pandalm_rows
 from grm_jax.errors import UserError
 from grm_jax.evaluation.suites import pandalm
-from grm_jax.judging import pandalm_rows
 from tests.evaluation.suites.published import judged, without, write
 from tests.messages import in_row
 

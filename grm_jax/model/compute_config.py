@@ -1,0 +1,61 @@
+"""How a model is computed: dtypes, remat, backends, block sizes."""
+
+import dataclasses
+
+import jax
+
+from grm_jax.errors import UserError
+
+# What the backward pass keeps of each layer pair, from most memory to least.
+# 'none' also keeps each layer's gathered kernels, so it is for small models.
+REMAT = {
+  'none': None,
+  'dots': jax.checkpoint_policies.dots_saveable,
+  'dots_no_batch': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'nothing_saveable': jax.checkpoint_policies.nothing_saveable,
+}
+ATTENTION = ('xla', 'splash')
+_DTYPES = ('float32', 'bfloat16')
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+  """How to compute, as opposed to what: nothing here changes the function.
+
+  Attributes:
+    dtype: of activations and of weights while they are used.
+    param_dtype: of parameters at rest.
+    remat: what the backward pass keeps of a layer pair; a key of REMAT.
+    attention: 'xla' anywhere, or 'splash' (Pallas) for the prompt part on TPU.
+    query_block: most queries whose attention logits exist at once (xla).
+    splash_block: rows and columns of a splash tile; a multiple of 128.
+    head_chunk: most tokens whose logits over the vocabulary exist at once.
+    interpret: run splash in Pallas' interpreter, for tests off TPU.
+  """
+
+  dtype: str = 'float32'
+  param_dtype: str = 'float32'
+  remat: str = 'none'
+  attention: str = 'xla'
+  query_block: int = 512
+  splash_block: int = 512
+  head_chunk: int = 4096
+  interpret: bool = False
+
+  def __post_init__(self):
+    for name, allowed in (
+      ('dtype', _DTYPES),
+      ('param_dtype', _DTYPES),
+      ('remat', REMAT),
+      ('attention', ATTENTION),
+    ):
+      value = getattr(self, name)
+      if value not in allowed:
+        raise UserError(
+          f'config.compute.{name} is {value!r}; it can be {", ".join(allowed)}'
+        )
+    for name in ('query_block', 'splash_block', 'head_chunk'):
+      if getattr(self, name) < 1:
+        raise UserError(
+          f'config.compute.{name} is {getattr(self, name)}; it must be positive'
+        )

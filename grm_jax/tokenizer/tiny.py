@@ -1,0 +1,82 @@
+"""The tiny model's tokenizer: Gemma's layout in 1,024 pieces.
+
+Tests and `:tiny` configs run without Gemma's tokenizer.model. This one is
+trained in seconds from tiny_corpus.txt, which was written for this project,
+and has Gemma's control ids, byte pieces and newline piece.
+"""
+
+import io
+import os
+import pathlib
+from collections.abc import Iterable
+
+import sentencepiece
+
+from grm_jax.errors import UserError
+from grm_jax.io import atomic_io
+from grm_jax.tokenizer import sentencepiece_codec, tokenizer
+
+VOCAB_SIZE = 1024
+
+_CORPUS = pathlib.Path(__file__).with_name('tiny_corpus.txt')
+# Ids 4 to 107 are Gemma's; 0 to 3 are given to the trainer by name.
+_SYMBOLS = [*sentencepiece_codec.RESERVED_PIECES[4:], '\n']
+
+
+def train(
+  path: str | os.PathLike[str], lines: Iterable[str] | None = None
+) -> tokenizer.Tokenizer:
+  """Trains the tiny tokenizer and writes it to path, whole or not at all.
+
+  The bytes are the same each time for one sentencepiece version.
+
+  Args:
+    path: where the model goes; a file there is replaced, folders are made.
+    lines: what it is trained on besides the project's own corpus, without
+      which texts of few different words would not make enough pieces.
+
+  Returns:
+    The tokenizer, as tokenizer.load(path) reads it.
+
+  Raises:
+    UserError: path cannot be written, or there is too little text.
+  """
+  corpus = _CORPUS.read_text(encoding='utf-8').splitlines()
+  try:
+    data = _train_bytes((*(lines or ()), *corpus))
+  except RuntimeError as error:
+    raise UserError(
+      f'no tokenizer of {VOCAB_SIZE} pieces can be trained on these texts: '
+      f'{" ".join(str(error).split())}; give more of them'
+    ) from error
+  atomic_io.write_whole(path, data)
+  return tokenizer.from_bytes(data, str(path))
+
+
+def _train_bytes(lines: Iterable[str]) -> bytes:
+  """A serialized BPE model of the non-empty lines."""
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=(line for line in lines if line),
+    model_writer=model,
+    model_type='bpe',
+    vocab_size=VOCAB_SIZE,
+    character_coverage=1.0,
+    byte_fallback=True,
+    split_digits=True,
+    add_dummy_prefix=False,
+    remove_extra_whitespaces=False,
+    normalization_rule_name='identity',
+    pad_id=sentencepiece_codec.PAD,
+    eos_id=sentencepiece_codec.EOS,
+    bos_id=sentencepiece_codec.BOS,
+    unk_id=sentencepiece_codec.UNK,
+    pad_piece='<pad>',
+    eos_piece='<eos>',
+    bos_piece='<bos>',
+    unk_piece='<unk>',
+    user_defined_symbols=_SYMBOLS,
+    num_threads=1,  # The order of merges must not depend on the machine.
+    minloglevel=2,  # Errors only: the trainer writes its progress to stderr.
+  )
+  return model.getvalue()

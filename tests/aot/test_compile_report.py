@@ -1,0 +1,191 @@
+"""What is said of programs compiled ahead of time, here for CPU devices."""
+
+import json
+import runpy
+
+import jax
+import pytest
+
+from grm_jax.aot import compile_report as compile_report_module
+from grm_jax.aot import cost_model, tables
+from grm_jax.errors import UserError
+from grm_jax.model import config as model_config
+from grm_jax.sharding.chip_specs import CHIPS
+from grm_jax.training import flops
+from tests import test_main
+from tests.messages import lines_with, names, naming, setting
+
+SMALL = {
+  'num_layers': 2,
+  'prompts': 8,
+  'prompt_size': 16,
+  'num_generations': 2,
+  'generation_size': 8,
+  'mesh.fsdp': 4,
+  'mesh.tensor': 2,
+}
+
+
+def config(**changes):
+  found = runpy.run_path(str(test_main.ROOT / 'configs/aot.py'))['get_config'](
+    'tiny'
+  )
+  found.update_from_flattened_dict(SMALL | changes)
+  return found
+
+
+@pytest.fixture(scope='module')
+def update():
+  return compile_report_module.compile_report(config(accumulate=3))
+
+
+def test_an_update(update):
+  assert [x['name'] for x in update['parts']] == ['gradients', 'update']
+  assert [x['times'] for x in update['parts']] == [3, 1]
+  lengths = [16] * 8, [[8] * 2] * 8
+  size = model_config.named('tiny')
+  of_size = flops.train_step(
+    type(size)(**{**vars(size), 'num_layers': 2}), *lengths
+  )
+  # Of each of 8 devices, in 3 batches.
+  assert update['useful_flops'] == 3 * (of_size.total // 8)
+  assert update['computed_flops'] > update['useful_flops']
+  assert update['waste'] == pytest.approx(
+    update['computed_flops'] / update['useful_flops'], abs=1e-3
+  )
+
+
+def test_memory_adds_up(update):
+  gradients, apply = update['parts']
+  # float32 parameters, two moments; a reference in bfloat16 that waits.
+  assert update['parameters_bytes'] * 2 <= update['optimizer_bytes']
+  assert gradients['waiting_bytes'] == update['optimizer_bytes']
+  assert apply['waiting_bytes'] < update['parameters_bytes']
+  for part in update['parts']:
+    assert part['peak_bytes'] >= part['waiting_bytes'] + part['arguments_bytes']
+  assert update['peak_bytes'] == max(x['peak_bytes'] for x in update['parts'])
+  assert update['fits'] is update['memory_bytes'] is None  # of a CPU
+
+
+def test_collectives_over_the_axes_of_the_mesh(update):
+  kinds = {
+    (row['kind'], tuple(row['axes']))
+    for row in update['parts'][0]['collectives']
+  }
+  assert ('all-gather', ('fsdp',)) in kinds
+  assert ('all-reduce', ('tensor',)) in kinds
+  sent = sum(
+    part['times'] * row['sent_bytes']
+    for part in update['parts']
+    for row in part['collectives']
+  )
+  assert update['network_bytes'] == sent > 0
+
+
+@pytest.mark.parametrize(
+  'program', ['sft_step', 'meta_rm_step', 'reference', 'prefill', 'decode']
+)
+def test_every_program(program):
+  found = compile_report_module.compile_report(config(program=program))
+  assert found['program'] == program
+  assert found['computed_flops'] >= found['useful_flops'] > 0
+  assert found['hbm_bytes'] > found['parameters_bytes']
+  printed = tables.report(found)
+  useful = f'{found["useful_flops"] / 1e12:.4g}'
+  assert names(printed, 'all-reduce', useful)
+  if program == 'decode':
+    assert found['parts'][0]['step_by_bound'] >= 1
+  json.dumps(found)
+
+
+@pytest.mark.parametrize(
+  'what, share',  # of the parameters: in bfloat16, or two moments
+  [('reference', 0.5), ('optimizer', 2.0)],
+)
+def test_what_is_on_the_host_leaves_room(what, share):
+  on_device, on_host = (
+    compile_report_module.compile_report(config(**{f'{what}.on_host': x}))
+    for x in (False, True)
+  )
+  params = on_device['parameters_bytes']
+  room = on_device['optimizer_bytes'] - on_host['optimizer_bytes']
+  assert room == pytest.approx(share * params, rel=0.01)
+  kernels = params - on_host['parameters_bytes']
+  if what == 'reference':
+    assert kernels == 0
+  else:  # bfloat16 instead of float32, and less of the rest
+    assert 0.2 * params < kernels < 0.5 * params
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'program': 'fit'}, (*setting('program', 'fit'), 'sft_step')),
+    ({'accumulate': 0}, setting('accumulate', 0)),
+    ({'prompts': 6}, ('prompts', 6)),
+    ({'sweep': 'fsdp,expert'}, setting('sweep', 'fsdp,expert')),
+    ({'sweep': 'fsdp', 'prompts': 6}, ('config.sweep', 'prompts', 6)),
+    ({'reference.dtype': 'int8'}, setting('reference.dtype', 'int8')),
+  ],
+)
+def test_mistakes(changes, words):
+  with pytest.raises(UserError, match=naming(*words)):
+    compile_report_module.run(config(**changes), '')
+
+
+def test_a_sweep_ranks_meshes(tmp_path, capsys, monkeypatch):
+  made = []
+
+  def compile_report(own):
+    found = {axis: own.mesh[axis] for axis in ('data', 'fsdp', 'tensor')}
+    made.append((found['fsdp'], found['tensor']))
+    if found['tensor'] == 8:
+      raise UserError('kv_heads has size 2')
+    seconds = {1: 3.0, 2: 1.0, 4: 2.0}[found['tensor']]
+    return {
+      'mesh': found,
+      'peak_bytes': 2**30,
+      'fits': found['tensor'] != 2,
+      'seconds': seconds,
+      'bound': 'memory',
+      'mfu': 0.5,
+      'exposed_mfu': 0.25,
+    }
+
+  monkeypatch.setattr(compile_report_module, 'compile_report', compile_report)
+  path = tmp_path / 'sweep.json'
+  compile_report_module.run(config(sweep='fsdp,tensor', json=str(path)), '')
+  assert sorted(made) == [(1, 8), (2, 4), (4, 2), (8, 1)]
+  # What fits comes first, the fastest of it before the others.
+  found = [x['mesh']['tensor'] for x in json.loads(path.read_text())]
+  assert found == [4, 1, 2]
+  out = capsys.readouterr().out
+  (best,) = lines_with(out, '1.')
+  assert names(best, 'data=1', 'fsdp=2', 'tensor=4')
+  assert names(best, '1.000 GiB', '2 s', 'memory', '50.0%', '25.0%')
+
+
+def test_the_roofline_by_hand():
+  """v5e: 197 TFLOP/s, 819 GB/s."""
+  costs = {
+    'computed_flops': 394 * 10**12,
+    'hbm_bytes': 819 * 10**9,
+    'collectives': [
+      {'seconds': 0.5, 'exposed_seconds': 0.25},
+      {'seconds': 0.25, 'exposed_seconds': 0.0},
+    ],
+  }
+  assert cost_model._roofline(costs, CHIPS['v5e']) == {
+    'compute_seconds': 2.0,
+    'memory_seconds': pytest.approx(1.0),
+    'network_seconds': 0.75,
+    'exposed_seconds': 0.25,
+    'seconds': 2.0,
+    'bound': 'compute',
+  }
+
+
+def test_devices_here():
+  assert compile_report_module.compile_report(config(program='prompts'))[
+    'devices'
+  ] == len(jax.devices())

@@ -1,0 +1,202 @@
+"""The records: each fault of a row by itself, and round trips."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grm_jax.errors import UserError
+from grm_jax.judgement import judgement
+from grm_jax.judgement.example import JudgingExample, Turn, from_row, to_row
+from grm_jax.judgement.judgement import JudgedExample, Judgement
+from tests.messages import naming
+
+ROW = {'query': 'Why?', 'responses': ['Because.', 'No idea.']}
+MESSAGES = [
+  {'role': 'system', 'content': 'Be short.'},
+  {'role': 'user', 'content': 'Hello'},
+  {'role': 'assistant', 'content': 'Hi'},
+  {'role': 'user', 'content': 'Why?'},
+]
+
+
+def row(**changes):
+  """ROW with changes; a value of ... leaves the key out."""
+  changed = ROW | changes
+  return {key: value for key, value in changed.items() if value is not ...}
+
+
+def test_a_row_of_the_least():
+  assert from_row(ROW, 7) == JudgingExample(
+    id='7',
+    query=(Turn('user', 'Why?'),),
+    responses=('Because.', 'No idea.'),
+    best=None,
+    rewards=None,
+    reference='',
+    tags={},
+  )
+
+
+def test_a_row_of_everything():
+  found = from_row(
+    {
+      'id': 'x1',
+      'messages': MESSAGES,
+      'responses': ['a', 'b'],
+      'best': 1,
+      'rewards': [0, 2.5],
+      'reference': 'c',
+      'principles': 'Truth: 100%',
+      'tags': {'suite': 's'},
+    },
+    7,
+  )
+  assert found == JudgingExample(
+    id='x1',
+    query=(
+      Turn('system', 'Be short.'),
+      Turn('user', 'Hello'),
+      Turn('assistant', 'Hi'),
+      Turn('user', 'Why?'),
+    ),
+    responses=('a', 'b'),
+    best=1,
+    rewards=(0.0, 2.5),
+    reference='c',
+    principles='Truth: 100%',
+    tags={'suite': 's'},
+  )
+  assert all(type(x) is float for x in found.rewards)
+
+
+@pytest.mark.parametrize(
+  'changes, attribute, expected',
+  [
+    ({'id': 0}, 'id', '0'),
+    ({'id': None}, 'id', '7'),
+    ({'best': None}, 'best', None),
+    ({'best': 0}, 'best', 0),
+    ({'rewards': None}, 'rewards', None),
+    ({'reference': None}, 'reference', ''),
+    ({'tags': None}, 'tags', {}),
+    ({'messages': None}, 'query', (Turn('user', 'Why?'),)),
+    ({'responses': ['']}, 'responses', ('',)),
+  ],
+)
+def test_rows_that_are_fine(changes, attribute, expected):
+  assert getattr(from_row(row(**changes), 7), attribute) == expected
+
+
+@pytest.mark.parametrize(
+  'faulty, message',
+  [
+    (None, 'object'),
+    ([ROW], 'object'),
+    ('Why?', 'object'),
+    (row(responses=...), 'responses'),
+    (row(responses='Because.'), 'responses'),
+    (row(responses=['Because.', None]), 'responses'),
+    (row(responses=[]), 'responses'),
+    (row(best='0'), naming('best', "'0'")),
+    (row(best=1.0), 'best'),
+    (row(best=True), 'best'),
+    (row(best=2), naming('best', 2)),
+    (row(best=-1), naming('best', -1)),
+    (row(rewards=3), 'rewards'),
+    (row(rewards=[1, 'x']), 'rewards'),
+    (row(rewards=[True, False]), 'rewards'),
+    (row(rewards=[1]), naming('rewards', 1, 2)),
+    (row(rewards=[]), naming('rewards', 0, 2)),
+    (row(rewards=[10**400]), naming('rewards', 'finite')),
+    (row(rewards=[float('nan')]), naming('rewards', 'finite')),
+    (row(reference=3), 'reference'),
+    (row(principles=['a']), 'principles'),
+    (row(reference='x' * 1_000_001), naming(1000001)),
+    (row(tags=['suite']), 'tags'),
+    (row(tags={'suite': 3}), 'tags'),
+    (row(query=...), naming('query', 'messages')),
+    (row(messages=MESSAGES), naming('query', 'messages')),
+    (row(query=3), 'query'),
+    (row(query=' \n'), naming('query', 'empty')),
+    (row(query=..., messages={}), 'messages'),
+    (row(query=..., messages=[]), 'user'),
+    (row(query=..., messages=['Why?']), naming('role', 'content')),
+    (row(query=..., messages=[{'role': 'user'}]), naming('role', 'content')),
+    (
+      row(query=..., messages=[{'role': 'user', 'content': None}]),
+      naming('role', 'content'),
+    ),
+    (row(query=..., messages=MESSAGES[:3]), 'user'),
+    (
+      row(query=..., messages=[{'role': 'tool', 'content': 'x'}, MESSAGES[1]]),
+      naming('tool', 'system', 'user', 'assistant'),
+    ),
+  ],
+)
+def test_faulty_rows(faulty, message):
+  with pytest.raises(UserError, match=message):
+    from_row(faulty, 7)
+
+
+JSON = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+  lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+  max_leaves=5,
+)
+KEYS = [field.name for field in dataclasses.fields(JudgingExample)]
+KEYS += ['messages']
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from(KEYS), JSON) | JSON)
+def test_any_row_is_an_example_or_a_value_error(anything):
+  for value in (anything, row(**anything) if type(anything) is dict else None):
+    try:
+      found = from_row(value, 0)
+    except ValueError:
+      continue
+    assert isinstance(found, JudgingExample)
+    row_ = json.loads(json.dumps(to_row(found)))
+    assert from_row(row_, 1) == found
+
+
+def test_an_example_built_in_code_is_checked_too():
+  with pytest.raises(UserError, match=naming('best', 3, 1)):
+    JudgingExample('a', (Turn('user', 'Why?'),), ('x',), best=3)
+
+
+JUDGEMENTS = st.builds(
+  Judgement,
+  order=st.permutations(range(3)).map(tuple),
+  text=st.text(),
+  num_tokens=st.integers(0, 10**6),
+  finish=st.sampled_from(['stop', 'length', 'string']),
+  scores=st.none() | st.tuples(*[st.integers(1, 10)] * 3),
+  meta=st.none() | st.floats(allow_nan=False),
+)
+
+
+@settings(deadline=None)
+@given(JUDGEMENTS)
+def test_judgements_survive_json(value):
+  line = json.dumps(judgement.to_row(value))
+  found = judgement.from_row(json.loads(line))
+  assert found == value
+  assert type(found.order) is tuple
+  assert found.scores is None or type(found.scores) is tuple
+
+
+def test_every_field_of_a_judgement_is_in_its_row():
+  value = Judgement((1, 0), 'text', 5, 'stop', (8, 9), 0.5)
+  assert judgement.to_row(value) == {
+    'order': (1, 0),
+    'text': 'text',
+    'num_tokens': 5,
+    'finish': 'stop',
+    'scores': (8, 9),
+    'meta': 0.5,
+  }
+  assert JudgedExample(from_row(ROW, 0), (value,)).greedy is None

@@ -1,0 +1,141 @@
+"""Forms: which template an example gets, and how generations are read."""
+
+import pytest
+
+from grm_jax.errors import UserError
+from grm_jax.judgement.example import JudgingExample, Turn
+from grm_jax.judgement.prompt_format import PromptFormat
+from tests.messages import names, naming
+
+PRACTICE = PromptFormat('practice', 'practice_single')
+QUERY = '{% for turn in query %}{{ turn.text }}{% endfor %}'
+RESPONSES = '{% for response in responses %}{{ response }}{% endfor %}'
+
+
+def example(*responses, **fields):
+  query = (Turn('user', 'What is 2 + 3?'),)
+  return JudgingExample('a', query, responses, **fields)
+
+
+def chat(text):
+  """One token a character."""
+  return [1, *map(ord, text)]
+
+
+def text_of(tokens):
+  return ''.join(map(chr, tokens[1:]))
+
+
+@pytest.mark.parametrize(
+  'forms, count, name',
+  [
+    (PRACTICE, 1, 'practice_single'),
+    (PRACTICE, 2, 'practice'),
+    (PRACTICE, 5, 'practice'),
+    (PromptFormat('practice'), 1, 'practice'),
+  ],
+)
+def test_the_template_goes_by_the_number_of_responses(forms, count, name):
+  assert forms.of(count).name == name
+
+
+def test_tokens_are_those_of_the_rendered_text():
+  for responses, order in ((('5',), (0,)), (('5', '6', '7'), (2, 0, 1))):
+    one = example(*responses)
+    tokens = PRACTICE.tokenize(one, order, chat, limit=2000)
+    assert text_of(tokens) == PRACTICE.render(one, order)
+  assert '[1/3] 7\n[End]' in text_of(tokens)
+
+
+@pytest.mark.parametrize(
+  'responses, fields, words',
+  [
+    (('5', '6'), {'best': 1}, 'Response 1 is known to be the best'),
+    (('5',), {'rewards': (1.0,)}, '1'),
+  ],
+)
+def test_hints_come_only_where_they_are_asked_for(responses, fields, words):
+  one = example(*responses, **fields)
+  order = tuple(reversed(range(len(responses))))
+  plain = text_of(PRACTICE.tokenize(one, order, chat, limit=2000))
+  hinted = text_of(PRACTICE.tokenize(one, order, chat, limit=2000, hint=True))
+  assert plain == PRACTICE.render(one, order)
+  assert 'known' not in plain
+  assert len(hinted) > len(plain) and words in hinted[len(plain) - 1 :]
+
+
+def test_too_long_examples_are_shortened_or_refused():
+  long = example('x' * 3000, '6')
+  tokens = PRACTICE.tokenize(long, (0, 1), chat, limit=1500)
+  assert 1400 < len(tokens) <= 1500
+  refusing = PromptFormat('practice', too_long='refuse')
+  with pytest.raises(UserError, match=naming('config.prompt.too_long', 1500)):
+    refusing.tokenize(long, (0, 1), chat, limit=1500)
+
+
+@pytest.mark.parametrize(
+  'forms, text, count, scores',
+  [
+    (PRACTICE, r'Scores: \boxed{10, 1}', 2, (10, 1)),
+    (PRACTICE, r'Scores: \boxed{10, 1}', 3, None),
+    (PRACTICE, r'Scores: \boxed{0, 1}', 2, None),
+    (PRACTICE, r'Scores: \boxed{1}', 1, (1,)),
+    (PRACTICE, r'Scores: \boxed{0}', 1, (0,)),
+    (PRACTICE, r'Scores: \boxed{7}', 1, None),
+    # Without a template of its own a single response is scored 1 to 10.
+    (PromptFormat('practice'), r'Scores: \boxed{7}', 1, (7,)),
+    (PromptFormat('practice'), r'Scores: \boxed{0}', 1, None),
+    (PromptFormat('best', reads='best'), r'Best: \boxed{2}', 3, (0, 1, 0)),
+    (PromptFormat('best', reads='best'), r'Best: \boxed{1}', 3, (1, 0, 0)),
+    (PromptFormat('best', reads='best'), r'Best: \boxed{4}', 3, None),
+    (PromptFormat('best', reads='best'), 'the second one', 3, None),
+  ],
+)
+def test_read(forms, text, count, scores):
+  assert forms.read(text, count) == scores
+
+
+@pytest.mark.parametrize(
+  'fields, words',
+  [
+    ({'too_long': 'cut'}, ('config.prompt.too_long', 'cut', 'shorten')),
+    ({'reads': 'votes'}, ('config.reads', 'votes', 'scores', 'best')),
+  ],
+)
+def test_unknown_settings(fields, words):
+  with pytest.raises(UserError, match=naming(*words)):
+    PromptFormat('practice', **fields)
+
+
+@pytest.mark.parametrize(
+  'forms', [PromptFormat('nowhere'), PromptFormat('practice', 'nowhere')]
+)
+def test_check_finds_a_template_that_is_missing(forms):
+  with pytest.raises(UserError, match='nowhere'):
+    forms.check()
+  PRACTICE.check()
+
+
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    (QUERY + RESPONSES, None),
+    (QUERY + RESPONSES + '{{ scores }}', 'scores'),
+    (QUERY, 'responses'),
+    (RESPONSES, 'query'),
+  ],
+)
+def test_a_template_that_cannot_ask_is_refused_at_once(tmp_path, text, words):
+  path = tmp_path / 'own.txt'
+  path.write_text(text)
+  for forms in (
+    PromptFormat(str(path)),
+    PromptFormat('pointwise', single=str(path)),
+  ):
+    if words is None:
+      forms.check()
+      continue
+    with pytest.raises(UserError) as error:
+      forms.check()
+    fault, variables = str(error.value).split(';')
+    assert names(fault, 'own.txt', words) and names(variables, 'reference')

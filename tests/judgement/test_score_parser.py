@@ -1,0 +1,387 @@
+r"""Scores: real-looking outputs, any text, and texts made to take long.
+
+The table's comments name what published extraction code makes of a text: a
+search for `\boxed{(.*?)}` or for the text's last [...], then float() of what
+stands between commas.
+"""
+
+import time
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from grm_jax.judgement.score_parser import parse_scores
+from tests.messages import naming
+
+CRITIQUE = """Specific Criteria:
+1. Accuracy (Weight: 40%): the facts hold.
+2. Instruction following (Weight: 30%): asked for {3} reasons, [in order].
+3. Clarity (Weight: 30%).
+
+Analysis:
+Response 1 names 3 reasons; its claim [2] is right. Accuracy: \\boxed{9},
+depth \\boxed{7/10}. Response 2 stops at f(x) = {1, 2} and `a[0]`.
+"""
+
+PAIRS = [
+  # As the template asks for it.
+  ('Scores: \\boxed{8, 9}', (8, 9)),
+  (CRITIQUE + '\nScores: \\boxed{8, 3}', (8, 3)),
+  ('Scores: \\boxed{8, 9}\n<end_of_turn>', (8, 9)),
+  ('The first is better.\n\n**Scores:** $\\boxed{8, 9}$.', (8, 9)),
+  ('$$\n\\boxed{10, 1}\n$$', (10, 1)),
+  ('\\[ \\boxed{ 8 , 9 } \\]', (8, 9)),
+  ('Scores: \\boxed{8,9.}', (8, 9)),
+  ('Scores: \\boxed{8;9}', (8, 9)),
+  ('Scores: \\boxed{8 and 9}', (8, 9)),
+  ('Scores: \\boxed{8 & 9}', (8, 9)),
+  ('Scores: \\boxed {8, 9}', (8, 9)),
+  ('Scores: \\\\boxed{8, 9}', (8, 9)),
+  ('Scores:\\\\\\boxed{8, 9}', (8, 9)),
+  ('Scores: \\boxed{08, 09}', (8, 9)),
+  ('Scores: \\boxed{"8", "9"}', (8, 9)),
+  # Brackets after the box: the last [...] is not the scores.
+  ('Scores: \\boxed{8, 9} [see above]', (8, 9)),
+  ('Scores: \\boxed{8, 9} [1, 2]', (8, 9)),
+  ('Scores: \\boxed{8, 9}\n\n[1] Smith, 2019. [2] Li, 2020.', (8, 9)),
+  # One number is kept of [[2, 4]], and none of these.
+  ('Final Scores: [[2, 4]]', (2, 4)),
+  ('Final Scores: [2, 4]', (2, 4)),
+  ('Final Scores: [[2], [4]]', (2, 4)),
+  ('As [1] says, ...\nFinal Scores: **[[2, 4]]**', (2, 4)),
+  ('Scores: 【2，4】', (2, 4)),
+  ('Final Scores: [[2, 4]] [end of judgement]', (2, 4)),
+  ('[3, 3] at first, then [2, 4]', (2, 4)),
+  ('[3, 3 at first, then [2, 4]', (2, 4)),
+  ('Scores: [8/10, 9/10]', (8, 9)),
+  # Boxes count before brackets.
+  ('Scores: \\boxed{8, 9}, that is [2, 4]', (8, 9)),
+  ('Scores: \\boxed{the second}: [2, 4]', (2, 4)),
+  # A box for each response.
+  ('\\boxed{8}, \\boxed{9}', (8, 9)),
+  ('\\boxed{8} and \\boxed{9}', (8, 9)),
+  ('\\\\boxed{8}, \\\\boxed{9}', (8, 9)),
+  ('$\\boxed{8}$, $\\boxed{9}$', (8, 9)),
+  ('\\boxed{8}/10, \\boxed{9}/10', (8, 9)),
+  ('Response 1: \\boxed{8}\nResponse 2: \\boxed{9}', (8, 9)),
+  ('- **Response 1**: \\boxed{8}\n- **Response 2**: \\boxed{9}', (8, 9)),
+  ('1. \\boxed{8}\n2. \\boxed{9}', (8, 9)),
+  ('Assistant A: \\boxed{8}, Assistant B: \\boxed{9}', (8, 9)),
+  ('| Response 1 | \\boxed{8} |\n| Response 2 | \\boxed{9} |', (8, 9)),
+  (
+    '\\text{Response 1: }\\boxed{8} \\quad \\text{Response 2: }\\boxed{9}',
+    (8, 9),
+  ),
+  (
+    'The score for Response 1 is \\boxed{8}, and the score for Response 2 is '
+    '\\boxed{9}.',
+    (8, 9),
+  ),
+  ('\\boxed{\\boxed{8}, \\boxed{9}}', (8, 9)),
+  # Not such a run: three boxes, prose between them, labels out of order.
+  ('\\boxed{8}, \\boxed{9}, \\boxed{7}', None),
+  ('Response 1: \\boxed{8} It is short.\nResponse 2: \\boxed{9}', None),
+  ('Response 2: \\boxed{8}, Response 1: \\boxed{9}', None),
+  ('Response 1: \\boxed{8}, Response 1: \\boxed{9}', None),
+  ('\\boxed{8}/10, \\boxed{9}/5', (8, 9)),
+  ('\\boxed{8}/5, \\boxed{9}/5', None),
+  ('\\boxed{8}, \\boxed{x}, \\boxed{9}', None),
+  ('\\boxed{8}, \\boxed{2, \\boxed{9}', None),
+  ('\\boxed{8} 7 \\boxed{9}', None),
+  ('\\boxed{8}, \\boxed{\\boxed{9}}', None),
+  ('\\boxed{8}, \\boxed{9}, \\boxed{3, 4}', (3, 4)),
+  # Over ten.
+  ('Scores: \\boxed{8/10, 9/10}', (8, 9)),
+  ('Scores: \\boxed{8 / 10, 9/10.0}', (8, 9)),
+  ('Scores: \\boxed{8/9}', None),
+  ('Scores: \\boxed{4/5, 5/5}', None),
+  ('Scores: \\boxed{80/100, 90/100}', None),
+  # Markup.
+  ('Scores: \\boxed{\\text{8, 9}}', (8, 9)),
+  ('Scores: \\boxed{\\text{8}, \\text{9}}', (8, 9)),
+  ('Scores: \\boxed{8 \\text{ and } 9}', (8, 9)),
+  ('Scores: \\boxed{\\mathbf{8, 9}}', (8, 9)),
+  ('Scores: \\boxed{[8, 9]}', (8, 9)),
+  ('Scores: \\boxed{[[8, 9]]}', (8, 9)),
+  ('Scores: \\boxed{(8,9)}', (8, 9)),
+  ('Scores: \\boxed{\\{8, 9\\}}', (8, 9)),
+  ('Scores: \\boxed{\\left[8, 9\\right]}', (8, 9)),
+  ('Scores: \\boxed{8,\\ 9}', (8, 9)),
+  ('Scores: \\boxed{8,\\,9}', (8, 9)),
+  ('Scores: \\boxed{8 \\\\ 9}', (8, 9)),
+  ('Scores: \\boxed{**8**, **9**}', (8, 9)),
+  ('Scores: \\boxed{[8, 9}', (8, 9)),
+  ('Scores: \\boxed{8, 9]}', (8, 9)),
+  ('Scores: \\boxed{8], 9}', (8, 9)),
+  ('Scores: \\boxed{[8, 9}, not [1, 2]', (8, 9)),
+  ('Scores: \\boxed{[x 8, 9}', None),
+  # Labels in the box.
+  ('\\boxed{Response 1: 8, Response 2: 9}', (8, 9)),
+  ('\\boxed{\\text{Response 1: 8/10, Response 2: 9/10}}', (8, 9)),
+  ('\\boxed{A: 8, B: 9}', (8, 9)),
+  ('\\boxed{**1**: 8, **2**: 9}', (8, 9)),
+  ('\\boxed{Response  1 gets 8, Response  2 gets 9}', None),
+  ('\\boxed{Scores: 8, 9}', (8, 9)),
+  ('\\boxed{Response  1 Score = 8, Response  2 Score = 9}', (8, 9)),
+  ('\\boxed{Response 2: 8, Response 1: 9}', None),
+  # Full-width.
+  ('Scores: \\boxed{８，９}', (8, 9)),
+  ('Scores: \\boxed{8、9}', (8, 9)),
+  ('评分：\\boxed{8，9}。', (8, 9)),
+  ('评分：\\boxed{8，9。}', (8, 9)),
+  # The last one that fits.
+  ('\\boxed{3, 4} are sub-scores. Scores: \\boxed{8, 9}', (8, 9)),
+  ('Scores: \\boxed{8, 9}. The difference is \\boxed{1}.', (8, 9)),
+  ('Scores: \\boxed{8, 9}. The best: \\boxed{\\text{Response 2}}', (8, 9)),
+  ('\\boxed{3}, \\boxed{4} at first; in all \\boxed{8, 9}', (8, 9)),
+  ('\\boxed{3, 4} at first. \\boxed{8}, \\boxed{9}', (8, 9)),
+  ('\\boxed{3, 4} at first, then \\boxed{8, 11}', (3, 4)),
+  ('\\boxed{3, 4} at first, then \\boxed{8, 9', (3, 4)),
+  # No integers, not in range, not two.
+  ('Scores: \\boxed{8.0, 9.00}', (8, 9)),
+  ('Scores: \\boxed{8.5, 9}', None),
+  ('Scores: \\boxed{.5, 9}', None),
+  ('Scores: \\boxed{-3, 9}', None),
+  ('Scores: \\boxed{\u22123, 9}', None),
+  ('Scores: \\boxed{+3, 9}', None),
+  ('Scores: \\boxed{0, 9}', None),
+  ('Scores: \\boxed{11, 9}', None),
+  ('Scores: \\boxed{100, 9}', None),
+  ('Scores: \\boxed{eight, nine}', None),
+  ('Scores: \\boxed{8a, 9}', None),
+  ('Scores: \\boxed{8^2, 9}', None),
+  ('Scores: \\boxed{80\\%, 90\\%}', None),
+  ('Scores: \\boxed{\\frac{8}{10}, 9}', None),
+  ('Scores: \\boxed{8-9}', None),
+  ('Scores: \\boxed{8:9}', None),
+  ('Scores: \\boxed{8}', None),
+  ('Scores: \\boxed{8, 9, 7}', None),
+  ('Scores: \\boxed{}', None),
+  ('Scores: \\boxed{8, 9', None),
+  ('Scores: \\boxed8, 9', None),
+  ('Scores: 8, 9', None),
+  ('Response 1: 8/10\nResponse 2: 9/10', None),
+  ('Scores: [8.5, 9]', None),
+  ('[Start of Response 1] 8, 9 [End of Response 1]', None),
+  (CRITIQUE, None),
+  ('I cannot judge this.', None),
+  ('', None),
+]
+
+SINGLES = [
+  ('**\\boxed{7}**', (7,)),
+  (CRITIQUE + 'Score: \\boxed{6}', (6,)),
+  ('Score: \\boxed{7/10}', (7,)),
+  ('Score: \\boxed{7}/10', (7,)),
+  ('Score: $\\boxed{7}$ [1]', (7,)),
+  ('Score: \\boxed{\\text{Score: } 7}', (7,)),
+  ('\\boxed{6} for style. Overall \\boxed{7}', (7,)),
+  ('\\boxed{6}, \\boxed{7}', (7,)),
+  ('\\boxed{\\boxed{7}}', (7,)),
+  ('\\boxed{7} but not \\boxed{8.5}', (7,)),
+  ('Score: \\boxed{7, 8}', None),
+  ('Score: \\boxed{11}', None),
+  ('Score: \\boxed{seven}', None),
+  ('Best: \\boxed{Response 2}', None),
+  # A single number in brackets may be a citation.
+  ('As was shown in [1], it holds.', None),
+  ('Score: 7. See [1].', None),
+  ('The score, as in work such as [1], is low.', None),
+  ('The underscore: [1]', None),
+  ('The score of 7 [1]', None),
+  ('\\boxed{Score} [1]', None),
+  ('[Score] [1]', None),
+  ('Score: [7]', (7,)),
+  ('**Final score:** [7/10]', (7,)),
+  ('Rating: [[7]], see [1]', (7,)),
+  ('[[7]]', (7,)),
+  ('[[a], 7]', None),
+]
+
+
+@pytest.mark.parametrize('text, expected', PAIRS)
+def test_pairs(text, expected):
+  assert parse_scores(text, 2) == expected
+
+
+@pytest.mark.parametrize('text, expected', SINGLES)
+def test_singles(text, expected):
+  assert parse_scores(text, 1) == expected
+
+
+@pytest.mark.parametrize(
+  'text, expected',
+  [
+    ('Scores: \\boxed{1}', (1,)),
+    ('Scores: \\boxed{0}', (0,)),
+    ('Scores: \\boxed{0.0}', (0,)),
+    ('Scores: \\boxed{1/1}', (1,)),
+    ('Scores: \\boxed{1/10}', None),
+    ('Scores: \\boxed{2}', None),
+    ('x = \\boxed{42}, so it is right: \\boxed{1}', (1,)),
+    ('x = \\boxed{1}, so it is right.', (1,)),
+  ],
+)
+def test_zero_or_one(text, expected):
+  assert parse_scores(text, 1, low=0, high=1) == expected
+
+
+def test_many_responses():
+  text = f'\\boxed{{{", ".join("3" for _ in range(32))}}}'
+  assert parse_scores(text, 32) == (3,) * 32
+  assert parse_scores(text, 31) is None
+  assert parse_scores(text, 33) is None
+
+
+def test_a_hundred_is_a_score_where_it_is_legal():
+  assert parse_scores('\\boxed{80/100, 100}', 2, 0, 100) == (80, 100)
+
+
+def test_digits_without_end():
+  # int() refuses more than 4300 of them.
+  assert parse_scores(f'\\boxed{{{"1" * 5000}}}', 1) is None
+  assert parse_scores(f'\\boxed{{8/{"1" * 5000}}}', 1) is None
+  assert parse_scores(f'\\boxed{{8.{"0" * 5000}}}', 1) == (8,)
+
+
+def test_no_responses():
+  with pytest.raises(ValueError, match=naming(0)):
+    parse_scores('\\boxed{}', 0)
+
+
+def test_what_is_open_does_not_hide_a_box():
+  opened = 'if (x) { a[i { \\boxed{ \\boxed{ 3, [ '
+  for times in 1, 10, 100:
+    assert parse_scores(opened * times + '\\boxed{[8, 9]}', 2) == (8, 9)
+    closed = '} ] }' * times
+    assert parse_scores(closed + '\\boxed{[8, 9]}' + closed, 2) == (8, 9)
+
+
+@pytest.mark.parametrize('depth', [10, 100])
+@pytest.mark.parametrize('opened, closed', ['{}', '[]', ('\\boxed{', '}')])
+def test_nested_deeply(opened, closed, depth):
+  text = opened * depth + '8, 9' + closed * (depth + 10)
+  assert parse_scores(text, 2) == (None if opened == '{' else (8, 9))
+  assert parse_scores(text + '\\boxed{3, 4}', 2) == (3, 4)
+  text = opened * depth + '[' * depth + '}' * depth
+  assert parse_scores(text + '\\boxed{3, 4}', 2) == (3, 4)
+
+
+def legal(found, n, low, high):
+  return found is None or (
+    type(found) is tuple
+    and len(found) == n
+    and all(type(score) is int and low <= score <= high for score in found)
+  )
+
+
+ANYTHING = st.text(st.characters(exclude_categories=[]))
+LETTERS = st.text(st.characters(categories=['L']), min_size=1)
+TOKENS = st.lists(
+  st.sampled_from(
+    ['\\boxed{', '\\boxed{8}', '\\boxed{8, 9}', '\\text{', '\\left', '\\,']
+    + ['\\\\', ' ', '\n', '\x00', '\ud800', '８', '，', '[[', ']]', '/10']
+    + ['8.5', '8.0', '10', '11', 'and', 'Response', 'Score:', 'A:', '1:']
+    + list('{}[]()0189/,;.:-\\$*x')
+  ),
+  max_size=60,
+).map(''.join)
+
+
+@settings(deadline=None, max_examples=500)
+@given(ANYTHING | TOKENS, st.integers(1, 5), st.sampled_from([(1, 10), (0, 1)]))
+@example('\ud800\\boxed{8, 9}', 2, (1, 10))
+def test_any_text_is_legal_scores_or_none(text, n, scale):
+  assert legal(parse_scores(text, n, *scale), n, *scale)
+
+
+@settings(deadline=None, max_examples=300)
+@given(TOKENS | ANYTHING, st.integers(1, 4), LETTERS)
+def test_the_last_word_is_the_boxes(text, n, tail):
+  scores = tuple(range(1, n + 1))
+  box = f' x \\boxed{{{", ".join(map(str, scores))}}}'
+  assert parse_scores(text + box, n) == scores
+  assert parse_scores(text + box + ' ' + tail, n) == scores
+
+
+def runs(scores):
+  boxes = [f'\\boxed{{{score}}}' for score in scores]
+  yield ', '.join(boxes)
+  yield '\n'.join(boxes)
+  yield ' and '.join(f'${box}$' for box in boxes)
+  yield '\n'.join(f'Response {i}: {b}' for i, b in enumerate(boxes, 1))
+  yield '; '.join(f'**{b}**/10' for b in boxes)
+
+
+def rendered(scores):
+  """Every form in which scores are understood."""
+  plain = ', '.join(map(str, scores))
+  yield f'\\boxed{{{plain}}}'
+  yield f'$\\boxed{{{plain}}}$'
+  yield f'**\\boxed{{{plain}.}}**'
+  yield f'\\boxed{{\\text{{{plain}}}}}'
+  yield f'\\boxed{{[{plain}]}}'
+  yield f'\\boxed{{({plain})}}'
+  yield f'\\boxed{{{",".join(f" {s}.0" for s in scores)}}}'
+  yield f'\\boxed{{{plain.replace(", ", chr(92) + " ")}}}'
+  yield f'\\boxed{{{", ".join(f"{s}/10" for s in scores)}}}'
+  labelled = (f'Response {i}: {s}' for i, s in enumerate(scores, 1))
+  yield f'\\boxed{{{"; ".join(labelled)}}}'
+  full = {ord(str(d)): chr(0xFF10 + d) for d in range(10)}
+  yield f'\\boxed{{{plain.translate(full).replace(", ", "，")}}}'
+  yield f'[[{plain}]]'
+  yield from runs(scores)
+
+
+PROSE = """
+Both responses answer, but the first is wrong in 2 places. \\( \\) ** [1] (30%)
+{x} f(x)=3/4 \\frac{1}{2} a[0] \\boxed{wrong} 12:30 - it's [see] \u201c10\u201d
+"""
+WORDS = st.lists(st.sampled_from(PROSE.split()), max_size=30).map(' '.join)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.integers(1, 10), min_size=1, max_size=6), WORDS, WORDS)
+def test_rendered_scores_are_found_in_prose(scores, before, after):
+  n = len(scores)
+  for form in rendered(scores):
+    text = f'{before} Thus: {form} in all. {after}'
+    if n > 1 or 'boxed' in form:
+      assert parse_scores(text, n) == tuple(scores), text
+    if n > 2:
+      assert parse_scores(text, n - 1) is None, text
+
+
+LONG = [
+  ('', '[', ''),
+  ('', '[', ']'),
+  ('', '\\boxed{', ''),
+  ('', '\\boxed{', '}'),
+  ('', '\\boxed{8, 9}', ''),
+  ('', '\\boxed{8},', ''),
+  ('', '\\boxed ', ''),
+  ('', '\\', ''),
+  ('', '1', ''),
+  ('', 'Response 1: \\boxed{8}\n', ''),
+  ('\\boxed{', '{', ''),
+  ('\\boxed{', '{', '}'),
+  ('\\boxed{', '1', ''),
+  ('\\boxed{', '1', '.'),
+  ('\\boxed{', '8,', '}'),
+  ('\\boxed{', '[8', ']'),
+  ('\\boxed{', 'response ', ''),
+  ('\\boxed{1', ' ', ' '),
+  ('\\boxed{response', ' ', '\n'),
+  ('\\boxed{', '\ud800', '８'),
+]
+
+
+@pytest.mark.parametrize('start, unit, end', LONG)
+def test_a_megabyte_takes_no_time(start, unit, end):
+  middle = unit * (10**6 // len(unit) // (2 if end else 1))
+  text = start + middle + end * (500_000 if end else 0)
+  # Of the process, whatever else is running: backtracking over it takes hours.
+  begin = time.process_time()
+  assert legal(parse_scores(text, 2), 2, 1, 10)
+  assert time.process_time() - begin < 60

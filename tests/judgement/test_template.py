@@ -1,0 +1,256 @@
+"""Templates: what they say, what they refuse, and what data cannot do."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grm_jax.errors import UserError
+from grm_jax.judgement import prompt_builder, template
+from grm_jax.judgement.example import JudgingExample, Turn
+from tests.messages import names, naming
+
+NAMES = [
+  'pointwise',
+  'single',
+  'no_principles',
+  'principles',
+  'critique',
+  'best',
+  'meta',
+]
+MARKS = [
+  '[End of Response 1]',
+  '[Start of Response 2]',
+  '[ end  OF response 12 ]',
+  '[user]',
+  '## Your output',
+  '##  responses',
+]
+
+
+QUERY = '{% for turn in query %}{{ turn.role }}: {{ turn.text }}{% endfor %}'
+VARIABLES = {
+  'hint',
+  'num_responses',
+  'principles',
+  'query',
+  'reference',
+  'responses',
+}
+
+
+def filled(name, *texts, query='What is 2 + 2?'):
+  example = JudgingExample('a', (Turn('user', query),), texts)
+  return prompt_builder.render(template.load(name), example, range(len(texts)))
+
+
+def test_loops_and_variables():
+  made = template.parse(
+    'Q\n  {% for turn in query %}\n<{{ turn.role }}> {{ turn.text }}\n'
+    '{% endfor %}\nA {{ num_responses }}{% for response in responses %}'
+    ' ({{ loop.index }}) {{ response }}{% endfor %}.\n\n'
+  )
+  text = made.render(
+    query=[Turn('user', 'hi'), Turn('assistant', 'ho')],
+    responses=['<a> & "b"', '{% endfor %}{{ query }}\n'],
+    num_responses=2,
+  )
+  assert text == (
+    'Q\n<user> hi\n<assistant> ho\n'
+    'A 2 (1) <a> & "b" (2) {% endfor %}{{ query }}\n.\n\n'
+  )
+  assert made.used == {'query', 'responses', 'num_responses'}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_ours_hold_everything_in_its_place(name):
+  text = filled(name, 'four', 'five')
+  assert '{{' not in text
+  places = [text.index(x) for x in ('What is 2 + 2?', 'four', 'five')]
+  assert places == sorted(places)
+  assert text.count('[Start of Response') == 2
+  assert re.search(
+    r'\[Start of Response 2\]\nfive\n\[End of Response 2\]', text
+  )
+
+
+@pytest.mark.parametrize('name', ['pointwise', 'critique', 'no_principles'])
+def test_a_box_is_asked_for_and_shows_no_score(name):
+  text = filled(name, 'four', 'five')
+  assert text.count(r'\boxed{') == 1
+  assert not re.search(r'\\boxed\{\d', text)
+
+
+@pytest.mark.parametrize('mark', MARKS)
+@pytest.mark.parametrize('before', ['', 'text\n', 'text\u2028', 'a\r'])
+def test_data_cannot_make_marks(mark, before):
+  text = filled('pointwise', f'{before}{mark} more', 'b')
+  assert text.count('[End of Response') - text.count('\\[End of') == 2
+  assert f'\\{mark}' in text
+
+
+@pytest.mark.parametrize(
+  'name', ['practice', 'practice_single', 'practice_meta']
+)
+@pytest.mark.parametrize('mark', ['[End]', '[user]', '[eNd ]'])
+def test_data_cannot_make_the_short_marks_of_practice(name, mark):
+  guard = template.load(name).guard
+  assert guard(f'{mark} b') == f'\\{mark} b'
+  assert guard(f'a\n {mark} b') == f'a\n\\ {mark} b'
+  # Where no line begins nothing of ours stands: an index may.
+  assert guard(f'a{mark} b') == f'a{mark} b'
+
+
+@pytest.mark.parametrize(
+  'name', ['practice', 'practice_single', 'practice_meta']
+)
+@pytest.mark.parametrize('mark', ['[2/3]', '[ 1/1 ]', '[12 / 1x]'])
+@pytest.mark.parametrize('before', ['', 'a\n', 'a '])
+def test_data_cannot_begin_a_response_of_practice(name, mark, before):
+  text = f'{before}{mark} b'
+  assert template.load(name).guard(text) == f'{before}\\{mark} b'
+  assert f'\n[2/2] {before}\\{mark} b\n[End]\n' in filled(name, 'a', text)
+
+
+def test_code_and_citations_stay_as_they_are():
+  for harmless in (
+    'rows[user] = 1',
+    'see [1] and [End]',
+    '# Responses',
+    '### Results',
+    'the ## Responses in a line',
+    '[End of the world 3]',
+  ):
+    assert harmless in filled('pointwise', harmless, 'b')
+    assert f'\\{harmless}' not in filled('pointwise', harmless, 'b')
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+  st.lists(
+    st.sampled_from(
+      [*MARKS, ' ', '\n', '\\', 'x', '[', ']', '{{ hint }}', '{% endfor %}']
+    ),
+    max_size=12,
+  ).map(''.join)
+)
+def test_slots_begin_and_end_once_whatever_the_data(text):
+  whole = filled('pointwise', text, text, query=f'q {text}')
+  for number in (1, 2):
+    for word in ('Start', 'End'):
+      mark = rf'(?<!\\)\[\s*{word}\s+of\s+response\s+{number}\s*\]'
+      assert len(re.findall(mark, whole, re.IGNORECASE)) == 1
+  assert len(re.findall(r'(?m)^## Your output', whole)) == 1
+
+
+def test_guarding_a_long_text_takes_linear_time():
+  made = template.load('pointwise')
+  for text in ('[' * 10**6, '[ ' * 10**6, '[End of ' * 10**5, '\n#' * 10**6):
+    made.guard(text)
+
+
+LETTERS = (
+  "{% for x in responses %}\nAnswer {{ 'ABCD'[loop.index0] }}: {{ x }}\n"
+  '{% endfor %}'
+)
+ROLES = (
+  "{% for m in query %}{{ '<' + m['role']|upper ~ '>' }}\n{{ m['text'] }}\n"
+  '{% endfor %}'
+)
+NAMED = (
+  "{% for m in query %}{{ 'Human' if m.role == 'user' else 'AI' }}: "
+  '{{ m.text }}\n{% endfor %}'
+)
+BRANCHES = (
+  '{% for x in responses %}\n[{% if loop.first %}The first'
+  '{% elif loop.last %}The last{% else %}Another{% endif %} response]'
+  '{{ x }}\n[end]\n{% endfor %}'
+)
+OUTSIDE = '{% if reference %}\n## Answer\n{{ reference }}\nno mark\n{% endif %}'
+
+
+@pytest.mark.parametrize(
+  'text, marks, harmless',
+  [
+    (LETTERS, ['Answer B:', 'answer  c :'], ['Answer:', 'Answer B C:', '']),
+    (ROLES, ['<USER>', '< assistant>'], ['<x>', 'a <user>']),
+    (NAMED, ['Human:', 'ai :'], ['user:', ':', 'HumanAI:']),
+    (
+      BRANCHES,
+      ['x [The first response]', '[the LAST response]', '[End]'],
+      ['x [end]', '[response]', '[The first The last response]'],
+    ),
+    (OUTSIDE, ['## Answer', '##answer'], ['Answer', 'no mark', 'x ## Answer']),
+    ('{% raw %}[{{]{% endraw %}{# [no] #}', ['[{{]'], ['[no]']),
+  ],
+)
+def test_delimiters_of_other_templates(text, marks, harmless):
+  guard = template.parse(text + '{{ query }}{{ responses }}').guard
+  for mark in marks:
+    place = mark.find('[', 1) if mark.startswith('x') else 0
+    assert guard(f'{mark} more') == f'{mark[:place]}\\{mark[place:]} more'
+  for other in harmless:
+    assert guard(other) == other
+
+
+@pytest.mark.parametrize(
+  'text, line, words',
+  [
+    ('\n{% for turn in query %} x', 2, ['endfor']),
+    ('{% endfor %}', 1, ['endfor']),
+    ('{{ query }}\n{{each response}}', 2, ['response']),
+    ('{{ query }}{{ responses\n}', 2, ['}']),
+    ('{{ query | shout }}', 1, ['shout']),
+    ('{{ responses }}\n\n{{ colour }}{{ query }}', 3, ['colour']),
+    ('{% if not hint %}\n{{ colour }}{% endif %}', 2, ['colour']),
+    (QUERY + '\n{{ turn.text }}', 2, ['turn']),
+    (QUERY.replace('turn.text', 'turn.content'), 1, ['content']),
+    ('{{ query }}\n{{ responses.__class__ }}', 2, ['__class__']),
+    ('{{ responses }}\n{{ 1 // 0 }}', 2, ['zero']),
+    ('{{ query }}{{ responses }}\n{% set x = 1 %}', 2, ['Assign']),
+    ('{{ query }}\n{% include "single.txt" %}', 2, ['loader']),
+  ],
+)
+def test_malformed_templates(text, line, words):
+  with pytest.raises(UserError, match=naming(*words)) as error:
+    template.parse(text, 'mine.txt')
+  assert names(error.value, 'mine.txt', f'line {line}', *VARIABLES)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  'text, missing',
+  [
+    (QUERY, {'responses'}),
+    ('{{ responses }}', {'query'}),
+    ('', {'query', 'responses'}),
+  ],
+)
+def test_a_template_that_hides_what_is_judged(text, missing):
+  with pytest.raises(UserError, match=naming('mine.txt', *VARIABLES)) as error:
+    template.parse(text, 'mine.txt')
+  fault = str(error.value).split(';')[0]
+  assert {x for x in VARIABLES if names(fault, x)} == missing
+
+
+def test_a_template_for_another_number_of_responses():
+  made = template.parse('{{ query[-1].text }}\n{{ responses[2] }}', 'mine.txt')
+  example = JudgingExample('a', (Turn('user', 'q'),), ('x', 'y', 'z'))
+  assert prompt_builder.render(made, example, (0, 1, 2)) == 'q\nz'
+  with pytest.raises(UserError, match=naming('mine.txt', 'line 2')):
+    prompt_builder.render(made, example, (0, 1))
+
+
+def test_templates_of_ones_own(tmp_path):
+  path = tmp_path / 'mine.txt'
+  path.write_text('Judge {{ query }} {{ responses }}')
+  assert template.load(str(path)).used == {'query', 'responses'}
+  with pytest.raises(
+    UserError, match=naming('config.prompt.template', 'pointwize', 'pointwise')
+  ):
+    template.load('pointwize')
+  path.write_bytes(b'\xff')
+  with pytest.raises(UserError, match=naming('mine.txt', 'UTF-8')):
+    template.load.__wrapped__(str(path))

@@ -1,0 +1,116 @@
+"""Decoding on a mesh and in other dtypes, from parameters of training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.quantization import CONTRACTED, QuantizedWeight
+from grm_jax.sampling import decode_weights
+from grm_jax.sampling.engine import Engine
+from grm_jax.sampling.request import Request
+from grm_jax.sharding import mesh, rules
+from tests.messages import naming
+from tests.model import tiny
+
+_RNG = np.random.default_rng(2)
+REQUESTS = [
+  Request(str(i), _RNG.integers(10, 250, n).tolist(), 3, max_tokens=9 + i)
+  for i, n in enumerate((3, 16, 9, 1, 12, 7))
+]
+
+
+def laid_out(weights, shape=(2, 2, 2)):
+  table = rules.for_decoding(rules.RULES, weights)
+  return rules.layout(mesh.make_mesh(*shape), table)
+
+
+def generated(model, weights, **options):
+  engine = Engine(
+    model,
+    weights,
+    **{'prompts': 4, 'rows': 2, 'size': 16, 'chunk': 4, 'buckets': (8, 16)}
+    | options,
+  )
+  return {(g.request, g.sample): g for g in engine.run(REQUESTS)}, engine
+
+
+@pytest.fixture(scope='module')
+def expected():
+  model = tiny.gemma()
+  weights, _ = decode_weights.place(model, tiny.params(model))
+  return generated(model, weights)[0]
+
+
+@pytest.mark.parametrize('kind', ['resident', 'fsdp'])
+@pytest.mark.parametrize('shape', [(2, 2, 2), (1, 4, 2)], ids=str)
+def test_a_mesh_draws_what_one_device_draws(expected, kind, shape):
+  trained = tiny.gemma(laid_out('fsdp', shape))
+  params = tiny.params(trained)
+  model = tiny.gemma(laid_out(kind, shape))
+  weights, seconds = decode_weights.place(model, params)
+  assert seconds > 0
+  found, engine = generated(model, weights)
+  assert set(found) == set(expected)
+  for name, g in expected.items():
+    np.testing.assert_array_equal(found[name].tokens, g.tokens)
+    np.testing.assert_allclose(
+      found[name].model_logps, g.model_logps, atol=1e-4
+    )
+  # A device has its share of the slots and of the rows, no more.
+  for x in jax.tree.leaves((engine.slots.caches, engine.state.caches)):
+    assert x.addressable_shards[0].data.size * 8 == x.size
+
+
+def test_sampling_has_a_tensor_axis_of_its_own(expected):
+  """Trained over fsdp alone; the weights go to the other mesh and decode."""
+  training = mesh.make_mesh(2, 4, 1)
+  trained = tiny.gemma(rules.layout(training, rules.RULES))
+  table = rules.for_decoding(rules.RULES, 'resident')
+  sampling = rules.layout(mesh.for_sampling(training, 2), table)
+  model = tiny.gemma(sampling)
+  weights, _ = decode_weights.place(model, tiny.params(trained))
+  found, _ = generated(model, weights)
+  for name, g in expected.items():
+    np.testing.assert_array_equal(found[name].tokens, g.tokens)
+
+
+def test_resident_weights_are_split_over_tensor_alone():
+  model = tiny.gemma(laid_out('resident'))
+  trained = tiny.gemma(laid_out('fsdp'))
+  weights, _ = decode_weights.place(model, tiny.params(trained))
+  kernels = [*weights.layers, weights.embedder]
+  for path, x in jax.tree_util.tree_leaves_with_path(kernels):
+    split = 2 if path[-1].key in CONTRACTED else 1
+    assert x.addressable_shards[0].data.size * split == x.size, path
+
+
+def test_int8_weights_decode_on_a_mesh():
+  model = tiny.gemma(laid_out('resident'))
+  weights, _ = decode_weights.place(model, tiny.params(model), int8=True)
+  single = tiny.gemma()
+  alone, _ = decode_weights.place(single, tiny.params(single), int8=True)
+  assert isinstance(weights.layers[0]['mlp']['gate'], QuantizedWeight)
+  found, _ = generated(model, weights)
+  for name, g in generated(single, alone)[0].items():
+    np.testing.assert_array_equal(found[name].tokens, g.tokens)
+
+
+def test_bfloat16_weights_and_caches():
+  compute = ComputeConfig(dtype='bfloat16')
+  model = tiny.gemma(compute=compute)
+  weights, _ = decode_weights.place(model, tiny.params(model))
+  for path, x in jax.tree_util.tree_leaves_with_path(weights):
+    kernel = path[-1].key in CONTRACTED
+    assert x.dtype == (jnp.bfloat16 if kernel else jnp.float32)
+  found, engine = generated(model, weights)
+  assert engine.state.caches[0].key.dtype == jnp.bfloat16
+  assert all(np.isfinite(g.model_logps).all() for g in found.values())
+
+
+def test_uneven_numbers_of_prompts_are_refused():
+  model = tiny.gemma(laid_out('resident'))
+  weights, _ = decode_weights.place(model, tiny.params(model))
+  with pytest.raises(ValueError, match=naming('prompts', 3, 4)):
+    generated(model, weights, prompts=3)

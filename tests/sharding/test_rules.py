@@ -1,0 +1,186 @@
+"""The table of logical axes: what it makes of Gemma-2, and what it refuses.
+
+Guards that no name is ignored, no mesh axis splits two dimensions of one
+array, nothing is split unevenly, and that the errors name the key to change.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from grm_jax.errors import UserError
+from grm_jax.model import config as model_config
+from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.init import abstract_params
+from grm_jax.model.transformer import Transformer
+from grm_jax.sharding import mesh, rules
+from tests.messages import naming, setting
+
+
+def layout_of(data=2, fsdp=2, tensor=2, **changed):
+  made = mesh.make_mesh(data, fsdp, tensor)
+  return rules.layout(made, {**rules.RULES, **changed})
+
+
+@pytest.fixture(scope='module')
+def layout():
+  return layout_of()
+
+
+BLOCK = {
+  'attention/query': PartitionSpec(None, 'fsdp', 'tensor'),
+  'attention/key': PartitionSpec(None, 'fsdp', 'tensor'),
+  'attention/value': PartitionSpec(None, 'fsdp', 'tensor'),
+  'attention/out': PartitionSpec(None, 'tensor', None, 'fsdp'),
+  'mlp/gate': PartitionSpec(None, 'fsdp', 'tensor'),
+  'mlp/up': PartitionSpec(None, 'fsdp', 'tensor'),
+  'mlp/down': PartitionSpec(None, 'tensor', 'fsdp'),
+  'pre_attention_norm/scale': PartitionSpec(),
+  'post_attention_norm/scale': PartitionSpec(),
+  'pre_mlp_norm/scale': PartitionSpec(),
+  'post_mlp_norm/scale': PartitionSpec(),
+}
+
+
+def test_every_parameter_of_27b(layout):
+  size = model_config.named('gemma2_27b')
+  params = abstract_params(
+    Transformer(size, ComputeConfig(), layout, scalar=True)
+  )
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  specs = {'/'.join(k.key for k in path): x.sharding.spec for path, x in leaves}
+  assert specs == {
+    'embedder/table': PartitionSpec(('tensor', 'fsdp')),
+    **{f'pairs/local/{name}': spec for name, spec in BLOCK.items()},
+    **{f'pairs/global/{name}': spec for name, spec in BLOCK.items()},
+    'final_norm/scale': PartitionSpec(),
+    'value_head/kernel': PartitionSpec(),
+  }
+
+
+def test_activations(layout):
+  def spec(*names):
+    return layout.spec(names)
+
+  prompts = ('data', 'fsdp')
+  assert spec('prompts', 'tokens', 'width') == PartitionSpec(prompts)
+  assert spec('prompts', 'tokens', 'mlp') == PartitionSpec(
+    prompts, None, 'tensor'
+  )
+  assert spec('logit_prompts', 'tokens', 'logit_vocab') == PartitionSpec(
+    'data', None, ('tensor', 'fsdp')
+  )
+  assert spec() == PartitionSpec()
+
+
+def test_sharding_is_the_spec_on_the_mesh(layout):
+  sharding = layout.sharding(('embed', 'mlp'), (8, 4))
+  assert sharding.mesh == layout.mesh
+  assert sharding.spec == PartitionSpec('fsdp', 'tensor')
+  assert sharding.shard_shape((8, 4)) == (4, 2)
+
+
+def test_split(layout):
+  ways = {name: layout.split(name) for name in ('prompts', 'heads', 'tokens')}
+  assert ways == {'prompts': 4, 'heads': 2, 'tokens': 1}
+
+
+def test_unlisted_name(layout):
+  words = 'config.mesh.logical_axis_rules', 'kv_head'
+  with pytest.raises(ValueError, match=naming(*words, 'kv_heads')):
+    layout.spec(('embed', 'kv_head'))
+  with pytest.raises(
+    ValueError, match=naming('config.mesh.logical_axis_rules', 'zzz')
+  ):
+    layout.spec(('zzz',))
+
+
+def test_mesh_axis_used_twice_on_one_array(layout):
+  words = (
+    'tensor',
+    'config.mesh.logical_axis_rules.heads',
+    'config.mesh.logical_axis_rules.mlp',
+  )
+  with pytest.raises(UserError, match=naming(*words)):
+    layout.spec(('heads', 'embed', 'mlp'))
+
+
+def test_clash_in_a_parameter():
+  model = Transformer(
+    model_config.named('tiny'),
+    ComputeConfig(),
+    layout_of(table_width=('fsdp',)),
+  )
+  with pytest.raises(
+    UserError, match=naming('fsdp', 'config.mesh.rules.table_width')
+  ):
+    abstract_params(model)
+
+
+def test_uneven_split_of_a_parameter():
+  size = model_config.named('gemma2_2b')
+  words = (
+    'kv_heads',
+    4,
+    8,
+    'config.mesh.tensor',
+    'config.mesh.logical_axis_rules.kv_heads',
+  )
+  with pytest.raises(UserError, match=naming(*words)):
+    abstract_params(Transformer(size, ComputeConfig(), layout_of(1, 1, 8)))
+
+
+def test_uneven_split_over_two_axes(layout):
+  keys = (
+    f'config.mesh.{x}' for x in ('data', 'fsdp', 'logical_axis_rules.prompts')
+  )
+  with pytest.raises(UserError, match=naming('prompts', 6, 4, 2, *keys)):
+    layout.constrain(jnp.zeros((6, 3)), ('prompts', 'tokens'))
+
+
+def test_rule_with_an_unknown_mesh_axis():
+  words = (
+    *setting('mesh.logical_axis_rules.embed', 'model'),
+    'data',
+    'fsdp',
+    'tensor',
+  )
+  with pytest.raises(UserError, match=naming(*words)):
+    layout_of(embed=('model',))
+
+
+def test_rule_with_one_axis_twice():
+  with pytest.raises(
+    UserError, match=naming(*setting('mesh.rules.embed', 'fsdp'))
+  ):
+    layout_of(embed=('fsdp', 'fsdp'))
+
+
+@pytest.mark.parametrize('where', ['layout', 'one device'])
+def test_constrain_with_the_wrong_rank(layout, where):
+  used = layout if where == 'layout' else mesh.one_device()
+  with pytest.raises(ValueError, match=naming('embed', '(4, 4)')):
+    used.constrain(jnp.zeros((4, 4)), ('embed',))
+
+
+def test_constrain_moves_nothing_on_one_device():
+  x = jnp.zeros((3, 5))
+  assert mesh.one_device().constrain(x, ('prompts', 'width')) is x
+
+
+def test_constrain_lays_out(layout):
+  x = jax.jit(lambda x: layout.constrain(x, ('prompts', 'mlp')))(
+    jnp.zeros((4, 6))
+  )
+  assert x.sharding.is_equivalent_to(
+    layout.sharding(('prompts', 'mlp')), x.ndim
+  )
+
+
+def test_equal_layouts_are_one_key(layout):
+  """Layouts are static arguments of jit: equal ones must not recompile."""
+  assert layout == layout_of() and hash(layout) == hash(layout_of())
+  assert layout != layout_of(mlp=())
+  backwards = dict(reversed(rules.RULES.items()))
+  assert layout == rules.layout(layout.mesh, backwards)

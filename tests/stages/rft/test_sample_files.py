@@ -1,0 +1,134 @@
+"""Samples of any other model, and rows of what is kept."""
+
+import json
+
+import pytest
+
+from tests.evaluation.suites import published
+from tests.messages import names
+from tests.stages import planned
+from tests.stages.planned import FILTER, kept_texts, row, rows_of, write_rows
+
+# config_flags loads a config's file so.
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
+
+
+@pytest.fixture
+def made(tmp_path):
+  """WORKDIR, beside rows to judge."""
+  return planned.workdir(tmp_path)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+  return planned.runner(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def mistake(run):
+  return planned.mistakes(run)
+
+
+OTHER = [
+  ({'id': 'mixed', 'text': r'a \boxed{1, 2}'}, []),
+  ({'id': 'mixed', 'text': r'b \boxed{2, 1}'}, []),  # wrong
+  ({'id': 'nobody', 'text': 'c'}, ['nobody']),
+  ({'id': ['mixed'], 'text': 'c'}, ["['mixed']"]),
+  ({'text': 'c'}, ['None']),
+  ('not json', ['JSON']),
+  ([1], ['object']),
+  ({'id': 'mixed', 'text': 7}, ['text']),
+  ({'id': 'mixed'}, ['text']),
+  ({'id': 'mixed', 'text': 'c', 'order': [0]}, ['order', '[0]', 2]),
+  ({'id': 'mixed', 'text': 'c', 'order': [0, 2]}, ['order', '[0, 2]']),
+  ({'id': 'mixed', 'text': 'c', 'order': [True, 0]}, ['order', '[True, 0]']),
+  ({'id': 'mixed', 'text': 'c', 'order': '01'}, ['order', '01']),
+  ({'id': 'mixed', 'text': 'c', 'hinted': 'yes'}, ['hinted']),
+  (
+    {
+      'id': 'saved',
+      'text': r'd \boxed{1, 9, 2}',
+      'hinted': True,
+      'order': [1, 2, 0],
+    },
+    [],
+  ),
+  ({'id': 'easy', 'text': r'e \boxed{2, 1}', 'truncated': True}, []),
+]
+
+
+def test_samples_of_another_model(made, run, mistake, caplog):
+  path = made.parent / 'other.jsonl'
+  write_rows(path, [x for x, _ in OTHER])
+  arguments = [*FILTER, f'--config.samples={path}']
+  with caplog.at_level('WARNING'):
+    run(*arguments)
+  assert kept_texts(made) == {'mixed 0,1': 'a ', 'saved 1,2,0': 'd '}
+  bad = [(i, words) for i, (_, words) in enumerate(OTHER, 1) if words]
+  # The first ones are named, all are counted.
+  for number, words in bad[:5]:
+    assert any(names(x, path, number, *words) for x in caplog.messages)
+  assert any(names(x, path, len(bad)) for x in caplog.messages)
+  counts = json.loads((made / 'filter.json').read_text())['counts']['made']
+  assert counts['unhinted_correct'] == counts['hinted_correct'] == 1
+  assert counts['unhinted_incorrect'] == counts['unhinted_truncated'] == 1
+  line = mistake(*arguments, '--config.fail_on_bad_rows=true')
+  assert names(line, path, 3, 'config.data', 'nobody')
+
+
+@pytest.mark.parametrize('number', [i for i, x in enumerate(OTHER) if x[1]])
+def test_each_bad_sample_is_named(made, mistake, number):
+  path = made.parent / 'other.jsonl'
+  write_rows(path, [OTHER[0][0], '', OTHER[number][0]])
+  line = mistake(
+    *FILTER, f'--config.samples={path}', '--config.fail_on_bad_rows=true'
+  )
+  assert names(line, path, 3, *OTHER[number][1])
+
+
+@pytest.mark.parametrize('suffix', ['json', 'parquet', 'txt'])
+def test_samples_in_another_format(made, run, suffix):
+  rows = [
+    {'id': 'mixed', 'text': r'a \boxed{1, 2}', 'order': [0, 1]},
+    {'id': 'mixed', 'text': r'b \boxed{2, 1}'},  # wrong
+    {'id': 'saved', 'text': r'd \boxed{1, 2, 9}', 'hinted': True},
+  ]
+  # Parquet has every column in every row.
+  empty = dict.fromkeys(('order', 'hinted', 'truncated'))
+  rows = [empty | row for row in rows]
+  path = published.write(made.parent / f'other.{suffix}', rows)
+  run(*FILTER, f'--config.samples={path}')
+  assert kept_texts(made) == {'mixed 0,1': 'a ', 'saved 0,1,2': 'd '}
+
+
+def test_no_sample_is_usable(made, mistake):
+  path = made.parent / 'other.jsonl'
+  write_rows(path, ['{', {'id': 'nobody', 'text': 'x'}])
+  line = mistake(*FILTER, f'--config.samples={path}')
+  assert names(line, path, 2, 1, 'JSON')
+
+
+def test_ids_may_be_numbers(made, run):
+  write_rows(made.parent / 'rows.jsonl', [row(7, 'rrr/r')])
+  path = made.parent / 'other.jsonl'
+  write_rows(path, [{'id': 7, 'text': r'a \boxed{9, 1}', 'hinted': True}])
+  run(*FILTER, f'--config.samples={path}')
+  assert kept_texts(made) == {'7 0,1': 'a '}
+
+
+def test_orders_of_an_example_are_prompts_of_their_own(made, run):
+  write_rows(
+    made.parent / 'other.jsonl',
+    [
+      {'id': 'mixed', 'text': r'a \boxed{1, 2}'},
+      {'id': 'mixed', 'text': r'b \boxed{2, 1}', 'order': [1, 0]},
+      {'id': 'mixed', 'text': r'c \boxed{3, 9}'},
+      {'id': 'mixed', 'text': r'd \boxed{9, 3}'},
+    ],
+  )
+  run(*FILTER, f'--config.samples={made.parent}/other.jsonl')
+  found = rows_of(made / 'kept.jsonl')
+  assert [(x['id'], x['order'], x['generations']) for x in found] == [
+    ('mixed 0,1', [0, 1], [r'a \boxed{1, 2}', r'c \boxed{3, 9}']),
+    ('mixed 1,0', [1, 0], [r'b \boxed{2, 1}']),
+  ]

@@ -1,0 +1,385 @@
+"""Sampling for rejective fine-tuning: what is asked, being killed, headers."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests import test_main
+from tests.judges.fake import words
+from tests.messages import names, setting
+from tests.stages import planned
+from tests.stages.planned import (
+  FILTER,
+  ROWS,
+  SAMPLE,
+  TOLD,
+  Planned,
+  row,
+  rows_of,
+  write_rows,
+)
+
+# config_flags loads a config's file so.
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
+
+
+@pytest.fixture
+def made(tmp_path):
+  """WORKDIR, beside rows to judge."""
+  return planned.workdir(tmp_path)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+  return planned.runner(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def mistake(run):
+  return planned.mistakes(run)
+
+
+SHORT = (
+  '{% for turn in query %}{{ turn.text }}{% endfor %}\n'
+  '{% for response in responses %}{{ response }}\n{% endfor %}'
+)
+
+
+def test_samples_have_their_verdicts(made, run):
+  run(*SAMPLE, engine=Planned())
+  found = rows_of(made / 'samples.jsonl')
+  assert [
+    (x['id'], x['hinted'], x['sample'], x['verdict'], x['scores'])
+    for x in found
+  ] == [
+    ('easy', False, 0, 'correct', [9, 2]),
+    ('easy', False, 1, 'correct', [9, 2]),
+    ('easy', False, 2, 'correct', [9, 2]),
+    ('mixed', False, 0, 'incorrect', [9, 2]),
+    ('mixed', False, 1, 'correct', [2, 9]),
+    ('mixed', False, 2, 'parse_failure', None),
+    ('saved', False, 0, 'incorrect', [9, 9, 2]),
+    ('saved', False, 1, 'incorrect', [5, 5, 5]),
+    ('saved', False, 2, 'truncated', [2, 2, 9]),
+    ('saved', True, 0, 'correct', [2, 2, 9]),
+    ('lost', False, 0, 'parse_failure', None),
+    ('lost', False, 1, 'parse_failure', None),
+    ('lost', False, 2, 'incorrect', [2, 9]),
+    ('lost', True, 0, 'incorrect', [2, 9]),
+    ('single', False, 0, 'incorrect', [1]),
+    ('single', False, 1, 'incorrect', [1]),
+    ('single', False, 2, 'parse_failure', None),
+    ('single', True, 0, 'correct', [0]),
+    ('single2', False, 0, 'correct', [1]),
+    ('single2', False, 1, 'correct', [1]),
+    ('single2', False, 2, 'incorrect', [0]),
+  ]
+  first = found[9]
+  assert first['text'] == r'r0 told. Scores: \boxed{2, 2, 9}'
+  assert first['order'] == [0, 1, 2]
+  assert first['num_tokens'] == len(words().encode(first['text']))
+  assert sorted(x.name for x in made.iterdir()) == [
+    'samples.json',
+    'samples.jsonl',
+  ]
+
+
+def test_what_is_asked(made, run):
+  engine = Planned()
+  loaded = run(
+    *SAMPLE,
+    '--config.num_samples=2',
+    '--config.temperature=0.25',
+    '--config.hinted_temperature=0.75',
+    '--config.train.seed=7',
+    '--config.checkpoint=some/model',
+    '--config.checkpoint_step=300',
+    '--config.sampling.max_new_tokens=160',
+    '--config.sampling.prompt_buckets=(96,160)',
+    engine=engine,
+  )
+  (opened,) = loaded  # one model for both passes
+  assert opened[:3] == ('some/model', 300, '')
+  assert (opened[3]['size'], opened[3]['buckets']) == (160, (96, 160))
+  asked = [
+    (x.key, x.num_samples, x.temperature, x.seed) for x in engine.requests
+  ]
+  assert asked == [
+    ('easy 0,1', 2, 0.25, 7),
+    ('mixed 0,1', 2, 0.25, 7),
+    ('saved 0,1,2', 2, 0.25, 7),
+    ('lost 0,1', 2, 0.25, 7),
+    ('single 0', 2, 0.25, 7),
+    ('single2 0', 2, 0.25, 7),
+    ('saved 0,1,2', 1, 0.75, 7),
+    ('lost 0,1', 1, 0.75, 7),
+    ('single 0', 1, 0.75, 7),
+  ]
+  prompts = [words().decode(x.prompt) for x in engine.requests]
+  assert [TOLD in x for x in prompts] == [False] * 6 + [True] * 3
+  for text, hint in zip(
+    prompts[6:],
+    [
+      'Response 3 is known to be the best',
+      'Response 1 is known to be the best',
+      'the right verdict is known to be 0.',
+    ],
+    strict=True,
+  ):
+    assert hint in text
+
+
+@pytest.mark.parametrize('order, prompts', [('balanced', 2), ('random', None)])
+def test_orders_are_mapped_back(made, run, order, prompts):
+  engine = Planned()
+  run(
+    '--config.phases=sample',
+    f'--config.response_order={order}',
+    '--config.num_samples=2',
+    engine=engine,
+  )
+  found = [x for x in rows_of(made / 'samples.jsonl') if x['id'] == 'easy']
+  assert [x['scores'] for x in found] == [[9, 2]] * 2
+  for x in found:
+    shown = [9, 2] if x['order'] == [0, 1] else [2, 9]
+    assert x['text'].endswith(f'{{{shown[0]}, {shown[1]}}}')
+  if prompts:
+    assert len({tuple(x['order']) for x in found}) == prompts
+
+
+def test_no_hinted_samples(made, run):
+  engine = Planned()
+  run(*SAMPLE, '--config.num_hinted_samples=0', engine=engine)
+  assert len(engine.requests) == 6
+  assert not any(x['hinted'] for x in rows_of(made / 'samples.jsonl'))
+
+
+def test_more_hinted_samples(made, run):
+  write_rows(made.parent / 'rows.jsonl', [row('saved', 'www/xrr')])
+  run(*SAMPLE, '--config.num_hinted_samples=3', engine=Planned())
+  hinted = [x for x in rows_of(made / 'samples.jsonl') if x['hinted']]
+  assert [x['verdict'] for x in hinted] == [
+    'parse_failure',
+    'correct',
+    'correct',
+  ]
+
+
+def test_no_example_was_never_right(made, run):
+  write_rows(made.parent / 'rows.jsonl', ROWS[:2])
+  engine = Planned()
+  run(*SAMPLE, engine=engine)
+  assert len(engine.requests) == 2
+
+
+def test_samples_that_are_there_are_not_drawn_again(made, run):
+  run(*SAMPLE, engine=Planned())
+  before = (made / 'samples.jsonl').read_bytes()
+  (made / 'hinted.partial').write_text('left by a kill at the very end')
+  run(*SAMPLE)
+  assert (made / 'samples.jsonl').read_bytes() == before
+  assert not (made / 'hinted.partial').exists()
+
+
+def test_examples_that_cannot_be_asked(made, run, mistake, caplog):
+  long = row('long', 'rrr/r')
+  long['query'] = 'x' * 9000
+  write_rows(made.parent / 'rows.jsonl', [long, ROWS[1]])
+  refuse = [*SAMPLE, '--config.train.prompt.too_long=refuse']
+  with caplog.at_level('WARNING'):
+    run(*refuse, engine=Planned())
+  assert {x['id'] for x in rows_of(made / 'samples.jsonl')} == {'mixed'}
+  # Once, and not again with a hint.
+  assert sum(names(x, 'long') for x in caplog.messages) == 1
+  line = mistake(
+    *refuse,
+    '--config.fail_on_bad_rows=true',
+    engine=Planned(),
+    workdir=made.parent / 'strict',
+  )
+  assert names(line, made.parent / 'rows.jsonl', 'long')
+
+
+class Killed(Exception):
+  pass
+
+
+# 6 unhinted prompts, then 3 hinted ones.
+@pytest.mark.parametrize('asked', [0, 1, 5, 6, 7])
+def test_sampling_goes_on_where_it_stopped(made, run, asked):
+  """In this process; a real kill is below."""
+
+  class Stopping(Planned):
+    def run(self, requests, **unused):
+      for request in requests:
+        if len(self.requests) == asked:
+          raise Killed
+        self.requests.append(request)
+        for i in range(request.num_samples):
+          yield self.generation(request, i)
+
+  engine = Stopping()
+  for _ in range(2):
+    with pytest.raises(Killed):
+      run(*SAMPLE, engine=engine)
+    assert not (made / 'samples.jsonl').exists()
+    assert len(engine.requests) == asked
+  engine = Planned()
+  run(*SAMPLE, engine=engine)
+  assert len(engine.requests) == 9 - asked
+  run(*SAMPLE, engine=Planned(), workdir=made.parent / 'calm')
+  calm = (made.parent / 'calm' / 'samples.jsonl').read_bytes()
+  assert (made / 'samples.jsonl').read_bytes() == calm
+
+
+CHANGES = [
+  ('--config.checkpoint=other', 'checkpoint', 'runs/sft/model'),
+  ('--config.checkpoint_step=5', 'step', -1),
+  ('--config.num_samples=2', 'num_samples', 3),
+  ('--config.num_hinted_samples=0', 'num_hinted', 1),
+  ('--config.response_order=random', 'order', 'fixed'),
+  ('--config.temperature=0.5', 'temperature', 0.7),
+  ('--config.hinted_temperature=0.5', 'hinted_temperature', 0.7),
+  ('--config.train.seed=1', 'train.seed', 0),
+  ('--config.sampling.max_new_tokens=64', 'sampling.max_new_tokens', 192),
+  ('--config.sampling.int8=true', 'sampling.int8', False),
+]
+
+
+ASKED = [
+  (
+    '--config.train.prompt.template=pointwise',
+    'train.prompt.template',
+    'practice',
+  ),
+  (
+    '--config.train.prompt.single=single',
+    'train.prompt.single',
+    'practice_single',
+  ),
+  ('--config.train.prompt.too_long=refuse', 'train.prompt.too_long', 'shorten'),
+]
+
+
+@pytest.mark.parametrize('change, key, was', CHANGES + ASKED)
+def test_samples_of_other_settings(made, run, mistake, change, key, was):
+  run('--config.phases=sample,filter', SAMPLE[1], engine=Planned())
+  before = {x.name: x.read_bytes() for x in made.iterdir()}
+  line = mistake('--config.response_order=fixed', change)
+  samples = f'{made}/samples.jsonl'
+  assert names(line, samples, *setting(key, was), 'config.phases')
+  again = [*FILTER, change]
+  if (change, key, was) in CHANGES:  # they can still be filtered
+    run(*again)
+  else:
+    line = mistake(*again)
+    assert names(line, *setting(key, was), 'config.samples', samples)
+    run(*again, f'--config.samples={samples}')
+  after = {x.name: x.read_bytes() for x in made.iterdir()}
+  assert after['samples.jsonl'] == before['samples.jsonl']
+  assert after['kept.jsonl'] == before['kept.jsonl']
+
+
+@pytest.mark.parametrize('parts', ['sample', 'filter'])
+def test_samples_of_other_examples(made, run, mistake, parts):
+  run(*SAMPLE, engine=Planned())
+  other = [*ROWS[:1], ROWS[1] | {'best': 0}, *ROWS[2:]]
+  write_rows(made.parent / 'rows.jsonl', other)
+  line = mistake(f'--config.phases={parts}', SAMPLE[1])
+  assert names(line, *setting('data', 6))
+  write_rows(made.parent / 'rows.jsonl', ROWS)
+  run(f'--config.phases={parts}', SAMPLE[1])
+
+
+def test_samples_that_do_not_say_how_they_were_drawn(made, run, mistake):
+  run(*SAMPLE, engine=Planned())
+  (made / 'samples.json').unlink()
+  assert names(mistake(*SAMPLE), made / 'samples.json')
+  line = mistake(*FILTER)
+  assert names(line, *setting('samples', made / 'samples.jsonl'))
+
+
+@pytest.mark.parametrize('change, key, was', CHANGES)
+def test_a_journal_of_other_settings(made, run, mistake, change, key, was):
+  class Stopping(Planned):
+    def generation(self, request, sample):
+      raise ValueError('stopped')
+
+  with pytest.raises(ValueError, match='stopped'):
+    run(*SAMPLE, engine=Stopping())
+  line = mistake(*SAMPLE, change, engine=Planned())
+  assert names(line, made / 'unhinted.partial', key, was)
+
+
+def test_a_model_that_cannot_be_loaded_leaves_no_journal(made, run):
+  with pytest.raises(AssertionError, match='a model was loaded'):
+    run(*SAMPLE)
+  run(*SAMPLE, '--config.checkpoint=the/right/one', engine=Planned())
+
+
+def start(arguments, env):
+  return subprocess.Popen(
+    [sys.executable, '-m', 'grm_jax.main', *map(str, arguments)],
+    cwd=test_main.ROOT,
+    env=env,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+
+
+def kill_when(process, journal, lines):
+  """Once the journal has so many lines."""
+  while not journal.exists() or journal.read_bytes().count(b'\n') < lines:
+    assert process.poll() is None
+    time.sleep(0.005)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+
+
+def test_killed_at_any_moment_the_samples_are_the_same(tmp_path, environment):
+  (tmp_path / 'short.txt').write_text(SHORT)
+  rows = tmp_path / 'rows.jsonl'
+  write_rows(rows, [row(f'r{i}', '/', good=i % 2) for i in range(40)])
+  arguments = [
+    '--config=configs/rft.py:tiny',
+    '--config.phases=sample',
+    '--config.checkpoint=random',
+    f'--config.data={rows}',
+    f'--config.train.prompt.template={tmp_path}/short.txt',
+    '--config.sampling.max_new_tokens=12',
+    '--config.sampling.decode_steps_per_call=4',
+    '--config.sampling.prompts=16',  # fewer than rows: not all end at once
+    '--config.sampling.prompt_buckets=(128,)',
+    '--config.train.batch.prompt_buckets=(128,)',
+    '--config.num_samples=2',
+  ]
+  made = tmp_path / 'killed'
+  here = [*arguments, f'--workdir={made}']
+  unhinted, hinted = made / 'unhinted.partial', made / 'hinted.partial'
+  kill_when(start(here, environment), unhinted, 14)
+  assert not hinted.exists()
+  # Between the two passes: 40 rows and the header, no second journal.
+  kill_when(start(here, environment), unhinted, 41)
+  hinted.unlink(missing_ok=True)
+  kill_when(start(here, environment), hinted, 14)
+  assert not (made / 'samples.jsonl').exists()
+  test_main.run(*here, env=environment)
+  calm = [*arguments, f'--workdir={tmp_path}/calm']
+  test_main.run(*calm, env=environment)
+  names = ['samples.json', 'samples.jsonl']
+  assert sorted(x.name for x in made.iterdir()) == names
+  for name in names:
+    assert (made / name).read_bytes() == (tmp_path / 'calm' / name).read_bytes()
+  found = rows_of(made / 'samples.jsonl')
+  assert [(x['id'], x['hinted'], x['sample']) for x in found] == [
+    (f'r{i}', told, n)
+    for i in range(40)
+    for told, n in (
+      (False, 0),
+      (False, 1),
+      (True, 0),
+    )
+  ]  # nothing that random weights write is right
