@@ -1,4 +1,4 @@
-"""What a GRM said about an example: k generations, each parsed or not."""
+"""A judgement: one generation of a GRM about an example, with its scores."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,16 +9,18 @@ from grm_jax.judgement.example import JudgingExample
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-  """One generation.
+  """One generation about an example; its text is parsed once, when it is made.
 
   Attributes:
-    order: order[place] is the index of the response shown at that place.
-    text: what was written.
-    num_tokens: its length.
-    finish: 'stop', 'length' or 'string'.
-    scores: one per response, in the example's own order; None if the text
-      does not parse.
-    meta: the meta RM's opinion of the text, None without one.
+    order: order[position] is the index of the response at that position of the
+      prompt.
+    text: the generated text.
+    num_tokens: its length in tokens.
+    finish: why generation ended: 'stop' (end of turn), 'length' (the maximum
+      was reached) or 'string' (a stop string).
+    scores: one per response, in the example's own order; None if the text does
+      not parse. A truncated generation can have scores too.
+    meta: the meta RM's score of the text; None without a meta RM.
   """
 
   order: tuple[int, ...]
@@ -28,10 +30,21 @@ class Judgement:
   scores: tuple[float, ...] | None
   meta: float | None = None
 
+  @property
+  def truncated(self) -> bool:
+    """Whether generation reached the maximum length before it ended."""
+    return self.finish == 'length'
+
 
 @dataclasses.dataclass(frozen=True)
 class JudgedExample:
-  """An example and its judgements: samples 0 to k - 1, and a greedy one."""
+  """An example with its judgements.
+
+  Attributes:
+    example: the judged example.
+    samples: k sampled judgements, by sample index.
+    greedy: the judgement at temperature 0, None if there is none.
+  """
 
   example: JudgingExample
   samples: tuple[Judgement, ...]
@@ -40,19 +53,24 @@ class JudgedExample:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleError:
-  """An example that was not judged, and why."""
+  """An example that could not be judged.
+
+  Attributes:
+    id: the example's id.
+    reason: what is wrong with it, one line.
+  """
 
   id: str
   reason: str
 
 
 def to_row(judgement: Judgement) -> dict[str, Any]:
-  """A judgement as JSON values."""
+  """Returns a judgement as JSON values."""
   return dataclasses.asdict(judgement)
 
 
 def from_row(row: Mapping[str, Any]) -> Judgement:
-  """The judgement of a row by `to_row`."""
+  """Returns the judgement that `to_row` wrote."""
   scores = row['scores']
   return Judgement(
     order=tuple(row['order']),

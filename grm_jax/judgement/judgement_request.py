@@ -45,7 +45,8 @@ def check(k: int, order: str, temperature: float, key: str = 'config') -> None:
     raise UserError(f'{key}.k is {k}; 0 is one greedy judgement')
   if order not in response_order.KINDS:
     raise UserError(
-      f'{key}.order is {order!r}; it can be {", ".join(response_order.KINDS)}'
+      f'{key}.response_order is {order!r}; it can be '
+      f'{", ".join(response_order.KINDS)}'
     )
   if not 0 <= temperature < float('inf'):
     raise UserError(f'{key}.temperature is {temperature}; it must be 0 or more')
