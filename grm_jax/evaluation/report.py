@@ -137,7 +137,7 @@ def _kind(example: JudgingExample, generation: Judgement) -> str:
     return 'parse failure'
   if example.best is None or len(example.responses) == 1:
     return 'without a known best response'
-  right = correctness.correct(generation.scores, example.best)
+  right = correctness.prefers_best(generation.scores, example.best)
   return 'right' if right else 'wrong'
 
 
