@@ -35,7 +35,7 @@ def bucket(monkeypatch):
 
 def write(name, rows, array=False):
   text = json.dumps(rows) if array else '\n'.join(map(json.dumps, rows))
-  atomic_io.write_whole(f'{BUCKET}/{name}', text)
+  atomic_io.write_file(f'{BUCKET}/{name}', text)
   return f'{BUCKET}/{name}'
 
 
@@ -53,11 +53,11 @@ def test_a_suite_in_a_bucket():
 def test_rows_in_a_bucket():
   good = {'query': 'q', 'responses': ['a', 'b']}
   path = write('rows.jsonl', [good, {'query': 'q'}])
-  assert [number for number, _ in dataset_files.examples(path)] == [1, 2]
+  assert [number for number, _ in dataset_files.read_examples(path)] == [1, 2]
   found, faults = example_sources.load(path)
   assert (len(found), len(faults)) == (1, 1)
   with pytest.raises(UserError, match=naming(f'{BUCKET}/no.jsonl')):
-    list(dataset_files.examples(f'{BUCKET}/no.jsonl'))
+    list(dataset_files.read_examples(f'{BUCKET}/no.jsonl'))
 
 
 @pytest.mark.parametrize('suffix', ['json', 'parquet'])
@@ -80,7 +80,7 @@ def test_samples_in_a_bucket():
 
 
 def test_a_write_that_fails_leaves_what_was_there():
-  atomic_io.write_whole(f'{BUCKET}/whole/a', 'old')
+  atomic_io.write_file(f'{BUCKET}/whole/a', 'old')
   with (
     pytest.raises(KeyboardInterrupt),
     atomic_io.atomic_write(f'{BUCKET}/whole/a') as file,
@@ -150,8 +150,8 @@ def test_a_tokenizer_and_a_template_in_a_bucket():
   assert loaded.vocab_size == tiny_tokenizer.VOCAB_SIZE
   with pytest.raises(UserError, match=f'{BUCKET}/no/tokenizer.model'):
     tokenizer.load(f'{BUCKET}/no/tokenizer.model')
-  atomic_io.write_whole(f'{BUCKET}/t.txt', '{{ query }}{{ responses }}')
-  assert template.load(f'{BUCKET}/t.txt').used == {'query', 'responses'}
+  atomic_io.write_file(f'{BUCKET}/t.txt', '{{ query }}{{ responses }}')
+  assert template.load(f'{BUCKET}/t.txt').used_variables == {'query', 'responses'}
 
 
 def test_checkpoints_in_a_bucket_need_a_package(monkeypatch):

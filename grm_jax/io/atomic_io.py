@@ -69,7 +69,7 @@ def cannot_write(path: str | os.PathLike[str], why: Any) -> UserError:
   )
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:
+def write_file(path: str | os.PathLike[str], data: bytes | str) -> None:
   """Writes a file that no reader, and no crash, can see half of.
 
   Args:
@@ -86,7 +86,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:
 
 
 def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> int:
-  """`write_whole` of lines, one in memory at a time; returns their number."""
+  """`write_file` of lines, one in memory at a time; returns their number."""
   if not _is_first():
     return sum(1 for _ in lines)
   count = 0
@@ -113,7 +113,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
   return epath.Path(path).exists()
 
 
-def matching(folder: str | os.PathLike[str], *patterns: str) -> list[str]:
+def list_files(folder: str | os.PathLike[str], *patterns: str) -> list[str]:
   """Paths of files in a folder, local or gs://, by patterns such as '*.txt'."""
   there = epath.Path(folder)
   if not there.is_dir():

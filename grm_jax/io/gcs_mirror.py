@@ -1,8 +1,9 @@
-"""Files that grow, also in a bucket, whose objects cannot be appended to.
+"""Local copies of growing files whose final place is a bucket.
 
-There a file, or a folder of them, grows in a local copy, and all of it is sent
-every half a minute, when asked to, and at the end. What a killed process had
-not sent is lost: a run goes on a little before where it was.
+Objects in a bucket cannot be appended to. A file, or a folder of files, with a
+gs:// path therefore grows in a local copy, which is uploaded every half a
+minute, on request, and at the end. If the process is killed, the changes since
+the last upload are lost, and the resumed run continues from that upload.
 """
 
 import os
@@ -15,62 +16,68 @@ from etils import epath
 
 from grm_jax.io import atomic_io
 
-SECONDS = 30  # between two times that a copy is sent by itself
+UPLOAD_INTERVAL_S = 30
 
 
 class GcsMirror:
-  """Where to write what is to be at some path.
+  """A local path for writing, mirrored to a bucket if the target is gs://.
 
   Attributes:
-    path: local; the path itself, or where its copy is.
+    path: the local path to write to: the target itself, or its local copy.
   """
 
+  path: pathlib.Path
+
   def __init__(self, path: str | os.PathLike[str]):
-    """Makes the folder that it is in, and copies a file that is there.
+    """Makes the parent folder; downloads a file that exists in the bucket.
 
     Args:
-      path: local or gs://, of a file or of a folder. One process.
+      path: target file or folder, local or gs://. Only one process may mirror
+        it.
 
     Raises:
       OSError: the folder cannot be made.
     """
-    self._there, self._folder = None, None
-    self.path = pathlib.Path(path)
+    self._target: epath.Path | None = None
     if '://' not in os.fspath(path):
+      self.path = pathlib.Path(path)
       self.path.parent.mkdir(parents=True, exist_ok=True)
       return
-    self._there = epath.Path(path)
-    self._folder = pathlib.Path(tempfile.mkdtemp(prefix='grm_jax_'))
-    self.path = self._folder / self._there.name
-    self._sent, self._sizes = time.monotonic(), {}
-    if self._there.exists() and not self._there.is_dir():
-      self.path.write_bytes(self._there.read_bytes())
+    self._target = epath.Path(path)
+    self._temp_folder = pathlib.Path(tempfile.mkdtemp(prefix='grm_jax_'))
+    self.path = self._temp_folder / self._target.name
+    self._uploaded_at = time.monotonic()
+    self._uploaded_sizes: dict[pathlib.Path, int] = {}
+    if self._target.exists() and not self._target.is_dir():
+      self.path.write_bytes(self._target.read_bytes())
 
-  def send(self, now: bool = True) -> None:
-    """Makes the bucket hold what the copy does; nothing for local paths.
-
-    Args:
-      now: False only if the last time was SECONDS ago.
-    """
-    if self._there is None:
-      return
-    if not now and time.monotonic() - self._sent < SECONDS:
+  def upload(self) -> None:
+    """Copies every file that has grown to the bucket; no-op for local paths."""
+    if self._target is None:
       return
     for file in self._files():
+      # The files are append-only: an equal size means equal content.
       size = file.stat().st_size
-      if self._sizes.get(file) != size:
-        below = file.relative_to(self.path).parts
-        atomic_io.copy(file, self._there.joinpath(*below))
-        self._sizes[file] = size
-    self._sent = time.monotonic()
+      if self._uploaded_sizes.get(file) != size:
+        relative_parts = file.relative_to(self.path).parts
+        atomic_io.copy(file, self._target.joinpath(*relative_parts))
+        self._uploaded_sizes[file] = size
+    self._uploaded_at = time.monotonic()
 
-  def _files(self):
+  def upload_if_due(self) -> None:
+    """Uploads if the last upload was UPLOAD_INTERVAL_S ago or earlier."""
+    if self._target is None:
+      return
+    if time.monotonic() - self._uploaded_at >= UPLOAD_INTERVAL_S:
+      self.upload()
+
+  def _files(self) -> list[pathlib.Path]:
     if not self.path.is_dir():
       return [self.path] if self.path.exists() else []
     return [x for x in self.path.rglob('*') if x.is_file()]
 
   def close(self) -> None:
-    """Sends what is left; the copy is gone then."""
-    self.send()
-    if self._folder is not None:
-      shutil.rmtree(self._folder, ignore_errors=True)
+    """Uploads what is left and deletes the local copy of a gs:// target."""
+    if self._target is not None:
+      self.upload()
+      shutil.rmtree(self._temp_folder, ignore_errors=True)

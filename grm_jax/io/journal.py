@@ -81,7 +81,7 @@ class Journal:
     with atomic_io.wrap_os_errors(self.path):
       self._file.write(data)
       self._file.flush()
-    self._mirror.send(now=False)
+    self._mirror.upload_if_due()
     self.count += 1
 
   def rows(self) -> Iterator[dict[str, Any]]:

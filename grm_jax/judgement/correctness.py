@@ -24,7 +24,7 @@ RewardFunction = Callable[[JudgingExample, Judgement], float]
 _MAX_FLOAT32 = 3.4028234e38  # rewards are arrays of float32
 
 
-def prefers_best(scores: Sequence[int] | None, best: int) -> bool:
+def prefers_best(scores: Sequence[float] | None, best: int) -> bool:
   """Returns whether the best response's score is strictly the highest.
 
   Args:
@@ -46,7 +46,7 @@ def prefers_best(scores: Sequence[int] | None, best: int) -> bool:
   return all(scores[best] > s for i, s in enumerate(scores) if i != best)
 
 
-def matches_label(score: int | None, label: float) -> bool:
+def matches_label(score: float | None, label: float) -> bool:
   """Returns whether a single response's score is its label; None is not."""
   return score == label
 
@@ -58,7 +58,7 @@ def has_label(example: JudgingExample) -> bool:
   return example.rewards is not None and example.rewards[0] in (0, 1)
 
 
-def is_correct(scores: Sequence[int] | None, example: JudgingExample) -> bool:
+def is_correct(scores: Sequence[float] | None, example: JudgingExample) -> bool:
   """Returns whether the scores agree with the example's label.
 
   Args:

@@ -1,9 +1,9 @@
-"""The fields of a row of judging data, checked, and examples made of rows.
+"""Checked fields of a data row, and the judging examples made from them.
 
-Nothing here reads a file; a row is a dict that knows where it is from.
-Responses are put in an order that a hash of the example's id decides, so that
-the right one stands in every place equally often and a judge that likes a
-place gains nothing even if it is always shown the example's own order.
+This module reads no files: a row is a dict with its location. The order of an
+example's responses is a hash of its id, so that the best response is in every
+position equally often. A judge with a position bias gains nothing, even if it
+always reads the responses in the example's own order.
 """
 
 import dataclasses
@@ -14,17 +14,18 @@ from typing import Any
 from grm_jax.errors import UserError
 from grm_jax.judgement.example import JudgingExample, Turn
 
-# Another seed is another order of responses: results are not comparable.
+# Another seed gives other response orders: results would not be comparable.
 ORDER_SEED = 0
+_MAX_CHARS_IN_MESSAGE = 60
 
 
 @dataclasses.dataclass(frozen=True)
 class RowTable:
-  """Rows that are in no file that is read here, such as a TFDS split.
+  """Rows that do not come from a file read here, such as a TFDS split.
 
   Attributes:
-    name: what stands for a path in errors and ids.
-    rows: the fields of each; read once.
+    name: stands for the path in errors and ids.
+    rows: the fields of each row; iterated once.
   """
 
   name: str
@@ -33,13 +34,13 @@ class RowTable:
 
 @dataclasses.dataclass(frozen=True)
 class SourceRow:
-  """A row, which knows where it is from.
+  """A row of a dataset with its location, for error messages.
 
   Attributes:
-    file: its path, or the name of its table.
-    number: from 1; in JSON lines that of the line.
-    fields: its content.
-    name: of the field that holds these fields, '' at the top.
+    file: path of the file, or name of the table.
+    number: row number from 1; the line number in JSON Lines.
+    fields: the content.
+    name: key of the nested object that `fields` are; '' for the whole row.
   """
 
   file: str
@@ -47,71 +48,86 @@ class SourceRow:
   fields: Mapping[str, Any]
   name: str = ''
 
-  def fault(self, what: str) -> UserError:
-    """An error that says where it is."""
-    inner = f'{self.name}: ' if self.name else ''
-    return UserError(f'{self.file}, row {self.number}: {inner}{what}')
+  def error(self, problem: str) -> UserError:
+    """Returns an error that names the file and the row."""
+    prefix = f'{self.name}: ' if self.name else ''
+    return UserError(f'{self.file}, row {self.number}: {prefix}{problem}')
 
-  def value(self, key: str) -> Any:
-    """The field; it must exist."""
+  def field(self, key: str) -> Any:
+    """Returns a field of any type.
+
+    Raises:
+      UserError: the row has no such field. The methods below raise it for a
+        field of another type as well.
+    """
     if key not in self.fields:
-      raise self.fault(f'there is no {key}, only {", ".join(self.fields)}')
+      available = ', '.join(self.fields)
+      raise self.error(f'no field {key}; the row has {available}')
     return self.fields[key]
 
-  def text(self, key: str) -> str:
-    """The field; it must be a text."""
-    value = self.value(key)
+  def text_field(self, key: str) -> str:
+    """Returns a string field."""
+    value = self.field(key)
     if not isinstance(value, str):
-      raise self.fault(f'{key} must be a text, not {_shown(value)}')
+      raise self.error(f'{key} must be a string, not {_abbreviated(value)}')
     return value
 
-  def listed(self, key: str) -> list[Any]:
-    """The field; it must be a list of at least one value."""
-    value = self.value(key)
+  def list_field(self, key: str) -> list[Any]:
+    """Returns a list field with at least one value."""
+    value = self.field(key)
     if not isinstance(value, list) or not value:
-      raise self.fault(f'{key} must be a list of values, not {_shown(value)}')
+      raise self.error(
+        f'{key} must be a non-empty list, not {_abbreviated(value)}'
+      )
     return value
 
-  def texts(self, key: str) -> tuple[str, ...]:
-    """The field; it must be a list of at least one text."""
-    for value in (values := self.listed(key)):
+  def text_list_field(self, key: str) -> tuple[str, ...]:
+    """Returns a field with a list of at least one string."""
+    values = self.list_field(key)
+    for value in values:
       if not isinstance(value, str):
-        raise self.fault(f'{key} must be texts, not {_shown(value)}')
+        raise self.error(
+          f'{key} must be a list of strings, not {_abbreviated(value)}'
+        )
     return tuple(values)
 
-  def whole(self, key: str) -> int:
-    """The field; it must be a whole number, as such or as a text."""
-    value = self.value(key)
+  def int_field(self, key: str) -> int:
+    """Returns an integer field; a string of digits is converted."""
+    value = self.field(key)
     if isinstance(value, str) and value.strip().isdecimal():
       return int(value)
     if type(value) is not int:
-      raise self.fault(f'{key} must be a whole number, not {_shown(value)}')
+      raise self.error(f'{key} must be an integer, not {_abbreviated(value)}')
     return value
 
-  def one_of(self, key: str, choices: Iterable[str]) -> str:
-    """The field; it must be one of `choices`."""
-    value = self.value(key)
-    if value not in (choices := tuple(choices)):
-      known = ', '.join(choices)
-      raise self.fault(f'{key} is {_shown(value)}, none of {known}')
+  def choice_field(self, key: str, choices: Iterable[str]) -> str:
+    """Returns a field that is one of `choices`."""
+    value, choices = self.field(key), tuple(choices)
+    if value not in choices:
+      raise self.error(
+        f'{key} is {_abbreviated(value)}; it must be one of '
+        f'{", ".join(choices)}'
+      )
     return value
 
-  def inner(self, key: str) -> 'SourceRow':
-    """The field, which must be an object, as a row."""
-    return self._row(key, self.value(key))
+  def object_field(self, key: str) -> 'SourceRow':
+    """Returns a nested object as a row with the same location."""
+    return self._nested(key, self.field(key))
 
-  def inners(self, key: str) -> tuple['SourceRow', ...]:
-    """The field, which must be a list of at least one object, as rows."""
-    values = enumerate(self.listed(key))
-    return tuple(self._row(f'{key}[{i}]', value) for i, value in values)
+  def object_list_field(self, key: str) -> tuple['SourceRow', ...]:
+    """Returns a list of at least one nested object, as rows."""
+    return tuple(
+      self._nested(f'{key}[{i}]', value)
+      for i, value in enumerate(self.list_field(key))
+    )
 
-  def _row(self, key, value):
+  def _nested(self, key: str, value: Any) -> 'SourceRow':
     if not isinstance(value, dict):
-      raise self.fault(f'{key} must be an object, not {_shown(value)}')
+      raise self.error(f'{key} must be an object, not {_abbreviated(value)}')
     return dataclasses.replace(self, fields=value, name=key)
 
 
-def arranged(
+def shuffled_example(
   row: SourceRow,
   id: str,
   query: Sequence[Turn],
@@ -120,13 +136,22 @@ def arranged(
   rewards: Sequence[float] | None = None,
   tags: Mapping[str, str] | None = None,
 ) -> JudgingExample:
-  """An example with its responses in the order that its id decides.
+  """Returns an example with its responses in the order given by its id.
+
+  Args:
+    row: the row that the fields come from, for errors.
+    id: unique id of the example.
+    query: the conversation.
+    responses: [C] texts in the order of the dataset.
+    best: index of the best response in that order.
+    rewards: [C], one number per response in that order.
+    tags: origin of the example: suite, section, subset.
 
   Raises:
-    UserError: they make no example; says which row.
+    UserError: the fields do not make a valid example.
   """
-  order = places(id, len(responses))
-  return example(
+  order = shuffled_order(id, len(responses))
+  return make_example(
     row,
     id=id,
     query=query,
@@ -137,29 +162,34 @@ def arranged(
   )
 
 
-def example(row: SourceRow, **fields: Any) -> JudgingExample:
-  """A JudgingExample; if it refuses the fields, the error says which row."""
+def make_example(row: SourceRow, **fields: Any) -> JudgingExample:
+  """Returns a JudgingExample.
+
+  Raises:
+    UserError: the fields are invalid; the message names the row.
+  """
   try:
     return JudgingExample(**fields)
   except UserError as error:
-    raise row.fault(str(error)) from error
+    raise row.error(str(error)) from error
 
 
-def places(id: str, n: int) -> tuple[int, ...]:
-  """Which of n responses stands at each place, by SHA-256 of the id."""
+def shuffled_order(id: str, n: int) -> tuple[int, ...]:
+  """Returns a permutation of n response indices, by SHA-256 of the id."""
 
-  def key(i):
-    text = f'{ORDER_SEED}/{id}/{i}'
+  def sort_key(index: int) -> bytes:
+    text = f'{ORDER_SEED}/{id}/{index}'
     return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).digest()
 
-  return tuple(sorted(range(n), key=key))
+  return tuple(sorted(range(n), key=sort_key))
 
 
-def asked(text: str) -> tuple[Turn, ...]:
-  """A query of one turn."""
+def user_query(text: str) -> tuple[Turn, ...]:
+  """Returns a conversation of one user turn."""
   return (Turn('user', text),)
 
 
-def _shown(value):
+def _abbreviated(value: Any) -> str:
   text = repr(value)
-  return text if len(text) <= 60 else f'{text[:57]}...'
+  limit = _MAX_CHARS_IN_MESSAGE
+  return text if len(text) <= limit else f'{text[: limit - 3]}...'

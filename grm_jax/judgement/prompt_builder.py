@@ -13,7 +13,7 @@ from grm_jax.judgement import template as templates
 from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.judgement.template import Template
 
-Chat = Callable[[str], Sequence[int]]
+ChatTokenizer = Callable[[str], Sequence[int]]
 
 TOO_LONG = ('shorten', 'refuse')
 _LEAST = 200
@@ -52,7 +52,7 @@ def render(
     hint=known,
   )
   # A template of a user may have no place for the hint: then it ends the text.
-  return text if 'hint' in template.used else text + known
+  return text if 'hint' in template.used_variables else text + known
 
 
 def _reference(template, example):
@@ -82,7 +82,7 @@ def tokenize(
   template: Template,
   example: JudgingExample,
   order: Sequence[int],
-  chat: Chat,
+  chat: ChatTokenizer,
   *,
   limit: int,
   too_long: str = 'shorten',

@@ -1,13 +1,19 @@
-"""Which prompt an example gets, and how what is written about it is read.
+"""The prompt of an example and the parser of its generations, as one setting.
 
-What sampling, fine-tuning and scoring must agree on: a model is fine-tuned on
-the very prompts that it is asked with.
+Sampling, fine-tuning and scoring share a PromptFormat, because a model must be
+fine-tuned on exactly the prompts that it reads later.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from grm_jax.errors import UserError
-from grm_jax.judgement import prompt_builder, score_parser, template
+from grm_jax.judgement import (
+  prompt_builder,
+  response_order,
+  score_parser,
+  template,
+)
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.template import Template
 
@@ -16,16 +22,17 @@ READS = ('scores', 'best')
 
 @dataclasses.dataclass(frozen=True)
 class PromptFormat:
-  """Templates by name, see judgement/template.py, and rules.
+  """Templates by name (see judgement/template.py) and how they are used.
 
   Attributes:
-    template: of all examples, or where `single` is given of those with two
-      responses or more.
-    single: of examples of one response, which it asks to score 0 or 1, as in
-      training (arXiv 2504.02495, appendix); '' asks for 1 to 10 by `template`.
+    template: template for all examples; with `single`, only for examples with
+      two or more responses.
+    single: template for examples with one response. It requests a score of 0
+      or 1, as in training (arXiv 2504.02495, appendix). With '' such examples
+      use `template` and scores from 1 to 10.
     too_long: 'shorten' or 'refuse', see judgement/prompt_builder.py.
-    reads: 'scores', or 'best': the generation names the best response only
-      (LLM-as-a-Judge), which then has score 1 and the others 0.
+    reads: 'scores', or 'best': the generation names only the best response
+      (LLM-as-a-judge), which gets score 1 and the others 0.
     key: config key of these settings, for messages.
   """
 
@@ -36,19 +43,22 @@ class PromptFormat:
   key: str = dataclasses.field(default='config.prompt', compare=False)
 
   def __post_init__(self):
-    for key, value, known in (
+    for key, value, choices in (
       (f'{self.key}.too_long', self.too_long, prompt_builder.TOO_LONG),
       ('config.reads', self.reads, READS),
     ):
-      if value not in known:
-        raise UserError(f'{key} is {value!r}; it can be {", ".join(known)}')
+      if value not in choices:
+        raise UserError(
+          f'{key} is {value!r}; it must be one of {", ".join(choices)}'
+        )
 
   def check(self) -> None:
-    """UserError where a template cannot be loaded; see judgement/template.py."""
-    self.of(2), self.of(1)
+    """Raises UserError if a template cannot be loaded or is invalid."""
+    self.template_for(2)
+    self.template_for(1)
 
-  def of(self, num_responses: int) -> Template:
-    """The template of an example with so many responses."""
+  def template_for(self, num_responses: int) -> Template:
+    """Returns the template for an example with this number of responses."""
     if num_responses == 1 and self.single:
       return template.load(self.single, key=f'{self.key}.single')
     return template.load(self.template, key=f'{self.key}.template')
@@ -56,15 +66,15 @@ class PromptFormat:
   def tokenize(
     self,
     example: JudgingExample,
-    order: tuple[int, ...],
-    chat: prompt_builder.Chat,
+    order: Sequence[int],
+    chat: prompt_builder.ChatTokenizer,
     *,
     limit: int,
     hint: bool = False,
   ) -> tuple[int, ...]:
-    """The tokens of the example's prompt; see judgement/prompt_builder.py."""
+    """Returns the prompt's tokens; see `prompt_builder.tokenize`."""
     return prompt_builder.tokenize(
-      self.of(len(order)),
+      self.template_for(len(order)),
       example,
       order,
       chat,
@@ -74,16 +84,33 @@ class PromptFormat:
       key=self.key,
     )
 
-  def render(self, example: JudgingExample, order: tuple[int, ...]) -> str:
-    """The example's prompt as text, without the model's chat form."""
-    return prompt_builder.render(self.of(len(order)), example, order)
+  def render(self, example: JudgingExample, order: Sequence[int]) -> str:
+    """Returns the prompt as text, without the model's chat format."""
+    return prompt_builder.render(self.template_for(len(order)), example, order)
 
-  def read(self, text: str, num_responses: int) -> tuple[int, ...] | None:
-    """Scores by place of what was written; None is a parse failure."""
+  def parse_scores(
+    self, text: str, order: Sequence[int]
+  ) -> tuple[int, ...] | None:
+    """Returns the scores in a generation, in the example's own order.
+
+    Args:
+      text: the generation.
+      order: order[position] is the index of the response at that position of
+        the prompt.
+
+    Returns:
+      [C] integers, or None if the text does not parse.
+    """
+    scores = self._scores_by_position(text, len(order))
+    return None if scores is None else response_order.restore(scores, order)
+
+  def _scores_by_position(
+    self, text: str, num_responses: int
+  ) -> tuple[int, ...] | None:
     if self.reads == 'best':
       best = score_parser.parse_scores(text, 1, 1, num_responses)
-      places = range(1, num_responses + 1)
-      return best and tuple(int(i == best[0]) for i in places)
+      positions = range(1, num_responses + 1)
+      return best and tuple(int(i == best[0]) for i in positions)
     if num_responses == 1 and self.single:
       return score_parser.parse_scores(text, 1, 0, 1)
     return score_parser.parse_scores(text, num_responses)

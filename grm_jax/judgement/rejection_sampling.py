@@ -1,9 +1,9 @@
-"""Rejective sampling: which generations are fine-tuned on, and why not others.
+"""Rejection sampling for RFT: selects the generations to fine-tune on.
 
-arXiv 2504.02495, section 3.2: generations that are incorrect are dropped, and
-so are examples that all unhinted samples got right ("too easy"). Hinted
-generations were told which response is best; only incorrect ones are dropped.
-A generation that was cut off is not kept, whatever it says.
+As in arXiv 2504.02495, section 3.2: incorrect generations are dropped, and so
+are examples whose unhinted samples are all correct ("too easy"). The prompt of
+a hinted generation contains the label; only incorrect ones are dropped.
+Truncated generations are always dropped.
 """
 
 import collections
@@ -11,44 +11,54 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from grm_jax.errors import UserError
-from grm_jax.judgement import correctness, response_order
+from grm_jax.judgement import correctness
 from grm_jax.judgement.example import JudgingExample
+from grm_jax.judgement.judgement import Judgement
 from grm_jax.judgement.prompt_format import PromptFormat
-
-VERDICTS = ('correct', 'incorrect', 'parse_failure', 'truncated')
 
 
 @dataclasses.dataclass(frozen=True)
 class FilterSample:
-  """A generation about an example.
+  """A stored generation that is not parsed yet.
 
   Attributes:
-    example: its id.
-    order: order[place] is the response that was shown there.
-    text: what was written.
-    hinted: whether the prompt told what is right.
-    truncated: whether it reached the longest length.
+    example_id: id of the judged example.
+    order: order[position] is the index of the response at that position of the
+      prompt.
+    text: the generation.
+    hinted: whether the prompt contained the label.
+    truncated: whether the generation reached the maximum length.
   """
 
-  example: str
+  example_id: str
   order: tuple[int, ...]
   text: str
   hinted: bool = False
   truncated: bool = False
 
+  def judgement(self, prompt_format: PromptFormat) -> Judgement:
+    """Parses the text. The number of tokens is unknown and set to 0."""
+    return Judgement(
+      order=self.order,
+      text=self.text,
+      num_tokens=0,
+      finish='length' if self.truncated else 'stop',
+      scores=prompt_format.parse_scores(self.text, self.order),
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class FilterConfig:
-  """What is kept; each False is an ablation of the paper.
+  """Which generations are selected; each False is an ablation of the paper.
 
   Attributes:
-    reject: drop incorrect generations, and examples that are too easy.
-      Without it only those are dropped that do not parse or were cut off:
-      there is nothing to learn from them.
-    too_easy: drop examples that all unhinted samples got right. Without
-      `reject` they stay: or what is wrong would outweigh what is right.
-    unhinted, hinted: keep such generations.
-    max_per_example: keep at most so many; 0 is no limit.
+    reject: drop incorrect generations and examples that are too easy. Without
+      it, only generations that do not parse or are truncated are dropped.
+    too_easy: drop examples whose unhinted samples are all correct. It has no
+      effect without `reject`: only the correct generations would be fewer.
+    unhinted: select unhinted generations.
+    hinted: select hinted generations.
+    max_per_example: maximum number per example; 0 means no limit.
   """
 
   reject: bool = True
@@ -60,102 +70,108 @@ class FilterConfig:
   def __post_init__(self):
     if self.max_per_example < 0:
       raise UserError(
-        f'config.filter.max_per_example is {self.max_per_example}; 0 is no '
-        'limit'
+        f'config.filter.max_per_example is {self.max_per_example}; give a '
+        'positive number, or 0 for no limit'
       )
 
 
-def verdict(
-  sample: FilterSample, example: JudgingExample, forms: PromptFormat
+def outcome(
+  sample: FilterSample, example: JudgingExample, prompt_format: PromptFormat
 ) -> str:
-  """One of VERDICTS.
+  """Returns which of correctness.OUTCOMES a sample is.
 
   Raises:
-    UserError: the example does not say what is right.
+    UserError: the example has no label.
     ValueError: the order is not a permutation of the example's responses.
   """
   n = len(example.responses)
   if sorted(sample.order) != list(range(n)):
     raise ValueError(
-      f'{example.id}: order {list(sample.order)} is no permutation of its {n} '
-      'responses'
+      f'{example.id}: order {list(sample.order)} is not a permutation of its '
+      f'{n} responses'
     )
-  if sample.truncated:
-    return 'truncated'
-  shown = forms.read(sample.text, n)
-  if shown is None:
-    return 'parse_failure'
-  scores = response_order.restore(shown, sample.order)
-  right = correctness.is_correct(scores, example)
-  return 'correct' if right else 'incorrect'
+  return correctness.outcome(example, sample.judgement(prompt_format))
 
 
-def too_easy(verdicts: Sequence[str]) -> bool:
-  """Whether the unhinted samples of an example are all correct."""
-  return bool(verdicts) and all(x == 'correct' for x in verdicts)
+def is_too_easy(unhinted_outcomes: Sequence[str]) -> bool:
+  """Returns whether an example's unhinted samples are all correct."""
+  return bool(unhinted_outcomes) and all(
+    x == 'correct' for x in unhinted_outcomes
+  )
 
 
-def keep(
-  samples: Sequence[FilterSample], verdicts: Sequence[str], rules: FilterConfig
+def select(
+  samples: Sequence[FilterSample],
+  outcomes: Sequence[str],
+  config: FilterConfig,
 ) -> list[FilterSample]:
-  """The generations of one example that are fine-tuned on.
+  """Returns the generations of one example to fine-tune on.
 
   Args:
-    samples: all of the example's.
-    verdicts: of each.
-    rules: see Rules.
+    samples: all samples of the example.
+    outcomes: the outcome of each sample.
+    config: the selection rules.
 
   Returns:
-    Some of the samples, in their order; of equal texts the first.
+    A subsequence of `samples`, without duplicates.
   """
-  pairs = list(zip(samples, verdicts, strict=True))
-  easy = too_easy([v for s, v in pairs if not s.hinted])
-  if easy and rules.too_easy and rules.reject:
+  pairs = list(zip(samples, outcomes, strict=True))
+  too_easy = is_too_easy([x for sample, x in pairs if not sample.hinted])
+  if too_easy and config.too_easy and config.reject:
     return []
-  good = ('correct',) if rules.reject else ('correct', 'incorrect')
-  allowed = {False: rules.unhinted, True: rules.hinted}
-  kept = {}
-  for sample, found in pairs:
-    if found in good and allowed[sample.hinted]:
-      kept.setdefault((sample.order, sample.text), sample)
-  return list(kept.values())[: rules.max_per_example or None]
+  accepted = ('correct',) if config.reject else ('correct', 'incorrect')
+  allowed = {False: config.unhinted, True: config.hinted}
+  selected: dict[tuple[tuple[int, ...], str], FilterSample] = {}
+  for sample, sample_outcome in pairs:
+    if sample_outcome in accepted and allowed[sample.hinted]:
+      selected.setdefault((sample.order, sample.text), sample)
+  return list(selected.values())[: config.max_per_example or None]
 
 
-def table(
+def count_by_source(
   examples: Mapping[str, JudgingExample],
   samples: Mapping[str, Sequence[FilterSample]],
-  verdicts: Mapping[str, Sequence[str]],
-  kept: Mapping[str, Sequence[FilterSample]],
+  outcomes: Mapping[str, Sequence[str]],
+  selected: Mapping[str, Sequence[FilterSample]],
 ) -> dict[str, dict[str, int]]:
-  """How many went which way, per source.
+  """Counts examples and generations by outcome for every source.
 
   Args:
-    examples: by id; a source is tags['suite'], or 'all' where there is none.
-    samples, verdicts, kept: of each example.
+    examples: by id. The source is tags['suite'], or 'all' without this tag.
+    samples: by example id.
+    outcomes: by example id, one per sample.
+    selected: by example id, see `select`.
 
   Returns:
-    source -> counts: examples, too_easy, never_right (no unhinted sample is),
-    rescued (of these, by a hint), examples_kept; unhinted_VERDICT and
-    hinted_VERDICT, generations_kept.
+    source -> counts: examples; too_easy; never_right (no unhinted sample is
+    correct); rescued (never_right, but a hinted sample is correct);
+    examples_kept; generations_kept; unhinted_OUTCOME and hinted_OUTCOME.
   """
-  found = collections.defaultdict(collections.Counter)
-  for name, example in examples.items():
-    own = zip(samples.get(name, ()), verdicts.get(name, ()), strict=True)
-    count = found[example.tags.get('suite', 'all')]
-    _count(count, list(own), kept.get(name, ()))
-  return {source: dict(count) for source, count in sorted(found.items())}
+  counters: dict[str, collections.Counter[str]] = collections.defaultdict(
+    collections.Counter
+  )
+  for id, example in examples.items():
+    pairs = zip(samples.get(id, ()), outcomes.get(id, ()), strict=True)
+    source = example.tags.get('suite', 'all')
+    _count_example(counters[source], list(pairs), len(selected.get(id, ())))
+  return {source: dict(count) for source, count in sorted(counters.items())}
 
 
-def _count(count, own: Iterable[tuple[FilterSample, str]], kept) -> None:
-  unhinted = [v for s, v in own if not s.hinted]
-  hinted = [v for s, v in own if s.hinted]
-  never = bool(unhinted) and 'correct' not in unhinted
-  count['examples'] += 1
-  count['too_easy'] += too_easy(unhinted)
-  count['never_right'] += never
-  count['rescued'] += never and 'correct' in hinted
-  count['examples_kept'] += bool(kept)
-  count['generations_kept'] += len(kept)
-  for kind, found in (('unhinted', unhinted), ('hinted', hinted)):
-    for name in VERDICTS:
-      count[f'{kind}_{name}'] += found.count(name)
+def _count_example(
+  counter: collections.Counter[str],
+  pairs: Iterable[tuple[FilterSample, str]],
+  num_selected: int,
+) -> None:
+  unhinted, hinted = [], []
+  for sample, sample_outcome in pairs:
+    (hinted if sample.hinted else unhinted).append(sample_outcome)
+  never_right = bool(unhinted) and 'correct' not in unhinted
+  counter['examples'] += 1
+  counter['too_easy'] += is_too_easy(unhinted)
+  counter['never_right'] += never_right
+  counter['rescued'] += never_right and 'correct' in hinted
+  counter['examples_kept'] += num_selected > 0
+  counter['generations_kept'] += num_selected
+  for kind, kind_outcomes in (('unhinted', unhinted), ('hinted', hinted)):
+    for name in correctness.OUTCOMES:
+      counter[f'{kind}_{name}'] += kind_outcomes.count(name)

@@ -65,7 +65,7 @@ class Template:
     name: built-in name or path.
     source: its text.
     known: variables that it can use.
-    used: variables that it uses.
+    used_variables: variables that it uses.
     delimiters: finds what looks like its delimiters in data.
     compiled: Jinja's own form.
   """
@@ -73,7 +73,7 @@ class Template:
   name: str
   source: str
   known: tuple[str, ...]
-  used: frozenset[str]
+  used_variables: frozenset[str]
   delimiters: re.Pattern[str]
   compiled: jinja2.Template
 

@@ -38,7 +38,7 @@ class VoteConfig:
     return self.kind in _BY_META
 
 
-def report(
+def to_row(
   judged: JudgedExample, voting: VoteConfig, seed: int
 ) -> dict[str, Any]:
   """What a user gets of an example, as JSON values.
@@ -66,7 +66,7 @@ def verdict(
     samples that did not parse.
   """
   example = judged.example
-  found = combine(judged, voting)
+  found = combine_votes(judged, voting)
   winners = () if found is None else voting_module.winners(found)
   # Not the first of them: that would favour a place.
   draw = response_order.orders(
@@ -81,14 +81,17 @@ def verdict(
   }
 
 
-def combine(
+def combine_votes(
   judged: JudgedExample, voting: VoteConfig
 ) -> tuple[float, ...] | None:
   """The votes of an example's samples; None if none parsed."""
   n = len(judged.example.responses)
   parsed = [judged.samples[i].scores for i in counted(judged, voting)]
   # With a meta RM: the sum over those that it picked.
-  plain = {'mean': voting_module.mean, 'majority': voting_module.majority}
+  plain = {
+    'mean': voting_module.mean_scores,
+    'majority': voting_module.majority,
+  }
   return plain.get(voting.kind, voting_module.sum_scores)(parsed, n)
 
 

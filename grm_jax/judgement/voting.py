@@ -31,7 +31,7 @@ def sum_scores(samples: Samples, n: int) -> tuple[int, ...] | None:
   return tuple(sum(scores) for scores in zip(*parsed.values(), strict=True))
 
 
-def mean(samples: Samples, n: int) -> tuple[float, ...] | None:
+def mean_scores(samples: Samples, n: int) -> tuple[float, ...] | None:
   """The mean of each response's scores over the samples that parse, [n].
 
   Raises:

@@ -11,9 +11,9 @@ from tests.messages import naming
 
 
 def test_writes_text_and_bytes_and_makes_folders(tmp_path):
-  atomic_io.write_whole(tmp_path / 'a' / 'b.txt', 'naïve\n')
+  atomic_io.write_file(tmp_path / 'a' / 'b.txt', 'naïve\n')
   assert (tmp_path / 'a' / 'b.txt').read_bytes() == b'na\xc3\xafve\n'
-  atomic_io.write_whole(str(tmp_path / 'a' / 'b.txt'), b'\x00')
+  atomic_io.write_file(str(tmp_path / 'a' / 'b.txt'), b'\x00')
   assert (tmp_path / 'a' / 'b.txt').read_bytes() == b'\x00'
   assert os.listdir(tmp_path / 'a') == ['b.txt']
 
@@ -27,7 +27,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
   monkeypatch.setattr(type(epath.Path(path)), 'replace', full)
   with pytest.raises(UserError, match=naming(path, 'No space left on device')):
-    atomic_io.write_whole(path, b'new text')
+    atomic_io.write_file(path, b'new text')
   assert path.read_bytes() == b'old'
   assert os.listdir(tmp_path) == ['file']
 
@@ -35,7 +35,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_a_folder_that_is_a_file(tmp_path):
   (tmp_path / 'file').write_bytes(b'')
   with pytest.raises(UserError, match=naming(tmp_path / 'file/inside')):
-    atomic_io.write_whole(tmp_path / 'file' / 'inside', b'x')
+    atomic_io.write_file(tmp_path / 'file' / 'inside', b'x')
 
 
 def test_lines_that_end_in_an_error_leave_nothing(tmp_path):
@@ -59,7 +59,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
   os.mkfifo(tmp_path / 'pipe')
   for name in ('folder', 'pipe'):
     with pytest.raises(UserError, match=naming(tmp_path / name)):
-      atomic_io.write_whole(tmp_path / name, b'x')
+      atomic_io.write_file(tmp_path / name, b'x')
   with pytest.raises(UserError, match=naming('/dev/null')):
-    atomic_io.write_whole('/dev/null', b'x')
+    atomic_io.write_file('/dev/null', b'x')
   assert sorted(os.listdir(tmp_path)) == ['folder', 'pipe']

@@ -20,28 +20,31 @@ ROW = preference_rows.SourceRow('f.json', 7, FIELDS)
 
 
 def test_fields():
-  assert ROW.text('text') == 'x'
-  assert (ROW.whole('number'), ROW.whole('digits')) == (3, 4)
-  assert ROW.texts('texts') == ('x', 'y')
-  assert ROW.inners('objects')[0].text('text') == 'a'
-  assert ROW.one_of('text', ['x', 'y']) == 'x'
+  assert ROW.text_field('text') == 'x'
+  assert (ROW.int_field('number'), ROW.int_field('digits')) == (3, 4)
+  assert ROW.text_list_field('texts') == ('x', 'y')
+  assert ROW.object_list_field('objects')[0].text_field('text') == 'a'
+  assert ROW.choice_field('text', ['x', 'y']) == 'x'
 
 
 @pytest.mark.parametrize(
   'read, parts',
   [
-    (lambda: ROW.text('none'), ('none', 'text', 'number')),
-    (lambda: ROW.text('number'), ('number', 3)),
-    (lambda: ROW.whole('text'), ('text', "'x'")),
-    (lambda: ROW.whole('truth'), ('truth', 'True')),
-    (lambda: ROW.texts('text'), ('text', "'x'")),
-    (lambda: ROW.texts('empty'), ('empty', '[]')),
-    (lambda: ROW.texts('objects'), ('objects', '{')),
-    (lambda: ROW.one_of('text', 'ab'), ('text', "'x'", 'a, b')),
-    (lambda: ROW.inner('text'), ('text', "'x'")),
-    (lambda: ROW.inner('object').text('text'), ('object', 'text', 'None')),
+    (lambda: ROW.text_field('none'), ('none', 'text', 'number')),
+    (lambda: ROW.text_field('number'), ('number', 3)),
+    (lambda: ROW.int_field('text'), ('text', "'x'")),
+    (lambda: ROW.int_field('truth'), ('truth', 'True')),
+    (lambda: ROW.text_list_field('text'), ('text', "'x'")),
+    (lambda: ROW.text_list_field('empty'), ('empty', '[]')),
+    (lambda: ROW.text_list_field('objects'), ('objects', '{')),
+    (lambda: ROW.choice_field('text', 'ab'), ('text', "'x'", 'a, b')),
+    (lambda: ROW.object_field('text'), ('text', "'x'")),
     (
-      lambda: ROW.inners('objects')[1].text('text'),
+      lambda: ROW.object_field('object').text_field('text'),
+      ('object', 'text', 'None'),
+    ),
+    (
+      lambda: ROW.object_list_field('objects')[1].text_field('text'),
       ('objects[1]', 'text', 5),
     ),
   ],
@@ -54,27 +57,34 @@ def test_faults_of_fields(read, parts):
 def test_a_long_value_is_cut_in_an_error():
   row = preference_rows.SourceRow('f', 1, {'a': ['x' * 500]})
   with pytest.raises(UserError, match=r"\['x+\.\.\.") as error:
-    row.text('a')
+    row.text_field('a')
   assert len(str(error.value)) < 120
 
 
 def test_places_never_change():
   # Other places are other prompts: no result would be comparable.
-  assert preference_rows.places('a', 2) == (1, 0)
-  assert preference_rows.places('b', 2) == (0, 1)
-  assert preference_rows.places('a', 4) == (2, 1, 3, 0)
+  assert preference_rows.shuffled_order('a', 2) == (1, 0)
+  assert preference_rows.shuffled_order('b', 2) == (0, 1)
+  assert preference_rows.shuffled_order('a', 4) == (2, 1, 3, 0)
 
 
 def test_the_right_response_stands_everywhere():
-  numbers = [preference_rows.places(f'id{i}', 4).index(0) for i in range(4000)]
+  numbers = [
+    preference_rows.shuffled_order(f'id{i}', 4).index(0) for i in range(4000)
+  ]
   for place in range(4):
     assert 920 < numbers.count(place) < 1080
 
 
 def test_best_and_rewards_move_with_the_responses():
   for i in range(20):
-    example = preference_rows.arranged(
-      ROW, str(i), preference_rows.asked('q'), 'abc', best=1, rewards=(0, 1, 0)
+    example = preference_rows.shuffled_example(
+      ROW,
+      str(i),
+      preference_rows.user_query('q'),
+      'abc',
+      best=1,
+      rewards=(0, 1, 0),
     )
     assert sorted(example.responses) == ['a', 'b', 'c']
     assert example.responses[example.best] == 'b'

@@ -1,4 +1,4 @@
-"""Forms: which template an example gets, and how generations are read."""
+"""The template of an example, and the parser of its generations."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def example(*responses, **fields):
 
 
 def chat(text):
-  """One token a character."""
+  """Returns one token per character, after a beginning-of-sequence token."""
   return [1, *map(ord, text)]
 
 
@@ -27,7 +27,7 @@ def text_of(tokens):
 
 
 @pytest.mark.parametrize(
-  'forms, count, name',
+  'prompt_format, count, name',
   [
     (PRACTICE, 1, 'practice_single'),
     (PRACTICE, 2, 'practice'),
@@ -35,8 +35,10 @@ def text_of(tokens):
     (PromptFormat('practice'), 1, 'practice'),
   ],
 )
-def test_the_template_goes_by_the_number_of_responses(forms, count, name):
-  assert forms.of(count).name == name
+def test_template_depends_on_the_number_of_responses(
+  prompt_format, count, name
+):
+  assert prompt_format.template_for(count).name == name
 
 
 def test_tokens_are_those_of_the_rendered_text():
@@ -54,7 +56,7 @@ def test_tokens_are_those_of_the_rendered_text():
     (('5',), {'rewards': (1.0,)}, '1'),
   ],
 )
-def test_hints_come_only_where_they_are_asked_for(responses, fields, words):
+def test_hint_is_added_only_on_request(responses, fields, words):
   one = example(*responses, **fields)
   order = tuple(reversed(range(len(responses))))
   plain = text_of(PRACTICE.tokenize(one, order, chat, limit=2000))
@@ -68,13 +70,13 @@ def test_too_long_examples_are_shortened_or_refused():
   long = example('x' * 3000, '6')
   tokens = PRACTICE.tokenize(long, (0, 1), chat, limit=1500)
   assert 1400 < len(tokens) <= 1500
-  refusing = PromptFormat('practice', too_long='refuse')
+  strict = PromptFormat('practice', too_long='refuse')
   with pytest.raises(UserError, match=naming('config.prompt.too_long', 1500)):
-    refusing.tokenize(long, (0, 1), chat, limit=1500)
+    strict.tokenize(long, (0, 1), chat, limit=1500)
 
 
 @pytest.mark.parametrize(
-  'forms, text, count, scores',
+  'prompt_format, text, count, scores',
   [
     (PRACTICE, r'Scores: \boxed{10, 1}', 2, (10, 1)),
     (PRACTICE, r'Scores: \boxed{10, 1}', 3, None),
@@ -82,7 +84,7 @@ def test_too_long_examples_are_shortened_or_refused():
     (PRACTICE, r'Scores: \boxed{1}', 1, (1,)),
     (PRACTICE, r'Scores: \boxed{0}', 1, (0,)),
     (PRACTICE, r'Scores: \boxed{7}', 1, None),
-    # Without a template of its own a single response is scored 1 to 10.
+    # Without a template for it, a single response is scored from 1 to 10.
     (PromptFormat('practice'), r'Scores: \boxed{7}', 1, (7,)),
     (PromptFormat('practice'), r'Scores: \boxed{0}', 1, None),
     (PromptFormat('best', reads='best'), r'Best: \boxed{2}', 3, (0, 1, 0)),
@@ -91,8 +93,19 @@ def test_too_long_examples_are_shortened_or_refused():
     (PromptFormat('best', reads='best'), 'the second one', 3, None),
   ],
 )
-def test_read(forms, text, count, scores):
-  assert forms.read(text, count) == scores
+def test_parse_scores(prompt_format, text, count, scores):
+  assert prompt_format.parse_scores(text, range(count)) == scores
+
+
+@pytest.mark.parametrize(
+  'prompt_format, text, scores',
+  [
+    (PRACTICE, r'Scores: \boxed{9, 2, 5}', (2, 5, 9)),
+    (PromptFormat('best', reads='best'), r'Best: \boxed{3}', (0, 1, 0)),
+  ],
+)
+def test_scores_are_in_the_examples_own_order(prompt_format, text, scores):
+  assert prompt_format.parse_scores(text, (2, 0, 1)) == scores
 
 
 @pytest.mark.parametrize(
@@ -108,11 +121,11 @@ def test_unknown_settings(fields, words):
 
 
 @pytest.mark.parametrize(
-  'forms', [PromptFormat('nowhere'), PromptFormat('practice', 'nowhere')]
+  'prompt_format', [PromptFormat('absent'), PromptFormat('practice', 'absent')]
 )
-def test_check_finds_a_template_that_is_missing(forms):
-  with pytest.raises(UserError, match='nowhere'):
-    forms.check()
+def test_check_finds_a_missing_template(prompt_format):
+  with pytest.raises(UserError, match='absent'):
+    prompt_format.check()
   PRACTICE.check()
 
 
@@ -125,17 +138,18 @@ def test_check_finds_a_template_that_is_missing(forms):
     (RESPONSES, 'query'),
   ],
 )
-def test_a_template_that_cannot_ask_is_refused_at_once(tmp_path, text, words):
-  path = tmp_path / 'own.txt'
+def test_check_finds_an_invalid_template(tmp_path, text, words):
+  path = tmp_path / 'custom.txt'
   path.write_text(text)
-  for forms in (
+  for prompt_format in (
     PromptFormat(str(path)),
     PromptFormat('pointwise', single=str(path)),
   ):
     if words is None:
-      forms.check()
+      prompt_format.check()
       continue
     with pytest.raises(UserError) as error:
-      forms.check()
-    fault, variables = str(error.value).split(';')
-    assert names(fault, 'own.txt', words) and names(variables, 'reference')
+      prompt_format.check()
+    problem, variables = str(error.value).split(';')
+    assert names(problem, 'custom.txt', words)
+    assert names(variables, 'reference')

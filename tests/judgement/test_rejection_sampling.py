@@ -1,23 +1,23 @@
-"""What is fine-tuned on, and why not the rest: tables made by hand."""
+"""Rejection sampling against tables written by hand."""
 
 import itertools
 
 import pytest
 
 from grm_jax.errors import UserError
-from grm_jax.judgement import rejection_sampling
+from grm_jax.judgement import correctness, rejection_sampling
 from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judgement.rejection_sampling import (
   FilterConfig,
   FilterSample,
-  keep,
-  verdict,
+  outcome,
+  select,
 )
 from tests.messages import naming
 
-FORMS = PromptFormat('practice', 'practice_single')
-CORRECT, INCORRECT, FAILURE, CUT = rejection_sampling.VERDICTS
+FORMAT = PromptFormat('practice', 'practice_single')
+CORRECT, INCORRECT, FAILURE, TRUNCATED = correctness.OUTCOMES
 
 
 def example(name='e', n=2, best=0, suite='', **fields):
@@ -41,12 +41,12 @@ def sample(text, order=(0, 1), **fields):
   [
     (r'Scores: \boxed{8, 3}', (0, 1), 0, CORRECT),
     (r'Scores: \boxed{8, 3}', (0, 1), 1, INCORRECT),
-    # The response of the first place is the second one.
+    # The prompt lists the second response first.
     (r'Scores: \boxed{8, 3}', (1, 0), 1, CORRECT),
     (r'Scores: \boxed{8, 3}', (1, 0), 0, INCORRECT),
     (r'Scores: \boxed{8, 8}', (0, 1), 0, INCORRECT),
     (r'Scores: \boxed{8, 8}', (0, 1), 1, INCORRECT),
-    # Shown: c, a, b. Rotated the other way, or not back at all, it is wrong.
+    # The prompt lists c, a, b. Restoring the order the wrong way fails here.
     (r'\boxed{9, 2, 5}', (2, 0, 1), 2, CORRECT),
     (r'\boxed{9, 2, 5}', (2, 0, 1), 0, INCORRECT),
     (r'\boxed{9, 2, 5}', (2, 0, 1), 1, INCORRECT),
@@ -54,31 +54,39 @@ def sample(text, order=(0, 1), **fields):
     (r'\boxed{5, 9, 9}', (2, 0, 1), 0, INCORRECT),
     (r'\boxed{8}', (0, 1), 0, FAILURE),
     (r'\boxed{8, 3, 2}', (0, 1), 0, FAILURE),
-    (r'\boxed{1, 0}', (0, 1), 0, FAILURE),  # 0 is no score of two responses
+    (r'\boxed{1, 0}', (0, 1), 0, FAILURE),  # scores of two responses begin at 1
     (r'\boxed{11, 3}', (0, 1), 0, FAILURE),
     ('The first is better.', (0, 1), 0, FAILURE),
     ('', (0, 1), 0, FAILURE),
   ],
 )
-def test_verdict(text, order, best, expected):
+def test_outcome(text, order, best, expected):
   this = example(n=len(order), best=best)
-  assert verdict(sample(text, order), this, FORMS) == expected
-  # However it was asked for.
-  assert verdict(sample(text, order, hinted=True), this, FORMS) == expected
-  # What was cut off is not read.
-  assert verdict(sample(text, order, truncated=True), this, FORMS) == CUT
+  assert outcome(sample(text, order), this, FORMAT) == expected
+  assert outcome(sample(text, order, hinted=True), this, FORMAT) == expected
+  truncated = sample(text, order, truncated=True)
+  assert outcome(truncated, this, FORMAT) == TRUNCATED
 
 
-def test_the_verdict_does_not_depend_on_the_order():
-  own = (2, 9, 5)
+def test_outcome_is_the_same_in_every_order():
+  scores = (2, 9, 5)
   for order in itertools.permutations(range(3)):
-    shown = ', '.join(str(own[i]) for i in order)
-    text = rf'\boxed{{{shown}}}'
-    found = [
-      verdict(sample(text, order), example(n=3, best=best), FORMS)
+    text = rf'\boxed{{{", ".join(str(scores[i]) for i in order)}}}'
+    outcomes = [
+      outcome(sample(text, order), example(n=3, best=best), FORMAT)
       for best in range(3)
     ]
-    assert found == [INCORRECT, CORRECT, INCORRECT]
+    assert outcomes == [INCORRECT, CORRECT, INCORRECT]
+
+
+def test_judgement_of_a_sample():
+  judgement = sample(r'\boxed{8, 3}', (1, 0)).judgement(FORMAT)
+  assert judgement.scores == (3, 8) and judgement.order == (1, 0)
+  assert judgement.text == r'\boxed{8, 3}' and not judgement.truncated
+  # A truncated generation keeps its scores, for voting.
+  truncated = sample(r'\boxed{8, 3}', truncated=True).judgement(FORMAT)
+  assert truncated.scores == (8, 3) and truncated.truncated
+  assert sample('neither').judgement(FORMAT).scores is None
 
 
 @pytest.mark.parametrize(
@@ -93,60 +101,64 @@ def test_the_verdict_does_not_depend_on_the_order():
     ('yes', 1.0, FAILURE),
   ],
 )
-def test_verdict_of_a_single_response(text, label, expected):
-  assert verdict(sample(text, (0,)), single(label), FORMS) == expected
-  cut = sample(text, (0,), truncated=True)
-  assert verdict(cut, single(label), FORMS) == CUT
+def test_outcome_of_a_single_response(text, label, expected):
+  assert outcome(sample(text, (0,)), single(label), FORMAT) == expected
+  truncated = sample(text, (0,), truncated=True)
+  assert outcome(truncated, single(label), FORMAT) == TRUNCATED
 
 
 @pytest.mark.parametrize('order', [(), (0,), (0, 0), (1, 2), (0, 1, 2)])
-def test_an_order_of_another_example(order):
+def test_order_must_be_a_permutation(order):
   for truncated in (False, True):
     wrong = sample(r'\boxed{8, 3}', order, truncated=truncated)
     with pytest.raises(ValueError, match=naming('order', 2)):
-      verdict(wrong, example(), FORMS)
+      outcome(wrong, example(), FORMAT)
 
 
-def test_an_example_that_does_not_say_what_is_right():
+def test_example_without_label():
   with pytest.raises(UserError, match='best'):
-    verdict(sample(r'\boxed{8, 3}'), example(best=None), FORMS)
+    outcome(sample(r'\boxed{8, 3}'), example(best=None), FORMAT)
 
 
 @pytest.mark.parametrize(
-  'verdicts, expected',
+  'outcomes, expected',
   [
     ([CORRECT], True),
     ([CORRECT] * 3, True),
     ([CORRECT, CORRECT, INCORRECT], False),
     ([CORRECT, FAILURE], False),
-    ([CORRECT, CUT], False),
+    ([CORRECT, TRUNCATED], False),
     ([INCORRECT], False),
-    ([], False),  # nothing shows that it is
+    ([], False),  # no evidence that it is
   ],
 )
-def test_too_easy(verdicts, expected):
-  assert rejection_sampling.too_easy(verdicts) is expected
+def test_is_too_easy(outcomes, expected):
+  assert rejection_sampling.is_too_easy(outcomes) is expected
 
 
-# By name: who asked (u for unhinted, h for hinted), and the verdict.
-MIXED = {'u+': CORRECT, 'u-': INCORRECT, 'u?': FAILURE, 'u/': CUT} | {
+# Sample name (u: unhinted, h: hinted) -> its outcome.
+MIXED = {
+  'u+': CORRECT,
+  'u-': INCORRECT,
+  'u?': FAILURE,
+  'u/': TRUNCATED,
   'h+': CORRECT,
   'h-': INCORRECT,
   'h?': FAILURE,
-  'h/': CUT,
+  'h/': TRUNCATED,
 }
 EASY = {'u1': CORRECT, 'u2': CORRECT, 'h1': CORRECT, 'h2': INCORRECT}
 HINTED = {'h1': CORRECT, 'h2': INCORRECT}
 
 
-def kept(made, **rules):
-  samples = [sample(name, hinted=name[0] == 'h') for name in made]
-  found = keep(samples, list(made.values()), FilterConfig(**rules))
-  return ' '.join(x.text for x in found)
+def selected_names(outcomes, **rules):
+  samples = [sample(name, hinted=name[0] == 'h') for name in outcomes]
+  selected = select(samples, list(outcomes.values()), FilterConfig(**rules))
+  return ' '.join(x.text for x in selected)
 
 
 @pytest.mark.parametrize(
-  'reject, unhinted, hinted, mixed, easy, alone',
+  'reject, unhinted, hinted, mixed, easy, only_hinted',
   [
     (True, True, True, 'u+ h+', 'u1 u2 h1', 'h1'),
     (True, True, False, 'u+', 'u1 u2', ''),
@@ -158,97 +170,100 @@ def kept(made, **rules):
     (False, False, False, '', '', ''),
   ],
 )
-def test_keep(reject, unhinted, hinted, mixed, easy, alone):
+def test_select(reject, unhinted, hinted, mixed, easy, only_hinted):
   rules = {'reject': reject, 'unhinted': unhinted, 'hinted': hinted}
   for too_easy in (True, False):
-    assert kept(MIXED, too_easy=too_easy, **rules) == mixed
-    assert kept(HINTED, too_easy=too_easy, **rules) == alone
-    # Without rejection nothing is dropped for being right.
-    dropped = too_easy and reject
-    assert kept(EASY, too_easy=too_easy, **rules) == ('' if dropped else easy)
-  assert kept({}, **rules) == ''
+    assert selected_names(MIXED, too_easy=too_easy, **rules) == mixed
+    assert selected_names(HINTED, too_easy=too_easy, **rules) == only_hinted
+    # Without rejection, easy examples stay.
+    expected = '' if too_easy and reject else easy
+    assert selected_names(EASY, too_easy=too_easy, **rules) == expected
+  assert selected_names({}, **rules) == ''
 
 
 @pytest.mark.parametrize(
-  'most, expected',
+  'max_per_example, expected',
   [(0, 'u+ h+'), (1, 'u+'), (2, 'u+ h+'), (3, 'u+ h+')],
 )
-def test_most_of_an_example(most, expected):
-  # It counts what is kept: what comes before and is wrong takes no place.
-  made = {'u-': INCORRECT} | MIXED
-  assert kept(made, max_per_example=most) == expected
+def test_max_per_example_counts_selected_samples(max_per_example, expected):
+  outcomes = {'u-': INCORRECT} | MIXED
+  assert selected_names(outcomes, max_per_example=max_per_example) == expected
 
 
-def test_equal_texts_are_kept_once_in_the_order_of_the_first():
-  rows = [
+def test_equal_texts_are_selected_once():
+  samples = [
     sample('a'),
     sample('b'),
     sample('a'),
-    sample('a', (1, 0)),  # after another prompt
+    sample('a', (1, 0)),  # the same text after another prompt
     sample('a', hinted=True),
     sample('c', hinted=True),
     sample('b', hinted=True),
   ]
-  found = keep(rows, [CORRECT] * 7, FilterConfig(too_easy=False))
-  assert found == [rows[0], rows[1], rows[3], rows[5]]
-  assert keep(
-    rows, [CORRECT] * 7, FilterConfig(too_easy=False, max_per_example=2)
-  ) == [rows[0], rows[1]]
-  # A hinted text is not lost with an equal one that is not allowed.
-  alone = keep(
-    rows, [CORRECT] * 7, FilterConfig(too_easy=False, unhinted=False)
-  )
-  assert alone == [rows[4], rows[5], rows[6]]
+
+  def selected(**rules):
+    config = FilterConfig(too_easy=False, **rules)
+    return select(samples, [CORRECT] * 7, config)
+
+  assert selected() == [samples[0], samples[1], samples[3], samples[5]]
+  assert selected(max_per_example=2) == [samples[0], samples[1]]
+  # An equal unhinted text that is not allowed does not hide a hinted one.
+  assert selected(unhinted=False) == [samples[4], samples[5], samples[6]]
 
 
-def test_a_verdict_for_each_sample():
+def test_every_sample_needs_an_outcome():
   with pytest.raises(ValueError):
-    keep([sample('a')], [], FilterConfig())
+    select([sample('a')], [], FilterConfig())
 
 
-def test_a_negative_limit_is_no_rule():
+def test_negative_max_per_example():
   with pytest.raises(
-    ValueError, match=naming('config.filter.max_per_example', -1)
+    UserError, match=naming('config.filter.max_per_example', -1)
   ):
     FilterConfig(max_per_example=-1)
 
 
-def test_the_counts():
-  """Source A has one example of every way to go, B a plain one."""
-  verdicts = {
+def test_count_by_source():
+  """Source A has an example of every kind, B an ordinary one."""
+  outcomes_by_kind = {
     'easy': (('u', CORRECT), ('u', CORRECT)),
     'some': (('u', CORRECT), ('u', INCORRECT)),
     'rescued': (('u', INCORRECT), ('u', FAILURE), ('h', CORRECT)),
-    'lost': (('u', CUT), ('u', INCORRECT), ('h', INCORRECT), ('h', FAILURE)),
-    'unasked': (),
-    'hinted': (('h', CORRECT), ('h', CUT)),  # by another model
-    'plain': (('u', INCORRECT), ('u', CORRECT), ('u', CORRECT)),
+    'lost': (
+      ('u', TRUNCATED),
+      ('u', INCORRECT),
+      ('h', INCORRECT),
+      ('h', FAILURE),
+    ),
+    'unsampled': (),
+    'hinted': (('h', CORRECT), ('h', TRUNCATED)),  # a file of another model
+    'ordinary': (('u', INCORRECT), ('u', CORRECT), ('u', CORRECT)),
   }
   examples = {
-    name: example(name, suite='B' if name == 'plain' else 'A')
-    for name in verdicts
+    id: example(id, suite='B' if id == 'ordinary' else 'A')
+    for id in outcomes_by_kind
   }
-  examples['nowhere'] = example('nowhere')
+  examples['no suite'] = example('no suite')
   samples = {
-    name: [sample(str(i), hinted=k == 'h') for i, (k, _) in enumerate(own)]
-    for name, own in verdicts.items()
-    if own
+    id: [sample(str(i), hinted=k == 'h') for i, (k, _) in enumerate(pairs)]
+    for id, pairs in outcomes_by_kind.items()
+    if pairs
   }
-  found = {name: [v for _, v in own] for name, own in verdicts.items() if own}
-  kept_ = {
-    name: keep(samples[name], found[name], FilterConfig()) for name in samples
+  outcomes = {
+    id: [x for _, x in pairs] for id, pairs in outcomes_by_kind.items() if pairs
   }
-  table = rejection_sampling.table(examples, samples, found, kept_)
-  none = dict.fromkeys(
-    (
-      f'{x}_{v}'
-      for x in ('unhinted', 'hinted')
-      for v in rejection_sampling.VERDICTS
-    ),
+  selected = {
+    id: select(samples[id], outcomes[id], FilterConfig()) for id in samples
+  }
+  counts = rejection_sampling.count_by_source(
+    examples, samples, outcomes, selected
+  )
+  zeros = dict.fromkeys(
+    (f'{x}_{y}' for x in ('unhinted', 'hinted') for y in correctness.OUTCOMES),
     0,
   )
-  assert list(table) == ['A', 'B', 'all']
-  assert table['A'] == {
+  assert list(counts) == ['A', 'B', 'all']
+  assert counts['A'] == {
     'examples': 6,
     'too_easy': 1,
     'never_right': 2,
@@ -264,7 +279,7 @@ def test_the_counts():
     'hinted_parse_failure': 1,
     'hinted_truncated': 1,
   }
-  assert table['B'] == none | {
+  assert counts['B'] == zeros | {
     'examples': 1,
     'too_easy': 0,
     'never_right': 0,
@@ -274,7 +289,7 @@ def test_the_counts():
     'unhinted_correct': 2,
     'unhinted_incorrect': 1,
   }
-  assert table['all'] == none | {
+  assert counts['all'] == zeros | {
     'examples': 1,
     'too_easy': 0,
     'never_right': 0,

@@ -61,7 +61,7 @@ def test_loops_and_variables():
     'Q\n<user> hi\n<assistant> ho\n'
     'A 2 (1) <a> & "b" (2) {% endfor %}{{ query }}\n.\n\n'
   )
-  assert made.used == {'query', 'responses', 'num_responses'}
+  assert made.used_variables == {'query', 'responses', 'num_responses'}
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -246,7 +246,7 @@ def test_a_template_for_another_number_of_responses():
 def test_templates_of_ones_own(tmp_path):
   path = tmp_path / 'mine.txt'
   path.write_text('Judge {{ query }} {{ responses }}')
-  assert template.load(str(path)).used == {'query', 'responses'}
+  assert template.load(str(path)).used_variables == {'query', 'responses'}
   with pytest.raises(
     UserError, match=naming('config.prompt.template', 'pointwize', 'pointwise')
   ):

@@ -31,7 +31,7 @@ def sampled(draw, min_size=0):
 def both(samples, metas, n):
   return {
     'summed': voting.sum_scores(samples, n),
-    'mean': voting.mean(samples, n),
+    'mean': voting.mean_scores(samples, n),
     'majority': voting.majority(samples, n),
     'best of k': voting.meta_rm_vote(samples, metas, n, k_meta=1),
     'guided': voting.meta_rm_vote(samples, metas, n),
@@ -45,14 +45,14 @@ def test_the_papers_example():
   assert voting.meta_rm_vote(PAPER, metas, 2, k_meta=2) == (5, 13)
   assert voting.meta_rm_vote(PAPER, metas, 2, k_meta=4) == (17, 25)
   assert voting.meta_rm_vote(PAPER, metas, 2, k_meta=1) == (1, 5)
-  assert voting.mean(PAPER, 2) == (4.25, 6.25)
+  assert voting.mean_scores(PAPER, 2) == (4.25, 6.25)
   assert voting.majority(PAPER, 2) == (0.0, 1.0)
 
 
 def test_votes_of_three():
   samples = [(9, 1, 5), None, (2, 3, 2), (4, 5, 4)]
   assert voting.sum_scores(samples, 3) == (15, 9, 11)
-  assert voting.mean(samples, 3) == (5.0, 3.0, 11 / 3)
+  assert voting.mean_scores(samples, 3) == (5.0, 3.0, 11 / 3)
   # 1 beats 0 and 2 in two of three; 0 and 2: one for 0, two draws.
   assert voting.majority(samples, 3) == (1.0, 2.0, 0.0)
   assert voting.majority([(9, 1, 5), (1, 2, 5)], 3) == (1.0, 0.5, 1.5)
@@ -110,7 +110,7 @@ def test_nans_come_after_numbers():
 
 def test_wrong_numbers_are_refused():
   wrong = [(1, 2), None, (1, 2, 3)]
-  for vote in voting.sum_scores, voting.mean, voting.majority:
+  for vote in voting.sum_scores, voting.mean_scores, voting.majority:
     with pytest.raises(ValueError, match=naming('sample', 2, 3)):
       vote(wrong, 2)
   with pytest.raises(ValueError, match=naming('sample', 2, 3)):
@@ -205,7 +205,7 @@ def test_the_samples_order_only_matters_to_equal_metas(given_samples, random):
 def test_all_votes_agree_where_they_must(given_samples):
   samples, metas, n = given_samples
   k = len(samples)
-  total, mean = voting.sum_scores(samples, n), voting.mean(samples, n)
+  total, mean = voting.sum_scores(samples, n), voting.mean_scores(samples, n)
   assert voting.meta_rm_vote(samples, metas, n, k_meta=k) == total
   assert voting.meta_rm_vote(samples, metas, n) == voting.meta_rm_vote(
     samples, metas, n, k_meta=max(1, math.ceil(k / 2))
