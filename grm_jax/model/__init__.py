@@ -1,0 +1,1 @@
+"""The network: transformer, attention, KV cache, log-probabilities, int8."""

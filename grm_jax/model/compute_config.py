@@ -1,4 +1,4 @@
-"""How a model is computed: dtypes, remat, backends, block sizes."""
+"""How a model is computed: dtypes, remat, attention backend, block sizes."""
 
 import dataclasses
 
@@ -6,8 +6,9 @@ import jax
 
 from grm_jax.errors import UserError
 
-# What the backward pass keeps of each layer pair, from most memory to least.
-# 'none' also keeps each layer's gathered kernels, so it is for small models.
+# What the backward pass saves of each layer pair, from most to least memory.
+# Without remat ('none') it also saves the gathered kernels of all layers, which
+# only small models can afford.
 REMAT = {
   'none': None,
   'dots': jax.checkpoint_policies.dots_saveable,
@@ -20,17 +21,18 @@ _DTYPES = ('float32', 'bfloat16')
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
-  """How to compute, as opposed to what: nothing here changes the function.
+  """`config.compute`: settings that do not change the function computed.
 
   Attributes:
-    dtype: of activations and of weights while they are used.
+    dtype: of activations, and of kernels while a layer uses them.
     param_dtype: of parameters at rest.
-    remat: what the backward pass keeps of a layer pair; a key of REMAT.
-    attention: 'xla' anywhere, or 'splash' (Pallas) for the prompt part on TPU.
+    remat: what the backward pass saves of a layer pair; a key of REMAT.
+    attention: 'xla' on any device, or 'splash', a TPU kernel for prompts.
     query_block: most queries whose attention logits exist at once (xla).
-    splash_block: rows and columns of a splash tile; a multiple of 128.
+    splash_block: side of a tile of the splash kernel; a multiple of 128.
     head_chunk: most tokens whose logits over the vocabulary exist at once.
-    interpret: run splash in Pallas' interpreter, for tests off TPU.
+    interpret: whether to interpret splash instead of compiling it, for tests
+      without a TPU.
   """
 
   dtype: str = 'float32'
@@ -52,7 +54,7 @@ class ComputeConfig:
       value = getattr(self, name)
       if value not in allowed:
         raise UserError(
-          f'config.compute.{name} is {value!r}; it can be {", ".join(allowed)}'
+          f'config.compute.{name} is {value!r}; use one of {", ".join(allowed)}'
         )
     for name in ('query_block', 'splash_block', 'head_chunk'):
       if getattr(self, name) < 1:

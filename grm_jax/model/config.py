@@ -1,47 +1,50 @@
-"""What a model is, as plain numbers: Gemma-2's sizes, and what differs.
+"""Model architectures as plain numbers: Gemma-2's, and how others differ.
 
-One decoder computes them all. Defaults are Gemma-2's; a Llama-style model is
-the same decoder with a few of its parts off, which LLAMA names.
+One decoder computes them all. The defaults are Gemma-2's. A Llama-style model
+is the same decoder with parts turned off (LLAMA).
 
-Sources: the Gemma 2 report (arXiv 2408.00118), SmolLM2's (arXiv 2502.02737),
-and the published config.json files. Letters: L layers, D width, F MLP width,
-N query heads, K key/value heads, H head dim, V vocabulary, W window.
+Sources: the reports of Gemma 2 (arXiv 2408.00118) and SmolLM2 (arXiv
+2502.02737), and the published config.json files. Letters: L layers, D model
+width, F MLP width, N query heads, K key/value heads, H head dimension, V
+vocabulary, W window.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from grm_jax.errors import UserError
 
-# The table is padded to a multiple of this many rows, so that any usual mesh
-# splits it evenly; 256,000 is one already.
-VOCAB_MULTIPLE = 256
+# The embedding table has a multiple of this many rows, so that any common mesh
+# splits it evenly. Gemma's 256,000 already is one.
+_VOCAB_MULTIPLE = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """What a model is. Two models of equal Size share a checkpoint.
+  """An architecture. Models with equal configs can load the same checkpoint.
 
   Attributes:
-    num_layers: L, even; layer 0 is local, then local and global alternate.
+    num_layers: L, even. Layer 0 is local; local and global layers alternate.
     width: D.
     mlp_width: F.
     num_heads: N.
     num_kv_heads: K, a divisor of N.
-    head_dim: H, even; N * H need not be D.
-    query_pre_attn_scalar: queries are multiplied by this number ** -0.5. It
-      is H for 2B and 9B but D / N = 144 for 27B.
-    vocab_size: live rows of the embedding table.
-    window: W, the keys a local layer sees, the token itself included; None:
-      the layers called local are global too.
-    attn_softcap, final_softcap: s in s * tanh(x / s); None is off.
+    head_dim: H, even. N * H may differ from D.
+    query_pre_attn_scalar: queries are multiplied by this number ** -0.5. It is
+      H for Gemma-2 2B and 9B, and D / N = 144 for 27B.
+    vocab_size: V.
+    window: W, the keys that a token of a local layer attends to, itself
+      included. None makes local layers global.
+    attn_softcap: s in s * tanh(x / s) for attention logits; None turns it off.
+    final_softcap: the same for the logits over the vocabulary.
     rope_base: base of the rotary frequencies.
     norm_eps: epsilon of RMSNorm.
-    norm_offset: what is added to the stored scales of RMSNorm.
-    post_norms: whether attention and MLP are normed after as well as before.
+    norm_offset: added to the stored scales of RMSNorm.
+    post_norms: whether attention and MLP have a norm after them, too.
     activation: of the gated MLP, a key of layers.ACTIVATIONS.
-    embed_scale: whether embedded tokens are multiplied by sqrt(D).
+    embed_scale: whether embeddings are multiplied by sqrt(D).
   """
 
   num_layers: int
@@ -65,35 +68,44 @@ class ModelConfig:
   def __post_init__(self):
     if self.num_layers % 2:
       raise UserError(
-        f'num_layers is {self.num_layers}; layers come in (local, global) pairs'
+        f'num_layers is {self.num_layers}; it must be even, because layers are '
+        '(local, global) pairs'
       )
     if self.num_heads % self.num_kv_heads:
       raise UserError(
-        f'num_heads {self.num_heads} is not a multiple of num_kv_heads '
-        f'{self.num_kv_heads}'
+        f'num_heads is {self.num_heads}; it must be a multiple of num_kv_heads,'
+        f' {self.num_kv_heads}'
       )
     if self.head_dim % 2:
-      raise UserError(f'head_dim is {self.head_dim}; RoPE needs it even')
+      raise UserError(
+        f'head_dim is {self.head_dim}; the rotary embedding needs an even one'
+      )
     if self.window is not None and self.window < 1:
-      raise UserError(f'window is {self.window}; a token sees itself at least')
+      raise UserError(
+        f'window is {self.window}; it must be at least 1, or None for no window'
+      )
 
   @property
   def num_pairs(self) -> int:
-    """(local, global) layer pairs."""
+    """The number of (local, global) layer pairs."""
     return self.num_layers // 2
 
   @property
-  def table_rows(self) -> int:
-    """Rows of the embedding table in memory: V padded; the rest are dead."""
-    return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+  def padded_vocab_size(self) -> int:
+    """The number of rows of the embedding table; rows from V on are unused."""
+    return -(-self.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
 
-  def near(self, keys):
-    """How many of the last `keys` keys a local layer sees; ints or arrays."""
+  def visible_keys(self, keys):
+    """Returns how many of the last `keys` keys a local layer attends to.
+
+    Args:
+      keys: an int or an integer array.
+    """
     return keys if self.window is None else np.minimum(keys, self.window)
 
 
-# What a Llama-style model has in place of Gemma-2's ways.
-LLAMA = dict(
+# The fields in which a Llama-style model differs from the defaults.
+LLAMA: dict[str, Any] = dict(
   window=None,
   attn_softcap=None,
   final_softcap=None,
@@ -103,7 +115,7 @@ LLAMA = dict(
   embed_scale=False,
 )
 
-SIZES: dict[str, ModelConfig] = {
+MODEL_CONFIGS: dict[str, ModelConfig] = {
   'gemma2_2b': ModelConfig(
     num_layers=26,
     width=2304,
@@ -144,7 +156,7 @@ SIZES: dict[str, ModelConfig] = {
     norm_eps=1e-5,
     **LLAMA,
   ),
-  # For laptops and tests. Its vocabulary is that of tokenizer/tiny.py.
+  # For laptops and tests. The vocabulary is the one of tokenizer/tiny.py.
   'tiny': ModelConfig(
     num_layers=4,
     width=128,
@@ -159,10 +171,17 @@ SIZES: dict[str, ModelConfig] = {
 }
 
 
-def named(name: str) -> ModelConfig:
-  """The size called `name`; UserError lists the names there are."""
-  if name not in SIZES:
+def from_name(name: str) -> ModelConfig:
+  """Returns the architecture that `config.size` names.
+
+  Args:
+    name: a key of MODEL_CONFIGS.
+
+  Raises:
+    UserError: the name is unknown.
+  """
+  if name not in MODEL_CONFIGS:
     raise UserError(
-      f'config.model.size is {name!r}; it can be {", ".join(SIZES)}'
+      f'config.size is {name!r}; use one of {", ".join(MODEL_CONFIGS)}'
     )
-  return SIZES[name]
+  return MODEL_CONFIGS[name]

@@ -1,6 +1,12 @@
-"""The softmax of attention over several sets of keys, and products around it.
+"""The attention softmax over several sets of keys, and the einsums around it.
 
-Letters: those of attention.py.
+A generation token attends to its prompt and to its own generation. The
+softmax over both is
+
+  out = (sum_s exp(l_s) v_s + sum_t exp(l_t) v_t) / (sum_s exp(l_s) + ...)
+
+so each set of keys contributes unnormalized weights and a sum, and the division
+comes last. Letters: those of attention.py.
 """
 
 import functools
@@ -10,27 +16,37 @@ import jax.numpy as jnp
 
 from grm_jax.model.layers import softcap
 
+# The logit of a masked key. Finite, so that a row with only masked keys has
+# finite gradients; exp of it is exactly 0.
 MASKED = -1e30
-# exp of this, summed over millions of keys, is far from float32's largest
-# number 3e38, and exp of its negative from the smallest 1e-38.
-_NO_OVERFLOW = 60.0
+# Logits up to this size need no maximum subtracted before exp: exp(60) = 1e26,
+# so a sum over millions of keys is far below float32's largest number, 3e38,
+# and exp(-60) is far above the smallest, 1e-38.
+_MAX_SAFE_LOGIT = 60.0
 
 
 def capped_logits(
   letters: str, query: jax.Array, key: jax.Array, cap: float | None
 ) -> jax.Array:
-  """float32 attention logits by the einsum `letters`, softcapped."""
+  """Returns softcapped float32 attention logits.
+
+  Args:
+    letters: einsum of query and key.
+    query: scaled queries.
+    key: keys.
+    cap: softcap, or None.
+  """
   return softcap(_logits(letters, query, key), cap)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _logits(letters, query, key):
-  """The einsum, with a gradient that leaves the logits where they are.
+  """An einsum whose key gradient does not transpose the logits' gradient.
 
-  The keys' gradient sums over queries. Autodiff makes the logits' gradient
-  the left operand of that product, and XLA's CPU backend first turns a left
-  operand whose last dimension is not the one summed over. As the right
-  operand it is multiplied as it is.
+  The gradient of the keys contracts over queries. Autodiff would make the
+  logits' gradient the left operand of that product. XLA's CPU backend
+  transposes a left operand whose contracted dimension is not the last one, and
+  here it is by far the largest array. As the right operand it is used in place.
   """
   return jnp.einsum(letters, query, key, preferred_element_type=jnp.float32)
 
@@ -39,26 +55,33 @@ def _logits_forward(letters, query, key):
   return _logits(letters, query, key), (query, key)
 
 
-def _logits_backward(letters, kept, grad):
-  query, key = kept
+def _logits_backward(letters, residuals, grad):
+  query, key = residuals
   inputs, out = letters.split('->')
-  of_query, of_key = inputs.split(',')
-  to_query = jnp.einsum(f'{out},{of_key}->{of_query}', grad, key)
-  # einsum would choose the order of the operands itself.
-  both = [c for c in of_key if c in of_query and c in out]
-  summed = [c for c in out if c not in of_key]
-  to_key = jax.lax.dot_general(
+  query_letters, key_letters = inputs.split(',')
+  query_grad = jnp.einsum(f'{out},{key_letters}->{query_letters}', grad, key)
+  # dot_general, because jnp.einsum may swap the operands.
+  batch = [c for c in key_letters if c in query_letters and c in out]
+  contracted = [c for c in out if c not in key_letters]
+  key_grad = jax.lax.dot_general(
     query.astype(grad.dtype),
     grad,
     (
-      ([of_query.index(c) for c in summed], [out.index(c) for c in summed]),
-      ([of_query.index(c) for c in both], [out.index(c) for c in both]),
+      (
+        [query_letters.index(c) for c in contracted],
+        [out.index(c) for c in contracted],
+      ),
+      (
+        [query_letters.index(c) for c in batch],
+        [out.index(c) for c in batch],
+      ),
     ),
   )
-  made = [*both, *(c for c in of_query if c not in out)]
-  made += [c for c in out if c in of_key and c not in both]
-  to_key = jnp.transpose(to_key, [made.index(c) for c in of_key])
-  return to_query.astype(query.dtype), to_key.astype(key.dtype)
+  # dot_general returns batch, then free query, then free gradient dimensions.
+  result = [*batch, *(c for c in query_letters if c not in out)]
+  result += [c for c in out if c in key_letters and c not in batch]
+  key_grad = jnp.transpose(key_grad, [result.index(c) for c in key_letters])
+  return query_grad.astype(query.dtype), key_grad.astype(key.dtype)
 
 
 _logits.defvjp(_logits_forward, _logits_backward)
@@ -67,37 +90,52 @@ _logits.defvjp(_logits_forward, _logits_backward)
 def weighted_sum(
   letters: str, weights: jax.Array, value: jax.Array
 ) -> jax.Array:
-  """Sums in float32 of values in their own dtype."""
+  """Returns the weighted sum of values, accumulated in float32.
+
+  Args:
+    letters: einsum of weights and value.
+    weights: unnormalized float32 weights; cast to the dtype of `value`.
+    value: values.
+  """
   weights = weights.astype(value.dtype)
   return jnp.einsum(letters, weights, value, preferred_element_type=jnp.float32)
 
 
 def joint_softmax(
-  *parts: jax.Array, cap: float | None
+  *logits: jax.Array, cap: float | None
 ) -> tuple[list[jax.Array], jax.Array]:
-  """Unnormalised weights of each part and their joint sum [..., 1].
+  """Computes one softmax over the last dimensions of several arrays.
 
   Args:
-    *parts: float32 logits; MASKED weighs nothing, and some place must not be.
-    cap: that they were softcapped by, if they were. Where exp(cap) is far from
-      overflow the largest logit need not be known: half the time of training
-      a small model on CPU was spent in looking for it.
+    *logits: float32 [..., keys], one array per set of keys; MASKED for masked
+      keys. At least one key of each row must not be masked.
+    cap: the softcap of the logits, if any. It bounds them; if exp(cap) is far
+      from overflow, the maximum is not subtracted. On CPU, finding the maximum
+      took half the time of training a small model.
+
+  Returns:
+    (weights, total): unnormalized weights of each set, and their sum over all
+    sets [..., 1].
   """
-  top = 0.0
-  if cap is None or cap > _NO_OVERFLOW:
-    tops = [jnp.max(p, axis=-1, keepdims=True) for p in parts]
-    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
-  weights = [jnp.exp(p - top) for p in parts]
-  total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
-  return weights, total
+  maximum: jax.Array | float = 0.0
+  if cap is None or cap > _MAX_SAFE_LOGIT:
+    maxima = [jnp.max(x, axis=-1, keepdims=True) for x in logits]
+    maximum = jax.lax.stop_gradient(functools.reduce(jnp.maximum, maxima))
+  weights = [jnp.exp(x - maximum) for x in logits]
+  sums = [jnp.sum(w, axis=-1, keepdims=True) for w in weights]
+  return weights, functools.reduce(jnp.add, sums)
 
 
 @jax.custom_vjp
 def divide(sums: jax.Array, total: jax.Array) -> jax.Array:
-  """Sums [..., H] / total [..., 1], for totals as large as exp(60).
+  """Returns sums / total, with a gradient for totals as large as exp(60).
 
-  Autodiff would divide by the square of the total, which overflows. Padding of
-  a block may see nothing: its total is 0, and 0 is what comes of it.
+  Autodiff would divide by the square of the total, which overflows float32.
+
+  Args:
+    sums: float32 [..., H], sums of weighted values.
+    total: float32 [..., 1], sums of weights. It is 0 for the padding of a query
+      block that sees no key; the result is 0 there.
   """
   return _divide_forward(sums, total)[0]
 
@@ -108,10 +146,10 @@ def _divide_forward(sums, total):
   return out, (out, total)
 
 
-def _divide_backward(kept, grad):
-  out, total = kept
-  to_total = -jnp.sum(grad * out, axis=-1, keepdims=True) / total
-  return grad / total, to_total
+def _divide_backward(residuals, grad):
+  out, total = residuals
+  total_grad = -jnp.sum(grad * out, axis=-1, keepdims=True) / total
+  return grad / total, total_grad
 
 
 divide.defvjp(_divide_forward, _divide_backward)

@@ -1,25 +1,35 @@
-"""Caches for decoding: a prompt's keys and values once, each row its own.
+"""Caches for decoding: one per prompt, and one per sampled row.
 
-A layer's prompt cache holds what its decode steps can still see: all S places
-on global layers; on local ones a ring of min(S, W) places, where place s of
-the prompt is kept at s mod W. Each of the R rows of a prompt adds its own
-tokens, in two parts: what it drew in earlier calls of decode, token t at place
-t, which a call only reads; and what it draws in this one, where all rows write
-the same place at the same step, so that a step writes one slice. The end of a
-call puts the second part into the first (`keep`).
+A prompt has R rows, one per generation that is sampled from it. In each layer
+the keys and values are in three caches:
 
-So a row's sums add the same numbers in the same order whenever it began and
-whatever the other rows do, and in programs of the same shapes its logits are
-the same to the last bit.
+  prompt    of the prompt, once, read by all R rows
+  earlier   of the row's tokens from earlier calls of `decode`; only read
+  recent    of the row's tokens from this call; each step appends to it
 
-Heads stand before places, the order in which attention multiplies them; the
-prompts' keys have their places last, or a step would turn them; and own caches
-have one dimension for all rows, or XLA's CPU backend would copy them whole at
-every step of a single prompt.
+Why two caches per row: rows start and end independently, so their lengths
+differ. Within one call, though, all rows append at the same index (the step),
+so a step writes one slice. At the end of a call `append_recent` moves
+`recent` into `earlier`, at a different index per row. In `earlier`, index =
+token number.
 
-Letters: P prompts, R rows of a prompt, B = P * R rows, S prompt places, T own
-places, C steps of a call, K key/value heads, G query heads per key/value head,
-N query heads, H head dim.
+Prompt caches of local layers are rings of min(S, W) slots: prompt token s is in
+slot s mod W, so the ring holds the last W tokens. Global layers keep all S.
+
+Each row's sums add the same numbers in the same order, whenever the row began
+and whatever other rows do. In programs of the same shapes its logits are
+therefore bit-identical.
+
+Memory layouts follow the einsums: heads come before tokens. Prompt keys have
+tokens last, because a step would otherwise transpose them. Row caches merge P
+and R into B, because XLA's CPU backend would otherwise copy them in every step
+if P is 1.
+
+Letters in shapes and einsums:
+  P  prompts                  S  prompt tokens, or slots of the ring
+  R  rows of a prompt         T  tokens of the earlier cache
+  B  rows of all prompts,     C  steps of a call, tokens of the recent cache
+     P * R                    K, G, N, H  heads, as in attention.py
 """
 
 import functools
@@ -33,15 +43,21 @@ from grm_jax.model.attention import causal_window_mask, prompt_mask
 from grm_jax.model.joint_softmax import MASKED, capped_logits, weighted_sum
 from grm_jax.sharding.rules import ShardingLayout
 
-# Of values and of own keys, whose rows are split as prompts are.
-AXES = ('prompts', 'kv_heads', 'tokens', 'head_dim')
-# Of prompt keys: this way round they are multiplied as they lie.
-KEY_AXES = ('prompts', 'kv_heads', 'head_dim', 'tokens')
+# Logical axes of prompt values [P, K, S, H] and of row caches [B, K, T, H]. The
+# dimension B is split as P is, which keeps the rows of a prompt together.
+KV_AXES = ('prompts', 'kv_heads', 'tokens', 'head_dim')
+# Logical axes of prompt keys [P, K, H, S].
+PROMPT_KEY_AXES = ('prompts', 'kv_heads', 'head_dim', 'tokens')
 
 
 @struct.dataclass
 class PromptCache:
-  """One layer's keys [P, K, H, S'] and values [P, K, S', H] of the prompts."""
+  """One layer's keys and values of the prompts.
+
+  Attributes:
+    key: [P, K, H, S].
+    value: [P, K, S, H].
+  """
 
   key: jax.Array
   value: jax.Array
@@ -49,9 +65,11 @@ class PromptCache:
 
 @struct.dataclass
 class GenerationCache:
-  """One layer's keys and values of the rows themselves.
+  """One layer's keys and values of the rows' own tokens.
 
-  [B, K, T, H] of those of earlier calls, [B, K, C, H] of those of this one.
+  Attributes:
+    key: [B, K, T, H] (earlier calls) or [B, K, C, H] (this call).
+    value: the same shape.
   """
 
   key: jax.Array
@@ -60,184 +78,242 @@ class GenerationCache:
 
 @struct.dataclass
 class DecodeContext:
-  """Decoding one token of each row: takes the place of Rows in a layer.
+  """One decode step of all rows; a layer uses it in place of SequenceLayout.
 
   Attributes:
-    lengths: int32 [P], of the prompts.
-    before: int32 [P, R], how many tokens each row drew in earlier calls.
-    step: int32 [], of this call, below C; and where in `recent` it writes.
+    prompt_lengths: int32 [P].
+    num_earlier: int32 [P, R], tokens of each row in the earlier cache.
+    step: int32 scalar below C: the step within this call, and the index at
+      which this step writes to the recent cache.
     prompt: this layer's prompt cache.
-    own: this layer's cache of earlier calls.
+    earlier: this layer's cache of earlier calls.
     recent: this layer's cache of this call.
   """
 
-  lengths: jax.Array
-  before: jax.Array
+  prompt_lengths: jax.Array
+  num_earlier: jax.Array
   step: jax.Array
   prompt: PromptCache
-  own: GenerationCache
+  earlier: GenerationCache
   recent: GenerationCache
 
   def positions(self) -> jax.Array:
-    """int32 [P, R]."""
-    return self.lengths[:, None] + self.before + self.step
+    """Returns int32 [P, R], the position of each row's current token."""
+    return self.prompt_lengths[:, None] + self.num_earlier + self.step
 
-  def attend(self, query, key, value, *, window, cap, layout, **unused):
-    """[P, R, N, H] of [P, R, N, H] queries, and `recent` with this token.
+  @jax.named_scope('decode_attention')
+  def attend(
+    self,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    window: int | None,
+    cap: float | None,
+    layout: ShardingLayout,
+    **unused,
+  ) -> tuple[jax.Array, GenerationCache]:
+    """Attends from one token per row to its prompt and its own tokens.
 
-    The exact softmax over the prompt's places and the row's own together.
+    The softmax is exact, over the three caches together.
+
+    Args:
+      query: [P, R, N, H], rotated and scaled.
+      key: [P, R, K, H], rotated.
+      value: [P, R, K, H].
+      window: W on local layers, None on global ones.
+      cap: softcap of the attention logits, None for none.
+      layout: mesh and rules.
+      **unused: block sizes and backends, which one query per row does not need.
+
+    Returns:
+      (attention output [P, R, N, H], the recent cache with this token).
     """
-    del unused  # block sizes and backends: one query needs neither
+    del unused
     p, r, n, h = query.shape
     k = key.shape[2]
     recent = GenerationCache(
-      _write(self.recent.key, key, self.step, layout),
-      _write(self.recent.value, value, self.step, layout),
+      _write_token(self.recent.key, key, self.step, layout),
+      _write_token(self.recent.value, value, self.step, layout),
     )
-    query = query.reshape(p, r, k, n // k, h)
-    letters = 'PKRGH,PKHS->PKRGS', 'PKRGS,PKSH->PKRGH'
-    seen = self._visible_prompt(window)[:, None, :, None, :]
+    query = query.reshape(p, r, k, n // k, h)  # [P, R, K, G, H]
+    mask = self._prompt_mask(window)[:, None, :, None, :]  # [P, 1, R, 1, S]
     part = _attend_part(
-      letters, jnp.swapaxes(query, 1, 2), self.prompt, seen, cap
+      ('PKRGH,PKHS->PKRGS', 'PKRGS,PKSH->PKRGH'),
+      jnp.swapaxes(query, 1, 2),
+      self.prompt,
+      mask,
+      cap,
     )
-    parts = [[jnp.swapaxes(x, 1, 2) for x in part]]
-    letters = 'BKGH,BKTH->BKGT', 'BKGT,BKTH->BKGH'
-    query = query.reshape(p * r, k, n // k, h)
-    for cache, seen in (
-      (self.own, self._visible_own(window)),
-      (recent, self._visible_recent(window)),
+    parts = [[jnp.swapaxes(x, 1, 2) for x in part]]  # [P, R, K, G, _]
+    query = query.reshape(p * r, k, n // k, h)  # [B, K, G, H]
+    for cache, mask in (
+      (self.earlier, self._earlier_mask(window)),
+      (recent, self._recent_mask(window)),
     ):
-      seen = seen.reshape(-1, 1, 1, seen.shape[-1])
-      part = _attend_part(letters, query, cache, seen, cap)
+      part = _attend_part(
+        ('BKGH,BKTH->BKGT', 'BKGT,BKTH->BKGH'),
+        query,
+        cache,
+        mask.reshape(-1, 1, 1, mask.shape[-1]),  # [B or 1, 1, 1, T]
+        cap,
+      )
       parts.append([x.reshape(p, r, *x.shape[1:]) for x in part])
-    out = _merge(parts)
+    out = _merge_parts(parts)  # [P, R, K, G, H]
     return out.astype(value.dtype).reshape(p, r, n, h), recent
 
-  def _visible_prompt(self, window):
-    """Bool [P, R, S']."""
-    size = self.prompt.value.shape[2]
+  def _prompt_mask(self, window):
+    """Returns bool [P, R, S]: visible slots of the prompt cache."""
+    num_slots = self.prompt.value.shape[2]
     if window is None:
-      places = jnp.arange(size)[None]
+      slot_positions = jnp.arange(num_slots)[None]
     else:
-      places = _ring_places(self.lengths, size, window)
-    return prompt_mask(self.positions(), places, self.lengths, window)
-
-  def _visible_own(self, window):
-    """Bool [P, R, T]."""
-    places = jnp.arange(self.own.key.shape[2])[None, None]
-    before = self.before[:, :, None]
-    return (places < before) & causal_window_mask(
-      before + self.step, places, window
+      slot_positions = _ring_positions(self.prompt_lengths, num_slots, window)
+    return prompt_mask(
+      self.positions(), slot_positions, self.prompt_lengths, window
     )
 
-  def _visible_recent(self, window):
-    """Bool [1, 1, C]."""
-    places = jnp.arange(self.recent.key.shape[2])[None, None]
-    return causal_window_mask(self.step, places, window)
+  def _earlier_mask(self, window):
+    """Returns bool [P, R, T]: visible tokens of the earlier cache."""
+    index = jnp.arange(self.earlier.key.shape[2])[None, None]
+    num_earlier = self.num_earlier[:, :, None]
+    # Past num_earlier a cache holds what the row's predecessor left.
+    return (index < num_earlier) & causal_window_mask(
+      num_earlier + self.step, index, window
+    )
+
+  def _recent_mask(self, window):
+    """Returns bool [1, 1, C]: visible tokens of the recent cache."""
+    index = jnp.arange(self.recent.key.shape[2])[None, None]
+    # Relative to the start of this call, so it is the same for all rows.
+    return causal_window_mask(self.step, index, window)
 
 
-def prompt_cache(
+@jax.named_scope('make_prompt_cache')
+def make_prompt_cache(
   key: jax.Array,
   value: jax.Array,
   lengths: jax.Array,
   window: int | None,
   layout: ShardingLayout,
 ) -> PromptCache:
-  """A layer's prompt cache from what its prefill computed.
+  """Makes a layer's prompt cache from the keys and values of a prefill.
 
   Args:
-    key, value: [P, S, K, H].
-    lengths: int [P].
+    key: [P, S, K, H].
+    value: [P, S, K, H].
+    lengths: int [P], true lengths.
     window: W of a local layer, None for a global one.
-    layout: the mesh and its rules.
+    layout: mesh and rules.
   """
-  kept = (key, value)
   if window is not None and key.shape[1] > window:
-    places = jnp.maximum(_ring_places(lengths, window, window), 0)
-    places = places[:, :, None, None]
-    kept = tuple(jnp.take_along_axis(x, places, axis=1) for x in kept)
-  key, value = kept
+    # Fill the ring: for each slot, the prompt token that belongs there. A slot
+    # without a token (prompts shorter than W) gets token 0, which prompt_mask
+    # hides.
+    source = jnp.maximum(_ring_positions(lengths, window, window), 0)
+    source = source[:, :, None, None]  # [P, W, 1, 1]
+    key, value = (jnp.take_along_axis(x, source, axis=1) for x in (key, value))
   return PromptCache(
-    layout.constrain(jnp.transpose(key, (0, 2, 3, 1)), KEY_AXES),
-    layout.constrain(jnp.swapaxes(value, 1, 2), AXES),
+    layout.constrain(jnp.transpose(key, (0, 2, 3, 1)), PROMPT_KEY_AXES),
+    layout.constrain(jnp.swapaxes(value, 1, 2), KV_AXES),
   )
 
 
-def slice_cache(own: GenerationCache, reach: int) -> GenerationCache:
-  """The first `reach` places, [B, K, reach, H]."""
-  return jax.tree.map(lambda x: x[:, :, :reach], own)
+def slice_cache(cache: GenerationCache, length: int) -> GenerationCache:
+  """Returns the first `length` tokens of a cache, [B, K, length, H]."""
+  return jax.tree.map(lambda x: x[:, :, :length], cache)
 
 
+@jax.named_scope('append_recent')
 def append_recent(
-  own: Sequence[GenerationCache],
+  earlier: Sequence[GenerationCache],
   recent: Sequence[GenerationCache],
-  before: jax.Array,
+  num_earlier: jax.Array,
   layout: ShardingLayout,
 ) -> tuple[GenerationCache, ...]:
-  """Caches of earlier calls with what this one has added, one per layer.
+  """Copies the tokens of a call into the caches of earlier calls.
 
-  C places of all rows at a time, those that some row has come to: one write
-  where rows began together, at most as much as the caches hold. To write each
-  row's places by themselves would be a scatter, which is slow on TPU.
+  Each row has its own destination, so the direct way is a scatter, which is
+  slow on TPU. Instead the loop goes over blocks of C tokens and updates a block
+  in all rows at once, keeping the old content of rows that do not write there.
+  Only blocks that some row writes to are visited: a single one if all rows
+  began together, and at most T / C.
 
   Args:
-    own: [B, K, T, H] with T a multiple of C.
-    recent: [B, K, C, H].
-    before: int [B], multiples of C: where each row's part goes. A row whose
-      part would lie past T has ended, and what it leaves is of no use.
-    layout: the mesh and its rules.
+    earlier: one per layer, [B, K, T, H], T a multiple of C.
+    recent: one per layer, [B, K, C, H].
+    num_earlier: int [B], multiples of C: the index at which each row's tokens
+      are written. A row at T or beyond has ended; its tokens are not needed.
+    layout: mesh and rules.
+
+  Returns:
+    The updated caches of earlier calls, one per layer.
   """
-  c = recent[0].key.shape[2]
-  blocks = before // c
-  every = jnp.arange(own[0].key.shape[2] // c)
-  used = jnp.any(blocks[:, None] == every[None], axis=0)
-  order = jnp.argsort(~used)  # those that are used come first
+  block_size = recent[0].key.shape[2]
+  num_blocks = earlier[0].key.shape[2] // block_size
+  target = num_earlier // block_size  # [B]
+  used = jnp.any(target[:, None] == jnp.arange(num_blocks)[None], axis=0)
+  order = jnp.argsort(~used)  # used blocks first
 
-  def put(i, caches):
+  def update_block(i, caches):
     block = order[i]
-    here = (blocks == block)[:, None, None, None]
+    start = block * block_size
+    writes_here = (target == block)[:, None, None, None]  # [B, 1, 1, 1]
 
-    def one(old, new):
-      there = jax.lax.dynamic_slice_in_dim(old, block * c, c, axis=2)
+    def update(cache, new):
+      old = jax.lax.dynamic_slice_in_dim(cache, start, block_size, axis=2)
       return layout.constrain(
         jax.lax.dynamic_update_slice_in_dim(
-          old, jnp.where(here, new, there), block * c, axis=2
+          cache, jnp.where(writes_here, new, old), start, axis=2
         ),
-        AXES,
+        KV_AXES,
       )
 
-    return jax.tree.map(one, caches, tuple(recent))
+    return jax.tree.map(update, caches, tuple(recent))
 
-  return jax.lax.fori_loop(0, jnp.sum(used), put, tuple(own))
+  return jax.lax.fori_loop(0, jnp.sum(used), update_block, tuple(earlier))
 
 
-def _ring_places(lengths, size, window):
-  """int32 [P, size]: the latest place of each prompt kept at each index.
+def _ring_positions(lengths, num_slots, window):
+  """Returns int32 [P, num_slots]: the prompt position that each slot holds.
 
-  Negative where there is none.
+  Slot i holds the largest position s < length with s mod W = i. There is none
+  if the prompt has at most i tokens; the result is then negative.
   """
-  index = jnp.arange(size)[None]
-  return index + window * ((lengths[:, None] - 1 - index) // window)
+  slot = jnp.arange(num_slots)[None]
+  return slot + window * ((lengths[:, None] - 1 - slot) // window)
 
 
-def _attend_part(letters, query, cache, seen, cap):
-  """(largest logit, sum of weights, weighted values) of one set of keys."""
-  of_logits, of_values = letters
-  logits = capped_logits(of_logits, query, cache.key, cap)
-  logits = jnp.where(seen, logits, MASKED)
-  top = jnp.max(logits, axis=-1, keepdims=True)
-  weights = jnp.exp(logits - top)
+def _attend_part(letters, query, cache, mask, cap):
+  """Attends to one cache, without normalizing.
+
+  Args:
+    letters: einsums of the logits and of the weighted values.
+    query: [..., G, H].
+    cache: has `key` and `value`.
+    mask: bool, broadcastable against the logits.
+    cap: softcap or None.
+
+  Returns:
+    (largest logit [..., 1], sum of weights [..., 1], weighted values [..., H]).
+  """
+  logits_letters, value_letters = letters
+  logits = capped_logits(logits_letters, query, cache.key, cap)
+  logits = jnp.where(mask, logits, MASKED)
+  maximum = jnp.max(logits, axis=-1, keepdims=True)
+  weights = jnp.exp(logits - maximum)
   total = jnp.sum(weights, axis=-1, keepdims=True)
-  return top, total, weighted_sum(of_values, weights, cache.value)
+  return maximum, total, weighted_sum(value_letters, weights, cache.value)
 
 
-def _merge(parts):
-  """The softmax over several sets of keys from those over each of them.
+def _merge_parts(parts):
+  """Merges softmax parts from `_attend_part` into the normalized output.
 
-  A set without a visible key has MASKED for its top and so gets no weight.
+  Each part is rescaled from its own maximum to the joint one. A part without a
+  visible key has maximum MASKED, so its scale is 0.
   """
-  top = functools.reduce(jnp.maximum, [part[0] for part in parts])
-  scales = [jnp.exp(part[0] - top) for part in parts]
+  maximum = functools.reduce(jnp.maximum, [part[0] for part in parts])
+  scales = [jnp.exp(part[0] - maximum) for part in parts]
   total, out = (
     sum(part[i] * scale for part, scale in zip(parts, scales, strict=True))
     for i in (1, 2)
@@ -245,8 +321,8 @@ def _merge(parts):
   return out / total
 
 
-def _write(cache, x, place, layout):
-  """Puts [P, R, K, H] at `place` of [B, K, T, H]."""
+def _write_token(cache, x, index, layout):
+  """Writes one token per row, [P, R, K, H], at `index` of [B, K, C, H]."""
   x = x.reshape(-1, 1, *x.shape[2:]).swapaxes(1, 2).astype(cache.dtype)
-  cache = jax.lax.dynamic_update_slice_in_dim(cache, x, place, axis=2)
-  return layout.constrain(cache, AXES)
+  cache = jax.lax.dynamic_update_slice_in_dim(cache, x, index, axis=2)
+  return layout.constrain(cache, KV_AXES)

@@ -1,11 +1,14 @@
-"""A decoder's small parts: weights, RMSNorm, rotary positions, gated MLP.
+"""Small parts of the decoder: parameters, RMSNorm, rotary embedding, MLP.
 
-Letters: P prompts, X = S + R * T tokens of a prompt and its generations,
-D width, F MLP width, H head dim.
+Letters in shapes and einsums:
+  P  prompts                          D  model width
+  X  tokens of a row: a prompt        F  MLP width
+     and its generations              H  head dimension
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,8 +19,8 @@ from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.config import ModelConfig
 from grm_jax.sharding.rules import ShardingLayout
 
-# Of the gated MLP, by Size.activation.
-ACTIVATIONS = {
+# ModelConfig.activation -> the activation of the gated MLP.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'gelu_tanh': functools.partial(nn.gelu, approximate=True),
   'silu': nn.silu,
 }
@@ -30,68 +33,82 @@ def sharded_param(
   axes: Sequence[str],
   fan_in: int,
 ) -> quantization.Weight:
-  """A parameter of `module`, cast and laid out for use.
+  """Declares a kernel and returns it cast and gathered for use.
+
+  The `embed` dimension of a kernel rests split over `fsdp`. It is gathered
+  here, layer by layer, after the cast to the compute dtype, which halves the
+  bytes on the network if parameters are float32.
 
   Args:
     module: has attributes `compute` and `layout`.
     name: the parameter's name.
-    shape: its sizes.
+    shape: its shape.
     axes: the logical name of each dimension, see sharding/rules.py.
     fan_in: initial values are normal with variance 1 / fan_in.
 
   Returns:
-    The parameter in `compute.dtype`; its `embed` dimension gathered (cast
-    first: half the bytes on the network). A parameter that rests as Int8 is
-    gathered and returned as Int8.
+    The kernel in `compute.dtype`. A QuantizedWeight stays int8.
   """
   init = nn.initializers.normal(fan_in**-0.5)
-  value = module.param(
+  # Linen types the parameter as the box of its initializer, but unboxes it.
+  value: Any = module.param(
     name,
     nn.with_logical_partitioning(init, tuple(axes)),
     tuple(shape),
     jnp.dtype(module.compute.param_dtype),
   )
-  axes = tuple(axes)
-  used = tuple('gathered_embed' if axis == 'embed' else axis for axis in axes)
-  value = quantization.constrain(module.layout, name, value, axes)
+  layout = module.layout
+  rest_axes = tuple(axes)
+  use_axes = tuple('gathered_embed' if x == 'embed' else x for x in axes)
+  value = quantization.constrain(layout, name, value, rest_axes)
   if isinstance(value, quantization.QuantizedWeight):
-    return quantization.constrain(module.layout, name, value, used)
+    return quantization.constrain(layout, name, value, use_axes)
   dtypes = value.dtype, module.compute.dtype
-  return _gathered(module.layout, axes, used, dtypes, value)
+  return _cast_and_gather(layout, rest_axes, use_axes, dtypes, value)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _gathered(layout, axes, used, dtypes, value):
-  """A kernel cast and laid out by `used`; its gradient is laid out by `axes`.
+def _cast_and_gather(layout, rest_axes, use_axes, dtypes, value):
+  """Casts a kernel and gathers it; its gradient is reduce-scattered.
 
-  The gradient of a cast and a gather would be reduced to all devices and only
-  then split: this way XLA can scatter what it reduces, half the bytes.
+  Autodiff would give the gradient the gathered sharding: XLA would all-reduce
+  it and split it afterwards. Constraining it to `rest_axes` before the cast
+  lets XLA reduce-scatter, which sends half the bytes.
+
+  Args:
+    layout: mesh and rules.
+    rest_axes: logical axes of the kernel at rest, and of its gradient.
+    use_axes: logical axes of the result.
+    dtypes: (dtype at rest, dtype of the result).
+    value: the kernel.
   """
-  return layout.constrain(value.astype(dtypes[1]), used)
+  return layout.constrain(value.astype(dtypes[1]), use_axes)
 
 
-def _gathered_forward(layout, axes, used, dtypes, value):
-  return _gathered(layout, axes, used, dtypes, value), None
+def _cast_and_gather_forward(layout, rest_axes, use_axes, dtypes, value):
+  return _cast_and_gather(layout, rest_axes, use_axes, dtypes, value), None
 
 
-def _gathered_backward(layout, axes, used, dtypes, unused, gradient):
-  return (layout.constrain(gradient, axes).astype(dtypes[0]),)
+def _cast_and_gather_backward(layout, rest_axes, use_axes, dtypes, _, grad):
+  return (layout.constrain(grad, rest_axes).astype(dtypes[0]),)
 
 
-_gathered.defvjp(_gathered_forward, _gathered_backward)
+_cast_and_gather.defvjp(_cast_and_gather_forward, _cast_and_gather_backward)
 
 
 class RMSNorm(nn.Module):
-  """x / rms(x) * (norm_offset + scale), in float32, cast back at the end."""
+  """x / rms(x) * (norm_offset + scale), computed in float32."""
 
-  size: ModelConfig
+  config: ModelConfig
   compute: ComputeConfig
 
   @nn.compact
-  def __call__(self, x):
-    offset = self.size.norm_offset
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalizes the last dimension; returns the dtype of `x`."""
+    offset = self.config.norm_offset
+    # Initially the norm multiplies by 1, whatever the offset.
     init = nn.initializers.constant(1.0 - offset)
-    scale = self.param(
+    scale: Any = self.param(
       'scale',
       nn.with_logical_partitioning(init, ('norm',)),
       (x.shape[-1],),
@@ -99,56 +116,63 @@ class RMSNorm(nn.Module):
     )
     wide = x.astype(jnp.float32)
     mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    wide *= jax.lax.rsqrt(mean + self.size.norm_eps)
+    wide *= jax.lax.rsqrt(mean + self.config.norm_eps)
     scale = offset + scale.astype(jnp.float32)
+    # Rounded once, after the multiplication by the scale.
     return (wide * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
 
 
 class MLP(nn.Module):
   """Gated MLP: down(activation(gate(x)) * up(x))."""
 
-  size: ModelConfig
+  config: ModelConfig
   compute: ComputeConfig
   layout: ShardingLayout
 
   @nn.compact
-  def __call__(self, x):
-    d, f = self.size.width, self.size.mlp_width
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [P, X, D] to [P, X, D]."""
+    d, f = self.config.width, self.config.mlp_width
     gate = sharded_param(self, 'gate', (d, f), ('embed', 'mlp'), d)
     up = sharded_param(self, 'up', (d, f), ('embed', 'mlp'), d)
     down = sharded_param(self, 'down', (f, d), ('mlp', 'embed'), f)
-    activation = ACTIVATIONS[self.size.activation]
-    hidden = activation(quantization.contract('PXD,DF->PXF', x, gate))
-    hidden *= quantization.contract('PXD,DF->PXF', x, up)
+    activation = ACTIVATIONS[self.config.activation]
+    hidden = activation(quantization.einsum('PXD,DF->PXF', x, gate))
+    hidden *= quantization.einsum('PXD,DF->PXF', x, up)
     hidden = self.layout.constrain(hidden, ('prompts', 'tokens', 'mlp'))
-    return quantization.contract('PXF,FD->PXD', hidden, down)
+    return quantization.einsum('PXF,FD->PXD', hidden, down)
 
 
+@jax.named_scope('rope')
 def apply_rope(
   x: jax.Array, positions: jax.Array, base: float, scale: float = 1.0
 ) -> jax.Array:
-  """Rotary position embedding on split halves, times `scale`.
+  """Applies the rotary position embedding and multiplies by `scale`.
+
+  Dimension i is rotated together with dimension i + H / 2 (split halves, as in
+  the published Gemma and Llama checkpoints of Hugging Face).
 
   Args:
     x: [P, X, heads, H].
     positions: int [P, X].
-    base: frequencies are base ** (-2 i / H).
-    scale: multiplied in before the cast: 144 ** -0.5 rounded to bfloat16
-      would shift every attention logit of the 27B by 0.2 %.
+    base: the frequencies are base ** (-2 i / H).
+    scale: applied in float32, before the result is rounded. The 27B's
+      144 ** -0.5 rounded to bfloat16 would change its attention logits by
+      0.2 %.
 
   Returns:
-    [P, X, heads, H] in x's dtype; angles and rotation are float32.
+    [P, X, heads, H] in the dtype of `x`; angles and rotation are float32.
   """
   half = x.shape[-1] // 2
   frequency = base ** -(jnp.arange(half, dtype=jnp.float32) / half)
   angle = positions[..., None].astype(jnp.float32) * frequency[None, None, :]
-  sin = scale * jnp.sin(angle)[:, :, None, :]
+  sin = scale * jnp.sin(angle)[:, :, None, :]  # [P, X, 1, H / 2]
   cos = scale * jnp.cos(angle)[:, :, None, :]
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  turned = [first * cos - second * sin, second * cos + first * sin]
-  return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+  rotated = [first * cos - second * sin, second * cos + first * sin]
+  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
-  """Cap * tanh(x / cap), or x where there is no cap."""
+  """Returns cap * tanh(x / cap), or `x` if `cap` is None."""
   return x if cap is None else cap * jnp.tanh(x / cap)

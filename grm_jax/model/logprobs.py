@@ -1,14 +1,19 @@
-"""From hidden states to numbers: token log-probabilities, entropy, values.
+"""Token log-probabilities, entropies and values from hidden states.
 
-Logits over 256,000 entries are the largest array a language model can make:
-8 x 2048 tokens in float32 are 15.6 GiB. Here they exist for one chunk of
-tokens at a time, forward and backward: a scan under remat, the final softcap
-inside, float32 log-sum-exp. Rows of the table past the vocabulary are dead:
-they get no probability.
+Logits are the largest array of a language model: 8 x 2048 tokens times 256,000
+entries in float32 are 15.6 GiB. Here the logits of one chunk of tokens exist at
+a time, forward and backward: a scan whose body is rematerialized. Log-sum-exp
+and softcap are in float32. Rows of the embedding table beyond the vocabulary
+are padding and get no probability.
 
-Letters: P prompts, M tokens of a row, c tokens of a chunk, R generations,
-T generation places, D width, V rows of the table.
+Letters in shapes and einsums:
+  P  prompts                  M  predicted tokens of a row
+  S  prompt tokens            D  model width
+  R  generations per prompt   V  rows of the embedding table
+  T  generation tokens
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,62 +21,85 @@ import jax.numpy as jnp
 from grm_jax.model import quantization
 from grm_jax.model.batch import Batch
 from grm_jax.model.layers import softcap
-from grm_jax.model.transformer import HiddenStates, Transformer
+from grm_jax.model.transformer import Transformer
 
-_DEAD = -1e30
+# The logit of a padding row. Finite: -inf * 0 in the entropy would be NaN.
+_PADDING_LOGIT = -1e30
 
 
+@jax.named_scope('token_logps')
 def token_logps(
   model: Transformer,
   table: quantization.Weight,
   hidden: jax.Array,
   targets: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probability of each target, and the entropy it was one outcome of.
+  """Computes the log-probability of each target and the entropy at its place.
 
   Args:
-    model: for its size, compute and layout.
-    table: [V, D] the tied embedding table, as an array or Int8.
+    model: for its config, compute and layout.
+    table: [V, D], the tied embedding table.
     hidden: [P, M, D]; hidden[:, m] predicts targets[:, m].
     targets: int [P, M].
 
   Returns:
     (logps, entropy), float32 [P, M].
   """
-  rows, width = model.size.table_rows, model.size.width
+  rows, width = model.config.padded_vocab_size, model.config.width
   if table.shape != (rows, width):
-    raise ValueError(f'table is {table.shape}, expected {(rows, width)}')
+    raise ValueError(
+      f'table has shape {table.shape}; the model needs {(rows, width)}'
+    )
   if hidden.shape[:2] != targets.shape:
-    raise ValueError(f'hidden {hidden.shape} against targets {targets.shape}')
-  # float32 here, so that the gradient adds up over chunks in float32.
+    raise ValueError(
+      f'hidden has shape {hidden.shape} and targets {targets.shape}; their '
+      'first two dimensions must agree'
+    )
+  # Cast outside the scan, so that the table's gradient is summed over chunks in
+  # float32.
   table = quantization.cast(table, jnp.float32)
-  count, length = hidden.shape[:2]
-  size = min(length, max(1, model.compute.head_chunk // count))
-  chunks = -(-length // size)
-  padding = chunks * size - length
+  count, length = targets.shape
+  # Chunks of about head_chunk tokens over all prompts together.
+  chunk_size = min(length, max(1, model.compute.head_chunk // count))
+  num_chunks = -(-length // chunk_size)
+  padding = num_chunks * chunk_size - length
   hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
   targets = jnp.pad(targets, ((0, 0), (0, padding)))
-  hidden = jnp.moveaxis(hidden.reshape(count, chunks, size, width), 1, 0)
-  targets = jnp.moveaxis(targets.reshape(count, chunks, size), 1, 0)
+  # [P, M, ...] -> [num_chunks, P, chunk_size, ...]
+  hidden = hidden.reshape(count, num_chunks, chunk_size, width)
+  hidden = jnp.moveaxis(hidden, 1, 0)
+  targets = targets.reshape(count, num_chunks, chunk_size)
+  targets = jnp.moveaxis(targets, 1, 0)
 
+  # Remat: the backward pass recomputes the logits of a chunk instead of saving
+  # those of all chunks.
   @jax.checkpoint
-  def chunk(table, hidden, targets):
+  def chunk_logps(table, hidden, targets):
     return _chunk_logps(model, table, hidden, targets)
 
   _, outputs = jax.lax.scan(
-    lambda carry, xs: (carry, chunk(table, *xs)), None, (hidden, targets)
+    lambda carry, xs: (carry, chunk_logps(table, *xs)), None, (hidden, targets)
   )
-  return tuple(
+  logps, entropy = (
     jnp.moveaxis(x, 0, 1).reshape(count, -1)[:, :length] for x in outputs
   )
+  return logps, entropy
 
 
+@jax.named_scope('logits')
 def logits(
   model: Transformer, table: quantization.Weight, hidden: jax.Array
 ) -> jax.Array:
-  """float32 [P, M, V] logits at once: one chunk of them, or a small test.
+  """Computes the logits of a few tokens at once; see `token_logps` for many.
 
-  Dead rows are at -1e30. The vocabulary stays split as the table is.
+  Args:
+    model: for its config, compute and layout.
+    table: [V, D], the tied embedding table.
+    hidden: [P, M, D].
+
+  Returns:
+    float32 [P, M, V], split over the vocabulary as the table is. Padding rows
+    have -1e30.
   """
   layout = model.layout
   hidden = layout.constrain(hidden, ('logit_prompts', 'tokens', 'width'))
@@ -79,29 +107,32 @@ def logits(
   table = quantization.constrain(
     layout, 'table', table, ('logit_vocab', 'table_width')
   )
-  x = quantization.contract('PMD,VD->PMV', hidden, table, jnp.float32)
+  x = quantization.einsum('PMD,VD->PMV', hidden, table, jnp.float32)
   x = layout.constrain(x, ('logit_prompts', 'tokens', 'logit_vocab'))
-  x = softcap(x, model.size.final_softcap)
-  dead = jnp.arange(model.size.table_rows) >= model.size.vocab_size
-  return jnp.where(dead[None, None], _DEAD, x)
+  x = softcap(x, model.config.final_softcap)
+  ids = jnp.arange(model.config.padded_vocab_size)
+  is_padding = ids >= model.config.vocab_size
+  return jnp.where(is_padding[None, None], _PADDING_LOGIT, x)
 
 
 def _chunk_logps(model, table, hidden, targets):
-  """(logps, entropy), each [P, c], of one chunk."""
+  """Returns (logps, entropy), each [P, chunk_size], of one chunk."""
   x = logits(model, table, hidden)
-  total = jax.nn.logsumexp(x, axis=-1)
-  # A masked sum, not a gather: it stays local where the vocabulary is split.
-  places = jnp.arange(x.shape[-1])[None, None]
-  chosen = jnp.sum(jnp.where(places == targets[..., None], x, 0.0), axis=-1)
-  probability = jnp.exp(x - total[..., None])
-  mean = jnp.sum(probability * x, axis=-1)
-  return chosen - total, total - mean
+  log_z = jax.nn.logsumexp(x, axis=-1)
+  # A masked sum instead of a gather: each device sums its part of the
+  # vocabulary, so the logits stay split.
+  ids = jnp.arange(x.shape[-1])[None, None]
+  chosen = jnp.sum(jnp.where(ids == targets[..., None], x, 0.0), axis=-1)
+  probability = jnp.exp(x - log_z[..., None])
+  mean_logit = jnp.sum(probability * x, axis=-1)
+  # Entropy: -sum p (x - log_z) = log_z - sum p x.
+  return chosen - log_z, log_z - mean_logit
 
 
 def generation_logps(
   model: Transformer, params: dict, batch: Batch
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probability and entropy of every generation token.
+  """Computes log-probability and entropy of every generation token.
 
   Args:
     model: the network.
@@ -111,66 +142,100 @@ def generation_logps(
   Returns:
     (logps, entropy), float32 [P, R, T], 0 past each generation's length.
   """
-  hidden = model.apply({'params': params}, batch)
-  before = _predecessors(hidden, batch)
-  shape = batch.generations.shape
+  generations, lengths = _generations(batch)
+  hidden = _hidden_states(model, params, batch)
+  predictors = _predictors(hidden, batch)  # [P, R, T, D]
+  shape = generations.shape
   logps, entropy = token_logps(
     model,
     params['embedder']['table'],
-    before.reshape(shape[0], -1, before.shape[-1]),
-    batch.generations.reshape(shape[0], -1),
+    predictors.reshape(shape[0], -1, predictors.shape[-1]),
+    generations.reshape(shape[0], -1),
   )
-  real = jnp.arange(shape[2])[None, None] < batch.generation_lengths[..., None]
-  return tuple(jnp.where(real, x.reshape(shape), 0.0) for x in (logps, entropy))
+  real = jnp.arange(shape[2])[None, None] < lengths[..., None]
+  logps, entropy = logps.reshape(shape), entropy.reshape(shape)
+  return jnp.where(real, logps, 0.0), jnp.where(real, entropy, 0.0)
 
 
 def prompt_logps(
   model: Transformer, params: dict, batch: Batch
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probability and entropy of prompt tokens 1, 2, ... given those before.
+  """Computes log-probability and entropy of the prompt tokens after the first.
+
+  Args:
+    model: the network.
+    params: its parameters.
+    batch: prompts; generations are not read.
 
   Returns:
     (logps, entropy), float32 [P, S - 1], 0 past each prompt's length.
   """
-  hidden = model.apply({'params': params}, batch).prompt
+  hidden = _hidden_states(model, params, batch).prompt
   logps, entropy = token_logps(
     model, params['embedder']['table'], hidden[:, :-1], batch.prompts[:, 1:]
   )
-  places = jnp.arange(1, batch.prompts.shape[1])[None]
-  real = places < batch.prompt_lengths[:, None]
+  index = jnp.arange(1, batch.prompts.shape[1])[None]
+  real = index < batch.prompt_lengths[:, None]
   return jnp.where(real, logps, 0.0), jnp.where(real, entropy, 0.0)
 
 
 def values(model: Transformer, params: dict, batch: Batch) -> jax.Array:
-  """The scalar head at the last token of each generation.
+  """Computes the value head at the last token of each generation.
 
-  An empty generation is judged by its prompt's last token, and so is a
-  prompt without generations.
+  The value of an empty generation is at the last token of its prompt, and so is
+  the value of a prompt without generations.
+
+  Args:
+    model: a scalar model.
+    params: its parameters.
+    batch: prompts, with or without generations.
 
   Returns:
     float32 [P, R], or [P] for prompts alone.
   """
-  hidden = model.apply({'params': params}, batch)
-  last = last_of_prompt(hidden.prompt, batch)
+  hidden = _hidden_states(model, params, batch)
+  last = last_prompt_state(hidden.prompt, batch)  # [P, D]
   if batch.generations is not None:
-    lengths = batch.generation_lengths[..., None, None]
-    own = jnp.take_along_axis(
+    _, lengths = _generations(batch)
+    lengths = lengths[..., None, None]  # [P, R, 1, 1]
+    last_of_generation = jnp.take_along_axis(
       hidden.generation, jnp.maximum(lengths - 1, 0), axis=2
-    )
+    )  # [P, R, 1, D]
     empty = lengths[..., 0] == 0
-    last = jnp.where(empty, last[:, None], own[:, :, 0])
-  return model.apply({'params': params}, last, method=Transformer.value)
+    last = jnp.where(empty, last[:, None], last_of_generation[:, :, 0])
+  value: Any = model.apply({'params': params}, last, method=Transformer.value)
+  return value
 
 
-def last_of_prompt(hidden: jax.Array, batch: Batch) -> jax.Array:
-  """[P, D] of [P, S, D]: the state at each prompt's true last token."""
+def last_prompt_state(hidden: jax.Array, batch: Batch) -> jax.Array:
+  """Returns [P, D], the hidden state of each prompt's last true token.
+
+  Args:
+    hidden: [P, S, D].
+    batch: has `prompt_lengths`.
+  """
   index = batch.prompt_lengths[:, None, None] - 1
   return jnp.take_along_axis(hidden, index, axis=1)[:, 0]
 
 
-def _predecessors(hidden: HiddenStates, batch: Batch):
-  """[P, R, T, D]: the hidden state that predicts each generation token."""
-  last = last_of_prompt(hidden.prompt, batch)[:, None, None]
-  shape = (*batch.generations.shape[:2], 1, last.shape[-1])
-  first = jnp.broadcast_to(last, shape)
+def _hidden_states(model, params, batch) -> Any:
+  """Returns HiddenStates; `apply` can also return mutated variables."""
+  return model.apply({'params': params}, batch)
+
+
+def _generations(batch: Batch) -> tuple[jax.Array, jax.Array]:
+  """Returns (generations, lengths); raises ValueError if there are none."""
+  if batch.generations is None or batch.generation_lengths is None:
+    raise ValueError('the batch has prompts alone; add generations to it')
+  return batch.generations, batch.generation_lengths
+
+
+def _predictors(hidden, batch):
+  """Returns [P, R, T, D], the state that predicts each generation token.
+
+  The last token of the prompt predicts token 0, token t - 1 predicts token t.
+  """
+  last = last_prompt_state(hidden.prompt, batch)[:, None, None]
+  p, r, _, d = hidden.generation.shape
+  first = jnp.broadcast_to(last, (p, r, 1, d))
   return jnp.concatenate([first, hidden.generation[:, :, :-1]], axis=2)

@@ -1,20 +1,21 @@
 """Weight-only int8 for decoding: symmetric, one scale per output channel.
 
-A decode step reads every weight once and computes little with it, so its time
-is the weights' bytes. Here kernels and the table rest as int8 with a float32
-scale for each of their outputs; activations stay as they are. The scale is
-the same along every contracted dimension, so it leaves the sum:
+A decode step reads every weight and computes little with it, so its time is
+the bytes of the weights. Kernels and the embedding table rest as int8 with a
+float32 scale per output channel; activations stay in floats. The scale is
+constant along the contracted dimensions, so it can be applied to the result:
 
   x @ (values * scale) = (x @ values) * scale
 
-and no kernel is ever written out in floats: values in -127..127 are exact in
-bfloat16 and turn into it on their way into the product. The scheme is the
-per-channel symmetric one of Krishnamoorthi 2018 (arXiv 1806.08342, 3.1);
-without -128 the grid is even around zero.
+No kernel is ever written to memory in floats: the integers -127..127 are exact
+in bfloat16, and are converted on their way into the product. The scheme is the
+symmetric per-channel one of Krishnamoorthi 2018 (arXiv 1806.08342, section
+3.1), without -128, so that the grid is symmetric around zero.
 
-Norms and the scalar head stay in floats: next to no bytes.
+Norms and the value head stay in floats; they have few bytes.
 
-Letters: see each caller. Parameters and their names: gemma.py.
+Letters in einsums are those of the callers. Names of parameters:
+transformer.py.
 """
 
 import math
@@ -26,9 +27,10 @@ from flax import struct
 
 from grm_jax.sharding.rules import ShardingLayout
 
-# The dimensions that are summed over, from the end: one layer's kernels and
-# stacks of them have the same ones. The table is a kernel of the head.
-CONTRACTED = {
+# Contracted dimensions of each kernel, counted from the end, so that they are
+# the same for one layer and for a stack of layers. The table is listed as the
+# kernel of the output head.
+CONTRACTING_DIMS = {
   'query': (-3,),  # [D, N, H]
   'key': (-3,),  # [D, K, H]
   'value': (-3,),  # [D, K, H]
@@ -42,12 +44,12 @@ CONTRACTED = {
 
 @struct.dataclass
 class QuantizedWeight:
-  """A kernel as values * scale; stands where the kernel's array would.
+  """An int8 kernel, values * scale; takes the place of the kernel's array.
 
   Attributes:
-    values: int8, the kernel's shape. First, because Linen checks the shape of
-      a parameter's first leaf.
-    scale: float32, the kernel's dimensions that are not contracted.
+    values: int8, in the shape of the kernel. It must be the first field: Linen
+      checks the shape of a parameter's first leaf.
+    scale: float32, in the shape of the kernel without contracted dimensions.
   """
 
   values: jax.Array
@@ -55,7 +57,7 @@ class QuantizedWeight:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """The kernel's."""
+    """The shape of the kernel."""
     return self.values.shape
 
 
@@ -63,54 +65,69 @@ Weight = jax.Array | QuantizedWeight
 
 
 def quantize(params: dict) -> dict:
-  """Parameters with every kernel and table as Int8, rounded to nearest.
+  """Rounds every kernel and the table to int8.
 
-  An element is off by at most half its channel's scale, which is the
-  channel's largest magnitude / 127; a channel of zeros stays zeros.
+  The error of an element is at most half the scale of its channel, which is the
+  channel's largest magnitude / 127. A channel of zeros stays zero.
 
   Args:
-    params: a whole tree, or the part of one layer or of the embedder; arrays
-      in float32 or bfloat16, layers stacked or not.
+    params: a whole tree, or the part of one layer or of the embedder; float32
+      or bfloat16, layers stacked or not.
+
+  Returns:
+    The tree with a QuantizedWeight for each kernel; other arrays as they are.
 
   Raises:
-    ValueError: a kernel that is Int8 already.
+    ValueError: a kernel is int8 already.
   """
 
-  def leaf(path, x):
+  def quantize_leaf(path, x):
     name = path[-1].key
     if isinstance(x, QuantizedWeight):
-      raise ValueError(f'{jax.tree_util.keystr(path)} is int8 already')
-    return _round(x, CONTRACTED[name]) if name in CONTRACTED else x
+      raise ValueError(
+        f'{jax.tree_util.keystr(path)} is int8 already; quantize float params'
+      )
+    if name not in CONTRACTING_DIMS:
+      return x
+    return _round(x, CONTRACTING_DIMS[name])
 
   return jax.tree_util.tree_map_with_path(
-    leaf, params, is_leaf=lambda x: isinstance(x, QuantizedWeight)
+    quantize_leaf, params, is_leaf=lambda x: isinstance(x, QuantizedWeight)
   )
 
 
-def _round(kernel, contracted):
+def _round(kernel, contracting_dims):
+  """Rounds to the nearest of 255 values per channel."""
   wide = kernel.astype(jnp.float32)
-  scale = jnp.max(jnp.abs(wide), axis=contracted, keepdims=True) / 127
-  # Not where(scale > 0): a NaN must stay one.
+  scale = jnp.max(jnp.abs(wide), axis=contracting_dims, keepdims=True) / 127
+  # Not where(scale > 0, ...): a NaN must stay a NaN.
   scale = jnp.where(scale == 0, 1.0, scale)
   values = jnp.clip(jnp.round(wide / scale), -127, 127).astype(jnp.int8)
-  return QuantizedWeight(values, jnp.squeeze(scale, contracted))
+  return QuantizedWeight(values, jnp.squeeze(scale, contracting_dims))
 
 
 def scale_axes(name: str, axes: Sequence) -> tuple:
-  """What belongs to a scale's dimensions, of what belongs to its kernel's.
+  """Returns the entries of a kernel's dimensions that its scale has too.
 
   Args:
-    name: of the parameter, a key of CONTRACTED.
+    name: the parameter's name, a key of CONTRACTING_DIMS.
     axes: one entry per dimension of the kernel: logical names, or sizes.
   """
-  gone = {len(axes) + i for i in CONTRACTED[name]}
-  return tuple(axis for i, axis in enumerate(axes) if i not in gone)
+  contracted = {len(axes) + i for i in CONTRACTING_DIMS[name]}
+  return tuple(axis for i, axis in enumerate(axes) if i not in contracted)
 
 
 def constrain(
   layout: ShardingLayout, name: str, weight: Weight, axes: Sequence[str]
 ) -> Weight:
-  """layout.constrain by the kernel's logical names, for either kind."""
+  """Constrains the sharding of a weight of either kind.
+
+  Args:
+    layout: mesh and rules.
+    name: the parameter's name.
+    weight: an array or QuantizedWeight, whose scale is split like its values.
+    axes: logical names of the kernel's dimensions.
+  """
   if not isinstance(weight, QuantizedWeight):
     return layout.constrain(weight, axes)
   return QuantizedWeight(
@@ -120,71 +137,85 @@ def constrain(
 
 
 def cast(weight: Weight, dtype: jax.typing.DTypeLike) -> Weight:
-  """An array in `dtype`; Int8 as it is, since its products cast."""
+  """Casts an array; returns a QuantizedWeight as it is (einsum casts it)."""
   return weight if isinstance(weight, QuantizedWeight) else weight.astype(dtype)
 
 
-def contract(
+def einsum(
   letters: str,
   x: jax.Array,
   weight: Weight,
   dtype: jax.typing.DTypeLike | None = None,
 ) -> jax.Array:
-  """Einsum of activations with a weight of either kind.
+  """Multiplies activations with a weight of either kind.
 
   Args:
     letters: for einsum; the output ends in the weight's free dimensions.
     x: activations.
-    weight: an array, or Int8: summed and scaled in float32, rounded once.
-    dtype: of the result; None is x's.
+    weight: an array, or a QuantizedWeight, whose product is accumulated and
+      scaled in float32 and rounded once.
+    dtype: of the result; None is the dtype of `x`.
   """
   if not isinstance(weight, QuantizedWeight):
-    return _einsum(letters, x, weight, dtype)
-  out = _einsum(letters, x, weight.values.astype(x.dtype), jnp.float32)
-  front = range(out.ndim - weight.scale.ndim)
-  out *= jnp.expand_dims(weight.scale, front)
-  return out.astype(dtype or x.dtype)
+    return _matmul_einsum(letters, x, weight, dtype)
+  with jax.named_scope('int8_matmul'):
+    values = weight.values.astype(x.dtype)
+    out = _matmul_einsum(letters, x, values, jnp.float32)
+    leading = range(out.ndim - weight.scale.ndim)
+    out *= jnp.expand_dims(weight.scale, leading)
+    return out.astype(dtype or x.dtype)
 
 
-def _einsum(letters, x, kernel, dtype):
-  """Einsum as a product of two matrices.
+def _matmul_einsum(letters, x, kernel, dtype):
+  """An einsum computed as a product of two matrices.
 
-  The dimensions that are contracted stand last in x, and those that are not
-  are merged into one as well: that moves nothing. Apart, XLA's CPU backend
-  copies the kernel to bring the former together, and takes more than twice as
-  long for the gradients with the latter (grad of a gated MLP of 10,240 tokens,
-  width 128: 190 ms, merged 82 ms).
+  If the contracted dimensions are the last ones of x, they are merged into one,
+  and so are the others; that moves no data. With separate dimensions XLA's CPU
+  backend copies the kernel, and its gradients take more than twice as long
+  (gradient of a gated MLP, 10,240 tokens, width 128: 190 ms; merged: 82 ms).
   """
   inputs, out = letters.split('->')
-  of_x, of_kernel = inputs.split(',')
-  shared = [letter for letter in of_x if letter not in out]
-  if not of_x.endswith(''.join(shared)):
+  x_letters, kernel_letters = inputs.split(',')
+  contracted = [letter for letter in x_letters if letter not in out]
+  if not x_letters.endswith(''.join(contracted)):
     return jnp.einsum(letters, x, kernel, preferred_element_type=dtype)
-  count = len(shared)
-  front = x.shape[:-count]
-  x = x.reshape(math.prod(front), -1)
+  count = len(contracted)
+  leading = x.shape[:-count]
+  x = x.reshape(math.prod(leading), -1)  # [leading, contracted]
   if count > 1:
+    # Kernels begin with the contracted dimensions, as in NHD for PXNH,NHD->PXD.
     kernel = kernel.reshape(-1, *kernel.shape[count:])
-    of_kernel = shared[0] + of_kernel[count:]
-  free = of_kernel.replace(shared[0], '')
+    kernel_letters = contracted[0] + kernel_letters[count:]
+  free = kernel_letters.replace(contracted[0], '')
   product = jnp.einsum(
-    f'{of_x[0]}{shared[0]},{of_kernel}->{of_x[0]}{free}',
+    f'{x_letters[0]}{contracted[0]},{kernel_letters}->{x_letters[0]}{free}',
     x,
     kernel,
     preferred_element_type=dtype,
   )
-  return product.reshape(*front, *product.shape[1:])
+  return product.reshape(*leading, *product.shape[1:])
 
 
+@jax.named_scope('embedding_lookup')
 def lookup(
   table: Weight, tokens: jax.Array, dtype: jax.typing.DTypeLike
 ) -> jax.Array:
-  """Rows [..., D] in `dtype` of a table [V, D]; ids outside it are clipped."""
+  """Looks up rows of the embedding table.
+
+  Args:
+    table: [V, D].
+    tokens: int [...]; ids outside the table are clipped.
+    dtype: of the result.
+
+  Returns:
+    [..., D].
+  """
 
   def take(x):
     return jnp.take(x, tokens, axis=0, mode='clip')
 
   if not isinstance(table, QuantizedWeight):
     return take(table).astype(dtype)
+  # Dequantizes the looked-up rows only, in float32, and rounds once.
   wide = take(table.values).astype(jnp.float32)
   return (wide * take(table.scale)[..., None]).astype(dtype)

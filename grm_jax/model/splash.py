@@ -1,9 +1,11 @@
-"""The prompt part of attention by splash, JAX's Pallas kernel for TPU.
+"""Prompt attention with splash, JAX's Pallas kernel for TPU.
 
-Splash has the softcap, the window and a backward pass, and skips the tiles
-that its static mask leaves empty. It wants queries scaled beforehand, heads
-in front, and tiles of a multiple of 128. It knows nothing of meshes, so it
-runs inside shard_map: prompts over data and fsdp, heads over tensor.
+Splash supports softcap, window and gradients, and skips tiles that its static
+mask leaves empty. It expects scaled queries, heads before tokens, and tiles of
+a multiple of 128. It does not know about meshes, so it runs inside shard_map:
+prompts are split over data and fsdp, heads over tensor.
+
+Letters in shapes: those of attention.py.
 """
 
 import functools
@@ -21,102 +23,113 @@ from grm_jax.errors import UserError
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.sharding.rules import ShardingLayout
 
+# Tiles are multiples of the number of lanes of a TPU's vector registers.
 _LANES = 128
 
 
+@jax.named_scope('prompt_attention')
 def attend(
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
-  segments: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
   *,
   window: int | None,
   cap: float | None,
   compute: ComputeConfig,
   layout: ShardingLayout,
 ) -> jax.Array:
-  """Causal attention of prompts; the same function as the xla backend.
+  """Computes causal attention of prompts, as the xla backend does.
 
   Args:
     query: [P, S, N, H], scaled.
-    key, value: [P, S, K, H].
-    segments: int32 [P, S] of packed prompts, see Batch; None otherwise.
-    window: W keys including the token itself, or None for all.
+    key: [P, S, K, H].
+    value: [P, S, K, H].
+    segment_ids: int32 [P, S] for packed prompts, see Batch; None otherwise.
+    window: W, the visible keys including the token itself; None for all.
     cap: softcap of the logits, or None.
     compute: `splash_block` and `interpret`.
-    layout: the mesh and the rules.
+    layout: mesh and rules.
 
   Returns:
     [P, S, N, H].
 
   Raises:
-    UserError: S is not a multiple of the tile, or the tile not of 128; or
-      the mesh is no TPU's.
+    UserError: the devices are not TPUs, S is not a multiple of the tile, or the
+      tile is not a multiple of 128.
   """
   platform = layout.mesh.devices.flat[0].platform
   if platform != 'tpu' and not compute.interpret:
     raise UserError(
-      f'splash is a TPU kernel and the mesh has {platform} devices; set '
-      '--config.compute.attention=xla'
+      'config.compute.attention is splash, a kernel for TPU, and the devices '
+      f'are {platform}; set config.compute.attention=xla'
     )
-  block = _block(query.shape[1], compute.splash_block)
-  q_names = ('prompts', 'heads', 'tokens', 'head_dim')
-  kv_names = ('prompts', 'kv_heads', 'tokens', 'head_dim')
+  block = _checked_block(query.shape[1], compute.splash_block)
+  query_axes = ('prompts', 'heads', 'tokens', 'head_dim')
+  kv_axes = ('prompts', 'kv_heads', 'tokens', 'head_dim')
+  # [P, S, N, H] -> [P, N, S, H]
   query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-  q_spec = layout.spec(q_names, query.shape)
-  kv_spec = layout.spec(kv_names, key.shape)
-  local = functools.partial(
-    _on_one_device,
+  query_spec = layout.spec(query_axes, query.shape)
+  kv_spec = layout.spec(kv_axes, key.shape)
+  ids_spec = layout.spec(('prompts', 'tokens'))
+  attend_shard = functools.partial(
+    _attend_shard,
     window=window,
     cap=cap,
     block=block,
     interpret=compute.interpret,
   )
   out = jax.shard_map(
-    local,
+    attend_shard,
     mesh=layout.mesh,
-    in_specs=(q_spec, kv_spec, kv_spec, layout.spec(('prompts', 'tokens'))),
-    out_specs=q_spec,
-    # Pallas calls do not say over which axes their results vary.
+    in_specs=(query_spec, kv_spec, kv_spec, ids_spec),
+    out_specs=query_spec,
+    # Pallas calls do not state over which mesh axes their results vary.
     check_vma=False,
-  )(query, key, value, segments)
+  )(query, key, value, segment_ids)
   return jnp.swapaxes(out, 1, 2)
 
 
-def tiles(size: int, block: int, window: int | None) -> int:
-  """How many tiles of a head the kernel computes: those not all masked.
+def num_tiles(size: int, block: int, window: int | None) -> int:
+  """Returns the number of tiles per head that the kernel computes.
+
+  The kernel skips tiles without a visible key. The cost model uses this.
 
   Args:
-    size: S, places of the prompt.
-    block: places of a side of a tile, `Compute.splash_block`.
+    size: S, prompt tokens.
+    block: the side of a tile, `ComputeConfig.splash_block`.
     window: W on local layers, None on global ones.
   """
-  block = _block(size, block)
+  block = _checked_block(size, block)
   count = size // block
-  # The least distance in a tile j tiles off the diagonal: (j - 1) block + 1.
+  # A tile j tiles left of the diagonal holds key distances from
+  # (j - 1) * block + 1 on. It is visible while that is below W, which gives
+  # j <= (W + block - 2) // block.
   reach = count if window is None else (window + block - 2) // block
   return sum(min(i, reach) + 1 for i in range(count))
 
 
-def _block(size, block):
+def _checked_block(size, block):
+  """Returns the side of a tile, or raises UserError if it does not fit."""
   block = min(block, size)
   if block % _LANES or size % block:
     raise UserError(
-      f'prompts have {size} places and config.compute.splash_block is '
-      f'{block}: places must be a multiple of the block, the block of {_LANES}'
+      f'prompts are padded to {size} tokens and config.compute.splash_block is '
+      f'{block}; the prompt size must be a multiple of the block, and the '
+      f'block a multiple of {_LANES}'
     )
   return block
 
 
-def _on_one_device(
-  query, key, value, segments, *, window, cap, block, interpret
+def _attend_shard(
+  query, key, value, segment_ids, *, window, cap, block, interpret
 ):
-  """Query [P, N, S, H], key and value [P, K, S, H], as one device has them."""
+  """Attends on one device: query [P, N, S, H], key and value [P, K, S, H]."""
   shape = (query.shape[2], query.shape[2])
   if window is None:
     mask = masks.CausalMask(shape)
   else:
-    # The left side counts keys before the token, so W - 1 for W with itself.
+    # Splash counts the keys to the left without the token itself: W - 1.
     mask = masks.LocalMask(shape, (window - 1, 0), 0)
   attention = kernel.make_splash_mha(
     masks.MultiHeadMask([mask] * query.shape[1]),
@@ -133,6 +146,6 @@ def _on_one_device(
     q_seq_shards=1,
     interpret=interpret,
   )
-  if segments is not None:
-    segments = kernel.SegmentIds(q=segments, kv=segments)
-  return jax.vmap(attention)(query, key, value, segments)
+  if segment_ids is not None:
+    segment_ids = kernel.SegmentIds(q=segment_ids, kv=segment_ids)
+  return jax.vmap(attention)(query, key, value, segment_ids)

@@ -1,21 +1,23 @@
-"""What one chip of each kind can do, and where the numbers are from.
+"""Peak numbers of accelerator chips, with their sources.
 
-TPU compute and the rate of HBM: the pages "TPU v4", "TPU v5e", "TPU v5p" and
+TPU compute and HBM bandwidth: the pages "TPU v4", "TPU v5e", "TPU v5p" and
 "TPU v6e" of the Google Cloud documentation (docs.cloud.google.com/tpu/docs).
-Links between chips and slices: the table of "How to Scale Your Model"
-(jax-ml.github.io/scaling-book, part 2), one direction of one link; the
-documentation's totals of a chip (v5e 400 GB/s, v5p 1200, v6e 800, both
-directions of all links) are a tenth more.
 
-Bytes of HBM: what XLA lets a program have, as it says where it does not fit.
-The documentation's 32 (v4, v6e) and 16 GiB (v5e) have a part for the runtime.
-v4: github.com/erfanzar/EasyDeL/issues/166. v5e: github.com/GoogleCloudPlatform/
-kubernetes-engine-samples/pull/1467. v6e: megacpp.pages.dev/blog/oom-on-v6e.
-v5p: 95 as documented; XLA says 95.74 (openxla.org/xla/errors/error_1000).
+Bandwidth of links between chips (ICI) and between slices (DCN): the table in
+part 2 of "How to Scale Your Model" (jax-ml.github.io/scaling-book), for one
+direction of one link. The totals per chip in the documentation (v5e 400 GB/s,
+v5p 1200, v6e 800, both directions of all links) are 10 % higher.
 
-GPU: the H100 SXM and H200 SXM data sheets, half of the FLOP/s that they state
-with sparsity; the H100 PCIe is slower, calls itself otherwise and is not
-listed.
+HBM bytes: the limit that XLA states when a program does not fit. The
+documentation's 32 GiB (v4, v6e) and 16 GiB (v5e) include a part that the
+runtime uses. Sources: v4: github.com/erfanzar/EasyDeL/issues/166. v5e:
+github.com/GoogleCloudPlatform/kubernetes-engine-samples/pull/1467. v6e:
+megacpp.pages.dev/blog/oom-on-v6e. v5p: 95 GiB as documented; XLA states 95.74
+(openxla.org/xla/errors/error_1000).
+
+GPU: the data sheets of H100 SXM and H200 SXM; the FLOP/s are half of the ones
+stated, which are with sparsity. The H100 PCIe is slower, has another device
+kind and is not listed.
 """
 
 import dataclasses
@@ -23,26 +25,27 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class ChipSpec:
-  """One chip.
+  """Peak numbers of one chip.
 
   Attributes:
-    kinds: what JAX calls it, Device.device_kind.
-    flops: bfloat16 FLOP/s.
-    hbm: bytes of memory that a program can have.
-    hbm_rate: of which so many bytes/s are read or written.
-    link_rate: bytes/s over one link to a neighbour, in one direction; 0 where
-      that is not known.
-    ring: the least length of an axis whose ends are linked, in chips.
-    slice_rate: bytes/s to other slices, in one direction.
+    device_kinds: the values of jax.Device.device_kind for this chip.
+    peak_flops: bfloat16 FLOP/s.
+    hbm_bytes: memory that a program can use.
+    hbm_bandwidth: bytes/s.
+    ici_bandwidth: bytes/s over one link to a neighbour, in one direction; 0 if
+      unknown.
+    min_ring_size: the fewest chips along a mesh axis for its two ends to be
+      linked, which makes the axis a ring.
+    dcn_bandwidth: bytes/s to other slices, in one direction.
   """
 
-  kinds: tuple[str, ...]
-  flops: float
-  hbm: int
-  hbm_rate: float
-  link_rate: float = 0.0
-  ring: int = 0
-  slice_rate: float = 0.0
+  device_kinds: tuple[str, ...]
+  peak_flops: float
+  hbm_bytes: int
+  hbm_bandwidth: float
+  ici_bandwidth: float = 0.0
+  min_ring_size: int = 0
+  dcn_bandwidth: float = 0.0
 
 
 def _gib(count: float) -> int:
@@ -71,6 +74,8 @@ CHIPS = {
 }
 
 
-def of_kind(kind: str) -> ChipSpec | None:
-  """The chip that JAX calls `kind`, None if it is not listed."""
-  return next((chip for chip in CHIPS.values() if kind in chip.kinds), None)
+def from_device_kind(kind: str) -> ChipSpec | None:
+  """Returns the chip with this jax.Device.device_kind; None if not listed."""
+  return next(
+    (chip for chip in CHIPS.values() if kind in chip.device_kinds), None
+  )

@@ -1,4 +1,7 @@
-"""Start-up of several processes (a TPU pod, or two on one machine)."""
+"""Start and end of a run with several processes.
+
+Examples are a TPU pod, or two processes on one machine.
+"""
 
 import os
 import sys
@@ -10,44 +13,45 @@ from jax.experimental import multihost_utils
 
 from grm_jax.errors import UserError
 
-# Seconds without a sign of life after which a process counts as gone, and JAX
-# ends the others.
+# A process that sends no heartbeat for this many seconds counts as lost, and
+# JAX ends the other processes.
 HEARTBEAT_S = 60
-# Seconds that the first process, which the others hear from, lives on to let
-# them say what is wrong with them.
+# Process 0 runs the coordination service. After an error it waits this many
+# seconds before it exits, so that other processes can report their own error.
 EXIT_GRACE_S = 5
+
+_VARIABLES = ('GRM_COORDINATOR', 'GRM_NUM_PROCESSES', 'GRM_PROCESS_ID')
 
 
 def initialize() -> None:
-  """Joins the processes of a run; must come before the first JAX array.
+  """Joins the processes of a run; call it before any JAX array is made.
 
-  The three variables GRM_COORDINATOR (host:port), GRM_NUM_PROCESSES and
-  GRM_PROCESS_ID say who is who. GRM_COORDINATOR=auto lets JAX find the other
-  hosts by itself, which it can on TPU VMs, Slurm and Kubernetes; where
-  TPU_WORKER_HOSTNAMES lists several hosts that is the default. A single
-  process starts nothing.
+  The environment variables GRM_COORDINATOR (host:port), GRM_NUM_PROCESSES and
+  GRM_PROCESS_ID describe the processes. With GRM_COORDINATOR=auto JAX finds
+  them itself, which works on TPU VMs, Slurm and Kubernetes; this is the
+  default if TPU_WORKER_HOSTNAMES lists several hosts. In all other cases the
+  run has a single process.
 
   Raises:
-    UserError: only some of the three variables are set, or one that must be a
-      whole number is not.
+    UserError: some but not all of the variables are set, or a number is not a
+      whole number.
   """
-  names = ('GRM_COORDINATOR', 'GRM_NUM_PROCESSES', 'GRM_PROCESS_ID')
-  given = [os.environ.get(name) for name in names]
+  values = [os.environ.get(name) for name in _VARIABLES]
   hosts = os.environ.get('TPU_WORKER_HOSTNAMES', '')
-  # libtpu puts a sentence there on machines that have no TPU.
-  several = ',' in hosts and not hosts.startswith('WARNING')
-  if given[0] == 'auto' or (several and not any(given)):
-    _join()
-  elif all(given):
-    for name, value in zip(names[1:], given[1:], strict=True):
-      if not value.isdecimal():
-        raise UserError(f'{name} is {value!r}; it must be a whole number')
-    _join(given[0], int(given[1]), int(given[2]))
-  elif any(given):
-    missing = [n for n, v in zip(names, given, strict=True) if not v]
-    raise UserError(f'set {", ".join(missing)} too, or none of {names}')
+  # On machines without a TPU libtpu sets the variable to a warning sentence.
+  on_pod = ',' in hosts and not hosts.startswith('WARNING')
+  if values[0] == 'auto' or (on_pod and not any(values)):
+    _initialize_jax()
+  elif all(values):
+    _initialize_jax(values[0], *_process_numbers(values[1:]))
+  elif any(values):
+    missing = [n for n, v in zip(_VARIABLES, values, strict=True) if not v]
+    raise UserError(
+      f'{", ".join(missing)} not set; set all of {", ".join(_VARIABLES)}, or '
+      'none for a single process'
+    )
   logging.info(
-    'process %d of %d, %d local of %d %s devices',
+    'process %d of %d, %d local devices of %d, platform %s',
     jax.process_index(),
     jax.process_count(),
     jax.local_device_count(),
@@ -56,20 +60,31 @@ def initialize() -> None:
   )
 
 
-def _join(*known):
-  jax.distributed.initialize(*known, heartbeat_timeout_seconds=HEARTBEAT_S)
+def _process_numbers(values):
+  """Returns (number of processes, index of this process) as ints."""
+  for name, value in zip(_VARIABLES[1:], values, strict=True):
+    if not value.isdecimal():
+      raise UserError(f'{name} is {value!r}; set it to a whole number')
+  return map(int, values)
+
+
+def _initialize_jax(*addresses):
+  jax.distributed.initialize(*addresses, heartbeat_timeout_seconds=HEARTBEAT_S)
 
 
 def is_multiprocess() -> bool:
-  """Whether this process has others that may wait for it."""
+  """Returns whether this run has several processes."""
   return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def exit_process(status: int) -> None:
   """Ends this process after an error.
 
-  Several processes: at once, for the ordinary end waits until all of them come
-  to theirs, and they may be waiting for this one.
+  With several processes it does not run exit handlers: JAX's would wait for
+  the other processes, which may be waiting for this one in a collective.
+
+  Args:
+    status: the exit code.
   """
   if not is_multiprocess():
     sys.exit(status)
@@ -82,13 +97,17 @@ def exit_process(status: int) -> None:
 
 
 def broadcast_from_host0(number: int) -> int:
-  """What the first process says, in all of them."""
+  """Returns the number that process 0 passed, in every process."""
   if jax.process_count() == 1:
     return number
   return int(multihost_utils.broadcast_one_to_all(number))
 
 
 def barrier(name: str) -> None:
-  """Goes on when all processes have come here; `name` is for messages."""
+  """Waits until all processes have reached the barrier.
+
+  Args:
+    name: appears in error messages; the same in all processes.
+  """
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)

@@ -1,8 +1,12 @@
-"""The device mesh: axes data, fsdp and tensor, in an order the network likes.
+"""The device mesh: axes `data`, `fsdp` and `tensor`.
 
-`data` replicates parameters, `fsdp` splits parameters and batch, `tensor`
-splits heads, MLP and vocabulary. Several TPU slices (joined by the data-centre
-network) become the outer factor of `data`.
+  axis     splits                                replicates
+  data     prompts                               parameters
+  fsdp     prompts, parameters at rest           nothing
+  tensor   heads, MLP width, vocabulary          prompts
+
+TPU slices, which the data-centre network joins, are the outer factor of
+`data`: only the gradient reduction crosses between slices.
 """
 
 import math
@@ -21,14 +25,16 @@ AXES = ('data', 'fsdp', 'tensor')
 
 
 def axis_sizes(
-  data: int, fsdp: int, tensor: int, num_devices: int, slices: int = 1
+  data: int, fsdp: int, tensor: int, num_devices: int, num_slices: int = 1
 ) -> tuple[int, int, int]:
-  """Sizes of the axes of one slice, with -1 replaced by what is left.
+  """Returns the axis sizes with -1 replaced by the remaining devices.
 
   Args:
-    data, fsdp, tensor: sizes; at most one is -1. `data` includes the slices.
+    data: devices along `data`, over all slices; or -1.
+    fsdp: devices along `fsdp`, or -1.
+    tensor: devices along `tensor`, or -1. At most one of the three is -1.
     num_devices: devices in all slices together.
-    slices: TPU slices, an outer factor of `data`.
+    num_slices: TPU slices; must divide `data`.
 
   Returns:
     (data, fsdp, tensor), whose product is `num_devices`.
@@ -37,46 +43,59 @@ def axis_sizes(
     UserError: the sizes do not multiply to `num_devices`.
   """
   sizes = [data, fsdp, tensor]
-  asked = ', '.join(f'{a}={s}' for a, s in zip(AXES, sizes, strict=True))
+  described = ', '.join(
+    f'config.mesh.{axis}={size}' for axis, size in zip(AXES, sizes, strict=True)
+  )
   if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
     raise UserError(
-      f'config.mesh has {asked}; sizes are positive and at most one is -1'
+      f'invalid mesh {described}; set positive sizes, and at most one to -1 '
+      '(the remaining devices)'
     )
   known = math.prod(s for s in sizes if s > 0)
   if -1 in sizes:
     sizes[sizes.index(-1)] = num_devices // known
   if math.prod(sizes) != num_devices:
+    multiple = 'a multiple of ' if -1 in (data, fsdp, tensor) else ''
     raise UserError(
-      f'config.mesh has {asked}, which is {known} devices'
-      f'{" times what is left" if -1 in (data, fsdp, tensor) else ""}; there '
-      f'are {num_devices}; change config.mesh.fsdp'
+      f'{described} need {multiple}{known} devices, but there are '
+      f'{num_devices}; change config.mesh.fsdp, or set it to -1'
     )
-  if slices < 1 or sizes[0] % slices:
+  if num_slices < 1 or sizes[0] % num_slices:
     raise UserError(
-      f'config.mesh.data is {sizes[0]}, config.mesh.num_slices {slices}: the '
-      'slices must divide data'
+      f'config.mesh.data is {sizes[0]} and config.mesh.num_slices is '
+      f'{num_slices}; config.mesh.data must be a multiple of the slices'
     )
-  return tuple(sizes)
+  return sizes[0], sizes[1], sizes[2]
 
 
 def make_mesh(
   data: int = 1,
   fsdp: int = -1,
   tensor: int = 1,
-  slices: int = 1,
+  num_slices: int = 1,
   devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-  """A mesh over `devices` (default: all), ordered for the physical network."""
+  """Makes a mesh over `devices` in an order that suits the physical network.
+
+  Args:
+    data: devices along `data`; at most one of the sizes is -1.
+    fsdp: devices along `fsdp`.
+    tensor: devices along `tensor`.
+    num_slices: TPU slices; an outer factor of `data`.
+    devices: default: all devices of all processes.
+
+  Raises:
+    UserError: the sizes do not fit the devices.
+  """
   devices = jax.devices() if devices is None else list(devices)
-  sizes = axis_sizes(data, fsdp, tensor, len(devices), slices)
-  if slices > 1:
-    _check_slices(devices, slices)
-    inner = (sizes[0] // slices, *sizes[1:])
+  sizes = axis_sizes(data, fsdp, tensor, len(devices), num_slices)
+  if num_slices > 1:
+    _check_num_slices(devices, num_slices)
     array = mesh_utils.create_hybrid_device_mesh(
-      inner,
-      (slices, 1, 1),
+      (sizes[0] // num_slices, *sizes[1:]),  # inside a slice
+      (num_slices, 1, 1),  # between slices
       devices,
-      process_is_granule=devices[0].platform != 'tpu',
+      process_is_granule=not _is_tpu(devices),
       allow_split_physical_axes=True,
     )
   else:
@@ -86,14 +105,21 @@ def make_mesh(
   return Mesh(np.asarray(array), AXES)
 
 
-def _check_slices(devices, slices):
-  # Only TPUs know their slice; elsewhere a process stands for a slice.
-  on_tpu = devices[0].platform == 'tpu'
-  found = {d.slice_index if on_tpu else d.process_index for d in devices}
-  if len(found) != slices:
+def _is_tpu(devices):
+  return devices[0].platform == 'tpu'
+
+
+def _check_num_slices(devices, num_slices):
+  """Raises UserError unless the devices belong to `num_slices` slices."""
+  # Only TPU devices know their slice. Elsewhere a process stands for a slice.
+  if _is_tpu(devices):
+    unit, actual = 'slices', len({d.slice_index for d in devices})
+  else:
+    unit, actual = 'processes', len({d.process_index for d in devices})
+  if actual != num_slices:
     raise UserError(
-      f'config.mesh.num_slices is {slices}, but the devices are in {len(found)} '
-      f'{"slices" if on_tpu else "processes"}; change config.mesh.num_slices'
+      f'config.mesh.num_slices is {num_slices}, but the devices belong to '
+      f'{actual} {unit}; set config.mesh.num_slices={actual}'
     )
 
 
@@ -102,16 +128,16 @@ def from_config(
   devices: Sequence[jax.Device] | None = None,
   weights: str | None = None,
 ) -> rules.ShardingLayout:
-  """The Layout that `config.mesh` describes.
+  """Makes the sharding layout that `config.mesh` describes.
 
   Args:
     config: has `mesh`.
-    devices: default all.
-    weights: where weights rest in decoding, see rules.for_decoding; None is
-      the layout of training.
+    devices: default: all devices of all processes.
+    weights: None for training. For decoding, where the weights rest:
+      'resident' or 'fsdp', see rules.decode_rules.
 
   Raises:
-    UserError: sizes that do not fit the devices or each other.
+    UserError: the sizes do not fit the devices or each other.
   """
   mesh = make_mesh(
     config.mesh.data,
@@ -122,39 +148,40 @@ def from_config(
   )
   table = config.mesh.logical_axis_rules.to_dict()
   if weights is not None:
-    mesh = for_sampling(mesh, config.mesh.decode_tensor)
-    table = rules.for_decoding(table, weights)
-  return rules.layout(mesh, table)
+    mesh = decode_mesh(mesh, config.mesh.decode_tensor)
+    table = rules.decode_rules(table, weights)
+  return rules.make_layout(mesh, table)
 
 
-def for_sampling(mesh: Mesh, tensor: int) -> Mesh:
-  """The same devices with another `tensor` axis, at the expense of `fsdp`.
+def decode_mesh(mesh: Mesh, tensor: int) -> Mesh:
+  """Returns the mesh for decoding: a larger `tensor`, a smaller `fsdp`.
 
-  Training splits weights over `fsdp` and gathers them; decoding, which would
-  gather them for every token, splits them over `tensor` or not at all. The
-  order of devices stays, so that arrays can go from one to the other in one
-  program, and neighbours along `fsdp` become neighbours along `tensor`.
+  Training splits weights over `fsdp` and gathers them in each layer. Decoding
+  would gather them for every token, so it splits them over `tensor` instead.
+  The order of the devices stays the same, for two reasons: one program can
+  move arrays from one mesh to the other, and neighbours along `fsdp`, which
+  have the fastest links, become neighbours along `tensor`.
 
   Args:
-    mesh: of training.
-    tensor: the size of the axis; 0 is that of training.
+    mesh: the mesh for training.
+    tensor: devices along `tensor`; 0 keeps the mesh for training.
 
   Raises:
-    UserError: it does not divide fsdp x tensor of training.
+    UserError: `tensor` does not divide fsdp x tensor of the training mesh.
   """
-  data, fsdp, old = mesh.devices.shape
+  data, fsdp, train_tensor = mesh.devices.shape
   if not tensor:
     return mesh
-  if tensor < 0 or fsdp * old % tensor:
+  if tensor < 0 or fsdp * train_tensor % tensor:
     raise UserError(
-      f'config.mesh.decode_tensor is {tensor}; it must divide fsdp x tensor '
-      f'of config.mesh, {fsdp} x {old}'
+      f'config.mesh.decode_tensor is {tensor}; it must divide '
+      f'config.mesh.fsdp x config.mesh.tensor, {fsdp} x {train_tensor}'
     )
-  devices = mesh.devices.reshape(data, fsdp * old // tensor, tensor)
-  return Mesh(devices, AXES)
+  shape = data, fsdp * train_tensor // tensor, tensor
+  return Mesh(mesh.devices.reshape(shape), AXES)
 
 
 def one_device() -> rules.ShardingLayout:
-  """A layout for the first local device: nothing is split."""
+  """Makes a layout on the first local device; it splits nothing."""
   mesh = make_mesh(1, 1, 1, devices=jax.local_devices()[:1])
-  return rules.layout(mesh, rules.RULES)
+  return rules.make_layout(mesh, rules.RULES)

@@ -1,14 +1,15 @@
-"""Which mesh axes split which dimension: one table, and the code that reads it.
+"""Logical axes: which mesh axes split which dimension of which array.
 
 Every dimension of every parameter and of the large activations has a logical
-name. The table maps a name to the mesh axes that split it, `()` meaning "not
-split". A config carries the table as `config.mesh.logical_axis_rules`, so that a layout is
-changed from the command line, for example
-`--config.mesh.logical_axis_rules.logit_vocab="('tensor',)"`.
+name. One table, RULES, maps each name to the mesh axes that split it; `()`
+means "not split". A config holds the table as `config.mesh.logical_axis_rules`,
+so one rule can be changed on the command line:
 
-Linen itself accepts names that no rule mentions and splits nothing; here such
-a name is an error, as is a mesh axis used twice on one array and a dimension
-that its mesh axes do not divide.
+  --config.mesh.logical_axis_rules.logit_vocab="('tensor',)"
+
+Linen ignores names without a rule. Here they are errors, and so are a mesh axis
+that would split two dimensions of one array and a dimension that its mesh axes
+do not divide.
 """
 
 import dataclasses
@@ -23,52 +24,77 @@ from grm_jax.errors import UserError
 
 Rules = Mapping[str, tuple[str, ...]]
 
-# The memory kind of arrays in the host's memory, as jax.sharding names it.
+# The memory kind of arrays in host memory, as jax.sharding names it.
 HOST_MEMORY = 'pinned_host'
 
+# Arrays and their logical axes. The first dimension of every parameter of a
+# layer is `pairs`, the stack of (local, global) layer pairs.
+#
+#   parameter            at rest                    while a layer uses it
+#   query                embed, heads, head_dim     gathered_embed, heads, ..
+#   key, value           embed, kv_heads, head_dim  gathered_embed, kv_heads, ..
+#   attention out        heads, head_dim, embed     heads, .., gathered_embed
+#   MLP gate, up         embed, mlp                 gathered_embed, mlp
+#   MLP down             mlp, embed                 mlp, gathered_embed
+#   RMSNorm scale        norm                       norm
+#   value head kernel    norm, value                norm, value
+#   embedding table      vocab, table_width         see the lookup below
+#
+#   activation           logical axes
+#   residual stream      prompts, tokens, width
+#   input of a pair      prompts, residual_tokens, width
+#   MLP hidden           prompts, tokens, mlp
+#   KV cache             prompts, kv_heads, tokens, head_dim
+#   logits of one chunk  logit_prompts, tokens, logit_vocab
+#
+# Embedding lookup, in the order in which arrays change their layout:
+#   table    vocab, table_width -> lookup_vocab, lookup_width
+#   tokens   lookup_prompts, tokens
+#   rows     lookup_prompts, tokens, lookup_width
+#            -> prompts, tokens, embed_to_residual_width
+#            -> prompts, tokens, width
 RULES: dict[str, tuple[str, ...]] = {
   # Parameters at rest.
-  'pairs': (),  # the scanned (local, global) layer pairs
-  'embed': ('fsdp',),  # width D of every kernel
+  'pairs': (),
+  'embed': ('fsdp',),
   'heads': ('tensor',),
   'kv_heads': ('tensor',),
   'head_dim': (),
   'mlp': ('tensor',),
   'norm': (),
-  'value': (),  # the single output of the scalar head
-  # The embedding table has names of its own: with its width over fsdp the
-  # lookup makes XLA rematerialize the whole table on every device.
+  'value': (),  # the single output of the value head
+  # The embedding table has its own names. With its width split over fsdp, the
+  # lookup would make XLA rematerialize the whole table on every device.
   'vocab': ('tensor', 'fsdp'),
   'table_width': (),
-  # Parameters while they are used. A kernel's width is gathered layer by
-  # layer, after the cast to the compute dtype. For the lookup the table is
-  # turned to be split by width: every device looks up all tokens, a slice
-  # of the width each, and no device ever holds the table.
+  # Parameters in use. The width of a kernel is gathered layer by layer, after
+  # the cast to the compute dtype.
   'gathered_embed': (),
+  # For the lookup the table is resharded from rows to width: each device looks
+  # up all tokens, for its slice of the width. No device holds the whole table.
   'lookup_vocab': (),
   'lookup_width': ('tensor', 'fsdp'),
   'lookup_prompts': ('data',),
-  'embed_to_residual_width': (
-    'tensor',
-  ),  # on the way from lookup_width to width
+  # The step between lookup_width and width, see transformer.Embedder.
+  'embed_to_residual_width': ('tensor',),
   # Activations.
   'prompts': ('data', 'fsdp'),
   'tokens': (),
   'width': (),
-  # What a pair of layers begins with, which the way back keeps: `tensor` here
-  # leaves less of it on a device and gathers it once more.
+  # The input of a layer pair, which the backward pass saves. ('tensor',) here
+  # saves memory per device and costs one more gather (sequence parallelism).
   'residual_tokens': (),
-  # Logits of one chunk: split over the vocabulary where the table rests, so
-  # that neither the table nor its gradient is ever gathered.
+  # Logits are split over the vocabulary as the table is, so neither the table
+  # nor its gradient is ever gathered.
   'logit_prompts': ('data',),
   'logit_vocab': ('tensor', 'fsdp'),
 }
 
-# Decoding reads every weight at every step and has few tokens: weights rest
-# where they are used, split over `tensor` alone, and the other axes split the
-# prompts. The table is looked up where its rows are; turning it for every
-# step would move all of it.
-_RESIDENT: dict[str, tuple[str, ...]] = {
+# What decoding changes if weights are resident. A decode step reads every
+# weight for few tokens, so weights are split over `tensor` alone and never
+# gathered; `data` and `fsdp` split the prompts. The lookup uses the table where
+# it rests: resharding it in every step would move all of it.
+_RESIDENT_WEIGHTS: dict[str, tuple[str, ...]] = {
   'embed': (),
   'vocab': ('tensor',),
   'lookup_vocab': ('tensor',),
@@ -80,14 +106,16 @@ _RESIDENT: dict[str, tuple[str, ...]] = {
   'logit_vocab': ('tensor',),
 }
 
+_KEY = 'config.mesh.logical_axis_rules'
+
 
 @dataclasses.dataclass(frozen=True)
 class ShardingLayout:
-  """A mesh and the rules that spread arrays over it. Hashable, so static.
+  """A mesh and its rules. Hashable, so it can be a static argument of jit.
 
   Attributes:
     mesh: the devices, with named axes.
-    rules: (logical name, mesh axes) pairs; see `layout` below.
+    rules: sorted (logical name, mesh axes) pairs; see `make_layout`.
   """
 
   mesh: Mesh
@@ -96,26 +124,27 @@ class ShardingLayout:
   def spec(
     self, names: Sequence[str], shape: Sequence[int] | None = None
   ) -> PartitionSpec:
-    """The PartitionSpec of an array whose dimensions have these names.
+    """Returns the PartitionSpec of an array with these logical axes.
 
     Args:
       names: one logical name per dimension.
-      shape: the array's sizes; when given, each split dimension must be a
-        multiple of the number of devices that split it.
+      shape: the array's shape. If given, it is checked that the mesh divides
+        each dimension evenly.
 
     Raises:
-      UserError: a mesh axis used twice, or an uneven split.
-      ValueError: an unlisted name.
+      UserError: a mesh axis is used twice, or a split is uneven.
+      ValueError: a name has no rule.
     """
     table = dict(self.rules)
     for name in names:
       if name not in table:
-        raise ValueError(_unlisted(name, table))
+        raise ValueError(_no_rule(name, table))
     axes = [table[name] for name in names]
-    _check_reuse(names, axes)
+    _check_axis_reuse(names, axes)
     if shape is not None:
       self._check_even(names, axes, shape)
-    # jit writes a single axis as itself; so do we, for specs to compare equal.
+    # The form in which jit returns specs, so that equal specs compare equal: a
+    # single axis is not in a tuple, and there are no None at the end.
     entries = [a[0] if len(a) == 1 else (a or None) for a in axes]
     while entries and entries[-1] is None:
       entries.pop()
@@ -124,37 +153,56 @@ class ShardingLayout:
   def sharding(
     self, names: Sequence[str], shape: Sequence[int] | None = None
   ) -> NamedSharding:
-    """`spec`, on this layout's mesh."""
+    """Returns `spec(names, shape)` on this layout's mesh."""
     return NamedSharding(self.mesh, self.spec(names, shape))
 
   def constrain(self, x: jax.Array, names: Sequence[str]) -> jax.Array:
-    """Asks XLA to lay out `x` by these names; a no-op on one device."""
+    """Constrains the sharding of `x` inside jit; a no-op on one device.
+
+    Args:
+      x: any array.
+      names: one logical name per dimension.
+
+    Raises:
+      ValueError: the number of names is not the rank, or a name has no rule.
+    """
     if x.ndim != len(names):
-      raise ValueError(f'{len(names)} names {tuple(names)} for shape {x.shape}')
+      raise ValueError(
+        f'{len(names)} logical axes {tuple(names)} for an array of shape '
+        f'{x.shape}; give one name per dimension'
+      )
     if self.mesh.size == 1:
       return x
     return jax.lax.with_sharding_constraint(x, self.sharding(names, x.shape))
 
-  def split(self, name: str) -> int:
-    """How many ways the dimension `name` is split."""
-    return math.prod(self.mesh.shape[a] for a in dict(self.rules)[name])
+  def num_shards(self, name: str) -> int:
+    """Returns into how many shards the dimension `name` is split."""
+    return self._num_devices(dict(self.rules)[name])
+
+  def _num_devices(self, axes):
+    return math.prod(self.mesh.shape[axis] for axis in axes)
 
   def _check_even(self, names, axes, shape):
     for name, used, size in zip(names, axes, shape, strict=True):
-      ways = math.prod(self.mesh.shape[a] for a in used)
-      if size % ways:
+      shards = self._num_devices(used)
+      if size % shards:
         sizes = ' x '.join(f'{a}={self.mesh.shape[a]}' for a in used)
+        keys = ' or '.join(f'config.mesh.{axis}' for axis in used)
         raise UserError(
-          f'{name} has size {size}, which {ways} devices ({sizes}) cannot '
-          f'split evenly; change {_keys(used)} or config.mesh.logical_axis_rules.{name}'
+          f'dimension {name} has size {size}, which the {shards} devices of '
+          f'{sizes} do not divide; change {keys} or {_KEY}.{name}'
         )
 
 
-def layout(mesh: Mesh, rules: Rules) -> ShardingLayout:
-  """A Layout, once the rules are known to fit the mesh.
+def make_layout(mesh: Mesh, rules: Rules) -> ShardingLayout:
+  """Makes a layout after checking the rules against the mesh.
+
+  Args:
+    mesh: the devices.
+    rules: logical name -> mesh axes, in any order.
 
   Raises:
-    UserError: a rule names an axis that the mesh does not have, or twice.
+    UserError: a rule names an unknown mesh axis, or one axis twice.
   """
   table = []
   for name, axes in rules.items():
@@ -162,50 +210,52 @@ def layout(mesh: Mesh, rules: Rules) -> ShardingLayout:
     for axis in axes:
       if axis not in mesh.shape:
         raise UserError(
-          f'config.mesh.logical_axis_rules.{name} names mesh axis {axis!r}; the mesh has '
-          f'{tuple(mesh.shape)}'
+          f'{_KEY}.{name} contains {axis!r}, which is not an axis of the mesh; '
+          f'use some of {", ".join(mesh.shape)}'
         )
     if len(set(axes)) < len(axes):
       raise UserError(
-        f'config.mesh.logical_axis_rules.{name} has an axis twice: {axes}'
+        f'{_KEY}.{name} is {axes}; use each mesh axis at most once'
       )
     table.append((name, axes))
+  # Sorted, so that equal rules in another order make an equal layout.
   return ShardingLayout(mesh, tuple(sorted(table)))
 
 
-def for_decoding(rules: Rules, weights: str) -> Rules:
-  """The rules of decoding, from those of training.
+def decode_rules(rules: Rules, weights: str) -> Rules:
+  """Returns the rules for decoding.
 
   Args:
-    rules: the table of training.
-    weights: 'resident', whole but for `tensor`, or 'fsdp', as in training:
-      gathered at every step, for models that do not fit otherwise.
+    rules: the rules for training.
+    weights: 'resident': weights are split over `tensor` alone, which is fast.
+      'fsdp': weights rest as in training and are gathered in every step; for
+      models that do not fit otherwise.
+
+  Raises:
+    UserError: `weights` is neither.
   """
   if weights not in ('resident', 'fsdp'):
     raise UserError(
-      f'config.sampling.weights is {weights!r}; it can be resident, fsdp'
+      f'config.sampling.weights is {weights!r}; set it to resident or fsdp'
     )
-  return {**rules, **_RESIDENT} if weights == 'resident' else rules
+  return {**rules, **_RESIDENT_WEIGHTS} if weights == 'resident' else rules
 
 
-def _unlisted(name, table):
+def _no_rule(name, table):
   close = difflib.get_close_matches(name, table, 1)
-  hint = f'; the nearest listed name is {close[0]!r}' if close else ''
-  return f'logical axis {name!r} is not in config.mesh.logical_axis_rules{hint}'
+  hint = f'; did you mean {close[0]!r}?' if close else ''
+  return f'logical axis {name!r} has no rule in {_KEY}{hint}'
 
 
-def _check_reuse(names, axes):
-  seen = {}
+def _check_axis_reuse(names, axes):
+  """Raises UserError if one mesh axis would split two dimensions."""
+  user_of = {}
   for name, used in zip(names, axes, strict=True):
     for axis in used:
-      if axis in seen:
+      if axis in user_of:
         raise UserError(
           f'mesh axis {axis!r} would split two dimensions of one array, '
-          f'{seen[axis]} and {name}; change config.mesh.logical_axis_rules.{seen[axis]} or '
-          f'config.mesh.logical_axis_rules.{name}'
+          f'{user_of[axis]} and {name}; change {_KEY}.{user_of[axis]} or '
+          f'{_KEY}.{name}'
         )
-      seen[axis] = name
-
-
-def _keys(axes):
-  return ' or '.join(f'config.mesh.{axis}' for axis in axes)
+      user_of[axis] = name

@@ -1,0 +1,1 @@
+"""Tokenizers (SentencePiece, byte-level BPE) and chat formats."""

@@ -1,9 +1,9 @@
-"""A model's chat form: messages in, ids out. The only place that knows it.
+"""Chat formats: messages to ids. No other file knows how turns are written.
 
-Sources: the chat templates that come with google/gemma-2-*-it, which has no
-system role (a system text is joined to the first user turn here), and with
-HuggingFaceTB/SmolLM2-*-Instruct (ChatML), whose default system text is left
-out: a judge's instructions stand in the prompt.
+Sources: the chat templates of google/gemma-2-*-it, which has no system role (a
+system text is joined to the first user turn), and of
+HuggingFaceTB/SmolLM2-*-Instruct (ChatML). SmolLM2's default system text is left
+out, because a judge's instructions are in the prompt.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,20 +24,21 @@ def render(
   messages: Sequence[Mapping[str, str]],
   add_generation_prompt: bool = True,
 ) -> list[int]:
-  r"""Renders a conversation to ids: Turns.opening, then each turn.
+  r"""Renders a conversation to ids: ChatFormat.prefix_ids, then each turn.
 
-  A turn is <start_of_turn>{user or model}\n{content}<end_of_turn>\n with the
-  content stripped of outer whitespace, by the tokenizer's own ids and names.
-  Contents cannot create control ids.
+  A turn of Gemma is <start_of_turn>{user or model}\n{content}<end_of_turn>\n,
+  with outer whitespace stripped from the content. Other models have their own
+  ids and role names. Contents cannot create control ids.
 
   Args:
     tokenizer: from tokenizer.load.
     messages: {"role": ..., "content": ...} in order; other keys are ignored.
-      Roles are user, assistant (or model), and system in first place only. A
-      system text stands before the first user text with a blank line between,
-      or is a turn where Turns.system says so.
-    add_generation_prompt: True ends with <start_of_turn>model\n, ready for a
-      generation; False ends after the last <end_of_turn>\n.
+      Roles are user, assistant (or model), and, for the first message only,
+      system. A system text is a turn of its own if the format has a system
+      role; otherwise it precedes the first user text, with a blank line between
+      them.
+    add_generation_prompt: whether to end with <start_of_turn>model\n, ready for
+      a generation, instead of after the last <end_of_turn>\n.
 
   Returns:
     The ids.
@@ -45,28 +46,29 @@ def render(
   Raises:
     UserError: a role is unknown, or the turns do not alternate user, model,
       user. Turns are counted from 1, system included.
-    ValueError: a message has a wrong type or lacks a field; there is none; a
-      generation prompt is asked for after a turn of the model.
+    ValueError: a message has a wrong type or lacks a field, there are no
+      messages, or a generation prompt would follow a turn of the model.
   """
-  turns = _read(messages)
+  turns = _read_turns(messages)
   joined = _join_system(turns)
   _check_alternation(joined, add_generation_prompt)
-  ids = list(tokenizer.turns.opening)
-  for _, role, content in turns if tokenizer.turns.system else joined:
-    ids += _open_turn(tokenizer, role)
+  chat_format = tokenizer.chat_format
+  ids = list(chat_format.prefix_ids)
+  for _, role, content in turns if chat_format.has_system_role else joined:
+    ids += _turn_start(tokenizer, role)
     ids += tokenizer.encode(content)
-    ids += [tokenizer.end_of_turn, *tokenizer.encode('\n')]
+    ids += [tokenizer.end_of_turn_id, *tokenizer.encode('\n')]
   if add_generation_prompt:
-    ids += _open_turn(tokenizer, 'model')
+    ids += _turn_start(tokenizer, 'model')
   return ids
 
 
 def render_user(tokenizer: Tokenizer, text: str) -> list[int]:
-  """Renders one user turn, ready for a generation.
+  """Renders one user turn and the start of the model's turn.
 
   Args:
     tokenizer: from tokenizer.load.
-    text: what the user says.
+    text: the user's message.
 
   Returns:
     The ids.
@@ -77,13 +79,15 @@ def render_user(tokenizer: Tokenizer, text: str) -> list[int]:
   return render(tokenizer, [{'role': 'user', 'content': text}])
 
 
-def _open_turn(tokenizer: Tokenizer, role: str) -> list[int]:
-  name = tokenizer.turns.model if role == 'model' else role
-  return [tokenizer.start_of_turn, *tokenizer.encode(f'{name}\n')]
+def _turn_start(tokenizer: Tokenizer, role: str) -> list[int]:
+  name = tokenizer.chat_format.model_role if role == 'model' else role
+  return [tokenizer.start_of_turn_id, *tokenizer.encode(f'{name}\n')]
 
 
-def _read(messages: Sequence[Mapping[str, str]]) -> list[tuple[int, str, str]]:
-  """Messages as (turn number, role, stripped content), types checked."""
+def _read_turns(
+  messages: Sequence[Mapping[str, str]],
+) -> list[tuple[int, str, str]]:
+  """Returns (turn number, role, stripped content) per message."""
   if not isinstance(messages, (list, tuple)):
     raise ValueError(
       f'messages are a {type(messages).__name__}; give a list of '
@@ -112,7 +116,7 @@ def _read_turn(number: int, message: Mapping[str, str]) -> tuple[int, str, str]:
   if role not in _ROLES:
     raise UserError(
       f'turn {number} has the unknown role {role!r}; use user, assistant '
-      '(or model), or system in first place'
+      '(or model), or system in turn 1'
     )
   return number, _ROLES[role], message['content'].strip()
 
@@ -120,43 +124,44 @@ def _read_turn(number: int, message: Mapping[str, str]) -> tuple[int, str, str]:
 def _join_system(
   turns: list[tuple[int, str, str]],
 ) -> list[tuple[int, str, str]]:
-  """Joins a system text in first place to the user turn that follows it."""
-  for number, speaker, _ in turns[1:]:
-    if speaker == 'system':
+  """Joins a system text in turn 1 to the user turn that follows it."""
+  for number, role, _ in turns[1:]:
+    if role == 'system':
       raise UserError(
-        f'turn {number} is a system turn, which can only be turn 1; move its '
-        'text there or into a user turn'
+        f'turn {number} is a system turn, but only turn 1 can be one; move its '
+        'text to turn 1 or into a user turn'
       )
   if turns[0][1] != 'system':
     return turns
   system = turns[0][2]
   if len(turns) == 1:
     raise UserError(
-      "turn 1 is a system turn and no turn follows; add the user's turn"
+      'turn 1, a system turn, is the only turn; add a user turn after it'
     )
-  # Should this turn not be the user's, _check_alternation refuses it.
-  number, speaker, content = turns[1]
+  # If this turn is not the user's, _check_alternation raises the error.
+  number, role, content = turns[1]
   joined = f'{system}\n\n{content}'.strip()
-  return [(number, speaker, joined), *turns[2:]]
+  return [(number, role, joined), *turns[2:]]
 
 
 def _check_alternation(
   turns: list[tuple[int, str, str]], add_generation_prompt: bool
 ) -> None:
+  """Raises an error unless turns are user, model, user, ..."""
   expected = 'user'
-  before = None
-  for number, speaker, _ in turns:
-    if speaker != expected:
-      place = 'the first' if before is None else f'after a {before} turn'
+  previous = None
+  for number, role, _ in turns:
+    if role != expected:
+      place = 'the first' if previous is None else f'after a {previous} turn'
       raise UserError(
-        f'turn {number} is a {speaker} turn, {place}; expected {expected}: '
-        'turns alternate user and model, beginning with user; join '
-        'neighbours of one role, or add the missing turn'
+        f'turn {number} is a {role} turn, {place}; expected {expected}: turns '
+        'alternate user and model, beginning with user; join adjacent turns of '
+        'one role, or add the missing turn'
       )
-    before, expected = speaker, 'model' if speaker == 'user' else 'user'
-  if add_generation_prompt and before == 'model':
+    previous, expected = role, 'model' if role == 'user' else 'user'
+  if add_generation_prompt and previous == 'model':
     raise ValueError(
-      f'turn {turns[-1][0]}, the last, is a model turn and a generation '
-      'prompt would open another; add a user turn, or pass '
+      f'turn {turns[-1][0]}, the last, is a model turn, and a generation '
+      'prompt would add another; add a user turn, or pass '
       'add_generation_prompt=False'
     )

@@ -1,10 +1,11 @@
-"""Gemma's SentencePiece model, made safe for text that users wrote.
+"""Gemma's SentencePiece model, safe for text that users wrote.
 
 The ids are those of Gemma's tokenizer.model: pad 0, eos 1, bos 2, unk 3,
-<start_of_turn> 106, <end_of_turn> 107. In that model <start_of_turn> and its
-like are USER_DEFINED pieces, so plain SentencePiece turns the letters
-"<end_of_turn>" in a user's message into the id that ends a turn. `encode`
-here never does. The ids that structure a prompt are written by chat.py.
+<start_of_turn> 106, <end_of_turn> 107. In that model <start_of_turn> and
+similar symbols are USER_DEFINED pieces, so plain SentencePiece turns the
+letters "<end_of_turn>" in a user's message into the id that ends a turn.
+`encode` here never does. Only chat_format.py writes the ids that structure a
+prompt.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ GEMMA_IDS = {
   '<end_of_turn>': END_OF_TURN,
 }
 
-# Pieces that no user text may become, where a model has them. Gemma's other
+# Pieces that no user text may become, if a model has them. Gemma's other
 # USER_DEFINED pieces (HTML tags, runs of newlines and spaces) are plain text.
 RESERVED_PIECES = (
   '<pad>',
@@ -42,23 +43,23 @@ RESERVED_PIECES = (
   '<end_of_turn>',
 )
 
-# SentencePiece writes a space as this character, and so reads this character
-# in a text as a space. Only as bytes does it survive.
+# SentencePiece writes a space as this character, so it would read this
+# character in a text as a space. Encoded as bytes, it survives.
 _SPACE_MARK = '\u2581'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SentencePiece:
+class SentencePieceCodec:
   """The codec of a tokenizer.model, see tokenizer.Codec.
 
   Attributes:
     sp: the SentencePiece processor. Its own encode is not safe for user text.
-    vocab_size: pieces in the model, 256,000 for Gemma (checkpoints may have
-      more embedding rows; those rows have no text).
-    control_ids: ascending ids that `encode` never yields: every CONTROL piece
+    vocab_size: number of pieces, 256,000 for Gemma. Checkpoints may have more
+      embedding rows.
+    control_ids: ascending ids that `encode` never returns: every CONTROL piece
       and the RESERVED_PIECES that the model has.
-    byte_start: id of <0x00>; the byte b is the piece byte_start + b.
-    reserved_text: matches what must be split before SentencePiece sees it.
+    byte_start: id of <0x00>; byte b is the piece byte_start + b.
+    reserved_text: matches what must be split before SentencePiece reads it.
   """
 
   sp: sentencepiece.SentencePieceProcessor
@@ -68,11 +69,10 @@ class SentencePiece:
   reserved_text: re.Pattern[str]
 
   def encode(self, text: str) -> list[int]:
-    """Ids of a text without surrogates, none of them in control_ids.
+    """Encodes text without surrogates; returns no id of control_ids.
 
-    `decode` gives the same text back, unless the model normalizes text
-    (Gemma's does not). A text without reserved symbols gets exactly
-    SentencePiece's own ids.
+    `decode` returns the same text, unless the model normalizes text (Gemma's
+    does not). Text without reserved symbols gets SentencePiece's own ids.
     """
     control = frozenset(self.control_ids)
     ids = []
@@ -81,23 +81,23 @@ class SentencePiece:
     return ids
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of ids; bytes that are not UTF-8 become U+FFFD."""
+    """Decodes ids; bytes that are not UTF-8 become U+FFFD."""
     return self.sp.decode(list(ids))
 
-  def piece(self, i: int) -> str:
-    """What the model calls an id."""
+  def id_to_piece(self, i: int) -> str:
+    """Returns the model's name of an id."""
     return self.sp.id_to_piece(i)
 
 
-def from_bytes(data: bytes, name: str) -> SentencePiece:
+def from_bytes(data: bytes, name: str) -> SentencePieceCodec:
   """Makes a codec from the bytes of a tokenizer.model.
 
   Args:
     data: a serialized SentencePiece model.
-    name: what error messages call it, usually its path.
+    name: its path, for error messages.
 
   Raises:
-    UserError: this is no SentencePiece model, or not laid out as Gemma's is.
+    UserError: the data is not a SentencePiece model with Gemma's layout.
   """
   sp = sentencepiece.SentencePieceProcessor()
   try:
@@ -107,11 +107,11 @@ def from_bytes(data: bytes, name: str) -> SentencePiece:
       f'{name} is not a SentencePiece model; give the tokenizer.model that '
       "comes with Gemma-2's weights (not tokenizer.json)"
     ) from error
-  _check_is_gemma(sp, name)
+  _check_layout(sp, name)
   control_ids = _control_ids(sp)
-  names = {sp.id_to_piece(i) for i in control_ids}
-  pattern = '|'.join(re.escape(n) for n in sorted(names | {_SPACE_MARK}))
-  return SentencePiece(
+  symbols = {sp.id_to_piece(i) for i in control_ids} | {_SPACE_MARK}
+  pattern = '|'.join(re.escape(symbol) for symbol in sorted(symbols))
+  return SentencePieceCodec(
     sp=sp,
     vocab_size=sp.vocab_size(),
     control_ids=control_ids,
@@ -120,46 +120,44 @@ def from_bytes(data: bytes, name: str) -> SentencePiece:
   )
 
 
-def _check_is_gemma(
-  sp: sentencepiece.SentencePieceProcessor, name: str
-) -> None:
+def _check_layout(sp: sentencepiece.SentencePieceProcessor, name: str) -> None:
   """Raises UserError unless ids and bytes are laid out as in Gemma."""
   for piece, expected in GEMMA_IDS.items():
-    found = sp.piece_to_id(piece)
-    # An unknown piece gets the id of unk, which is the id of another piece.
-    if sp.id_to_piece(found) != piece:
-      found = 'no such piece'
-    if found != expected:
+    actual = sp.piece_to_id(piece)
+    # An unknown piece gets the id of unk, which has another name.
+    exists = sp.id_to_piece(actual) == piece
+    if not exists or actual != expected:
       raise UserError(
         f'{name} is not a Gemma tokenizer: {piece} must have id {expected}, '
-        f"found {found}; give the tokenizer.model that comes with Gemma-2's "
-        'weights'
+        f'but {f"has id {actual}" if exists else "does not exist"}; give the '
+        "tokenizer.model that comes with Gemma-2's weights"
       )
   if sp.piece_to_id('<0xFF>') != sp.piece_to_id('<0x00>') + 255:
     raise UserError(
-      f'{name} has no byte pieces <0x00> to <0xFF> in a row, so that unknown '
-      'characters would become <unk>; train it with byte_fallback=True'
+      f'{name} does not have the byte pieces <0x00> to <0xFF> in order, so '
+      'unknown characters would become <unk>; train it with byte_fallback=True'
     )
   if sp.encode_as_pieces('a')[0].startswith(_SPACE_MARK):
     raise UserError(
-      f"{name} puts a space before every text, which Gemma's tokenizer does "
+      f"{name} adds a space before every text, which Gemma's tokenizer does "
       'not; train it with add_dummy_prefix=False'
     )
 
 
 def _control_ids(sp: sentencepiece.SentencePieceProcessor) -> tuple[int, ...]:
-  """Ascending ids of CONTROL pieces and of the RESERVED_PIECES in the model."""
+  """Returns ascending ids of CONTROL pieces and existing RESERVED_PIECES."""
   ids = {i for i in range(sp.vocab_size()) if sp.is_control(i)}
-  # A piece that the model lacks gets the id of unk, which is reserved too.
+  # A piece that the model lacks gets the id of unk, which is reserved anyway.
   ids |= {sp.piece_to_id(piece) for piece in RESERVED_PIECES}
   return tuple(sorted(ids))
 
 
 def _fragments(reserved_text: re.Pattern[str], text: str) -> Iterator[str]:
-  """Cuts text so that no fragment contains a reserved symbol.
+  """Splits text into fragments that contain no reserved symbol.
 
-  A symbol is cut after its first character: no reserved symbol begins inside
-  another, so neither part can complete one. A space mark is a fragment alone.
+  A symbol is split after its first character. No reserved symbol begins inside
+  another one, so neither half can complete a symbol. A space mark is a fragment
+  of its own.
   """
   start = 0
   for match in reserved_text.finditer(text):
@@ -174,24 +172,24 @@ def _fragments(reserved_text: re.Pattern[str], text: str) -> Iterator[str]:
 
 
 def _encode_fragment(
-  codec: SentencePiece, control: frozenset[int], fragment: str
+  codec: SentencePieceCodec, control: frozenset[int], fragment: str
 ) -> list[int]:
-  """Ids of a fragment, by characters or bytes where whole text is unsafe."""
+  """Encodes a fragment; falls back to characters, then to bytes."""
   if fragment == _SPACE_MARK:
-    return _as_bytes(codec, fragment)
+    return _byte_ids(codec, fragment)
   ids = codec.sp.encode(fragment)
   if control.isdisjoint(ids):
     return ids
-  # The model's normalizer made a symbol of something else, for example of
-  # full-width letters. One character rarely spells a symbol, and where a
-  # normalizer makes even that happen, bytes are out of its reach.
+  # The model's normalizer produced a symbol, for example from full-width
+  # letters. A single character rarely becomes a symbol; if the normalizer does
+  # even that, bytes are out of its reach.
   ids = []
   for character in fragment:
-    own = codec.sp.encode(character)
-    safe = control.isdisjoint(own)
-    ids.extend(own if safe else _as_bytes(codec, character))
+    character_ids = codec.sp.encode(character)
+    safe = control.isdisjoint(character_ids)
+    ids.extend(character_ids if safe else _byte_ids(codec, character))
   return ids
 
 
-def _as_bytes(codec: SentencePiece, text: str) -> list[int]:
+def _byte_ids(codec: SentencePieceCodec, text: str) -> list[int]:
   return [codec.byte_start + b for b in text.encode('utf-8')]

@@ -1,8 +1,8 @@
-"""The tiny model's tokenizer: Gemma's layout in 1,024 pieces.
+"""The tokenizer of the tiny model: Gemma's layout in 1,024 pieces.
 
-Tests and `:tiny` configs run without Gemma's tokenizer.model. This one is
-trained in seconds from tiny_corpus.txt, which was written for this project,
-and has Gemma's control ids, byte pieces and newline piece.
+Tests and `:tiny` configs run without Gemma's tokenizer.model. This tokenizer is
+trained in seconds on tiny_corpus.txt, which was written for this project. It
+has Gemma's control ids, byte pieces and newline piece.
 """
 
 import io
@@ -19,42 +19,43 @@ from grm_jax.tokenizer import sentencepiece_codec, tokenizer
 VOCAB_SIZE = 1024
 
 _CORPUS = pathlib.Path(__file__).with_name('tiny_corpus.txt')
-# Ids 4 to 107 are Gemma's; 0 to 3 are given to the trainer by name.
+# Pieces with ids from 4 on, as in Gemma. The trainer takes ids 0 to 3 by name.
 _SYMBOLS = [*sentencepiece_codec.RESERVED_PIECES[4:], '\n']
 
 
 def train(
   path: str | os.PathLike[str], lines: Iterable[str] | None = None
 ) -> tokenizer.Tokenizer:
-  """Trains the tiny tokenizer and writes it to path, whole or not at all.
+  """Trains the tiny tokenizer and writes it to `path` atomically.
 
-  The bytes are the same each time for one sentencepiece version.
+  The same version of sentencepiece always gives the same bytes.
 
   Args:
-    path: where the model goes; a file there is replaced, folders are made.
-    lines: what it is trained on besides the project's own corpus, without
-      which texts of few different words would not make enough pieces.
+    path: the file to write; an existing file is replaced, and missing folders
+      are created.
+    lines: text to train on in addition to the project's corpus. Texts with few
+      different words alone would not give enough pieces.
 
   Returns:
-    The tokenizer, as tokenizer.load(path) reads it.
+    The tokenizer that tokenizer.load(path) returns.
 
   Raises:
-    UserError: path cannot be written, or there is too little text.
+    UserError: the path cannot be written, or there is too little text.
   """
   corpus = _CORPUS.read_text(encoding='utf-8').splitlines()
   try:
     data = _train_bytes((*(lines or ()), *corpus))
   except RuntimeError as error:
     raise UserError(
-      f'no tokenizer of {VOCAB_SIZE} pieces can be trained on these texts: '
-      f'{" ".join(str(error).split())}; give more of them'
+      f'cannot train a tokenizer of {VOCAB_SIZE} pieces on these texts: '
+      f'{" ".join(str(error).split())}; give more text'
     ) from error
-  atomic_io.write_whole(path, data)
+  atomic_io.write_file(path, data)
   return tokenizer.from_bytes(data, str(path))
 
 
 def _train_bytes(lines: Iterable[str]) -> bytes:
-  """A serialized BPE model of the non-empty lines."""
+  """Returns a serialized BPE model trained on the non-empty lines."""
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=(line for line in lines if line),
@@ -76,7 +77,7 @@ def _train_bytes(lines: Iterable[str]) -> bytes:
     bos_piece='<bos>',
     unk_piece='<unk>',
     user_defined_symbols=_SYMBOLS,
-    num_threads=1,  # The order of merges must not depend on the machine.
-    minloglevel=2,  # Errors only: the trainer writes its progress to stderr.
+    num_threads=1,  # the order of merges must not depend on the machine
+    minloglevel=2,  # errors only; the trainer logs its progress to stderr
   )
   return model.getvalue()

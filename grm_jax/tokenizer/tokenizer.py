@@ -1,9 +1,8 @@
 """Text to ids and back, safe for text that users wrote.
 
-Text never becomes a control id, whatever it spells: the ids that structure a
-prompt are written by chat.py alone. How letters become pieces is a codec's
-matter: Gemma's SentencePiece (tokenizer.model, sentencepiece_codec.py) or
-byte-level BPE (tokenizer.json, bpe_codec.py).
+Text never becomes a control id, whatever it spells. Only chat_format.py writes
+the ids that structure a prompt. A codec maps text to pieces: Gemma's
+SentencePiece (tokenizer.model) or byte-level BPE (tokenizer.json).
 """
 
 import dataclasses
@@ -22,98 +21,101 @@ _SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 class Codec(Protocol):
-  """What a tokenizer asks of SentencePiece or BPE.
+  """What a tokenizer needs from SentencePiece or BPE."""
 
-  Attributes:
-    vocab_size: ids are below it.
-    control_ids: ascending ids that `encode` never yields.
-  """
+  @property
+  def vocab_size(self) -> int:
+    """Number of ids; all ids are below it."""
 
-  vocab_size: int
-  control_ids: tuple[int, ...]
+  @property
+  def control_ids(self) -> tuple[int, ...]:
+    """Ascending ids that `encode` never returns."""
 
   def encode(self, text: str) -> list[int]:
-    """Ids of a text without surrogates, none of them in control_ids."""
+    """Encodes text without surrogates; returns no id of control_ids."""
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of ids; bytes that are not UTF-8 become U+FFFD."""
+    """Decodes ids; bytes that are not UTF-8 become U+FFFD."""
 
-  def piece(self, i: int) -> str:
-    """What the vocabulary calls an id."""
+  def id_to_piece(self, i: int) -> str:
+    """Returns the vocabulary's name of an id."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatFormat:
-  """How a model's conversations are written, see chat.py.
+  """How a model's conversations are written, see chat_format.py.
 
   Attributes:
-    opening: ids before the first turn.
-    model: what the model's own turns are called.
-    system: whether a system text is a turn; it is else part of the user's.
+    prefix_ids: ids before the first turn.
+    model_role: the name of the model's own turns.
+    has_system_role: whether a system text is a turn of its own. If not, it is
+      joined to the first user turn.
   """
 
-  opening: tuple[int, ...]
-  model: str
-  system: bool
+  prefix_ids: tuple[int, ...]
+  model_role: str
+  has_system_role: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-  """A loaded tokenizer; make one with `load`.
+  """A tokenizer; `load` makes one from a file.
 
   Attributes:
-    codec: how text becomes pieces.
-    turns: how conversations are written.
-    eos_id, end_of_turn: what ends a text, and a turn.
-    bos_id, start_of_turn: what begins them.
+    codec: maps text to pieces.
+    chat_format: how conversations are written.
+    eos_id: ends a text.
+    bos_id: begins a text.
+    start_of_turn_id: begins a turn.
+    end_of_turn_id: ends a turn.
   """
 
   codec: Codec
-  turns: ChatFormat
+  chat_format: ChatFormat
   eos_id: int
   bos_id: int
-  start_of_turn: int
-  end_of_turn: int
+  start_of_turn_id: int
+  end_of_turn_id: int
 
   @property
   def vocab_size(self) -> int:
-    """Ids are below it; a checkpoint may have more embedding rows."""
+    """Number of ids; a checkpoint may have more embedding rows."""
     return self.codec.vocab_size
 
   @property
   def control_ids(self) -> tuple[int, ...]:
-    """Ascending ids that `encode` never yields and `decode` hides."""
+    """Ascending ids that `encode` never returns and `decode` hides."""
     return self.codec.control_ids
 
   @property
   def stop_ids(self) -> tuple[int, int]:
     """The ids that end a generation: (eos, end of turn)."""
-    return (self.eos_id, self.end_of_turn)
+    return (self.eos_id, self.end_of_turn_id)
 
   def encode(self, text: str) -> list[int]:
-    """Encodes text that a user or a model wrote; adds no bos and no eos.
+    """Encodes text of a user or a model, without bos and eos.
 
     Args:
-      text: any str. Each surrogate code point, which UTF-8 cannot hold, is
-        read as U+FFFD.
+      text: any str. Surrogate code points, which UTF-8 cannot represent, are
+        replaced by U+FFFD.
 
     Returns:
-      Ids, none of them in control_ids. `decode` gives the same text back,
-      unless the codec normalizes text or lacks some of its bytes.
+      Ids, none of them in control_ids. `decode` returns the same text, unless
+      the codec normalizes text or lacks pieces for some bytes.
     """
     return self.codec.encode(_SURROGATE.sub('\ufffd', text))
 
   def decode(self, ids: Iterable[int], show_control: bool = False) -> str:
-    """The text of ids.
+    """Decodes ids.
 
     Args:
-      ids: ids of this model: a list, or a one-dimensional integer array.
-      show_control: True prints control ids by name, such as "<eos>"; False
-        prints nothing for them.
+      ids: a list or a one-dimensional integer array.
+      show_control: whether to print control ids by name, such as "<eos>",
+        instead of leaving them out.
 
     Returns:
-      The text. Bytes that are not UTF-8 (a character cut in half by a length
-      limit) are printed as U+FFFD.
+      The text. Bytes that are not UTF-8 (a character that a length limit cut in
+      half) become U+FFFD.
 
     Raises:
       ValueError: an id is negative or not below vocab_size.
@@ -123,26 +125,31 @@ class Tokenizer:
       if not 0 <= i < self.vocab_size:
         raise ValueError(
           f'cannot decode id {i}: the tokenizer has ids 0 to '
-          f'{self.vocab_size - 1}; mask the padded embedding rows before '
-          'choosing a token'
+          f'{self.vocab_size - 1}; mask the padding rows of the embedding '
+          'table when sampling'
         )
     control = frozenset(self.control_ids)
     if not show_control:
       return self.codec.decode([i for i in ids if i not in control])
-    parts = []
-    for hidden, run in itertools.groupby(ids, control.__contains__):
-      run = list(run)
-      show = self.codec.piece if hidden else self.codec.decode
-      parts += map(show, run) if hidden else [show(run)]
+    parts: list[str] = []
+    # Text ids are decoded in runs: a character may span several of them.
+    for is_control, group in itertools.groupby(ids, control.__contains__):
+      if is_control:
+        parts += [self.codec.id_to_piece(i) for i in group]
+      else:
+        parts.append(self.codec.decode(list(group)))
     return ''.join(parts)
 
 
 def load(path: str | os.PathLike[str]) -> Tokenizer:
   """Reads a tokenizer.model, or a tokenizer.json of byte-level BPE.
 
+  Args:
+    path: local or gs://.
+
   Raises:
-    UserError: the file cannot be read, or is not laid out as Gemma's
-      tokenizer.model or SmolLM2's tokenizer.json is.
+    UserError: the file cannot be read, or does not have the layout of Gemma's
+      tokenizer.model or SmolLM2's tokenizer.json.
   """
   try:
     data = epath.Path(path).read_bytes()
@@ -159,36 +166,39 @@ def from_bytes(data: bytes, name: str) -> Tokenizer:
 
   Args:
     data: a serialized SentencePiece model, or a tokenizer.json.
-    name: what error messages call it, usually its path; a name that ends in
-      .json is the latter.
+    name: its path, for error messages. If it ends in .json, the data is a
+      tokenizer.json.
 
   Raises:
     UserError: as for `load`.
   """
   if name.endswith('.json'):
-    return _bpe(bpe_codec.from_json(data, name))
-  return _gemma(sentencepiece_codec.from_bytes(data, name))
+    return _bpe_tokenizer(bpe_codec.from_json(data, name))
+  return _gemma_tokenizer(sentencepiece_codec.from_bytes(data, name))
 
 
-def _gemma(codec: sentencepiece_codec.SentencePiece) -> Tokenizer:
-  ids = sentencepiece_codec
+def _gemma_tokenizer(codec: sentencepiece_codec.SentencePieceCodec):
   return Tokenizer(
     codec,
-    ChatFormat(opening=(ids.BOS,), model='model', system=False),
-    eos_id=ids.EOS,
-    bos_id=ids.BOS,
-    start_of_turn=ids.START_OF_TURN,
-    end_of_turn=ids.END_OF_TURN,
+    ChatFormat(
+      prefix_ids=(sentencepiece_codec.BOS,),
+      model_role='model',
+      has_system_role=False,
+    ),
+    eos_id=sentencepiece_codec.EOS,
+    bos_id=sentencepiece_codec.BOS,
+    start_of_turn_id=sentencepiece_codec.START_OF_TURN,
+    end_of_turn_id=sentencepiece_codec.END_OF_TURN,
   )
 
 
-def _bpe(codec: bpe_codec.Bpe) -> Tokenizer:
-  end_of_text, start, end = codec.turn_ids
+def _bpe_tokenizer(codec: bpe_codec.BPECodec):
+  end_of_text, start_of_turn, end_of_turn = codec.chatml_ids
   return Tokenizer(
     codec,
-    ChatFormat(opening=(), model='assistant', system=True),
+    ChatFormat(prefix_ids=(), model_role='assistant', has_system_role=True),
     eos_id=end_of_text,
-    bos_id=start,
-    start_of_turn=start,
-    end_of_turn=end,
+    bos_id=start_of_turn,
+    start_of_turn_id=start_of_turn,
+    end_of_turn_id=end_of_turn,
   )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from grm_jax.model import logprobs
-from grm_jax.model.attention import SequenceLayout, attend, rows_of
+from grm_jax.model.attention import SequenceLayout, attend
 from grm_jax.model.batch import Batch
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.sharding import mesh
@@ -134,7 +134,7 @@ def test_gradients_equal_whole_sequences(shared, alone):
 def changed(x, *index):
   """`x` with other tokens at `index`."""
   x = np.array(x)
-  x[index] = (x[index] + 7) % tiny.SIZE.vocab_size
+  x[index] = (x[index] + 7) % tiny.CONFIG.vocab_size
   return jnp.asarray(x)
 
 
@@ -406,7 +406,7 @@ def test_blocks_never_hold_all_logits():
     run = functools.partial(
       run_attend, rows=ROWS, window=4, cap=1.5, query_block=query_block
     )
-    return set(tiny.shapes_made(run, qkv))
+    return set(tiny.intermediate_shapes(run, qkv))
 
   assert all_logits <= made(512)
   assert not all_logits & made(4)
@@ -422,8 +422,8 @@ def test_positions():
 
 
 def test_rows_of(batch):
-  rows = rows_of(batch)
+  rows = SequenceLayout.from_batch(batch)
   sizes = rows.prompt_size, rows.num_generations, rows.generation_size
   assert sizes == (PROMPT_SIZE, 3, OWN_SIZE)
-  alone = rows_of(Batch(batch.prompts, batch.prompt_lengths))
+  alone = SequenceLayout.from_batch(Batch(batch.prompts, batch.prompt_lengths))
   assert (alone.prompt_size, alone.num_generations) == (PROMPT_SIZE, 0)

@@ -55,7 +55,7 @@ def test_new_norms_multiply_by_one(model):
 @pytest.mark.parametrize('field', sorted(LLAMA))
 def test_every_field_changes_the_outcome(model, params, field):
   """With Gemma-2's way in one field, and all else the same."""
-  there = getattr(tiny.SIZE, field)
+  there = getattr(tiny.CONFIG, field)
   other = tiny.gemma(**LLAMA | {field: there})
   own = params
   if field == 'post_norms':
@@ -85,8 +85,8 @@ def test_packed_texts_equal_texts_alone(model, params):
   batch = Batch(
     jnp.asarray(row[None], jnp.int32),
     jnp.asarray([len(row)]),
-    segments=jnp.asarray(segments[None], jnp.int32),
-    targets=jnp.ones((1, len(row)), bool),
+    segment_ids=jnp.asarray(segments[None], jnp.int32),
+    loss_mask=jnp.ones((1, len(row)), bool),
   )
   logps, _ = logprobs.prompt_logps(model, params, batch)
   start = 0
@@ -101,22 +101,27 @@ def test_what_is_drawn_has_the_log_probabilities_of_training(model, params):
   """Both rings of the caches grow with the text: there is no window."""
   weights, _ = decode_weights.place(model, params)
   engine = Engine(
-    model, weights, prompts=2, rows=2, size=24, buckets=(8, 32), chunk=5
+    model,
+    prompts=2,
+    generations_per_prompt=2,
+    max_new_tokens=24,
+    prompt_buckets=(8, 32),
+    decode_steps_per_call=5,
   )
   prompts = {'a': list(range(1, 8)), 'b': list(range(20, 50))}
   requests = [Request(name, ids, 3) for name, ids in prompts.items()]
-  found = list(engine.run(requests))
+  found = list(engine.run(weights, requests))
   assert len(found) == 6
   for item in found:
-    text = [*prompts[item.request], *item.tokens.tolist()]
+    text = [*prompts[item.request_id], *item.tokens.tolist()]
     expected = alone(model, params, np.array(text))
-    expected = expected[len(prompts[item.request]) - 1 :]
+    expected = expected[len(prompts[item.request_id]) - 1 :]
     np.testing.assert_allclose(item.model_logps, expected, atol=5e-5)
 
 
 def test_attention_flops_have_no_window():
-  size = dataclasses.replace(tiny.SIZE, window=None)
-  far = dataclasses.replace(tiny.SIZE, window=10**6)
+  size = dataclasses.replace(tiny.CONFIG, window=None)
+  far = dataclasses.replace(tiny.CONFIG, window=10**6)
   lengths, own = [50, 3], [[20, 0], [4, 9]]
   assert flops.forward(size, lengths, own) == flops.forward(far, lengths, own)
   assert flops.decode(size, 500) == flops.decode(far, 500)

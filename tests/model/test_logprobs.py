@@ -96,7 +96,7 @@ def test_softcap_takes_effect():
 def test_dead_rows_have_no_probability_and_no_gradient():
   table, hidden, targets, weights = random_arrays()
   model = tiny.gemma(compute=ComputeConfig(head_chunk=8))
-  assert (model.size.vocab_size, model.size.table_rows) == (LIVE, ROWS)
+  assert (model.config.vocab_size, model.config.padded_vocab_size) == (LIVE, ROWS)
   loud = table.copy()
   loud[LIVE:] = 100 * hidden[0, 0]
 
@@ -148,12 +148,12 @@ def arrays_made(loss_of_logps):
   compute = ComputeConfig(head_chunk=CHUNK, query_block=8)
   model = tiny.gemma(compute=compute, vocab_size=WIDE, num_layers=2)
   batch = tiny.batch([5] * 4, 6, [[16] * 4] * 4, 16)
-  made = tiny.shapes_made(
+  made = tiny.intermediate_shapes(
     jax.grad(lambda params: loss_of_logps(model, params, batch)),
     tiny.params(model),
   )
   # The table and its gradient are not the head's to avoid.
-  return [shape for shape in made if shape != (WIDE, model.size.width)]
+  return [shape for shape in made if shape != (WIDE, model.config.width)]
 
 
 def chunked(model, params, batch):
@@ -217,7 +217,7 @@ def scored(model, params, state, token):
   """(logp, entropy) of one token after one hidden state."""
   table = params['embedder']['table']
   token = jnp.asarray(token)
-  return np.array(plain(table, state, token, model.size.final_softcap))
+  return np.array(plain(table, state, token, model.config.final_softcap))
 
 
 def test_generation_logps(model, params, batch, hidden):

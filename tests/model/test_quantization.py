@@ -16,18 +16,18 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from grm_jax.model import logprobs, quantization, transformer
-from grm_jax.model.attention import rows_of
+from grm_jax.model.attention import SequenceLayout
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.init import abstract_params
 from grm_jax.model.layers import RMSNorm
-from grm_jax.model.quantization import CONTRACTED, QuantizedWeight
+from grm_jax.model.quantization import CONTRACTING_DIMS, QuantizedWeight
 from grm_jax.sharding import mesh, rules
 from tests.messages import naming
 from tests.model import tiny
-from tests.parallel.test_sharded import WARNING, stderr_into
+from tests.sharding.test_sharded import WARNING, stderr_into
 
 BATCH = tiny.batch([1, 9, 4, 12], 12, [[7, 0], [3, 5], [1, 2], [6, 4]], 7)
-ROWS = rows_of(BATCH)
+ROWS = SequenceLayout.from_batch(BATCH)
 # name: (kernel, dimensions of its scale, activations, einsum)
 KERNELS = {
   'query': ((6, 4, 3), (4, 3), (2, 5, 6), 'PXD,DNH->PXNH'),
@@ -51,7 +51,7 @@ def dequantize(params):
   def leaf(path, x):
     if not is_int8(x):
       return x
-    scale = jnp.expand_dims(x.scale, CONTRACTED[path[-1].key])
+    scale = jnp.expand_dims(x.scale, CONTRACTING_DIMS[path[-1].key])
     return x.values.astype(jnp.float32) * scale
 
   return jax.tree_util.tree_map_with_path(leaf, params, is_leaf=is_int8)
@@ -62,7 +62,7 @@ def kernel(name, seed=0):
   rng = np.random.default_rng(seed)
   shape = KERNELS[name][0]
   channels = 10.0 ** rng.uniform(-3, 2, KERNELS[name][1])
-  channels = np.expand_dims(channels, CONTRACTED[name])
+  channels = np.expand_dims(channels, CONTRACTING_DIMS[name])
   return jnp.asarray(channels * rng.standard_normal(shape), jnp.float32)
 
 
@@ -91,7 +91,7 @@ def test_what_is_not_finite_stays_so():
 
 
 def test_every_name_is_tried():
-  assert set(KERNELS) == set(CONTRACTED)
+  assert set(KERNELS) == set(CONTRACTING_DIMS)
 
 
 @pytest.mark.parametrize('name', KERNELS)
@@ -101,11 +101,11 @@ def test_error_is_at_most_half_a_step_per_channel(name):
   assert made[name].shape == w.shape
   assert made[name].scale.shape == KERNELS[name][1]
   assert quantization.scale_axes(name, w.shape) == KERNELS[name][1]
-  step = np.expand_dims(made[name].scale, CONTRACTED[name])
+  step = np.expand_dims(made[name].scale, CONTRACTING_DIMS[name])
   error = np.abs(w - dequantize(made)[name])
   assert np.all(error <= 0.5001 * step)
   # Every channel uses its whole range.
-  used = np.abs(made[name].values).max(CONTRACTED[name])
+  used = np.abs(made[name].values).max(CONTRACTING_DIMS[name])
   np.testing.assert_array_equal(used, 127)
 
 
@@ -114,7 +114,7 @@ def test_contract_equals_einsum(name):
   _, _, shape, letters = KERNELS[name]
   x = jax.random.normal(jax.random.key(1), shape)
   made = quantization.quantize({name: kernel(name)})
-  ours = quantization.contract(letters, x, made[name])
+  ours = quantization.einsum(letters, x, made[name])
   expected = jnp.einsum(letters, x, dequantize(made)[name])
   tiny.assert_close(ours, expected, 1e-6)
 
@@ -124,11 +124,11 @@ def test_contract_rounds_once():
   x = jax.random.normal(jax.random.key(2), (8, 32, 512), jnp.bfloat16)
   w = jax.random.normal(jax.random.key(3), (512, 64))
   w = quantization.quantize({'gate': w})['gate']
-  ours = quantization.contract('PXD,DF->PXF', x, w)
-  wide = quantization.contract('PXD,DF->PXF', x.astype(jnp.float32), w)
+  ours = quantization.einsum('PXD,DF->PXF', x, w)
+  wide = quantization.einsum('PXD,DF->PXF', x.astype(jnp.float32), w)
   assert (ours.dtype, wide.dtype) == (jnp.bfloat16, jnp.float32)
   assert jnp.mean(ours == wide.astype(jnp.bfloat16)) > 0.999
-  kept = quantization.contract('PXD,DF->PXF', x, w, jnp.float32)
+  kept = quantization.einsum('PXD,DF->PXF', x, w, jnp.float32)
   tiny.assert_close(kept, wide, 1e-6)
 
 
@@ -149,12 +149,12 @@ def test_contract_of_arrays_is_einsum(letters, x, w):
     jnp.asarray(rng.integers(-9, 9, shape), jnp.float32) for shape in (x, w)
   )
   expected = jnp.einsum(letters, x, w)
-  np.testing.assert_array_equal(quantization.contract(letters, x, w), expected)
-  half = quantization.contract(
+  np.testing.assert_array_equal(quantization.einsum(letters, x, w), expected)
+  half = quantization.einsum(
     letters, x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
   )
   assert half.dtype == jnp.bfloat16
-  wide = quantization.contract(letters, x, w, jnp.bfloat16)
+  wide = quantization.einsum(letters, x, w, jnp.bfloat16)
   assert wide.dtype == jnp.bfloat16 and wide.shape == expected.shape
 
 
@@ -199,7 +199,7 @@ def outputs(model, params):
     'prompts': logprobs.prompt_logps(model, params, BATCH),
     'logits': logprobs.logits(
       model, params['embedder']['table'], hidden.prompt[:, :2]
-    )[..., : tiny.SIZE.vocab_size],
+    )[..., : tiny.CONFIG.vocab_size],
     'values': logprobs.values(model, params, BATCH),
   }
 
@@ -220,7 +220,7 @@ def test_one_layer_equals_its_dequantized_self(quantized):
   """Unstacked, as decoding has it."""
   model = tiny.gemma()
   layer = jax.tree.map(lambda x: x[1], quantized['pairs']['local'])
-  block = transformer.Block(model.size, model.compute, model.layout, 6)
+  block = transformer.Block(model.config, model.compute, model.layout, 6)
   x = jax.random.normal(jax.random.key(4), (4, 12 + 14, 32))
   run = jax.jit(lambda params: block.apply({'params': params}, x, ROWS)[0])
   ours, expected = run(layer), run(dequantize(layer))
@@ -244,7 +244,7 @@ def test_embedding_rows_are_multiplied_in_float32():
   model = tiny.gemma(compute=ComputeConfig(dtype='bfloat16'), width=3072)
   table = jax.random.normal(jax.random.key(5), (256, 3072))
   params = quantization.quantize({'table': table})
-  module = transformer.Embedder(model.size, model.compute, model.layout)
+  module = transformer.Embedder(model.config, model.compute, model.layout)
   tokens = jnp.array([[0, 7, 999]])
   x = module.apply({'params': params}, tokens)
   wide = module.apply({'params': dequantize(params)}, tokens)
@@ -277,7 +277,7 @@ def test_linen_checks_the_first_leaf_of_a_parameter(quantized):
   table = quantized['embedder']['table']
   assert jax.tree.leaves(table)[0] is table.values
   model = tiny.gemma()
-  module = transformer.Embedder(model.size, model.compute, model.layout)
+  module = transformer.Embedder(model.config, model.compute, model.layout)
   tokens = jnp.array([[1]])
   module.apply({'params': {'table': table}}, tokens)
   bad = table.replace(values=table.values[:-1])
@@ -297,13 +297,13 @@ def test_norms_ignore_int8():
   """Their `scale` has the name of an Int8's, and stays what it is."""
   params = {'scale': jnp.ones(32)}
   assert quantization.quantize(params)['scale'] is params['scale']
-  RMSNorm(tiny.SIZE, ComputeConfig()).apply(
+  RMSNorm(tiny.CONFIG, ComputeConfig()).apply(
     {'params': params}, jnp.ones((1, 1, 32))
   )
 
 
 def test_lay_out_splits_a_scale_as_its_kernel():
-  layout = rules.layout(mesh.make_mesh(2, 2, 2), rules.RULES)
+  layout = rules.make_layout(mesh.make_mesh(2, 2, 2), rules.RULES)
   w = quantization.quantize({'down': jnp.ones((48, 32))})['down']
   axes = ('mlp', 'embed')
   laid = jax.jit(lambda w: quantization.constrain(layout, 'down', w, axes))(w)
@@ -316,7 +316,7 @@ def shardings(model):
 
   def leaf(path, shape):
     name, sharding = path[-1].key, shape.sharding
-    if name not in CONTRACTED:
+    if name not in CONTRACTING_DIMS:
       return sharding
     spec = sharding.spec
     spec = (*spec, *(None,) * (len(shape.shape) - len(spec)))
@@ -329,7 +329,7 @@ def shardings(model):
 @pytest.fixture(scope='module', params=[(2, 2, 2), (1, 4, 2)], ids=str)
 def on_mesh(request, quantized):
   """(log-probabilities on a mesh, executable, what XLA printed)."""
-  layout = rules.layout(mesh.make_mesh(*request.param), rules.RULES)
+  layout = rules.make_layout(mesh.make_mesh(*request.param), rules.RULES)
   model = tiny.gemma(layout, scalar=True, compute=ComputeConfig(head_chunk=16))
   params = jax.device_put(quantized, shardings(model))
   batch = jax.device_put(BATCH, layout.sharding(('prompts',)))

@@ -27,7 +27,7 @@ PLACES = 256
 @pytest.fixture(scope='module')
 def layout():
   """Two ways along every axis."""
-  return rules.layout(mesh.make_mesh(2, 2, 2), rules.RULES)
+  return rules.make_layout(mesh.make_mesh(2, 2, 2), rules.RULES)
 
 
 def random_arrays(count, heads=4, kv_heads=2, head_dim=128, places=PLACES):
@@ -49,7 +49,7 @@ def run(arrays, window, cap, compute, layout, segments=None):
   """(output, gradients of q, k, v) of a random weighted sum."""
   *qkv, weights = arrays
   lengths = jnp.full(weights.shape[:1], weights.shape[1])
-  rows = SequenceLayout(lengths, weights.shape[1], segments=segments)
+  rows = SequenceLayout(lengths, weights.shape[1], segment_ids=segments)
 
   def loss(qkv):
     out = attend(
@@ -197,4 +197,4 @@ def test_tiles_that_are_computed(size, block, window):
   seen = (apart >= 0) & (apart < (window or size))
   tiles = seen.reshape(size // block, block, size // block, block)
   expected = int(tiles.any(axis=(1, 3)).sum())
-  assert splash.tiles(size, block, window) == expected
+  assert splash.num_tiles(size, block, window) == expected

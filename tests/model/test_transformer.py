@@ -36,7 +36,7 @@ from tests.model import tiny
 )
 def test_published_parameter_counts(name, count):
   model = transformer.Transformer(
-    model_config.named(name), ComputeConfig(), mesh.one_device()
+    model_config.from_name(name), ComputeConfig(), mesh.one_device()
   )
   leaves = jax.tree.leaves(abstract_params(model))
   assert sum(leaf.size for leaf in leaves) == count
@@ -136,7 +136,7 @@ def test_remat_is_around_each_pair():
 
 def test_sizes_by_name():
   with pytest.raises(UserError, match=naming('gemma3', 'gemma2_2b')):
-    model_config.named('gemma3')
+    model_config.from_name('gemma3')
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_embedding_scale_is_rounded_as_activations_are(dtype, factor):
   model = tiny.gemma(
     compute=ComputeConfig(dtype=dtype), width=3072, vocab_size=256
   )
-  module = transformer.Embedder(model.size, model.compute, model.layout)
+  module = transformer.Embedder(model.config, model.compute, model.layout)
   table = np.ones((256, 3072), np.float32)
   table[3] = 0.3
   x = module.apply({'params': {'table': table}}, jnp.array([[0, 3]]))
@@ -176,7 +176,7 @@ def test_norm_is_computed_in_float32():
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.standard_normal((1, 64, 512)), jnp.bfloat16)
   scale = rng.standard_normal(512).astype(np.float32)
-  norm = RMSNorm(tiny.SIZE, ComputeConfig(dtype='bfloat16'))
+  norm = RMSNorm(tiny.CONFIG, ComputeConfig(dtype='bfloat16'))
   ours = norm.apply({'params': {'scale': scale}}, x)
   wide = np.asarray(x, np.float64)
   root = np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6)
@@ -223,7 +223,7 @@ def test_norm_is_computed_in_float32():
 def test_malformed_batches(change, words):
   bad = BATCH.replace(**change)
   with pytest.raises(ValueError, match=naming(*words)):
-    batches.check(bad)
+    batches.check_batch(bad)
   # The model asks too.
   model = tiny.gemma()
   with pytest.raises(ValueError, match=naming(*words)):
@@ -231,5 +231,5 @@ def test_malformed_batches(change, words):
 
 
 def test_good_batches():
-  batches.check(BATCH)
-  batches.check(Batch(BATCH.prompts, BATCH.prompt_lengths))
+  batches.check_batch(BATCH)
+  batches.check_batch(Batch(BATCH.prompts, BATCH.prompt_lengths))

@@ -17,7 +17,7 @@ from grm_jax.model.init import abstract_params
 from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import mesh
 
-SIZE = ModelConfig(
+CONFIG = ModelConfig(
   num_layers=4,
   width=32,
   mlp_width=48,
@@ -33,8 +33,8 @@ SIZE = ModelConfig(
 
 
 def gemma(layout=None, scalar=False, compute=None, **size):
-  """A Gemma of SIZE with fields of `size` replaced; on one device."""
-  size = dataclasses.replace(SIZE, **size)
+  """A Gemma of CONFIG with fields of `size` replaced; on one device."""
+  size = dataclasses.replace(CONFIG, **size)
   layout = layout or mesh.one_device()
   return Transformer(size, compute or ComputeConfig(), layout, scalar)
 
@@ -51,7 +51,7 @@ def params(model, seed=0):
 
 
 def batch(
-  lengths, size, own_lengths=None, own_size=0, seed=1, vocab=SIZE.vocab_size
+  lengths, size, own_lengths=None, own_size=0, seed=1, vocab=CONFIG.vocab_size
 ):
   """Random tokens everywhere, in the padding too.
 
@@ -100,7 +100,7 @@ def equations(function, *args):
   return walk(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def shapes_made(function, *args):
+def intermediate_shapes(function, *args):
   """Shapes of all arrays that `function(*args)` makes, at any depth."""
   made = equations(function, *args)
   return [out.aval.shape for equation in made for out in equation.outvars]

@@ -46,12 +46,12 @@ def test_sizes_that_cannot_be(asked, words):
 
 
 def test_slices_divide_data():
-  assert mesh.axis_sizes(-1, 4, 1, 16, slices=2) == (4, 4, 1)
+  assert mesh.axis_sizes(-1, 4, 1, 16, num_slices=2) == (4, 4, 1)
   words = *setting('mesh.data', 3), *setting('mesh.num_slices', 2)
   with pytest.raises(UserError, match=naming(*words)):
-    mesh.axis_sizes(3, 2, 1, 6, slices=2)
+    mesh.axis_sizes(3, 2, 1, 6, num_slices=2)
   with pytest.raises(UserError, match=naming(*setting('mesh.num_slices', 0))):
-    mesh.axis_sizes(2, 1, 1, 2, slices=0)
+    mesh.axis_sizes(2, 1, 1, 2, num_slices=0)
 
 
 def test_mesh_has_every_device_once():
@@ -77,7 +77,7 @@ class Device:
 
 def test_slices_are_the_outer_factor_of_data():
   devices = [Device(i, i // 4) for i in range(8)]
-  made = mesh.make_mesh(4, 1, 2, slices=2, devices=devices[::-1])
+  made = mesh.make_mesh(4, 1, 2, num_slices=2, devices=devices[::-1])
   assert dict(made.shape) == {'data': 4, 'fsdp': 1, 'tensor': 2}
   processes = np.vectorize(lambda device: device.process_index)(made.devices)
   np.testing.assert_array_equal(processes[:2], 0)
@@ -89,21 +89,21 @@ def test_more_slices_than_there_are():
   with pytest.raises(
     UserError, match=naming(*setting('mesh.num_slices', 2), 1)
   ):
-    mesh.make_mesh(2, 2, 2, slices=2)
+    mesh.make_mesh(2, 2, 2, num_slices=2)
 
 
 def test_from_config():
-  config = ConfigDict({'mesh': dict(data=2, fsdp=-1, tensor=2, slices=1)})
+  config = ConfigDict({'mesh': dict(data=2, fsdp=-1, tensor=2, num_slices=1)})
   config.mesh.logical_axis_rules = ConfigDict(rules.RULES)
   config.mesh.logical_axis_rules.logit_vocab = ('tensor',)
   layout = mesh.from_config(config)
   assert dict(layout.mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
-  assert layout.split('logit_vocab') == 2 and layout.split('vocab') == 4
+  assert layout.num_shards('logit_vocab') == 2 and layout.num_shards('vocab') == 4
 
 
 def test_another_tensor_axis_for_sampling():
   """The same devices in the same order, some of fsdp given to tensor."""
-  config = ConfigDict({'mesh': dict(data=2, fsdp=4, tensor=1, slices=1)})
+  config = ConfigDict({'mesh': dict(data=2, fsdp=4, tensor=1, num_slices=1)})
   config.mesh.logical_axis_rules = ConfigDict(rules.RULES)
   config.mesh.decode_tensor = 4
   training = mesh.from_config(config)
@@ -112,8 +112,8 @@ def test_another_tensor_axis_for_sampling():
   assert dict(sampling.mesh.shape) == {'data': 2, 'fsdp': 1, 'tensor': 4}
   assert (training.mesh.devices.flat == sampling.mesh.devices.flat).all()
   # Heads are split for decoding, prompts over fewer devices than in training.
-  assert (training.split('heads'), sampling.split('heads')) == (1, 4)
-  assert (training.split('prompts'), sampling.split('prompts')) == (8, 2)
+  assert (training.num_shards('heads'), sampling.num_shards('heads')) == (1, 4)
+  assert (training.num_shards('prompts'), sampling.num_shards('prompts')) == (8, 2)
   config.mesh.decode_tensor = 0
   same = mesh.from_config(config, weights='resident')
   assert same.mesh == training.mesh
@@ -127,4 +127,4 @@ def test_another_tensor_axis_for_sampling():
 def test_one_device_splits_nothing():
   layout = mesh.one_device()
   assert layout.mesh.size == 1
-  assert all(layout.split(name) == 1 for name in rules.RULES)
+  assert all(layout.num_shards(name) == 1 for name in rules.RULES)

@@ -20,7 +20,7 @@ from tests.messages import naming, setting
 
 def layout_of(data=2, fsdp=2, tensor=2, **changed):
   made = mesh.make_mesh(data, fsdp, tensor)
-  return rules.layout(made, {**rules.RULES, **changed})
+  return rules.make_layout(made, {**rules.RULES, **changed})
 
 
 @pytest.fixture(scope='module')
@@ -44,7 +44,7 @@ BLOCK = {
 
 
 def test_every_parameter_of_27b(layout):
-  size = model_config.named('gemma2_27b')
+  size = model_config.from_name('gemma2_27b')
   params = abstract_params(
     Transformer(size, ComputeConfig(), layout, scalar=True)
   )
@@ -82,7 +82,7 @@ def test_sharding_is_the_spec_on_the_mesh(layout):
 
 
 def test_split(layout):
-  ways = {name: layout.split(name) for name in ('prompts', 'heads', 'tokens')}
+  ways = {name: layout.num_shards(name) for name in ('prompts', 'heads', 'tokens')}
   assert ways == {'prompts': 4, 'heads': 2, 'tokens': 1}
 
 
@@ -108,18 +108,18 @@ def test_mesh_axis_used_twice_on_one_array(layout):
 
 def test_clash_in_a_parameter():
   model = Transformer(
-    model_config.named('tiny'),
+    model_config.from_name('tiny'),
     ComputeConfig(),
     layout_of(table_width=('fsdp',)),
   )
   with pytest.raises(
-    UserError, match=naming('fsdp', 'config.mesh.rules.table_width')
+    UserError, match=naming('fsdp', 'config.mesh.logical_axis_rules.table_width')
   ):
     abstract_params(model)
 
 
 def test_uneven_split_of_a_parameter():
-  size = model_config.named('gemma2_2b')
+  size = model_config.from_name('gemma2_2b')
   words = (
     'kv_heads',
     4,
@@ -152,7 +152,7 @@ def test_rule_with_an_unknown_mesh_axis():
 
 def test_rule_with_one_axis_twice():
   with pytest.raises(
-    UserError, match=naming(*setting('mesh.rules.embed', 'fsdp'))
+    UserError, match=naming(*setting('mesh.logical_axis_rules.embed', 'fsdp'))
   ):
     layout_of(embed=('fsdp', 'fsdp'))
 
@@ -183,4 +183,4 @@ def test_equal_layouts_are_one_key(layout):
   assert layout == layout_of() and hash(layout) == hash(layout_of())
   assert layout != layout_of(mlp=())
   backwards = dict(reversed(rules.RULES.items()))
-  assert layout == rules.layout(layout.mesh, backwards)
+  assert layout == rules.make_layout(layout.mesh, backwards)

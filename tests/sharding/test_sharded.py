@@ -33,7 +33,7 @@ GATHERED_STACK = 'f32[2,32,24]'
 
 def layout_of(**changed):
   made = mesh.make_mesh(2, 2, 2)
-  return rules.layout(made, {**rules.RULES, **changed})
+  return rules.make_layout(made, {**rules.RULES, **changed})
 
 
 @pytest.fixture(
@@ -140,7 +140,7 @@ def test_gathered_kernels_never_pile_up(on_mesh):
 def test_what_is_kept_of_each_pair_is_split(on_mesh, layout):
   """Hidden states [L/2, P, X, D], of P = 4 prompts of X = 12 + 2 * 7 places."""
   whole, split = 'f32[2,1,26,32]', 'f32[2,1,13,32]'
-  if layout.split('residual_tokens') > 1:
+  if layout.num_shards('residual_tokens') > 1:
     whole, split = split, whole
   text = on_mesh[0].as_text()
   assert whole in text and split not in text

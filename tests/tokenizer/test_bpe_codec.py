@@ -46,7 +46,7 @@ TK = tokenizer.from_bytes(WHOLE.to_str().encode(), 'tokenizer.json')
 def test_ids():
   assert TK.control_ids == (0, 1, 2, 3)
   assert TK.stop_ids == (0, 2)
-  assert TK.start_of_turn == 1
+  assert TK.start_of_turn_id == 1
   assert TK.vocab_size == WHOLE.get_vocab_size()
   assert TK.decode([1, 2, 3], show_control=True) == (
     '<|im_start|><|im_end|><repo_name>'
@@ -110,7 +110,7 @@ def test_merges_that_make_a_control_token():
 
 
 def test_digits_are_apart():
-  pieces = [TK.codec.piece(i) for i in TK.encode('12')]
+  pieces = [TK.codec.id_to_piece(i) for i in TK.encode('12')]
   assert pieces == ['1', '2']
 
 
@@ -148,7 +148,7 @@ def test_chatml():
     '<|im_start|>user\nAnd 9?<|im_end|>\n'
     '<|im_start|>assistant\n'
   )
-  assert ids.count(TK.end_of_turn) == 4
+  assert ids.count(TK.end_of_turn_id) == 4
   ids = chat_format.render_user(TK, 'Is 7 prime?')
   assert TK.decode(ids, show_control=True) == (
     '<|im_start|>user\nIs 7 prime?<|im_end|>\n<|im_start|>assistant\n'

@@ -73,7 +73,7 @@ def pieces(ids, tk=TK):
 
 def test_ids_and_sizes_are_gemmas():
   assert (TK.eos_id, TK.bos_id) == (1, 2)
-  assert (TK.start_of_turn, TK.end_of_turn) == (106, 107)
+  assert (TK.start_of_turn_id, TK.end_of_turn_id) == (106, 107)
   assert TK.stop_ids == (1, 107)
   assert TK.vocab_size == 414
   assert TK.control_ids == tuple(range(108))
