@@ -1,0 +1,1 @@
+"""File access: atomic writes, journals, gs:// mirrors and row readers."""

@@ -12,6 +12,7 @@ import sys
 import traceback
 import types
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from grm_jax.errors import UserError
 from grm_jax.judgement.example import JudgingExample
@@ -42,7 +43,7 @@ def prefers_best(scores: Sequence[float] | None, best: int) -> bool:
       f'{len(scores)} scores have no best one; use matches_label'
     )
   if not 0 <= best < len(scores):
-    raise ValueError(f'best is {best}; it must be in 0..{len(scores) - 1}')
+    raise ValueError(f'best is {best}; it must be from 0 to {len(scores) - 1}')
   return all(scores[best] > s for i, s in enumerate(scores) if i != best)
 
 
@@ -161,9 +162,7 @@ def load_reward(spec: str) -> RewardFunction:
       value = function(example, judgement)
     except Exception as error:  # a user's function can raise anything
       raise _failure(spec, path, error, f' for example {example.id}') from error
-    # NumPy's scalars are numbers.Real; arrays and None are not. The comparison
-    # is False for NaN.
-    if not isinstance(value, numbers.Real) or not abs(value) <= _MAX_FLOAT32:
+    if not _is_finite(value):
       raise UserError(
         f'config.reward: {spec} returned {value!r} for example {example.id}; '
         'it must return a finite number'
@@ -171,6 +170,14 @@ def load_reward(spec: str) -> RewardFunction:
     return float(value)
 
   return checked
+
+
+def _is_finite(value: Any) -> bool:
+  # NumPy's scalars are numbers.Real; arrays and None are not.
+  if not isinstance(value, numbers.Real):
+    return False
+  magnitude: Any = abs(value)
+  return bool(magnitude <= _MAX_FLOAT32)  # False for NaN
 
 
 def _load_module(path: str) -> types.ModuleType:

@@ -1,20 +1,26 @@
-"""What is judged: the one record that crosses rooms as a Python object."""
+"""The judging example: the record that every part of the program exchanges."""
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from grm_jax.errors import UserError
 
 ROLES = ('system', 'user', 'assistant')
-# Longer texts are mistakes or attacks: 50 times what a prompt can hold.
+# A longer text is a mistake or an attack: it is 50 times what a prompt can
+# hold.
 MAX_CHARS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """One message of a conversation."""
+  """One message of a conversation.
+
+  Attributes:
+    role: one of ROLES.
+    text: content of the message.
+  """
 
   role: str
   text: str
@@ -22,17 +28,20 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class JudgingExample:
-  """A query, responses to it, and what is known about which is good.
+  """A query, C candidate responses to it, and what is known about them.
 
   Attributes:
     id: unique within its source.
     query: the conversation; the last turn is the user's.
-    responses: n >= 1 texts.
-    best: index of the best response, from 0; None if unknown or n == 1.
-    rewards: one number per response; for n == 1 the label (0 or 1).
-    reference: an answer known to be right, '' if there is none.
-    principles: what to judge by; '' lets the judge write its own.
-    tags: where it is from: suite, section, subset, ...
+    responses: [C] texts, C >= 1.
+    best: index of the best response; None if it is unknown or C = 1.
+    rewards: [C], one number per response; for C = 1 the label (0 or 1).
+    reference: a correct answer; '' if there is none.
+    principles: principles to judge by; with '' the judge writes its own.
+    tags: origin of the example: suite, section, subset and others.
+
+  Raises:
+    UserError: the fields do not make a valid example.
   """
 
   id: str
@@ -45,75 +54,70 @@ class JudgingExample:
   tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
-    fault = self._fault()
-    if fault:
-      raise UserError(fault)
+    problem = self._query_problem() or self._response_problem()
+    if problem:
+      raise UserError(problem)
 
-  def _fault(self):
-    n = len(self.responses)
-    if not n:
-      return 'there are no responses'
+  def _query_problem(self) -> str:
     if not self.query or self.query[-1].role != 'user':
-      return "the query's last turn must be the user's"
+      return 'the last turn of the query must have the role user'
     if not any(turn.text.strip() for turn in self.query):
       return 'the query is empty'
-    roles = [turn.role for turn in self.query if turn.role not in ROLES]
-    if roles:
-      return f'role {roles[0]!r} is none of {", ".join(ROLES)}'
-    texts = (*self.responses, self.reference, self.principles)
-    longest = max(map(len, (*texts, *(t.text for t in self.query))))
+    for turn in self.query:
+      if turn.role not in ROLES:
+        return f'role is {turn.role!r}; it must be one of {", ".join(ROLES)}'
+    return ''
+
+  def _response_problem(self) -> str:
+    n = len(self.responses)
+    if not n:
+      return 'the example has no responses'
+    texts = [*self.responses, self.reference, self.principles]
+    longest = max(map(len, (*texts, *(turn.text for turn in self.query))))
     if longest > MAX_CHARS:
-      return f'a text has {longest} characters; the most is {MAX_CHARS}'
+      return f'a text has {longest} characters; the maximum is {MAX_CHARS}'
     if self.best is not None and not 0 <= self.best < n:
-      return f'best is {self.best}; there are {n} responses, counted from 0'
+      return f'best is {self.best}; it must be an index from 0 of {n} responses'
     if self.rewards is not None and len(self.rewards) != n:
       return f'{len(self.rewards)} rewards for {n} responses'
-    return None
+    return ''
 
 
 def from_row(row: Any, number: int) -> JudgingExample:
-  """The example of a user's row.
+  """Returns the example in a user's row.
 
   Args:
-    row: {query | messages, responses[, best, rewards, id, reference,
-      principles, tags]};
-      messages are [{role, content}, ...].
-    number: the row's, which is its id if it has none.
+    row: an object with `responses` and either `query` (a string) or `messages`
+      ([{role, content}, ...]); optionally best, rewards, id, reference,
+      principles and tags.
+    number: the row number, which is the id of a row without one.
 
   Raises:
-    UserError: says what is wrong with the row.
+    UserError: the row is invalid; the message names the field.
   """
   if not isinstance(row, dict):
     raise UserError('the row is not a JSON object')
   responses = row.get('responses')
-  if not isinstance(responses, list) or not _texts(responses):
-    raise UserError('responses must be a list of texts')
+  if not isinstance(responses, list) or not _are_strings(responses):
+    raise UserError('responses must be a list of strings')
   best, rewards = row.get('best'), row.get('rewards')
   if best is not None and type(best) is not int:
     raise UserError(f'best must be an index from 0, not {best!r}')
-  if rewards is not None:
-    rewards = _numbers(rewards)
-  tags = row.get('tags') or {}
-  # Parquet stores every tag in every row, null where a row lacks it.
-  if isinstance(tags, dict):
-    tags = {key: value for key, value in tags.items() if value is not None}
-  if not isinstance(tags, dict) or not _texts(tags.values()):
-    raise UserError('tags must be an object of texts')
-  name = row.get('id')
+  id = row.get('id')
   return JudgingExample(
-    id=str(number if name is None else name),
+    id=str(number if id is None else id),
     query=_query(row),
     responses=tuple(responses),
     best=best,
-    rewards=rewards,
-    reference=_text(row, 'reference'),
-    principles=_text(row, 'principles'),
-    tags=tags,
+    rewards=None if rewards is None else _finite_numbers(rewards),
+    reference=_optional_text(row, 'reference'),
+    principles=_optional_text(row, 'principles'),
+    tags=_tags(row),
   )
 
 
 def to_row(example: JudgingExample) -> dict[str, Any]:
-  """The row that `from_row` reads as this example."""
+  """Returns the row that `from_row` reads as this example."""
   return {
     'id': example.id,
     'messages': [{'role': x.role, 'content': x.text} for x in example.query],
@@ -126,45 +130,55 @@ def to_row(example: JudgingExample) -> dict[str, Any]:
   }
 
 
-def _query(row):
+def _query(row: Mapping[str, Any]) -> tuple[Turn, ...]:
   query, messages = row.get('query'), row.get('messages')
   if (query is None) == (messages is None):
-    raise UserError('a row has either a query or messages')
+    raise UserError('a row must have either query or messages')
   if messages is None:
     if not isinstance(query, str):
-      raise UserError('query must be a text')
+      raise UserError('query must be a string')
     return (Turn('user', query),)
   if not isinstance(messages, list):
     raise UserError('messages must be a list of {role, content}')
   turns = []
   for message in messages:
-    parts = message if isinstance(message, dict) else {}
-    role, text = parts.get('role'), parts.get('content')
+    fields = message if isinstance(message, dict) else {}
+    role, text = fields.get('role'), fields.get('content')
     if not isinstance(role, str) or not isinstance(text, str):
-      raise UserError('every message must be {role, content}, both texts')
+      raise UserError('every message must be {role, content}, both strings')
     turns.append(Turn(role, text))
   return tuple(turns)
 
 
-def _text(row, key):
+def _tags(row: Mapping[str, Any]) -> dict[str, str]:
+  tags = row.get('tags') or {}
+  # Parquet stores every tag in every row, with null where a row lacks it.
+  if isinstance(tags, dict):
+    tags = {key: value for key, value in tags.items() if value is not None}
+  if not isinstance(tags, dict) or not _are_strings(tags.values()):
+    raise UserError('tags must be an object of strings')
+  return tags
+
+
+def _optional_text(row: Mapping[str, Any], key: str) -> str:
   text = row.get(key) or ''
   if not isinstance(text, str):
-    raise UserError(f'{key} must be a text')
+    raise UserError(f'{key} must be a string')
   return text
 
 
-def _texts(values):
+def _are_strings(values: Iterable[Any]) -> bool:
   return all(isinstance(value, str) for value in values)
 
 
-def _numbers(values):
-  good = isinstance(values, list) and all(
+def _finite_numbers(values: Any) -> tuple[float, ...]:
+  are_numbers = isinstance(values, list) and all(
     isinstance(x, int | float) and not isinstance(x, bool) for x in values
   )
   try:
-    found = tuple(float(x) for x in values) if good else ()
-  except OverflowError:
-    good = False
-  if not good or not all(map(math.isfinite, found)):
+    numbers = tuple(float(x) for x in values) if are_numbers else None
+  except OverflowError:  # an integer beyond the range of float
+    numbers = None
+  if numbers is None or not all(map(math.isfinite, numbers)):
     raise UserError('rewards must be a list of finite numbers')
-  return found
+  return numbers

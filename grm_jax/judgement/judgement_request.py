@@ -1,4 +1,4 @@
-"""An example, and how a judge is asked for judgements of it."""
+"""A request for judgements of one example."""
 
 import dataclasses
 
@@ -9,15 +9,15 @@ from grm_jax.judgement.example import JudgingExample
 
 @dataclasses.dataclass(frozen=True)
 class JudgementRequest:
-  """What the samples of an example depend on, beside the model and its prompt.
+  """Everything that an example's samples depend on, besides model and prompt.
 
   Attributes:
-    example: what is judged.
-    k: samples; 0 is one greedy judgement.
-    order: of responses, see judgement/response_order.py.
-    temperature: of the samples.
-    seed: of orders and samples.
-    hint: whether the prompt tells what is right (rejective fine-tuning).
+    example: the example to judge.
+    k: number of samples; 0 requests one greedy judgement.
+    order: response order, one of response_order.KINDS.
+    temperature: sampling temperature.
+    seed: seed of the response orders and the samples.
+    hint: whether the prompt contains the label (rejective fine-tuning).
   """
 
   example: JudgingExample
@@ -32,21 +32,27 @@ class JudgementRequest:
 
 
 def check(k: int, order: str, temperature: float, key: str = 'config') -> None:
-  """Checks settings that apply to every example; see Asked.
+  """Checks settings that are the same for all examples.
 
   Args:
-    k, order, temperature: see Asked.
-    key: config key that they are under, for messages.
+    k: see JudgementRequest.
+    order: see JudgementRequest.
+    temperature: see JudgementRequest.
+    key: config key that the settings are under, for messages.
 
   Raises:
-    UserError: one of them is wrong.
+    UserError: a setting is out of range.
   """
   if k < 0:
-    raise UserError(f'{key}.k is {k}; 0 is one greedy judgement')
+    raise UserError(
+      f'{key}.k is {k}; it must be 1 or more, or 0 for one greedy judgement'
+    )
   if order not in response_order.KINDS:
     raise UserError(
-      f'{key}.response_order is {order!r}; it can be '
+      f'{key}.response_order is {order!r}; it must be one of '
       f'{", ".join(response_order.KINDS)}'
     )
   if not 0 <= temperature < float('inf'):
-    raise UserError(f'{key}.temperature is {temperature}; it must be 0 or more')
+    raise UserError(
+      f'{key}.temperature is {temperature}; it must be 0 or a positive number'
+    )

@@ -1,8 +1,9 @@
-"""From an example to the prompt that a GRM reads, as text and as tokens.
+"""Builds the prompt that a GRM reads, as text and as tokens.
 
-Too long an example is shortened by one rule: its responses are cut to a common
-length, the longest first, down to 200 characters each; then the turns of the
-conversation in the same way. What was cut away is marked in the text.
+An example that is too long for the prompt is shortened. First its responses are
+truncated to one common length, so that only the longest ones lose text, down to
+200 characters each; if that is not enough, the turns of the conversation are
+truncated in the same way. A mark in the text replaces what is removed.
 """
 
 import dataclasses
@@ -13,13 +14,14 @@ from grm_jax.judgement import template as templates
 from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.judgement.template import Template
 
+# Text to token ids, in the model's chat format.
 ChatTokenizer = Callable[[str], Sequence[int]]
 
 TOO_LONG = ('shorten', 'refuse')
-_LEAST = 200
-# No tokenizer of ours makes tokens longer than this, so that a text of more
-# characters than this per token cannot fit, and need not be tokenized.
-_LONGEST_TOKEN = 64
+_MIN_LENGTH = 200  # characters
+# No supported tokenizer has longer tokens. A text with more characters per
+# token cannot fit and need not be tokenized.
+_MAX_CHARS_PER_TOKEN = 64
 
 
 def render(
@@ -29,48 +31,54 @@ def render(
   *,
   hint: bool = False,
 ) -> str:
-  """The prompt's text.
+  """Returns the prompt's text.
 
   Args:
-    template: of what the model is asked for.
-    example: what is judged.
-    order: order[place] is the response that is shown there.
-    hint: whether to tell which response is best (rejective fine-tuning).
+    template: the template to fill.
+    example: the example to judge.
+    order: order[position] is the index of the response at that position.
+    hint: whether to add the label to the prompt (rejective fine-tuning).
 
   Raises:
-    UserError: the template cannot show this example, or a hint without
-      anything known.
+    UserError: the template cannot be filled with this example, or the hint
+      needs a label that the example lacks.
   """
   guard = template.guard
-  known = _hint(example, order) if hint else ''
+  hint_text = _hint(example, order) if hint else ''
   text = template.render(
     query=[Turn(turn.role, guard(turn.text)) for turn in example.query],
     responses=[guard(example.responses[i]) for i in order],
     num_responses=len(order),
     reference=_reference(template, example),
     principles=guard(example.principles.strip()),
-    hint=known,
+    hint=hint_text,
   )
-  # A template of a user may have no place for the hint: then it ends the text.
-  return text if 'hint' in template.used_variables else text + known
+  # A user's template may have no slot for the hint.
+  return text if 'hint' in template.used_variables else text + hint_text
 
 
-def _reference(template, example):
+def _reference(template: Template, example: JudgingExample) -> str:
+  """Returns the section with the reference answer, '' without one."""
   if not example.reference:
     return ''
-  part = templates.load('reference', ('reference',))
-  text = template.guard(part.guard(example.reference.strip()))
-  return part.render(reference=text)
+  section = templates.load('reference', ('reference',))
+  # The text is inside both templates, so it must not look like a delimiter of
+  # either.
+  text = template.guard(section.guard(example.reference.strip()))
+  return section.render(reference=text)
 
 
-def _hint(example, order):
+def _hint(example: JudgingExample, order: Sequence[int]) -> str:
+  """Returns the section that states the label."""
   if len(order) == 1:
     if example.rewards is None:
-      raise UserError(f'{example.id}: a hint needs the label of the response')
-    part = templates.load('hint_single', ('label',))
-    return part.render(label=f'{example.rewards[0]:g}')
+      raise UserError(
+        f'{example.id}: a hint needs the label of the response; set `rewards`'
+      )
+    section = templates.load('hint_single', ('label',))
+    return section.render(label=f'{example.rewards[0]:g}')
   if example.best is None:
-    raise UserError(f'{example.id}: a hint needs to know the best response')
+    raise UserError(f'{example.id}: a hint needs a best response; set `best`')
   strength = example.tags.get('strength', '')
   return templates.load('hint', ('best', 'strength')).render(
     best=list(order).index(example.best) + 1,
@@ -89,88 +97,92 @@ def tokenize(
   hint: bool = False,
   key: str = 'config.prompt',
 ) -> tuple[int, ...]:
-  """The prompt's tokens, chat form included, at most `limit` of them.
+  """Returns the prompt's tokens in the model's chat format.
 
   Args:
-    template, example, order, hint: see `render`.
-    chat: text to ids in the model's chat form; data must not become control
-      ids there, as in model.chat.render_user.
-    limit: most tokens.
+    template: see `render`.
+    example: see `render`.
+    order: see `render`.
+    chat: converts the text to token ids. It must not convert data to control
+      tokens, see tokenizer.chat_format.render_user.
+    limit: maximum number of tokens.
     too_long: 'shorten' by the rule above, or 'refuse'.
+    hint: see `render`.
     key: config key that `too_long` is under, for messages.
 
   Raises:
-    UserError: what `render` raises; too long an example, with both numbers.
+    UserError: see `render`; or the example is too long.
   """
 
-  def tokens(example):
-    text = render(template, example, order, hint=hint)
-    if len(text) > limit * _LONGEST_TOKEN:
+  def tokenize_if_fits(candidate: JudgingExample) -> tuple[int, ...] | None:
+    text = render(template, candidate, order, hint=hint)
+    if len(text) > limit * _MAX_CHARS_PER_TOKEN:
       return None
-    found = tuple(chat(text))
-    return found if len(found) <= limit else None
+    tokens = tuple(chat(text))
+    return tokens if len(tokens) <= limit else None
 
-  found = tokens(example)
-  if found is None and too_long == 'shorten':
-    found = _shorten(example, tokens)
-  if found is None:
-    size = sum(map(len, example.responses)) + _length(example.query)
+  tokens = tokenize_if_fits(example)
+  if tokens is None and too_long == 'shorten':
+    tokens = _shorten(example, tokenize_if_fits)
+  if tokens is None:
+    num_chars = sum(map(len, example.responses))
+    num_chars += sum(len(turn.text) for turn in example.query)
     raise UserError(
-      f'an example of {size} characters has no prompt of {limit} tokens or '
-      f'fewer ({key}.too_long={too_long})'
+      f'an example of {num_chars} characters does not fit a prompt of {limit} '
+      f'tokens ({key}.too_long={too_long}); increase the prompt length'
     )
-  return found
+  return tokens
 
 
-def _shorten(example, tokens):
-  """tokens(the example with its longest texts cut), None if too long still."""
+def _shorten(
+  example: JudgingExample,
+  tokenize_if_fits: Callable[[JudgingExample], tuple[int, ...] | None],
+) -> tuple[int, ...] | None:
+  """Returns the tokens of the least shortened example that fits, or None."""
   for part in ('responses', 'query'):
-    texts = _texts(example, part)
-    low, high = _LEAST, max(map(len, texts))
-    cut = _with(example, part, texts, low)
-    found = tokens(cut)
-    if found is None:
-      example = cut
+    low, high = _MIN_LENGTH, max(map(len, _texts(example, part)))
+    shortest = _truncated(example, part, low)
+    tokens = tokenize_if_fits(shortest)
+    if tokens is None:  # continue with the shortest responses
+      example = shortest
       continue
-    # The largest common length that fits.
+    # Bisection for the largest common length that fits.
     while high - low > 1:
       middle = (low + high) // 2
-      more = tokens(_with(example, part, texts, middle))
-      low, high = (middle, high) if more else (low, middle)
-      found = more or found
-    return found
+      longer = tokenize_if_fits(_truncated(example, part, middle))
+      low, high = (middle, high) if longer else (low, middle)
+      tokens = longer or tokens
+    return tokens
   return None
 
 
-def _texts(example, part):
+def _texts(example: JudgingExample, part: str) -> tuple[str, ...]:
   if part == 'responses':
     return example.responses
   return tuple(turn.text for turn in example.query)
 
 
-def _with(example, part, texts, length):
-  """The example with these texts cut to a length."""
-  cut = [_cut(text, length) for text in texts]
-  if part == 'query':
-    cut = [
-      Turn(turn.role, text)
-      for turn, text in zip(example.query, cut, strict=True)
-    ]
-  return dataclasses.replace(example, **{part: tuple(cut)})
-
-
-def _cut(text, length):
-  """Keeps the beginning and the end: what is asked and what is answered."""
-  if len(text) <= length:
-    return text
-  head = length - length // 4
-  tail = length // 4
-  gone = len(text) - head - tail
-  return (
-    f'{text[:head]}\n[... {gone} characters left out ...]\n'
-    f'{text[len(text) - tail :]}'
+def _truncated(
+  example: JudgingExample, part: str, length: int
+) -> JudgingExample:
+  """Returns the example with the texts of one part truncated to a length."""
+  texts = tuple(_truncate(text, length) for text in _texts(example, part))
+  if part == 'responses':
+    return dataclasses.replace(example, responses=texts)
+  turns = zip(example.query, texts, strict=True)
+  return dataclasses.replace(
+    example, query=tuple(Turn(turn.role, text) for turn, text in turns)
   )
 
 
-def _length(turns):
-  return sum(len(turn.text) for turn in turns)
+def _truncate(text: str, length: int) -> str:
+  """Keeps the beginning and the end: the question and the final answer."""
+  if len(text) <= length:
+    return text
+  tail_length = length // 4
+  head_length = length - tail_length
+  num_removed = len(text) - length
+  return (
+    f'{text[:head_length]}\n[... {num_removed} characters left out ...]\n'
+    f'{text[len(text) - tail_length :]}'
+  )

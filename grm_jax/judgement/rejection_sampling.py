@@ -162,7 +162,8 @@ def _count_example(
   pairs: Iterable[tuple[FilterSample, str]],
   num_selected: int,
 ) -> None:
-  unhinted, hinted = [], []
+  unhinted: list[str] = []
+  hinted: list[str] = []
   for sample, sample_outcome in pairs:
     (hinted if sample.hinted else unhinted).append(sample_outcome)
   never_right = bool(unhinted) and 'correct' not in unhinted

@@ -1,4 +1,4 @@
-"""From what a GRM wrote to its scores: integers, or None."""
+"""Parses the scores in a generation: integers, or None."""
 
 import dataclasses
 import re
@@ -10,10 +10,10 @@ _LABEL_WORDS = _SCORE_WORDS.union(
   _NOUNS.split('|'),
 )
 
-# The text is read once, token by token, and a token that fails goes back over
-# one run of blanks at most, so that any text takes time linear in its length.
-# The order matters. No possessive quantifiers: Python before 3.11.5 gets them
-# wrong.
+# The text is read once, token by token. A token that fails backtracks over at
+# most one run of blanks, so parsing any text takes linear time. The order of
+# the alternatives matters. There are no possessive quantifiers, because Python
+# before 3.11.5 handles them incorrectly.
 _TOKEN = re.compile(
   rf"""
   (?P<box> \\{{1,2}}boxed\s*\{{ )
@@ -38,16 +38,18 @@ _TOKEN = re.compile(
   re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
 
-# Where something can begin when nothing is open: prose in between is skipped.
+# Where a group or a label can begin when no group is open. The prose in between
+# is skipped.
 _START = re.compile(
   r'[\\\[{]|(?<![^\W\d_])(?:score|rating)s?(?![^\W\d_])', re.IGNORECASE
 )
 
-# No list is nested deeper; of what is, the innermost groups are kept.
-_DEEPEST = 32
+# Maximum nesting depth. Beyond it the outermost groups are dropped.
+_MAX_DEPTH = 32
 
-# Full-width forms, ideographic comma and full stop, lenticular brackets.
-_PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
+# ASCII forms of full-width characters, the ideographic comma and full stop, and
+# lenticular brackets.
+_TO_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
   0x3001: ',',
   0x3002: '.',
   0x3010: '[',
@@ -58,55 +60,64 @@ _PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
 def parse_scores(
   text: str, num_responses: int, low: int = 1, high: int = 10
 ) -> tuple[int, ...] | None:
-  r"""The scores that a generation ends in.
+  r"""Returns the scores at the end of a generation.
 
-  The rule: a box is `\boxed{...}` with its closing brace. What stands in it
-  is a list if it has nothing but numbers, separators (spaces, commas,
-  semicolons, "and", &, |), quotes, markup (brackets, braces, $, *, \text,
-  \mathbf, \left, spaces of LaTeX) and label words ("Response 1:", "Score:"); a
-  label's number must be the place of the score that follows. A number is
-  digits, maybe with zeros behind a point (8.0; 8.5 spoils the list) and maybe
-  over `high` (8/10 of 10; 8/5 spoils it); one outside of low..high, a sign or
-  anything else spoils it too. A run is several boxes of one number each with
-  nothing between them but separators, dashes, markup, "/10" and label words,
-  numbered as above. The scores are those of the last box that is a list of
-  exactly n numbers, or the last whole run of exactly n boxes, whichever is
-  later. Only if there is neither, they are those of the last list in square
-  brackets, [2, 4] or [[2, 4]], that has exactly n numbers by the same rule;
-  for n = 1 it must be [[7]] or follow a word such as "Score:", since [1] is
-  more likely a citation. Full-width characters count as their plain forms. A
-  box that is never closed is none: its last number may have been cut.
+  The scores are taken from the first of these that exists:
+
+  1. the last box that is a list of exactly C numbers, or the last complete run
+     of exactly C boxes, whichever is later in the text;
+  2. the last list in square brackets, [2, 4] or [[2, 4]], of exactly C numbers.
+     For C = 1 it must be [[7]] or follow a word such as "Score:", because [1]
+     is more likely a citation.
+
+  A box is `\boxed{...}` with its closing brace; the last number of an unclosed
+  box may be cut off.
+
+  A list consists of numbers, separators (spaces, commas, semicolons, "and", &,
+  |), quotes, markup (brackets, braces, $, *, \text, \mathbf, \left, spaces of
+  LaTeX) and labels ("Response 1:", "Score:"). The number in a label must be the
+  position of the score that follows. A number is written in digits, with
+  optional zeros after the point (8.0) and optionally "/high" after it (8/10 if
+  `high` is 10). Anything else makes the group not a list: 8.5, 8/5, a sign, a
+  number outside of low..high.
+
+  A run consists of boxes with one number each. Between them there can be
+  separators, dashes, markup, "/high" and labels, numbered as above.
+
+  Full-width characters count as their ASCII forms.
 
   Args:
-    text: anything; no text raises, and the time is linear in its length.
-    num_responses: n, at least 1.
-    low, high: the legal scores; 0 and 1 for a single response in training.
+    text: any text; parsing takes linear time.
+    num_responses: C, at least 1.
+    low: lowest score; 0 for a single response in training.
+    high: highest score; 1 for a single response in training.
 
   Returns:
-    n integers in the order of the prompt, or None: a parse failure.
+    [C] integers in the order of the prompt, or None: a parse failure.
 
   Raises:
-    ValueError: n below 1.
+    ValueError: num_responses is below 1.
   """
   if num_responses < 1:
-    raise ValueError(f'scores of {num_responses} responses: at least 1')
+    raise ValueError(f'num_responses is {num_responses}; it must be at least 1')
   reader = _ScoreReader(num_responses, low, high)
-  text = text.translate(_PLAIN)
+  text = text.translate(_TO_ASCII)
   position = 0
   while position < len(text):
-    if reader.idle():
+    if reader.is_idle():
       start = _START.search(text, position)
       if start is None:
         break
       position = start.start()
     token = _TOKEN.match(text, position)
+    assert token is not None  # the last alternative matches any character
     reader.read(token)
     position = token.end()
   return reader.scores()
 
 
-def _integer(number):
-  """Of '8', '8.' or '8.0'; None if it is none, or too long to be a score."""
+def _to_integer(number: str) -> int | None:
+  """Returns the value of '8', '8.' or '8.0'; None for 8.5 or a long number."""
   whole, _, fraction = number.partition('.')
   # Python refuses to convert thousands of digits.
   if len(whole) > 9 or fraction.strip('0'):
@@ -114,159 +125,178 @@ def _integer(number):
   return int(whole)
 
 
-def _place(label):
-  """Of a label's number, from 1: 'Response 2' and 'B' are 2."""
+def _label_position(label: str) -> int:
+  """Returns the position from 1 in a label: 2 for 'Response 2' and 'B'."""
   last = label[-1].lower()
   if last.isalpha():
     return ord(last) - ord('a') + 1
-  return int(re.search(r'[0-9]+$', label)[0])
+  digits = re.search(r'[0-9]+$', label)
+  assert digits is not None  # the token pattern ends in a letter or digits
+  return int(digits[0])
 
 
 @dataclasses.dataclass(slots=True)
-class _Bracket:
-  """What an open brace or bracket began.
+class _Group:
+  """An open box, brace or bracket.
 
   Attributes:
     kind: 'box', '{' or '['.
-    begin: where in the text.
-    first: numbers that had been read before it.
-    linked: whether it goes on with a run of boxes.
+    begin: position of its first character in the text.
+    first: index of its first number in the reader's list of numbers.
+    continues_run: whether only separators lie between it and the last box of
+      the current run.
     labelled: whether it follows a word such as "Score".
-    clean: whether all of it can stand in a list.
-    doubled: whether brackets stand in these brackets.
+    is_list: whether its content so far can be a list.
+    doubled: whether it directly contains another pair of square brackets.
   """
 
   kind: str
   begin: int
   first: int
-  linked: bool
+  continues_run: bool
   labelled: bool
-  clean: bool = True
+  is_list: bool = True
   doubled: bool = False
 
 
 class _ScoreReader:
-  """The state of one pass over a text.
+  """State of one pass over a text.
 
-  The numbers of all open groups are in one list, a group's being those from
-  its `first` on: so that closing one of many nested groups copies nothing.
+  The numbers of all open groups are in one list; those of a group begin at its
+  `first`. Closing one of many nested groups therefore copies nothing.
   """
 
-  def __init__(self, n, low, high):
-    self.n, self.low, self.high = n, low, high
-    self.groups: list[_Bracket] = []
-    self.braces = 0  # Groups that a } can close.
-    self.numbers: list[int] = []
-    self.run: list[int] = []  # Of boxes of one number each.
-    self.run_end = 0
-    self.linked = False  # Nothing since the run's end that breaks it.
-    self.labelled = False
-    self.boxed: tuple[int, ...] | None = None
-    self.listed: tuple[int, ...] | None = None
+  def __init__(self, num_responses: int, low: int, high: int) -> None:
+    self._n, self._low, self._high = num_responses, low, high
+    self._groups: list[_Group] = []
+    self._num_braces = 0  # open groups that a } can close
+    self._numbers: list[int] = []
+    self._run: list[int] = []  # the numbers of the current run of boxes
+    self._run_end = 0
+    self._continues_run = False  # no token since the run's end interrupts it
+    self._labelled = False
+    self._boxed: tuple[int, ...] | None = None
+    self._bracketed: tuple[int, ...] | None = None
 
-  def idle(self):
-    return not (self.groups or self.linked or self.labelled)
+  def is_idle(self) -> bool:
+    """Returns whether prose can be skipped."""
+    return not (self._groups or self._continues_run or self._labelled)
 
-  def scores(self):
+  def scores(self) -> tuple[int, ...] | None:
+    """Returns the scores at the end of the text."""
     self._end_run()
-    return self.listed if self.boxed is None else self.boxed
+    return self._bracketed if self._boxed is None else self._boxed
 
-  def read(self, token):
-    kind = token.lastgroup
+  def read(self, token: re.Match[str]) -> None:
+    """Updates the state with the next token."""
+    kind, text = token.lastgroup, token[0]
     if kind == 'noise':
       return
-    text = token[0]
     if kind == 'number':
-      self._number(_integer(text))
+      self._read_number(_to_integer(text))
     elif kind == 'index':
-      self._index(_place(text))
+      self._read_label(_label_position(text))
     elif kind == 'box' or kind == 'open':
       self._open('box' if kind == 'box' else text, token.start())
     elif kind == 'close':
       self._close(text, token.end())
     elif kind == 'word' and text.lower() in _LABEL_WORDS:
-      self.labelled = self.labelled or text.lower() in _SCORE_WORDS
+      self._labelled = self._labelled or text.lower() in _SCORE_WORDS
     elif kind == 'dash':
-      self._spoil()
-    elif kind != 'over' or _integer(text[1:].strip()) != self.high:
-      self._spoil()
-      self.linked = self.labelled = False
+      self._mark_not_a_list()
+    elif kind != 'over' or _to_integer(text[1:].strip()) != self._high:
+      self._mark_not_a_list()
+      self._continues_run = self._labelled = False
 
-  def _spoil(self):
-    if self.groups:
-      self.groups[-1].clean = False
+  def _mark_not_a_list(self) -> None:
+    if self._groups:
+      self._groups[-1].is_list = False
 
-  def _number(self, value):
-    self.linked = self.linked and value == len(self.run) + 1
-    self.labelled = False
-    if value is None or not self.low <= value <= self.high:
-      self._spoil()
-    elif self.groups:
-      self.numbers.append(value)
+  def _read_number(self, value: int | None) -> None:
+    # Between the boxes of a run a bare number can only be the next label.
+    self._continues_run = self._continues_run and value == len(self._run) + 1
+    self._labelled = False
+    if value is None or not self._low <= value <= self._high:
+      self._mark_not_a_list()
+    elif self._groups:
+      self._numbers.append(value)
 
-  def _index(self, place):
-    self.linked = self.linked and place == len(self.run) + 1
-    first = self.groups[-1].first if self.groups else 0
-    if place != len(self.numbers) - first + 1:
-      self._spoil()
+  def _read_label(self, position: int) -> None:
+    self._continues_run = self._continues_run and position == len(self._run) + 1
+    first = self._groups[-1].first if self._groups else 0
+    if position != len(self._numbers) - first + 1:
+      self._mark_not_a_list()
 
-  def _open(self, kind, begin):
-    if len(self.groups) == _DEEPEST:
-      self.braces -= self.groups.pop(0).kind != '['
-    self.groups.append(
-      _Bracket(kind, begin, len(self.numbers), self.linked, self.labelled)
+  def _open(self, kind: str, begin: int) -> None:
+    if len(self._groups) == _MAX_DEPTH:
+      self._num_braces -= self._groups.pop(0).kind != '['
+    self._groups.append(
+      _Group(
+        kind,
+        begin,
+        len(self._numbers),
+        self._continues_run,
+        self._labelled,
+      )
     )
     if kind != '[':
-      self.braces += 1
+      self._num_braces += 1
     if kind == 'box':
-      self.linked = self.labelled = False
+      self._continues_run = self._labelled = False
 
-  def _close(self, mark, end):
-    """Ends the group that a mark closes; a mark without one is nothing."""
-    if mark == ']':
-      if not self.groups or self.groups[-1].kind != '[':
-        return
-      group = self.groups.pop()
-    else:
-      if not self.braces:
-        return
-      self.braces -= 1
-      group, clean = self.groups.pop(), True
-      while group.kind == '[':  # Never closed: it does not count.
-        group, clean = self.groups.pop(), clean and group.clean
-      group.clean = group.clean and clean
-    if self.groups:
-      self.groups[-1].clean = self.groups[-1].clean and group.clean
+  def _close(self, mark: str, end: int) -> None:
+    """Ends the group that a mark closes; an unmatched mark is ignored."""
+    group = self._pop_group(mark)
+    if group is None:
+      return
+    if self._groups:
+      outer = self._groups[-1]
+      outer.is_list = outer.is_list and group.is_list
     if group.kind == 'box':
       self._end_box(group, end)
     elif group.kind == '[':
-      self._end_list(group)
-    if not self.groups:
-      self.numbers.clear()
+      self._end_bracket(group)
+    if not self._groups:
+      self._numbers.clear()
 
-  def _end_box(self, group, end):
-    count = len(self.numbers) - group.first if group.clean else 0
-    # A box around the run's own boxes neither ends it nor goes on with it.
-    if group.begin >= self.run_end:
-      if count != 1 or not group.linked:
+  def _pop_group(self, mark: str) -> _Group | None:
+    if mark == ']':
+      if not self._groups or self._groups[-1].kind != '[':
+        return None
+      return self._groups.pop()
+    if not self._num_braces:
+      return None
+    self._num_braces -= 1
+    group, is_list = self._groups.pop(), True
+    while group.kind == '[':  # a bracket that is never closed
+      is_list = is_list and group.is_list
+      group = self._groups.pop()
+    group.is_list = group.is_list and is_list
+    return group
+
+  def _end_box(self, group: _Group, end: int) -> None:
+    count = len(self._numbers) - group.first if group.is_list else 0
+    # A box around the boxes of the run neither ends nor continues it.
+    if group.begin >= self._run_end:
+      if count != 1 or not group.continues_run:
         self._end_run()
       if count == 1:
-        self.run.append(self.numbers[-1])
-      self.run_end, self.linked = end, count == 1
-    if count == self.n:
-      self.boxed = tuple(self.numbers[-self.n :])
-    self.labelled = False
+        self._run.append(self._numbers[-1])
+      self._run_end, self._continues_run = end, count == 1
+    if count == self._n:
+      self._boxed = tuple(self._numbers[-self._n :])
+    self._labelled = False
 
-  def _end_run(self):
-    if len(self.run) == self.n:
-      self.boxed = tuple(self.run)
-    self.run = []
+  def _end_run(self) -> None:
+    if len(self._run) == self._n:
+      self._boxed = tuple(self._run)
+    self._run = []
 
-  def _end_list(self, group):
-    count = len(self.numbers) - group.first if group.clean else 0
-    sure = self.n > 1 or group.labelled or group.doubled
-    if count == self.n and sure:
-      self.listed = tuple(self.numbers[-self.n :])
-    if self.groups and self.groups[-1].kind == '[':
-      self.groups[-1].doubled = True
-    self.labelled = False
+  def _end_bracket(self, group: _Group) -> None:
+    count = len(self._numbers) - group.first if group.is_list else 0
+    is_unambiguous = self._n > 1 or group.labelled or group.doubled
+    if count == self._n and is_unambiguous:
+      self._bracketed = tuple(self._numbers[-self._n :])
+    if self._groups and self._groups[-1].kind == '[':
+      self._groups[-1].doubled = True
+    self._labelled = False

@@ -1,9 +1,10 @@
-"""The parts of a judgement, for people to look at. Scores are not read here."""
+"""Splits a generation into principles and critique, for display only."""
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
-# A heading stands alone at the begin of a line, however it is decorated.
+# A heading stands at the beginning of a line, with or without Markdown.
 _HEADING = re.compile(
   r'^[ \t#*_]*(specific criteria|analysis|scores?)[ \t*_]*:[ \t*_]*',
   re.IGNORECASE | re.MULTILINE,
@@ -11,36 +12,38 @@ _HEADING = re.compile(
 
 
 class Sections(NamedTuple):
-  """Texts without their headings; '' where one is missing."""
+  """Texts of the sections without their headings; '' for a missing one."""
 
   principles: str
   critique: str
 
 
 def split(text: str) -> Sections:
-  """Principles and critique of a judgement by one of our templates.
+  """Returns the sections of a generation for one of the built-in templates.
 
-  A text without the heading of an analysis is all critique. What follows the
-  heading of the scores belongs to neither.
+  A text without an analysis heading is all critique. The text after the score
+  heading belongs to neither section.
   """
-  found = list(_HEADING.finditer(text))
-  names = [match[1].lower() for match in found]
+  headings = list(_HEADING.finditer(text))
+  names = [heading[1].lower() for heading in headings]
   if 'analysis' not in names:
-    return Sections('', _upto_scores(text, 0, found))
-  analysis = found[names.index('analysis')]
-  before = [x for x in found if x.end() <= analysis.start()]
-  begin = before[0].end() if before else 0
+    return Sections('', _until_scores(text, 0, headings))
+  analysis = headings[names.index('analysis')]
+  earlier = [x for x in headings if x.end() <= analysis.start()]
+  begin = earlier[0].end() if earlier else 0
   return Sections(
     text[begin : analysis.start()].strip(),
-    _upto_scores(text, analysis.end(), found),
+    _until_scores(text, analysis.end(), headings),
   )
 
 
-def _upto_scores(text, begin, found) -> str:
-  """The text up to the last heading of scores, which may be announced."""
+def _until_scores(
+  text: str, begin: int, headings: Sequence[re.Match[str]]
+) -> str:
+  """Returns the text up to the last score heading; others can be prose."""
   ends = [
-    match.start()
-    for match in found
-    if match[1].lower().startswith('score') and match.start() >= begin
+    heading.start()
+    for heading in headings
+    if heading[1].lower().startswith('score') and heading.start() >= begin
   ]
   return text[begin : ends[-1] if ends else len(text)].strip()

@@ -1,16 +1,16 @@
-"""What a user gets of an example that was judged: votes, scores, texts."""
+"""The verdict on a judged example: votes, winner and parse failures."""
 
 import dataclasses
 from typing import Any
 
 from grm_jax.errors import UserError
 from grm_jax.judgement import judgement, response_order
-from grm_jax.judgement import voting as voting_module
+from grm_jax.judgement import voting as voting_lib
 from grm_jax.judgement.judgement import JudgedExample
 
-# The last two need a meta RM.
+# 'guided' and 'best' need a meta RM.
 KINDS = ('sum', 'mean', 'majority', 'guided', 'best')
-_BY_META = ('guided', 'best')
+_META_KINDS = ('guided', 'best')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +18,10 @@ class VoteConfig:
   """How the scores of k samples become a vote.
 
   Attributes:
-    kind: one of KINDS, see judgement/voting.py.
-    k_meta: samples that `guided` keeps; 0 for half of them.
+    kind: one of KINDS, see judgement/voting.py. 'guided' sums the scores of the
+      k_meta samples with the highest meta RM scores, 'best' takes those of the
+      highest only.
+    k_meta: number of samples for 'guided'; 0 means half of k.
   """
 
   kind: str = 'sum'
@@ -28,79 +30,97 @@ class VoteConfig:
   def __post_init__(self):
     if self.kind not in KINDS:
       raise UserError(
-        f'config.vote is {self.kind!r}; it can be {", ".join(KINDS)}'
+        f'config.vote is {self.kind!r}; it must be one of {", ".join(KINDS)}'
       )
     if self.k_meta < 0:
-      raise UserError(f'config.k_meta is {self.k_meta}; 0 is half of k')
+      raise UserError(
+        f'config.k_meta is {self.k_meta}; give a positive number, or 0 for '
+        'half of k'
+      )
 
   @property
   def needs_meta(self) -> bool:
-    return self.kind in _BY_META
+    """Whether the vote needs scores by a meta RM."""
+    return self.kind in _META_KINDS
 
 
 def to_row(
-  judged: JudgedExample, voting: VoteConfig, seed: int
+  judged: JudgedExample, vote_config: VoteConfig, seed: int
 ) -> dict[str, Any]:
-  """What a user gets of an example, as JSON values.
+  """Returns an example's verdict with its samples, as JSON values.
 
   Args:
     judged: the example and its samples.
-    voting: how they vote.
-    seed: of the draw between winners.
+    vote_config: how they vote.
+    seed: seed of the choice among several winners.
 
   Returns:
-    `verdict` with {samples}.
+    The fields of `verdict`, and samples.
   """
   samples = [judgement.to_row(sample) for sample in judged.samples]
-  return verdict(judged, voting, seed) | {'samples': samples}
+  return verdict(judged, vote_config, seed) | {'samples': samples}
 
 
 def verdict(
-  judged: JudgedExample, voting: VoteConfig, seed: int
+  judged: JudgedExample, vote_config: VoteConfig, seed: int
 ) -> dict[str, Any]:
-  """What comes of an example's samples, as JSON values; see `report`.
+  """Returns an example's verdict as JSON values.
+
+  Args:
+    judged: see `to_row`.
+    vote_config: see `to_row`.
+    seed: see `to_row`.
 
   Returns:
-    {id, votes, best, winners, failures}: votes are None if no sample parsed;
-    best is one of the winners, picked by the id among several; failures counts
-    samples that did not parse.
+    id; votes, [C] or None if no sample parses; winners, the indices of the
+    maximum votes; best, one of the winners or None; failures, the number of
+    samples that do not parse.
   """
   example = judged.example
-  found = combine_votes(judged, voting)
-  winners = () if found is None else voting_module.winners(found)
-  # Not the first of them: that would favour a place.
-  draw = response_order.orders(
+  votes = combine_votes(judged, vote_config)
+  winners = () if votes is None else voting_lib.winners(votes)
+  # A random winner: the first one would give earlier responses an advantage.
+  (permutation,) = response_order.orders(
     'random', max(1, len(winners)), 1, seed, example.id
   )
   return {
     'id': example.id,
-    'votes': found,
-    'best': winners[draw[0][0]] if winners else None,
+    'votes': votes,
+    'best': winners[permutation[0]] if winners else None,
     'winners': winners,
     'failures': sum(x.scores is None for x in judged.samples),
   }
 
 
 def combine_votes(
-  judged: JudgedExample, voting: VoteConfig
+  judged: JudgedExample, vote_config: VoteConfig
 ) -> tuple[float, ...] | None:
-  """The votes of an example's samples; None if none parsed."""
+  """Returns the votes [C] of an example's samples; None if none parses."""
   n = len(judged.example.responses)
-  parsed = [judged.samples[i].scores for i in counted(judged, voting)]
-  # With a meta RM: the sum over those that it picked.
-  plain = {
-    'mean': voting_module.mean_scores,
-    'majority': voting_module.majority,
-  }
-  return plain.get(voting.kind, voting_module.sum_scores)(parsed, n)
+  scores = [
+    judged.samples[i].scores for i in counted_samples(judged, vote_config)
+  ]
+  match vote_config.kind:
+    case 'mean':
+      return voting_lib.mean_scores(scores, n)
+    case 'majority':
+      return voting_lib.majority(scores, n)
+    case _:  # with a meta RM: the sum over the samples that it selects
+      return voting_lib.sum_scores(scores, n)
 
 
-def counted(judged: JudgedExample, voting: VoteConfig) -> tuple[int, ...]:
-  """The samples whose scores are in the votes, ascending."""
-  parsed = [sample.scores for sample in judged.samples]
-  if not voting.needs_meta:
-    return tuple(i for i, scores in enumerate(parsed) if scores is not None)
-  metas = [sample.meta for sample in judged.samples]
-  k_meta = 1 if voting.kind == 'best' else voting.k_meta or None
-  n = len(judged.example.responses)
-  return tuple(sorted(voting_module.top_by_meta(parsed, metas, n, k_meta)))
+def counted_samples(
+  judged: JudgedExample, vote_config: VoteConfig
+) -> tuple[int, ...]:
+  """Returns the indices of the samples that vote, ascending."""
+  samples = judged.samples
+  if not vote_config.needs_meta:
+    return tuple(i for i, x in enumerate(samples) if x.scores is not None)
+  k_meta = 1 if vote_config.kind == 'best' else vote_config.k_meta or None
+  top = voting_lib.top_by_meta(
+    [x.scores for x in samples],
+    [x.meta for x in samples],
+    len(judged.example.responses),
+    k_meta,
+  )
+  return tuple(sorted(top))

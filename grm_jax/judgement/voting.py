@@ -1,12 +1,14 @@
-"""The combination of k generations' scores into one vote per response.
+"""Voting: combines the scores of k generations into one vote per response.
 
-Here `samples` are k scores, each a tuple of n in the example's own order, or
-None for a parse failure: that one votes for nobody. If none parses there is
-no vote, None. Voting@k and the meta RM are those of arXiv 2504.02495, section
-4; `majority` is what is often done instead. `metas` are k opinions of the
-meta RM, of which those on parse failures are not looked at. A NaN is below
-every number, -inf too, so that it is taken only after all of them; of equal
-ones the sample with the smaller index is taken.
+`samples` are the scores of k generations, each [C] in the example's own order,
+or None for a generation that does not parse. Such a generation does not vote.
+If none parses, there is no vote and the result is None. Voting@k and meta RM
+guided voting are those of arXiv 2504.02495, section 4; `majority` is a common
+alternative.
+
+`metas` are k scores by the meta RM; those of generations that do not parse are
+ignored. NaN ranks below every number, including -inf. Among equal metas the
+smaller sample index wins.
 """
 
 import math
@@ -14,16 +16,23 @@ from collections.abc import Iterable, Sequence
 
 from grm_jax.errors import UserError
 
-Scores = tuple[int, ...]
+Scores = Sequence[float]
 Samples = Sequence[Scores | None]
 Metas = Sequence[float | None]
 
 
-def sum_scores(samples: Samples, n: int) -> tuple[int, ...] | None:
-  """Voting@k: the sum of each response's scores, [n].
+def sum_scores(samples: Samples, n: int) -> tuple[float, ...] | None:
+  """Voting@k: the sum of each response's scores.
+
+  Args:
+    samples: k score lists, see the module.
+    n: number of responses C.
+
+  Returns:
+    [C] votes, or None if no sample parses. Integer scores have integer votes.
 
   Raises:
-    ValueError: a sample without n scores.
+    ValueError: a sample does not have C scores.
   """
   parsed = _parsed(samples, n)
   if not parsed:
@@ -32,10 +41,9 @@ def sum_scores(samples: Samples, n: int) -> tuple[int, ...] | None:
 
 
 def mean_scores(samples: Samples, n: int) -> tuple[float, ...] | None:
-  """The mean of each response's scores over the samples that parse, [n].
+  """Returns each response's mean score over the samples that parse.
 
-  Raises:
-    ValueError: a sample without n scores.
+  Args and errors are those of `sum_scores`.
   """
   votes = sum_scores(samples, n)
   if votes is None:
@@ -44,125 +52,127 @@ def mean_scores(samples: Samples, n: int) -> tuple[float, ...] | None:
 
 
 def majority(samples: Samples, n: int) -> tuple[float, ...] | None:
-  """How many of the others each response beats, [n].
+  """Returns the number of other responses that each response beats.
 
-  One beats another if more samples score it higher than lower; if as many do,
-  the pair is drawn, half a win for both. A single response has nobody to beat.
+  A response beats another one if more samples score it higher than lower. With
+  equally many of both, each gets half a win. A single response has 0 wins.
 
-  Raises:
-    ValueError: a sample without n scores.
+  Args and errors are those of `sum_scores`.
   """
   parsed = _parsed(samples, n)
   if not parsed:
     return None
 
-  def wins(i, j):
+  def win(i: int, j: int) -> float:
     lead = sum((s[i] > s[j]) - (s[i] < s[j]) for s in parsed.values())
     return 1.0 if lead > 0 else 0.5 if lead == 0 else 0.0
 
   return tuple(
-    math.fsum(wins(i, j) for j in range(n) if j != i) for i in range(n)
+    math.fsum(win(i, j) for j in range(n) if j != i) for i in range(n)
   )
 
 
 def meta_rm_vote(
   samples: Samples, metas: Metas, n: int, k_meta: int | None = None
-) -> tuple[int, ...] | None:
-  """MetaRM@k: the sum over the k_meta samples that the meta RM likes most.
+) -> tuple[float, ...] | None:
+  """MetaRM@k: the sum over the k_meta samples with the highest metas.
 
   Args:
-    samples, metas: k of each.
-    n: responses.
-    k_meta: how many of those that parse count, all if fewer parse; None is
-      half of k, rounded up.
+    samples: k score lists, see the module.
+    metas: k scores by the meta RM.
+    n: number of responses C.
+    k_meta: how many of the samples that parse vote; all of them if fewer parse.
+      None means half of k, rounded up.
 
   Returns:
-    [n], or None.
+    [C] votes, or None if no sample parses.
 
   Raises:
-    UserError: k_meta not in 1..k.
-    ValueError: a sample without n scores; another number of metas than of
-      samples, or none for a sample that parses.
+    UserError: k_meta is not in 1..k.
+    ValueError: a sample does not have C scores; the numbers of metas and
+      samples differ; a sample that parses has no meta.
   """
-  liked = top_by_meta(samples, metas, n, k_meta)
-  return sum_scores([samples[i] for i in liked], n)
+  top = top_by_meta(samples, metas, n, k_meta)
+  return sum_scores([samples[i] for i in top], n)
 
 
 def top_by_meta(
   samples: Samples, metas: Metas, n: int, k_meta: int | None = None
 ) -> tuple[int, ...]:
-  """The samples that count for `guided`, the one most liked first.
+  """Returns the indices of the samples in `meta_rm_vote`, best meta first.
 
-  Args and errors are those of `guided`.
+  Args and errors are those of `meta_rm_vote`.
   """
   k = len(samples)
   if len(metas) != k:
     raise ValueError(f'{len(metas)} metas for {k} samples')
   if k_meta is not None and not 1 <= k_meta <= max(k, 1):
-    raise UserError(f'k_meta is {k_meta}; there are {k} samples')
+    raise UserError(f'k_meta is {k_meta}; it must be from 1 to {k}')
   parsed = _parsed(samples, n)
-  for i in parsed:
-    if metas[i] is None:
-      raise ValueError(f'sample {i} of {k} has no meta')
 
-  def dislike(i):
-    return (True, 0.0) if math.isnan(metas[i]) else (False, -metas[i])
+  def sort_key(index: int) -> tuple[bool, float]:
+    meta = metas[index]
+    if meta is None:
+      raise ValueError(f'sample {index} of {k} has no meta')
+    return (True, 0.0) if math.isnan(meta) else (False, -meta)
 
-  liked = sorted(parsed, key=dislike)  # Stable: equals stay in order.
-  return tuple(liked[: (k + 1) // 2 if k_meta is None else k_meta])
+  # The sort is stable: samples with equal metas stay in index order.
+  ranking = sorted(parsed, key=sort_key)
+  return tuple(ranking[: (k + 1) // 2 if k_meta is None else k_meta])
 
 
 def winners(votes: Sequence[float]) -> tuple[int, ...]:
-  """Indices of all maxima, ascending."""
+  """Returns the indices of all maxima, ascending."""
   top = max(votes)
   return tuple(i for i, vote in enumerate(votes) if vote == top)
 
 
 def expected_correct(votes: Sequence[float] | None, best: int) -> float:
-  """The chance of choosing the best response if ties are broken at random.
+  """Returns the probability of the best response with random tie-breaking.
 
   Args:
-    votes: [n]. None, no vote, is 0: counted as wrong, and reported as failure
-      beside the result (`num_parsed`).
+    votes: [C]. Without a vote (None) the result is 0; report the failures next
+      to it, see `num_parsed`.
     best: index of the best response.
 
   Returns:
     1 / the number of maxima if the best response is one of them, else 0.
 
   Raises:
-    ValueError: a best that is no response.
+    ValueError: `best` is out of range.
   """
   if votes is None:
     return 0.0
   if not 0 <= best < len(votes):
-    raise ValueError(f'best is {best}; there are {len(votes)} votes, from 0')
-  # As `winners`, without listing them: curves ask this of millions of votes.
+    raise ValueError(f'best is {best}; it must be from 0 to {len(votes) - 1}')
+  # Equivalent to `winners` without the tuple: scaling curves call this for
+  # millions of votes.
   top = max(votes)
   return 1 / votes.count(top) if votes[best] == top else 0.0
 
 
 def num_parsed(samples: Samples) -> int:
-  """How many of the samples are not parse failures."""
+  """Returns the number of samples that parse."""
   return sum(scores is not None for scores in samples)
 
 
 def first_position_preference(
   pairs: Iterable[tuple[Sequence[int], Scores | None]],
 ) -> tuple[float, int]:
-  """How often the response shown first is scored highest.
+  """Counts how often the first response of the prompt scores highest.
 
   Args:
-    pairs: (order, scores) of samples, of any examples: order[0] is the index
-      of the response shown first, scores are in the example's own order.
+    pairs: (order, scores) of samples of any examples. order[0] is the index of
+      the first response in the prompt; scores are in the example's own order.
       Parse failures and examples of a single response do not count.
 
   Returns:
-    (preferred_first, total). A tie of m at the top counts 1/m. Without a
-    preference for places, and with every response first equally often,
-    preferred_first / total is 1/n.
+    (preferred_first, total). A tie of m responses at the top counts 1/m. If
+    every response is first equally often, preferred_first / total is 1/C for a
+    judge without position bias.
 
   Raises:
-    ValueError: an order of another length than the scores.
+    ValueError: an order and its scores have different lengths.
   """
   preferred, total = [], 0
   for order, scores in pairs:
@@ -175,10 +185,10 @@ def first_position_preference(
   return math.fsum(preferred), total
 
 
-def _parsed(samples, n):
-  """Index -> scores of the samples that parse."""
-  parsed = {i: s for i, s in enumerate(samples) if s is not None}
+def _parsed(samples: Samples, n: int) -> dict[int, Scores]:
+  """Returns the scores of the samples that parse, by sample index."""
+  parsed = {i: scores for i, scores in enumerate(samples) if scores is not None}
   for i, scores in parsed.items():
     if len(scores) != n:
-      raise ValueError(f'sample {i} has {len(scores)} scores, not {n}')
+      raise ValueError(f'sample {i} has {len(scores)} scores; expected {n}')
   return parsed
