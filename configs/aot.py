@@ -28,7 +28,7 @@ def get_config(arg: str = '') -> ConfigDict:
   return ConfigDict(
     dict(
       stage='aot',
-      # What a step of a stage runs: 'sft_step', 'grpo_update', 'meta_rm_step'
+      # What a step of a stage runs: 'sft_step', 'grpo_update', 'reward_model_step'
       # (gradients and update), 'reference' (log-probabilities by frozen
       # parameters); 'prefill' and 'decode' of the sampler, in its own layout;
       # 'prompts' and 'generations', log-probabilities of these alone.
@@ -43,7 +43,7 @@ def get_config(arg: str = '') -> ConfigDict:
       generation_size=64 if tiny else 1024,  # T
       json='',  # also write the report there
       sweep='',  # mesh axes whose sizes are tried, such as fsdp,tensor
-      optimizer=dict(  # of sft_step, grpo_update and meta_rm_step
+      optimizer=dict(  # of sft_step, grpo_update and reward_model_step
         kind='adamw',  # or 'muon'
         learning_rate=4e-7,
         warmup_steps=5,

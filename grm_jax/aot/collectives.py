@@ -1,9 +1,10 @@
-"""Collectives of a compiled module, and how long a network takes for them.
+"""Collectives of a compiled module, and the network time that they need.
 
-XLA for TPU runs a collective in the background as several fusions, each with
-the instruction in it, and writes a reduce-scatter as a fusion of an all-reduce:
-both are counted as the one operation that they are. Between slices an operation
-is a transfer to the host and back, among the devices at the same place of each.
+XLA for TPU splits an asynchronous collective into several fusions that each
+contain its instruction, and writes a reduce-scatter as a fusion around an
+all-reduce. Both count as the one operation that they are. Between slices a
+collective is a transfer through the hosts, among the devices at the same
+position of each slice.
 """
 
 import collections
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 
 from grm_jax.aot import hlo_parser
-from grm_jax.aot.hlo_parser import HloModule, Instruction, nbytes
+from grm_jax.aot.hlo_parser import ExecutedInstruction, HloModule, nbytes
 from grm_jax.sharding.chip_specs import ChipSpec
 
 KINDS = (
@@ -26,17 +27,20 @@ KINDS = (
   'all-to-all',
   'collective-permute',
 )
-# How XLA for TPU names the fusion that is a reduce-scatter.
-_SCATTERED = 'all-reduce-scatter'
-# And those that are a part of a collective beside other work.
-_BESIDE = 'async_collective'
-# What a transfer to the host is a part of, where it goes on to other slices.
-_BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+# Prefix of the fusion that XLA for TPU uses for a reduce-scatter.
+_REDUCE_SCATTER_FUSION = 'all-reduce-scatter'
+# Prefix of fusions that run a part of a collective beside other work.
+_ASYNC_FUSION = 'async_collective'
+# The kind of collective that a transfer between slices belongs to.
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _CHANNEL = re.compile(r'\bchannel_id=(\d+)')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+# The three notations of device groups: by mesh axes, as a reshaped and
+# transposed iota, and as lists.
 _MESH = re.compile(
   r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? \{([^}]*)\}'
 )
-_TURNED = re.compile(r'\[([\d,]+)\](?:T\(([\d,]+)\))?')
+_TRANSPOSED_IDS = re.compile(r'\[([\d,]+)\](?:T\(([\d,]+)\))?')
 _IOTA = re.compile(
   r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?'
 )
@@ -44,231 +48,261 @@ _LISTS = re.compile(
   r'(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)*)\}'
 )
 _AXIS = re.compile(r"'([^']+)'=(\d+)")
-_PART = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
+_SUBAXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
+
+Groups = tuple[tuple[int, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One operation that devices do together.
+  """An operation that several devices execute together.
 
   Attributes:
     kind: of KINDS.
-    nbytes: of what each device has in the end, for an all-gather; of what it
-      has to begin with, for the others.
-    groups: devices that do it among themselves, by their place in the mesh;
-      of a permutation, pairs of sender and receiver.
-    passes: how often it is done.
-    source: the operation of the program that it is for.
-    hidden: whether it is a part of fusions that do other work meanwhile.
-    frame, line: where it is begun, as module.Run has them.
+    nbytes: size of the result on each device for an all-gather, size of the
+      operand on each device for the others.
+    groups: indices into the mesh of the devices that communicate with each
+      other; of a permutation, (sender, receiver) pairs.
+    executions: how many times it executes.
+    source: name of the JAX operation that it belongs to.
+    fused: it is part of fusions that do other work at the same time.
+    frame: see ExecutedInstruction; where it starts.
+    line: see ExecutedInstruction.
   """
 
   kind: str
   nbytes: int
-  groups: tuple[tuple[int, ...], ...]
-  passes: int
+  groups: Groups
+  executions: int
   source: str = ''
-  hidden: bool = False
+  fused: bool = False
   frame: str = ''
   line: str = ''
 
   @property
-  def sent(self) -> float:
-    """Bytes that a device sends, at the least, in all passes."""
+  def sent_bytes(self) -> float:
+    """Bytes that a device must send, in all executions."""
     n = len(self.groups[0])
     if self.kind == 'collective-permute':
-      return float(self.passes * self.nbytes)
-    twice = 2 if self.kind == 'all-reduce' else 1
-    return twice * self.passes * self.nbytes * (n - 1) / n
+      return float(self.executions * self.nbytes)
+    # A ring all-reduce is a reduce-scatter followed by an all-gather.
+    phases = 2 if self.kind == 'all-reduce' else 1
+    return phases * self.executions * self.nbytes * (n - 1) / n
 
 
 def of_module(
-  module: HloModule, count: int, name: str = '', slices: int = 1
+  module: HloModule, num_devices: int, name: str = '', num_slices: int = 1
 ) -> list[Collective]:
-  """All collectives of a program.
+  """Returns all collectives of a program.
 
   Args:
-    module: of one of `count` devices.
-    count: of the mesh, whose outermost places are the slices.
-    name: of the computation to begin with; '' is ENTRY.
-    slices: that the devices are in; a module is of those of the first.
+    module: module of one device, which is in the first slice.
+    num_devices: devices of the mesh; slices are its outermost factor.
+    name: computation to begin with; '' is ENTRY.
+    num_slices: slices that the devices are in.
 
   Raises:
-    ValueError: groups in a notation that is not known.
+    ValueError: device groups in an unknown notation.
   """
-  found = {}
-  for run in hlo_parser.runs(module, name):
-    x = run.instruction
-    kind = _kind(run)
+  by_key: dict[tuple, Collective] = {}
+  for executed in hlo_parser.walk(module, name):
+    kind = _kind(executed)
     if not kind:
       continue
+    x = executed.instruction
     channel = _CHANNEL.search(x.attributes)
-    source = re.search(r'op_name="([^"]*)"', x.attributes)
-    source = source[1] if source else ''
-    # On CPU different ones may have the same channel.
-    key = (x.base, channel[1], source) if channel else (run.computation, x.name)
-    hidden = run.computation.startswith(_BESIDE)
-    if key in found:
-      # What a loop inside goes on with is begun outside of it, once.
-      found[key] = dataclasses.replace(
-        found[key],
-        passes=min(found[key].passes, run.passes),
-        hidden=found[key].hidden or hidden,
+    match = _OP_NAME.search(x.attributes)
+    source = match[1] if match else ''
+    # On CPU two collectives may have the same channel, hence the source.
+    key = (
+      (x.base_op, channel[1], source)
+      if channel
+      else (executed.computation, x.name)
+    )
+    fused = executed.computation.startswith(_ASYNC_FUSION)
+    known = by_key.get(key)
+    if known:
+      # A collective that a loop continues was started outside of it, once.
+      by_key[key] = dataclasses.replace(
+        known,
+        executions=min(known.executions, executed.executions),
+        fused=known.fused or fused,
       )
       continue
     if x.op == 'send':
-      groups = _between(count, slices)
+      groups = _groups_between_slices(num_devices, num_slices)
     else:
-      groups = _groups(x.attributes, count // slices)
-    size = _nbytes(x, module[run.computation].lines, kind, len(groups[0]))
-    place = run.frame, run.line
-    found[key] = Collective(
-      kind, size, groups, run.passes, source, hidden, *place
+      groups = _groups(x.attributes, num_devices // num_slices)
+    by_key[key] = Collective(
+      kind=kind,
+      nbytes=_nbytes(module, executed, kind, len(groups[0])),
+      groups=groups,
+      executions=executed.executions,
+      source=source,
+      fused=fused,
+      frame=executed.frame,
+      line=executed.line,
     )
-  return [x for x in found.values() if len(x.groups[0]) > 1]
+  return [x for x in by_key.values() if len(x.groups[0]) > 1]
 
 
-def _kind(run: hlo_parser.ExecutedInstruction) -> str:
-  """Which of KINDS an instruction is, '' for none."""
-  x = run.instruction
+def _kind(executed: ExecutedInstruction) -> str:
+  """Which of KINDS an instruction is; '' for other instructions."""
+  x = executed.instruction
   if x.op == 'send':
-    between = _BETWEEN.search(x.attributes)
-    kind = between[1].lower().replace('_', '-') if between else ''
+    transfer = _TRANSFER.search(x.attributes)
+    kind = transfer[1].lower().replace('_', '-') if transfer else ''
     return 'collective-permute' if kind == 'one-to-one' else kind
-  if x.base == 'all-reduce' and run.computation.startswith(_SCATTERED):
+  in_scatter = executed.computation.startswith(_REDUCE_SCATTER_FUSION)
+  if x.base_op == 'all-reduce' and in_scatter:
     return 'reduce-scatter'
-  return x.base if x.base in KINDS else ''
+  return x.base_op if x.base_op in KINDS else ''
 
 
-def _nbytes(x: Instruction, lines, kind: str, members: int) -> int:
-  """As Collective.nbytes."""
-  given = sum(nbytes(lines[name].shape, True) for name in x.operands)
+def _nbytes(
+  module: HloModule, executed: ExecutedInstruction, kind: str, group_size: int
+) -> int:
+  """Size as Collective.nbytes defines it."""
+  x, lines = executed.instruction, module[executed.computation].lines
+  operand_bytes = sum(nbytes(lines[y].shape, True) for y in x.operands)
   if kind != 'all-gather':
-    return given
-  return members * given if x.op == 'send' else nbytes(x.shape, True)
+    return operand_bytes
+  if x.op == 'send':
+    return group_size * operand_bytes
+  return nbytes(x.shape, True)
 
 
-def _between(count: int, slices: int) -> tuple[tuple[int, ...], ...]:
-  """The devices at the same place of each slice."""
-  own = count // slices
-  return tuple(tuple(range(i, count, own)) for i in range(own))
+def _groups_between_slices(num_devices: int, num_slices: int) -> Groups:
+  """Devices at the same position of each slice."""
+  slice_size = num_devices // num_slices
+  return tuple(
+    tuple(range(i, num_devices, slice_size)) for i in range(slice_size)
+  )
 
 
-def _groups(attributes: str, count: int) -> tuple[tuple[int, ...], ...]:
-  if found := _MESH.search(attributes):
-    table = _of_mesh(found[1], found[2] or '', found[3])
-  elif found := _IOTA.search(attributes):
-    shape, dims, order = (_ints(x or '') for x in found.groups())
+def _groups(attributes: str, num_devices: int) -> Groups:
+  if match := _MESH.search(attributes):
+    table = _groups_of_mesh(match[1], match[2] or '', match[3])
+  elif match := _IOTA.search(attributes):
+    shape, dims, order = (_ints(x or '') for x in match.groups())
     table = np.arange(math.prod(dims)).reshape(dims)
     table = np.transpose(table, order or range(len(dims))).reshape(shape)
-  elif found := _LISTS.search(attributes):
-    rows = [_ints(row) for row in re.findall(r'\{([\d,]*)\}', found[1])]
-    return tuple(map(tuple, rows)) or (tuple(range(count)),)
+  elif match := _LISTS.search(attributes):
+    rows = [_ints(row) for row in re.findall(r'\{([\d,]*)\}', match[1])]
+    return tuple(map(tuple, rows)) or (tuple(range(num_devices)),)
   else:
     raise ValueError(
-      f'a collective among devices that cannot be read: {attributes[:200]}'
+      f'a collective with unknown device groups: {attributes[:200]}'
     )
   return tuple(tuple(map(int, row)) for row in table)
 
 
-def _ints(text):
+def _ints(text: str) -> list[int]:
   return [int(n) for n in text.split(',') if n]
 
 
-def _of_mesh(axes: str, ids: str, over: str) -> np.ndarray:
-  """[groups, members] of a mesh such as 'a'=4,'b'=2 over axes such as 'b'.
+def _groups_of_mesh(axes: str, ids: str, over: str) -> np.ndarray:
+  """Parses groups such as mesh['a'=4,'b'=2] {'b'}.
 
-  Its devices are 0, 1, ..., or `ids`: a list, or [4,2]T(1,0), the sizes of an
-  array of them and how it is turned. A part of an axis is 'a':(n)m, the m
-  places behind those of n.
+  Args:
+    axes: sizes by axis.
+    ids: device ids, a list or as [4,2]T(1,0); '' is 0, 1, ...
+    over: axes of a group. A part of an axis is 'a':(n)m: the m positions
+      inside those of n.
+
+  Returns:
+    Device ids [groups, members].
   """
   sizes = {name: int(size) for name, size in _AXIS.findall(axes)}
-  shape, inside = [], []
-  parts = {name: (before, size) for name, before, size in _PART.findall(over)}
+  parts = {name: (outer, size) for name, outer, size in _SUBAXIS.findall(over)}
+  shape: list[int] = []  # of the mesh, with partial axes split in three
+  member_dims: list[int] = []  # dimensions of `shape` inside of a group
   for name, size in sizes.items():
-    before, own = parts.get(name, ('', ''))
-    if own:
-      before, own = int(before), int(own)
-      inside.append(len(shape) + 1)
-      shape += [before, own, size // before // own]
+    outer, inner = parts.get(name, ('', ''))
+    if inner:
+      member_dims.append(len(shape) + 1)
+      shape += [int(outer), int(inner), size // int(outer) // int(inner)]
       continue
     if name in parts:
-      inside.append(len(shape))
+      member_dims.append(len(shape))
     shape.append(size)
-  others = [i for i in range(len(shape)) if i not in inside]
-  table = _ids(ids, math.prod(shape)).reshape(shape)
-  members = math.prod(shape[i] for i in inside)
-  return np.transpose(table, others + inside).reshape(-1, members)
+  group_dims = [i for i in range(len(shape)) if i not in member_dims]
+  table = _device_ids(ids, math.prod(shape)).reshape(shape)
+  members = math.prod(shape[i] for i in member_dims)
+  return np.transpose(table, group_dims + member_dims).reshape(-1, members)
 
 
-def _ids(text: str, count: int) -> np.ndarray:
-  if turned := _TURNED.search(text):
-    table = np.arange(count).reshape(_ints(turned[1]))
-    return np.transpose(table, _ints(turned[2] or '') or range(table.ndim))
+def _device_ids(text: str, count: int) -> np.ndarray:
+  if match := _TRANSPOSED_IDS.search(text):
+    table = np.arange(count).reshape(_ints(match[1]))
+    return np.transpose(table, _ints(match[2] or '') or range(table.ndim))
   return np.array(_ints(text) or range(count))
 
 
 def axes(collective: Collective, mesh: Mapping[str, int]) -> tuple[str, ...]:
-  """The axes of the mesh along which it goes.
+  """Returns the mesh axes along which devices of a group differ.
 
   Args:
     collective: from `of_module`.
     mesh: sizes by axis, as Mesh.shape.
   """
-  places = [
-    np.unravel_index(x, tuple(mesh.values())) for x in collective.groups
+  positions = [
+    np.unravel_index(group, tuple(mesh.values())) for group in collective.groups
   ]
   return tuple(
     name
     for i, name in enumerate(mesh)
-    if any(len(set(own[i].tolist())) > 1 for own in places)
+    if any(len(set(position[i].tolist())) > 1 for position in positions)
   )
 
 
 def seconds(
   collective: Collective, devices: Sequence[jax.Device], chip: ChipSpec
 ) -> float:
-  """How long the network takes for it at the least, in all passes.
+  """Returns the minimal network time of all executions.
 
-  All links of a group's box of chips are used, both directions where its ends
-  are linked; nothing else is on them. Groups that span slices go at the rate
-  between slices.
+  Assumes that a group's box of chips uses all its links, in both directions
+  where the torus wraps around, and that nothing else is on them. Groups that
+  span slices use the bandwidth between slices.
 
   Args:
     collective: from `of_module`.
-    devices: of the mesh, flat.
-    chip: that they are.
+    devices: devices of the mesh, flat.
+    chip: their specification.
   """
   members = [devices[i] for i in collective.groups[0]]
   if len({getattr(x, 'slice_index', 0) for x in members}) > 1:
-    return collective.sent / chip.slice_rate
+    return collective.sent_bytes / chip.dcn_bandwidth
   box = _extents(members)
-  if not box:  # all on one chip
-    return collective.sent / chip.hbm_rate
-  whole = _extents(devices)
-  rates = {
-    dim: chip.link_rate * _directions(extent, whole[dim], chip.ring)
+  if not box:  # all devices are on one chip
+    return collective.sent_bytes / chip.hbm_bandwidth
+  if collective.kind == 'collective-permute':
+    return collective.sent_bytes / chip.ici_bandwidth
+  torus = _extents(devices)
+  bandwidth = {
+    dim: chip.ici_bandwidth
+    * _directions(extent, torus[dim], chip.min_ring_size)
     for dim, extent in box.items()
   }
-  if collective.kind == 'collective-permute':
-    return collective.sent / chip.link_rate
   if collective.kind == 'all-to-all':
-    # Half of all goes over the middle of the longest side, both ways at once.
-    dim = max(box, key=lambda dim: box[dim] / rates[dim])
-    return collective.passes * collective.nbytes * box[dim] / 4 / rates[dim]
-  return collective.sent / sum(rates.values())
+    # Half of all bytes cross the middle of the longest side, half of these in
+    # each direction.
+    dim = max(box, key=lambda d: box[d] / bandwidth[d])
+    total = collective.executions * collective.nbytes
+    return total * box[dim] / 4 / bandwidth[dim]
+  return collective.sent_bytes / sum(bandwidth.values())
 
 
-def _extents(devices) -> dict[int, int]:
-  """Length of each side of the box of chips, those of 1 left out."""
-  places = list(zip(*(x.coords for x in devices), strict=True))
-  found = {dim: len(set(own)) for dim, own in enumerate(places)}
-  return {dim: extent for dim, extent in found.items() if extent > 1}
+def _extents(devices: Sequence[jax.Device]) -> dict[int, int]:
+  """Lengths of the sides of the box of chips, without those of length 1."""
+  coordinates = zip(*(x.coords for x in devices), strict=True)
+  lengths = {dim: len(set(values)) for dim, values in enumerate(coordinates)}
+  return {dim: length for dim, length in lengths.items() if length > 1}
 
 
-def _directions(extent, whole, ring):
-  """2 where the ends of a side are linked: a whole one, of full rings."""
-  return 2 if extent == whole and extent % ring == 0 else 1
+def _directions(extent: int, torus_extent: int, min_ring_size: int) -> int:
+  """2 if the side wraps around: it spans the torus in complete rings."""
+  return 2 if extent == torus_extent and extent % min_ring_size == 0 else 1
 
 
 def table(
@@ -276,28 +310,30 @@ def table(
   mesh: Mapping[str, int],
   devices: Sequence[jax.Device],
   chip: ChipSpec | None,
-  waits: Sequence[float] = (),
+  exposed_seconds: Sequence[float] = (),
 ) -> list[dict]:
-  """Rows of a kind along some axes, those that send the most first.
-
-  Each has kind, axes, count, sent_bytes (a device), seconds, and
-  exposed_seconds: those of `waits`.
+  """Groups collectives by kind and mesh axes, the most bytes first.
 
   Args:
     found: from `of_module`.
     mesh: sizes by axis.
-    devices: of the mesh, flat.
-    chip: that they are; None where that is not known, and seconds neither.
-    waits: seconds that each keeps products waiting, see schedule.waits.
+    devices: devices of the mesh, flat.
+    chip: their specification; None if unknown, then seconds are None.
+    exposed_seconds: of each collective, see overlap.exposed_seconds.
+
+  Returns:
+    Rows with kind, axes, count, sent_bytes (of a device), seconds and
+    exposed_seconds.
   """
-  rows = collections.defaultdict(lambda: [0, 0.0, 0.0, 0.0])
-  for x, wait in zip(found, waits or [0.0] * len(found), strict=True):
+  rows: dict = collections.defaultdict(lambda: [0, 0.0, 0.0, 0.0])
+  exposed_or_zero = exposed_seconds or [0.0] * len(found)
+  for x, exposed in zip(found, exposed_or_zero, strict=True):
     row = rows[x.kind, axes(x, mesh)]
-    row[0] += x.passes
-    row[1] += x.sent
+    row[0] += x.executions
+    row[1] += x.sent_bytes
     row[2] += seconds(x, devices, chip) if chip else 0.0
-    row[3] += wait
-  made = [
+    row[3] += exposed
+  table_rows = [
     {
       'kind': kind,
       'axes': list(over),
@@ -308,4 +344,4 @@ def table(
     }
     for (kind, over), (count, sent, time, exposed) in rows.items()
   ]
-  return sorted(made, key=lambda row: -row['sent_bytes'])
+  return sorted(table_rows, key=lambda row: -row['sent_bytes'])

@@ -1,12 +1,13 @@
-"""Ahead-of-time compilation for a named TPU topology, and what it will cost.
+"""Compiles the programs of a step for a TPU topology and reports their costs.
 
 The production functions with their production shardings are compiled; only
-the arrays are missing. See aot_programs.py for what a step runs, aot_costs.py
-for what is counted, sharding/chip_specs.py for the numbers of chips.
+the arrays are missing. programs.py lists what a step executes, cost_model.py
+defines what is counted, sharding/chip_specs.py has the numbers of chips.
 """
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,178 +15,200 @@ from ml_collections import ConfigDict
 
 from grm_jax.aot import cost_model, programs, tables, topology
 from grm_jax.aot.cost_model import Costs
+from grm_jax.aot.programs import AotProgram
 from grm_jax.errors import UserError
 from grm_jax.io import atomic_io
 from grm_jax.model import config as model_config
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import mesh
+from grm_jax.sharding.chip_specs import ChipSpec
 from grm_jax.sharding.mesh import AXES
 
-LOCAL = 'local'
+LOCAL = 'local'  # config.topology: the devices of this machine
 
 
 def run(config: ConfigDict, workdir: str) -> None:
   """Compiles, prints the report, and writes it to `config.json` if given.
 
-  With config.sweep, one report for each mesh, and the meshes in order.
+  With config.sweep it compiles one report per mesh and ranks the meshes.
+
+  Args:
+    config: as configs/aot.py.
+    workdir: not used.
   """
   del workdir
+  result: Any
   if config.sweep:
-    report = sweep(config)
-    print(tables.ranking(report))
+    result = sweep(config)
+    print(tables.ranking(result))
   else:
-    report = compile_report(config)
-    print(tables.report(report))
+    result = compile_step(config)
+    print(tables.report(result))
   if config.json:
-    atomic_io.write_whole(config.json, json.dumps(report, indent=2) + '\n')
+    atomic_io.write_file(config.json, json.dumps(result, indent=2) + '\n')
 
 
-def compile_report(config: ConfigDict) -> dict[str, Any]:
-  """Compiles what a step of `config.program` runs.
+def compile_step(config: ConfigDict) -> dict[str, Any]:
+  """Compiles what a step of `config.program` executes.
+
+  Args:
+    config: as configs/aot.py.
 
   Returns:
-    Names and settings; `parts`, the costs of each program (see
-    aot_costs.of_part); and of the whole step a device: parameters_bytes,
-    optimizer_bytes, activations_bytes (of the largest part), peak_bytes,
-    memory_bytes, fits, useful_flops, computed_flops, waste (the second over
-    the first), hbm_bytes, network_bytes, seconds, bound and mfu (of useful
-    FLOPs), exposed_mfu (where collectives in the foreground come on top of
-    the products). What is not known is None.
+    Settings; `programs`, the costs of each program (cost_model.of_program);
+    and the costs of the step per device: parameters_bytes, optimizer_bytes,
+    activations_bytes (of the largest program), peak_bytes, memory_bytes, fits,
+    useful_flops, computed_flops, recompute_factor (computed over useful FLOPs),
+    hbm_bytes, network_bytes, seconds, bound and mfu (of useful FLOPs),
+    exposed_mfu (exposed collectives added to the products). Unknown values are
+    None.
 
   Raises:
     UserError: a wrong name, or sizes that the mesh cannot split.
   """
   devices = _devices(config)
   chip = None if config.topology == LOCAL else topology.chip(config.topology)
-  weights = None
-  if programs.is_sampling(config.program):
-    weights = config.sampling.weights
-  layout = mesh.from_config(config, devices, weights)
-  size = model_config.named(config.size)
-  if config.num_layers:
-    size = dataclasses.replace(size, num_layers=config.num_layers)
-  scalar = programs.is_scalar(config.program)
-  model = Transformer(
-    size, ComputeConfig(**config.compute), layout, scalar=scalar
-  )
-  parts = programs.parts(config, model)
-  found = [cost_model.of_part(part, model, chip) for part in parts]
+  model = _model(config, devices)
+  step_programs = programs.of_config(config, model)
+  costs = [cost_model.of_program(x, model, chip) for x in step_programs]
   settings = {
     'program': config.program,
     'topology': config.topology,
     'devices': len(devices),
-    'mesh': dict(layout.mesh.shape),
+    'mesh': dict(model.layout.mesh.shape),
     'size': config.size,
-    'num_layers': size.num_layers,
-    'prompts': config.micro_batch_prompts,
-    'accumulate': config.grad_accum_steps,
+    'num_layers': model.config.num_layers,
+    'micro_batch_prompts': config.micro_batch_prompts,
+    'grad_accum_steps': config.grad_accum_steps,
     'prompt_size': config.prompt_size,
     'num_generations': config.num_generations,
     'generation_size': config.generation_size,
     'attention': config.compute.attention,
     'remat': config.compute.remat,
   }
-  whole = _whole(found, chip)
-  return settings | _resting(parts) | whole | {'parts': found}
+  state = _state_bytes(step_programs[0])
+  return settings | state | _step_costs(costs, chip) | {'programs': costs}
 
 
-def _devices(config):
+def _devices(config: ConfigDict) -> Sequence[jax.Device]:
   if config.topology == LOCAL:
     return jax.devices()
   return topology.devices(config.topology, config.mesh.num_slices)
 
 
-def _resting(parts) -> Costs:
-  """What of the memory is parameters and optimizer."""
-  first = parts[0]
-  arguments = first.arguments[0]
+def _model(config: ConfigDict, devices: Sequence[jax.Device]) -> Transformer:
+  sampling = programs.is_sampling(config.program)
+  weights = config.sampling.weights if sampling else None
+  size = model_config.from_name(config.size)
+  if config.num_layers:
+    size = dataclasses.replace(size, num_layers=config.num_layers)
+  return Transformer(
+    size,
+    ComputeConfig(**config.compute),
+    mesh.from_config(config, devices, weights),
+    scalar=programs.has_value_head(config.program),
+  )
+
+
+def _state_bytes(program: AotProgram) -> Costs:
+  """Bytes per device of parameters and of other resident arrays."""
   return {
-    'parameters_bytes': programs.bytes_a_device(arguments),
-    'optimizer_bytes': programs.bytes_a_device(first.waits),
+    'parameters_bytes': programs.bytes_per_device(program.arguments[0]),
+    'optimizer_bytes': programs.bytes_per_device(program.resident),
   }
 
 
-def _whole(found: list[Costs], chip) -> Costs:
-  """The step: all parts, each as often as it is run."""
-  if any('error' in part for part in found):
+def _step_costs(costs: Sequence[Costs], chip: ChipSpec | None) -> Costs:
+  """Adds up all programs, each as often as a step executes it."""
+  if any('error' in x for x in costs):
     return {'fits': False}
-  whole: Costs = {
-    'activations_bytes': max(part['temporary_bytes'] for part in found),
-    'peak_bytes': max(part['peak_bytes'] for part in found),
-    'memory_bytes': found[0]['memory_bytes'],
+  peak = max(x['peak_bytes'] for x in costs)
+  memory = costs[0]['memory_bytes']
+  step: Costs = {
+    'activations_bytes': max(x['temporary_bytes'] for x in costs),
+    'peak_bytes': peak,
+    'memory_bytes': memory,
+    'fits': None if memory is None else peak <= memory,
   }
-  whole['fits'] = (
-    None
-    if whole['memory_bytes'] is None
-    else whole['peak_bytes'] <= whole['memory_bytes']
-  )
   for name in ('useful_flops', 'computed_flops', 'hbm_bytes'):
-    whole[name] = sum(part['times'] * part[name] for part in found)
-  whole['waste'] = round(whole['computed_flops'] / whole['useful_flops'], 3)
-  whole['network_bytes'] = sum(
-    part['times'] * row['sent_bytes']
-    for part in found
-    for row in part['collectives']
+    step[name] = sum(x['runs_per_step'] * x[name] for x in costs)
+  step['recompute_factor'] = round(
+    step['computed_flops'] / step['useful_flops'], 3
   )
+  step['network_bytes'] = sum(
+    x['runs_per_step'] * row['sent_bytes']
+    for x in costs
+    for row in x['collectives']
+  )
+  return step | _step_time(costs, step['useful_flops'], chip)
+
+
+def _step_time(
+  costs: Sequence[Costs], useful_flops: int, chip: ChipSpec | None
+) -> Costs:
   if chip is None:
-    unknown = ('seconds', 'bound', 'mfu', 'exposed_mfu')
-    return whole | dict.fromkeys(unknown)
-  slowest = max(found, key=lambda part: part['times'] * part['seconds'])
-  seconds = sum(part['times'] * part['seconds'] for part in found)
-  ideal = whole['useful_flops'] / chip.flops
-  slow = sum(
-    part['times']
-    * max(part['seconds'], part['compute_seconds'] + part['exposed_seconds'])
-    for part in found
+    return dict.fromkeys(('seconds', 'bound', 'mfu', 'exposed_mfu'))
+  slowest = max(costs, key=lambda x: x['runs_per_step'] * x['seconds'])
+  seconds = sum(x['runs_per_step'] * x['seconds'] for x in costs)
+  exposed_seconds = sum(
+    x['runs_per_step']
+    * max(x['seconds'], x['compute_seconds'] + x['exposed_seconds'])
+    for x in costs
   )
-  return whole | {
+  ideal = useful_flops / chip.peak_flops
+  return {
     'seconds': seconds,
     'bound': slowest['bound'],
     'mfu': round(ideal / seconds, 3),
-    'exposed_mfu': round(ideal / slow, 3),
+    'exposed_mfu': round(ideal / exposed_seconds, 3),
   }
 
 
 def sweep(config: ConfigDict) -> list[dict[str, Any]]:
-  """Reports of all meshes of the axes in `config.sweep`, the best first.
+  """Reports all meshes over the axes in `config.sweep`, the best first.
 
-  Each axis but the first takes the powers of two that the devices can be
-  divided into, the first what is left; axes that are not named are 1.
+  Each axis but the first takes the powers of two that divide the number of
+  devices, and the first axis takes the rest. Axes that are not named are 1.
+
+  Args:
+    config: as configs/aot.py.
 
   Raises:
-    UserError: config.sweep names no axis, or no mesh can be compiled.
+    UserError: config.sweep does not name mesh axes, or no mesh compiles.
   """
   axes = [x.strip() for x in config.sweep.split(',') if x.strip()]
-  wrong = [x for x in axes if x not in AXES]
-  if wrong or not axes:
+  if not axes or set(axes) - set(AXES):
     raise UserError(
-      f'config.sweep={config.sweep!r}: it is some of {",".join(AXES)}'
+      f'config.sweep is {config.sweep!r}; give some of {",".join(AXES)}'
     )
   reports, reasons = [], []
-  for sizes_ in _meshes(axes, len(_devices(config))):
-    own = config.copy_and_resolve_references()
-    own.mesh.update(dict.fromkeys(AXES, 1) | sizes_)
+  for sizes in _meshes(axes, len(_devices(config))):
+    mesh_config = config.copy_and_resolve_references()
+    mesh_config.mesh.update(dict.fromkeys(AXES, 1) | sizes)
     try:
-      reports.append(compile_report(own))
+      reports.append(compile_step(mesh_config))
     except UserError as error:  # sizes that this mesh cannot split
       reasons.append(str(error))
       continue
     print(tables.line(reports[-1]), flush=True)
   if not reports:
-    raise UserError(f'config.sweep: no mesh can be compiled; {reasons[0]}')
+    raise UserError(
+      f'config.sweep={config.sweep}: no mesh compiles; {reasons[0]}'
+    )
   return sorted(
     reports,
     key=lambda x: (x['fits'] is False, x.get('seconds') or float('inf')),
   )
 
 
-def _meshes(axes, count) -> list[dict[str, int]]:
-  """All ways to write `count` as a product of powers of two, an axis each."""
+def _meshes(axes: Sequence[str], count: int) -> list[dict[str, int]]:
+  """All ways to split `count` devices over axes of power-of-two sizes."""
   if len(axes) == 1:
     return [{axes[0]: count}]
-  found, size = [], 1
+  meshes, size = [], 1
   while count % size == 0:
-    found += [{axes[-1]: size} | x for x in _meshes(axes[:-1], count // size)]
+    inner = _meshes(axes[:-1], count // size)
+    meshes += [{axes[-1]: size} | x for x in inner]
     size *= 2
-  return found
+  return meshes

@@ -1,10 +1,10 @@
-"""What a compiled program costs a device, and how long it takes at least.
+"""What a compiled program costs a device: memory, FLOPs, bytes, least time.
 
-Three things take time: products, bytes to and from HBM, and bytes over the
-network. The roofline's step takes as long as the slowest of them, the other
-two behind it; it knows nothing of latencies, of small products that do not
-fill a systolic array, or of what cannot overlap. All counts are read off the
-compiled module of one device.
+Time has three parts: matrix products, bytes to and from HBM, and bytes over the
+network. The roofline takes the longest of them and assumes that it hides the
+other two. It is a bound: it knows nothing of latencies, of products that do
+not fill the matrix unit, or of work that cannot overlap. All counts are read
+from the compiled module of one device.
 """
 
 import math
@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from jax.stages import Compiled
 
 from grm_jax.aot import (
@@ -29,79 +30,86 @@ from grm_jax.model import splash
 from grm_jax.model.transformer import Transformer
 from grm_jax.sharding.chip_specs import ChipSpec
 
-# Products of a tile that the kernels of splash compute: logits and weighted
-# sums; with those again, and gradients of queries, or of keys and values.
-_KERNELS = {'splash_mha_fwd': 2, 'splash_mha_dq': 3, 'splash_mha_dkv': 4}
-_KERNEL = re.compile(rf'({"|".join(_KERNELS)})')
+# Matrix products of a tile in the kernels of splash attention. Forward: logits
+# and the weighted sum. Backward: these two again, and the gradients of the
+# queries, or of the keys and values.
+_KERNEL_PRODUCTS = {
+  'splash_mha_fwd': 2,
+  'splash_mha_dq': 3,
+  'splash_mha_dkv': 4,
+}
+_KERNEL = re.compile(rf'({"|".join(_KERNEL_PRODUCTS)})')
 _OPERANDS = re.compile(r'operand_layout_constraints=\{(.*?\})\}')
 
 Costs = dict[str, Any]
 
 
-def of_part(
-  part: AotProgram, model: Transformer, chip: ChipSpec | None
+def of_program(
+  program: AotProgram, model: Transformer, chip: ChipSpec | None
 ) -> Costs:
-  """Compiles a part, and reads off what one run of it costs a device.
+  """Compiles a program and returns the costs of one run on a device.
 
   Args:
-    part: from aot_programs.parts.
-    model: that it is of.
-    chip: that it is compiled for; None where that is not known.
+    program: from programs.of_config.
+    model: its model.
+    chip: chip that it compiles for; None if unknown.
 
   Returns:
-    name, times, compile_seconds, fits. Where memory ran out in compiling, that
-    is False and `error` says why; else also arguments_bytes, outputs_bytes,
-    temporary_bytes, waiting_bytes (what else is there meanwhile),
-    on_host_bytes (in the host's memory, no part of the others), peak_bytes,
-    useful_flops, computed_flops, hbm_bytes, collectives (a table), and
-    compute_seconds, memory_seconds, network_seconds, exposed_seconds (of the
-    network, in the foreground), seconds and bound (None without a chip). Of a
-    part that is looked at by the pass also bound_bytes, what it must read, and
-    step_by_bound, hbm_bytes over that; the pass has its share of the bytes that
-    are moved around its loop.
+    name, runs_per_step, compile_seconds, fits. If compilation runs out of
+    memory, `fits` is False and `error` is the compiler's message. Otherwise:
+    arguments_bytes, outputs_bytes, temporary_bytes, resident_bytes (other
+    arrays on the device), on_host_bytes (in the host's memory, not part of the
+    others), peak_bytes, memory_bytes; useful_flops, computed_flops, hbm_bytes,
+    collectives (a table); compute_seconds, memory_seconds, network_seconds,
+    exposed_seconds (of the network), seconds and bound, which are None without
+    a chip. A program that is counted by loop iteration also has bound_bytes,
+    what an iteration must read, and hbm_by_bound, hbm_bytes over that; each
+    iteration has its share of the bytes that move outside of the loop.
   """
-  costs: Costs = {'name': part.name, 'times': part.times}
-  begin = time.monotonic()
+  costs: Costs = {
+    'name': program.name,
+    'runs_per_step': program.runs_per_step,
+  }
+  start = time.monotonic()
   try:
-    compiled = part.jitted.lower(*part.arguments).compile()
+    compiled = program.jitted.lower(*program.arguments).compile()
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    costs['compile_seconds'] = round(time.monotonic() - begin, 1)
+    costs['compile_seconds'] = round(time.monotonic() - start, 1)
     return costs | {'fits': False, 'error': str(error).splitlines()[0]}
-  costs['compile_seconds'] = round(time.monotonic() - begin, 1)
-  mesh = model.layout.mesh
-  return (
-    costs
-    | _memory(part, compiled, chip)
-    | _work(part, compiled.as_text(), model, mesh, chip)
-  )
+  costs['compile_seconds'] = round(time.monotonic() - start, 1)
+  costs |= _memory(program, compiled, chip)
+  costs |= _work(program, compiled.as_text() or '', model, chip)
+  return costs | _roofline(costs, chip)
 
 
-def _memory(part, compiled: Compiled, chip) -> Costs:
-  analysis = compiled.memory_analysis()
-  waiting = programs.bytes_a_device(part.waits)
+def _memory(
+  program: AotProgram, compiled: Compiled, chip: ChipSpec | None
+) -> Costs:
+  analysis: Any = compiled.memory_analysis()
+  resident = programs.bytes_per_device(program.resident)
   on_host = (
     analysis.host_argument_size_in_bytes
     + analysis.host_output_size_in_bytes
     - analysis.host_alias_size_in_bytes
     + analysis.host_temp_size_in_bytes
   )
-  # The compiler's own peak leaves out fragmentation on some backends, and has
-  # what is in the host's memory.
-  peak = waiting + max(
+  # The compiler's own peak includes the host's memory, and on some backends
+  # leaves out fragmentation.
+  peak = resident + max(
     analysis.peak_memory_in_bytes - on_host,
     analysis.argument_size_in_bytes
     + analysis.output_size_in_bytes
     - analysis.alias_size_in_bytes
     + analysis.temp_size_in_bytes,
   )
-  memory = chip.hbm if chip else _local_memory()
+  memory = chip.hbm_bytes if chip else _local_memory()
   return {
     'arguments_bytes': analysis.argument_size_in_bytes,
     'outputs_bytes': analysis.output_size_in_bytes,
     'temporary_bytes': analysis.temp_size_in_bytes,
-    'waiting_bytes': waiting,
+    'resident_bytes': resident,
     'on_host_bytes': on_host,
     'peak_bytes': peak,
     'memory_bytes': memory,
@@ -110,80 +118,92 @@ def _memory(part, compiled: Compiled, chip) -> Costs:
 
 
 def _local_memory() -> int | None:
-  """Memory of a local device in bytes, where it tells."""
+  """Memory of a local device in bytes, if the backend reports it."""
   stats = jax.local_devices()[0].memory_stats() or {}
   return stats.get('bytes_limit')
 
 
-def _work(part, text, model, mesh, chip) -> Costs:
-  found = hlo_parser.parse(text)
-  devices = list(mesh.devices.flat)
-  slices = len({getattr(x, 'slice_index', 0) for x in devices})
-  # A call of decode is many steps; one pass of its loop is one.
-  name = hbm_traffic.main_loop(found) if part.read else ''
-  moved = hbm_traffic.of_module(found, name)
-  hbm = moved.hbm_bytes
-  if name:  # what stands around the loop is shared by its passes
-    hbm += (hbm_traffic.of_module(found).hbm_bytes - hbm) // part.passes
+def _work(
+  program: AotProgram, text: str, model: Transformer, chip: ChipSpec | None
+) -> Costs:
+  module = hlo_parser.parse(text)
+  mesh = model.layout.mesh
+  # A decode call executes many steps; its costs are those of one iteration.
+  loop = hbm_traffic.main_loop(module) if program.loop_reads else ''
+  traffic = hbm_traffic.of_module(module, loop)
+  hbm_bytes = traffic.hbm_bytes
+  if loop:  # the iterations share what moves outside of the loop
+    outside = hbm_traffic.of_module(module).hbm_bytes - hbm_bytes
+    hbm_bytes += outside // program.iterations
 
-  def kernel(x):
-    return _kernel(model, x)
+  def kernel_flops(x: Instruction) -> int:
+    return _splash_flops(model, x)
 
   costs: Costs = {
-    'useful_flops': part.useful // len(devices),
-    'computed_flops': matmul_flops.of_module(found, kernel, name),
-    'hbm_bytes': hbm,
-    'largest': [list(x) for x in moved.largest],
+    'useful_flops': program.useful_flops // mesh.size,
+    'computed_flops': matmul_flops.of_module(module, kernel_flops, loop),
+    'hbm_bytes': hbm_bytes,
+    'largest': [list(x) for x in traffic.largest],
   }
-  all_of_it = collectives.of_module(found, len(devices), name, slices)
-  waits = ()
+  compute_seconds = {}
   if chip is not None:
-    work = matmul_flops.by_line(found, kernel, name)
-    waits = overlap.waits(
-      found,
-      all_of_it,
-      [collectives.seconds(x, devices, chip) for x in all_of_it],
-      {place: flops / chip.flops for place, flops in work.items()},
-    )
-  costs['collectives'] = collectives.table(
-    all_of_it, mesh.shape, devices, chip, waits
-  )
-  if part.read:
-    bound = programs.bytes_a_device(part.read)
+    flops = matmul_flops.by_line(module, kernel_flops, loop)
+    compute_seconds = {line: n / chip.peak_flops for line, n in flops.items()}
+  costs['collectives'] = _collectives(module, mesh, loop, chip, compute_seconds)
+  if program.loop_reads:
+    bound = programs.bytes_per_device(program.loop_reads)
     costs['bound_bytes'] = bound
-    costs['step_by_bound'] = round(hbm / bound, 3)
-  return costs | _roofline(costs, chip)
+    costs['hbm_by_bound'] = round(hbm_bytes / bound, 3)
+  return costs
 
 
-def _roofline(costs, chip) -> Costs:
+def _collectives(
+  module: hlo_parser.HloModule,
+  mesh: Mesh,
+  loop: str,
+  chip: ChipSpec | None,
+  compute_seconds: dict,
+) -> list[dict]:
+  """Table of the module's collectives, with exposed time if a chip is given."""
+  devices = list(mesh.devices.flat)
+  num_slices = len({getattr(x, 'slice_index', 0) for x in devices})
+  ops = collectives.of_module(module, len(devices), loop, num_slices)
+  exposed: list[float] = []
+  if chip is not None:
+    seconds = [collectives.seconds(x, devices, chip) for x in ops]
+    exposed = overlap.exposed_seconds(module, ops, seconds, compute_seconds)
+  return collectives.table(ops, mesh.shape, devices, chip, exposed)
+
+
+def _roofline(costs: Costs, chip: ChipSpec | None) -> Costs:
   if chip is None:
     names = ('compute', 'memory', 'network', 'exposed')
     return dict.fromkeys((*(f'{x}_seconds' for x in names), 'seconds', 'bound'))
-  found = {
-    'compute': costs['computed_flops'] / chip.flops,
-    'memory': costs['hbm_bytes'] / chip.hbm_rate,
-    'network': sum(row['seconds'] for row in costs['collectives']),
-  }
-  bound = max(found, key=found.get)
   rows = costs['collectives']
+  times = {
+    'compute': costs['computed_flops'] / chip.peak_flops,
+    'memory': costs['hbm_bytes'] / chip.hbm_bandwidth,
+    'network': sum(row['seconds'] for row in rows),
+  }
+  bound = max(times, key=lambda name: times[name])
   return {
-    **{f'{name}_seconds': value for name, value in found.items()},
+    **{f'{name}_seconds': value for name, value in times.items()},
     'exposed_seconds': sum(row['exposed_seconds'] for row in rows),
-    'seconds': found[bound],
+    'seconds': times[bound],
     'bound': bound,
   }
 
 
-def _kernel(model: Transformer, x: Instruction) -> int:
-  """FLOPs of a kernel of splash, 0 of other custom calls."""
-  kind = _KERNEL.search(x.name)
+def _splash_flops(model: Transformer, x: Instruction) -> int:
+  """FLOPs of a splash attention kernel; 0 for other custom calls."""
+  kernel = _KERNEL.search(x.name)
   operands = _OPERANDS.search(x.attributes)
-  if kind is None or operands is None:
+  if kernel is None or operands is None:
     return 0
-  queries = hlo_parser.sizes(operands[1])[2]  # [..., N, S, H]
-  *rows, size, width = queries
-  block = min(model.compute.splash_block, size)
+  queries = hlo_parser.array_shapes(operands[1])[2]  # [..., N, S, H]
+  *batch, length, head_dim = queries
+  block = min(model.compute.splash_block, length)
   local = '/local/' in x.attributes
-  window = model.size.window if local else None
-  tile = _KERNELS[kind[1]] * 2 * block * block * width
-  return math.prod(rows) * splash.tiles(size, block, window) * tile
+  window = model.config.window if local else None
+  tile = _KERNEL_PRODUCTS[kernel[1]] * 2 * block * block * head_dim
+  return math.prod(batch) * splash.num_tiles(length, block, window) * tile

@@ -1,23 +1,30 @@
-"""Bytes that a compiled program moves to and from HBM, read off its text.
+"""Bytes that a compiled program moves to and from HBM, read from its text.
 
-A decode step is a pass of a loop, and its time is the bytes it moves. XLA's
-own cost analysis cannot tell them: it counts the whole table for a gather of
-a few rows, a whole cache for the one place written into it, and a prefetch
-once as a copy and once more where it is used. Here an array is counted when
-it crosses between HBM and the core, and as much of it as is really taken.
+A decode step is one execution of a loop body, and its time is the time of the
+bytes it moves. XLA's own cost analysis cannot tell them: it counts a whole
+table for a gather of a few rows, a whole cache for one updated position, and a
+prefetched array twice. Here an array counts when it crosses between HBM and
+the core, and only the part that is really read or written.
 
-Sizes are logical. Left out are the padding of arrays to the chip's tiles, the
-neighbours of a place that are read and written with it, and conditions of
-loops. A kernel reads its operands and writes its results once.
+Sizes are logical. The count leaves out the padding of arrays to the chip's
+tiles, the neighbours of an element that are read and written with it, and the
+conditions of loops. A kernel reads its operands and writes its results once.
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 from grm_jax.aot import hlo_parser
-from grm_jax.aot.hlo_parser import HloModule, elements, nbytes
+from grm_jax.aot.hlo_parser import (
+  Computation,
+  HloModule,
+  Instruction,
+  nbytes,
+  tuple_elements,
+)
 
-# They name what is there already, or compute it from nothing large. What a
-# `-done` waits for is counted at its `-start`.
+# These name an existing array or compute it from nothing large. The array of a
+# `-done` is counted at its `-start`.
 _FREE = {
   'parameter',
   'constant',
@@ -27,16 +34,18 @@ _FREE = {
   'after-all',
   'partition-id',
 }
-_SLICING = {'slice', 'dynamic-slice', 'gather'}  # of operand 0
+_SLICING = {'slice', 'dynamic-slice', 'gather'}  # they slice operand 0
+
+_Moves = list[tuple[int, Instruction]]  # HBM bytes of each instruction
 
 
 @dataclasses.dataclass(frozen=True)
 class HbmTraffic:
-  """What a program or one pass of its loop moves, per device.
+  """HBM traffic of a program, or of one execution of its loop, per device.
 
   Attributes:
-    hbm_bytes: read from HBM plus written to it.
-    largest: the ten instructions with the most of them, most first, as
+    hbm_bytes: bytes read from HBM plus bytes written to it.
+    largest: the ten instructions with the most bytes, in descending order, as
       (bytes, name, operation).
   """
 
@@ -45,28 +54,31 @@ class HbmTraffic:
 
 
 def of_module(module: HloModule, name: str = '') -> HbmTraffic:
-  """The traffic of a whole program, or of what one computation runs.
+  """Counts the traffic of a program, or of one computation.
 
-  Of a conditional the branch that moves least counts: it is the one that is
-  usually taken, such as a row's tokens drawn without truncation. A loop costs
-  its passes, one where the text does not tell how many there are.
+  Of a conditional only the branch that moves the fewest bytes counts. It is
+  the common case, such as sampling a token without truncation. A loop counts
+  once for each execution of its body, once if that number is unknown.
 
   Args:
-    module: of one device.
-    name: of the computation; '' is ENTRY.
+    module: module of one device.
+    name: computation; '' is ENTRY.
 
   Raises:
-    ValueError: an element type whose size is not known in bytes.
+    ValueError: an element type of unknown size.
   """
   moves = _moves(module, name or module.entry, 1)
   largest = sorted(moves, key=lambda move: -move[0])[:10]
   return HbmTraffic(
-    _hbm(moves), tuple((count, x.name, x.op) for count, x in largest)
+    _total(moves), tuple((count, x.name, x.op) for count, x in largest)
   )
 
 
 def main_loop(module: HloModule) -> str:
-  """The body of the loop in ENTRY of which one pass moves the most.
+  """Returns the body of the loop in ENTRY that moves the most per execution.
+
+  Args:
+    module: module of one device.
 
   Raises:
     ValueError: the module has no loop; or as `of_module`.
@@ -75,113 +87,129 @@ def main_loop(module: HloModule) -> str:
   if not loops:
     raise ValueError('the compiled module has no loop in its ENTRY computation')
   bodies = [x.called[0] for x in loops]
-  return max(bodies, key=lambda name: _hbm(_moves(module, name, 1)))
+  return max(bodies, key=lambda name: _total(_moves(module, name, 1)))
 
 
-def _hbm(moves):
+def _total(moves: _Moves) -> int:
   return sum(count for count, _ in moves)
 
 
-def _moves(module, name, passes):
-  """[(HBM bytes, instruction)] of all that `name` runs so often."""
-  moves, lines = [], module[name].lines
+def _moves(module: HloModule, name: str, executions: int) -> _Moves:
+  moves: _Moves = []
+  lines = module[name].lines
   for x in lines.values():
     if x.op == 'conditional':
-      moves += min((_moves(module, b, passes) for b in x.called), key=_hbm)
+      branches = [_moves(module, branch, executions) for branch in x.called]
+      moves += min(branches, key=_total)
     elif x.op == 'while':
-      own = passes * hlo_parser.trips(module, x)
-      moves += _moves(module, *x.called, own)
+      times = executions * hlo_parser.trip_count(module, x)
+      moves += _moves(module, *x.called, times)
     elif x.op not in _FREE and not x.op.endswith('-done'):
       shapes = [lines[operand].shape for operand in x.operands]
       read = sum(_read(module, x, i, shape) for i, shape in enumerate(shapes))
-      moves.append((passes * (read + _written(module, lines, x)), x))
+      moves.append((executions * (read + _written(module, lines, x)), x))
   return moves
 
 
-def _read(module, x, place, shape):
-  """HBM bytes that `x` reads of its operand `place`, which has `shape`."""
+def _read(module: HloModule, x: Instruction, index: int, shape: str) -> int:
+  """HBM bytes that `x` reads of operand `index`, which has type `shape`."""
   whole = nbytes(shape)
-  taken = _taken(module, x, place)
-  return whole if taken is None else min(taken, whole)
+  part = _part_read(module, x, index)
+  return whole if part is None else min(part, whole)
 
 
-def _taken(module, x, place):
-  """Bytes that `x` takes of its operand `place`; None for all of it."""
-  if x.base in _SLICING and place == 0:
+def _part_read(module: HloModule, x: Instruction, index: int) -> int | None:
+  """Bytes that `x` reads of operand `index`; None for all of it."""
+  if x.base_op in _SLICING and index == 0:
     return nbytes(x.shape, anywhere=True)
-  if x.base == 'dynamic-update-slice' and place == 0:
+  if x.base_op == 'dynamic-update-slice' and index == 0:
     return 0
-  if x.base != 'fusion':
+  if x.base_op != 'fusion':
     return None
-  inside = module[x.called[0]]
-  name = next(
+  fusion = module[x.called[0]]
+  parameter = next(
     y.name
-    for y in inside.lines.values()
-    if y.op == 'parameter' and int(y.arguments) == place
+    for y in fusion.lines.values()
+    if y.op == 'parameter' and int(y.arguments) == index
   )
-  return _taken_inside(module, inside, name)
+  return _part_read_inside(module, fusion, parameter)
 
 
-def _taken_inside(module, inside, name, output=None):
-  """Bytes that a fusion takes of its value `name`; None for all of it.
+def _part_read_inside(
+  module: HloModule,
+  fusion: Computation,
+  name: str,
+  as_result: int | None = None,
+) -> int | None:
+  """Bytes that a fusion reads of its value `name`; None for all of it.
 
-  `output` is what it takes where `name` is handed out as a result: nothing
-  when it is the target of an update, which stays where it is.
+  Args:
+    module: module of the fusion.
+    fusion: its computation.
+    name: a parameter or an intermediate value.
+    as_result: bytes that count where `name` is a result of the fusion: 0 for
+      the target of an in-place update, which stays where it is.
   """
-  parts = [output] if name == inside.root else []
-  for user in inside.lines.values():
-    for place in (i for i, o in enumerate(user.operands) if o == name):
+  parts = [as_result] if name == fusion.root else []
+  for user in fusion.lines.values():
+    for index in (i for i, o in enumerate(user.operands) if o == name):
       if user.op == 'bitcast':
-        part = _taken_inside(module, inside, user.name, output)
-      elif user.op == 'dynamic-update-slice' and place == 0:
-        part = _taken_inside(module, inside, user.name, 0)
+        part = _part_read_inside(module, fusion, user.name, as_result)
+      elif user.op == 'dynamic-update-slice' and index == 0:
+        part = _part_read_inside(module, fusion, user.name, 0)
       elif user.op == 'tuple':
-        part = output
+        part = as_result
       else:
-        part = _taken(module, user, place)
+        part = _part_read(module, user, index)
       parts.append(part)
-  return None if None in parts else sum(parts)
+  known = [part for part in parts if part is not None]
+  return sum(known) if len(known) == len(parts) else None
 
 
-def _written(module, lines, x):
+def _written(
+  module: HloModule, lines: Mapping[str, Instruction], x: Instruction
+) -> int:
   """HBM bytes that `x` writes."""
-  if x.base == 'dynamic-update-slice':
-    return _updated(lines, x) if nbytes(x.shape) else 0
-  if x.base != 'fusion':
+  if x.base_op == 'dynamic-update-slice':
+    return _update_bytes(lines, x) if nbytes(x.shape) else 0
+  if x.base_op != 'fusion':
     return nbytes(x.shape)
-  inside = module[x.called[0]]
-  root = inside.lines[inside.root]
-  if root.op != 'tuple' and len(elements(x.shape)) > 1:  # a kernel's results
-    return nbytes(x.shape)
-  results = root.operands if root.op == 'tuple' else [root.name]
+  fusion = module[x.called[0]]
+  root = fusion.lines[fusion.root]
+  if root.op != 'tuple' and len(tuple_elements(x.shape)) > 1:
+    return nbytes(x.shape)  # the results of a kernel
+  results: Sequence[str] = root.operands if root.op == 'tuple' else [root.name]
   total = 0
-  for shape, name in zip(elements(x.shape), results, strict=True):
+  for shape, name in zip(tuple_elements(x.shape), results, strict=True):
     whole = nbytes(shape)
-    total += min(whole, _changed(module, inside, name, whole))
+    total += min(whole, _result_bytes(module, fusion, name, whole))
   return total
 
 
-def _changed(module, inside, name, whole):
-  """Bytes of a fusion's result `name` that it writes: an update, or `whole`."""
-  x = _behind_bitcasts(inside, name)
+def _result_bytes(
+  module: HloModule, fusion: Computation, name: str, whole: int
+) -> int:
+  """Bytes that a fusion writes of result `name`: an update, or `whole`."""
+  x = _skip_bitcasts(fusion, name)
   if x.op != 'dynamic-update-slice':
     return whole
-  target = _behind_bitcasts(inside, x.operands[0])
-  # In place only if nothing else reads the target; XLA copies it otherwise.
+  target = _skip_bitcasts(fusion, x.operands[0])
+  # The update is in place only if nothing else reads the target. Otherwise XLA
+  # copies the target.
   if target.op != 'parameter':
     return whole
-  if _taken_inside(module, inside, target.name) is None:
+  if _part_read_inside(module, fusion, target.name) is None:
     return whole
-  return _updated(inside.lines, x)
+  return _update_bytes(fusion.lines, x)
 
 
-def _behind_bitcasts(inside, name):
-  x = inside.lines[name]
+def _skip_bitcasts(fusion: Computation, name: str) -> Instruction:
+  x = fusion.lines[name]
   while x.op == 'bitcast':
-    x = inside.lines[x.operands[0]]
+    x = fusion.lines[x.operands[0]]
   return x
 
 
-def _updated(lines, x):
-  """Bytes that a dynamic-update-slice puts into its target."""
+def _update_bytes(lines: Mapping[str, Instruction], x: Instruction) -> int:
+  """Bytes that a dynamic-update-slice writes into its target."""
   return nbytes(lines[x.operands[1]].shape, anywhere=True)

@@ -1,12 +1,12 @@
-"""The text of a compiled module: computations, instructions, loops.
+"""Parser for the text of a compiled XLA module.
 
-`compiled.as_text()` is the one place where XLA tells what each device will
-run, with its collectives and fusions. XLA's own cost analysis counts the body
-of a loop once, and kernels not at all. A line of the text is
+`compiled.as_text()` lists what each device executes, including collectives,
+fusions and loops. XLA's own cost analysis counts the body of a loop once and
+custom kernels not at all, so the cost model reads the text instead. A line is
 
   %name = bf16[64,4608]{1,0:T(8,128)S(1)} op(%operand, ...), attributes
 
-where S(n) with n >= 1 in a layout says that the array is not in HBM.
+where S(n) with n >= 1 in a layout means that the array is not in HBM.
 """
 
 import dataclasses
@@ -31,9 +31,9 @@ _CALLED = re.compile(
   r'|false_computation)=(\{[^}]*\}|%[\w.-]+)'
 )
 _CONDITION = re.compile(r'\bcondition=%([\w.-]+)')
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _NAME = re.compile(r'%([\w.-]+)')
-# Of these what is called is a rule for one element, not a program.
+# The computation that these call describes one element; it is not a program.
 _ELEMENTWISE = {
   'all-reduce',
   'map',
@@ -52,10 +52,10 @@ class Instruction:
 
   Attributes:
     name: without the %.
-    op: such as 'fusion'.
-    shape: the type of what it writes.
-    arguments: between the brackets.
-    attributes: behind them.
+    op: operation, such as 'fusion'.
+    shape: type of the result.
+    arguments: text inside the parentheses.
+    attributes: text after the parentheses.
   """
 
   name: str
@@ -70,14 +70,14 @@ class Instruction:
     return _NAME.findall(self.arguments)
 
   @property
-  def base(self) -> str:
-    """The operation itself, whether or not it runs in the background."""
+  def base_op(self) -> str:
+    """The operation without the suffix of its asynchronous form."""
     return self.op.removesuffix('-start')
 
   @property
   def called(self) -> list[str]:
-    """Names of the computations that it runs: of a loop, the body."""
-    if self.base in _ELEMENTWISE:
+    """Names of the computations that it executes; of a loop, the body."""
+    if self.base_op in _ELEMENTWISE:
       return []
     groups = _CALLED.findall(self.attributes)
     return [name for group in groups for name in _NAME.findall(group)]
@@ -85,7 +85,7 @@ class Instruction:
 
 @dataclasses.dataclass
 class Computation:
-  """Instructions by name in the order of the text; `root` is the result."""
+  """Instructions by name in text order; `root` names the result."""
 
   root: str = ''
   lines: dict[str, Instruction] = dataclasses.field(default_factory=dict)
@@ -93,7 +93,7 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class HloModule:
-  """All computations by name; `entry` is the one that is run."""
+  """All computations by name; `entry` names the main one."""
 
   computations: dict[str, Computation]
   entry: str
@@ -104,86 +104,88 @@ class HloModule:
 
 @dataclasses.dataclass(frozen=True)
 class ExecutedInstruction:
-  """An instruction where it is run.
+  """An instruction at the place where it executes.
 
   Attributes:
-    instruction: a line of the text.
-    computation: that it stands in, which may be a fusion.
-    frame: the computation that it is scheduled in: ENTRY, a loop's body or a
-      branch.
-    passes: how often it is run.
-    line: of the frame, by name: the instruction itself, or the fusion or call
-      that it is inside of.
+    instruction: line of the text.
+    computation: computation that contains it, which may be a fusion.
+    frame: computation that is scheduled: ENTRY, a loop's body or a branch.
+    executions: how many times it executes.
+    line: name of the frame's line: the instruction itself, or the fusion or
+      call that contains it.
   """
 
   instruction: Instruction
   computation: str
   frame: str
-  passes: int
+  executions: int
   line: str
 
 
 def parse(text: str) -> HloModule:
-  """Reads the text of a compiled module."""
-  computations, entry, current = {}, '', None
+  """Parses the text of a compiled module."""
+  computations: dict[str, Computation] = {}
+  entry = ''
+  current: Computation | None = None
   for line in text.splitlines():
     head = _COMPUTATION.match(line)
     if head:
       current = computations[head[2]] = Computation()
       entry = head[2] if head[1] else entry
       continue
-    found = _INSTRUCTION.match(line)
-    if found and current:
-      x = _instruction(found[2], found[3])
+    match = _INSTRUCTION.match(line)
+    if match and current is not None:
+      x = _instruction(match[2], match[3])
       current.lines[x.name] = x
-      current.root = x.name if found[1] else current.root
+      current.root = x.name if match[1] else current.root
   return HloModule(computations, entry)
 
 
-def runs(
+def walk(
   module: HloModule,
   name: str = '',
   frame: str = '',
-  passes: int = 1,
+  executions: int = 1,
   line: str = '',
 ) -> Iterator[ExecutedInstruction]:
-  """All that is run, instructions inside of fusions and loops included.
+  """Yields every executed instruction, inside fusions and loops as well.
 
-  Of a conditional the branch with the fewest instructions counts: it is the
-  one that is usually taken, such as a row's tokens drawn without truncation.
+  Of a conditional only the branch with the fewest instructions is walked. It
+  is the common case, such as sampling a token without truncation.
 
   Args:
     module: from `parse`.
-    name: of the computation to begin with; '' is ENTRY.
-    frame: see Run; '' is the computation itself.
-    passes: how often it is run.
-    line: see Run; '' is the instruction itself.
+    name: computation to begin with; '' is ENTRY.
+    frame: see ExecutedInstruction; '' is the computation itself.
+    executions: how many times the computation executes.
+    line: see ExecutedInstruction; '' is the instruction itself.
   """
   name = name or module.entry
   frame = frame or name
   for x in module[name].lines.values():
-    own = line or x.name
-    yield ExecutedInstruction(x, name, frame, passes, own)
+    frame_line = line or x.name
+    yield ExecutedInstruction(x, name, frame, executions, frame_line)
     if x.op == 'while':
-      whole = passes * trips(module, x)
-      yield from runs(module, *x.called, passes=whole)
+      times = executions * trip_count(module, x)
+      yield from walk(module, *x.called, executions=times)
     elif x.op == 'conditional':
-      few = min(x.called, key=lambda branch: len(module[branch].lines))
-      yield from runs(module, few, passes=passes)
+      smallest = min(x.called, key=lambda branch: len(module[branch].lines))
+      yield from walk(module, smallest, executions=executions)
     else:
       for called in x.called:
-        yield from runs(module, called, frame, passes, own)
+        yield from walk(module, called, frame, executions, frame_line)
 
 
-def trips(module: HloModule, loop: Instruction) -> int:
-  """How often a loop runs its body, 1 where the text does not tell.
-
-  A scan counts from 0 and compares with its length.
-  """
-  known = _TRIPS.search(loop.attributes)
+def trip_count(module: HloModule, loop: Instruction) -> int:
+  """Returns how many times a loop executes its body; 1 if it is not known."""
+  known = _TRIP_COUNT.search(loop.attributes)
   if known:
     return int(known[1])
-  condition = module[_CONDITION.search(loop.attributes)[1]]
+  condition_name = _CONDITION.search(loop.attributes)
+  if condition_name is None:
+    return 1
+  # A scan counts from 0 and compares the counter with its length.
+  condition = module[condition_name[1]]
   root = condition.lines[condition.root]
   if root.op != 'compare' or 'direction=LT' not in root.attributes:
     return 1
@@ -191,57 +193,63 @@ def trips(module: HloModule, loop: Instruction) -> int:
   return int(limit.arguments) if limit.op == 'constant' else 1
 
 
-def elements(shape: str) -> list[str]:
-  """Types of a tuple's elements; an array is its own only one."""
+def tuple_elements(shape: str) -> list[str]:
+  """Splits a tuple type into its elements; an array is its only element."""
   if not shape.startswith('('):
     return [shape]
-  rest, found = shape[1:-1], []
+  rest, elements = shape[1:-1], []
   while rest:
-    element, rest = _until(',', rest)
-    found.append(element.strip())
-  return found
+    element, rest = _split_at(',', rest)
+    elements.append(element.strip())
+  return elements
 
 
-def sizes(shape: str) -> list[tuple[int, ...]]:
-  """The sizes of a type's arrays."""
-  found = _ARRAY.findall(shape)
-  return [tuple(int(n) for n in own.split(',') if n) for _, own, _ in found]
+def array_shapes(shape: str) -> list[tuple[int, ...]]:
+  """Returns the dimensions of each array of a type."""
+  return [
+    tuple(int(n) for n in dims.split(',') if n)
+    for _, dims, _ in _ARRAY.findall(shape)
+  ]
 
 
 def nbytes(shape: str, anywhere: bool = False) -> int:
-  """Bytes of a type's arrays in HBM, or of all of them.
+  """Counts the bytes of a type's arrays.
+
+  Args:
+    shape: type in the text.
+    anywhere: count all arrays; by default only those in HBM.
 
   Raises:
-    ValueError: an element type whose size is not known in bytes.
+    ValueError: an element type of unknown size.
   """
   total = 0
-  for dtype, own, layout in _ARRAY.findall(shape):
+  for dtype, dims, layout in _ARRAY.findall(shape):
     if dtype not in _BYTES:
       raise ValueError(
-        f'the compiled module has {dtype}[{own}]; the bytes of a {dtype} '
-        'are not known'
+        f'the compiled module has an array {dtype}[{dims}]; the size of '
+        f'{dtype} is unknown, add it to _BYTES'
       )
     if anywhere or not re.search(r'S\([1-9]', layout):
-      total += _BYTES[dtype] * math.prod(int(n) for n in own.split(',') if n)
+      total += _BYTES[dtype] * math.prod(int(n) for n in dims.split(',') if n)
   return total
 
 
-def _instruction(name, text):
-  shape, text = _until(' ', text)
+def _instruction(name: str, text: str) -> Instruction:
+  shape, text = _split_at(' ', text)
   op, text = text.split('(', 1)
-  arguments, attributes = _until(')', text)
-  if op == 'copy-start':  # (target, source, ...)
-    shape = elements(shape)[0]
-  elif op.endswith('-start') and op != 'all-reduce-start':  # (from, to, ...)
-    shape = elements(shape)[1]
+  arguments, attributes = _split_at(')', text)
+  if op == 'copy-start':  # the type is (target, source, ...)
+    shape = tuple_elements(shape)[0]
+  elif op.endswith('-start') and op != 'all-reduce-start':
+    shape = tuple_elements(shape)[1]  # the type is (source, target, ...)
   return Instruction(name, op, shape, arguments, attributes)
 
 
-def _until(stop, text):
-  """What is before and after the first `stop` outside of brackets."""
+def _split_at(separator: str, text: str) -> tuple[str, str]:
+  """Splits at the first separator outside of brackets."""
   depth = 0
   for i, letter in enumerate(text):
-    if letter == stop and not depth:
+    if letter == separator and not depth:
       return text[:i], text[i + 1 :]
     depth += (letter in '([{') - (letter in ')]}')
   return text, ''

@@ -1,9 +1,9 @@
-"""How long collectives keep products waiting, by the order of a schedule.
+"""Exposed time of collectives, from the order of instructions in a schedule.
 
-A compiled module's text is in the order in which it is run. A collective that
-is one instruction keeps everything else waiting. One that is begun by one
-instruction and ended by another goes on meanwhile, by DMA or on the sparse
-cores: the products between the two take some of its time, or all of it.
+A compiled module's text is in the order in which a device executes it. A
+synchronous collective stalls everything else. An asynchronous one, with a
+`-start` and a `-done` instruction, runs on DMA engines or sparse cores in the
+meantime, so that matrix products between the two hide some or all of its time.
 """
 
 import collections
@@ -12,64 +12,76 @@ from collections.abc import Iterable, Mapping, Sequence
 from grm_jax.aot.collectives import Collective
 from grm_jax.aot.hlo_parser import HloModule, Instruction
 
+Line = tuple[str, str]  # (frame, line) of hlo_parser.ExecutedInstruction
 
-def waits(
+
+def exposed_seconds(
   module: HloModule,
-  found: Sequence[Collective],
+  collectives: Sequence[Collective],
   seconds: Sequence[float],
-  work: Mapping[tuple[str, str], float],
+  compute_seconds: Mapping[Line, float],
 ) -> list[float]:
-  """Seconds, in all passes, that products wait for each collective.
+  """Simulates a schedule and returns the time that products wait.
 
-  One collective at a time has the network. What is no product takes no time:
-  so this is rather too much than too little.
+  The network serves one collective at a time. Instructions other than matrix
+  products take no time here, so the result is an upper estimate.
 
   Args:
-    module: that is run.
-    found: its collectives.
-    seconds: of the network for each of them, in all passes.
-    work: seconds of products of a pass, by (frame, line) as module.Run.
+    module: the compiled module.
+    collectives: its collectives.
+    seconds: network time of each of them, over all its executions.
+    compute_seconds: time of the matrix products of one execution of a line.
+
+  Returns:
+    Exposed seconds of each collective, over all its executions.
   """
-  network = collections.Counter()  # seconds of a pass, by (frame, line)
-  for x, taken in zip(found, seconds, strict=True):
-    if not x.hidden:
-      network[x.frame, x.line] += taken / x.passes
-  share = {}  # waited for, of what the network takes
+  # Network seconds of one execution of a frame, by the line that starts them.
+  network: collections.Counter[Line] = collections.Counter()
+  for x, taken in zip(collectives, seconds, strict=True):
+    if not x.fused:
+      network[x.frame, x.line] += taken / x.executions
+  fraction = {}  # exposed part of a line's network time
   for frame in {frame for frame, _ in network}:
-    own, products = (_of_frame(x, frame) for x in (network, work))
-    lines = module[frame].lines.values()
-    for line, waited in _frame(lines, own, products).items():
-      share[frame, line] = waited / own[line] if own[line] else 0.0
+    frame_network = _of_frame(network, frame)
+    exposed = _simulate_frame(
+      module[frame].lines.values(),
+      frame_network,
+      _of_frame(compute_seconds, frame),
+    )
+    for line, waited in exposed.items():
+      taken = frame_network[line]
+      fraction[frame, line] = waited / taken if taken else 0.0
   return [
-    0.0 if x.hidden else share[x.frame, x.line] * taken
-    for x, taken in zip(found, seconds, strict=True)
+    0.0 if x.fused else fraction[x.frame, x.line] * taken
+    for x, taken in zip(collectives, seconds, strict=True)
   ]
 
 
-def _of_frame(taken, frame):
-  return {line: own for (at, line), own in taken.items() if at == frame}
+def _of_frame(values: Mapping[Line, float], frame: str) -> dict[str, float]:
+  return {line: x for (name, line), x in values.items() if name == frame}
 
 
-def _frame(
+def _simulate_frame(
   lines: Iterable[Instruction],
   network: Mapping[str, float],
-  products: Mapping[str, float],
+  compute: Mapping[str, float],
 ) -> dict[str, float]:
-  """Seconds waited in a pass of a frame, by the line that begins it."""
-  now = free = 0.0  # of the products, of the network
-  ends: dict[str, float] = {}
-  waited = dict.fromkeys(network, 0.0)
+  """Returns exposed seconds of one execution, by line."""
+  now = 0.0  # when the core is ready for the next line
+  network_free = 0.0  # when the network is ready for the next collective
+  ends: dict[str, float] = {}  # of asynchronous collectives in flight
+  exposed = dict.fromkeys(network, 0.0)
   for x in lines:
     if x.name in network:
-      free = max(now, free) + network[x.name]
+      network_free = max(now, network_free) + network[x.name]
       if x.op.endswith('-start') or x.op == 'send':
-        ends[x.name] = free
+        ends[x.name] = network_free
       else:
-        waited[x.name] = free - now
-        now = free
+        exposed[x.name] = network_free - now
+        now = network_free
     elif x.op.endswith('-done'):
       for name in set(x.operands) & set(ends):
-        waited[name] = max(0.0, ends.pop(name) - now)
-        now += waited[name]
-    now += products.get(x.name, 0.0)
-  return waited
+        exposed[name] = max(0.0, ends.pop(name) - now)
+        now += exposed[name]
+    now += compute.get(x.name, 0.0)
+  return exposed

@@ -1,7 +1,7 @@
-"""The programs that can be compiled ahead of time, with their arguments.
+"""Programs that can be compiled ahead of time, with abstract arguments.
 
-Each is the jitted function of production with production's shardings; only the
-arrays are missing.
+Each is the jitted function of production with production's shardings. Only the
+arrays are missing: arguments are ShapeDtypeStructs.
 """
 
 import dataclasses
@@ -34,42 +34,42 @@ from grm_jax.training import (
 from grm_jax.training.grpo_loss import GRPOLossConfig, PolicyBatch
 from grm_jax.training.reward_model_loss import RewardBatch
 
-DECODE_STEPS = 16  # of one call, as configs have it
+DECODE_STEPS = 16  # decode_steps_per_call of the stages' configs
 
 
 @dataclasses.dataclass(frozen=True)
 class AotProgram:
-  """A program of a step.
+  """A program that a step executes.
 
   Attributes:
-    name: what it does.
+    name: what it computes.
     jitted: the function.
     arguments: ShapeDtypeStructs with shardings.
-    times: how often a step runs it.
-    useful: FLOPs of one run on all devices that lengths without padding need,
-      see training/flops.py.
-    waits: arrays that are on the devices meanwhile and are no arguments.
-    read: arrays that one pass of its main loop must read; () if it is not
-      looked at by the pass.
-    passes: of that loop in a run.
+    runs_per_step: how many times a step executes it.
+    useful_flops: FLOPs of one run on all devices that sequences without
+      padding need, see training/flops.py.
+    resident: other arrays that are in device memory at the same time.
+    loop_reads: arrays that one iteration of its main loop must read; () if
+      the cost is not counted by iteration.
+    iterations: iterations of that loop in a run.
   """
 
   name: str
   jitted: Callable
   arguments: tuple
-  times: int = 1
-  useful: int = 0
-  waits: Any = ()
-  read: Any = ()
-  passes: int = 1
+  runs_per_step: int = 1
+  useful_flops: int = 0
+  resident: Any = ()
+  loop_reads: Any = ()
+  iterations: int = 1
 
 
-def parts(config: ConfigDict, model: Transformer) -> list[AotProgram]:
-  """What a step of `config.program` runs.
+def of_config(config: ConfigDict, model: Transformer) -> list[AotProgram]:
+  """Returns the programs that a step of `config.program` executes.
 
   Args:
     config: as configs/aot.py.
-    model: of config.size, laid out on the topology.
+    model: model of config.size, with the layout of the topology.
 
   Raises:
     UserError: an unknown program, or sizes that the mesh cannot split.
@@ -80,18 +80,19 @@ def parts(config: ConfigDict, model: Transformer) -> list[AotProgram]:
     )
   if config.grad_accum_steps < 1:
     raise UserError(
-      f'config.grad_accum_steps is {config.grad_accum_steps}; 1 or more'
+      f'config.grad_accum_steps is {config.grad_accum_steps}; it must be 1 or '
+      'more'
     )
   return PROGRAMS[config.program](config, model)
 
 
-def is_scalar(program: str) -> bool:
-  """Whether the program is of a model with a scalar head."""
-  return program == 'meta_rm_step'
+def has_value_head(program: str) -> bool:
+  """Returns whether the program uses a model with a value head."""
+  return program == 'reward_model_step'
 
 
 def is_sampling(program: str) -> bool:
-  """Whether the program runs in the layout of decoding."""
+  """Returns whether the program uses the decode layout."""
   return program in ('prefill', 'decode')
 
 
@@ -100,47 +101,50 @@ def _sft(config, model) -> list[AotProgram]:
   return _update(config, model, loss, _batch(config, model.layout))
 
 
-def _meta_rm(config, model) -> list[AotProgram]:
+def _reward_model(config, model) -> list[AotProgram]:
   loss = functools.partial(reward_model_loss.bce_loss, model)
   batch = _batch(config, model.layout)
-  known = _floats(config, model.layout, 2)
-  return _update(config, model, loss, RewardBatch(batch, known, known))
+  per_generation = _floats(config, model.layout, 2)
+  return _update(
+    config, model, loss, RewardBatch(batch, per_generation, per_generation)
+  )
 
 
 def _grpo(config, model) -> list[AotProgram]:
-  objective = GRPOLossConfig(**config.loss, max_tokens=config.generation_size)
-  loss = functools.partial(grpo_loss.grpo_loss, model, objective)
-  known, logps = (_floats(config, model.layout, n) for n in (2, 3))
+  loss_config = GRPOLossConfig(**config.loss, max_tokens=config.generation_size)
+  loss = functools.partial(grpo_loss.grpo_loss, model, loss_config)
+  per_generation = _floats(config, model.layout, 2)
+  logps = _floats(config, model.layout, 3)
   batch = PolicyBatch(
     batch=_batch(config, model.layout),
-    advantages=known,
-    weights=known,
+    advantages=per_generation,
+    weights=per_generation,
     rollout_logps=logps,
-    ref_logps=logps if objective.kl_coef else None,
+    ref_logps=logps if loss_config.kl_coef else None,
   )
-  held = ()
-  if objective.kl_coef and not config.reference.offload_to_host:
-    held = _reference_params(config, model)
-  return _update(config, model, loss, batch, held)
+  reference: Any = ()
+  if loss_config.kl_coef and not config.reference.offload_to_host:
+    reference = _reference_params(config, model)
+  return _update(config, model, loss, batch, reference)
 
 
-def _update(config, model, loss, batch, waits=()) -> list[AotProgram]:
-  """Gradients of each batch, then the update by all of them."""
+def _update(config, model, loss, batch, resident=()) -> list[AotProgram]:
+  """Gradients of each micro-batch, then the optimizer's update."""
   optim, _ = optimizer.make(1000, **config.optimizer)
   update = train_step.TrainStep(model, optim, loss)
   state = train_state.abstract_state(model, optim)
   first = jax.eval_shape(update.first, state.params, batch)
-  whole = model.layout.sharding(())
+  replicated = model.layout.sharding(())
 
   def scalar(x):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated)
 
   sums = train_step.AccumulatedGrads(
     model_init.abstract_params(model),
     *jax.tree.map(scalar, (first.numerator, first.denominator, first.extras)),
   )
   useful = flops.train_step(
-    model.size, *_lengths(config), scalar=model.scalar
+    model.config, *_lengths(config), scalar=model.scalar
   ).total
   several = config.grad_accum_steps > 1
   return [
@@ -150,9 +154,9 @@ def _update(config, model, loss, batch, waits=()) -> list[AotProgram]:
       (state.params, sums, batch) if several else (state.params, batch),
       config.grad_accum_steps,
       useful,
-      waits=(state.opt_state, waits),
+      resident=(state.opt_state, resident),
     ),
-    AotProgram('update', update.apply, (state, sums), waits=waits),
+    AotProgram('update', update.apply, (state, sums), resident=resident),
   ]
 
 
@@ -172,21 +176,24 @@ def _reference(config, model) -> list[AotProgram]:
       jax.jit(functools.partial(grpo_loss.logps, model)),
       (_reference_params(config, model), _batch(config, model.layout)),
       config.grad_accum_steps,
-      flops.forward(model.size, *_lengths(config)).total,
+      flops.forward(model.config, *_lengths(config)).total,
     )
   ]
 
 
 def _prompts(config, model) -> list[AotProgram]:
   lengths = np.full(config.micro_batch_prompts, config.prompt_size)
-  every = flops.forward(model.size, lengths)
-  of_head = 2 * model.size.width * model.size.vocab_size * int(lengths.sum())
+  # Prompts alone need no logits, so `forward` leaves the output head out.
+  forward = flops.forward(model.config, lengths)
+  head_flops = (
+    2 * model.config.width * model.config.vocab_size * int(lengths.sum())
+  )
   return [
     AotProgram(
       'log-probabilities',
       jax.jit(functools.partial(logprobs.prompt_logps, model)),
       (model_init.abstract_params(model), _batch(config, model.layout, False)),
-      useful=every.total + of_head,
+      useful_flops=forward.total + head_flops,
     )
   ]
 
@@ -197,7 +204,7 @@ def _generations(config, model) -> list[AotProgram]:
       'log-probabilities',
       jax.jit(functools.partial(logprobs.generation_logps, model)),
       (model_init.abstract_params(model), _batch(config, model.layout)),
-      useful=flops.forward(model.size, *_lengths(config)).total,
+      useful_flops=flops.forward(model.config, *_lengths(config)).total,
     )
   ]
 
@@ -210,7 +217,7 @@ def _prefill(config, model) -> list[AotProgram]:
       'prefill',
       jax.jit(functools.partial(decode.prefill, model)),
       (weights, _batch(config, model.layout, False)),
-      useful=flops.forward(model.size, lengths).total,
+      useful_flops=flops.forward(model.config, lengths).total,
     )
   ]
 
@@ -218,27 +225,31 @@ def _prefill(config, model) -> list[AotProgram]:
 def _decode(config, model) -> list[AotProgram]:
   sizes = compiled_functions.EngineShapes(
     prompts=config.micro_batch_prompts,
-    rows=config.num_generations,
-    size=config.generation_size,
-    chunk=DECODE_STEPS,
-    prefill=config.micro_batch_prompts,
-    buckets=(config.prompt_size,),
+    generations_per_prompt=config.num_generations,
+    max_new_tokens=config.generation_size,
+    decode_steps_per_call=DECODE_STEPS,
+    prefill_prompts=config.micro_batch_prompts,
+    prompt_buckets=(config.prompt_size,),
   )
   weights = decode_weights.abstract_weights(model, config.sampling.int8)
-  rest = compiled_functions.decode_arguments(model, sizes, config.prompt_size)
-  slots, _, state, *_ = rest
+  arguments = compiled_functions.decode_arguments(
+    model, sizes, config.prompt_size
+  )
+  slots, _, state, *_ = arguments
   keys = config.prompt_size + config.generation_size
-  one = flops.decode(model.size, keys).total
+  token_flops = flops.decode(model.config, keys).total
   return [
     AotProgram(
       'decode',
       compiled_functions.decode_jit(
-        model, DECODE_STEPS, sizes.all_reaches()[-1]
+        model, DECODE_STEPS, sizes.cache_lengths()[-1]
       ),
-      (weights, *rest),
-      useful=one * config.micro_batch_prompts * config.num_generations,
-      read=(weights, slots.caches, state.caches),
-      passes=DECODE_STEPS,
+      (weights, *arguments),
+      useful_flops=token_flops
+      * config.micro_batch_prompts
+      * config.num_generations,
+      loop_reads=(weights, slots.caches, state.caches),
+      iterations=DECODE_STEPS,
     )
   ]
 
@@ -249,7 +260,7 @@ PROGRAMS: Mapping[
   'sft_step': _sft,
   'grpo_update': _grpo,
   'reference': _reference,
-  'meta_rm_step': _meta_rm,
+  'reward_model_step': _reward_model,
   'prefill': _prefill,
   'decode': _decode,
   'prompts': _prompts,
@@ -258,6 +269,7 @@ PROGRAMS: Mapping[
 
 
 def _lengths(config) -> tuple[np.ndarray, np.ndarray]:
+  """Lengths of prompts [P] and generations [P, R], without padding."""
   p, r = config.micro_batch_prompts, config.num_generations
   return (
     np.full(p, config.prompt_size),
@@ -271,11 +283,15 @@ def _batch(config, layout: ShardingLayout, generations: bool = True) -> Batch:
   prompts = _array(layout, jnp.int32, p, s), _array(layout, jnp.int32, p)
   if not generations:
     return Batch(*prompts)
-  own = _array(layout, jnp.int32, p, r, t), _array(layout, jnp.int32, p, r)
-  return Batch(*prompts, *own)
+  return Batch(
+    *prompts,
+    _array(layout, jnp.int32, p, r, t),
+    _array(layout, jnp.int32, p, r),
+  )
 
 
 def _floats(config, layout, ndim) -> jax.ShapeDtypeStruct:
+  """float32 [P, R] or [P, R, T]."""
   shape = (
     config.micro_batch_prompts,
     config.num_generations,
@@ -290,10 +306,10 @@ def _array(layout, dtype, *shape) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def bytes_a_device(tree: Any) -> int:
-  """Of arrays with shardings, what one device holds of them.
+def bytes_per_device(tree: Any) -> int:
+  """Returns the bytes of sharded arrays in the memory of one device.
 
-  What rests in the host's memory is left out.
+  Arrays in the host's memory do not count.
   """
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize

@@ -1,78 +1,75 @@
-"""The reports of the stage aot for a person."""
+"""Text tables of ahead-of-time reports."""
 
 from collections.abc import Sequence
 from typing import Any
 
 Report = dict[str, Any]
 
+# Fields of a program that the table shows elsewhere or leaves out.
+_HIDDEN_FIELDS = ('name', 'collectives', 'largest', 'memory_bytes')
 
-def report(found: Report) -> str:
-  """Lines of `name  value`, then what each program costs and sends."""
-  lines = _lines({k: v for k, v in found.items() if k != 'parts'})
-  for part in found['parts']:
-    skipped = ('name', 'collectives', 'largest', 'memory_bytes')
-    head = f'{part["name"]}, {part["times"]} a step'
-    own = {k: v for k, v in part.items() if k not in skipped}
-    lines += ['', head, *(f'  {line}' for line in _lines(own))]
-    for row in part.get('collectives', ()):
-      lines.append(f'  {_collective(row)}')
+
+def report(compiled: Report) -> str:
+  """Formats a report: the step, then each program with its collectives."""
+  lines = _lines({k: v for k, v in compiled.items() if k != 'programs'})
+  for program in compiled['programs']:
+    fields = {k: v for k, v in program.items() if k not in _HIDDEN_FIELDS}
+    lines += ['', f'{program["name"]}, {program["runs_per_step"]} a step']
+    lines += [f'  {line}' for line in _lines(fields)]
+    lines += [f'  {_collective(x)}' for x in program.get('collectives', ())]
   return '\n'.join(lines)
 
 
-def line(found: Report) -> str:
-  """A report in one line."""
-  sizes = ' x '.join(f'{k}={v}' for k, v in found['mesh'].items())
-  if 'peak_bytes' not in found:
+def line(compiled: Report) -> str:
+  """Formats a report in one line."""
+  sizes = ' x '.join(f'{axis}={n}' for axis, n in compiled['mesh'].items())
+  if 'peak_bytes' not in compiled:
     return f'{sizes}: does not fit'
   fits = {True: 'fits', False: 'does not fit', None: 'memory unknown'}
-  words = [f'{_gib(found["peak_bytes"])}, {fits[found["fits"]]}']
-  if found['seconds'] is not None:
-    words.append(
-      f'{found["seconds"]:.3g} s, bound by {found["bound"]}, '
-      f'MFU {found["mfu"]:.1%} ({found["exposed_mfu"]:.1%} with what of the '
-      'network is in the foreground)'
-    )
-  return f'{sizes}: {"; ".join(words)}'
+  text = f'{sizes}: {_gib(compiled["peak_bytes"])}, {fits[compiled["fits"]]}'
+  if compiled['seconds'] is None:
+    return text
+  return (
+    f'{text}; {compiled["seconds"]:.3g} s, bound by {compiled["bound"]}, MFU '
+    f'{compiled["mfu"]:.1%} ({compiled["exposed_mfu"]:.1%} with exposed '
+    'collectives)'
+  )
 
 
 def ranking(reports: Sequence[Report]) -> str:
-  """The meshes of a sweep, best first."""
-  return '\n'.join(
-    ['', 'meshes, the fastest that fits first']
-    + [f'{i}. {line(x)}' for i, x in enumerate(reports, 1)]
-  )
+  """Formats the meshes of a sweep, which are sorted already."""
+  rows = [f'{i}. {line(x)}' for i, x in enumerate(reports, 1)]
+  return '\n'.join(['', 'Meshes, the fastest one that fits first:', *rows])
 
 
 def _lines(values: Report) -> list[str]:
   lines = []
   for name, value in values.items():
-    if name.endswith('_bytes') and value is not None:
+    if value is None:
+      value = 'unknown'
+    elif name.endswith('_bytes'):
       name, value = name.removesuffix('_bytes'), _gib(value)
     elif name.endswith('_flops'):
       value = f'{value / 1e12:.4g} TFLOP'
-    elif name.endswith('seconds') and value is not None:
+    elif name.endswith('seconds'):
       value = f'{value:.4g} s'
     elif name == 'mesh':
       value = ' x '.join(f'{axis}={size}' for axis, size in value.items())
-    elif value is None:
-      value = 'unknown'
     name = name.removesuffix('_seconds').replace('_', ' ')
-    lines.append(f'{name:<18} {value}')
+    lines.append(f'{name:<20} {value}')
   return lines
 
 
 def _collective(row: Report) -> str:
-  over = ' '.join(row['axes']) or 'nothing'
-  time = ''
-  if row['seconds'] is not None:
-    time = (
-      f', {row["seconds"]:.3g} s, of which {row["exposed_seconds"]:.3g} s '
-      'in the foreground'
-    )
-  return (
-    f'{row["kind"]} over {over}: {row["count"]}, sends '
-    f'{_gib(row["sent_bytes"])}{time}'
+  axes = ' '.join(row['axes']) or 'no axis'
+  text = (
+    f'{row["kind"]} over {axes}: {row["count"]}, sends '
+    f'{_gib(row["sent_bytes"])}'
   )
+  if row['seconds'] is None:
+    return text
+  exposed = f'{row["exposed_seconds"]:.3g} s exposed'
+  return f'{text}, {row["seconds"]:.3g} s ({exposed})'
 
 
 def _gib(value: int) -> str:

@@ -15,7 +15,13 @@ from grm_jax.sharding.chip_specs import ChipSpec
 from tests.messages import naming
 
 CHIP = ChipSpec(
-  ('X',), 1e12, 1 << 30, 1e11, link_rate=1e9, ring=4, slice_rate=1e6
+  ('X',),
+  1e12,
+  1 << 30,
+  1e11,
+  ici_bandwidth=1e9,
+  min_ring_size=4,
+  dcn_bandwidth=1e6,
 )
 
 
@@ -25,10 +31,10 @@ class Device:
   slice_index: int = 0
 
 
-def box(*sizes, slices=1):
+def box(*sizes, num_slices=1):
   return [
     Device(coords, index)
-    for index in range(slices)
+    for index in range(num_slices)
     for coords in np.ndindex(sizes)
   ]
 
@@ -64,12 +70,12 @@ def test_kinds(kind, result, nbytes, start):
     f'{own} {kind}{start}(%a), channel_id=1, replica_groups={{}}, '
     'metadata={op_name="jit(f)/x"}'
   )
-  assert (found.kind, found.nbytes, found.passes) == (kind, nbytes, 1)
+  assert (found.kind, found.nbytes, found.executions) == (kind, nbytes, 1)
   assert found.groups == (tuple(range(8)),)
   assert found.source == 'jit(f)/x'
   twice = 2 if kind == 'all-reduce' else 1
-  assert found.sent == twice * nbytes * 7 / 8
-  assert not found.hidden
+  assert found.sent_bytes == twice * nbytes * 7 / 8
+  assert not found.fused
   assert (found.frame, found.line) == ('main', 'c')
 
 
@@ -98,14 +104,14 @@ def test_between_slices(kind, nbytes, sent):
       'ROOT %c = bf16[8,128] all-reduce(%a), channel_id=3, replica_groups={}',
     )
   )
-  between, inside = collectives.of_module(found, 8, slices=2)
-  assert (between.nbytes, between.sent) == (nbytes, sent)
+  between, inside = collectives.of_module(found, 8, num_slices=2)
+  assert (between.nbytes, between.sent_bytes) == (nbytes, sent)
   assert between.groups == ((0, 4), (1, 5), (2, 6), (3, 7))
   assert inside.groups == ((0, 1, 2, 3),)
   mesh = {'data': 2, 'fsdp': 4}
   assert collectives.axes(between, mesh) == ('data',)
   assert collectives.axes(inside, mesh) == ('fsdp',)
-  devices = box(2, 2, slices=2)
+  devices = box(2, 2, num_slices=2)
   assert collectives.seconds(between, devices, CHIP) == sent / 1e6
 
 
@@ -146,7 +152,7 @@ def test_a_permutation_has_pairs():
     2,
   )
   assert found.groups == ((0, 1), (1, 0))
-  assert found.sent == 2048
+  assert found.sent_bytes == 2048
 
 
 def test_groups_of_one_send_nothing():
@@ -189,7 +195,7 @@ def test_what_goes_on_in_a_loop_is_one_collective():
     'condition=%x, body=%body, backend_config={"known_trip_count":{"n":"4"}}'
   )
   found = of(begun, before=inner)
-  assert [(x.kind, x.passes, x.hidden) for x in found] == [
+  assert [(x.kind, x.executions, x.fused) for x in found] == [
     ('all-gather', 1, True),
     ('all-to-all', 4, False),
   ]
@@ -243,7 +249,7 @@ def test_seconds_over_several_sides():
 
 
 def test_seconds_between_slices_and_on_one_chip():
-  two = box(2, slices=2)
+  two = box(2, num_slices=2)
   assert seconds('all-reduce', (0, 2), two, 10**6) == pytest.approx(1.0)
   cores = [Device((0, 0)), Device((0, 0))]  # as of v4
   assert seconds('all-gather', (0, 1), cores) == pytest.approx(0.5 / 100)

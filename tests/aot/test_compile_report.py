@@ -6,8 +6,7 @@ import runpy
 import jax
 import pytest
 
-from grm_jax.aot import compile_report as compile_report_module
-from grm_jax.aot import cost_model, tables
+from grm_jax.aot import compile_report, cost_model, tables
 from grm_jax.errors import UserError
 from grm_jax.model import config as model_config
 from grm_jax.sharding.chip_specs import CHIPS
@@ -17,7 +16,7 @@ from tests.messages import lines_with, names, naming, setting
 
 SMALL = {
   'num_layers': 2,
-  'prompts': 8,
+  'micro_batch_prompts': 8,
   'prompt_size': 16,
   'num_generations': 2,
   'generation_size': 8,
@@ -36,57 +35,61 @@ def config(**changes):
 
 @pytest.fixture(scope='module')
 def update():
-  return compile_report_module.compile_report(config(accumulate=3))
+  return compile_report.compile_step(config(grad_accum_steps=3))
 
 
 def test_an_update(update):
-  assert [x['name'] for x in update['parts']] == ['gradients', 'update']
-  assert [x['times'] for x in update['parts']] == [3, 1]
+  assert [x['name'] for x in update['programs']] == ['gradients', 'update']
+  assert [x['runs_per_step'] for x in update['programs']] == [3, 1]
   lengths = [16] * 8, [[8] * 2] * 8
-  size = model_config.named('tiny')
+  size = model_config.from_name('tiny')
   of_size = flops.train_step(
     type(size)(**{**vars(size), 'num_layers': 2}), *lengths
   )
   # Of each of 8 devices, in 3 batches.
   assert update['useful_flops'] == 3 * (of_size.total // 8)
   assert update['computed_flops'] > update['useful_flops']
-  assert update['waste'] == pytest.approx(
+  assert update['recompute_factor'] == pytest.approx(
     update['computed_flops'] / update['useful_flops'], abs=1e-3
   )
 
 
 def test_memory_adds_up(update):
-  gradients, apply = update['parts']
+  gradients, apply = update['programs']
   # float32 parameters, two moments; a reference in bfloat16 that waits.
   assert update['parameters_bytes'] * 2 <= update['optimizer_bytes']
-  assert gradients['waiting_bytes'] == update['optimizer_bytes']
-  assert apply['waiting_bytes'] < update['parameters_bytes']
-  for part in update['parts']:
-    assert part['peak_bytes'] >= part['waiting_bytes'] + part['arguments_bytes']
-  assert update['peak_bytes'] == max(x['peak_bytes'] for x in update['parts'])
+  assert gradients['resident_bytes'] == update['optimizer_bytes']
+  assert apply['resident_bytes'] < update['parameters_bytes']
+  for part in update['programs']:
+    assert (
+      part['peak_bytes'] >= part['resident_bytes'] + part['arguments_bytes']
+    )
+  assert update['peak_bytes'] == max(
+    x['peak_bytes'] for x in update['programs']
+  )
   assert update['fits'] is update['memory_bytes'] is None  # of a CPU
 
 
 def test_collectives_over_the_axes_of_the_mesh(update):
   kinds = {
     (row['kind'], tuple(row['axes']))
-    for row in update['parts'][0]['collectives']
+    for row in update['programs'][0]['collectives']
   }
   assert ('all-gather', ('fsdp',)) in kinds
   assert ('all-reduce', ('tensor',)) in kinds
   sent = sum(
-    part['times'] * row['sent_bytes']
-    for part in update['parts']
+    part['runs_per_step'] * row['sent_bytes']
+    for part in update['programs']
     for row in part['collectives']
   )
   assert update['network_bytes'] == sent > 0
 
 
 @pytest.mark.parametrize(
-  'program', ['sft_step', 'meta_rm_step', 'reference', 'prefill', 'decode']
+  'program', ['sft_step', 'reward_model_step', 'reference', 'prefill', 'decode']
 )
 def test_every_program(program):
-  found = compile_report_module.compile_report(config(program=program))
+  found = compile_report.compile_step(config(program=program))
   assert found['program'] == program
   assert found['computed_flops'] >= found['useful_flops'] > 0
   assert found['hbm_bytes'] > found['parameters_bytes']
@@ -94,7 +97,7 @@ def test_every_program(program):
   useful = f'{found["useful_flops"] / 1e12:.4g}'
   assert names(printed, 'all-reduce', useful)
   if program == 'decode':
-    assert found['parts'][0]['step_by_bound'] >= 1
+    assert found['programs'][0]['hbm_by_bound'] >= 1
   json.dumps(found)
 
 
@@ -104,7 +107,7 @@ def test_every_program(program):
 )
 def test_what_is_on_the_host_leaves_room(what, share):
   on_device, on_host = (
-    compile_report_module.compile_report(config(**{f'{what}.on_host': x}))
+    compile_report.compile_step(config(**{f'{what}.offload_to_host': x}))
     for x in (False, True)
   )
   params = on_device['parameters_bytes']
@@ -121,22 +124,25 @@ def test_what_is_on_the_host_leaves_room(what, share):
   'changes, words',
   [
     ({'program': 'fit'}, (*setting('program', 'fit'), 'sft_step')),
-    ({'accumulate': 0}, setting('accumulate', 0)),
-    ({'prompts': 6}, ('prompts', 6)),
+    ({'grad_accum_steps': 0}, setting('grad_accum_steps', 0)),
+    ({'micro_batch_prompts': 6}, ('prompts', 6)),
     ({'sweep': 'fsdp,expert'}, setting('sweep', 'fsdp,expert')),
-    ({'sweep': 'fsdp', 'prompts': 6}, ('config.sweep', 'prompts', 6)),
+    (
+      {'sweep': 'fsdp', 'micro_batch_prompts': 6},
+      ('config.sweep', 'prompts', 6),
+    ),
     ({'reference.dtype': 'int8'}, setting('reference.dtype', 'int8')),
   ],
 )
 def test_mistakes(changes, words):
   with pytest.raises(UserError, match=naming(*words)):
-    compile_report_module.run(config(**changes), '')
+    compile_report.run(config(**changes), '')
 
 
 def test_a_sweep_ranks_meshes(tmp_path, capsys, monkeypatch):
   made = []
 
-  def compile_report(own):
+  def compile_step(own):
     found = {axis: own.mesh[axis] for axis in ('data', 'fsdp', 'tensor')}
     made.append((found['fsdp'], found['tensor']))
     if found['tensor'] == 8:
@@ -152,9 +158,9 @@ def test_a_sweep_ranks_meshes(tmp_path, capsys, monkeypatch):
       'exposed_mfu': 0.25,
     }
 
-  monkeypatch.setattr(compile_report_module, 'compile_report', compile_report)
+  monkeypatch.setattr(compile_report, 'compile_step', compile_step)
   path = tmp_path / 'sweep.json'
-  compile_report_module.run(config(sweep='fsdp,tensor', json=str(path)), '')
+  compile_report.run(config(sweep='fsdp,tensor', json=str(path)), '')
   assert sorted(made) == [(1, 8), (2, 4), (4, 2), (8, 1)]
   # What fits comes first, the fastest of it before the others.
   found = [x['mesh']['tensor'] for x in json.loads(path.read_text())]
@@ -186,6 +192,6 @@ def test_the_roofline_by_hand():
 
 
 def test_devices_here():
-  assert compile_report_module.compile_report(config(program='prompts'))[
+  assert compile_report.compile_step(config(program='prompts'))[
     'devices'
   ] == len(jax.devices())

@@ -64,8 +64,8 @@ def test_computations_and_instructions():
 
 def test_what_is_run_how_often_and_where():
   found = [
-    (x.instruction.name, x.computation, x.frame, x.passes)
-    for x in hlo_parser.runs(hlo_parser.parse(TEXT))
+    (x.instruction.name, x.computation, x.frame, x.executions)
+    for x in hlo_parser.walk(hlo_parser.parse(TEXT))
   ]
   assert ('neg', 'inside', 'inner', 15) in found  # 5 times 3
   assert ('w', 'outer', 'outer', 5) in found
@@ -87,16 +87,16 @@ def test_what_is_run_how_often_and_where():
 def test_trips_that_the_text_does_not_tell_are_one(root, passes):
   text = TEXT.replace('compare(%i, %three), direction=LT', root)
   found = hlo_parser.parse(text)
-  assert hlo_parser.trips(found, found['outer'].lines['w']) == passes
+  assert hlo_parser.trip_count(found, found['outer'].lines['w']) == passes
 
 
 def test_types():
-  assert hlo_parser.elements('f32[2]{0}') == ['f32[2]{0}']
+  assert hlo_parser.tuple_elements('f32[2]{0}') == ['f32[2]{0}']
   pair = '(f32[2,3]{1,0:T(8,128)}, (s8[4]{0}, pred[]))'
-  assert hlo_parser.elements(pair) == [
+  assert hlo_parser.tuple_elements(pair) == [
     *('f32[2,3]{1,0:T(8,128)}', '(s8[4]{0}, pred[])')
   ]
-  assert hlo_parser.sizes(pair) == [(2, 3), (4,), ()]
+  assert hlo_parser.array_shapes(pair) == [(2, 3), (4,), ()]
   assert hlo_parser.nbytes(pair) == 24 + 4 + 1
   assert hlo_parser.nbytes('bf16[8]{0:S(1)}') == 0
   assert hlo_parser.nbytes('bf16[8]{0:S(1)}', anywhere=True) == 16
@@ -111,7 +111,7 @@ def test_a_scan_of_this_release_of_jax():
   text = jax.jit(scanned).lower(jnp.ones((8, 8))).compile().as_text()
   found = hlo_parser.parse(text)
   passes = [
-    x.passes for x in hlo_parser.runs(found) if x.instruction.op == 'dot'
+    x.executions for x in hlo_parser.walk(found) if x.instruction.op == 'dot'
   ]
   assert passes == [7] or _is_custom(found, 7)
 
@@ -119,5 +119,5 @@ def test_a_scan_of_this_release_of_jax():
 def _is_custom(found, passes):
   """On CPU a product may be a fusion of a library's own."""
   return passes in {
-    x.passes for x in hlo_parser.runs(found) if x.instruction.op == 'fusion'
+    x.executions for x in hlo_parser.walk(found) if x.instruction.op == 'fusion'
   }

@@ -39,7 +39,7 @@ def of(whole, network, work, frame='main'):
   found = hlo_parser.parse(whole)
   seen = collectives.of_module(found, 8)
   work = {(frame, line): seconds for line, seconds in work.items()}
-  return overlap.waits(found, seen, network, work)
+  return overlap.exposed_seconds(found, seen, network, work)
 
 
 def product(name):

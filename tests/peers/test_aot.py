@@ -38,7 +38,7 @@ def test_compiles_and_fits(tmp_path, topology, tensor, hbm, program):
   expected = 4 * 27_227_128_320 / 64
   assert report['parameters_bytes'] == pytest.approx(expected, rel=0.01)
   # Whole tiles of attention, and padding of the vocabulary: little is more.
-  assert 1 <= report['waste'] < 1.25
+  assert 1 <= report['recompute_factor'] < 1.25
 
 
 def test_an_update_of_the_27b(tmp_path):
@@ -68,12 +68,12 @@ def test_an_update_of_the_27b(tmp_path):
     2.5 * report['parameters_bytes'], rel=0.01
   )
   # No prompt twice, and little again in the backward pass.
-  assert 1 <= report['waste'] < 1.1
+  assert 1 <= report['recompute_factor'] < 1.1
   # The network is mostly hidden behind products.
   assert report['exposed_mfu'] > 0.85
   sent = {
     (x['kind'], *x['axes']): x['sent_bytes']
-    for x in report['parts'][0]['collectives']
+    for x in report['programs'][0]['collectives']
   }
   # Kernels in bfloat16, gathered twice; gradients scattered once; what is left
   # of these over `data` is a part in 32.
@@ -104,7 +104,7 @@ def test_a_decode_step_moves_little_but_weights_and_caches(tmp_path, int8):
   print(stdout)
   assert report['fits'] is True
   network_bytes = report['network_bytes']
-  (report,) = report['parts']
+  (report,) = report['programs']
   # Kernels of two layers: query and out, key and value, the MLP; the table.
   width, mlp, heads, kv_heads, size = 4608, 36_864, 32, 16, 128
   layer = width * (2 * (heads + kv_heads) * size + 3 * mlp)
@@ -119,9 +119,9 @@ def test_a_decode_step_moves_little_but_weights_and_caches(tmp_path, int8):
   # Besides: logits, and activations between the products, which do not
   # shrink with int8. A copy of one layer's own keys, 67 MB both ways, or of
   # a kernel of its MLP would be over.
-  assert 1 <= report['step_by_bound'] <= (1.25 if int8 else 1.15)
+  assert 1 <= report['hbm_by_bound'] <= (1.25 if int8 else 1.15)
   by_bound = report['hbm_bytes'] / report['bound_bytes']
-  assert report['step_by_bound'] == pytest.approx(by_bound, abs=1e-3)
+  assert report['hbm_by_bound'] == pytest.approx(by_bound, abs=1e-3)
   # Two products a layer are summed over the mesh, 64 x D each, in float32 with
   # int8; the lookup is another sum, and drawing a token adds little. A sum over
   # 8 devices sends 7/8 of it twice.
@@ -148,7 +148,7 @@ def test_two_slices(tmp_path):
   )
   report = json.loads(report.read_text())
   assert (report['devices'], report['mesh']['data']) == (16, 2)
-  rows = report['parts'][0]['collectives']
+  rows = report['programs'][0]['collectives']
   sent = sum(x['sent_bytes'] for x in rows if 'data' in x['axes'])
   # A sum between two sends what each has, its eighth of the gradients: in
   # bfloat16 but for the lookup's, of a table that the head's are of, too.
@@ -187,7 +187,7 @@ def test_a_state_on_the_host_passes_by_in_parts(tmp_path):
     f'--config.json={report}',
   )
   report = json.loads(report.read_text())
-  params, (_, update) = report['parameters_bytes'], report['parts']
+  params, (_, update) = report['parameters_bytes'], report['programs']
   # In float32, on four chips.
   table = 256_000 * 2304
   layers = 2_614_341_888 - table
