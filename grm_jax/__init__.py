@@ -1,6 +1,6 @@
 """Generative reward models on TPU: judge, train and vote in JAX.
 
-Importing this package is cheap; JAX is imported by what needs it.
+Importing this package is fast: JAX is imported only where it is needed.
 """
 
 import typing
@@ -13,10 +13,16 @@ if typing.TYPE_CHECKING:
 def load_judge(
   checkpoint: str, meta_checkpoint: str | None = None, **settings: Any
 ) -> 'Judge':
-  """A judge for scripts and notebooks; see grm_jax.judges.factory.
+  """Loads a judge for scripts and notebooks.
 
-  judge = grm_jax.load_judge('checkpoints/grm')
-  judge.score([{'query': ..., 'responses': [...]}], k=8)
+  Example:
+    judge = grm_jax.load_judge('checkpoints/grm')
+    judge.score([{'query': ..., 'responses': [...]}], k=8)
+
+  Args:
+    checkpoint: model directory of the judge.
+    meta_checkpoint: model directory of the meta RM, if any.
+    **settings: see grm_jax.judges.factory.load_judge.
   """
   from grm_jax.judges import factory as judge_factory
 

@@ -1,22 +1,30 @@
-r"""Runs one stage of the method.
+r"""Runs one stage of the training pipeline, or a tool.
 
   python -m grm_jax.main --config=configs/STAGE.py --workdir=DIR
 
-`--config=configs/STAGE.py:tiny` is a version that runs on a laptop CPU. Any
-leaf of a config is changed with `--config.key=value`, for example
-`--config.mesh.tensor=4`. The comments in a config file explain its leaves.
+`--config=configs/STAGE.py:tiny` runs on a laptop CPU. Every leaf of a config
+can be set with `--config.key=value`, for example `--config.mesh.tensor=4`. The
+comments in a config file explain its leaves.
 
-Ends with 0: done, or asked to stop by SIGTERM and saved (the last line says
-which); 1: a fault of the program or a machine; 2: a mistake in what was given,
-or a full disk, one line says which; 3: training met a loss that is not finite;
-134, by JAX: another process of the run is gone; 143: SIGTERM where nothing is
-to be saved. The same command goes on after 134 and 143, mostly after 1, and
-where there is room again.
+Exit codes:
+
+  0    The stage finished, or it stopped after SIGTERM and saved its state. The
+       last line of the output tells which.
+  1    An error in the program or the machine, with a traceback.
+  2    A user's mistake or a full disk, with a message of one line.
+  3    Training computed a number that is not finite.
+  134  JAX aborted this process because another process of the run is gone.
+  143  SIGTERM in a stage that has no state to save.
+
+The same command resumes the run after 134 and 143, usually after 1, and after
+a full disk once there is space.
 """
 
 import importlib
+import os
 import sys
 import traceback
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -24,13 +32,13 @@ from ml_collections import config_flags
 from grm_jax.errors import NonFiniteError, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'File with the settings of a stage, see configs/.'
+  'config', None, 'Config file of a stage, see configs/.'
 )
 _WORKDIR = flags.DEFINE_string(
-  'workdir', '', 'Directory for what the stage writes.'
+  'workdir', '', 'Directory for the outputs of the stage.'
 )
 flags.mark_flag_as_required('config')
-# config.stage -> the module that runs it.
+# config.stage -> the module with its `run(config, workdir)`.
 STAGES = {
   'sft': 'grm_jax.stages.sft.train',
   'rft': 'grm_jax.stages.rft.run',
@@ -43,42 +51,64 @@ STAGES = {
   'convert': 'grm_jax.stages.convert',
   'aot': 'grm_jax.aot.compile_report',
 }
-_WITH_OTHERS = (
-  'this process of several ends; if another one ended before it, that is the '
-  'cause, and its log tells why. Start all of them again: the run goes on'
-)
 
 
 def main(argv: list[str]) -> None:
-  """Runs the stage that --config names; a mistake ends with one line."""
+  """Runs the stage that --config names.
+
+  Args:
+    argv: the arguments that are not flags, after the program's name.
+  """
   if len(argv) > 1:
-    _fail(f'unexpected argument {argv[1]!r}; settings are --config.key=value')
-  # JAX reads its environment on import, and --help should not wait for it.
+    _exit_with_error(
+      f'unexpected argument {argv[1]!r}; set config leaves with '
+      '--config.key=value'
+    )
+  # Imported here because it imports JAX, which reads the environment at import
+  # time and is slow to import for --help.
   from grm_jax.sharding import distributed
 
+  config = _CONFIG.value
   try:
+    module_name = _stage_module(config.get('stage'))
     distributed.initialize()
-    stage = importlib.import_module(STAGES[_CONFIG.value.stage])
-    stage.run(_CONFIG.value, _WORKDIR.value)
+    importlib.import_module(module_name).run(config, _WORKDIR.value)
   except (UserError, NonFiniteError) as error:
     logging.debug('', exc_info=True)
-    _say(str(error))
+    _print_error(str(error))
     distributed.exit_process(2 if isinstance(error, UserError) else 3)
-  except Exception:  # whatever it is, others may wait for this one
+  except Exception:
     if not distributed.is_multiprocess():
       raise
+    # The other processes would wait for this one: end it explicitly.
     traceback.print_exc()
-    _say(_WITH_OTHERS)
+    _print_error(
+      'this process of a multi-process run failed; if another process ended '
+      'earlier, its log states the cause. Start all processes again to resume'
+    )
     distributed.exit_process(1)
 
 
-def _parse(argv: list[str]) -> list[str]:
-  """Flags, with a one-line error where the config or a key is wrong."""
+def _stage_module(stage: str | None) -> str:
+  """Returns the name of a stage's module.
+
+  Raises:
+    UserError: the stage is unknown.
+  """
+  if stage not in STAGES:
+    raise UserError(
+      f'config.stage is {stage!r}; it must be one of {", ".join(STAGES)}'
+    )
+  return STAGES[stage]
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  """Parses the flags; an invalid config file or key is an error of one line."""
   try:
-    rest = flags.FLAGS(argv)
-    # A file that could not be loaded raises on first use only.
-    _CONFIG.value.stage  # noqa: B018
-    return rest
+    arguments = flags.FLAGS(argv)
+    # A config file that could not be loaded raises only on attribute access.
+    _CONFIG.value.get  # noqa: B018
+    return arguments
   except (
     flags.Error,
     AttributeError,
@@ -87,41 +117,60 @@ def _parse(argv: list[str]) -> list[str]:
     ValueError,
     OSError,
   ) as error:
-    _fail(_with_path(_one_line(error), argv))
+    _exit_with_error(
+      _missing_config_file(argv) or _with_full_key(_one_line(error), argv)
+    )
 
 
-def _with_path(text: str, argv: list[str]) -> str:
-  """A message that begins with an unknown key, with all of its path."""
+def _missing_config_file(argv: list[str]) -> str:
+  """Returns a message if the file in --config does not exist, else ''."""
+  for argument in argv:
+    name, _, value = argument.lstrip('-').partition('=')
+    path = value.partition(':')[0]
+    if name == 'config' and path and not os.path.isfile(path):
+      return f'--config={path} does not exist; give a file in configs/'
+  return ''
+
+
+def _with_full_key(message: str, argv: list[str]) -> str:
+  """Completes the key of a message about an unknown config key.
+
+  ml_collections names the last part only: `'tensr'` for config.mesh.tensr.
+  """
   for argument in argv:
     path = argument.partition('=')[0].lstrip('-').split('.')
     for i, key in enumerate(path[1:], 1):
-      if path[0] == 'config' and text.startswith(f"'{key}'"):
-        rest = text.removeprefix(f"'{key}'").strip()
-        name = '.'.join(path[: i + 1])
-        return f'there is no {name}. {rest or "See the config file."}'
-  return text
+      if path[0] == 'config' and message.startswith(f"'{key}'"):
+        suggestion = message.removeprefix(f"'{key}'").strip()
+        full_key = '.'.join(path[: i + 1])
+        return (
+          f'{full_key} does not exist. '
+          f'{suggestion or "See the config file for the available keys."}'
+        )
+  return message
 
 
-def _one_line(error: Exception) -> str:
-  # ConfigDict wraps one error in another; str(KeyError) is a repr; and a
-  # config file's own error comes last, after the traceback that led to it.
+def _one_line(error: BaseException) -> str:
+  # ConfigDict wraps one error in another.
   while error.args and isinstance(error.args[0], Exception):
     error = error.args[0]
+  # str(KeyError) is a repr.
   text = str(error.args[0] if isinstance(error, KeyError) else error)
+  # The error of a config file comes last, after the traceback of its import.
   if 'Traceback' in text:
     text = text.strip().splitlines()[-1]
   return ' '.join(text.split())
 
 
-def _say(message: str) -> None:
-  # In one piece, for other threads may be writing too.
+def _print_error(message: str) -> None:
+  # One write, because other threads may write too.
   sys.stderr.write(f'error: {message}\n')
 
 
-def _fail(message: str) -> None:
-  _say(message)
+def _exit_with_error(message: str) -> NoReturn:
+  _print_error(message)
   sys.exit(2)
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=_parse_flags)

@@ -1,16 +1,16 @@
-"""A disk that is full, as far as one file can tell."""
+"""Simulates a full disk with a limit on the size of files."""
 
 import contextlib
 import resource
 
-WHY = 'File too large'  # what the system says instead of No space left
+ERROR_TEXT = 'File too large'  # a full disk has 'No space left on device'
 
 
 @contextlib.contextmanager
-def files_up_to(size):
-  """Within the block no file of this process, or of a child, grows further."""
+def limit_file_size(num_bytes):
+  """Limits files written by this process and its children in the block."""
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+  resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
   try:
     yield
   finally:

@@ -1,4 +1,4 @@
-"""Runs one command in several real processes that form one JAX run."""
+"""Runs one command in several processes that form one JAX run."""
 
 import contextlib
 import os
@@ -9,21 +9,23 @@ import sys
 from concurrent import futures
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Seconds after which what a test waits for hangs: never a measure of speed, for
+# After this many seconds a test counts as hanging. It is not a limit on speed:
 # a machine can be busy or slow.
-HANG = 900
+HANG_TIMEOUT_S = 900
 
 
 @contextlib.contextmanager
-def begun(arguments, count=2, devices=4):
-  """`count` processes of `python *arguments` that form one run.
+def start_processes(arguments, count=2, devices=4):
+  """Starts `python *arguments` in `count` processes that form one run.
 
   Args:
-    devices: CPU devices of each.
+    arguments: command line after `python`.
+    count: number of processes.
+    devices: number of CPU devices of each process.
 
   Yields:
-    The processes, whose standard output and error are pipes. What still runs
-    after the block is killed.
+    The processes; their standard output and error are pipes. Processes that
+    are still running after the block are killed.
   """
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
@@ -40,12 +42,12 @@ def begun(arguments, count=2, devices=4):
     subprocess.Popen(
       [sys.executable, *map(str, arguments)],
       cwd=ROOT,
-      env=environment | ({'GRM_PROCESS_ID': str(n)} if count > 1 else {}),
+      env=environment | ({'GRM_PROCESS_ID': str(i)} if count > 1 else {}),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
     )
-    for n in range(count)
+    for i in range(count)
   ]
   try:
     yield children
@@ -54,22 +56,27 @@ def begun(arguments, count=2, devices=4):
       child.kill()
 
 
-def ends(children):
-  """(standard output, error) of each when all have ended."""
-  # All are read at once: one that waits to be read holds up the others.
+def collect_output(children):
+  """Waits for the processes; returns (stdout, stderr) of each."""
+  # Read all pipes at the same time: a process with a full pipe blocks, and the
+  # others wait for it.
   with futures.ThreadPoolExecutor(len(children)) as pool:
-    return list(pool.map(lambda x: x.communicate(timeout=HANG), children))
+    return list(
+      pool.map(lambda x: x.communicate(timeout=HANG_TIMEOUT_S), children)
+    )
 
 
-def run_together(arguments, count=2, devices=4):
-  """Runs `python *arguments` in `count` processes of `devices` CPU devices.
+def run_processes(arguments, count=2, devices=4):
+  """Runs `python *arguments` in `count` processes; see `start_processes`.
 
   Returns:
-    The standard output of each; raises AssertionError with all output when
-    one fails.
+    The standard output of each process.
+
+  Raises:
+    AssertionError: a process failed; the message is the output of all.
   """
-  with begun(arguments, count, devices) as children:
-    done = ends(children)
-  told = '\n'.join(out + err for out, err in done)
-  assert all(child.returncode == 0 for child in children), told
-  return [out for out, _ in done]
+  with start_processes(arguments, count, devices) as children:
+    outputs = collect_output(children)
+  text = '\n'.join(stdout + stderr for stdout, stderr in outputs)
+  assert all(child.returncode == 0 for child in children), text
+  return [stdout for stdout, _ in outputs]

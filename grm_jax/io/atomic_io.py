@@ -1,6 +1,7 @@
-"""Files of a run: each is written by one process, whole or not at all.
+"""Atomic file writes, local or gs://.
 
-JAX is imported only to ask which process this is, so that reports can be
+A reader sees either the old file or the complete new one, even after a crash.
+JAX is imported only to find out which process this is, so that reports can be
 written without it.
 """
 
@@ -15,33 +16,39 @@ from etils import epath
 
 from grm_jax.errors import UserError
 
+PathLike = str | os.PathLike[str]
+
+_COPY_CHUNK_BYTES = 1 << 24
+
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-  """A file to write that appears under its name when the block ends well.
+def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
+  """Opens a file for writing that replaces `path` when the block succeeds.
 
-  An exception in the block leaves what was there before.
+  If the block raises an exception, an existing file stays as it is.
 
   Args:
-    path: local or gs://; a file there is replaced, folders are made.
+    path: local or gs://; missing folders are made.
 
   Raises:
-    UserError: path cannot be written.
+    UserError: the path cannot be written.
   """
-  path = epath.Path(path)
-  local = os.fspath(path)
-  # A device such as /dev/null would be replaced as easily as a file. In a
-  # bucket there are none.
+  target = epath.Path(path)
+  local = os.fspath(target)
+  # Renaming would replace a device such as /dev/null by a file. A gs:// path
+  # never exists locally.
   if os.path.exists(local) and not os.path.isfile(local):
-    raise UserError(f'cannot write {path}: it is no file; choose another path')
-  # In the same folder: renaming is atomic only inside a file system.
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    raise UserError(
+      f'cannot write {path}: it is not a regular file; choose another path'
+    )
+  # In the same folder, because renaming is atomic only within a file system.
+  temporary = target.with_name(f'{target.name}.{os.getpid()}.tmp')
   with wrap_os_errors(path):
     try:
-      path.parent.mkdir(parents=True, exist_ok=True)
+      target.parent.mkdir(parents=True, exist_ok=True)
       with temporary.open('wb') as file:
         yield file
-      temporary.replace(path)
+      temporary.replace(target)
     except BaseException:
       with contextlib.suppress(OSError):
         temporary.unlink()
@@ -49,11 +56,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def wrap_os_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-  """Says which path it was that the block could not write.
+def wrap_os_errors(path: PathLike) -> Iterator[None]:
+  """Converts an OSError in the block to a UserError that names the path.
+
+  Args:
+    path: the path that the block writes.
 
   Raises:
-    UserError: in place of an OSError.
+    UserError: the block raised an OSError.
   """
   try:
     yield
@@ -61,33 +71,47 @@ def wrap_os_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     raise cannot_write(path, error.strerror or error) from error
 
 
-def cannot_write(path: str | os.PathLike[str], why: Any) -> UserError:
-  """The error that says so, and what to do."""
+def cannot_write(path: PathLike, reason: Any) -> UserError:
+  """Returns the error for a path that cannot be written."""
   return UserError(
-    f'cannot write {path}: {why}; make room, or choose a path that you may '
-    'write to'
+    f'cannot write {path}: {reason}; free some space, or choose a path that '
+    'you can write to'
   )
 
 
-def write_file(path: str | os.PathLike[str], data: bytes | str) -> None:
-  """Writes a file that no reader, and no crash, can see half of.
+def write_file(path: PathLike, data: bytes | str) -> None:
+  """Writes a file atomically.
+
+  Every process may call this; only process 0 writes.
 
   Args:
-    path: see `whole`. With several processes all may call and the first one
-      writes.
-    data: the content; a str is written as UTF-8.
+    path: local or gs://, see `atomic_write`.
+    data: the content; a str is encoded as UTF-8.
 
   Raises:
-    UserError: path cannot be written.
+    UserError: the path cannot be written.
   """
-  if _is_first():
+  if _is_process_0():
     with atomic_write(path) as file:
       file.write(data.encode() if isinstance(data, str) else data)
 
 
-def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> int:
-  """`write_file` of lines, one in memory at a time; returns their number."""
-  if not _is_first():
+def write_lines(path: PathLike, lines: Iterable[str]) -> int:
+  """Writes lines atomically, with one line in memory at a time.
+
+  Every process may call this; only process 0 writes.
+
+  Args:
+    path: local or gs://, see `atomic_write`.
+    lines: texts without their line breaks.
+
+  Returns:
+    The number of lines.
+
+  Raises:
+    UserError: the path cannot be written.
+  """
+  if not _is_process_0():
     return sum(1 for _ in lines)
   count = 0
   with atomic_write(path) as file:
@@ -97,28 +121,39 @@ def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> int:
   return count
 
 
-def copy(
-  source: str | os.PathLike[str], target: str | os.PathLike[str]
-) -> None:
-  """A file as another one, whole or not at all; either may be gs://.
+def copy(source: PathLike, target: PathLike) -> None:
+  """Copies a file atomically; only one process may call this.
 
-  One process calls. UserError: the target cannot be written.
+  Args:
+    source: local or gs://.
+    target: local or gs://.
+
+  Raises:
+    UserError: the target cannot be written.
   """
-  with epath.Path(source).open('rb') as old, atomic_write(target) as new:
-    shutil.copyfileobj(old, new, 1 << 24)
+  with (
+    epath.Path(source).open('rb') as input_file,
+    atomic_write(target) as output_file,
+  ):
+    shutil.copyfileobj(input_file, output_file, _COPY_CHUNK_BYTES)
 
 
-def exists(path: str | os.PathLike[str]) -> bool:
-  """Whether there is such a file, local or gs://."""
+def exists(path: PathLike) -> bool:
+  """Returns whether a path exists, local or gs://."""
   return epath.Path(path).exists()
 
 
-def list_files(folder: str | os.PathLike[str], *patterns: str) -> list[str]:
-  """Paths of files in a folder, local or gs://, by patterns such as '*.txt'."""
-  there = epath.Path(folder)
-  if not there.is_dir():
+def list_files(folder: PathLike, *patterns: str) -> list[str]:
+  """Returns the paths in a folder whose names match any of the patterns.
+
+  Args:
+    folder: local or gs://; a missing folder has no files.
+    *patterns: shell patterns such as '*.txt'.
+  """
+  directory = epath.Path(folder)
+  if not directory.is_dir():
     return []
-  names = sorted(x.name for x in there.iterdir())
+  names = sorted(x.name for x in directory.iterdir())
   return [
     os.path.join(folder, name)
     for name in names
@@ -126,13 +161,13 @@ def list_files(folder: str | os.PathLike[str], *patterns: str) -> list[str]:
   ]
 
 
-def remove(path: str | os.PathLike[str]) -> None:
-  """Removes a file if it is there; one process calls."""
+def remove(path: PathLike) -> None:
+  """Removes a file if it exists; only one process may call this."""
   with contextlib.suppress(FileNotFoundError):
     epath.Path(path).unlink()
 
 
-def _is_first():
+def _is_process_0() -> bool:
   import jax
 
   return jax.process_index() == 0

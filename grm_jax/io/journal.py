@@ -1,8 +1,8 @@
-"""A file that grows line by line and survives being killed at any moment.
+"""A file of JSON lines that is appended to and survives a kill at any time.
 
-The first line says what run it is of. A run that is started again with the
-same first line goes on after the last whole line; one with another first line
-is refused, so that two runs are never mixed in one file.
+The first line is a header with the settings of the run. A run that is started
+again with the same header continues after the last complete line. Another
+header is an error, so that the results of two runs are never mixed.
 """
 
 import json
@@ -18,64 +18,75 @@ from grm_jax.io.gcs_mirror import GcsMirror
 
 
 class Journal:
-  """JSON lines, appended one by one; use as a context manager."""
+  """An append-only file of JSON lines; use it as a context manager.
+
+  Attributes:
+    path: the file, local or gs://.
+    header: settings of the run, as JSON values.
+    count: number of rows, without the header.
+  """
 
   def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any]):
-    """Opens it, or goes on with what is there.
+    """Creates the file, or continues an existing one.
 
     Args:
-      path: a local file, or gs://, see mirror.py; folders are made.
-      header: JSON values that tell this run from others.
+      path: local, or gs:// (see gcs_mirror.py); missing folders are made.
+      header: JSON values that identify the run.
 
     Raises:
-      UserError: the file is of another run, or cannot be written.
+      UserError: the file belongs to another run, or cannot be written.
     """
     self.path, self.header = path, dict(header)
     with atomic_io.wrap_os_errors(path):
       self._mirror = GcsMirror(path)
       self._mirror.path.touch()
-      self.count = self._count_and_cut()
+      num_lines = self._count_complete_lines()
       self._file = self._mirror.path.open('ab')
-    if self.count < 0:
+    self.count = num_lines - 1
+    if not num_lines:
       self.append(self.header)
 
-  def _count_and_cut(self) -> int:
-    """Whole lines after the header; -1 without one. Cuts off half a line."""
-    count, end = -1, 0
+  def _count_complete_lines(self) -> int:
+    """Returns the number of lines; removes an incomplete last line."""
+    count, end = 0, 0
     with self._mirror.path.open('r+b') as file:
       for line in file:
-        if not line.endswith(b'\n'):
+        if not line.endswith(b'\n'):  # the process was killed while it wrote
           break
-        if count < 0:
-          self._check(line)
+        if not count:
+          self._check_header(line)
         count, end = count + 1, end + len(line)
       file.truncate(end)
     return count
 
-  def _check(self, line: bytes) -> None:
+  def _check_header(self, line: bytes) -> None:
     try:
-      found = json.loads(line)
+      stored = json.loads(line)
     except ValueError:
-      found = None
-    wanted = json.loads(json.dumps(self.header))
-    if found == wanted:
+      stored = None
+    expected = json.loads(json.dumps(self.header))
+    if stored == expected:
       return
-    if not isinstance(found, dict):
+    if not isinstance(stored, dict):
       raise UserError(
-        f'{self.path} is no journal of ours; choose another output'
+        f'{self.path} exists and is not a journal; choose another output path'
       )
-    keys = sorted({*found, *wanted})
-    key = next(k for k in keys if found.get(k) != wanted.get(k))
+    keys = sorted({*stored, *expected})
+    key = next(k for k in keys if stored.get(k) != expected.get(k))
     raise UserError(
-      f'{self.path} was begun with {key}={found.get(key)!r}, this run has '
-      f'{wanted.get(key)!r}; go on with the old settings, or delete the file'
+      f'{self.path} was written with {key}={stored.get(key)!r}, but this run '
+      f'has {expected.get(key)!r}; use the old value to continue, or delete '
+      'the file'
     )
 
   def append(self, row: Mapping[str, Any]) -> None:
-    """Adds a row, which is in a local file before this returns.
+    """Appends a row; it is in the local file when this returns.
+
+    Args:
+      row: JSON values.
 
     Raises:
-      UserError: it cannot be written; rows before it stay.
+      UserError: the file cannot be written; earlier rows stay in it.
     """
     data = json.dumps(row, ensure_ascii=True).encode() + b'\n'
     with atomic_io.wrap_os_errors(self.path):
@@ -85,18 +96,18 @@ class Journal:
     self.count += 1
 
   def rows(self) -> Iterator[dict[str, Any]]:
-    """All rows, the header left out."""
+    """Yields all rows, without the header."""
     return rows(self._mirror.path)
 
   def close(self) -> None:
-    """Closes it; a bucket has all of it then."""
+    """Closes the file; a gs:// target is complete afterwards."""
     if not self._file.closed:
       with atomic_io.wrap_os_errors(self.path):
         self._file.close()
       self._mirror.close()
 
   def delete(self) -> None:
-    """Closes it and removes the file."""
+    """Closes and removes the file."""
     self.close()
     atomic_io.remove(self.path)
 
@@ -108,7 +119,7 @@ class Journal:
 
 
 def rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-  """The rows of a journal that nobody has open, the header left out."""
+  """Yields the rows of a closed journal, without the header."""
   with epath.Path(path).open('rb') as file:
     next(file, None)
     yield from map(json.loads, file)

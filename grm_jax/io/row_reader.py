@@ -6,9 +6,9 @@ The suffix of a file names its format:
   .jsonl    one JSON value per line; blank lines are skipped
   .parquet  needs pyarrow, which is imported when such a file is read
 
-Rows are numbered from 1. In a file with one value per line the number is the
-line's, as an editor counts lines. Lines and Parquet rows are read a few at a
-time, so memory does not grow with the file. An array is read as a whole.
+Rows are numbered from 1. In a file with one value per line the row number is
+the line number. Lines and Parquet rows are read a few at a time, so memory does
+not grow with the file; an array is read as a whole.
 """
 
 import codecs
@@ -28,7 +28,7 @@ _PARQUET_BATCH = 256  # rows
 
 @dataclasses.dataclass(frozen=True)
 class UnreadableRow:
-  """Stands for a line that is not JSON; the lines after it are still read.
+  """Placeholder for a line that is not JSON; the lines after it are read.
 
   Attributes:
     reason: what is wrong with the line.
@@ -62,14 +62,14 @@ def read_rows(path: str, fallback: str = '') -> Iterator[tuple[int, Any]]:
 def count_rows(path: str, fallback: str = '') -> int:
   """Returns the number of rows that `read_rows` yields for this file.
 
-  JSON Lines are not parsed, and of Parquet only the footer is read.
+  Lines are counted without parsing them; for Parquet only the footer is read.
 
   Args:
     path: see `read_rows`.
     fallback: see `read_rows`.
 
   Raises:
-    UserError: as `read_rows`.
+    UserError: see `read_rows`.
   """
   with _reading(path):
     match _format(path, fallback):
@@ -77,21 +77,21 @@ def count_rows(path: str, fallback: str = '') -> int:
         return sum(1 for _ in _read_json(path))
       case '.jsonl':
         return sum(1 for _ in _nonblank_lines(path))
-      case '.parquet':
+      case _:
         with epath.Path(path).open('rb') as stream:
           return _open_parquet(path, stream).metadata.num_rows
 
 
 @contextlib.contextmanager
 def _reading(path: str) -> Iterator[None]:
-  """Turns errors in opening and reading the file into a UserError."""
+  """Converts errors while opening or reading the file to a UserError."""
   try:
     yield
   except OSError as error:
     reason = error.strerror or _first_line(error)
-    raise UserError(f'{path} cannot be read: {reason}') from error
+    raise UserError(f'cannot read {path}: {reason}') from error
   except ImportError as error:  # gs:// needs a package that is not installed
-    raise UserError(f'{path} cannot be read: {error}') from error
+    raise UserError(f'cannot read {path}: {error}') from error
 
 
 def _format(path: str, fallback: str) -> str:
@@ -102,20 +102,22 @@ def _format(path: str, fallback: str) -> str:
     return fallback
   if not file.exists():
     raise FileNotFoundError('No such file or directory')
-  raise UserError(f'{path}: not one of {", ".join(FORMATS)}')
+  raise UserError(
+    f'cannot read {path}: its suffix must be one of {", ".join(FORMATS)}'
+  )
 
 
 def _read_json(path: str) -> Iterator[tuple[int, Any]]:
-  """Rows of an array, or of lines if the file begins with an object."""
+  """Yields the rows of an array, or of lines if it begins with an object."""
   file = epath.Path(path)
-  layout = 'a .json file must be one array of rows, or one object per line'
+  requirement = 'a .json file must be one array of rows, or one object per line'
   with file.open('rb') as stream:
     beginning = stream.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()
   if beginning.startswith(b'{'):
     rows = _read_json_lines(path)
     number, row = next(rows)
-    if isinstance(row, UnreadableRow):  # such as one object over several lines
-      raise UserError(f'{path}: {layout}; row {number}: {row.reason}')
+    if isinstance(row, UnreadableRow):  # for example one object in many lines
+      raise UserError(f'{path}: {requirement}; row {number}: {row.reason}')
     yield number, row
     yield from rows
     return
@@ -125,7 +127,7 @@ def _read_json(path: str) -> Iterator[tuple[int, Any]]:
   except (ValueError, RecursionError) as error:
     raise UserError(f'{path}: not JSON: {_reason(error)}') from error
   if not isinstance(rows, list):
-    raise UserError(f'{path}: {layout}')
+    raise UserError(f'{path}: {requirement}')
   yield from enumerate(rows, 1)
 
 
@@ -139,7 +141,7 @@ def _read_json_lines(path: str) -> Iterator[tuple[int, Any]]:
 
 
 def _nonblank_lines(path: str) -> Iterator[tuple[int, bytes]]:
-  # Iteration over bytes splits at \n only: texts may contain U+2028 unescaped.
+  # Iterating over bytes splits at \n only. Texts can contain U+2028 unescaped.
   with epath.Path(path).open('rb') as stream:
     for number, line in enumerate(stream, 1):
       if line.strip():
@@ -154,7 +156,7 @@ def _read_parquet(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
     try:
       for batch in file.iter_batches(_PARQUET_BATCH):
-        # Parquet stores what is an object in JSON as a struct or as a map.
+        # Parquet stores a JSON object as a struct or as a map.
         for row in batch.to_pylist(maps_as_pydicts='strict'):
           number += 1
           yield number, row
@@ -170,7 +172,7 @@ def _open_parquet(path: str, stream: Any) -> Any:
     import pyarrow.parquet
   except ImportError as error:
     raise UserError(
-      f"{path}: reading Parquet needs pyarrow; pip install 'pyarrow>=18,<27'"
+      f"{path}: Parquet needs pyarrow; run pip install 'pyarrow>=18,<27'"
     ) from error
   try:
     return pyarrow.parquet.ParquetFile(stream)
@@ -179,7 +181,7 @@ def _open_parquet(path: str, stream: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-  """Returns what json.loads rejected, with its place in the text."""
+  """Returns the reason of json.loads, with the position in the text."""
   if isinstance(error, json.JSONDecodeError):
     line = f'line {error.lineno}, ' if error.lineno > 1 else ''
     return f'{error.msg} at {line}column {error.colno}'
