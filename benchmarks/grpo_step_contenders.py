@@ -83,7 +83,7 @@ def prompts(case: Case, model: Transformer) -> np.ndarray:
   """Random tokens [P, S], bos first."""
   rng = np.random.default_rng(0)
   shape = (case.prompts, case.prompt_size)
-  found = rng.integers(4, model.size.vocab_size, shape, np.int32)
+  found = rng.integers(4, model.config.vocab_size, shape, np.int32)
   found[:, 0] = BOS_ID
   return found
 
@@ -136,12 +136,11 @@ def ours(case: Case, setting: Setting) -> Contender:
   model, given = setting.model, prompts(case, setting.model)
   engine = Engine(
     model,
-    None,
     prompts=case.prompts,
-    rows=case.rows,
-    size=case.new_tokens,
-    buckets=(case.prompt_size,),
-    chunk=setting.chunk,
+    generations_per_prompt=case.rows,
+    max_new_tokens=case.new_tokens,
+    prompt_buckets=(case.prompt_size,),
+    decode_steps_per_call=setting.chunk,
     detokenize=lambda ids: ' '.join(map(str, ids)),
   )
   roller = RolloutSampler(

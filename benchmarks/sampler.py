@@ -145,7 +145,9 @@ def growth(bench: Bench) -> dict:
     engines[name] = make_engine(
       bench, 1, case.rows, case.new_tokens, (case.prompt_size,)
     )
-    runs[name], cases[name] = engine_run(engines[name], case, prompts), case
+    runs[name], cases[name] = engine_run(
+      engines[name], bench.weights, case, prompts
+    ), case
   found = turns(runs, options.repeats, 'growth')
   print(f'\nP=1 S={options.prompt_size} T={options.new_tokens}, R grows')
   print(
@@ -176,7 +178,8 @@ def memory(bench: Bench) -> dict:
     bench, 1, case.rows, case.new_tokens, (case.prompt_size,)
   )
   prompts = random_prompts(bench, [case.prompt_size])
-  engine_run(engine, dataclasses.replace(case, new_tokens=1), prompts)(0)
+  one = dataclasses.replace(case, new_tokens=1)
+  engine_run(engine, bench.weights, one, prompts)(0)
   shared = cache_bytes(engine)
   repeated, how = repeated_bytes(bench, case)
   print(f'\n{case}: caches {shared / 1e6:.1f} MB; a repeated prompt as {how}')
@@ -198,7 +201,7 @@ def repeated_bytes(bench: Bench, case: Case) -> tuple[int, str]:
     cache = network.init_cache(rows, places, jnp.float32)
     made = [x[name] for x in cache.values() for name in ('k', 'v')]
     return sum(x.nbytes for x in made), 'google-tunix makes it'
-  size = bench.model.size
+  size = bench.model.config
   one = size.num_layers * size.num_kv_heads * size.head_dim
   return rows * places * 2 * 4 * one, 'arithmetic has it'
 

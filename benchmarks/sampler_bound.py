@@ -42,7 +42,7 @@ def step_work(bench: Bench, case: Case, caches: int) -> Work:
   """
   leaves = jax.tree.leaves(bench.params)
   rows = case.prompts * case.rows
-  keys = visible(bench.model.size, case.prompt_size + case.new_tokens // 2)
+  keys = visible(bench.model.config, case.prompt_size + case.new_tokens // 2)
   flops = 2 * sum(x.size for x in leaves) + attention_flops(bench, keys)
   return Work(rows * flops, sum(x.nbytes for x in leaves) + caches)
 
@@ -53,19 +53,19 @@ def prefill_work(bench: Bench, case: Case) -> Work:
   layers = sum(x.size for x in jax.tree.leaves(bench.params['pairs']))
   head = sum(x.size for x in leaves) - layers
   s = case.prompt_size
-  keys = sum(visible(bench.model.size, place + 1) for place in range(s))
+  keys = sum(visible(bench.model.config, place + 1) for place in range(s))
   flops = 2 * (layers * s + head) + attention_flops(bench, keys)
   return Work(case.prompts * flops, sum(x.nbytes for x in leaves))
 
 
 def visible(size: ModelConfig, places: int) -> int:
   """Keys that a token sees, itself included, summed over layers."""
-  return size.num_pairs * int(places + size.near(places))
+  return size.num_pairs * int(places + size.visible_keys(places))
 
 
 def attention_flops(bench: Bench, keys: int) -> int:
   """Products with the keys and with the values."""
-  return 4 * bench.model.size.num_heads * bench.model.size.head_dim * keys
+  return 4 * bench.model.config.num_heads * bench.model.config.head_dim * keys
 
 
 def against_machine(bench: Bench) -> dict:
@@ -81,8 +81,8 @@ def against_machine(bench: Bench) -> dict:
   # Rates take turns with the rest: another moment may have other ones.
   runs = {
     'rates': lambda _: machine.measure(weights),
-    'whole': engine_run(engine, case, prompts),
-    'first': engine_run(engine, one, prompts),
+    'whole': engine_run(engine, bench.weights, case, prompts),
+    'first': engine_run(engine, bench.weights, one, prompts),
   }
   found = turns(runs, options.repeats, 'machine')
   rates = functools.reduce(machine.better, found['rates'].results)

@@ -14,7 +14,7 @@ from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.init import init_params
 from grm_jax.model.transformer import Transformer
-from grm_jax.sampling import decode, decode_weights
+from grm_jax.sampling import decode_state, decode_weights
 from grm_jax.sampling.engine import Engine
 from grm_jax.sampling.request import Generation, RejectedRequest, Request
 from grm_jax.sharding import mesh
@@ -27,7 +27,7 @@ class Bench:
 
   model: Transformer
   params: dict
-  weights: decode.DecodeWeights
+  weights: decode_state.DecodeWeights
   options: argparse.Namespace
 
 
@@ -56,30 +56,31 @@ def make_engine(
   """The one place that knows how an Engine is made; everything compiled."""
   engine = Engine(
     bench.model,
-    bench.weights,
     prompts=prompts,
-    rows=rows,
-    size=size,
-    buckets=buckets,
-    chunk=chunk or bench.options.chunk,
+    generations_per_prompt=rows,
+    max_new_tokens=size,
+    prompt_buckets=buckets,
+    decode_steps_per_call=chunk or bench.options.chunk,
     stop_ids=stop_ids,
   )
-  engine.warm_up()
+  engine.warm_up(bench.weights)
   return engine
 
 
-def generate(engine: Engine, requests: Sequence[Request]) -> list[Generation]:
+def generate(
+  engine: Engine, weights: decode_state.DecodeWeights, requests: Sequence[Request]
+) -> list[Generation]:
   """Everything the engine makes of the requests."""
-  found = list(engine.run(requests))
+  found = list(engine.run(weights, requests))
   for item in found:
     if isinstance(item, RejectedRequest):
-      raise RuntimeError(f'request {item.request} was refused: {item.reason}')
+      raise RuntimeError(f'request {item.request_id} was refused: {item.reason}')
   return found
 
 
 def random_prompts(bench: Bench, sizes: Sequence[int]) -> list[list[int]]:
   """Prompts of the given numbers of tokens, bos first."""
-  rng, most = np.random.default_rng(0), bench.model.size.vocab_size
+  rng, most = np.random.default_rng(0), bench.model.config.vocab_size
   return [[BOS_ID, *rng.integers(4, most, n - 1).tolist()] for n in sizes]
 
 
@@ -90,13 +91,14 @@ def ours(bench: Bench) -> Contender:
     engine = make_engine(
       bench, case.prompts, case.rows, case.new_tokens, (case.prompt_size,)
     )
-    return engine_run(engine, case, prompts, temperature)
+    return engine_run(engine, bench.weights, case, prompts, temperature)
 
   return prepare
 
 
 def engine_run(
   engine: Engine,
+  weights: decode_state.DecodeWeights,
   case: Case,
   prompts: Sequence[Sequence[int]],
   temperature: float = 1.0,
@@ -112,11 +114,12 @@ def engine_run(
         max_tokens=case.new_tokens,
         temperature=temperature,
         seed=seed,
+        tag=number,
       )
       for number, prompt in enumerate(prompts)
     ]
-    found = generate(engine, requests)
-    found.sort(key=lambda item: (int(item.request), item.sample))
+    found = generate(engine, weights, requests)
+    found.sort(key=lambda item: (item.tag, item.sample))
     tokens = np.stack([item.tokens for item in found])
     return tokens.reshape(case.prompts, case.rows, -1)
 
@@ -124,6 +127,8 @@ def engine_run(
 
 
 def cache_bytes(engine: Engine) -> int:
-  """Bytes of the keys and values that an engine that has run holds."""
-  arrays = (engine.slots.caches, engine.state.caches)
+  """Returns the bytes of the keys and values of a run in the longest bucket."""
+  compiled = engine.compiled
+  slots = compiled.empty_slots(compiled.shapes.prompt_buckets[-1])
+  arrays = (slots.caches, compiled.init_state().caches)
   return sum(x.nbytes for x in jax.tree.leaves(arrays))

@@ -48,7 +48,7 @@ def uneven(bench: Bench) -> dict:
   result = {'single': refilled(bench, title, engine, single, batches)}
   # Samples of one request share max_tokens, so here the model stops itself:
   # about one token in MEAN is a stop.
-  vocab_size, side = bench.model.size.vocab_size, int(SLOTS**0.5)
+  vocab_size, side = bench.model.config.vocab_size, int(SLOTS**0.5)
   stop_ids = 4 + rng.choice(vocab_size - 4, vocab_size // MEAN, replace=False)
   engine = make_engine(
     bench, side, side, MOST, buckets, stop_ids.tolist(), chunk=CHUNK
@@ -103,13 +103,13 @@ def refilled(
   batches: list[list[Request]],
 ) -> dict:
   """Times all requests at once against one batch after the other."""
-  generate(engine, batches[0])
+  generate(engine, bench.weights, batches[0])
 
   def count(calls):
     def run(seed):
       before = engine.stats
       for call in calls:
-        generate(engine, [dataclasses.replace(r, seed=seed) for r in call])
+        generate(engine, bench.weights, [dataclasses.replace(r, seed=seed) for r in call])
       return {
         name: getattr(engine.stats, name) - getattr(before, name)
         for name in ('tokens', 'row_steps', 'steps', 'generations')

@@ -1,0 +1,1 @@
+"""Models that judge responses, and their evaluation during training."""

@@ -1,11 +1,10 @@
-"""How good a model is as a judge while it is trained, on held-out examples.
+"""Accuracy of a model as a judge on held-out examples during training.
 
-One greedy judgement of each example, by an engine that is compiled once and
-gets the new parameters each time. Strict accuracy is equation 10 of arXiv
-2504.02495: a tie or a parse failure is no success.
+One greedy judgement per example, by an engine that is compiled once and gets
+the new weights at each evaluation. Strict accuracy is equation 10 of arXiv
+2504.02495: a tie or a parse failure counts as wrong.
 """
 
-import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 from grm_jax.data import example_sources
 from grm_jax.judgement import correctness, voting
 from grm_jax.judgement.example import JudgingExample
-from grm_jax.judgement.judgement import ExampleError, JudgedExample
+from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
 from grm_jax.judges.factory import make_engine
 from grm_jax.judges.generative import Judge, JudgeConfig
 from grm_jax.model.transformer import Transformer
@@ -26,65 +25,71 @@ from grm_jax.tokenizer.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class EvalMetrics:
-  """Means over examples and samples; see `figures`.
+  """Means over examples and samples; see `eval_metrics`.
 
   Attributes:
-    accuracy: strict, of all examples.
-    pair_accuracy: strict, of examples with two responses or more.
-    parse_failures: share of generations without scores.
-    ties: share of examples with several where the best is not alone on top.
-    first_position: share of clear winners that were shown first.
-    truncated: share of generations that reached the longest length.
-    tokens: mean length of a generation.
-    examples: how many were judged.
+    accuracy: strict accuracy over all examples.
+    pair_accuracy: strict accuracy over examples with two or more responses.
+    parse_failures: fraction of generations without scores.
+    ties: fraction of examples with two or more responses where the best one
+      shares the highest score.
+    first_position_win_rate: fraction of sole winners that stood first in the
+      prompt.
+    truncated_fraction: fraction of generations that reached the maximum length.
+    mean_generation_length: mean length of a generation, in tokens.
+    examples: number of judged examples.
   """
 
   accuracy: float
   pair_accuracy: float
   parse_failures: float
   ties: float
-  first_position: float
-  truncated: float
-  tokens: float
+  first_position_win_rate: float
+  truncated_fraction: float
+  mean_generation_length: float
   examples: int
 
 
 class JudgeEvaluator:
-  """Examples, and the engine that judges them; call `measure`."""
+  """Judges held-out examples with given parameters; see `measure`."""
 
   def __init__(
     self,
     examples: Sequence[JudgingExample],
     model: Transformer,
     tokenizer: Tokenizer,
-    settings: JudgeConfig,
+    judge_config: JudgeConfig,
     engine: Engine | None = None,
     int8: bool = False,
-    **sizes,
+    **engine_shapes,
   ):
-    """Compiles nothing yet, and holds no weights.
+    """Compiles nothing yet, and holds no weights between two evaluations.
 
     Args:
-      examples: with a best response, or with a label for n = 1.
+      examples: with a best response, or with a label if there is only one.
       model: with the compute and the layout of decoding.
-      tokenizer, settings: of the judge.
-      engine: of this model, shared with others; None for one of its own.
-      int8: whether the engine's kernels are int8.
-      **sizes: prompts, rows, size, chunk, buckets of an engine of its own.
+      tokenizer: tokenizer of the model.
+      judge_config: settings of the judge.
+      engine: an engine of this model to share; None to make one.
+      int8: whether kernels are quantized to int8.
+      **engine_shapes: prompts, generations_per_prompt, max_new_tokens,
+        decode_steps_per_call and prompt_buckets of the engine to make.
 
     Raises:
-      UserError: an example that does not say what is right, a setting or a
-        size that is wrong: now, and not when much has been trained.
+      UserError: an example has no label, or a setting is wrong. This comes
+        before training, not at the first evaluation.
     """
     for example in examples:
       correctness.is_correct(None, example)
     self.examples, self._model, self._int8 = examples, model, int8
-    engine = engine or make_engine(model, None, tokenizer, **sizes)
-    self._judge = Judge(engine, tokenizer, settings)
+    engine = engine or make_engine(model, tokenizer, **engine_shapes)
+    self._judge = Judge(engine, None, tokenizer, judge_config)
 
   def measure(self, params: dict, k: int = 0) -> EvalMetrics:
-    """Figures of the model with these parameters; k = 0 is greedy."""
-    return eval_metrics(self.judged(params, k))
+    """Returns the metrics of these parameters; k = 0 is greedy."""
+    judged = self.judged(params, k)
+    assert judged is not None  # nothing stops it
+    return eval_metrics(judged)
 
   def judged(
     self,
@@ -92,37 +97,42 @@ class JudgeEvaluator:
     k: int = 0,
     stops: Callable[[], bool] = lambda: False,
   ) -> list[JudgedExample] | None:
-    """K judgements of each example; those that cannot be are left out.
+    """Returns k judgements of each example.
 
-    The log names the first of these and counts them. `stops` is asked after
-    each example whether to give up; then there is nothing.
+    Examples that cannot be judged are left out; the log counts them and names
+    the first.
+
+    Args:
+      params: parameters in the form of training.
+      k: samples of each example; 0 for one greedy judgement.
+      stops: polled after each example; True ends the evaluation.
+
+    Returns:
+      The judged examples, or None if `stops` has ended the evaluation.
     """
     weights, _ = decode_weights.place(self._model, params, self._int8)
-    # A copy shares the programs; its caches end with it, not with the run.
-    judge = copy.copy(self._judge)
-    judge.engine = copy.copy(self._judge.engine)
-    judge.engine.programs.weights = weights
-    items = judge.judge(
+    # Weights and caches belong to this call and are freed with it.
+    items = self._judge.with_weights(weights).judge(
       self.examples, k, progress='held out', total=len(self.examples)
     )
-    found, faults, stopped = [], [], False
+    judged, errors = [], []
     for item in items:
-      (faults if isinstance(item, ExampleError) else found).append(item)
-      stopped = stops()
-      if stopped:
-        break
-    judge.engine.programs.weights = None  # not held between two calls
-    if stopped:
-      return None
-    if faults:
+      if isinstance(item, ExampleError):
+        errors.append(item)
+      else:
+        judged.append(item)
+      if stops():
+        return None
+    if errors:
       logging.warning(
-        '%d of %d held-out examples are left out; the first, %s: %s',
-        len(faults),
+        '%d of %d held-out examples cannot be judged and are left out; the '
+        'first is %s: %s',
+        len(errors),
         len(self.examples),
-        faults[0].id,
-        faults[0].reason,
+        errors[0].id,
+        errors[0].reason,
       )
-    return found
+    return judged
 
 
 def from_config(
@@ -131,109 +141,116 @@ def from_config(
   tokenizer: Tokenizer,
   engine: Engine | None = None,
   int8: bool = False,
-  **sizes,
+  **engine_shapes,
 ) -> JudgeEvaluator | None:
-  """What judges config.evaluation.data, by config.prompt; None for no data.
+  """Returns the evaluator of config.evaluation.data, or None without data.
 
   Args:
     config: of training.
-    model, tokenizer, engine, int8, **sizes: see HeldOut.
+    model: see JudgeEvaluator.
+    tokenizer: see JudgeEvaluator.
+    engine: see JudgeEvaluator.
+    int8: see JudgeEvaluator.
+    **engine_shapes: see JudgeEvaluator.
 
   Raises:
-    UserError: as HeldOut; the data cannot be read.
+    UserError: see JudgeEvaluator; or the data cannot be read.
   """
   if not config.evaluation.data:
     return None
   examples, _ = example_sources.load(
     config.evaluation.data, 'held_out', config.fail_on_bad_rows
   )
-  settings = JudgeConfig(
+  judge_config = JudgeConfig(
     template=config.prompt.template,
     single=config.prompt.single,
     too_long=config.prompt.too_long,
     seed=config.seed,
   )
   return JudgeEvaluator(
-    examples, model, tokenizer, settings, engine, int8, **sizes
+    examples, model, tokenizer, judge_config, engine, int8, **engine_shapes
   )
 
 
 def eval_metrics(judged: Sequence[JudgedExample]) -> EvalMetrics:
-  """Figures over all samples of all examples.
+  """Returns the metrics over all samples of all examples.
 
   Raises:
-    UserError: an example does not say what is right.
+    UserError: an example has no label.
   """
-  right, pairs, ties, samples, shown = [], [], [], [], []
-  for one in judged:
-    for sample in one.samples:
-      samples.append(sample)
-      right.append(correctness.is_correct(sample.scores, one.example))
-      if len(one.example.responses) > 1:
-        pairs.append(right[-1])
-        ties.append(_tied(sample.scores, one.example.best))
-        shown.append(_first(sample))
-  clear = [first for first in shown if first is not None]
+  samples = [(x.example, sample) for x in judged for sample in x.samples]
+  correct = [
+    correctness.is_correct(s.scores, example) for example, s in samples
+  ]
+  several = [len(example.responses) > 1 for example, _ in samples]
+  pairs = [x for x, is_pair in zip(samples, several, strict=True) if is_pair]
+  first_wins = [_first_position_wins(s) for _, s in pairs]
   return EvalMetrics(
-    accuracy=_mean(right),
-    pair_accuracy=_mean(pairs),
-    parse_failures=_mean([x.scores is None for x in samples]),
-    ties=_mean(ties),
-    first_position=_mean(clear),
-    truncated=_mean([x.finish == 'length' for x in samples]),
-    tokens=_mean([x.num_tokens for x in samples]),
-    examples=len({one.example.id for one in judged}) if samples else 0,
+    accuracy=_mean(correct),
+    pair_accuracy=_mean(
+      [x for x, is_pair in zip(correct, several, strict=True) if is_pair]
+    ),
+    parse_failures=_mean([s.scores is None for _, s in samples]),
+    ties=_mean([_best_is_tied(s, example.best) for example, s in pairs]),
+    first_position_win_rate=_mean([x for x in first_wins if x is not None]),
+    truncated_fraction=_mean([s.truncated for _, s in samples]),
+    mean_generation_length=_mean([s.num_tokens for _, s in samples]),
+    examples=len({x.example.id for x in judged}) if samples else 0,
   )
 
 
 def voting_accuracy(judged: Sequence[JudgedExample]) -> float:
-  """Share of examples whose best response has most votes.
+  """Returns the fraction of examples whose best response wins the vote.
 
-  Votes are summed over samples; see votes.expected_correct. Of an example with
-  one response the mean score must be on its label's side of 1/2. A tie is half
-  right, as if it was broken at random; nothing that parses is wrong.
+  Votes are sums of scores over samples; see voting.expected_correct. For an
+  example with one response, the mean score must be on its label's side of 1/2.
+  A tie counts as 1/2, as if it were broken at random. An example without a
+  parsed sample counts as wrong.
   """
-  right = []
-  for one in judged:
-    example, n = one.example, len(one.example.responses)
-    scores = [sample.scores for sample in one.samples]
-    if n > 1:
-      found = voting.sum_scores(scores, n)
-      right.append(voting.expected_correct(found, example.best))
+  correct = []
+  for item in judged:
+    example, num_responses = item.example, len(item.example.responses)
+    scores = [sample.scores for sample in item.samples]
+    if num_responses > 1:
+      assert example.best is not None  # held-out examples are labelled
+      votes = voting.sum_scores(scores, num_responses)
+      correct.append(voting.expected_correct(votes, example.best))
     else:
-      right.append(_on_its_side(voting.mean(scores, 1), example.rewards[0]))
-  return _mean(right)
+      assert example.rewards is not None
+      means = voting.mean_scores(scores, 1)
+      correct.append(_agrees_with_label(means, example.rewards[0]))
+  return _mean(correct)
 
 
-def format_metrics(found: EvalMetrics) -> str:
-  """Some of the figures, for a person."""
+def format_metrics(metrics: EvalMetrics) -> str:
+  """Returns the main metrics as one line of text."""
   return (
-    f'accuracy {found.accuracy:.3f}, of pairs {found.pair_accuracy:.3f}, '
-    f'parse failures {found.parse_failures:.3f}, ties {found.ties:.3f}, '
-    f'{found.tokens:.0f} tokens'
+    f'accuracy {metrics.accuracy:.3f}, pairs {metrics.pair_accuracy:.3f}, '
+    f'parse failures {metrics.parse_failures:.3f}, ties {metrics.ties:.3f}, '
+    f'{metrics.mean_generation_length:.0f} tokens'
   )
 
 
-def _on_its_side(mean, label) -> float:
-  if mean is None:
+def _agrees_with_label(means: Sequence[float] | None, label: float) -> float:
+  if means is None:
     return 0.0
-  return 0.5 if mean[0] == 0.5 else float((mean[0] > 0.5) == label)
+  return 0.5 if means[0] == 0.5 else float((means[0] > 0.5) == label)
 
 
-def _tied(scores, best) -> bool:
-  if scores is None:
+def _best_is_tied(sample: Judgement, best: int | None) -> bool:
+  if sample.scores is None:
     return False
-  top = voting.winners(scores)
-  return best in top and len(top) > 1
+  winners = voting.winners(sample.scores)
+  return best in winners and len(winners) > 1
 
 
-def _first(sample) -> bool | None:
-  """Whether the only winner was shown first; None if there is none."""
+def _first_position_wins(sample: Judgement) -> bool | None:
+  """Whether the sole winner stood first; None without a sole winner."""
   if sample.scores is None:
     return None
-  top = voting.winners(sample.scores)
-  return sample.order[0] == top[0] if len(top) == 1 else None
+  winners = voting.winners(sample.scores)
+  return sample.order[0] == winners[0] if len(winners) == 1 else None
 
 
-def _mean(values) -> float:
+def _mean(values: Sequence[float]) -> float:
   return sum(values) / len(values) if values else 0.0

@@ -1,4 +1,4 @@
-"""Judges from checkpoints, for the stages and for scripts."""
+"""Makes judges from checkpoints, for the stages and for scripts."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,10 +14,8 @@ from grm_jax.judgement import template
 from grm_jax.judges.baselines.pairwise_rm import PairJudge
 from grm_jax.judges.baselines.scalar_rm import META, MetaJudge, ScalarJudge
 from grm_jax.judges.baselines.semi_scalar import SemiScalarJudge
-from grm_jax.judges.baselines.token_probability import (
-  TokenProbabilityJudge,
-  VerdictScorer,
-)
+from grm_jax.judges.baselines.token_probability import TokenProbabilityJudge
+from grm_jax.judges.baselines.verdict_scorer import VerdictScorer
 from grm_jax.judges.generative import Judge, JudgeConfig, check_meta
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.transformer import Transformer
@@ -28,13 +26,15 @@ from grm_jax.sharding import mesh, rules
 from grm_jax.sharding.rules import ShardingLayout
 from grm_jax.tokenizer.tokenizer import Tokenizer
 
-# A GRM; a model asked for the best response, by what it says or by how likely
-# that is; a value per response, or per pair of them; a critique per response,
-# then a value for it.
-JUDGES = ('grm', 'llm', 'token_probability', 'scalar', 'pair', 'semi_scalar')
 AnyJudge = (
   Judge | TokenProbabilityJudge | ScalarJudge | PairJudge | SemiScalarJudge
 )
+# The kinds of judges, each with its default template:
+#   grm: writes a score per response;
+#   llm: names the best response;
+#   token_probability: scores a response by the probability of being named;
+#   scalar, pair: a scalar head gives a value per response, or per pair of them;
+#   semi_scalar: writes a critique per response, then gives it a value.
 _TEMPLATES = {
   'grm': 'pointwise',
   'llm': 'best',
@@ -43,106 +43,108 @@ _TEMPLATES = {
   'pair': 'pointwise',
   'semi_scalar': 'critic',
 }
-# Verdicts that follow a prompt at once: two samples of eight responses.
-_VERDICTS = 16
+JUDGES = tuple(_TEMPLATES)
+# Verdicts scored with one prompt: those of two samples of eight responses.
+_VERDICTS_PER_PROMPT = 16
 
 
 def from_config(
   config: ConfigDict,
-  settings: JudgeConfig,
+  judge_config: JudgeConfig,
   devices: Sequence[jax.Device] | None = None,
 ) -> AnyJudge:
-  """The judge that `config` describes; on `devices`, by default on all."""
+  """Returns the judge that `config` describes, on `devices` (default: all)."""
   layouts = (
     mesh.from_config(config, devices, config.sampling.weights),
     mesh.from_config(config, devices),
   )
   if config.judge in ('scalar', 'pair', 'semi_scalar'):
-    return _with_values(config, settings, layouts)
-  s = config.sampling
+    return _value_judge(config, judge_config, layouts)
+  sampling = config.sampling
   judge = load(
     config.checkpoint,
     model_directory.step_of(config.checkpoint_step),
     config.meta_checkpoint,
-    settings,
+    judge_config,
     ComputeConfig(**config.compute),
     layouts,
-    int8=s.int8,
-    generations_per_prompt=s.generations_per_prompt,
-    decode_steps_per_call=s.decode_steps_per_call,
-    prompts=s.prompts,
-    max_new_tokens=s.max_new_tokens,
-    prompt_buckets=s.prompt_buckets,
+    int8=sampling.int8,
+    prompts=sampling.prompts,
+    generations_per_prompt=sampling.generations_per_prompt,
+    max_new_tokens=sampling.max_new_tokens,
+    decode_steps_per_call=sampling.decode_steps_per_call,
+    prompt_buckets=sampling.prompt_buckets,
   )
   if config.judge != 'token_probability':
     return judge
-  used = judge.engine.programs
+  model = judge.engine.model
+  assert judge.weights is not None  # `load` has set them
   verdicts = VerdictScorer(
-    used.model,
-    used.weights,
+    model,
+    judge.weights,
     judge.tokenizer,
-    settings,
-    prompts=used.model.layout.split('prompts'),
-    texts=_VERDICTS,
-    size=s.max_new_tokens,
-    buckets=s.prompt_buckets,
+    judge_config,
+    prompts=model.layout.num_shards('prompts'),
+    texts_per_prompt=_VERDICTS_PER_PROMPT,
+    max_new_tokens=sampling.max_new_tokens,
+    prompt_buckets=sampling.prompt_buckets,
   )
   return TokenProbabilityJudge(judge, verdicts)
 
 
-def _with_values(
-  config, settings, layouts
+def _value_judge(
+  config: ConfigDict,
+  judge_config: JudgeConfig,
+  layouts: tuple[ShardingLayout, ShardingLayout],
 ) -> ScalarJudge | PairJudge | SemiScalarJudge:
-  """A judge whose scores are the values of a scalar head."""
-  s, compute = config.sampling, ComputeConfig(**config.compute)
-  sizes = dict(
-    prompts=s.prompts, size=s.max_new_tokens, buckets=s.prompt_buckets
+  """Returns a judge whose scores are the values of a scalar head."""
+  sampling, compute = config.sampling, ComputeConfig(**config.compute)
+  shapes = dict(
+    prompts=sampling.prompts,
+    max_new_tokens=sampling.max_new_tokens,
+    prompt_buckets=sampling.prompt_buckets,
   )
-  decoding, layout = layouts
-  where = (
-    config.checkpoint,
-    model_directory.step_of(config.checkpoint_step),
-    compute,
-    layout,
-  )
-  if config.judge != 'scalar' and _is_scalar(*where) is False:
+  decode_layout, layout = layouts
+  step = model_directory.step_of(config.checkpoint_step)
+  source = (config.checkpoint, step, compute, layout)
+  # A scalar reward model may lack the head; it scores by log-probabilities.
+  if config.judge != 'scalar' and _has_scalar_head(*source) is False:
     raise UserError(
-      f'config.judge={config.judge} needs a model with a scalar head, which '
-      f'{config.checkpoint} has not'
+      f'config.judge={config.judge} needs a model with a scalar head, but '
+      f'{config.checkpoint} has none; train one with configs/reward_model.py'
     )
   model, tokenizer, params = model_directory.open_model(
-    *where, scalar=True, seed=config.seed
+    *source, scalar=True, seed=config.seed
   )
-  values = ScalarScorer(model, params, **sizes)
+  scorer = ScalarScorer(model, params, **shapes)
   if config.judge == 'scalar':
-    return ScalarJudge(values, tokenizer)
+    return ScalarJudge(scorer, tokenizer)
   if config.judge == 'pair':
-    return PairJudge(values, tokenizer)
-  writer = model.clone(layout=decoding)
-  weights, _ = decode_weights.place(writer, params, s.int8)
+    return PairJudge(scorer, tokenizer)
+  decoder = model.clone(layout=decode_layout)
+  weights, _ = decode_weights.place(decoder, params, sampling.int8)
   engine = make_engine(
-    writer,
-    weights,
+    decoder,
     tokenizer,
-    rows=s.generations_per_prompt,
-    chunk=s.decode_steps_per_call,
-    **sizes,
+    generations_per_prompt=sampling.generations_per_prompt,
+    decode_steps_per_call=sampling.decode_steps_per_call,
+    **shapes,
   )
-  return SemiScalarJudge(Judge(engine, tokenizer, settings), values)
+  critic = Judge(engine, weights, tokenizer, judge_config)
+  return SemiScalarJudge(critic, scorer)
 
 
-def settings_of(config: ConfigDict) -> JudgeConfig:
-  """How `config` says to judge."""
+def make_judge_config(config: ConfigDict) -> JudgeConfig:
+  """Returns the settings of the judge that `config` describes."""
   if config.judge not in JUDGES:
     raise UserError(
-      f'config.judge is {config.judge!r}; it can be {", ".join(JUDGES)}'
+      f'config.judge is {config.judge!r}; it must be one of {", ".join(JUDGES)}'
     )
-  name = config.prompt.template
-  by_name = config.judge in ('llm', 'token_probability')
+  names_best = config.judge in ('llm', 'token_probability')
   return JudgeConfig(
-    template=name or _TEMPLATES[config.judge],
+    template=config.prompt.template or _TEMPLATES[config.judge],
     principles=config.prompt.principles,
-    reads='best' if by_name else 'scores',
+    reads='best' if names_best else 'scores',
     too_long=config.prompt.too_long,
     meta=config.prompt.meta,
     order=config.response_order,
@@ -151,99 +153,127 @@ def settings_of(config: ConfigDict) -> JudgeConfig:
   )
 
 
-def voting_settings_of(config: ConfigDict) -> JudgeConfig:
-  """How `config`, which has votes, says to judge."""
+def make_voting_judge_config(config: ConfigDict) -> JudgeConfig:
+  """Returns the settings of a judge whose config has votes."""
   return dataclasses.replace(
-    settings_of(config), vote=config.vote, k_meta=config.k_meta
+    make_judge_config(config), vote=config.vote, k_meta=config.k_meta
   )
 
 
 def with_order(judge: AnyJudge, order: str) -> AnyJudge:
-  """The judge with another order of responses."""
+  """Returns the judge with another order of responses."""
   if isinstance(judge, TokenProbabilityJudge):
-    return TokenProbabilityJudge(with_order(judge.inner, order), judge.verdicts)
+    inner = with_order(judge.inner, order)
+    assert isinstance(inner, Judge)
+    return TokenProbabilityJudge(inner, judge.verdicts)
   if isinstance(judge, Judge):
-    settings = dataclasses.replace(judge.settings, order=order)
-    return Judge(judge.engine, judge.tokenizer, settings, judge.meta)
-  return judge  # it sees one response at a time
+    new_config = dataclasses.replace(judge.config, order=order)
+    return Judge(
+      judge.engine, judge.weights, judge.tokenizer, new_config, judge.meta
+    )
+  return judge  # it sees one response at a time, or both orders of each pair
 
 
 def load(
   checkpoint: str,
   step: int | None,
   meta_checkpoint: str,
-  settings: JudgeConfig,
+  judge_config: JudgeConfig,
   compute: ComputeConfig,
   layouts: tuple[ShardingLayout, ShardingLayout],
   *,
   int8: bool,
-  generations_per_prompt: int,
-  decode_steps_per_call: int,
   prompts: int,
+  generations_per_prompt: int,
   max_new_tokens: int,
+  decode_steps_per_call: int,
   prompt_buckets: Sequence[int],
 ) -> Judge:
-  """A judge with the weights of checkpoints.
+  """Returns a GRM judge with the weights of a checkpoint.
 
   Args:
-    checkpoint: a model directory, or 'random'; see pretrained.open_model.
-    step: of the checkpoint; None for the newest.
-    meta_checkpoint: of the meta RM, '' for none.
-    settings: how to judge; its seed is that of random weights.
+    checkpoint: a model directory, or 'random'; see model_directory.open_model.
+    step: step of the checkpoint; None for the newest.
+    meta_checkpoint: model directory of the meta RM, '' for none.
+    judge_config: settings of the judge; its seed initializes random weights.
     compute: of both models.
     layouts: of decoding and of scoring.
     int8: whether decoding has int8 kernels.
-    generations_per_prompt, decode_steps_per_call, prompts, max_new_tokens,
-      prompt_buckets: see sampling.engine.Engine.
+    prompts: prompt slots.
+    generations_per_prompt: rows of a slot, see sampling.engine.Engine.
+    max_new_tokens: maximum length of a generation.
+    decode_steps_per_call: steps between two refills of rows.
+    prompt_buckets: lengths that prompts are padded to, ascending.
+
+  Raises:
+    UserError: a setting is wrong, or a checkpoint is the wrong kind of model.
+      Everything that does not need the weights is checked before reading them.
   """
-  check_meta(settings, bool(meta_checkpoint))
-  settings.forms().check()  # a wrong one should not wait for weights
-  if settings.meta:
-    template.load(settings.meta, key='config.prompt.meta')
+  check_meta(judge_config, bool(meta_checkpoint))
+  judge_config.prompt_format().check()
+  if judge_config.meta:
+    template.load(judge_config.meta, key='config.prompt.meta')
   _check_heads(checkpoint, step, meta_checkpoint, compute, layouts[0])
-  sizes = dict(prompts=prompts, size=max_new_tokens, buckets=prompt_buckets)
+  shapes: dict[str, Any] = dict(
+    prompts=prompts,
+    max_new_tokens=max_new_tokens,
+    prompt_buckets=prompt_buckets,
+  )
   model, tokenizer, params = model_directory.open_model(
-    checkpoint, step, compute, layouts[0], seed=settings.seed
+    checkpoint, step, compute, layouts[0], seed=judge_config.seed
   )
   weights, seconds = decode_weights.place(model, params, int8)
   del params
   logging.info('weights placed for decoding in %.1f s', seconds)
   engine = make_engine(
     model,
-    weights,
     tokenizer,
-    rows=generations_per_prompt,
-    chunk=decode_steps_per_call,
-    **sizes,
+    generations_per_prompt=generations_per_prompt,
+    decode_steps_per_call=decode_steps_per_call,
+    **shapes,
   )
   meta = None
   if meta_checkpoint:
-    network, words, params = model_directory.open_model(
+    meta_model, meta_tokenizer, meta_params = model_directory.open_model(
       meta_checkpoint, None, compute, layouts[1], scalar=True
     )
-    asked = settings.meta or meta_template_of(meta_checkpoint)
-    meta = MetaJudge(ScalarScorer(network, params, **sizes), words, asked)
-  return Judge(engine, tokenizer, settings, meta)
-
-
-def _check_heads(checkpoint, step, meta_checkpoint, compute, layout) -> None:
-  """UserError for a wrong kind of model, before any weights are read."""
-  if _is_scalar(checkpoint, step, compute, layout):
-    raise UserError(
-      f'config.checkpoint={checkpoint} has a scalar head: it is no model that '
-      'writes judgements; config.judge=scalar or semi_scalar uses its values'
+    meta = MetaJudge(
+      ScalarScorer(meta_model, meta_params, **shapes),
+      meta_tokenizer,
+      judge_config.meta or meta_template_of(meta_checkpoint),
     )
-  if _is_scalar(meta_checkpoint, None, compute, layout) is False:
+  return Judge(engine, weights, tokenizer, judge_config, meta)
+
+
+def _check_heads(
+  checkpoint: str,
+  step: int | None,
+  meta_checkpoint: str,
+  compute: ComputeConfig,
+  layout: ShardingLayout,
+) -> None:
+  """Raises UserError for the wrong kind of model, before reading weights."""
+  if _has_scalar_head(checkpoint, step, compute, layout):
     raise UserError(
-      f'config.meta_checkpoint={meta_checkpoint} has no scalar head; a meta '
-      'RM is trained by configs/reward_model.py'
+      f'config.checkpoint={checkpoint} has a scalar head and does not write '
+      'judgements; set config.judge to scalar, pair or semi_scalar'
+    )
+  if _has_scalar_head(meta_checkpoint, None, compute, layout) is False:
+    raise UserError(
+      f'config.meta_checkpoint={meta_checkpoint} has no scalar head; train a '
+      'meta RM with configs/reward_model.py'
     )
 
 
-def _is_scalar(directory, step, compute, layout) -> bool | None:
-  """Whether a checkpoint has a scalar head, by its description alone.
+def _has_scalar_head(
+  directory: str,
+  step: int | None,
+  compute: ComputeConfig,
+  layout: ShardingLayout,
+) -> bool | None:
+  """Whether a checkpoint has a scalar head; reads its description only.
 
-  None: it is no directory, but made up, or '', which open_model refuses.
+  Returns None for random weights and for '', which open_model rejects.
   """
   if directory in ('', model_directory.RANDOM):
     return None
@@ -251,9 +281,9 @@ def _is_scalar(directory, step, compute, layout) -> bool | None:
 
 
 def meta_template_of(directory: str) -> str:
-  """The template of the prompts that a meta RM was trained with.
+  """Returns the template of the prompts that a meta RM was trained with.
 
-  Converted checkpoints do not say; they are taken to read `scalar.META`.
+  A converted checkpoint does not store it; `scalar_rm.META` is the default.
   """
   if directory == model_directory.RANDOM:
     return META
@@ -262,19 +292,21 @@ def meta_template_of(directory: str) -> str:
 
 
 def make_engine(
-  model: Transformer, weights, tokenizer: Tokenizer, **sizes
+  model: Transformer, tokenizer: Tokenizer, **engine_options: Any
 ) -> Engine:
-  """An engine that writes what the tokenizer can read, until a turn ends."""
-  stop = tokenizer.stop_ids
-  forbidden = set(tokenizer.control_ids) - set(stop)
-  forbidden |= set(range(tokenizer.vocab_size, model.size.vocab_size))
+  """Returns an engine that generates one turn of the tokenizer's chat format.
+
+  It never samples other control tokens, or ids that the tokenizer lacks.
+  """
+  stop_ids = tokenizer.stop_ids
+  forbidden_ids = set(tokenizer.control_ids) - set(stop_ids)
+  forbidden_ids |= set(range(tokenizer.vocab_size, model.config.vocab_size))
   return Engine(
     model,
-    weights,
-    stop_ids=stop,
-    forbidden=sorted(forbidden),
+    stop_ids=stop_ids,
+    forbidden_ids=sorted(forbidden_ids),
     detokenize=tokenizer.decode,
-    **sizes,
+    **engine_options,
   )
 
 
@@ -293,41 +325,45 @@ def load_judge(
   prompt_buckets: Sequence[int] = (1024, 2048, 4096),
   **settings: Any,
 ) -> Judge:
-  """A judge with the weights of a checkpoint, on all devices there are.
+  """Returns a judge with the weights of a checkpoint, on all devices.
 
   Args:
     checkpoint: a model directory, or 'random' for small random weights.
-    meta_checkpoint: of a meta RM.
-    step: of the checkpoint; None for the newest.
-    tensor: devices that split the weights; the others split the prompts.
-    weights: 'resident' or 'fsdp', see parallel.rules.for_decoding.
-    int8: whether kernels are int8.
-    prompts: prompts at work at once; default 4 for every device.
-    generations_per_prompt, max_new_tokens, decode_steps_per_call,
-      prompt_buckets: see sampling.engine.Engine.
-    **settings: see Settings.
+    meta_checkpoint: model directory of a meta RM.
+    step: step of the checkpoint; None for the newest.
+    tensor: number of devices that split the weights; the rest split prompts.
+    weights: 'resident' or 'fsdp', see sharding.rules.decode_rules.
+    int8: whether kernels are quantized to int8.
+    prompts: prompt slots; default 4 for every shard of the prompts.
+    generations_per_prompt: rows of a slot, see sampling.engine.Engine.
+    max_new_tokens: maximum length of a generation.
+    decode_steps_per_call: steps between two refills of rows.
+    prompt_buckets: lengths that prompts are padded to, ascending.
+    **settings: see JudgeConfig.
   """
-  on_tpu = jax.default_backend() == 'tpu'
+  backend = jax.default_backend()
   compute = ComputeConfig(
-    dtype='float32' if jax.default_backend() == 'cpu' else 'bfloat16',
-    attention='splash' if on_tpu else 'xla',
+    dtype='float32' if backend == 'cpu' else 'bfloat16',
+    attention='splash' if backend == 'tpu' else 'xla',
   )
   devices = mesh.make_mesh(tensor=tensor)
-  layouts = [
-    rules.layout(devices, table)
-    for table in (rules.for_decoding(rules.RULES, weights), rules.RULES)
-  ]
+  decode_layout = rules.make_layout(
+    devices, rules.decode_rules(rules.RULES, weights)
+  )
+  layout = rules.make_layout(devices, rules.RULES)
+  if prompts is None:
+    prompts = 4 * decode_layout.num_shards('prompts')
   return load(
     checkpoint,
     step,
     meta_checkpoint or '',
     JudgeConfig(**settings),
     compute,
-    tuple(layouts),
+    (decode_layout, layout),
     int8=int8,
+    prompts=prompts,
     generations_per_prompt=generations_per_prompt,
-    decode_steps_per_call=decode_steps_per_call,
-    prompts=4 * layouts[0].split('prompts') if prompts is None else prompts,
     max_new_tokens=max_new_tokens,
+    decode_steps_per_call=decode_steps_per_call,
     prompt_buckets=prompt_buckets,
   )

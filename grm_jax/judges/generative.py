@@ -1,5 +1,9 @@
-"""The generative judge: examples in, judgements out; others here do so too."""
+"""The generative judge: examples in, judgements out.
 
+Its method `judge` is the interface that all judges share.
+"""
+
+import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -9,31 +13,37 @@ from grm_jax.errors import UserError
 from grm_jax.judgement import example as examples_lib
 from grm_jax.judgement import judgement_request, verdict
 from grm_jax.judgement.example import JudgingExample
-from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
+from grm_jax.judgement.judgement import ExampleError, JudgedExample
 from grm_jax.judgement.judgement_request import JudgementRequest
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judgement.verdict import VoteConfig
 from grm_jax.judges.baselines.scalar_rm import MetaJudge
-from grm_jax.judges.judgement_scheduler import JudgementScheduler, PromptBuilder
+from grm_jax.judges.judgement_scheduler import (
+  JudgementScheduler,
+  OnJudged,
+  OnSample,
+  PromptBuilder,
+)
+from grm_jax.sampling.decode_state import DecodeWeights
 from grm_jax.sampling.engine import Engine
 from grm_jax.tokenizer.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class JudgeConfig:
-  """How to judge; the defaults are the paper's where it says.
+  """Settings of a judge. The defaults are the paper's where it gives them.
 
   Attributes:
     template: name or path, see judgement/template.py.
-    principles: template by which principles are written, once for an example
-      that has none, if `template` uses them.
-    single: template of examples of one response, see judgement/prompt_format.py.
+    principles: template that writes principles, once for every example without
+      any; read only if `template` uses principles.
+    single: template for examples of one response, see
+      judgement/prompt_format.py.
     too_long: 'shorten' or 'refuse', see judgement/prompt_builder.py.
     order, temperature, seed, hint: see judgement/judgement_request.py.
-    vote, k_meta: see judgement/verdict.py, Voting.
+    vote, k_meta: see judgement/verdict.py, VoteConfig.
     reads: 'scores' or 'best', see judgement/prompt_format.py.
-    meta: template of the meta RM's prompts; '' is the one that it was trained
-      with, if its checkpoint says so.
+    meta: template of the meta RM's prompts; '' for the one in its checkpoint.
   """
 
   template: str = 'pointwise'
@@ -50,75 +60,95 @@ class JudgeConfig:
   meta: str = ''
 
   def __post_init__(self):
-    self.forms(), self.voting()
+    self.prompt_format(), self.vote_config()  # both check their values
     judgement_request.check(0, self.order, self.temperature)
 
-  def forms(self) -> PromptFormat:
-    """The prompts that these settings ask with."""
+  def prompt_format(self) -> PromptFormat:
+    """Returns the prompts of judgements and their parser."""
     return PromptFormat(self.template, self.single, self.too_long, self.reads)
 
-  def voting(self) -> VoteConfig:
-    """How samples vote."""
+  def vote_config(self) -> VoteConfig:
+    """Returns how samples are combined."""
     return VoteConfig(self.vote, self.k_meta)
 
-  def asked(self, example: JudgingExample, k: int) -> JudgementRequest:
-    """What is asked of an example."""
+  def request(self, example: JudgingExample, k: int) -> JudgementRequest:
+    """Returns the request for k judgements of an example."""
     return JudgementRequest(
       example, k, self.order, self.temperature, self.seed, self.hint
     )
 
 
 class Judge:
-  """An engine, a tokenizer and a template; see `judge` and `score`."""
+  """A GRM that writes judgements; see `judge` and `score`.
+
+  Attributes:
+    engine: generates.
+    weights: parameters of its model; may be None until `with_weights`.
+    tokenizer: tokenizer of its model.
+    config: settings.
+    meta: the meta RM, None without one.
+    prompts: builds the prompts.
+  """
 
   def __init__(
     self,
     engine: Engine,
+    weights: DecodeWeights | None,
     tokenizer: Tokenizer,
-    settings: JudgeConfig,
+    config: JudgeConfig,
     meta: MetaJudge | None = None,
   ):
-    """`meta` rates every judgement; votes by it need it.
+    """With `meta`, every judgement gets a score of the meta RM.
 
     Raises:
-      UserError: a vote that needs a meta RM, and none given.
+      UserError: a template is invalid, or the vote needs a meta RM and there
+        is none.
     """
-    check_meta(settings, meta is not None)
-    self.engine, self.tokenizer, self.settings = engine, tokenizer, settings
-    self.meta = meta
-    judging, writing = settings.forms(), None
-    judging.check()
-    if 'principles' in judging.of(2).used:
-      writing = PromptFormat(settings.principles, '', settings.too_long)
+    check_meta(config, meta is not None)
+    self.engine, self.weights = engine, weights
+    self.tokenizer, self.config, self.meta = tokenizer, config, meta
+    judgement_format, principles_format = config.prompt_format(), None
+    judgement_format.check()
+    if 'principles' in judgement_format.template_for(2).used_variables:
+      principles_format = PromptFormat(config.principles, '', config.too_long)
     self.prompts = PromptBuilder(
-      judging, writing, tokenizer, engine.limits.prompt
+      judgement_format,
+      principles_format,
+      tokenizer,
+      engine.limits.max_prompt_tokens,
     )
+
+  def with_weights(self, weights: DecodeWeights) -> 'Judge':
+    """Returns this judge with other weights; both share the engine."""
+    judge = copy.copy(self)
+    judge.weights = weights
+    return judge
 
   def score(
     self, rows: Iterable[dict[str, Any]], k: int = 8, progress: str = ''
   ) -> list[dict[str, Any]]:
-    """Votes, scores and generations of rows, in their order.
+    """Returns votes, scores and generations of rows, in their order.
 
     Args:
       rows: {query | messages, responses[, id, reference, principles]}.
-      k: samples of each; 0 is one greedy judgement.
+      k: samples of each; 0 for one greedy judgement.
       progress: name of a progress bar, '' for none.
 
     Returns:
       One row for each, see judgement/verdict.py.
 
     Raises:
-      UserError: a row that cannot be judged, before the others are.
+      UserError: a row cannot be judged.
     """
-    found = [examples_lib.from_row(row, i) for i, row in enumerate(rows)]
-    out = []
-    for item in self.judge(found, k, progress=progress, total=len(found)):
+    examples = [examples_lib.from_row(row, i) for i, row in enumerate(rows)]
+    results = []
+    for item in self.judge(examples, k, progress=progress, total=len(examples)):
       if isinstance(item, ExampleError):
         raise UserError(f'{item.id}: {item.reason}')
-      out.append(
-        verdict.report(item, self.settings.voting(), self.settings.seed)
+      results.append(
+        verdict.to_row(item, self.config.vote_config(), self.config.seed)
       )
-    return out
+    return results
 
   def judge(
     self,
@@ -128,65 +158,75 @@ class Judge:
     progress: str = '',
     total: int = 0,
   ) -> Iterator[JudgedExample | ExampleError]:
-    """Judgements of a stream of examples, in its order.
+    """Yields the judgements of a stream of examples, in its order.
 
     Args:
-      examples: read as the engine gets free; faults are passed through.
-      k: samples of each; 0 is one greedy judgement.
-      progress: name of a progress bar over samples.
-      total: number of examples, if known.
+      examples: read as the engine gets free; an ExampleError is passed on.
+      k: samples of each; 0 for one greedy judgement.
+      progress: name of a progress bar over samples, '' for none.
+      total: number of examples, 0 if unknown.
     """
-    per_example = max(1, k) + (self.prompts.writing is not None)
-    done = {}
-    asking = JudgementScheduler(self.prompts, done.__setitem__)
-    items = self.engine.run(
-      asking.requests(self._asked(examples, k)),
+    writes_principles = self.prompts.principles_format is not None
+    judged: dict[int, JudgedExample | ExampleError] = {}
+    scheduler = JudgementScheduler(self.prompts, judged.__setitem__)
+    items = self._run(
+      scheduler,
+      self._requests(examples, k),
       progress=progress,
-      total=total * per_example,
+      total=total * (max(1, k) + writes_principles),
     )
-    following = 0
+    next_number = 0
+    # The last round, without an item, yields errors at the end of the stream.
     for item in itertools.chain(items, (None,)):
       if item is not None:
-        asking.collect(item)
-      while following in done:
-        yield self._rate(done.pop(following))
-        following += 1
-
-  def _asked(self, examples, k) -> Iterator[JudgementRequest | ExampleError]:
-    for x in examples:
-      yield x if isinstance(x, ExampleError) else self.settings.asked(x, k)
+        scheduler.collect(item)
+      while next_number in judged:
+        yield self._add_meta(judged.pop(next_number))
+        next_number += 1
 
   def stream(
     self,
-    examples: Iterable[JudgementRequest | None],
-    hand_out: Callable[[int, JudgedExample | ExampleError], None],
-    show: Callable[[int, int, Judgement], None],
+    requests: Iterable[JudgementRequest | None],
+    on_judged: OnJudged,
+    on_sample: OnSample,
     dropped: Callable[[], Collection[int]],
   ) -> None:
-    """Judges whatever comes, each as it asks, until nothing more comes.
+    """Judges a stream of requests with settings of their own, until it ends.
 
-    All are called in the thread of the caller, between two calls of the model.
+    Calls everything in the caller's thread, between two calls of the model.
 
     Args:
-      examples: with what is asked of each; None where there is none yet. With
-        nothing at work it is read again at once and may wait.
-      hand_out: told the number of an example, from 0, and what came of it.
-      show: told the number, the place among its samples and a judgement that
-        was written, without the meta RM's opinion.
-      dropped: numbers that nobody waits for any more, since the last call.
+      requests: None while no request is ready. When the engine is idle, it is
+        read again at once and may block.
+      on_judged: called with the number of an example, from 0, and its result.
+      on_sample: called with the number of an example, a sample index and the
+        judgement, without a score of the meta RM.
+      dropped: returns the numbers to cancel since its last call.
     """
 
-    def rated(number, item):
-      hand_out(number, self._rate(item))
+    def on_judged_with_meta(number, item):
+      on_judged(number, self._add_meta(item))
 
-    asking = JudgementScheduler(self.prompts, rated, show)
-    items = self.engine.run(
-      asking.requests(examples), dropped=lambda: asking.drop(dropped())
+    scheduler = JudgementScheduler(self.prompts, on_judged_with_meta, on_sample)
+    items = self._run(
+      scheduler, requests, dropped=lambda: scheduler.drop(dropped())
     )
     for item in items:
-      asking.collect(item)
+      scheduler.collect(item)
 
-  def _rate(
+  def _run(self, scheduler, requests, **options):
+    if self.weights is None:
+      raise ValueError('the judge has no weights; see Judge.with_weights')
+    return self.engine.run(
+      self.weights, scheduler.requests(requests), **options
+    )
+
+  def _requests(self, examples, k) -> Iterator[JudgementRequest | ExampleError]:
+    for example in examples:
+      is_error = isinstance(example, ExampleError)
+      yield example if is_error else self.config.request(example, k)
+
+  def _add_meta(
     self, item: JudgedExample | ExampleError
   ) -> JudgedExample | ExampleError:
     if self.meta is None or isinstance(item, ExampleError):
@@ -194,17 +234,16 @@ class Judge:
     return self.meta.rate(item)
 
 
-def check_meta(settings: JudgeConfig, there: bool) -> None:
-  """UserError for a vote that needs a meta RM where there is none."""
-  if there:
+def check_meta(config: JudgeConfig, has_meta: bool) -> None:
+  """Raises UserError if the settings need a meta RM and there is none."""
+  if has_meta:
     return
-  if settings.voting().needs_meta:
+  if config.vote_config().needs_meta:
     raise UserError(
-      f'config.vote={settings.vote} needs a meta RM; give '
-      'config.meta_checkpoint'
+      f'config.vote={config.vote} needs a meta RM; set config.meta_checkpoint'
     )
-  if settings.k_meta:
+  if config.k_meta:
     raise UserError(
-      f'config.k_meta={settings.k_meta} is how many judgements a meta RM '
-      'keeps; give config.meta_checkpoint'
+      f'config.k_meta={config.k_meta} is the number of judgements that a meta '
+      'RM selects; set config.meta_checkpoint, or set config.k_meta=0'
     )

@@ -1,12 +1,12 @@
-"""From examples to requests of an engine, and from generations to judgements.
+"""Turns examples into engine requests, and generations into judgements.
 
-  asked -> orders -> prompts (one per order) -> requests
-  generations -> texts -> scores -> judgements, an example at a time
+  judgement requests -> orders -> prompts (one per order) -> engine requests
+  generations -> texts -> scores -> judgements, grouped by example
 
-An example of n responses has at most n distinct prompts under balanced
-orders, however many samples are drawn; each is computed once. Where the
-template asks for judgements by given principles, one more generation writes
-them before, and all samples of the example share them.
+Under balanced orders an example of n responses has at most n distinct prompts
+for any number of samples, and each is computed once. If the template uses
+principles, one generation writes them first, and all samples of the example
+share them.
 """
 
 import collections
@@ -23,234 +23,278 @@ from grm_jax.sampling.request import Generation, RejectedRequest, Request
 from grm_jax.tokenizer import chat_format
 from grm_jax.tokenizer.tokenizer import Tokenizer
 
+Order = tuple[int, ...]
+OnJudged = Callable[[int, JudgedExample | ExampleError], None]
+OnSample = Callable[[int, int, Judgement], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestTag:
+  """Tag of an engine request: what its generations are for.
+
+  Attributes:
+    example_number: number of the example in the stream of examples.
+    example_id: id of the example.
+    order: order of the responses; None for the request for principles.
+  """
+
+  example_number: int
+  example_id: str
+  order: Order | None
+
 
 @dataclasses.dataclass(frozen=True)
 class PromptBuilder:
-  """How examples are asked.
+  """Builds the prompts of examples.
 
   Attributes:
-    judging: for judgements.
-    writing: for principles of examples without any; None if judgements need
-      none.
-    tokenizer: the model's.
-    limit: most tokens of a prompt.
+    judgement_format: prompts for judgements.
+    principles_format: prompts for principles of examples without any; None if
+      judgements use no principles.
+    tokenizer: tokenizer of the model.
+    limit: maximum length of a prompt, in tokens.
   """
 
-  judging: PromptFormat
-  writing: PromptFormat | None
+  judgement_format: PromptFormat
+  principles_format: PromptFormat | None
   tokenizer: Tokenizer
   limit: int
 
-  def tokens(
-    self, asked: JudgementRequest, order: tuple[int, ...], write: bool
+  def judgement_prompt(
+    self, request: JudgementRequest, order: Order
   ) -> tuple[int, ...]:
-    """A prompt; UserError where the example does not fit.
+    """Returns the prompt for a judgement; UserError if it does not fit."""
+    return self._tokenize(self.judgement_format, request, order, request.hint)
 
-    Args:
-      asked: the example.
-      order: in which its responses are shown.
-      write: whether principles are asked for, not a judgement.
-    """
-    forms, hint = (self.writing, False) if write else (self.judging, asked.hint)
-    render = functools.partial(chat_format.render_user, self.tokenizer)
-    return forms.tokenize(
-      asked.example, order, render, limit=self.limit, hint=hint
+  def principles_prompt(self, request: JudgementRequest) -> tuple[int, ...]:
+    """Returns the prompt for principles; UserError if it does not fit."""
+    assert self.principles_format is not None
+    order = tuple(range(len(request.example.responses)))
+    return self._tokenize(self.principles_format, request, order, hint=False)
+
+  def _tokenize(self, prompt_format, request, order, hint):
+    chat = functools.partial(chat_format.render_user, self.tokenizer)
+    return prompt_format.tokenize(
+      request.example, order, chat, limit=self.limit, hint=hint
     )
 
 
 @dataclasses.dataclass
 class PendingExample:
-  """An example whose samples are being drawn; places of `samples` by request.
+  """An example whose samples are being generated.
 
-  `written` are the principles that were written for it, '' if none were.
+  Attributes:
+    request: the judgement request.
+    principles: principles that the judge wrote for it, '' if it wrote none.
+    samples: judgements by sample index, None while missing.
+    sample_indices: by order, the indices of the samples with this order.
+    request_ids: ids of its engine requests.
   """
 
-  asked: JudgementRequest
-  written: str
+  request: JudgementRequest
+  principles: str
   samples: list[Judgement | None]
-  places: dict[str, list[int]]
-  orders: list[tuple[int, ...]]
-  missing: int
+  sample_indices: dict[Order, list[int]]
+  request_ids: list[str]
 
 
 class JudgementScheduler:
-  """Examples on their way through an engine, numbered as they came."""
+  """Keeps the examples that an engine is processing, numbered from 0."""
 
   def __init__(
     self,
     prompts: PromptBuilder,
-    hand_out: Callable[[int, JudgedExample | ExampleError], None],
-    show: Callable[[int, int, Judgement], None] | None = None,
+    on_judged: OnJudged,
+    on_sample: OnSample | None = None,
   ):
-    """Begins with no example.
+    """Starts without examples.
 
     Args:
-      prompts: how they are asked.
-      hand_out: told the number of an example and what came of it, once.
-      show: told the number, the place among its samples and a judgement, as
-        soon as it was written.
+      prompts: builds the prompts.
+      on_judged: called once with the number and the result of every example.
+      on_sample: called with an example's number, a sample index and the
+        judgement, as soon as it is generated.
     """
-    self._prompts, self._hand_out, self._show = prompts, hand_out, show
+    self._prompts = prompts
+    self._on_judged, self._on_sample = on_judged, on_sample
     self._ready: collections.deque[Request] = collections.deque()
-    self._writing: dict[
-      int, JudgementRequest
-    ] = {}  # while principles are written
-    self._work: dict[int, PendingExample] = {}
+    # Examples whose principles are being written.
+    self._awaiting_principles: dict[int, JudgementRequest] = {}
+    self._pending: dict[int, PendingExample] = {}
 
   def requests(
-    self, asked: Iterable[JudgementRequest | ExampleError | None]
+    self, judgement_requests: Iterable[JudgementRequest | ExampleError | None]
   ) -> Iterator[Request | None]:
-    """Requests of every example, those that waited first.
+    """Yields the engine requests of every example, in the examples' order.
 
     Args:
-      asked: examples, read as the engine gets free; a Fault is handed out as
-        it is. None says that there is none yet, and comes back as None.
+      judgement_requests: read as the engine gets free. An ExampleError is the
+        result of its example. None means that no example is ready, and is
+        yielded as None.
     """
     number = 0
-    for item in asked:
+    for item in judgement_requests:
       if isinstance(item, ExampleError):
-        self._hand_out(number, item)
+        self._on_judged(number, item)
       elif item is not None:
-        self._ask(number, item)
+        self._schedule(number, item)
       number += item is not None
       while self._ready:
         yield self._ready.popleft()
       if item is None:
         yield None
-    while self._ready or self._writing:
+    # Principles that are still being written lead to more requests.
+    while self._ready or self._awaiting_principles:
       yield self._ready.popleft() if self._ready else None
 
   def drop(self, numbers: Iterable[int]) -> list[str]:
-    """Forgets examples: nothing more is asked or handed out of them.
+    """Cancels examples; they get no result.
 
     Returns:
-      The requests of them that may be at work.
+      Ids of their requests that the engine may be processing.
     """
-    found = []
+    request_ids = []
     for number in numbers:
-      if self._writing.pop(number, None) is not None:
-        found.append(_name(number, 'principles'))
-      this = self._work.pop(number, None)
-      found += this.places if this is not None else ()
-    if found:
-      kept = [x for x in self._ready if x.id not in found]
-      self._ready = collections.deque(kept)
-    return found
+      if self._awaiting_principles.pop(number, None) is not None:
+        request_ids.append(_principles_id(number))
+      pending = self._pending.pop(number, None)
+      if pending is not None:
+        request_ids += pending.request_ids
+    if request_ids:
+      self._ready = collections.deque(
+        x for x in self._ready if x.id not in request_ids
+      )
+    return request_ids
 
   def collect(self, item: Generation | RejectedRequest) -> None:
-    """Reads what the engine has written."""
-    number = int(item.request.split(':')[0])
-    if number in self._writing:
-      self._judge_by(item, number)
+    """Adds a result of the engine to its example."""
+    tag = item.tag
+    assert isinstance(tag, RequestTag)
+    number = tag.example_number
+    if number in self._awaiting_principles:
+      self._collect_principles(number, item)
       return
-    if number not in self._work:
-      return  # another prompt of the example was refused, or it was dropped
-    this = self._work[number]
+    pending = self._pending.get(number)
+    if pending is None:
+      return  # another prompt of the example was rejected, or it was dropped
     if isinstance(item, RejectedRequest):
-      del self._work[number]
-      self._hand_out(number, ExampleError(this.asked.example.id, item.reason))
+      del self._pending[number]
+      self._on_judged(number, ExampleError(tag.example_id, item.reason))
       return
-    place = this.places[item.request][item.sample]
-    found = self._judgement(item, this, this.orders[place])
-    this.samples[place] = found
-    this.missing -= 1
-    if self._show is not None:
-      self._show(number, place, found)
-    if not this.missing:
-      del self._work[number]
-      self._hand_out(
-        number, JudgedExample(this.asked.example, tuple(this.samples))
-      )
+    assert tag.order is not None
+    index = pending.sample_indices[tag.order][item.sample]
+    judgement = self._judgement(item, pending.principles, tag.order)
+    pending.samples[index] = judgement
+    if self._on_sample is not None:
+      self._on_sample(number, index, judgement)
+    samples = tuple(x for x in pending.samples if x is not None)
+    if len(samples) == len(pending.samples):
+      del self._pending[number]
+      self._on_judged(number, JudgedExample(pending.request.example, samples))
 
-  def _ask(self, number, asked, written='') -> None:
-    """Makes ready what to generate next for an example."""
-    write = self._prompts.writing is not None and not asked.example.principles
+  def _schedule(
+    self, number: int, request: JudgementRequest, principles: str = ''
+  ) -> None:
+    """Adds the next engine requests of an example to the ready ones."""
+    example = request.example
+    uses_principles = self._prompts.principles_format is not None
     try:
-      if write:
-        self._ready.append(self._of_principles(number, asked))
-        self._writing[number] = asked
+      if uses_principles and not example.principles:
+        self._ready.append(self._principles_request(number, request))
+        self._awaiting_principles[number] = request
       else:
-        self._ready.extend(self._of_judgements(number, asked, written))
+        requests = self._judgement_requests(number, request, principles)
+        self._ready.extend(requests)
     except UserError as error:
-      self._hand_out(number, ExampleError(asked.example.id, str(error)))
+      self._on_judged(number, ExampleError(example.id, str(error)))
 
-  def _of_principles(self, number, asked) -> Request:
-    """Asks for principles; the responses stand in their own order."""
-    order = tuple(range(len(asked.example.responses)))
-    tokens = self._prompts.tokens(asked, order, write=True)
-    name, key = _name(number, 'principles'), f'{asked.example.id} principles'
-    return _request(name, tokens, 1, asked, key)
+  def _principles_request(
+    self, number: int, request: JudgementRequest
+  ) -> Request:
+    example_id = request.example.id
+    return _engine_request(
+      request,
+      id=_principles_id(number),
+      prompt=self._prompts.principles_prompt(request),
+      num_samples=1,
+      key=f'{example_id} principles',
+      tag=RequestTag(number, example_id, None),
+    )
 
-  def _of_judgements(self, number, asked, written) -> list[Request]:
-    example = asked.example
-    shown = response_order.orders(
-      asked.order,
+  def _judgement_requests(
+    self, number: int, request: JudgementRequest, principles: str
+  ) -> list[Request]:
+    """Returns one engine request per order; the example becomes pending."""
+    example = request.example
+    orders = response_order.orders(
+      request.order,
       len(example.responses),
-      max(1, asked.k),
-      asked.seed,
+      max(1, request.k),
+      request.seed,
       example.id,
     )
-    places = {}
-    for place, order in enumerate(shown):
-      places.setdefault(order, []).append(place)
+    sample_indices: dict[Order, list[int]] = {}
+    for index, order in enumerate(orders):
+      sample_indices.setdefault(order, []).append(index)
     requests = [
-      _request(
-        _name(number, i),
-        self._prompts.tokens(asked, order, write=False),
-        len(places[order]),
-        asked,
-        f'{example.id} {",".join(map(str, order))}',
+      _engine_request(
+        request,
+        id=f'{number}:{i}',
+        prompt=self._prompts.judgement_prompt(request, order),
+        num_samples=len(indices),
+        # The random draws depend on this string: do not change its form.
+        key=f'{example.id} {",".join(map(str, order))}',
+        tag=RequestTag(number, example.id, order),
       )
-      for i, order in enumerate(places)
+      for i, (order, indices) in enumerate(sample_indices.items())
     ]
-    named = zip((r.id for r in requests), places.values(), strict=True)
-    self._work[number] = PendingExample(
-      asked=asked,
-      written=written,
-      samples=[None] * len(shown),
-      places=dict(named),
-      orders=shown,
-      missing=len(shown),
+    self._pending[number] = PendingExample(
+      request=request,
+      principles=principles,
+      samples=[None] * len(orders),
+      sample_indices=sample_indices,
+      request_ids=[x.id for x in requests],
     )
     return requests
 
-  def _judge_by(self, item, number) -> None:
-    """Asks for judgements by the principles that were written."""
-    asked = self._writing.pop(number)
-    reason = item.reason if isinstance(item, RejectedRequest) else ''
-    written = '' if reason else item.text.strip()
-    if not written:
-      reason = reason or 'the judge wrote no principles'
-      self._hand_out(number, ExampleError(asked.example.id, reason))
+  def _collect_principles(
+    self, number: int, item: Generation | RejectedRequest
+  ) -> None:
+    """Schedules the judgements of an example whose principles are written."""
+    request = self._awaiting_principles.pop(number)
+    if isinstance(item, RejectedRequest):
+      self._on_judged(number, ExampleError(request.example.id, item.reason))
       return
-    example = dataclasses.replace(asked.example, principles=written)
-    self._ask(number, dataclasses.replace(asked, example=example), written)
+    principles = (item.text or '').strip()
+    if not principles:
+      reason = 'the judge wrote no principles'
+      self._on_judged(number, ExampleError(request.example.id, reason))
+      return
+    example = dataclasses.replace(request.example, principles=principles)
+    request = dataclasses.replace(request, example=example)
+    self._schedule(number, request, principles)
 
   def _judgement(
-    self, item: Generation, this: PendingExample, order
+    self, item: Generation, principles: str, order: Order
   ) -> Judgement:
-    # Only what comes after the principles is read: they are no judgement.
-    shown = self._prompts.judging.read(item.text, len(order))
-    text = f'{this.written}\n\n{item.text}' if this.written else item.text
+    """Parses a generation: the only place where its scores are read."""
+    generated = item.text or ''
+    # A box inside the principles is not a score, so they are not parsed.
+    scores = self._prompts.judgement_format.parse_scores(generated, order)
+    text = f'{principles}\n\n{generated}' if principles else generated
     return Judgement(
       order=order,
       text=text,
       num_tokens=len(item.tokens),
       finish=item.finish,
-      scores=None if shown is None else response_order.restore(shown, order),
+      scores=scores,
     )
 
 
-def _name(number, what) -> str:
-  return f'{number}:{what}'
+def _principles_id(number: int) -> str:
+  return f'{number}:principles'
 
 
-def _request(name, tokens, count, asked: JudgementRequest, key) -> Request:
-  return Request(
-    id=name,
-    prompt=tokens,
-    num_samples=count,
-    temperature=asked.temperature if asked.k else 0.0,
-    seed=asked.seed,
-    key=key,
-  )
+def _engine_request(request: JudgementRequest, **fields) -> Request:
+  temperature = request.temperature if request.k else 0.0
+  return Request(temperature=temperature, seed=request.seed, **fields)

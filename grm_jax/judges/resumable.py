@@ -1,4 +1,4 @@
-"""Judging through a journal, so that a run that was killed goes on."""
+"""Judges examples through a journal, so that an interrupted run resumes."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -22,55 +22,52 @@ def judge_all(
   path: str,
   header: Mapping[str, Any],
   progress: str,
-  rate: Callable[[JudgedExample], JudgedExample] = lambda judged: judged,
+  postprocess: Callable[[JudgedExample], JudgedExample] = lambda judged: judged,
 ) -> list[JudgedExample]:
-  """Judgements of all examples; those in the journal are not made again.
+  """Returns judgements of all examples; skips those in the journal.
 
-  The first process keeps the journal, and all go on where it says.
+  The first process keeps the journal. All processes start where it ends.
 
   Args:
     judge: of any kind.
     examples: all of them.
-    k: samples of each; 0 is one greedy judgement.
-    path: of the journal, which is left there.
-    header: what tells it from journals of other runs.
+    k: samples of each; 0 for one greedy judgement.
+    path: of the journal, which stays there.
+    header: identifies the run, so that no other run's journal is used.
     progress: name of a progress bar.
-    rate: what is done to each judgement before it is kept.
+    postprocess: applied to each judged example before it is stored.
 
   Returns:
-    In the order of the examples. In other processes than the first what the
-    journal held before has no samples.
+    Judged examples in the order of `examples`. In other processes than the
+    first, examples from the journal have no samples.
   """
-  first = not jax.process_index()
-  journal = Journal(path, {**header, 'samples': k}) if first else None
-  done = distributed.broadcast_from_host0(journal.count if first else 0)
-  items = judge.judge(
-    examples[done:], k, progress=progress, total=len(examples) - done
-  )
-  found = []
-  for example, item in zip(examples[done:], items, strict=True):
-    judged = (
-      _failed(example, item, k) if isinstance(item, ExampleError) else item
-    )
-    judged = rate(judged)
-    found.append(judged)
+  is_first = not jax.process_index()
+  journal = Journal(path, {**header, 'samples': k}) if is_first else None
+  num_done = distributed.broadcast_from_host0(journal.count if journal else 0)
+  remaining = examples[num_done:]
+  items = judge.judge(remaining, k, progress=progress, total=len(remaining))
+  results = []
+  for example, item in zip(remaining, items, strict=True):
+    if isinstance(item, ExampleError):
+      item = _failed(example, item, k)
+    judged = postprocess(item)
+    results.append(judged)
     if journal:
       journal.append(json.loads(judgement_io.line(judged)))
   if not journal:
-    return [JudgedExample(x, ()) for x in examples[:done]] + found
-  whole = [
-    judgement_io.of_row(row, i) for i, row in enumerate(journal.rows(), 1)
-  ]
+    return [JudgedExample(x, ()) for x in examples[:num_done]] + results
+  rows = enumerate(journal.rows(), 1)
+  results = [judgement_io.of_row(row, number) for number, row in rows]
   journal.close()
-  return whole
+  return results
 
 
 def _failed(
-  example: JudgingExample, fault: ExampleError, k: int
+  example: JudgingExample, error: ExampleError, k: int
 ) -> JudgedExample:
-  """An example that could not be judged, as k that do not parse."""
-  logging.warning('%s: %s', fault.id, fault.reason)
+  """Returns an example that cannot be judged, with k parse failures."""
+  logging.warning('%s: %s', error.id, error.reason)
   order = tuple(range(len(example.responses)))
-  text = f'[not judged: {fault.reason}]'
-  failed = Judgement(order, text, 0, 'length', None)
-  return JudgedExample(example, (failed,) * max(1, k))
+  text = f'[not judged: {error.reason}]'
+  failure = Judgement(order, text, 0, 'length', None)
+  return JudgedExample(example, (failure,) * max(1, k))

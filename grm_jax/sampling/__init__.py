@@ -1,0 +1,1 @@
+"""Generation: an engine with prompt slots, prefill, decode and sampling."""

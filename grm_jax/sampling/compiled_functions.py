@@ -1,15 +1,16 @@
-"""Compiled programs for one set of sizes: countable, and ready ahead.
+"""The functions of decode.py, compiled once for each shape of an engine.
 
-With n buckets (lengths that prompts are padded to) and m reaches (how far own
-caches are read) there are n each of prefill and empty slots, n m of decode,
-n (n + 1) / 2 of insert (a short prompt into longer slots), n (n - 1) of resize
-and one start; so 5 for one of both, 31 for three buckets and four reaches.
-Settings are traced: nothing else is ever compiled.
+Sampling parameters are traced, so the shapes alone decide what is compiled.
+With n prompt buckets and m cache lengths these are n times prefill and
+empty_slots, n * m times decode, n * (n + 1) / 2 times insert (a short prompt
+into longer slots), n * (n - 1) times resize, and init_state: 5 functions for
+n = m = 1, 31 for three buckets and four cache lengths.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,234 +18,279 @@ import numpy as np
 from grm_jax.errors import UserError
 from grm_jax.model.batch import Batch
 from grm_jax.model.transformer import Transformer
-from grm_jax.sampling import decode, token_sampling
-from grm_jax.sampling.decode import (
+from grm_jax.sampling import decode, decode_state, token_sampling
+from grm_jax.sampling.decode_state import (
   DecodeOutput,
   DecodeState,
   DecodeWeights,
   PromptSlots,
   RowState,
 )
+from grm_jax.sampling.padding import pad_prompts
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineShapes:
-  """Sizes that are compiled in.
+  """Static shapes of an engine.
 
   Attributes:
     prompts: P, prompt slots.
-    rows: R, rows of a slot.
-    size: T, the most tokens of a generation.
-    chunk: C, steps of one call of decode.
-    prefill: A, prompts computed at once.
-    buckets: lengths that prompts are padded to, ascending.
-    reaches: m, how many lengths of own caches decode is compiled for.
+    generations_per_prompt: R, rows of a slot.
+    max_new_tokens: T, the maximum length of a generation.
+    decode_steps_per_call: C, steps of one call of `decode`.
+    prefill_prompts: A, prompts of one prefill.
+    prompt_buckets: lengths that prompts are padded to, ascending.
+    num_cache_lengths: m, the number of lengths of the generation caches for
+      which `decode` is compiled.
   """
 
   prompts: int
-  rows: int
-  size: int
-  chunk: int
-  prefill: int
-  buckets: tuple[int, ...]
-  reaches: int = 1
+  generations_per_prompt: int
+  max_new_tokens: int
+  decode_steps_per_call: int
+  prefill_prompts: int
+  prompt_buckets: tuple[int, ...]
+  num_cache_lengths: int = 1
 
   def __post_init__(self):
-    if not self.buckets:
-      raise UserError('there are no buckets to pad prompts to')
-    least = dataclasses.asdict(self) | {'buckets': self.buckets[0]}
-    for name, value in least.items():
+    if not self.prompt_buckets:
+      raise UserError('prompt_buckets is empty; give at least one length')
+    smallest = dataclasses.asdict(self)
+    smallest['prompt_buckets'] = self.prompt_buckets[0]
+    for name, value in smallest.items():
       if value < 1:
-        raise UserError(f'{name} is {value}; it must be at least 1')
+        raise UserError(f'{name} is {value}; set it to at least 1')
 
-  def bucket(self, length: int) -> int:
-    """The smallest bucket that holds `length` tokens."""
-    return next(b for b in self.buckets if length <= b)
+  @property
+  def rows(self) -> tuple[int, int]:
+    """The shape [P, R] of the rows."""
+    return self.prompts, self.generations_per_prompt
 
-  def all_reaches(self) -> list[int]:
-    """M lengths of own caches, or fewer: whole calls, up to all there is."""
-    calls = decode.own_places(self.size, self.chunk) // self.chunk
-    parts = min(self.reaches, calls)
-    return [-(-calls * i // parts) * self.chunk for i in range(1, parts + 1)]
+  def prompt_bucket(self, length: int) -> int:
+    """Returns the smallest bucket that holds `length` prompt tokens."""
+    return next(x for x in self.prompt_buckets if length <= x)
 
-  def reach(self, length: int) -> int:
-    """The smallest of them that holds `length` tokens."""
-    return next(x for x in self.all_reaches() if length <= x)
+  def cache_lengths(self) -> list[int]:
+    """Returns up to m multiples of C, evenly spaced up to the full cache."""
+    steps = self.decode_steps_per_call
+    full = decode_state.generation_cache_size(self.max_new_tokens, steps)
+    num_calls = full // steps
+    count = min(self.num_cache_lengths, num_calls)
+    return [-(-num_calls * i // count) * steps for i in range(1, count + 1)]
+
+  def cache_length(self, length: int) -> int:
+    """Returns the smallest cache length that holds `length` tokens."""
+    return next(x for x in self.cache_lengths() if length <= x)
 
 
 class CompiledFunctions:
-  """Calls the functions of decode.py, each compiled once for its shapes."""
+  """Calls the functions of decode.py; each is compiled at its first call."""
 
   def __init__(
     self,
     model: Transformer,
-    weights: DecodeWeights,
-    sizes: EngineShapes,
+    shapes: EngineShapes,
     stop_ids: Sequence[int],
-    forbidden: Sequence[int],
+    forbidden_ids: Sequence[int],
   ):
     """Compiles nothing yet.
 
     Raises:
-      UserError: numbers of prompts that the mesh cannot split.
-      ValueError: an id that the model does not have.
+      UserError: the mesh does not divide the numbers of prompts.
+      ValueError: a token id is outside the vocabulary.
     """
-    for i in (*stop_ids, *forbidden):
-      if not 0 <= i < model.size.vocab_size:
-        raise ValueError(f'id {i} is not below {model.size.vocab_size}')
-    ways = model.layout.split('prompts')
-    for name, value in (('prompts', sizes.prompts), ('prefill', sizes.prefill)):
-      if value % ways:
-        raise UserError(
-          f'{name} is {value}; the mesh splits prompts {ways} ways, of which '
-          'it must be a multiple'
+    for token in (*stop_ids, *forbidden_ids):
+      if not 0 <= token < model.config.vocab_size:
+        raise ValueError(
+          f'token id {token} is outside the vocabulary of '
+          f'{model.config.vocab_size}'
         )
-    self.model, self.weights, self.sizes = model, weights, sizes
-    never = np.zeros(model.size.table_rows, bool)
-    never[list(forbidden)] = True
-    self._slots, self._state, whole = decode.shardings(model)
-    # On the device once, not at every call.
-    self._constants = jax.device_put(
-      (np.asarray(stop_ids, np.int32), never), whole
+    check_divisible(model, 'prompts', shapes.prompts)
+    check_divisible(model, 'prefill_prompts', shapes.prefill_prompts)
+    self.model, self.shapes = model, shapes
+    forbidden = np.zeros(model.config.padded_vocab_size, bool)
+    forbidden[list(forbidden_ids)] = True
+    self._slots, self._state, replicated = decode_state.shardings(model)
+    # On the device once, not with every call.
+    self._stop_ids, self._forbidden = jax.device_put(
+      (np.asarray(stop_ids, np.int32), forbidden), replicated
     )
-    self._compiled = {}
+    self._compiled: dict[tuple, Callable] = {}
 
   def count(self) -> int:
-    """How many programs are compiled so far."""
+    """Returns the number of functions compiled so far."""
     return len(self._compiled)
 
-  def all(self) -> int:
-    """How many there can be."""
-    n, m = len(self.sizes.buckets), len(self.sizes.all_reaches())
+  def max_count(self) -> int:
+    """Returns the number of functions that can be compiled."""
+    n, m = len(self.shapes.prompt_buckets), len(self.shapes.cache_lengths())
     return (2 + m) * n + n * (n + 1) // 2 + n * (n - 1) + 1
 
-  def warm_up(self) -> int:
-    """Compiles everything; returns how many programs there are."""
-    sizes = self.sizes
-    idle = idle_rows((sizes.prompts, sizes.rows))
-    where = np.zeros(sizes.prefill, np.int32)
-    for bucket in sizes.buckets:
-      slots = self.empty(bucket)
-      for reach in sizes.all_reaches():
-        self.decode(bucket, reach, slots, idle, self.start())
-      for other in sizes.buckets:
+  def warm_up(self, weights: DecodeWeights) -> int:
+    """Compiles every function; returns their number."""
+    shapes = self.shapes
+    rows = idle_rows(shapes.rows)
+    slot_numbers = np.zeros(shapes.prefill_prompts, np.int32)
+    for bucket in shapes.prompt_buckets:
+      slots = self.empty_slots(bucket)
+      for length in shapes.cache_lengths():
+        self.decode(weights, bucket, length, slots, rows, self.init_state())
+      batch = pad_prompts([], shapes.prefill_prompts, bucket)
+      for other in shapes.prompt_buckets:
         if other != bucket:
-          self.resize(self.empty(bucket), bucket, other)
+          self.resize(self.empty_slots(bucket), bucket, other)
         if other >= bucket:
-          tokens = np.zeros((sizes.prefill, bucket), np.int32)
-          batch = Batch(tokens, np.ones(sizes.prefill, np.int32))
-          new = self.prefill(bucket, batch)
-          self.insert(self.empty(other), new, where, bucket, other)
+          prompts = self.prefill(weights, bucket, batch)
+          slots = self.empty_slots(other)
+          self.insert(slots, prompts, slot_numbers, bucket, other)
     return self.count()
 
-  def prefill(self, bucket: int, batch: Batch) -> PromptSlots:
-    """A prompts of `bucket` places; see decode.prefill."""
+  def prefill(
+    self, weights: DecodeWeights, bucket: int, batch: Batch
+  ) -> PromptSlots:
+    """Computes A prompts padded to `bucket`; see decode.prefill."""
     function = functools.partial(decode.prefill, self.model)
-    key = ('prefill', bucket)
-    return self._call(key, self._to_slots(function), self.weights, batch)
-
-  def empty(self, bucket: int) -> PromptSlots:
-    """P slots without prompts; see decode.empty."""
-    function = functools.partial(
-      decode.empty, self.model, self.sizes.prompts, bucket
-    )
-    return self._call(('empty', bucket), self._to_slots(function))
-
-  def start(self) -> DecodeState:
-    """P x R rows; see decode.start."""
-    s = self.sizes
-    function = functools.partial(
-      decode.start, self.model, s.prompts, s.rows, s.size, s.chunk
-    )
     return self._call(
-      ('start',), lambda: jax.jit(function, out_shardings=self._state)
+      ('prefill', bucket), self._returning_slots(function), weights, batch
+    )
+
+  def empty_slots(self, bucket: int) -> PromptSlots:
+    """Returns P empty slots; see decode_state.empty_slots."""
+    function = functools.partial(
+      decode_state.empty_slots, self.model, self.shapes.prompts, bucket
+    )
+    return self._call(('empty_slots', bucket), self._returning_slots(function))
+
+  def init_state(self) -> DecodeState:
+    """Returns the state of P x R rows; see decode_state.init_state."""
+    function = functools.partial(_init_state, self.model, self.shapes)
+    return self._call(
+      ('init_state',), lambda: jax.jit(function, out_shardings=self._state)
     )
 
   def insert(
     self,
     slots: PromptSlots,
-    new: PromptSlots,
-    where: np.ndarray,
+    prompts: PromptSlots,
+    slot_numbers: np.ndarray,
     bucket: int,
-    size: int,
+    slot_bucket: int,
   ) -> PromptSlots:
-    """`new` prompts of `bucket` places in `slots` of `size`, donated."""
-    key = ('insert', bucket, size)
-    make = self._to_slots(decode.insert, donate_argnums=(0,))
-    return self._call(key, make, slots, new, where)
+    """Puts prompts of `bucket` into slots of `slot_bucket`, donated."""
+    return self._call(
+      ('insert', bucket, slot_bucket),
+      self._returning_slots(decode.insert, donate_argnums=(0,)),
+      *(slots, prompts, slot_numbers),
+    )
 
-  def resize(self, slots: PromptSlots, bucket: int, size: int) -> PromptSlots:
-    """Slots of `bucket` places as slots of `size`; see decode.resize."""
-    function = functools.partial(decode.resize, self.model, size=size)
-    make = self._to_slots(function)
-    return self._call(('resize', bucket, size), make, slots)
+  def resize(
+    self, slots: PromptSlots, bucket: int, new_bucket: int
+  ) -> PromptSlots:
+    """Changes the length of slots of `bucket`; see decode.resize."""
+    function = functools.partial(
+      decode.resize, self.model, prompt_size=new_bucket
+    )
+    make = self._returning_slots(function)
+    return self._call(('resize', bucket, new_bucket), make, slots)
 
   def decode(
     self,
+    weights: DecodeWeights,
     bucket: int,
-    reach: int,
+    cache_length: int,
     slots: PromptSlots,
     rows: RowState,
     state: DecodeState,
   ) -> tuple[DecodeState, DecodeOutput]:
-    """Up to C tokens of every row; `state` is donated. See decode.decode."""
-    make = functools.partial(decode_jit, self.model, self.sizes.chunk, reach)
-    arguments = (self.weights, slots, rows, state, *self._constants)
-    return self._call(('decode', bucket, reach), make, *arguments)
+    """Samples up to C tokens of every row; `state` is donated."""
+    steps = self.shapes.decode_steps_per_call
+    return self._call(
+      ('decode', bucket, cache_length),
+      lambda: decode_jit(self.model, steps, cache_length),
+      *(weights, slots, rows, state, self._stop_ids, self._forbidden),
+    )
 
-  def _to_slots(self, function, **how):
-    """Makes the jitted form of a function that returns slots."""
-    return lambda: jax.jit(function, out_shardings=self._slots, **how)
+  def _returning_slots(self, function, **options):
+    return lambda: jax.jit(function, out_shardings=self._slots, **options)
 
-  def _call(self, key, make, *arguments):
-    """Runs a program; the first time `make` gives what is compiled for it.
+  def _call(self, key, make, *args):
+    """Runs the function of `key`; `make` returns the jitted form of it.
 
-    A compiled program refuses other shapes, so nothing is compiled unseen.
+    Compilation is ahead of time: a compiled function rejects other shapes, so
+    nothing is ever compiled unnoticed.
     """
     if key not in self._compiled:
-      self._compiled[key] = make().lower(*arguments).compile()
-    return self._compiled[key](*arguments)
+      self._compiled[key] = make().lower(*args).compile()
+    return self._compiled[key](*args)
 
 
-def decode_jit(model: Transformer, steps: int, reach: int) -> Callable:
-  """decode.decode with its layouts; `state` is donated."""
-  _, state, whole = decode.shardings(model)
+def check_divisible(model: Transformer, name: str, value: int) -> None:
+  """Raises UserError if the mesh does not divide a number of prompts."""
+  ways = model.layout.num_shards('prompts')
+  if value % ways:
+    raise UserError(
+      f'{name} is {value}, but the mesh splits prompts {ways} ways; set it to '
+      f'a multiple of {ways}'
+    )
+
+
+def decode_jit(
+  model: Transformer, num_steps: int, cache_length: int
+) -> Callable:
+  """Returns decode.decode jitted with its shardings; `state` is donated."""
+  _, state, replicated = decode_state.shardings(model)
   return jax.jit(
-    functools.partial(decode.decode, model, steps, reach),
-    out_shardings=(state, whole),
+    functools.partial(decode.decode, model, num_steps, cache_length),
+    out_shardings=(state, replicated),
     donate_argnums=(3,),
   )
 
 
 def decode_arguments(
-  model: Transformer, sizes: EngineShapes, bucket: int
+  model: Transformer, shapes: EngineShapes, bucket: int
 ) -> tuple:
-  """All that decode_jit takes after the weights, as ShapeDtypeStructs."""
-  *homes, whole = decode.shardings(model)
-  p, r = sizes.prompts, sizes.rows
-  slots = jax.eval_shape(lambda: decode.empty(model, p, bucket))
-  state = jax.eval_shape(
-    lambda: decode.start(model, p, r, sizes.size, sizes.chunk)
+  """Returns decode_jit's arguments after the weights, as ShapeDtypeStructs."""
+  slots_sharding, state_sharding, replicated = decode_state.shardings(model)
+  slots = jax.eval_shape(
+    lambda: decode_state.empty_slots(model, shapes.prompts, bucket)
   )
-  slots, state = jax.tree.map(_shaped, (slots, state), tuple(homes))
-  rows = idle_rows((p, r))
-  constants = np.zeros(1, np.int32), np.zeros(model.size.table_rows, bool)
-  rows, constants = jax.tree.map(lambda x: _shaped(x, whole), (rows, constants))
-  return slots, rows, state, *constants
-
-
-def _shaped(x, sharding):
-  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  state = jax.eval_shape(lambda: _init_state(model, shapes))
+  slots, state = jax.tree.map(
+    _with_sharding, (slots, state), (slots_sharding, state_sharding)
+  )
+  stop_ids = np.zeros(1, np.int32)
+  forbidden = np.zeros(model.config.padded_vocab_size, bool)
+  rows, stop_ids, forbidden = jax.tree.map(
+    lambda x: _with_sharding(x, replicated),
+    (idle_rows(shapes.rows), stop_ids, forbidden),
+  )
+  return slots, rows, state, stop_ids, forbidden
 
 
 def idle_rows(shape: tuple[int, int]) -> RowState:
-  """Rows [P, R] on the host that draw nothing."""
-  zeros = functools.partial(np.zeros, shape)
-  how = token_sampling.SamplingParams(
-    temperature=np.ones(shape, np.float32),
-    top_k=zeros(np.int32),
-    top_p=np.ones(shape, np.float32),
-    min_p=zeros(np.float32),
+  """Returns [P, R] rows that sample nothing, as arrays on the host."""
+  integers: dict[str, Any] = {
+    name: np.zeros(shape, np.int32)
+    for name in ('top_k', 'lengths', 'max_tokens')
+  }
+  floats: dict[str, Any] = {
+    'temperature': np.ones(shape, np.float32),
+    'top_p': np.ones(shape, np.float32),
+    'min_p': np.zeros(shape, np.float32),
+  }
+  keys: Any = np.zeros((*shape, 2), np.uint32)
+  return RowState(
+    token_sampling.SamplingParams(top_k=integers.pop('top_k'), **floats),
+    keys=keys,
+    **integers,
   )
-  keys = np.zeros((*shape, 2), np.uint32)
-  return RowState(how, keys, zeros(np.int32), zeros(np.int32))
+
+
+def _init_state(model: Transformer, shapes: EngineShapes) -> DecodeState:
+  return decode_state.init_state(
+    model, *shapes.rows, shapes.max_new_tokens, shapes.decode_steps_per_call
+  )
+
+
+def _with_sharding(x, sharding):
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

@@ -1,8 +1,9 @@
-"""What is asked of the engine and what comes back."""
+"""Requests to the engine, its limits, and its results."""
 
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,18 +12,19 @@ from grm_jax.sampling import token_sampling
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """A prompt and how many generations of it are wanted.
+  """A prompt and the number of generations to sample for it.
 
   Attributes:
-    id: its name, of no other request that is at work at the same time.
+    id: unique among the requests that the engine processes at one time.
     prompt: token ids, beginning with bos.
-    num_samples: generations wanted, numbered from 0.
-    max_tokens: most tokens of each; None for as many as the engine holds.
-    temperature, top_k, top_p, min_p: see choose.Settings.
-    seed: of the draws.
-    stop: texts that end a generation; the last is the generation's end.
-    key: with the seed and a sample's number, all that the tokens of a sample
-      depend on; '' for the id.
+    num_samples: number of generations; samples are numbered from 0.
+    max_tokens: maximum length of each; None for the maximum of the engine.
+    temperature, top_k, top_p, min_p: see token_sampling.SamplingParams.
+    seed: random seed.
+    stop: strings that end a generation; the string belongs to the generation.
+    key: the tokens of a sample depend on (seed, key, sample number) only; ''
+      stands for the id.
+    tag: returned with every result of this request, for the caller's use.
   """
 
   id: str
@@ -36,6 +38,7 @@ class Request:
   seed: int = 0
   stop: tuple[str, ...] = ()
   key: str = ''
+  tag: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,84 +46,95 @@ class Generation:
   """One sample of one request.
 
   Attributes:
-    request: the request's id.
-    sample: which sample of it, from 0.
+    request_id: id of the request.
+    sample: number of the sample, from 0.
     tokens: int32 [n]; ends with the stop token, or with the token that
       completed a stop string.
     finish: 'stop' (a stop token), 'length' or 'string' (a stop string).
-    sampling_logps: float32 [n], under the distribution really drawn from, after
-      temperature and truncation; 0 for greedy draws.
+    sampling_logps: float32 [n], under the distribution that the tokens were
+      sampled from, after temperature and truncation; 0 for greedy sampling.
     model_logps: float32 [n], under the model at temperature 1, untruncated.
     text: the tokens' text up to and with a stop string; None from an engine
       without a detokenizer.
+    tag: of the request.
   """
 
-  request: str
+  request_id: str
   sample: int
   tokens: np.ndarray
   finish: str
   sampling_logps: np.ndarray
   model_logps: np.ndarray
   text: str | None
+  tag: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
 class RejectedRequest:
-  """A request that was not begun, and why."""
+  """A request that the engine does not start, and the reason."""
 
-  request: str
+  request_id: str
   reason: str
+  tag: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineLimits:
-  """What a request must fit.
+  """Limits that every request must keep.
 
   Attributes:
-    prompt: most tokens of a prompt.
-    new: most new tokens.
-    vocabulary: ids are below it.
-    text: whether stop strings can be found.
+    max_prompt_tokens: maximum length of a prompt.
+    max_new_tokens: maximum length of a generation.
+    vocab_size: token ids are below it.
+    has_detokenizer: whether the engine can find stop strings.
   """
 
-  prompt: int
-  new: int
-  vocabulary: int
-  text: bool
+  max_prompt_tokens: int
+  max_new_tokens: int
+  vocab_size: int
+  has_detokenizer: bool
 
 
-def fault(request: Request, limits: EngineLimits) -> str | None:
-  """Why a request cannot be served, if it cannot."""
-  length, new = len(request.prompt), request.max_tokens
+def rejection_reason(request: Request, limits: EngineLimits) -> str | None:
+  """Returns why the engine cannot serve a request, or None if it can."""
+  length, max_tokens = len(request.prompt), request.max_tokens
   if length < 1:
-    return 'its prompt has no tokens; it must begin with bos'
-  if length > limits.prompt:
+    return 'the prompt has no tokens; begin it with bos'
+  if length > limits.max_prompt_tokens:
     return (
-      f'its prompt has {length} tokens, the prompt cache holds '
-      f'{limits.prompt}; add a longer bucket or shorten the prompt'
+      f'the prompt has {length} tokens, the longest prompt bucket holds '
+      f'{limits.max_prompt_tokens}; add a longer bucket or shorten the prompt'
     )
-  if new is not None and not 1 <= new <= limits.new:
+  if max_tokens is not None and not 1 <= max_tokens <= limits.max_new_tokens:
     return (
-      f'max_tokens is {new}, the cache of new tokens holds 1 to {limits.new}'
+      f'max_tokens is {max_tokens}; set it to 1 to {limits.max_new_tokens}, '
+      'the max_new_tokens of the engine'
     )
-  wrong = [i for i in request.prompt if not 0 <= i < limits.vocabulary]
-  if wrong:
-    return f'its prompt has id {wrong[0]}; ids are 0 to {limits.vocabulary - 1}'
+  unknown = [x for x in request.prompt if not 0 <= x < limits.vocab_size]
+  if unknown:
+    return (
+      f'the prompt has token id {unknown[0]}; ids are 0 to '
+      f'{limits.vocab_size - 1}'
+    )
   if request.num_samples < 1:
-    return f'num_samples is {request.num_samples}; it must be at least 1'
-  if request.stop and not limits.text:
-    return 'it has stop strings, but the engine was given no detokenizer'
+    return f'num_samples is {request.num_samples}; set it to at least 1'
+  if request.stop and not limits.has_detokenizer:
+    return 'the request has stop strings, but the engine has no detokenizer'
   if not all(request.stop):
-    return 'one of its stop strings is empty'
-  return token_sampling.fault(
+    return 'a stop string is empty; remove it'
+  return token_sampling.invalid_reason(
     request.temperature, request.top_k, request.top_p, request.min_p
   )
 
 
 def row_key(request: Request, sample: int) -> np.ndarray:
-  """uint32 [2]: the randomness of a sample, from nothing but its names."""
+  """Returns the random key of a sample, uint32 [2].
+
+  It is a hash of the seed, the sample number and the request's key, so a
+  sample does not depend on its batch, its slot or the number of hosts.
+  """
   name = f'{request.seed} {sample} {request.key or request.id}'
-  # An id may hold what UTF-8 cannot.
+  # A key may hold lone surrogates, which strict UTF-8 rejects.
   data = name.encode(errors='surrogatepass')
   digest = hashlib.blake2b(data, digest_size=8).digest()
   return np.frombuffer(digest, '<u4').astype(np.uint32)

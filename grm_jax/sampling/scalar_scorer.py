@@ -1,8 +1,8 @@
-"""Scalar values of texts that follow prompts: each prompt is computed once.
+"""Scores texts that follow prompts; every prompt is computed once.
 
-What scalar reward models (a value per response) and the meta RM (a value per
-judgement) share. Prompts are padded to the next of a few lengths and the
-number of texts and of prompts to a power of two, so few programs are compiled.
+Scalar reward models (a value per response) and the meta RM (a value per
+judgement) use it. Prompts are padded to the next bucket, and the numbers of
+prompts and texts to powers of two, so that few functions are compiled.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,22 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grm_jax.errors import UserError
 from grm_jax.model import logprobs
 from grm_jax.model.batch import Batch
 from grm_jax.model.transformer import Transformer
-
-# A prompt and the texts that follow it, as token ids.
-Item = tuple[Sequence[int], Sequence[Sequence[int]]]
+from grm_jax.sampling.compiled_functions import check_divisible
+from grm_jax.sampling.padding import PromptWithTexts, pad_items
 
 
 class ScalarScorer:
-  """A model that gives a number to each text; call `of`.
+  """A model that gives a number to each text; see `score`.
 
   Attributes:
     prompts: P, prompts computed at once.
-    buckets: lengths that prompts are padded to.
-    size: most tokens of a text, which all are padded to.
+    prompt_buckets: lengths that prompts are padded to, ascending.
+    max_new_tokens: maximum length of a text; all texts are padded to it.
   """
 
   def __init__(
@@ -35,84 +33,76 @@ class ScalarScorer:
     params: dict,
     *,
     prompts: int,
-    buckets: Sequence[int],
-    size: int,
+    prompt_buckets: Sequence[int],
+    max_new_tokens: int,
   ):
-    """A model without a scalar head gives mean log-probabilities.
+    """A model without a scalar head scores by mean log-probabilities.
 
     Raises:
-      UserError: the mesh cannot split the prompts.
+      UserError: the mesh does not divide the number of prompts.
     """
-    ways = model.layout.split('prompts')
-    if prompts % ways:
-      raise UserError(
-        f'config.sampling.prompts is {prompts}; the mesh splits prompts '
-        f'{ways} ways, of which it must be a multiple'
-      )
-    self.prompts, self.size, self._ways = prompts, size, ways
-    self.buckets = tuple(sorted(set(buckets)))
+    check_divisible(model, 'config.sampling.prompts', prompts)
+    self.prompts, self.max_new_tokens = prompts, max_new_tokens
+    self.prompt_buckets = tuple(sorted(set(prompt_buckets)))
+    self._ways = model.layout.num_shards('prompts')
     self._params = params
-    whole = model.layout.sharding(())
-    self._function = jax.jit(_function(model), out_shardings=whole)
+    self._score_batch = jax.jit(
+      _score_function(model), out_shardings=model.layout.sharding(())
+    )
 
-  def fault(self, item: Item) -> str | None:
-    """Why an item does not fit, if it does not."""
+  def rejection_reason(self, item: PromptWithTexts) -> str | None:
+    """Returns why an item does not fit, or None if it fits."""
     prompt, texts = item
-    for name, found, limit, key in (
-      ('query', len(prompt), self.buckets[-1], 'buckets'),
-      ('longest response', max(map(len, texts)), self.size, 'size'),
-    ):
-      if found > limit:
-        return (
-          f'its {name} has {found} tokens, config.sampling.{key} allows {limit}'
-        )
+    longest = max(map(len, texts))
+    if len(prompt) > self.prompt_buckets[-1]:
+      return (
+        f'the prompt has {len(prompt)} tokens, more than the longest of '
+        f'config.sampling.prompt_buckets ({self.prompt_buckets[-1]})'
+      )
+    if longest > self.max_new_tokens:
+      return (
+        f'the longest response has {longest} tokens, more than '
+        f'config.sampling.max_new_tokens ({self.max_new_tokens})'
+      )
     return None
 
-  def of(self, items: Sequence[Item]) -> list[np.ndarray]:
-    """float32 [number of texts] for each item, P of them at a time."""
-    out = []
+  def score(self, items: Sequence[PromptWithTexts]) -> list[np.ndarray]:
+    """Returns float32 [number of texts] for each item."""
+    scores = []
     for first in range(0, len(items), self.prompts):
-      some = items[first : first + self.prompts]
-      values = self._function(self._params, self._pad(some))
-      values = np.asarray(values.addressable_data(0))
-      out += [
-        own[: len(texts)] for own, (_, texts) in zip(values, some, strict=False)
+      chunk = items[first : first + self.prompts]
+      output = self._score_batch(self._params, self._pad(chunk))
+      output = np.asarray(output.addressable_data(0))  # [P, R]
+      scores += [
+        row[: len(texts)]
+        for row, (_, texts) in zip(output, chunk, strict=False)
       ]
-    return out
+    return scores
 
-  def _pad(self, items: Sequence[Item]) -> Batch:
-    """Their batch; missing prompts and texts are short dummies."""
+  def _pad(self, items: Sequence[PromptWithTexts]) -> Batch:
+    """Returns the batch of up to P items; dummies fill it up."""
     longest = max(len(prompt) for prompt, _ in items)
-    size = next(b for b in self.buckets if longest <= b)
-    most = max(len(texts) for _, texts in items)
-    # Few programs, and few dummies where there are few prompts.
-    p = self._ways * _power(-(-len(items) // self._ways))
-    p, r = min(p, self.prompts), _power(most)
-    prompts = np.zeros((p, size), np.int32)
-    lengths = np.ones(p, np.int32)
-    generations = np.zeros((p, r, self.size), np.int32)
-    generation_lengths = np.zeros((p, r), np.int32)
-    for i, (prompt, texts) in enumerate(items):
-      prompts[i, : len(prompt)] = prompt
-      lengths[i] = len(prompt)
-      for j, tokens in enumerate(texts):
-        generations[i, j, : len(tokens)] = tokens
-        generation_lengths[i, j] = len(tokens)
-    return Batch(prompts, lengths, generations, generation_lengths)
+    s = next(x for x in self.prompt_buckets if longest <= x)
+    # Powers of two: few shapes, and few dummies for few items. Every shard of
+    # the mesh gets the same number of prompts.
+    p = self._ways * _next_power_of_two(-(-len(items) // self._ways))
+    p = min(p, self.prompts)
+    r = _next_power_of_two(max(len(texts) for _, texts in items))
+    return pad_items(items, (p, s, r, self.max_new_tokens))
 
 
-def _power(least: int) -> int:
-  """The smallest power of two that is not less."""
-  return 1 << (least - 1).bit_length()
+def _next_power_of_two(n: int) -> int:
+  """Returns the smallest power of two that is at least n."""
+  return 1 << (n - 1).bit_length()
 
 
-def _function(model: Transformer) -> Callable[[dict, Batch], jax.Array]:
-  """(params, batch) -> float32 [P, R]."""
+def _score_function(model: Transformer) -> Callable[[dict, Batch], jax.Array]:
+  """Returns a function (params, batch) -> float32 [P, R]."""
   if model.scalar:
     return lambda params, batch: logprobs.values(model, params, batch)
 
   def mean_logp(params, batch):
-    logps, _ = logprobs.generation_logps(model, params, batch)
+    logps, _ = logprobs.generation_logps(model, params, batch)  # [P, R, T]
     return jnp.sum(logps, axis=-1) / jnp.maximum(batch.generation_lengths, 1)
 
   return mean_logp

@@ -1,8 +1,8 @@
-"""Which row draws which sample: the host's side of the engine, without JAX.
+"""The host side of the engine: assigns samples to rows. It imports no JAX.
 
-P slots hold a prompt each, R rows of a slot draw samples of its prompt. A row
-that ends is given the next sample of the same prompt; a slot whose samples
-have all ended is given the next prompt.
+Each of P slots holds a prompt, and its R rows generate samples of that prompt.
+A row whose sample has ended gets the next sample of the same prompt. A slot
+whose samples have all ended gets the next prompt.
 """
 
 import dataclasses
@@ -15,15 +15,17 @@ from grm_jax.sampling.request import Request, row_key
 
 @dataclasses.dataclass
 class ActiveSample:
-  """One sample on its way.
+  """A sample that is being generated.
 
   Attributes:
-    request, sample: which.
-    key: uint32 [2], its randomness.
-    max_tokens: most tokens.
-    tokens, sampling_logps, model_logps: what was drawn so far.
-    checked: tokens that were searched for stop strings.
-    finish: why it ended, '' while it runs.
+    request: the request of the sample.
+    sample: number of the sample in the request.
+    key: uint32 [2], its random key.
+    max_tokens: maximum length.
+    tokens: token ids so far.
+    sampling_logps, model_logps: log-probabilities of these tokens.
+    num_checked: leading tokens that contain no stop string.
+    finish: why the sample ended; '' while it runs.
   """
 
   request: Request
@@ -33,11 +35,11 @@ class ActiveSample:
   tokens: list[int] = dataclasses.field(default_factory=list)
   sampling_logps: list[float] = dataclasses.field(default_factory=list)
   model_logps: list[float] = dataclasses.field(default_factory=list)
-  checked: int = 0
+  num_checked: int = 0
   finish: str = ''
 
-  def cut(self, length: int, finish: str) -> None:
-    """Ends it after `length` tokens."""
+  def truncate(self, length: int, finish: str) -> None:
+    """Ends the sample after `length` tokens."""
     for values in (self.tokens, self.sampling_logps, self.model_logps):
       del values[length:]
     self.finish = finish
@@ -45,85 +47,94 @@ class ActiveSample:
 
 @dataclasses.dataclass
 class PromptSlot:
-  """A prompt's place: its request, samples begun so far, and its R rows."""
+  """A prompt slot: its request, the samples started so far, and its R rows."""
 
   request: Request | None
-  begun: int
+  num_started: int
   rows: list[ActiveSample | None]
 
 
 class SlotTable:
-  """P slots of R rows, and who is in them."""
+  """The requests and samples in P slots of R rows."""
 
-  def __init__(self, prompts: int, rows: int, size: int):
-    """`size` is T, the most tokens of a row."""
-    self.size = size
-    self.slots = [PromptSlot(None, 0, [None] * rows) for _ in range(prompts)]
+  def __init__(self, num_slots: int, num_rows: int, max_new_tokens: int):
+    self.max_new_tokens = max_new_tokens
+    self.slots = [
+      PromptSlot(None, 0, [None] * num_rows) for _ in range(num_slots)
+    ]
 
-  def free(self) -> list[int]:
-    """Numbers of the slots without a prompt."""
+  def free_slots(self) -> list[int]:
+    """Returns the numbers of the slots without a prompt."""
     return [i for i, slot in enumerate(self.slots) if slot.request is None]
 
   def requests(self) -> list[Request]:
-    """Requests that are in a slot."""
+    """Returns the requests in the slots."""
     return [slot.request for slot in self.slots if slot.request is not None]
 
   def rows(self) -> Iterator[tuple[int, int, ActiveSample]]:
-    """(slot, row, sample) of every row that is in use."""
+    """Yields (slot number, row number, sample) of every row in use."""
     for p, slot in enumerate(self.slots):
       yield from ((p, r, row) for r, row in enumerate(slot.rows) if row)
 
-  def admit(self, number: int, request: Request) -> None:
-    """Puts a request into a free slot and begins its samples."""
-    slot = self.slots[number]
-    slot.request, slot.begun = request, 0
+  def admit(self, slot_number: int, request: Request) -> None:
+    """Puts a request into a free slot and starts its first samples."""
+    slot = self.slots[slot_number]
+    slot.request, slot.num_started = request, 0
     for r in range(len(slot.rows)):
-      self._begin(slot, r)
+      self._start_next_sample(slot, r)
 
-  def drop(self, ids: Collection[str]) -> None:
-    """Frees the slots of these requests, whatever their rows have written."""
+  def drop(self, request_ids: Collection[str]) -> None:
+    """Frees the slots of these requests and discards their samples."""
     for slot in self.slots:
-      if slot.request is not None and slot.request.id in ids:
+      if slot.request is not None and slot.request.id in request_ids:
         slot.request, slot.rows = None, [None] * len(slot.rows)
 
   def collect(
     self,
     counts: np.ndarray,
-    finished: Sequence[Sequence[str]],
-    *drawn: np.ndarray,
+    finishes: Sequence[Sequence[str]],
+    tokens: np.ndarray,
+    sampling_logps: np.ndarray,
+    model_logps: np.ndarray,
   ) -> list[ActiveSample]:
-    """Writes down what a call of `decode` drew; ended rows make place.
+    """Appends the tokens of one decode call and refills the ended rows.
 
     Args:
-      counts: int [P, R], tokens drawn.
-      finished: [P][R], why a row ended, '' if it runs on.
-      *drawn: tokens, sampling_logps and model_logps, [P, R, C].
+      counts: int [P, R], tokens of each row in this call.
+      finishes: [P][R], why a row ended; '' if it is running.
+      tokens: int [P, R, C].
+      sampling_logps: float [P, R, C].
+      model_logps: float [P, R, C].
 
     Returns:
-      The rows that have ended.
+      The samples that have ended.
     """
     ended = []
     for p, r, row in list(self.rows()):
-      if not row.finish:  # else it has met a stop string meanwhile
+      # A row that met a stop string during the call ignores its new tokens.
+      if not row.finish:
         n = counts[p, r]
-        row.tokens += drawn[0][p, r, :n].tolist()
-        row.sampling_logps += drawn[1][p, r, :n].tolist()
-        row.model_logps += drawn[2][p, r, :n].tolist()
-        row.finish = finished[p][r]
+        row.tokens += tokens[p, r, :n].tolist()
+        row.sampling_logps += sampling_logps[p, r, :n].tolist()
+        row.model_logps += model_logps[p, r, :n].tolist()
+        row.finish = finishes[p][r]
       if row.finish:
         ended.append(row)
-        self._begin(self.slots[p], r)
+        self._start_next_sample(self.slots[p], r)
     for slot in self.slots:
       if not any(slot.rows):
         slot.request = None
     return ended
 
-  def _begin(self, slot, r):
-    """Row r draws the next sample of its slot's prompt, or nothing."""
-    request, sample = slot.request, slot.begun
+  def _start_next_sample(self, slot: PromptSlot, r: int) -> None:
+    """Starts the next sample of the slot's request in row r, if one is left."""
+    request, sample = slot.request, slot.num_started
+    assert request is not None
     if sample == request.num_samples:
       slot.rows[r] = None
       return
-    slot.begun += 1
-    most = self.size if request.max_tokens is None else request.max_tokens
-    slot.rows[r] = ActiveSample(request, sample, row_key(request, sample), most)
+    slot.num_started += 1
+    max_tokens = request.max_tokens or self.max_new_tokens
+    slot.rows[r] = ActiveSample(
+      request, sample, row_key(request, sample), max_tokens
+    )

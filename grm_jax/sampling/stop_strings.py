@@ -1,4 +1,4 @@
-"""Where a generation meets one of its stop strings."""
+"""Finds the stop strings of a generation."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,36 +7,37 @@ Detokenize = Callable[[Sequence[int]], str]
 
 def first_stop(
   tokens: Sequence[int],
-  checked: int,
-  strings: Sequence[str],
+  num_checked: int,
+  stop: Sequence[str],
   detokenize: Detokenize,
 ) -> int | None:
-  """How many tokens it takes until their text has one of the strings.
+  """Returns the smallest number of tokens whose text has a stop string.
 
   Args:
-    tokens: of a generation so far.
-    checked: tokens known to be without one.
-    strings: not empty.
-    detokenize: ids to text.
+    tokens: token ids of a generation so far.
+    num_checked: leading tokens that are known to have no stop string.
+    stop: stop strings, none of them empty.
+    detokenize: token ids to text.
 
   Returns:
-    The smallest such number, or None.
+    The number of tokens, or None if there is no stop string.
   """
 
-  def found(n):
-    text = detokenize(tokens[:n])
-    return any(string in text for string in strings)
+  def contains_stop(length):
+    text = detokenize(tokens[:length])
+    return any(string in text for string in stop)
 
-  low, high = checked, len(tokens)
-  if low >= high or not found(high):
+  low, high = num_checked, len(tokens)
+  if low >= high or not contains_stop(high):
     return None
+  # Bisection: the first `low` tokens have no stop string, the first `high` do.
   while high - low > 1:
     middle = (low + high) // 2
-    low, high = (low, middle) if found(middle) else (middle, high)
+    low, high = (low, middle) if contains_stop(middle) else (middle, high)
   return high
 
 
-def cut_text(text: str, strings: Sequence[str]) -> str:
-  """The text up to and with the string that ends first, if there is one."""
-  ends = [text.find(s) + len(s) for s in strings if s in text]
+def cut_text(text: str, stop: Sequence[str]) -> str:
+  """Cuts a text after the stop string that ends first, if there is one."""
+  ends = [text.find(x) + len(x) for x in stop if x in text]
   return text[: min(ends)] if ends else text

@@ -1,4 +1,4 @@
-"""Judges for tests, whose engine scores by a known rule instead of a model."""
+"""Judges for tests; their engine scores by a known rule, without a model."""
 
 import dataclasses
 import functools
@@ -13,22 +13,26 @@ from grm_jax.sampling.request import (
   EngineLimits,
   Generation,
   RejectedRequest,
-  fault,
+  rejection_reason,
 )
-from grm_jax.tokenizer import tiny as tiny_tokenizer
-from grm_jax.tokenizer import tokenizer
+from grm_jax.tokenizer import tiny, tokenizer
 
 
 @functools.cache
-def words():
-  with tempfile.TemporaryDirectory() as made:
-    path = f'{made}/tokenizer.model'
-    tiny_tokenizer.train(path)
+def load_tokenizer():
+  with tempfile.TemporaryDirectory() as folder:
+    path = f'{folder}/tokenizer.model'
+    tiny.train(path)
     return tokenizer.load(path)
 
 
 class RuleEngine:
-  """Scores a response by the digit it ends with; `silent` samples do not."""
+  """Scores a response by its last digit; `silent` samples give no scores.
+
+  Attributes:
+    requests: all requests so far.
+    silent: (request id, sample number) of samples that do not parse.
+  """
 
   principles = 'Specific Criteria: truth 100%. Scores: \\boxed{1, 1}'
 
@@ -36,41 +40,47 @@ class RuleEngine:
     self.limits = EngineLimits(limit, 100, 1024, True)
     self.silent, self.requests = silent, []
 
-  def run(self, requests, **unused):
-    held = []  # generations come in another order than they were asked for
+  def run(self, weights, requests, **unused):
+    del weights, unused
+    # Generations end in another order than that of their requests.
+    running = []
     for request in requests:
       if request is None:
-        yield from held[-1:]
-        del held[-1:]
+        yield from running[-1:]
+        del running[-1:]
         continue
       self.requests.append(request)
-      reason = fault(request, self.limits)
+      reason = rejection_reason(request, self.limits)
       if reason:
-        yield RejectedRequest(request.id, reason)
+        yield RejectedRequest(request.id, reason, request.tag)
         continue
-      held += [self.generation(request, i) for i in range(request.num_samples)]
-      if len(held) > 5:
-        yield held.pop(-2)
-    yield from reversed(held)
+      running += [
+        self.generation(request, i) for i in range(request.num_samples)
+      ]
+      if len(running) > 5:
+        yield running.pop(-2)
+    yield from reversed(running)
 
   def generation(self, request, sample):
-    text = words().decode(request.prompt)
-    if request.id.endswith(':principles'):
-      return self._said(request, sample, self.principles)
-    found = re.findall(r'(\d)\n\[End of Response \d+\]', text)
-    text = f'Scores: \\boxed{{{", ".join(found)}}}'
+    prompt = load_tokenizer().decode(request.prompt)
+    if request.tag.order is None:
+      return self._generation(request, sample, self.principles)
+    digits = re.findall(r'(\d)\n\[End of Response \d+\]', prompt)
+    text = f'Scores: \\boxed{{{", ".join(digits)}}}'
     if (request.id, sample) in self.silent:
       text = 'I would rather not say.'
-    return self._said(request, sample, text)
+    return self._generation(request, sample, text)
 
-  def _said(self, request, sample, text):
-    ids = np.array(words().encode(text), np.int32)
+  def _generation(self, request, sample, text):
+    ids = np.array(load_tokenizer().encode(text), np.int32)
     zeros = np.zeros(len(ids), np.float32)
-    return Generation(request.id, sample, ids, 'stop', zeros, zeros, text)
+    return Generation(
+      request.id, sample, ids, 'stop', zeros, zeros, text, request.tag
+    )
 
 
 class RuleMeta:
-  """Likes judgements by the sum of their order's first place."""
+  """A meta RM that scores by the first index of the order."""
 
   def rate(self, judged):
     samples = [
@@ -85,4 +95,5 @@ def example(name, *responses, **fields):
 
 
 def judge(engine=None, meta=None, **settings):
-  return Judge(engine or RuleEngine(), words(), JudgeConfig(**settings), meta)
+  engine, config = engine or RuleEngine(), JudgeConfig(**settings)
+  return Judge(engine, 'weights', load_tokenizer(), config, meta)

@@ -25,7 +25,13 @@ from grm_jax.tokenizer import tiny as tiny_tokenizer
 from tests.messages import names, naming
 from tests.model import tiny
 
-SIZES = dict(prompts=2, rows=1, size=6, chunk=3, buckets=(400,))
+SHAPES = dict(
+  prompts=2,
+  generations_per_prompt=1,
+  max_new_tokens=6,
+  decode_steps_per_call=3,
+  prompt_buckets=(400,),
+)
 
 
 def example(name, *responses, **fields):
@@ -63,7 +69,7 @@ def judged(example, *samples):
         pair_accuracy=1 / 4,
         parse_failures=1 / 4,
         ties=1 / 4,
-        first_position=1 / 2,
+        first_position_win_rate=1 / 2,
         examples=2,
       ),
     ),
@@ -75,17 +81,24 @@ def judged(example, *samples):
         judged(WRONG, sample((1,))),
         judged(PAIR, sample((7, 3))),
       ],
-      dict(accuracy=2 / 4, pair_accuracy=0.0, first_position=1.0, examples=3),
+      dict(
+        accuracy=2 / 4,
+        pair_accuracy=0.0,
+        first_position_win_rate=1.0,
+        examples=3,
+      ),
     ),
     # A tie that the best is not in is a mistake, no tie; it has no winner.
     (
       [judged(FOUR, sample((1, 5, 5, 2))), judged(PAIR, sample((4, 4)))],
-      dict(ties=1 / 2, first_position=0.0, examples=2),
+      dict(ties=1 / 2, first_position_win_rate=0.0, examples=2),
     ),
     # Where a winner was shown goes by the order: here the winner 1 was first.
     (
       [judged(PAIR, sample((2, 9), (1, 0)))],
-      dict(accuracy=1.0, pair_accuracy=1.0, first_position=1.0, examples=1),
+      dict(
+        accuracy=1.0, pair_accuracy=1.0, first_position_win_rate=1.0, examples=1
+      ),
     ),
     # Over all samples, of which examples may have different numbers.
     (
@@ -97,7 +110,7 @@ def judged(example, *samples):
         accuracy=2 / 4,
         pair_accuracy=1 / 3,
         parse_failures=1 / 4,
-        first_position=1 / 2,
+        first_position_win_rate=1 / 2,
         examples=2,
       ),
     ),
@@ -107,19 +120,19 @@ def judged(example, *samples):
         accuracy=1 / 2,
         pair_accuracy=1 / 2,
         parse_failures=1 / 2,
-        truncated=1 / 2,
-        tokens=4.5,
+        truncated_fraction=1 / 2,
+        mean_generation_length=4.5,
         examples=1,
       ),
     ),
-    ([], dict(tokens=0.0, examples=0)),
+    ([], dict(mean_generation_length=0.0, examples=0)),
   ],
 )
 def test_figures(found, expected):
   nothing = dict.fromkeys(
     [f.name for f in dataclasses.fields(EvalMetrics)], 0.0
   )
-  nothing['tokens'] = 10.0
+  nothing['mean_generation_length'] = 10.0
   figures = dataclasses.asdict(evaluation_during_training.eval_metrics(found))
   assert figures == pytest.approx(nothing | expected)
 
@@ -140,7 +153,7 @@ def test_examples_that_do_not_say_what_is_right(bad, words):
 
 
 @functools.cache
-def words():
+def load_tokenizer():
   with tempfile.TemporaryDirectory() as folder:
     return tiny_tokenizer.train(f'{folder}/tokenizer.model')
 
@@ -148,19 +161,21 @@ def words():
 @functools.cache
 def gemma():
   size = dataclasses.replace(
-    tiny.SIZE, vocab_size=model_config.named('tiny').vocab_size
+    tiny.CONFIG, vocab_size=model_config.from_name('tiny').vocab_size
   )
   return Transformer(size, ComputeConfig(), mesh.one_device())
 
 
 def made(examples, **changes):
   settings = JudgeConfig(template='practice', single='practice_single')
-  return JudgeEvaluator(examples, gemma(), words(), settings, **SIZES | changes)
+  return JudgeEvaluator(
+    examples, gemma(), load_tokenizer(), settings, **SHAPES | changes
+  )
 
 
 def test_wrong_sizes_are_seen_before_training():
-  with pytest.raises(UserError, match=naming('chunk', 0)):
-    made([PAIR], chunk=0)
+  with pytest.raises(UserError, match=naming('decode_steps_per_call', 0)):
+    made([PAIR], decode_steps_per_call=0)
 
 
 def params_that_write(favourite):
@@ -188,13 +203,13 @@ LONG = dataclasses.replace(
 
 def test_new_parameters_are_measured_and_nothing_is_compiled_again(caplog):
   judge = made([PAIR, LONG, FOUR, RIGHT])
-  (letter,) = words().encode('e')
+  (letter,) = load_tokenizer().encode('e')
   silent, talkative = (
-    params_that_write(i) for i in (words().end_of_turn, letter)
+    params_that_write(i) for i in (load_tokenizer().end_of_turn_id, letter)
   )
   one = judge.measure(silent)
-  assert (one.parse_failures, one.truncated) == (1.0, 0.0)
-  assert one.tokens <= 1
+  assert (one.parse_failures, one.truncated_fraction) == (1.0, 0.0)
+  assert one.mean_generation_length <= 1
   # The one that fits no prompt is left out, and named.
   assert one.examples == 3
   assert any(names(x, 1, 4, 'long') for x in caplog.messages)
@@ -205,30 +220,34 @@ def test_new_parameters_are_measured_and_nothing_is_compiled_again(caplog):
   two = judge.measure(talkative)
   again = judge.measure(silent)
   jax.monitoring.clear_event_listeners()
-  assert (two.truncated, two.tokens, two.examples) == (1.0, 6.0, 3)
+  assert (two.truncated_fraction, two.mean_generation_length, two.examples) == (
+    1.0,
+    6.0,
+    3,
+  )
   assert again == one
   assert not [name for name in events if 'backend_compile' in name]
   written = [s.text for x in judge.judged(talkative) for s in x.samples]
   assert written == ['eeeeee'] * 3
-  # Between two measurements the devices hold no second copy of the weights.
-  assert judge._judge.engine.programs.weights is None
+  # Between two evaluations the devices hold no second copy of the weights.
+  assert judge._judge.weights is None
 
 
 def test_an_engine_is_shared_and_keeps_nothing():
   """Rollouts and evaluations use one; their caches end with each of them."""
-  engine = make_engine(gemma(), None, words(), **SIZES)
+  engine = make_engine(gemma(), load_tokenizer(), **SHAPES)
   settings = JudgeConfig(template='practice', single='practice_single')
   judge = JudgeEvaluator(
-    [PAIR, FOUR, RIGHT], gemma(), words(), settings, engine
+    [PAIR, FOUR, RIGHT], gemma(), load_tokenizer(), settings, engine
   )
-  params = params_that_write(words().end_of_turn)
+  params = params_that_write(load_tokenizer().end_of_turn_id)
+  before = len(jax.live_arrays())
   calls = iter([False, True])
   assert judge.judged(params, stops=lambda: next(calls)) is None
-  assert engine.programs.weights is None and engine.programs.count()
-  assert engine.slots is None and engine.state is None
+  assert engine.compiled.count() and len(jax.live_arrays()) == before
   # One that was stopped leaves nothing behind.
   assert len(judge.judged(params)) == 3
-  assert engine.programs.weights is None and engine.slots is None
+  assert len(jax.live_arrays()) == before
 
 
 @pytest.mark.parametrize(

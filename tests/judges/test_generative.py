@@ -11,16 +11,22 @@ from grm_jax.errors import UserError
 from grm_jax.judgement import verdict
 from grm_jax.judgement.judgement import ExampleError, JudgedExample
 from grm_jax.judgement.judgement_request import JudgementRequest
-from tests.judges.fake import RuleEngine, RuleMeta, example, judge, words
+from tests.judges.fake import (
+  RuleEngine,
+  RuleMeta,
+  example,
+  judge,
+  load_tokenizer,
+)
 from tests.messages import names, naming
 
 
 def report(judged, settings):
-  return verdict.report(judged, settings.voting(), settings.seed)
+  return verdict.to_row(judged, settings.vote_config(), settings.seed)
 
 
 def combine(judged, settings):
-  return verdict.combine(judged, settings.voting())
+  return verdict.combine_votes(judged, settings.vote_config())
 
 
 EXAMPLES = [
@@ -40,7 +46,7 @@ def test_scores_come_back_to_their_responses(order, k):
   assert [x.example.id for x in found] == ['a', 'b', 'c', 'd']
   for judged, scores in zip(found, EXPECTED, strict=True):
     assert [s.scores for s in judged.samples] == [scores] * k
-    row = report(judged, made.settings)
+    row = report(judged, made.config)
     assert row['votes'] == tuple(k * x for x in scores)
     assert scores[row['best']] == max(scores)
     assert row['failures'] == 0
@@ -58,13 +64,13 @@ def test_principles_are_written_once_and_judged_by(k):
   engine = RuleEngine()
   found = list(judge(engine, template='critique').judge(EXAMPLES, k))
   assert [x.example.id for x in found] == ['a', 'b', 'c', 'd']
-  written = [r for r in engine.requests if r.id.endswith(':principles')]
+  written = [r for r in engine.requests if r.tag.order is None]
   assert [r.num_samples for r in written] == [1, 1, 1, 1]
   assert len({r.key for r in engine.requests}) == len(engine.requests)
   asked = [r for r in engine.requests if r not in written]
   assert sum(r.num_samples for r in asked) == 4 * max(1, k)
   for request in asked:
-    text = words().decode(request.prompt)
+    text = load_tokenizer().decode(request.prompt)
     assert f'## Principles\n{engine.principles}\n' in text
   for judged, scores in zip(found, EXPECTED, strict=True):
     for sample in judged.samples:
@@ -80,9 +86,9 @@ def test_principles_of_a_row_are_not_written_again():
   items = list(judge(engine, template='critique').judge([given, *EXAMPLES], 2))
   assert items[0].example == given
   assert items[0].samples[0].text.startswith('Scores:')
-  written = [r.id for r in engine.requests if r.id.endswith(':principles')]
-  assert written == [f'{i}:principles' for i in range(1, 5)]
-  first = words().decode(engine.requests[0].prompt)
+  written = [r.tag for r in engine.requests if r.tag.order is None]
+  assert [x.example_number for x in written] == [1, 2, 3, 4]
+  first = load_tokenizer().decode(engine.requests[0].prompt)
   assert '## Principles\nBrevity: 100%\n' in first
 
 
@@ -133,19 +139,19 @@ def test_samples_that_do_not_parse_vote_for_nobody():
   engine = RuleEngine(silent={('0:0', 0), ('0:1', 0)})
   made = judge(engine)
   (judged,) = made.judge(EXAMPLES[2:3], 4)
-  row = report(judged, made.settings)
+  row = report(judged, made.config)
   assert row['failures'] == 2
   assert row['votes'] == (6, 8)
   engine = RuleEngine(silent={('0:0', 0), ('0:1', 0)})
   (judged,) = judge(engine).judge(EXAMPLES[2:3], 2)
-  row = report(judged, made.settings)
+  row = report(judged, made.config)
   assert (row['votes'], row['best'], row['winners']) == (None, None, ())
 
 
 def test_ties_are_broken_by_the_id_and_not_by_the_place():
   made = judge()
   rows = [
-    report(next(made.judge([example(str(i), 'a 5', 'b 5')], 1)), made.settings)
+    report(next(made.judge([example(str(i), 'a 5', 'b 5')], 1)), made.config)
     for i in range(40)
   ]
   assert all(row['winners'] == (0, 1) for row in rows)
@@ -213,7 +219,7 @@ def test_a_judge_that_names_the_best_only():
   (judged,) = made.judge(EXAMPLES[:1], 5)
   assert {s.scores for s in judged.samples} == {(0, 1, 0)}
   assert len({s.order for s in judged.samples}) == 3
-  row = report(judged, made.settings)
+  row = report(judged, made.config)
   assert (row['votes'], row['best']) == ((0, 5, 0), 1)
 
 
@@ -221,10 +227,10 @@ def test_votes_by_a_meta_rm():
   made = judge(vote='guided', k_meta=1, meta=RuleMeta())
   (judged,) = made.judge(EXAMPLES[:1], 3)
   assert {s.meta // 1 for s in judged.samples} == {0.0, 1.0, 2.0}
-  assert combine(judged, made.settings) == (2, 9, 5)
-  two = dataclasses.replace(made.settings, k_meta=2)
+  assert combine(judged, made.config) == (2, 9, 5)
+  two = dataclasses.replace(made.config, k_meta=2)
   assert combine(judged, two) == (4, 18, 10)
-  best = dataclasses.replace(made.settings, vote='best')
+  best = dataclasses.replace(made.config, vote='best')
   assert combine(judged, best) == (2, 9, 5)
 
 
@@ -249,10 +255,10 @@ def test_load_judge_with_a_meta_rm():
     'random',
     'random',
     prompts=8,
-    rows=2,
-    size=8,
-    chunk=4,
-    buckets=(1024,),
+    generations_per_prompt=2,
+    max_new_tokens=8,
+    decode_steps_per_call=4,
+    prompt_buckets=(1024,),
     seed=3,
   )
   rows = [{'query': 'q', 'responses': ['a', 'b']}] * 2
@@ -331,10 +337,10 @@ def test_examples_that_are_dropped(template):
   """The second is given up while its samples or principles are written."""
 
   class Dropping(RuleEngine):
-    def run(self, requests, dropped=tuple, **unused):
-      for item in super().run(requests):
+    def run(self, weights, requests, dropped=tuple, **unused):
+      for item in super().run(weights, requests):
         self.gone |= set(dropped())
-        if item.request not in self.gone:
+        if item.request_id not in self.gone:
           yield item
 
   engine = Dropping()

@@ -1,7 +1,7 @@
-"""The decoder without what Llama has not: shared, packed and decoded texts.
+"""The Llama-style decoder: shared prompts, packed texts and decoding.
 
-tests/peers compares it with transformers; here it is compared with itself,
-where the parts that are off could be forgotten.
+tests/peers compares it with transformers. Here it is compared with itself, in
+each place that could forget that a part is turned off.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ def params(model):
   return tiny.params(model)
 
 
-def alone(model, params, tokens):
-  """Log-probabilities of tokens 1, 2, ... of a text by itself."""
+def separate_logps(model, params, tokens):
+  """Returns log-probabilities of tokens 1, 2, ... of a single sequence."""
   batch = Batch(jnp.asarray([tokens], jnp.int32), jnp.asarray([len(tokens)]))
   return np.asarray(logprobs.prompt_logps(model, params, batch)[0][0])
 
 
-def test_what_is_off_has_no_parameters(model):
+def test_post_norms_have_no_parameters(model):
   names = {
     '/'.join(key.key for key in path)
     for path, _ in jax.tree_util.tree_leaves_with_path(abstract_params(model))
@@ -47,25 +47,25 @@ def test_what_is_off_has_no_parameters(model):
   assert {f'pairs/{x}/pre_mlp_norm/scale' for x in ('local', 'global')} <= names
 
 
-def test_new_norms_multiply_by_one(model):
+def test_initial_norms_multiply_by_one(model):
   params = init_params(model, jax.random.key(0))
   assert np.all(np.asarray(params['final_norm']['scale']) == 1.0)
 
 
 @pytest.mark.parametrize('field', sorted(LLAMA))
-def test_every_field_changes_the_outcome(model, params, field):
-  """With Gemma-2's way in one field, and all else the same."""
-  there = getattr(tiny.CONFIG, field)
-  other = tiny.gemma(**LLAMA | {field: there})
-  own = params
+def test_every_field_affects_the_output(model, params, field):
+  """One field is Gemma-2's, all others are Llama's."""
+  gemma_value = getattr(tiny.CONFIG, field)
+  mixed_model = tiny.gemma(**LLAMA | {field: gemma_value})
+  mixed_params = params
   if field == 'post_norms':
-    own = tiny.params(other)
+    mixed_params = tiny.params(mixed_model)
   tokens = np.arange(1, 20)
-  found = alone(other, own, tokens)
-  assert np.abs(found - alone(model, params, tokens)).max() > 1e-4
+  mixed = separate_logps(mixed_model, mixed_params, tokens)
+  assert np.abs(mixed - separate_logps(model, params, tokens)).max() > 1e-4
 
 
-def test_shared_prompts_equal_texts_alone(model, params):
+def test_shared_prompts_equal_separate_sequences(model, params):
   batch = tiny.batch([3, 9], 10, [[4, 0], [2, 7]], 7)
   logps, _ = logprobs.generation_logps(model, params, batch)
   for p, r in np.ndindex(2, 2):
@@ -73,11 +73,11 @@ def test_shared_prompts_equal_texts_alone(model, params):
     text = np.concatenate(
       [batch.prompts[p, :start], batch.generations[p, r, :count]]
     )
-    expected = alone(model, params, text)[start - 1 :]
+    expected = separate_logps(model, params, text)[start - 1 :]
     np.testing.assert_allclose(logps[p, r, :count], expected, atol=2e-5)
 
 
-def test_packed_texts_equal_texts_alone(model, params):
+def test_packed_texts_equal_separate_sequences(model, params):
   rng = np.random.default_rng(3)
   parts = [rng.integers(1, 250, n) for n in (5, 11, 2)]
   row = np.concatenate(parts)
@@ -91,14 +91,14 @@ def test_packed_texts_equal_texts_alone(model, params):
   logps, _ = logprobs.prompt_logps(model, params, batch)
   start = 0
   for part in parts:
-    own = np.asarray(logps[0, start : start + len(part) - 1])
-    expected = alone(model, params, part)
-    np.testing.assert_allclose(own, expected, atol=2e-5)
+    packed = np.asarray(logps[0, start : start + len(part) - 1])
+    expected = separate_logps(model, params, part)
+    np.testing.assert_allclose(packed, expected, atol=2e-5)
     start += len(part)
 
 
-def test_what_is_drawn_has_the_log_probabilities_of_training(model, params):
-  """Both rings of the caches grow with the text: there is no window."""
+def test_sampled_tokens_have_the_log_probabilities_of_training(model, params):
+  """Without a window, all caches grow with the sequence."""
   weights, _ = decode_weights.place(model, params)
   engine = Engine(
     model,
@@ -110,18 +110,19 @@ def test_what_is_drawn_has_the_log_probabilities_of_training(model, params):
   )
   prompts = {'a': list(range(1, 8)), 'b': list(range(20, 50))}
   requests = [Request(name, ids, 3) for name, ids in prompts.items()]
-  found = list(engine.run(weights, requests))
-  assert len(found) == 6
-  for item in found:
-    text = [*prompts[item.request_id], *item.tokens.tolist()]
-    expected = alone(model, params, np.array(text))
-    expected = expected[len(prompts[item.request_id]) - 1 :]
-    np.testing.assert_allclose(item.model_logps, expected, atol=5e-5)
+  generations = list(engine.run(weights, requests))
+  assert len(generations) == 6
+  for generation in generations:
+    prompt = prompts[generation.request_id]
+    text = [*prompt, *generation.tokens.tolist()]
+    expected = separate_logps(model, params, np.array(text))
+    expected = expected[len(prompt) - 1 :]
+    np.testing.assert_allclose(generation.model_logps, expected, atol=5e-5)
 
 
-def test_attention_flops_have_no_window():
-  size = dataclasses.replace(tiny.CONFIG, window=None)
-  far = dataclasses.replace(tiny.CONFIG, window=10**6)
-  lengths, own = [50, 3], [[20, 0], [4, 9]]
-  assert flops.forward(size, lengths, own) == flops.forward(far, lengths, own)
-  assert flops.decode(size, 500) == flops.decode(far, 500)
+def test_attention_flops_without_a_window():
+  config = dataclasses.replace(tiny.CONFIG, window=None)
+  wide = dataclasses.replace(tiny.CONFIG, window=10**6)
+  lengths = [50, 3], [[20, 0], [4, 9]]
+  assert flops.forward(config, *lengths) == flops.forward(wide, *lengths)
+  assert flops.decode(config, 500) == flops.decode(wide, 500)

@@ -47,19 +47,18 @@ def test_greedy_equals_transformers(tmp_path, name):
   weights, _ = decode_weights.place(model, params)
   engine = Engine(
     model,
-    weights,
     prompts=3,
-    rows=2,
-    size=NEW,
-    buckets=(32, 48),
-    chunk=17,
+    generations_per_prompt=2,
+    max_new_tokens=NEW,
+    prompt_buckets=(32, 48),
+    decode_steps_per_call=17,
     stop_ids=[stop],
   )
   requests = [
-    Request(str(i), prompt, 3, temperature=0.0)
+    Request(str(i), prompt, 3, temperature=0.0, tag=i)
     for i, prompt in enumerate(prompts)
   ]
-  found = list(engine.run(requests))
+  found = list(engine.run(weights, requests))
   assert len(found) == 12
   for generation in found:
-    assert generation.tokens.tolist() == cut[int(generation.request)]
+    assert generation.tokens.tolist() == cut[generation.tag]

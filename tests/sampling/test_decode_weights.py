@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from grm_jax.model.compute_config import ComputeConfig
-from grm_jax.model.quantization import CONTRACTED, QuantizedWeight
+from grm_jax.model.quantization import CONTRACTING_DIMS, QuantizedWeight
 from grm_jax.sampling import decode_weights
 from grm_jax.sampling.engine import Engine
 from grm_jax.sampling.request import Request
@@ -22,18 +22,31 @@ REQUESTS = [
 
 
 def laid_out(weights, shape=(2, 2, 2)):
-  table = rules.for_decoding(rules.RULES, weights)
-  return rules.layout(mesh.make_mesh(*shape), table)
+  table = rules.decode_rules(rules.RULES, weights)
+  return rules.make_layout(mesh.make_mesh(*shape), table)
 
 
 def generated(model, weights, **options):
-  engine = Engine(
-    model,
-    weights,
-    **{'prompts': 4, 'rows': 2, 'size': 16, 'chunk': 4, 'buckets': (8, 16)}
-    | options,
-  )
-  return {(g.request, g.sample): g for g in engine.run(REQUESTS)}, engine
+  shapes = {
+    'prompts': 4,
+    'generations_per_prompt': 2,
+    'max_new_tokens': 16,
+    'decode_steps_per_call': 4,
+    'prompt_buckets': (8, 16),
+  }
+  engine = Engine(model, **shapes | options)
+  states, decode = [], engine.compiled.decode
+
+  def recorded(weights, bucket, cache_length, slots, rows, state):
+    new_state, output = decode(
+      weights, bucket, cache_length, slots, rows, state
+    )
+    states[:] = [(slots, new_state)]
+    return new_state, output
+
+  engine.compiled.decode = recorded
+  items = list(engine.run(weights, REQUESTS))
+  return {(x.request_id, x.sample): x for x in items}, *states[0]
 
 
 @pytest.fixture(scope='module')
@@ -51,7 +64,7 @@ def test_a_mesh_draws_what_one_device_draws(expected, kind, shape):
   model = tiny.gemma(laid_out(kind, shape))
   weights, seconds = decode_weights.place(model, params)
   assert seconds > 0
-  found, engine = generated(model, weights)
+  found, slots, state = generated(model, weights)
   assert set(found) == set(expected)
   for name, g in expected.items():
     np.testing.assert_array_equal(found[name].tokens, g.tokens)
@@ -59,19 +72,19 @@ def test_a_mesh_draws_what_one_device_draws(expected, kind, shape):
       found[name].model_logps, g.model_logps, atol=1e-4
     )
   # A device has its share of the slots and of the rows, no more.
-  for x in jax.tree.leaves((engine.slots.caches, engine.state.caches)):
+  for x in jax.tree.leaves((slots.caches, state.caches)):
     assert x.addressable_shards[0].data.size * 8 == x.size
 
 
 def test_sampling_has_a_tensor_axis_of_its_own(expected):
   """Trained over fsdp alone; the weights go to the other mesh and decode."""
   training = mesh.make_mesh(2, 4, 1)
-  trained = tiny.gemma(rules.layout(training, rules.RULES))
-  table = rules.for_decoding(rules.RULES, 'resident')
-  sampling = rules.layout(mesh.for_sampling(training, 2), table)
+  trained = tiny.gemma(rules.make_layout(training, rules.RULES))
+  table = rules.decode_rules(rules.RULES, 'resident')
+  sampling = rules.make_layout(mesh.decode_mesh(training, 2), table)
   model = tiny.gemma(sampling)
   weights, _ = decode_weights.place(model, tiny.params(trained))
-  found, _ = generated(model, weights)
+  found, *_ = generated(model, weights)
   for name, g in expected.items():
     np.testing.assert_array_equal(found[name].tokens, g.tokens)
 
@@ -82,7 +95,7 @@ def test_resident_weights_are_split_over_tensor_alone():
   weights, _ = decode_weights.place(model, tiny.params(trained))
   kernels = [*weights.layers, weights.embedder]
   for path, x in jax.tree_util.tree_leaves_with_path(kernels):
-    split = 2 if path[-1].key in CONTRACTED else 1
+    split = 2 if path[-1].key in CONTRACTING_DIMS else 1
     assert x.addressable_shards[0].data.size * split == x.size, path
 
 
@@ -92,7 +105,7 @@ def test_int8_weights_decode_on_a_mesh():
   single = tiny.gemma()
   alone, _ = decode_weights.place(single, tiny.params(single), int8=True)
   assert isinstance(weights.layers[0]['mlp']['gate'], QuantizedWeight)
-  found, _ = generated(model, weights)
+  found, *_ = generated(model, weights)
   for name, g in generated(single, alone)[0].items():
     np.testing.assert_array_equal(found[name].tokens, g.tokens)
 
@@ -102,10 +115,10 @@ def test_bfloat16_weights_and_caches():
   model = tiny.gemma(compute=compute)
   weights, _ = decode_weights.place(model, tiny.params(model))
   for path, x in jax.tree_util.tree_leaves_with_path(weights):
-    kernel = path[-1].key in CONTRACTED
+    kernel = path[-1].key in CONTRACTING_DIMS
     assert x.dtype == (jnp.bfloat16 if kernel else jnp.float32)
-  found, engine = generated(model, weights)
-  assert engine.state.caches[0].key.dtype == jnp.bfloat16
+  found, _, state = generated(model, weights)
+  assert state.caches[0].key.dtype == jnp.bfloat16
   assert all(np.isfinite(g.model_logps).all() for g in found.values())
 
 

@@ -15,15 +15,15 @@ ITEMS = [
 ]
 MODEL = tiny.gemma(scalar=True, num_layers=2)
 PARAMS = tiny.params(MODEL)
-SIZES = dict(buckets=(16,), size=8)
+SHAPES = dict(prompt_buckets=(16,), max_new_tokens=8)
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 5, 8])
 def test_alone_or_together(count):
-  alone = ScalarScorer(MODEL, PARAMS, prompts=1, **SIZES)
-  together = ScalarScorer(MODEL, PARAMS, prompts=6, **SIZES)
-  expected = [alone.of([item])[0] for item in ITEMS[:count]]
-  found = together.of(ITEMS[:count])
+  alone = ScalarScorer(MODEL, PARAMS, prompts=1, **SHAPES)
+  together = ScalarScorer(MODEL, PARAMS, prompts=6, **SHAPES)
+  expected = [alone.score([item])[0] for item in ITEMS[:count]]
+  found = together.score(ITEMS[:count])
   for ours, theirs in zip(found, expected, strict=True):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
   assert len({round(float(x), 4) for own in found for x in own}) == sum(
@@ -38,8 +38,8 @@ def test_places_of_a_batch(ways, count, places):
   """The next power of two for each part of the mesh, and at most P."""
   devices = mesh.make_mesh(data=ways, devices=jax.devices()[:ways])
   model = tiny.gemma(
-    rules.layout(devices, rules.RULES), scalar=True, num_layers=2
+    rules.make_layout(devices, rules.RULES), scalar=True, num_layers=2
   )
-  values = ScalarScorer(model, tiny.params(model), prompts=6, **SIZES)
+  values = ScalarScorer(model, tiny.params(model), prompts=6, **SHAPES)
   batch = values._pad(ITEMS[:count])
   assert batch.prompts.shape == (places, 16)

@@ -5,7 +5,7 @@ import pytest
 
 from grm_jax.sampling.request import Request
 from grm_jax.sampling.stop_strings import cut_text, first_stop
-from tests.sampling.test_engine import PROMPTS, SIZE, by_name, engine
+from tests.sampling.test_engine import PROMPTS, SIZE, WEIGHTS, by_name, engine
 
 
 def spelled(tokens):
@@ -38,12 +38,18 @@ def test_the_text_ends_with_the_string_that_ends_first():
 
 @pytest.mark.parametrize('chunk', [1, 4, SIZE])
 def test_the_engine_cuts_at_stop_strings(chunk):
-  options = {'detokenize': spelled, 'rows': 2, 'stop_ids': (3, 5, 8)}
+  options = {
+    'detokenize': spelled,
+    'generations_per_prompt': 2,
+    'stop_ids': (3, 5, 8),
+  }
   free = [Request(str(i), p, 8) for i, p in enumerate(PROMPTS)]
   strings = ('z!', 'qu', 'e')
   bound = [Request(r.id, r.prompt, 8, stop=strings) for r in free]
-  whole = by_name(engine(**options).run(free))
-  found = by_name(engine(chunk=chunk, **options).run(bound))
+  whole = by_name(engine(**options).run(WEIGHTS, free))
+  found = by_name(
+    engine(decode_steps_per_call=chunk, **options).run(WEIGHTS, bound)
+  )
   assert set(found) == set(whole)
   for name, g in found.items():
     n = first_stop(whole[name].tokens.tolist(), 0, strings, spelled)
@@ -56,7 +62,7 @@ def test_the_engine_cuts_at_stop_strings(chunk):
 
 
 def test_text_comes_with_every_generation():
-  (g,) = engine(detokenize=spelled).run([Request('a', PROMPTS[0])])
+  (g,) = engine(detokenize=spelled).run(WEIGHTS, [Request('a', PROMPTS[0])])
   assert g.text == spelled(g.tokens.tolist())
-  (g,) = engine().run([Request('a', PROMPTS[0])])
+  (g,) = engine().run(WEIGHTS, [Request('a', PROMPTS[0])])
   assert g.text is None

@@ -9,7 +9,7 @@ from grm_jax.sampling.request import Request, row_key
 from grm_jax.sampling.token_sampling import (
   SamplingParams,
   _inverse_cdf,
-  fault,
+  invalid_reason,
   sample_token,
   step_keys,
   truncate,
@@ -164,8 +164,8 @@ def test_row_keys_stay_as_they_are():
 def test_settings_outside_their_range(wrong):
   ((name, value),) = wrong.items()
   right = {'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, 'min_p': 0.0}
-  assert fault(**right) is None
-  assert names(fault(**(right | wrong)), name, value)
+  assert invalid_reason(**right) is None
+  assert names(invalid_reason(**(right | wrong)), name, value)
 
 
 def test_every_outcome_gets_its_share_of_the_interval():

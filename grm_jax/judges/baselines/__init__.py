@@ -1,0 +1,1 @@
+"""Judges that the GRM is compared with."""

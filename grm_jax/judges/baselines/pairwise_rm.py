@@ -1,8 +1,8 @@
 """Pairwise scalar judges: is the first response better than the second?
 
-In the way of PairRM (arXiv 2306.02561): the query and both responses are read
-together. The query and the first response are the prompt and the second ones
-follow it, so that n responses take n prompts and not n * (n - 1).
+As in PairRM (arXiv 2306.02561), the model reads the query and both responses
+together. The query and the first response are the prompt, and all second
+responses follow it, so n responses need n prompts and not n * (n - 1).
 """
 
 import functools
@@ -15,7 +15,8 @@ from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
 from grm_jax.judges.baselines.scalar_rm import in_batches
-from grm_jax.sampling.scalar_scorer import Item, ScalarScorer
+from grm_jax.sampling.padding import PromptWithTexts
+from grm_jax.sampling.scalar_scorer import ScalarScorer
 from grm_jax.tokenizer import chat_format
 from grm_jax.tokenizer.tokenizer import Tokenizer
 
@@ -23,30 +24,32 @@ from grm_jax.tokenizer.tokenizer import Tokenizer
 def pair_prompt(
   example: JudgingExample, first: int, tokenizer: Tokenizer, limit: int
 ) -> tuple[int, ...]:
-  """The query and the response `first`, as a prompt.
+  """Returns the query and the response with index `first` as a prompt.
 
   Raises:
-    UserError: it does not fit in `limit` tokens, however shortened.
+    UserError: the prompt does not fit in `limit` tokens, even shortened.
   """
-  render = functools.partial(chat_format.render_user, tokenizer)
-  asked = template.load('pair')
-  return prompt_builder.tokenize(asked, example, (first,), render, limit=limit)
+  chat = functools.partial(chat_format.render_user, tokenizer)
+  pair_template = template.load('pair')
+  return prompt_builder.tokenize(
+    pair_template, example, (first,), chat, limit=limit
+  )
 
 
 def pair_text(response: str, tokenizer: Tokenizer) -> list[int]:
-  """The second response, as it follows the prompt."""
-  return [*tokenizer.encode(response), tokenizer.end_of_turn]
+  """Returns the second response in the form that follows the prompt."""
+  return [*tokenizer.encode(response), tokenizer.end_of_turn_id]
 
 
 class PairJudge:
-  """Scores are the mean chance to be better than another response.
+  """Scores a response by its mean probability to beat another response.
 
-  Each pair is read in both orders, so that a preference for a place evens out.
-  The interface is that of scalar.ScalarJudge.
+  The model reads each pair in both orders, which cancels a position bias. The
+  interface is that of scalar_rm.ScalarJudge.
   """
 
-  def __init__(self, values: ScalarScorer, tokenizer: Tokenizer):
-    self.values, self.tokenizer = values, tokenizer
+  def __init__(self, scorer: ScalarScorer, tokenizer: Tokenizer):
+    self.scorer, self.tokenizer = scorer, tokenizer
 
   def judge(
     self,
@@ -56,66 +59,71 @@ class PairJudge:
     progress: str = '',
     total: int = 0,
   ) -> Iterator[JudgedExample | ExampleError]:
-    """One judgement of each example, in their order; k changes nothing."""
+    """Yields one judgement of each example, in order, whatever k is."""
     del k
     yield from in_batches(
-      self._judge_some, examples, self.values.prompts, progress, total
+      self._judge_batch, examples, self.scorer.prompts, progress, total
     )
 
-  def _judge_some(self, some):
-    made = [self._items(example) for example in some]
-    good = [
-      item for own in made if not isinstance(own, ExampleError) for item in own
+  def _judge_batch(self, examples):
+    results = [self._items(example) for example in examples]
+    items = [
+      item
+      for result in results
+      if not isinstance(result, ExampleError)
+      for item in result
     ]
-    values = iter(self.values.of(good))
-    for example, own in zip(some, made, strict=True):
-      if isinstance(own, ExampleError):
-        yield own
+    values = iter(self.scorer.score(items))
+    for example, result in zip(examples, results, strict=True):
+      if isinstance(result, ExampleError):
+        yield result
         continue
-      scores = tuple(chances([next(values) for _ in own]))
+      scores = tuple(win_probabilities([next(values) for _ in result]))
       order = tuple(range(len(scores)))
       yield JudgedExample(example, (Judgement(order, '', 0, '', scores),))
 
   def _items(
     self, example: JudgingExample | ExampleError
-  ) -> list[Item] | ExampleError:
-    """A prompt for each response, with the others; or why there is none."""
+  ) -> list[PromptWithTexts] | ExampleError:
+    """Returns a prompt per response, followed by the other responses."""
     if isinstance(example, ExampleError):
       return example
     if len(example.responses) < 2:
       return ExampleError(
-        example.id, 'one response has no other to be better than'
+        example.id, 'a pairwise judge needs two responses or more; it has one'
       )
     texts = [pair_text(x, self.tokenizer) for x in example.responses]
-    items = []
+    items: list[PromptWithTexts] = []
     for i in range(len(texts)):
       try:
-        asked = pair_prompt(example, i, self.tokenizer, self.values.buckets[-1])
+        prompt = pair_prompt(
+          example, i, self.tokenizer, self.scorer.prompt_buckets[-1]
+        )
       except UserError as error:
         return ExampleError(example.id, str(error))
-      item = asked, texts[:i] + texts[i + 1 :]
-      reason = self.values.fault(item)
+      item = prompt, texts[:i] + texts[i + 1 :]
+      reason = self.scorer.rejection_reason(item)
       if reason:
         return ExampleError(example.id, reason)
       items.append(item)
     return items
 
 
-def chances(values: list[np.ndarray]) -> list[float]:
-  """Each response's mean chance to be better than another.
+def win_probabilities(logits: list[np.ndarray]) -> list[float]:
+  """Returns each response's mean probability to beat another response.
 
   Args:
-    values: n of [n - 1]: values[i] are logits that response i is better than
-      each of the others, which stand in their order without i.
+    logits: n arrays [n - 1]; logits[i] are the logits that response i is better
+      than each other response, which are in order without i.
 
   Returns:
-    n numbers in 0..1 whose mean is 1/2.
+    n numbers in [0, 1] with mean 1/2.
   """
-  n = len(values)
-  won = np.full((n, n), np.nan)
-  for i, own in enumerate(values):
-    logits = np.asarray(own, np.float64)
-    won[i, np.arange(n) != i] = 0.5 * (1 + np.tanh(0.5 * logits))
-  # Read as the first and as the second of each pair.
-  both = 0.5 * (won + (1 - won.T))
-  return np.nanmean(both, axis=1).tolist()
+  n = len(logits)
+  wins = np.full((n, n), np.nan)  # wins[i, j]: i first in the prompt, beats j
+  for i, row in enumerate(logits):
+    values = np.asarray(row, np.float64)
+    # The logistic function; tanh does not overflow.
+    wins[i, np.arange(n) != i] = 0.5 * (1 + np.tanh(0.5 * values))
+  both_orders = 0.5 * (wins + (1 - wins.T))
+  return np.nanmean(both_orders, axis=1).tolist()

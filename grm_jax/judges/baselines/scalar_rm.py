@@ -1,10 +1,9 @@
-"""Judges that give a number without writing: scalar reward models, meta RM."""
+"""Judges with a scalar head: Bradley-Terry reward models and the meta RM."""
 
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import tqdm
 
@@ -12,23 +11,26 @@ from grm_jax.errors import UserError
 from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
-from grm_jax.sampling.scalar_scorer import Item, ScalarScorer
+from grm_jax.sampling.padding import PromptWithTexts
+from grm_jax.sampling.scalar_scorer import ScalarScorer
 from grm_jax.tokenizer import chat_format
 from grm_jax.tokenizer.tokenizer import Tokenizer
 
-META = 'meta'  # the template of meta RMs that say nothing of theirs
+META = 'meta'  # the template of meta RMs whose checkpoints name none
 
 
-def query_and_responses(example: JudgingExample, tokenizer: Tokenizer) -> Item:
-  """The query as a prompt, and each response as the model's turn after it.
+def query_and_responses(
+  example: JudgingExample, tokenizer: Tokenizer
+) -> PromptWithTexts:
+  """Returns the query as the prompt, and each response as a model turn.
 
   Raises:
-    UserError: the query's turns make no conversation.
+    UserError: the turns of the query do not form a conversation.
   """
   turns = [{'role': t.role, 'content': t.text} for t in example.query]
-  ends = [tokenizer.end_of_turn]
   query = chat_format.render(tokenizer, turns)
-  return query, [tokenizer.encode(x) + ends for x in example.responses]
+  end = [tokenizer.end_of_turn_id]
+  return query, [tokenizer.encode(x) + end for x in example.responses]
 
 
 def meta_prompt(
@@ -36,38 +38,51 @@ def meta_prompt(
   order: Sequence[int],
   tokenizer: Tokenizer,
   limit: int,
-  name: str,
+  template_name: str,
 ) -> tuple[int, ...]:
-  """What the meta RM reads before judgements of the example in this order.
+  """Returns the meta RM's prompt for judgements with one order.
 
   Args:
-    example: what was judged.
-    order: in which its responses were shown.
-    tokenizer: the meta RM's.
-    limit: most tokens.
-    name: of the template.
+    example: the judged example.
+    order: order of its responses in the judge's prompt.
+    tokenizer: tokenizer of the meta RM.
+    limit: maximum number of tokens.
+    template_name: template of the prompt.
 
   Raises:
-    UserError: it does not fit in `limit` tokens, however shortened.
+    UserError: the prompt does not fit, even shortened.
   """
-  render = functools.partial(chat_format.render_user, tokenizer)
-  asked = template.load(name)
-  return prompt_builder.tokenize(asked, example, order, render, limit=limit)
+  chat = functools.partial(chat_format.render_user, tokenizer)
+  meta_template = template.load(template_name)
+  return prompt_builder.tokenize(
+    meta_template, example, order, chat, limit=limit
+  )
 
 
 def meta_text(text: str, tokenizer: Tokenizer, limit: int) -> list[int]:
-  """A judgement as the meta RM reads it: up to `limit` tokens, its end one."""
-  return [*tokenizer.encode(text)[: limit - 1], tokenizer.end_of_turn]
+  """Returns a judgement for the meta RM, cut to `limit` tokens with its end."""
+  return [*tokenizer.encode(text)[: limit - 1], tokenizer.end_of_turn_id]
 
 
 def in_batches(
-  judge_some: Callable[[list[Any]], Iterator[JudgedExample | ExampleError]],
+  judge_batch: Callable[
+    [list[JudgingExample | ExampleError]],
+    Iterable[JudgedExample | ExampleError],
+  ],
   examples: Iterable[JudgingExample | ExampleError],
-  count: int,
+  batch_size: int,
   progress: str,
   total: int,
 ) -> Iterator[JudgedExample | ExampleError]:
-  """What `judge_some` says of so many examples at a time, under a bar."""
+  """Yields the results of `judge_batch`, with a progress bar.
+
+  Args:
+    judge_batch: judges up to `batch_size` examples.
+    examples: read as needed.
+    batch_size: examples of one call.
+    progress: name of the progress bar, '' for none.
+    total: number of examples, 0 if unknown.
+  """
   bar = tqdm.tqdm(
     desc=progress,
     total=total or None,
@@ -76,20 +91,20 @@ def in_batches(
   )
   examples = iter(examples)
   with bar:
-    while some := list(itertools.islice(examples, count)):
-      yield from judge_some(some)
-      bar.update(len(some))
+    while batch := list(itertools.islice(examples, batch_size)):
+      yield from judge_batch(batch)
+      bar.update(len(batch))
 
 
 class ScalarJudge:
-  """Values of responses as their scores; see generative.Judge.
+  """Scores responses by a scalar head; see generative.Judge.
 
-  The query is the prompt and its responses follow it, so that a query is
-  computed once however many responses it has (Bradley-Terry reward models).
+  The query is the prompt and its responses follow it, so a query is computed
+  once for any number of responses (Bradley-Terry reward models).
   """
 
-  def __init__(self, values: ScalarScorer, tokenizer: Tokenizer):
-    self.values, self.tokenizer = values, tokenizer
+  def __init__(self, scorer: ScalarScorer, tokenizer: Tokenizer):
+    self.scorer, self.tokenizer = scorer, tokenizer
 
   def judge(
     self,
@@ -99,17 +114,17 @@ class ScalarJudge:
     progress: str = '',
     total: int = 0,
   ) -> Iterator[JudgedExample | ExampleError]:
-    """One judgement of each example, in their order; k changes nothing."""
+    """Yields one judgement of each example, in order, whatever k is."""
     del k
     yield from in_batches(
-      self._judge_some, examples, self.values.prompts, progress, total
+      self._judge_batch, examples, self.scorer.prompts, progress, total
     )
 
-  def _judge_some(self, some):
-    items = [self._item(example) for example in some]
-    good = [item for item in items if not isinstance(item, ExampleError)]
-    values = iter(self.values.of(good))
-    for example, item in zip(some, items, strict=True):
+  def _judge_batch(self, examples):
+    items = [self._item(example) for example in examples]
+    valid = [item for item in items if not isinstance(item, ExampleError)]
+    values = iter(self.scorer.score(valid))
+    for example, item in zip(examples, items, strict=True):
       if isinstance(item, ExampleError):
         yield item
         continue
@@ -119,61 +134,64 @@ class ScalarJudge:
 
   def _item(
     self, example: JudgingExample | ExampleError
-  ) -> Item | ExampleError:
-    """Its tokens, or why it cannot be judged."""
+  ) -> PromptWithTexts | ExampleError:
+    """Returns the example's tokens, or why it cannot be judged."""
     if isinstance(example, ExampleError):
       return example
     try:
       item = query_and_responses(example, self.tokenizer)
     except UserError as error:
       return ExampleError(example.id, str(error))
-    reason = self.values.fault(item)
+    reason = self.scorer.rejection_reason(item)
     return ExampleError(example.id, reason) if reason else item
 
 
 class MetaJudge:
-  """The meta RM's opinion of judgements: see arXiv 2504.02495, section 4.
+  """Scores judgements by the meta RM: arXiv 2504.02495, section 4.
 
-  Its prompt is the conversation and the responses as the GRM saw them, and
-  the judgements of that order are the texts that follow.
+  Its prompt is the conversation and the responses in the order of the judge's
+  prompt. The judgements with that order are the texts that follow.
   """
 
   def __init__(
-    self, values: ScalarScorer, tokenizer: Tokenizer, template_name: str = META
+    self,
+    scorer: ScalarScorer,
+    tokenizer: Tokenizer,
+    template_name: str = META,
   ):
-    self.values, self.tokenizer = values, tokenizer
+    self.scorer, self.tokenizer = scorer, tokenizer
     self.template_name = template_name
 
   def rate(self, judged: JudgedExample) -> JudgedExample | ExampleError:
-    """The example with `meta` in every sample, or why that cannot be.
+    """Returns the example with `meta` in every sample, or why it cannot.
 
-    A judgement that is longer than `values.size` is read up to there.
+    The meta RM reads the first `max_new_tokens` tokens of a longer judgement.
     """
     try:
       return self._rate(judged)
     except UserError as error:
       return ExampleError(judged.example.id, f'meta RM: {error}')
 
-  def _rate(self, judged):
-    by_order = {}
-    for place, sample in enumerate(judged.samples):
-      by_order.setdefault(sample.order, []).append(place)
+  def _rate(self, judged: JudgedExample) -> JudgedExample:
+    by_order: dict[tuple[int, ...], list[int]] = {}
+    for index, sample in enumerate(judged.samples):
+      by_order.setdefault(sample.order, []).append(index)
     items = [
-      self._item(judged, order, places) for order, places in by_order.items()
+      self._item(judged, order, indices) for order, indices in by_order.items()
     ]
     samples = list(judged.samples)
-    rated = zip(by_order.values(), self.values.of(items), strict=True)
-    for places, values in rated:
-      for place, value in zip(places, values, strict=True):
-        samples[place] = dataclasses.replace(samples[place], meta=float(value))
+    scores = self.scorer.score(items)
+    for indices, values in zip(by_order.values(), scores, strict=True):
+      for index, value in zip(indices, values, strict=True):
+        samples[index] = dataclasses.replace(samples[index], meta=float(value))
     return dataclasses.replace(judged, samples=tuple(samples))
 
-  def _item(self, judged, order, places) -> Item:
-    limit, size = self.values.buckets[-1], self.values.size
-    texts = [judged.samples[place].text for place in places]
-    return (
-      meta_prompt(
-        judged.example, order, self.tokenizer, limit, self.template_name
-      ),
-      [meta_text(text, self.tokenizer, size) for text in texts],
+  def _item(self, judged, order, indices) -> PromptWithTexts:
+    """Returns the prompt of an order and the judgements that follow it."""
+    prompt_limit = self.scorer.prompt_buckets[-1]
+    text_limit = self.scorer.max_new_tokens
+    prompt = meta_prompt(
+      judged.example, order, self.tokenizer, prompt_limit, self.template_name
     )
+    texts = [judged.samples[i].text for i in indices]
+    return prompt, [meta_text(x, self.tokenizer, text_limit) for x in texts]

@@ -1,10 +1,10 @@
-"""Semi-scalar judges: a critique of each response, then a number for it.
+"""Semi-scalar judges: a critique of each response, then a value for it.
 
-The model writes about every response on its own, and its scalar head reads
-the prompt and what was written (CLoud, arXiv 2408.11791). k critiques give k
-numbers, which the votes add up.
+The model writes about every response separately, and its scalar head reads the
+prompt and the critique (CLoud, arXiv 2408.11791). k critiques give k values,
+which the votes combine.
 
-  example -> one example a response -> critiques -> values -> example
+  example -> one example per response -> critiques -> values -> example
 """
 
 import collections
@@ -17,37 +17,39 @@ from grm_jax.errors import UserError
 from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
+from grm_jax.judges.baselines.scalar_rm import meta_text
 from grm_jax.judges.generative import Judge
-from grm_jax.sampling.scalar_scorer import Item, ScalarScorer
+from grm_jax.sampling.padding import PromptWithTexts
+from grm_jax.sampling.scalar_scorer import ScalarScorer
 from grm_jax.tokenizer import chat_format
 
-# Whose critiques, one for each response; what could not be written about.
-_Critiques = tuple[JudgingExample, Sequence[JudgedExample | ExampleError]]
+# An example and the critiques of each of its responses.
+_Critiques = tuple[JudgingExample, list[JudgedExample | ExampleError]]
 
 
 class SemiScalarJudge:
-  """Values of critiques as scores; see generative.Judge.
+  """Scores responses by values of their critiques; see generative.Judge.
 
   Attributes:
     inner: writes critiques of single responses, by a template like `critic`.
-      What it reads in them is not looked at.
-    values: a model with a scalar head.
+      The scores in its judgements are ignored.
+    scorer: the same model with a scalar head.
   """
 
-  def __init__(self, judge: Judge, values: ScalarScorer):
-    """The scalar model reads what `judge` writes, by the same tokenizer.
+  def __init__(self, judge: Judge, scorer: ScalarScorer):
+    """The judge and the scorer share a tokenizer.
 
     Raises:
-      UserError: the judge writes by principles, which its texts then begin
-        with.
+      UserError: the template uses principles, which would begin the critiques.
     """
-    name = judge.settings.template
-    self.inner, self.values = judge, values
+    name = judge.config.template
+    self.inner, self.scorer = judge, scorer
     self._template = template.load(name)
-    if 'principles' in self._template.used:
+    if 'principles' in self._template.used_variables:
       raise UserError(
-        f'config.prompt.template={name} judges by principles, which a '
-        'semi-scalar judge cannot; give a template without them'
+        f'config.prompt.template={name} uses principles, which '
+        'config.judge=semi_scalar does not support; choose a template without '
+        'principles'
       )
     self._chat = functools.partial(chat_format.render_user, judge.tokenizer)
 
@@ -59,84 +61,95 @@ class SemiScalarJudge:
     progress: str = '',
     total: int = 0,
   ) -> Iterator[JudgedExample | ExampleError]:
-    """Judgements of a stream of examples, in its order.
+    """Yields the judgements of a stream of examples, in its order.
 
     Args:
-      examples: read as the engine gets free; faults are passed through.
-      k: critiques of each response; 0 is one greedy critique of each.
-      progress: name of a progress bar over critiques.
-      total: not used: how many responses there are is not known before.
+      examples: read as the engine gets free; an ExampleError is passed on.
+      k: critiques of each response; 0 for one greedy critique of each.
+      progress: name of a progress bar over critiques, '' for none.
+      total: ignored, because the number of responses is unknown.
     """
     del total
-    written = self._written(examples, k, progress)
-    while some := list(itertools.islice(written, self.values.prompts)):
-      yield from self._rate(some)
+    critiques = self._critiques(examples, k, progress)
+    while chunk := list(itertools.islice(critiques, self.scorer.prompts)):
+      yield from self._score(chunk)
 
-  def _written(
+  def _critiques(
     self, examples, k, progress
   ) -> Iterator[_Critiques | ExampleError]:
-    """The critiques of each example, and the faults among the examples."""
-    begun = collections.deque()
-    items = self.inner.judge(_singles(examples, begun), k, progress=progress)
+    """Yields the critiques of each example, and the errors in the stream."""
+    started: collections.deque[JudgingExample | ExampleError] = (
+      collections.deque()
+    )
+    items = self.inner.judge(_singles(examples, started), k, progress=progress)
+    # The inner judge keeps the order, so the next len(responses) items belong
+    # to the oldest example that was started.
     for first in items:
-      example = begun.popleft()
+      example = started.popleft()
       if isinstance(example, ExampleError):
         yield example
         continue
-      others = itertools.islice(items, len(example.responses) - 1)
-      yield example, (first, *others)
+      rest = itertools.islice(items, len(example.responses) - 1)
+      yield example, [first, *rest]
 
-  def _rate(self, some: Sequence[_Critiques | ExampleError]):
-    asked = [
-      x if isinstance(x, ExampleError) else self._items(*x) for x in some
+  def _score(self, chunk: Sequence[_Critiques | ExampleError]):
+    results = [
+      x if isinstance(x, ExampleError) else self._items(*x) for x in chunk
     ]
-    good = [
-      item for x in asked if not isinstance(x, ExampleError) for item in x
+    items = [
+      item
+      for result in results
+      if not isinstance(result, ExampleError)
+      for item in result
     ]
-    values = iter(self.values.of(good))
-    for one, items in zip(some, asked, strict=True):
-      if isinstance(items, ExampleError):
-        yield items
-        continue
-      example, parts = one
-      yield _together(example, parts, [next(values) for _ in parts])
+    values = iter(self.scorer.score(items))
+    for critiques, result in zip(chunk, results, strict=True):
+      if isinstance(critiques, ExampleError):
+        yield critiques
+      elif isinstance(result, ExampleError):
+        yield result
+      else:
+        example, parts = critiques
+        judged = [x for x in parts if isinstance(x, JudgedExample)]  # all
+        yield _merge(example, judged, [next(values) for _ in judged])
 
-  def _items(self, example, parts) -> list[Item] | ExampleError:
-    """What the scalar head reads, or why it cannot."""
+  def _items(
+    self, example: JudgingExample, parts
+  ) -> list[PromptWithTexts] | ExampleError:
+    """Returns the input of the scalar head, or why there is none."""
     items = []
     for number, part in enumerate(parts, 1):
-      bad = isinstance(part, ExampleError)
-      item = None if bad else self._item(part)
-      reason = part.reason if bad else self.values.fault(item)
-      if reason:
-        return ExampleError(example.id, f'response {number}: {reason}')
+      item = self._item(part)
+      if isinstance(item, str):
+        return ExampleError(example.id, f'response {number}: {item}')
       items.append(item)
     return items
 
-  def _item(self, part: JudgedExample) -> Item:
-    """A response's prompt, as it was written to, and its critiques.
+  def _item(self, part: JudgedExample | ExampleError) -> PromptWithTexts | str:
+    """Returns the judge's prompt for a response, followed by its critiques.
 
-    A critique that is longer than `values.size` is read up to there.
+    The scalar head reads the first `max_new_tokens` tokens of a critique.
+    Returns the reason if it cannot read them.
     """
-    tokens = prompt_builder.tokenize(
+    if isinstance(part, ExampleError):
+      return part.reason
+    prompt = prompt_builder.tokenize(
       self._template,
       part.example,
       (0,),
       self._chat,
-      limit=self.inner.engine.limits.prompt,
-      too_long=self.inner.settings.too_long,
+      limit=self.inner.engine.limits.max_prompt_tokens,
+      too_long=self.inner.config.too_long,
     )
-    return tokens, [self._text(sample.text) for sample in part.samples]
-
-  def _text(self, text):
-    words = self.inner.tokenizer
-    return [*words.encode(text)[: self.values.size - 1], words.end_of_turn]
+    tokenizer, limit = self.inner.tokenizer, self.scorer.max_new_tokens
+    texts = [meta_text(x.text, tokenizer, limit) for x in part.samples]
+    return self.scorer.rejection_reason((prompt, texts)) or (prompt, texts)
 
 
-def _singles(examples, begun) -> Iterator[JudgingExample | ExampleError]:
-  """An example of each response; whole ones are put into `begun` as well."""
+def _singles(examples, started) -> Iterator[JudgingExample | ExampleError]:
+  """Yields one example per response; appends the originals to `started`."""
   for example in examples:
-    begun.append(example)
+    started.append(example)
     if isinstance(example, ExampleError):
       yield example
       continue
@@ -150,16 +163,18 @@ def _singles(examples, begun) -> Iterator[JudgingExample | ExampleError]:
       )
 
 
-def _together(example, parts, values) -> JudgedExample:
-  """The example with sample j made of the j-th critique of each response."""
-  samples = zip(*(part.samples for part in parts), strict=True)
+def _merge(
+  example: JudgingExample, parts: Sequence[JudgedExample], values
+) -> JudgedExample:
+  """Returns the example; sample j has the j-th critique of each response."""
+  critiques = zip(*(part.samples for part in parts), strict=True)
   scores = zip(*values, strict=True)
-  pairs = zip(samples, scores, strict=True)
-  return JudgedExample(example, tuple(_sample(*pair) for pair in pairs))
+  samples = itertools.starmap(_sample, zip(critiques, scores, strict=True))
+  return JudgedExample(example, tuple(samples))
 
 
 def _sample(critiques: Sequence[Judgement], scores) -> Judgement:
-  cut = any(critique.finish == 'length' for critique in critiques)
+  truncated = any(critique.truncated for critique in critiques)
   return Judgement(
     order=tuple(range(len(critiques))),
     text='\n\n'.join(
@@ -167,6 +182,6 @@ def _sample(critiques: Sequence[Judgement], scores) -> Judgement:
       for number, critique in enumerate(critiques, 1)
     ),
     num_tokens=sum(critique.num_tokens for critique in critiques),
-    finish='length' if cut else 'stop',
+    finish='length' if truncated else 'stop',
     scores=tuple(map(float, scores)),
   )

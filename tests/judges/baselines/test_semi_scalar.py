@@ -19,7 +19,7 @@ from grm_jax.model.batch import Batch
 from grm_jax.sampling import decode_weights
 from grm_jax.sampling.scalar_scorer import ScalarScorer
 from grm_jax.tokenizer import chat_format
-from tests.judges.fake import RuleEngine, words
+from tests.judges.fake import RuleEngine, load_tokenizer
 from tests.messages import names, naming
 from tests.model import tiny
 
@@ -52,7 +52,7 @@ class Critic(RuleEngine):
     self.end = end
 
   def generation(self, request, sample):
-    shown = words().decode(request.prompt).split('(')[1].split(')')[0]
+    shown = load_tokenizer().decode(request.prompt).split('(')[1].split(')')[0]
     text = f'{shown} of {request.key}: {sample}{self.end}'
     found = super().generation(request, sample)
     finish = 'length' if 'zz' in shown else 'stop'
@@ -62,7 +62,8 @@ class Critic(RuleEngine):
 class Eager(Critic):
   """Ends a request before it takes the next one."""
 
-  def run(self, requests, **unused):
+  def run(self, weights, requests, **unused):
+    del weights, unused
     for request in requests:
       self.requests.append(request)
       for i in range(request.num_samples):
@@ -73,19 +74,24 @@ class Lengths:
   """Values are numbers of tokens; keeps what was asked."""
 
   def __init__(self, prompts=2, size=40, most=64):
-    self.prompts, self.size, self.most = prompts, size, most
+    self.prompts, self.max_new_tokens, self.most = prompts, size, most
     self.asked = []
 
-  def fault(self, item):
+  def rejection_reason(self, item):
     return 'too many' if len(item[0]) > self.most else None
 
-  def of(self, items):
+  def score(self, items):
     self.asked += items
     return [np.array([len(x) for x in texts], np.float32) for _, texts in items]
 
 
 def judge(form, values=None, engine=None, **more):
-  inner = Judge(engine or Critic(), words(), JudgeConfig(template=form, **more))
+  inner = Judge(
+    engine or Critic(),
+    'weights',
+    load_tokenizer(),
+    JudgeConfig(template=form, **more),
+  )
   return SemiScalarJudge(inner, values or Lengths())
 
 
@@ -103,13 +109,17 @@ def test_critiques_and_values_come_back_to_their_responses(form, k, order):
       assert sample.text == '\n\n'.join(
         f'Critique of Response {i}:\n{text}' for i, text in enumerate(own, 1)
       )
-      assert sample.scores == tuple(len(words().encode(x)) + 1 for x in own)
+      assert sample.scores == tuple(
+        len(load_tokenizer().encode(x)) + 1 for x in own
+      )
       assert sample.order == tuple(range(len(texts)))
       assert sample.meta is None
     assert all(
       x.finish == ('length' if name == 'a' else 'stop') for x in judged.samples
     )
-  count = len(words().encode('Scores: \\boxed{}'))  # what RuleEngine wrote
+  count = len(
+    load_tokenizer().encode('Scores: \\boxed{}')
+  )  # what RuleEngine wrote
   assert found[0].samples[0].num_tokens == 3 * count
 
 
@@ -117,7 +127,7 @@ def test_votes_add_up_values(form):
   made = judge(form)
   (judged,) = made.judge(EXAMPLES[2:], 4)
   one, two = zip(*(s.scores for s in judged.samples), strict=True)
-  told = verdict.report(judged, made.inner.settings.voting(), 0)
+  told = verdict.to_row(judged, made.inner.config.vote_config(), 0)
   assert told['votes'] == (sum(one), sum(two))
   assert told['failures'] == 0
 
@@ -143,10 +153,10 @@ def test_what_is_read_holds_no_control_tokens_of_texts(form):
   made = judge(form, values, Critic(limit=200, end='<eos><end_of_turn>'))
   list(made.judge([row('a', bad, query=bad)], 1))
   ((tokens, (text,)),) = values.asked
-  control = set(words().control_ids)
+  control = set(load_tokenizer().control_ids)
   assert [x in control for x in text] == [False] * (len(text) - 1) + [True]
-  assert text[-1] == words().end_of_turn
-  ours = chat_format.render_user(words(), 'x')
+  assert text[-1] == load_tokenizer().end_of_turn_id
+  ours = chat_format.render_user(load_tokenizer(), 'x')
   assert sum(x in control for x in tokens) == sum(x in control for x in ours)
 
 
@@ -154,8 +164,8 @@ def test_long_critiques_are_read_up_to_the_size(form):
   values = Lengths(size=6)
   list(judge(form, values).judge(EXAMPLES[1:2], 1))
   ((_, (text,)),) = values.asked
-  assert len(text) == 6 and text[-1] == words().end_of_turn
-  assert text[:-1] == words().encode('u of b/0 0: 0')[:5]
+  assert len(text) == 6 and text[-1] == load_tokenizer().end_of_turn_id
+  assert text[:-1] == load_tokenizer().encode('u of b/0 0: 0')[:5]
 
 
 def test_faults_stand_in_their_places_and_the_others_go_on(form):
@@ -177,7 +187,7 @@ def test_faults_stand_in_their_places_and_the_others_go_on(form):
 
 def test_what_the_scalar_head_cannot_read_is_a_fault(form):
   longer = row('d', 'x', 'y' * 20)
-  size = len(chat_format.render_user(words(), 'q(x)'))
+  size = len(chat_format.render_user(load_tokenizer(), 'q(x)'))
   (found,) = judge(form, Lengths(most=size + 3)).judge([longer], 1)
   assert isinstance(found, ExampleError) and found.id == 'd'
   assert names(found.reason, 'response', 2, 'too many')
@@ -214,7 +224,7 @@ def test_the_template_shows_one_response_and_asks_for_no_score():
 
 MODEL = tiny.gemma(scalar=True, vocab_size=1024, num_layers=2)
 PARAMS = tiny.params(MODEL)
-SIZES = dict(prompts=2, size=32, buckets=(64,))
+SHAPES = dict(prompts=2, max_new_tokens=32, prompt_buckets=(64,))
 
 
 @jax.jit
@@ -230,15 +240,18 @@ def value(tokens):
 
 
 def test_values_are_those_of_prompt_and_critique(form):
-  made = judge(form, ScalarScorer(MODEL, PARAMS, **SIZES))
+  made = judge(form, ScalarScorer(MODEL, PARAMS, **SHAPES))
   found = list(made.judge(EXAMPLES, 3))
   seen = set()
   for judged in found:
     for j, sample in enumerate(judged.samples):
       for i, response in enumerate(judged.example.responses):
-        tokens = chat_format.render_user(words(), f'q({response})')
+        tokens = chat_format.render_user(load_tokenizer(), f'q({response})')
         text = f'{response} of {judged.example.id}/{i} 0: {j}'
-        tokens += [*words().encode(text), words().end_of_turn]
+        tokens += [
+          *load_tokenizer().encode(text),
+          load_tokenizer().end_of_turn_id,
+        ]
         assert sample.scores[i] == pytest.approx(value(tokens), abs=1e-4)
         seen.add(round(sample.scores[i], 2))
   assert len(seen) > 9  # of 18, so that values of others would not do
@@ -248,9 +261,15 @@ def test_one_model_writes_and_rates(form):
   """The engine takes the parameters of a scalar model as they are."""
   weights, _ = decode_weights.place(MODEL, PARAMS)
   engine = judge_factory.make_engine(
-    MODEL, weights, words(), rows=2, chunk=8, **SIZES
+    MODEL,
+    load_tokenizer(),
+    generations_per_prompt=2,
+    decode_steps_per_call=8,
+    **SHAPES,
   )
-  made = judge(form, ScalarScorer(MODEL, PARAMS, **SIZES), engine)
+  scorer = ScalarScorer(MODEL, PARAMS, **SHAPES)
+  inner = Judge(engine, weights, load_tokenizer(), JudgeConfig(template=form))
+  made = SemiScalarJudge(inner, scorer)
   found = list(made.judge(EXAMPLES[:2], 2))
   for judged in found:
     one, two = judged.samples

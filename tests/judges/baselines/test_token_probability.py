@@ -15,12 +15,9 @@ from grm_jax.judgement import example as examples
 from grm_jax.judgement import prompt_builder, template, voting
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
 from grm_jax.judgement.score_parser import parse_scores
-from grm_jax.judges.baselines.token_probability import (
-  Opening,
-  TokenProbabilityJudge,
-  VerdictScorer,
-  find_opening,
-)
+from grm_jax.judges.baselines.token_probability import TokenProbabilityJudge
+from grm_jax.judges.baselines.verdict_opening import Opening, find_opening
+from grm_jax.judges.baselines.verdict_scorer import VerdictScorer
 from grm_jax.judges.generative import Judge, JudgeConfig
 from grm_jax.model import logprobs, quantization
 from grm_jax.model.batch import Batch
@@ -28,7 +25,7 @@ from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.sampling import decode_weights
 from grm_jax.sharding import mesh, rules
 from grm_jax.tokenizer import chat_format
-from tests.judges.fake import RuleEngine, words
+from tests.judges.fake import RuleEngine, load_tokenizer
 from tests.messages import names, naming
 from tests.model import tiny
 
@@ -142,9 +139,14 @@ class Writer(RuleEngine):
   def __init__(self, texts=TEXTS, **more):
     super().__init__(limit=64, **more)
     self.texts = texts
+    self.orders = {}  # of each example, in the order of their requests
 
   def generation(self, request, sample):
-    number = int(request.id.split(':')[1]) + sample
+    tag = request.tag
+    orders = self.orders.setdefault(tag.example_id, [])
+    if tag.order not in orders:
+      orders.append(tag.order)
+    number = orders.index(tag.order) + sample
     text, _ = self.texts[number % len(self.texts)]
     found = super().generation(request, sample)
     return dataclasses.replace(found, text=text)
@@ -153,7 +155,8 @@ class Writer(RuleEngine):
 class Eager(Writer):
   """Ends a request before it takes the next one."""
 
-  def run(self, requests, **unused):
+  def run(self, weights, requests, **unused):
+    del weights, unused
     for request in requests:
       self.requests.append(request)
       for i in range(request.num_samples):
@@ -167,8 +170,15 @@ def settings_of(form, **more):
 def verdicts(form, model=MODEL, weights=None, **sizes):
   if weights is None:
     weights, _ = decode_weights.place(model, PARAMS)
-  sizes = dict(prompts=2, texts=8, size=48, buckets=(32, 64)) | sizes
-  return VerdictScorer(model, weights, words(), settings_of(form), **sizes)
+  sizes = (
+    dict(
+      prompts=2, texts_per_prompt=8, max_new_tokens=48, prompt_buckets=(32, 64)
+    )
+    | sizes
+  )
+  return VerdictScorer(
+    model, weights, load_tokenizer(), settings_of(form), **sizes
+  )
 
 
 @pytest.fixture(scope='module')
@@ -177,7 +187,9 @@ def plain(form):
 
 
 def judge(form, made, engine=None, **more):
-  inner = Judge(engine or Writer(), words(), settings_of(form, **more))
+  inner = Judge(
+    engine or Writer(), 'weights', load_tokenizer(), settings_of(form, **more)
+  )
   return TokenProbabilityJudge(inner, made)
 
 
@@ -206,11 +218,14 @@ def reference(form, judged, sample, params=PARAMS, size=48):
     template.load(form),
     judged.example,
     sample.order,
-    lambda text: chat_format.render_user(words(), text),
+    lambda text: chat_format.render_user(load_tokenizer(), text),
     limit=64,
   )
-  before = words().encode(sample.text[:number])[-size:]
-  ends = [words().encode(f'{i + 1}{closing}') for i in range(len(sample.order))]
+  before = load_tokenizer().encode(sample.text[:number])[-size:]
+  ends = [
+    load_tokenizer().encode(f'{i + 1}{closing}')
+    for i in range(len(sample.order))
+  ]
   logps = [total(params, [*own, *before, *end], len(end)) for end in ends]
   shares = np.exp(logps) / np.sum(np.exp(logps))
   return tuple(shares[sample.order.index(i)] for i in range(len(shares)))
@@ -269,7 +284,7 @@ def test_numbers_of_two_digits_are_verdicts_of_their_own(form, plain):
 
 
 def test_of_a_text_that_is_too_long_the_end_is_read(form):
-  made = verdicts(form, size=8)
+  made = verdicts(form, max_new_tokens=8)
   (judged,) = judge(form, made, order='fixed').judge(EXAMPLES[:1], 4)
   for sample in judged.samples:
     assert_scores(sample.scores, reference(form, judged, sample, size=8))
@@ -283,8 +298,8 @@ def test_scores_do_not_depend_on_what_is_beside(form, plain):
 
 
 def laid_out():
-  table = rules.for_decoding(rules.RULES, 'resident')
-  return rules.layout(mesh.make_mesh(2, 2, 2), table)
+  table = rules.decode_rules(rules.RULES, 'resident')
+  return rules.make_layout(mesh.make_mesh(2, 2, 2), table)
 
 
 @pytest.mark.parametrize('kind', ['int8', 'bfloat16', 'mesh'])
@@ -360,7 +375,7 @@ def test_judges_without_a_verdict_are_refused(
   form, plain, changes, error, words_
 ):
   asked = dataclasses.replace(settings_of(form), **changes)
-  inner = Judge(Writer(), words(), asked)
+  inner = Judge(Writer(), 'weights', load_tokenizer(), asked)
   with pytest.raises(error, match=naming(*words_)):
     TokenProbabilityJudge(inner, plain)
 
