@@ -1,12 +1,13 @@
-"""Batches of records: endless and bucketed for training, once for evaluation.
+"""Batch iterators: endless and length-bucketed for training, or one pass.
 
-Training draws a window of W batches from the mixture, sorts it by what its
-records would be padded to, cuts it into batches and shuffles these. All that
-depends on lengths, names and the seed: every process finds the same batches,
-however many processes there are, and builds its own rows of them.
+Training takes a window of W batches from the mixture, sorts its items by their
+padded lengths, cuts them into batches and shuffles the batches. The result
+depends on lengths, names and the seed only. Every process computes the same
+batches, whatever the number of processes, and builds its own rows of them.
 """
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,87 +19,115 @@ from grm_jax.data.tokenized_example import (
   BatchShape,
   TokenizedExample,
   fingerprint,
-  fits,
+  misfit_reason,
 )
 from grm_jax.errors import UserError
 from grm_jax.model.batch import Batch
 
-_POSITION = ('window', 'batch', 'drawn', 'taken', 'tokens', 'places')
+
+@dataclasses.dataclass
+class _Position:
+  """The mutable part of the iterator's state.
+
+  Attributes:
+    window: index of the current window.
+    batch: index of the next batch in the window.
+    num_drawn: draws of each source before the current window.
+    num_taken: examples of each source in all batches so far.
+    num_tokens: BatchInfo.num_tokens, summed over all batches so far.
+    num_positions: BatchInfo.num_positions, summed over all batches so far.
+  """
+
+  window: int
+  batch: int
+  num_drawn: dict[str, int]
+  num_taken: dict[str, int]
+  num_tokens: dict[str, int]
+  num_positions: dict[str, int]
+
+
+_STATE_KEYS = {'settings', *(x.name for x in dataclasses.fields(_Position))}
 
 
 class BatchIterator:
-  """An endless iterator over (this process's rows of a batch, Meta).
+  """Endless iterator over (this process's rows of a batch, BatchInfo).
 
-  Attributes:
-    mixture: which records are drawn.
-    prompts: P, of the global batch.
+  `state` and `restore` resume it bit-exactly, on any number of processes.
+
+  Args:
+    examples: all examples, the same on all processes. The draws of a source
+      are indices into its examples in this order.
+    rates: mixture rate of each source, see mixture.make_mixture.
+    num_prompts: P of the global batch.
+    batch_shape: every example must fit it, see
+      tokenized_example.partition_by_fit.
+    seed: seed of all shuffles.
+    window: W, number of batches that are sorted together. More batches mean
+      less padding. W * P should not exceed an epoch by much, or an example
+      occurs twice in a window.
+    local_indices: ints, ascending: prompts of the global batch to build here,
+      see global_arrays.local_prompt_indices; None for all P.
+
+  Raises:
+    UserError: `rates` is invalid or P is below 1.
+    ValueError: an example does not fit, or `window` or `local_indices` is out
+      of range.
   """
 
   def __init__(
     self,
-    records: Sequence[TokenizedExample],
+    examples: Sequence[TokenizedExample],
     rates: Mapping[str, float],
     *,
-    prompts: int,
-    limits: BatchShape,
+    num_prompts: int,
+    batch_shape: BatchShape,
     seed: int,
     window: int = 16,
-    rows_of_process: np.ndarray | None = None,
+    local_indices: np.ndarray | None = None,
   ):
-    """Begins with the first batch.
-
-    Args:
-      records: all records, the same on all processes; those of one source are
-        numbered in this order.
-      rates: how often each source is drawn, see mixture.mix.
-      prompts: P.
-      limits: what every record fits, see records.usable.
-      seed: of all shuffles.
-      window: W, batches that are sorted together; more waste less, but W * P
-        should not be much above an epoch, or records meet themselves.
-      rows_of_process: ints, ascending: the prompts of the global batch that
-        are built here, see placing.process_rows; None for all P.
-
-    Raises:
-      UserError: rates that mixture.mix refuses; a P or W out of range.
-      ValueError: a record that does not fit; a row out of range.
-    """
     if window < 1:
-      raise UserError(f'config.batch.window is {window}; it must be 1 or more')
-    self._rows = _rows(prompts, rows_of_process)
-    _check_fit(records, limits)
+      raise ValueError(f'window is {window}; it must be 1 or more')
+    self._local_indices = _check_local_indices(num_prompts, local_indices)
+    _check_fit(examples, batch_shape)
     by_source: dict[str, list[TokenizedExample]] = {}
-    for record in records:
-      by_source.setdefault(record.source, []).append(record)
-    sizes = {source: len(own) for source, own in by_source.items()}
-    self.mixture = mixture.mix(sizes, rates, seed)
-    self.prompts = prompts
-    self._records = {source: by_source[source] for source in self.mixture.sizes}
-    self._limits, self._seed, self._window = limits, int(seed), window
-    self._settings = self._describe_settings()
-    self._position = {
-      'window': 0,
-      'batch': 0,
-      'drawn': dict.fromkeys(self.mixture.sizes, 0),
-      'taken': dict.fromkeys(self.mixture.sizes, 0),
-      'tokens': {'prompts': 0, 'generations': 0},
-      'places': {'prompts': 0, 'generations': 0},
+    for example in examples:
+      by_source.setdefault(example.source, []).append(example)
+    sizes = {source: len(members) for source, members in by_source.items()}
+    self._mixture = mixture.make_mixture(sizes, rates, seed)
+    self._examples = {
+      source: by_source[source] for source in self._mixture.sizes
     }
+    self._num_prompts, self._shape = num_prompts, batch_shape
+    self._seed, self._window = int(seed), window
+    self._settings = self._describe_settings()
+    self._position = _Position(
+      window=0,
+      batch=0,
+      num_drawn=dict.fromkeys(self._mixture.sizes, 0),
+      num_taken=dict.fromkeys(self._mixture.sizes, 0),
+      num_tokens={'prompts': 0, 'generations': 0},
+      num_positions={'prompts': 0, 'generations': 0},
+    )
+    # The batches of the current window and num_drawn after it; None until the
+    # window is needed.
     self._plan: tuple[list[list[BatchItem]], dict[str, int]] | None = None
 
-  def _describe_settings(self):
-    """What the order of the batches depends on, as JSON has it."""
+  def _describe_settings(self) -> dict[str, Any]:
+    """Returns all that the sequence of batches depends on, as JSON values.
+
+    The keys are the names that error messages of `restore` use.
+    """
     return {
-      'config.batch.micro_batch_prompts': self.prompts,
-      'config.batch.window': self._window,
-      'config.batch.prompt_buckets': list(self._limits.buckets),
-      'config.batch.generation_buckets': list(self._limits.sizes),
-      'config.batch.generations_per_prompt': self._limits.rows,
+      'config.batch.micro_batch_prompts': self._num_prompts,
+      'bucketing window': self._window,
+      'config.batch.prompt_buckets': list(self._shape.prompt_buckets),
+      'config.batch.generation_buckets': list(self._shape.generation_buckets),
+      'config.batch.generations_per_prompt': self._shape.generations_per_prompt,
       'seed': self._seed,
-      'parts of each source': dict(self.mixture.weights),
-      'records': {
-        source: f'{len(own)} with fingerprint {fingerprint(own)}'
-        for source, own in self._records.items()
+      'mixture weights': dict(self._mixture.weights),
+      'examples': {
+        source: f'{len(members)} with fingerprint {fingerprint(members)}'
+        for source, members in self._examples.items()
       },
     }
 
@@ -106,153 +135,183 @@ class BatchIterator:
     return self
 
   def __next__(self) -> tuple[Batch, BatchInfo]:
-    at = self._position
     if self._plan is None:
       self._plan = self._plan_window()
-    groups, drawn_after = self._plan
-    items = groups[at['batch']]
-    meta = collate.describe(items, self._limits)
-    batch = collate.pad(items, self._limits, self._rows)
-    for source in meta.sources:
-      at['taken'][source] += 1
-    for name in at['tokens']:
-      at['tokens'][name] += meta.tokens[name]
-      at['places'][name] += meta.places[name]
-    at['batch'] += 1
-    if at['batch'] == self._window:
-      at |= {'window': at['window'] + 1, 'batch': 0, 'drawn': drawn_after}
-      self._plan = None
-    return batch, meta
+    batches, num_drawn = self._plan
+    items = batches[self._position.batch]
+    info = collate.batch_info(items, self._shape)
+    batch = collate.build_batch(items, self._shape, self._local_indices)
+    self._advance(items, info, num_drawn)
+    return batch, info
 
-  def _plan_window(self):
-    """(items of each of the W batches, draws of each source after them)."""
-    draws, drawn = self.mixture.draw(
-      self._position['drawn'], self.prompts * self._window
+  def _advance(
+    self,
+    items: Sequence[BatchItem],
+    info: BatchInfo,
+    num_drawn: dict[str, int],
+  ) -> None:
+    position = self._position
+    for item in items:
+      assert item.example is not None  # only evaluation_batches pads prompts
+      position.num_taken[item.example.source] += 1
+    for name in position.num_tokens:
+      position.num_tokens[name] += info.num_tokens[name]
+      position.num_positions[name] += info.num_positions[name]
+    position.batch += 1
+    if position.batch == self._window:
+      position.window += 1
+      position.batch = 0
+      position.num_drawn = num_drawn
+      self._plan = None
+
+  def _plan_window(self) -> tuple[list[list[BatchItem]], dict[str, int]]:
+    """Returns the W batches of the window, and num_drawn after it."""
+    draws, num_drawn = self._mixture.draw(
+      self._position.num_drawn, self._num_prompts * self._window
     )
     items = [
-      collate.item(
-        self._records[d.source][d.index], self._limits, self._seed, d.epoch
+      collate.make_item(
+        self._examples[x.source][x.index], self._shape, self._seed, x.epoch
       )
-      for d in draws
+      for x in draws
     ]
-    # Records that are padded alike stay in the order they were drawn: sorting
-    # them by length would save nothing, make batches more alike, and put side
-    # by side what a window over several epochs draws twice.
-    items.sort(key=self._padded)
-    names = (self._seed, 'window', self._position['window'])
-    order = mixture.permutation(self._window, *names) * self.prompts
-    return [items[first : first + self.prompts] for first in order], drawn
+    # The sort is stable and its key is the padded length. Sorting by the exact
+    # length would not save padding, would make batches more alike, and would
+    # put two draws of one example (of different epochs) side by side.
+    items.sort(key=self._bucket_order)
+    key = (self._seed, 'window', self._position.window)
+    starts = mixture.permutation(self._window, *key) * self._num_prompts
+    return [items[i : i + self._num_prompts] for i in starts], num_drawn
 
-  def _padded(self, item):
-    """Sorts by S, then by T, up and down by turns.
+  def _bucket_order(self, item: BatchItem) -> tuple[int, int]:
+    """Sort key: S, then T, alternately ascending and descending.
 
-    So a batch across the border between two S has generations of one T.
+    A batch that crosses the border between two values of S thus has
+    generations of similar T on both sides of it.
     """
-    s, t = collate.padded_shape([item], self._limits)
-    return s, -t if self._limits.buckets.index(s) % 2 else t
+    s, t = collate.padded_shape([item], self._shape)
+    return s, -t if self._shape.prompt_buckets.index(s) % 2 else t
 
   def state(self) -> dict[str, Any]:
-    """Where the iterator is, as JSON; the same on all processes."""
-    return copy.deepcopy({'settings': self._settings, **self._position})
-
-  def restore(self, state: Mapping[str, Any]) -> None:
-    """Goes to where an iterator over the same data was; see `state`.
-
-    The number of processes may be another one.
-
-    Raises:
-      UserError: other records, rates, seed or settings than those of the
-        state, with both sides; or no state of this class.
-    """
-    if set(state) != {'settings', *_POSITION}:
-      raise UserError(
-        f'the saved state of the batches has {sorted(state)}; expected '
-        f'{sorted(("settings", *_POSITION))}: it is of another version'
-      )
-    for name, ours in self._settings.items():
-      theirs = state['settings'].get(name)
-      if theirs != ours:
-        raise UserError(
-          f'the saved run has batches with {name} = {theirs}, this one has '
-          f'{ours}; go on with what was saved, or begin a new run'
-        )
-    self._position = copy.deepcopy({name: state[name] for name in _POSITION})
-    self._plan = None
-
-  def waste(self, state: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """The share of padding in all places of all batches so far.
-
-    Args:
-      state: as of then; None for now.
-
-    Returns:
-      {'prompts': ..., 'generations': ...}, 0 where there are no places.
-    """
-    at = state or self._position
+    """Returns the position as JSON values; the same on all processes."""
     return {
-      name: 1 - at['tokens'][name] / places if places else 0.0
-      for name, places in at['places'].items()
+      'settings': copy.deepcopy(self._settings),
+      **dataclasses.asdict(self._position),  # copies its dicts
     }
 
-  def passes(self, state: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """Epochs of each source in all batches so far, parts included."""
-    return self.mixture.passes((state or self._position)['taken'])
+  def restore(self, state: Mapping[str, Any]) -> None:
+    """Moves to the position of an iterator over the same data; see `state`.
+
+    The number of processes may differ.
+
+    Raises:
+      UserError: `state` was saved with other examples, rates, seed or
+        settings, or is not a state of this class.
+    """
+    if set(state) != _STATE_KEYS:
+      raise UserError(
+        f'the saved data position has the keys {sorted(state)}, expected '
+        f'{sorted(_STATE_KEYS)}; it was written by another version or stage: '
+        'start a new run'
+      )
+    for name, current in self._settings.items():
+      saved = state['settings'].get(name)
+      if saved != current:
+        raise UserError(
+          f'the saved run has batches with {name} = {saved}, this run has '
+          f'{current}; resume with the saved value, or start a new run'
+        )
+    position = {k: v for k, v in state.items() if k != 'settings'}
+    self._position = _Position(**copy.deepcopy(position))
+    self._plan = None
+
+  def padding_fraction(
+    self, state: Mapping[str, Any] | None = None
+  ) -> dict[str, float]:
+    """Returns the fraction of padding in all batches so far.
+
+    Args:
+      state: a state of this iterator; None for the current one.
+
+    Returns:
+      {'prompts': ..., 'generations': ...}; 0 where there are no positions.
+    """
+    state = self.state() if state is None else state
+    return {
+      name: 1 - state['num_tokens'][name] / total if total else 0.0
+      for name, total in state['num_positions'].items()
+    }
+
+  def epochs(self, state: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Returns the epochs of each source in all batches so far, fractional."""
+    state = self.state() if state is None else state
+    return self._mixture.epochs(state['num_taken'])
 
 
-def once(
-  records: Sequence[TokenizedExample],
+def evaluation_batches(
+  examples: Sequence[TokenizedExample],
   *,
-  prompts: int,
-  limits: BatchShape,
-  rows_of_process: np.ndarray | None = None,
+  num_prompts: int,
+  batch_shape: BatchShape,
+  local_indices: np.ndarray | None = None,
 ) -> Iterator[tuple[Batch, BatchInfo]]:
-  """Every record once and in order, for evaluation.
+  """Iterates over every example once and in order.
 
-  Dummies fill the last batch: a prompt of one token, generations of none.
+  Padding prompts of one token, without generations, fill the last batch.
 
   Args:
-    records: all records, the same on all processes.
-    prompts, limits, rows_of_process: see Batches.
+    examples: all examples, the same on all processes.
+    num_prompts: P of the global batch.
+    batch_shape: see BatchIterator.
+    local_indices: see BatchIterator.
 
   Returns:
-    An iterator over (this process's rows of a batch, Meta).
+    An iterator over (this process's rows of a batch, BatchInfo).
 
   Raises:
-    UserError: see Batches.
+    UserError: P is below 1.
+    ValueError: an example does not fit, or `local_indices` is out of range.
   """
-  rows = _rows(prompts, rows_of_process)
-  _check_fit(records, limits)
-  items = [collate.item(record, limits, seed=0, epoch=0) for record in records]
-  items += [BatchItem(None, 0, ())] * (-len(items) % prompts)
-  groups = (items[i : i + prompts] for i in range(0, len(items), prompts))
+  local_indices = _check_local_indices(num_prompts, local_indices)
+  _check_fit(examples, batch_shape)
+  items = [collate.make_item(x, batch_shape, seed=0, epoch=0) for x in examples]
+  items += [BatchItem(None, 0, ())] * (-len(items) % num_prompts)
+  batches = (
+    items[i : i + num_prompts] for i in range(0, len(items), num_prompts)
+  )
   return (
-    (collate.pad(group, limits, rows), collate.describe(group, limits))
-    for group in groups
+    (
+      collate.build_batch(batch, batch_shape, local_indices),
+      collate.batch_info(batch, batch_shape),
+    )
+    for batch in batches
   )
 
 
-def _rows(prompts, rows_of_process):
-  if prompts < 1:
+def _check_local_indices(
+  num_prompts: int, local_indices: np.ndarray | None
+) -> np.ndarray:
+  if num_prompts < 1:
     raise UserError(
-      f'config.batch.micro_batch_prompts is {prompts}; it must be 1 or more'
+      f'config.batch.micro_batch_prompts is {num_prompts}; set it to 1 or more'
     )
-  if rows_of_process is None:
-    return np.arange(prompts)
-  rows = np.asarray(rows_of_process)
-  outside = (rows < 0) | (rows >= prompts)
-  if outside.any() or (np.diff(rows) < 1).any():
+  if local_indices is None:
+    return np.arange(num_prompts)
+  indices = np.asarray(local_indices)
+  out_of_range = (indices < 0) | (indices >= num_prompts)
+  if out_of_range.any() or (np.diff(indices) < 1).any():
     raise ValueError(
-      f'rows_of_process is {rows.tolist()}; it must ascend and be of the '
-      f'{prompts} prompts of a batch (config.batch.micro_batch_prompts)'
+      f'local_indices is {indices.tolist()}; it must ascend and stay within '
+      f'the {num_prompts} prompts of config.batch.micro_batch_prompts'
     )
-  return rows
+  return indices
 
 
-def _check_fit(records, limits):
-  for record in records:
-    reason = fits(record, limits)
+def _check_fit(examples: Sequence[TokenizedExample], shape: BatchShape) -> None:
+  for example in examples:
+    reason = misfit_reason(example, shape)
     if reason is not None:
       raise ValueError(
-        f'record {record.id!r} of source {record.source!r} does not fit a '
-        f'batch: {reason}; leave it out, see records.usable'
+        f'example {example.id!r} of source {example.source!r} does not fit a '
+        f'batch: {reason}; drop it with tokenized_example.partition_by_fit'
       )

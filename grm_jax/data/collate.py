@@ -1,12 +1,12 @@
-"""From records to the padded arrays of a batch.
+"""Pads tokenized examples to the arrays of a batch.
 
-A batch is padded to the smallest of a few lengths that its longest prompt
-fits, its generations to the smallest of a few sizes, so that few programs are
-compiled.
+Prompts are padded to the smallest bucket that the longest prompt of the batch
+fits, generations likewise. Few buckets mean few compiled programs.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,154 +18,183 @@ from grm_jax.model.batch import Batch
 
 @dataclasses.dataclass(frozen=True)
 class BatchItem:
-  """What becomes one prompt of a batch.
+  """One prompt of a batch.
 
   Attributes:
-    record: None for a dummy.
-    epoch: of its source, from 0.
-    chosen: which of the record's generations, ascending; at most R.
+    example: None for a padding prompt.
+    epoch: epoch of the example's source, from 0.
+    generation_indices: which generations of the example the batch holds,
+      ascending; at most R.
   """
 
-  record: TokenizedExample | None
+  example: TokenizedExample | None
   epoch: int
-  chosen: tuple[int, ...]
+  generation_indices: tuple[int, ...]
 
   @property
   def prompt_length(self) -> int:
-    """Tokens of the prompt; a dummy has one."""
-    return len(self.record.prompt) if self.record else 1
+    """Number of prompt tokens; 1 for a padding prompt."""
+    return len(self.example.prompt) if self.example else 1
 
   @property
-  def generation_lengths(self) -> list[int]:
-    """Tokens of the chosen generations."""
-    return [len(self.record.generations[i]) for i in self.chosen]
+  def generations(self) -> list[np.ndarray]:
+    """Tokens of the generations that the batch holds, int32 [T] each."""
+    if self.example is None:
+      return []
+    return [self.example.generations[i] for i in self.generation_indices]
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchInfo:
-  """What a global batch is made of; the same on all processes.
+  """Provenance and sizes of a global batch; the same on all processes.
 
   Attributes:
-    ids, sources: [P], None for dummies.
-    epochs: [P], of the source, from 0.
-    chosen: [P], which generation of the record each row holds, ascending;
-      rows beyond them are empty.
-    lengths: of each text, packed or not, without dummies: tokens of its
-      prompt, and of its generations.
-    tokens: of 'prompts' and 'generations', without padding and dummies.
-    places: of 'prompts' P * S, of 'generations' P * R * T.
+    example_ids: [P], None for padding prompts.
+    sources: [P], None for padding prompts.
+    epochs: [P], epoch of the source, from 0.
+    generation_indices: [P], which generations of the example the batch holds,
+      ascending; the remaining rows of R are empty.
+    token_lengths: (prompt tokens, tokens of each generation) of every
+      sequence, packed or not, without padding prompts.
+    num_tokens: under 'prompts' and 'generations', without padding.
+    num_positions: the same with padding: P * S and P * R * T.
   """
 
-  ids: tuple[str | None, ...]
+  example_ids: tuple[str | None, ...]
   sources: tuple[str | None, ...]
   epochs: tuple[int, ...]
-  chosen: tuple[tuple[int, ...], ...]
-  lengths: tuple[tuple[int, tuple[int, ...]], ...]
-  tokens: dict[str, int]
-  places: dict[str, int]
+  generation_indices: tuple[tuple[int, ...], ...]
+  token_lengths: tuple[tuple[int, tuple[int, ...]], ...]
+  num_tokens: dict[str, int]
+  num_positions: dict[str, int]
 
 
-def item(
-  record: TokenizedExample, limits: BatchShape, seed: int, epoch: int
+def make_item(
+  example: TokenizedExample, shape: BatchShape, seed: int, epoch: int
 ) -> BatchItem:
-  """The Item of a record, with at most R of its generations.
+  """Returns the BatchItem of an example, with at most R generations.
 
-  Where it has more, each epoch takes the next R of a shuffled circle of them,
-  so that all of them are used equally often.
+  If the example has more, epoch e takes R generations from position e * R of a
+  shuffled cycle, so that all of them are used equally often.
   """
-  n, rows = len(record.generations), limits.rows
-  if not rows or n <= rows:
-    return BatchItem(record, epoch, tuple(range(min(n, rows))))
-  circle = permutation(n, seed, 'rows', record.source, record.id)
-  chosen = circle[(epoch * rows + np.arange(rows)) % n]
-  return BatchItem(record, epoch, tuple(sorted(chosen.tolist())))
+  n, r = len(example.generations), shape.generations_per_prompt
+  if not r or n <= r:
+    return BatchItem(example, epoch, tuple(range(min(n, r))))
+  # 'rows' is an input of the hash behind the permutation: it must not change.
+  cycle = permutation(n, seed, 'rows', example.source, example.id)
+  indices = cycle[(epoch * r + np.arange(r)) % n]
+  return BatchItem(example, epoch, tuple(sorted(indices.tolist())))
 
 
 def padded_shape(
-  items: Sequence[BatchItem], limits: BatchShape
+  items: Sequence[BatchItem], shape: BatchShape
 ) -> tuple[int, int]:
-  """(S, T) that these items are padded to."""
-  prompt = max(item.prompt_length for item in items)
-  generation = max((n for i in items for n in i.generation_lengths), default=0)
-  return _smallest(limits.buckets, prompt), _smallest(limits.sizes, generation)
+  """Returns (S, T), the padded lengths of a batch of these items."""
+  longest_prompt = max(item.prompt_length for item in items)
+  longest_generation = max(
+    (len(tokens) for item in items for tokens in item.generations), default=0
+  )
+  return (
+    _smallest_bucket(shape.prompt_buckets, longest_prompt),
+    _smallest_bucket(shape.generation_buckets, longest_generation),
+  )
 
 
-def _smallest(lengths, length):
-  return next(least for least in lengths if length <= least)
+def _smallest_bucket(buckets: Sequence[int], length: int) -> int:
+  return next(bucket for bucket in buckets if length <= bucket)
 
 
-def pad(
-  items: Sequence[BatchItem], limits: BatchShape, rows_of_process: np.ndarray
+def build_batch(
+  items: Sequence[BatchItem], shape: BatchShape, local_indices: np.ndarray
 ) -> Batch:
-  """The arrays of some of a batch's items.
+  """Builds the arrays of this process's prompts of a batch.
 
   Args:
-    items: P, the whole batch: all of them decide what it is padded to.
-    limits: all items fit them.
-    rows_of_process: ints [p], which of the items.
+    items: P, the global batch: the longest of all items decide S and T.
+    shape: all items must fit it.
+    local_indices: ints [p], positions in `items` of the prompts to build.
 
   Returns:
-    NumPy arrays [p, S], [p], [p, R, T], [p, R]; padding is 0. Without rows
-    there are no generations.
+    NumPy arrays [p, S], [p], [p, R, T], [p, R], padded with 0. If R is 0 there
+    are no generations. Packed items yield segments and targets [p, S] instead.
   """
-  s, t = padded_shape(items, limits)
-  p = len(rows_of_process)
-  prompts, lengths = np.zeros((p, s), np.int32), np.ones(p, np.int32)
-  generations = np.zeros((p, limits.rows, t), np.int32)
-  generation_lengths = np.zeros((p, limits.rows), np.int32)
-  for place, number in enumerate(rows_of_process):
-    record = items[number].record
-    if record is None:
-      continue
-    lengths[place] = len(record.prompt)
-    prompts[place, : len(record.prompt)] = record.prompt
-    for row, i in enumerate(items[number].chosen):
-      tokens = record.generations[i]
-      generation_lengths[place, row] = len(tokens)
-      generations[place, row, : len(tokens)] = tokens
-  if _packed(items):
-    return Batch(prompts, lengths, **_packed_places(items, s, rows_of_process))
-  if not limits.rows:
-    return Batch(prompts, lengths)
-  return Batch(prompts, lengths, generations, generation_lengths)
+  s, t = padded_shape(items, shape)
+  local_items = [items[i] for i in local_indices]
+  arrays = _prompt_arrays(local_items, s)
+  # All processes must agree on the kind of the batch, hence all items.
+  if any(item.example and item.example.packed_lengths for item in items):
+    arrays |= _packed_arrays(local_items, s)
+  elif shape.generations_per_prompt:
+    arrays |= _generation_arrays(local_items, shape.generations_per_prompt, t)
+  return Batch(**arrays)
 
 
-def _packed(items):
-  return any(item.record and item.record.parts for item in items)
+def _prompt_arrays(items: Sequence[BatchItem], s: int) -> dict[str, Any]:
+  prompts = np.zeros((len(items), s), np.int32)  # [p, S]
+  # A padding prompt has length 1: attention needs at least one key.
+  lengths = np.array([item.prompt_length for item in items], np.int32)  # [p]
+  for row, item in zip(prompts, items, strict=True):
+    if item.example:
+      row[: item.prompt_length] = item.example.prompt
+  return {'prompts': prompts, 'prompt_lengths': lengths}
 
 
-def _packed_places(items, size, rows_of_process):
-  """Segments and targets [p, S]; a dummy is one text of no generation."""
-  chosen = (items[number].record for number in rows_of_process)
-  found = [packing.places(r.parts if r else ((1, 0),), size) for r in chosen]
-  segments, targets = zip(*found, strict=True)
-  return {'segments': np.stack(segments), 'targets': np.stack(targets)}
+def _generation_arrays(
+  items: Sequence[BatchItem], r: int, t: int
+) -> dict[str, Any]:
+  generations = np.zeros((len(items), r, t), np.int32)  # [p, R, T]
+  lengths = np.zeros((len(items), r), np.int32)  # [p, R]
+  for p, item in enumerate(items):
+    for row, tokens in enumerate(item.generations):
+      generations[p, row, : len(tokens)] = tokens
+      lengths[p, row] = len(tokens)
+  return {'generations': generations, 'generation_lengths': lengths}
 
 
-def describe(items: Sequence[BatchItem], limits: BatchShape) -> BatchInfo:
-  """The Meta of a global batch."""
-  s, t = padded_shape(items, limits)
-  records = [item.record for item in items]
+def _packed_arrays(items: Sequence[BatchItem], s: int) -> dict[str, Any]:
+  rows = [
+    packing.segment_ids_and_loss_mask(
+      # A padding prompt is one sequence of one prompt token.
+      item.example.packed_lengths if item.example else ((1, 0),),
+      s,
+    )
+    for item in items
+  ]
+  segment_ids, loss_mask = zip(*rows, strict=True)
+  # [p, S] each.
+  return {
+    'segment_ids': np.stack(segment_ids),
+    'loss_mask': np.stack(loss_mask),
+  }
+
+
+def batch_info(items: Sequence[BatchItem], shape: BatchShape) -> BatchInfo:
+  """Returns the BatchInfo of a global batch."""
+  s, t = padded_shape(items, shape)
+  examples = [item.example for item in items]
   return BatchInfo(
-    ids=tuple(r and r.id for r in records),
-    sources=tuple(r and r.source for r in records),
+    example_ids=tuple(x.id if x else None for x in examples),
+    sources=tuple(x.source if x else None for x in examples),
     epochs=tuple(item.epoch for item in items),
-    chosen=tuple(item.chosen for item in items),
-    lengths=tuple(x for item in items for x in _lengths(item)),
-    tokens={
-      'prompts': sum(len(r.prompt) for r in records if r),
-      'generations': sum(n for i in items for n in i.generation_lengths),
+    generation_indices=tuple(item.generation_indices for item in items),
+    token_lengths=tuple(x for item in items for x in _token_lengths(item)),
+    num_tokens={
+      'prompts': sum(len(x.prompt) for x in examples if x),
+      'generations': sum(len(x) for item in items for x in item.generations),
     },
-    places={
+    num_positions={
       'prompts': len(items) * s,
-      'generations': len(items) * limits.rows * t,
+      'generations': len(items) * shape.generations_per_prompt * t,
     },
   )
 
 
-def _lengths(item):
-  if item.record is None:
+def _token_lengths(item: BatchItem) -> list[tuple[int, tuple[int, ...]]]:
+  if item.example is None:
     return []
-  if item.record.parts:
-    return [(prompt, (own,)) for prompt, own in item.record.parts]
-  return [(item.prompt_length, tuple(item.generation_lengths))]
+  if item.example.packed_lengths:
+    return [
+      (prompt, (generation,))
+      for prompt, generation in item.example.packed_lengths
+    ]
+  return [(item.prompt_length, tuple(map(len, item.generations)))]

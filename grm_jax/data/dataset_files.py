@@ -1,18 +1,17 @@
-"""Rows of data files, one by one: a bad row is a fault, not the end.
+"""Reads rows of data files; a bad row becomes an ExampleError.
 
-A file is read by its suffix (io/row_reader.py); tfds:NAME:SPLIT and
-seqio:NAME:SPLIT stand for a file wherever a path does.
+The suffix of a file decides its format (io/row_reader.py). tfds:NAME:SPLIT and
+seqio:NAME:SPLIT are accepted wherever a path is.
 
-What a row of a published set makes is up to an adapter (grm_jax/data/adapters),
-a function from a row to any number of examples, which raises `row.fault(...)`
-for a mistake of the file and yields `Dropped` for a row that is right and still
-of no use.
+An adapter (data/datasets/) is a function that maps a row of a published
+dataset to any number of examples. It raises `row.error(...)` for a wrong row,
+and yields a SkippedRow for a correct row that does not yield an example.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from etils import epath
@@ -21,204 +20,223 @@ from grm_jax.data import seqio_source, tfds_source
 from grm_jax.errors import UserError
 from grm_jax.io import row_reader
 from grm_jax.judgement import example as examples_lib
-from grm_jax.judgement import preference_rows
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError
+from grm_jax.judgement.preference_rows import RowTable, SourceRow
 
 T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
 class SkippedRow:
-  """What a row makes that gives no example though nothing is wrong with it."""
+  """Stands for a correct row that does not yield an example."""
 
   reason: str
 
 
-def read(
+def adapt_rows(
   path: str,
-  make: Callable[[preference_rows.SourceRow], Iterable[T]],
-  name: str = '',
+  adapter: Callable[[SourceRow], Iterable[T]],
+  published_name: str = '',
 ) -> Iterator[T | ExampleError]:
-  """What the rows of a file make, and a fault for each that is wrong.
+  """Yields what an adapter makes of each row, and an error per bad row.
 
   Args:
     path: a .json, .jsonl or .parquet file, local or gs://; a `*` in its name
-      stands for several files, read in order of their names. A folder is the
-      one such file in it. Or tfds:NAME:SPLIT or seqio:NAME:SPLIT.
-    make: an adapter.
-    name: of the file to take from a folder that has several, as the set is
-      published.
+      stands for several files, read in the order of their names. A folder
+      stands for the one such file in it. Or tfds:NAME:SPLIT or
+      seqio:NAME:SPLIT.
+    adapter: see the module docstring.
+    published_name: name of the file to take from a folder with several files.
 
   Raises:
-    UserError: a file cannot be read, or is not of its format at all; which
-      file of a folder is meant is not clear.
+    UserError: a file cannot be read or does not have the format of its suffix,
+      or a folder does not determine the file.
   """
-  for file in _files(path, name):
-    for number, value in values(file):
-      yield from _made(preference_rows.SourceRow(file, number, value), make)
+  for file in _resolve(path, published_name):
+    for number, value in numbered_rows(file):
+      yield from _adapt(file, number, value, adapter)
 
 
-def _made(row, make):
+def _adapt(
+  file: str,
+  number: int,
+  value: Any,
+  adapter: Callable[[SourceRow], Iterable[T]],
+) -> Sequence[T | ExampleError]:
+  row = SourceRow(file, number, value)
   try:
-    if isinstance(row.fields, ExampleError):
-      raise row.fault(row.fields.reason)
-    if not isinstance(row.fields, dict):
-      raise row.fault('the row is not an object')
-    return list(make(row))
+    if isinstance(value, ExampleError):
+      raise row.error(value.reason)
+    if not isinstance(value, dict):
+      raise row.error('the row is not an object')
+    return list(adapter(row))
   except UserError as error:
-    return [ExampleError(f'row {row.number}', str(error))]
+    return [ExampleError(f'row {number}', str(error))]
 
 
-def files(path: str) -> list[str]:
-  """Data files that a path may stand for, in order of their names.
+def list_files(path: str) -> list[str]:
+  """Returns the data files that a path stands for, in the order of names.
 
-  Those of a folder (its licence and the like are none), those that a `*` in
-  the name matches; any other path stands for itself, be there a file or not.
+  A folder stands for its data files (not a license, for example), a name with
+  `*` for the files that match it. Any other path stands for itself, whether or
+  not the file exists.
   """
   root = epath.Path(path)
   if '*' in root.name:
     return sorted(str(file) for file in root.parent.glob(root.name))
   if not root.is_dir():
     return [path]
-  known = (x for x in root.iterdir() if x.suffix in row_reader.FORMATS)
-  return sorted(str(x) for x in known)
+  files = (x for x in root.iterdir() if x.suffix in row_reader.FORMATS)
+  return sorted(str(x) for x in files)
 
 
-def _files(path, name):
+def _resolve(path: str, published_name: str) -> list[str]:
   if is_dataset_name(path):
     return [path]
-  found = files(path)
+  files = list_files(path)
   if epath.Path(path).is_dir():
-    return [_the_one(path, found, name)]
-  if not found:
-    raise UserError(f'{path}: no file has such a name')
-  return found
+    return [_only_file(path, files, published_name)]
+  if not files:
+    raise UserError(f'{path}: no file matches; correct the path')
+  return files
 
 
-def _the_one(folder, found, name):
-  names = [epath.Path(file).name for file in found]
-  if name in names:
-    return found[names.index(name)]
-  if len(found) != 1:
-    several = f'several data files ({", ".join(names)})' if found else 'no file'
+def _only_file(folder: str, files: Sequence[str], published_name: str) -> str:
+  names = [epath.Path(file).name for file in files]
+  if published_name in names:
+    return files[names.index(published_name)]
+  if len(files) != 1:
+    content = f'several data files ({", ".join(names)})' if files else 'no file'
     raise UserError(
-      f'{folder}: a folder with {several}; name one of '
-      f'{", ".join(row_reader.FORMATS)}, or several as FOLDER/*.json'
+      f'{folder}: the folder has {content} of type '
+      f'{", ".join(row_reader.FORMATS)}; name one file, or several as '
+      'FOLDER/*.json'
     )
-  return found[0]
+  return files[0]
 
 
 def is_dataset_name(path: str) -> bool:
-  """Whether this is tfds:NAME:SPLIT or seqio:NAME:SPLIT rather than a path."""
+  """Returns whether `path` is tfds:NAME:SPLIT or seqio:NAME:SPLIT."""
   return path.startswith((tfds_source.PREFIX, seqio_source.PREFIX))
 
 
-def values(
+def numbered_rows(
   path: str, fallback: str = ''
 ) -> Iterator[tuple[int, Any | ExampleError]]:
-  """(number from 1, JSON value or fault) of every row.
+  """Yields (number from 1, JSON value or error) of every row.
 
   Args:
-    path: a .json, .jsonl or .parquet file, or tfds:NAME:SPLIT or
+    path: a .json, .jsonl or .parquet file, tfds:NAME:SPLIT or
       seqio:NAME:SPLIT.
-    fallback: the format of a file with another suffix, see
-      `row_reader.read_rows`.
+    fallback: format of a file with another suffix, see row_reader.read_rows.
 
   Raises:
-    UserError: it cannot be read, or is none of these.
+    UserError: the path cannot be read or is none of these.
   """
   if path.startswith(tfds_source.PREFIX):
-    return tfds_source.values(path)
+    return tfds_source.numbered_rows(path)
   if path.startswith(seqio_source.PREFIX):
-    return seqio_source.values(path)
-  return _values_of_file(path, fallback)
+    return seqio_source.numbered_rows(path)
+  return _file_rows(path, fallback)
 
 
-def _values_of_file(path, fallback):
+def _file_rows(
+  path: str, fallback: str
+) -> Iterator[tuple[int, Any | ExampleError]]:
   for number, value in row_reader.read_rows(path, fallback):
     if isinstance(value, row_reader.UnreadableRow):
       value = ExampleError(f'line {number}', value.reason)
     yield number, value
 
 
-def convert(
-  path: str, make: Callable[[Any, int], T], fallback: str = ''
+def convert_rows(
+  path: str, convert: Callable[[Any, int], T], fallback: str = ''
 ) -> Iterator[tuple[int, T | ExampleError]]:
-  """(number from 1, what `make` returns or a fault) of every row.
+  """Yields (number from 1, converted row or error) of every row.
 
   Args:
-    path: see `values`.
-    make: a function of a JSON value and its number; for a bad one it raises
-      UserError.
-    fallback: see `values`.
+    path: see `numbered_rows`.
+    convert: function of a JSON value and its number; raises UserError for a
+      bad value.
+    fallback: see `numbered_rows`.
 
   Raises:
-    UserError: what `values` raises.
+    UserError: as `numbered_rows`.
   """
-  return _convert(values(path, fallback), make, is_dataset_name(path))
+  # Not a generator function: the path is checked at once.
+  rows = numbered_rows(path, fallback)
+  return _convert(rows, convert, is_dataset_name(path))
 
 
-def _convert(numbered, make, all_rows_have_all_fields):
-  for number, value in numbered:
+def _convert(
+  rows: Iterable[tuple[int, Any]],
+  convert: Callable[[Any, int], T],
+  is_dataset: bool,
+) -> Iterator[tuple[int, T | ExampleError]]:
+  for number, value in rows:
     if isinstance(value, ExampleError):
       yield number, value
       continue
     try:
-      if all_rows_have_all_fields:
-        value = tfds_source.native(value)
-      yield number, make(value, number)
+      fields = tfds_source.drop_unset_fields(value) if is_dataset else value
+      yield number, convert(fields, number)
     except UserError as error:
       name = value.get('id', number) if isinstance(value, dict) else number
       yield number, ExampleError(str(name), str(error))
 
 
-def examples(path: str) -> Iterator[tuple[int, JudgingExample | ExampleError]]:
-  """(number from 1, example or fault) of the rows of a user's own data.
+def read_examples(
+  path: str,
+) -> Iterator[tuple[int, JudgingExample | ExampleError]]:
+  """Yields (number from 1, example or error) of the rows of a user's data.
 
   Args:
-    path: of rows that `judging.example.from_row` takes, see `values`; a file
-      with another suffix is JSON Lines.
+    path: rows that judgement.example.from_row accepts, see `numbered_rows`; a
+      file with another suffix is JSON Lines.
 
   Raises:
-    UserError: what `values` raises.
+    UserError: as `numbered_rows`.
   """
-  return convert(path, examples_lib.from_row, fallback='.jsonl')
+  return convert_rows(path, examples_lib.from_row, fallback='.jsonl')
 
 
-def located(
+def with_row_location(
   path: str, numbered: Iterable[tuple[int, T | ExampleError]]
 ) -> Iterator[T | ExampleError]:
-  """The items without their numbers; faults name the path and the row."""
+  """Yields items without their numbers; errors name the path and the row."""
   for number, item in numbered:
     if isinstance(item, ExampleError):
-      item = ExampleError(item.id, f'{path}, row {number}: {item.reason}')
-    yield item
+      yield ExampleError(item.id, f'{path}, row {number}: {item.reason}')
+    else:
+      yield item
 
 
-def table(name: str) -> preference_rows.RowTable:
-  """The rows of tfds:NAME:SPLIT or seqio:NAME:SPLIT, for a suite.
+def row_table(name: str) -> RowTable:
+  """Returns the rows of tfds:NAME:SPLIT or seqio:NAME:SPLIT, for a suite.
 
   Reading a bad row raises UserError.
 
   Raises:
-    UserError: what `values` raises.
+    UserError: as `numbered_rows`.
   """
-  return preference_rows.RowTable(name, _fields(name, values(name)))
+  return RowTable(name, _fields(name, numbered_rows(name)))
 
 
-def _fields(name, numbered):
-  for number, value in numbered:
+def _fields(
+  name: str, rows: Iterable[tuple[int, Any]]
+) -> Iterator[Mapping[str, Any]]:
+  for number, value in rows:
     if isinstance(value, ExampleError):
       raise UserError(f'{name}, row {number}: {value.reason}')
     yield value
 
 
-def digest(*texts: str) -> str:
-  """16 letters that stand for these texts, for ids that outlive edits.
+def text_digest(*texts: str) -> str:
+  """Returns 16 hex digits that identify these texts, for ids.
 
-  Row numbers would shift when a row is deleted, and samples kept by id would
-  then belong to other examples.
+  Row numbers are not stable ids: they shift when a row is deleted, and samples
+  stored under an id would then belong to another example.
   """
-  # JSON escapes what UTF-8 cannot hold, and marks where each text ends.
+  # JSON escapes what UTF-8 cannot encode, and separates the texts.
   return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]

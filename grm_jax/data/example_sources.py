@@ -1,216 +1,258 @@
-"""Where judging examples come from, by a short name: `config.data`.
+"""Sources of judging examples: the spec strings that `config.data` accepts.
 
-  practice, practice:COUNT  made-up problems (data/synthetic/), 4000 of them
+  practice, practice:COUNT  synthetic problems (data/synthetic/), 4000 of them
+                            by default
   FILE.jsonl, FILE.json, FILE.parquet
-                            rows of the user's own (judgement/example.py)
-  jsonl:PATH                the same, of a file with any other suffix
-  tfds:NAME:SPLIT           such rows in a TFDS data set (tfds.py)
+                            rows of your own (judgement/example.py)
+  jsonl:PATH                the same, in a file with any other suffix
+  tfds:NAME:SPLIT           such rows in a TFDS dataset (tfds_source.py)
   seqio:[MODULE/]NAME:SPLIT such rows of a seqio Task (seqio_source.py)
-  gsm8k:PATH                model solutions of GSM8K, checked
-  gsm8k_pairs:PATH          the same, two at a time
-  math:PATH                 MATH problems with sampled answers, checked
-  pandalm:PATH              PandaLM's human test set
+  gsm8k:PATH                checked model solutions of GSM8K problems
+  gsm8k_pairs:PATH          the same in pairs
+  math:PATH                 MATH problems with checked model solutions
+  pandalm:PATH              human test set of PandaLM
   ultrafeedback:PATH  offsetbias:PATH  skywork:PATH  helpsteer2:PATH
 
-A PATH of a published set is a .json, .jsonl or .parquet file, local or gs://,
-and may have a `*` in the file's name; or a folder with one such file, or with
-the one that was published under this name; or tfds:NAME:SPLIT. Published sets
-are split by question into train, validation and held_out, 80, 10 and 10 of 100
-(splits.py).
+PATH of a published dataset is a .json, .jsonl or .parquet file, local or
+gs://, whose name may contain `*`; or a folder that holds one such file or the
+file under its published name; or tfds:NAME:SPLIT. Published datasets are split
+by query into train, validation and held_out: 80, 10 and 10 percent.
 
-A file or data set of the user's own is whole in whatever split is asked for:
-such files are usually one for each split. `FILE.jsonl#split` splits it by
-question, too.
+A file or dataset of your own is not split: it is returned as a whole for every
+split, because there is usually one file per split. `FILE.jsonl#split` splits it
+by query.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from absl import logging
 
-from grm_jax.data import dataset_files, splits
+from grm_jax.data import dataset_files
 from grm_jax.data.dataset_files import SkippedRow
-from grm_jax.data.datasets import checked_math, preferences
+from grm_jax.data.datasets import checked_math, pandalm, preferences
 from grm_jax.errors import UserError
 from grm_jax.io import row_reader
-from grm_jax.judgement import preference_rows
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError
+from grm_jax.judgement.preference_rows import SourceRow
 
-_Made = JudgingExample | SkippedRow
+SPLITS = ('train', 'validation', 'held_out')
+
+# What a row of a source becomes.
+_RowResult = JudgingExample | SkippedRow | ExampleError
 _ADAPTERS: Mapping[
-  str, Callable[[preference_rows.SourceRow], Iterable[_Made]]
+  str, Callable[[SourceRow], Iterable[JudgingExample | SkippedRow]]
 ] = {
   'gsm8k': checked_math.gsm8k,
   'gsm8k_pairs': checked_math.gsm8k_pairs,
   'math': checked_math.math,
-  'pandalm': preferences.pandalm,
+  'pandalm': pandalm.adapt,
   'ultrafeedback': preferences.ultrafeedback,
   'offsetbias': preferences.offsetbias,
   'skywork': preferences.skywork,
   'helpsteer2': preferences.helpsteer2,
 }
-# In folders with other files beside it.
-_PUBLISHED_AS = {
+# The file to read from a folder with several files.
+_PUBLISHED_FILE_NAMES = {
   'gsm8k': 'example_model_solutions.jsonl',
   'gsm8k_pairs': 'example_model_solutions.jsonl',
   'pandalm': 'testset-v1.json',
 }
-_BY_QUESTION = '#split'
-_PRACTICE = 4000  # examples
-_SHOWN = 5  # faults in the log
+_SPLIT_SUFFIX = '#split'
+_DEFAULT_PRACTICE_COUNT = 4000
+_MAX_LOGGED_ERRORS = 5
 
 
 def read(
   spec: str, split: str = 'train'
 ) -> Iterator[JudgingExample | ExampleError]:
-  """Examples of a source, one by one, and a fault for each row that is bad.
+  """Yields the examples of a source, and an ExampleError for each bad row.
 
-  Bad rows belong to no split: they are in all.
+  A bad row does not belong to a split: it is reported for every split.
 
   Args:
-    spec: see above.
-    split: 'train', 'validation' or 'held_out'.
+    spec: see the module docstring.
+    split: one of SPLITS.
 
   Raises:
-    UserError: there is no such source or split, or, once it is read, the
-      file cannot be.
+    UserError: the spec or the split is unknown, or the file cannot be read
+      (raised during the iteration).
   """
-  items = _open(spec, split)
-  return (x for x in items if isinstance(x, JudgingExample | ExampleError))
+  results = _open(spec, split)
+  return (x for x in results if not isinstance(x, SkippedRow))
 
 
 def load(
-  spec: str, split: str = 'train', strict: bool = False
+  spec: str, split: str = 'train', fail_on_bad_rows: bool = False
 ) -> tuple[list[JudgingExample], list[ExampleError]]:
-  """All examples of a source, and what is wrong with the other rows.
+  """Returns all examples of a source, and the errors of its bad rows.
 
-  The log names the first bad rows and counts what was dropped. Ids are
-  unique: a repeated example is dropped, another one of the same id is bad.
+  Logs the first errors and the number of skipped rows per reason. Ids are
+  unique: an exact repetition is skipped, and a different example with the same
+  id is an error.
 
   Args:
-    spec: see above.
-    split: 'train', 'validation' or 'held_out'.
-    strict: whether the first bad row stops.
+    spec: see the module docstring.
+    split: one of SPLITS.
+    fail_on_bad_rows: raise the first error instead of returning it.
 
   Raises:
-    UserError: what `read` raises; with `strict` a row; no example is left.
+    UserError: as `read`; a row is bad and `fail_on_bad_rows` is set; or no
+      example remains.
   """
-  examples, faults = {}, []
-  dropped = collections.Counter()
-  for item in _open(spec, split):
-    item = _once(item, examples, spec)
-    if isinstance(item, SkippedRow):
-      dropped[item.reason] += 1
-    elif isinstance(item, JudgingExample):
-      examples[item.id] = item
-    elif strict:
-      raise UserError(item.reason)
+  examples: dict[str, JudgingExample] = {}
+  errors: list[ExampleError] = []
+  num_skipped: collections.Counter[str] = collections.Counter()
+  for result in _open(spec, split):
+    result = _check_unique(result, examples, spec)
+    if isinstance(result, SkippedRow):
+      num_skipped[result.reason] += 1
+    elif isinstance(result, JudgingExample):
+      examples[result.id] = result
+    elif fail_on_bad_rows:
+      raise UserError(result.reason)
     else:
-      faults.append(item)
-  _report(f'{spec}, {split}', len(examples), faults, dropped)
-  return list(examples.values()), faults
+      errors.append(result)
+  _log_summary(f'{spec}, {split}', len(examples), errors, num_skipped)
+  return list(examples.values()), errors
 
 
-def _open(spec, split) -> Iterator[_Made | ExampleError]:
-  """What the source holds; examples of other splits come as dropped."""
-  splits.check(split)
-  place, hashed, rest = spec.partition(_BY_QUESTION)
-  prefix, _, path = place.partition(':')
-  if prefix == 'practice' and not hashed:
-    return _practice(spec, split)
-  if prefix in _ADAPTERS and path and not rest:
-    name = _PUBLISHED_AS.get(prefix, '')
-    items = dataset_files.read(path, _ADAPTERS[prefix], name)
-    return _only(map(_usable, items), split)
-  own = _own_path(place)
-  if own and not rest:
-    items = dataset_files.located(own, dataset_files.examples(own))
-    return _only(items, split) if hashed else items
-  known = ', '.join(f'{name}:PATH' for name in ('jsonl', *_ADAPTERS))
-  raise UserError(
-    f'{spec!r} is no source; config.data is FILE.jsonl, FILE.json, '
-    'FILE.parquet, practice, tfds:NAME:SPLIT, seqio:NAME:SPLIT or one of '
-    f'{known}'
-  )
+def parse_count(spec: str, default: int) -> int:
+  """Returns COUNT of a spec NAME:COUNT, `default` if the spec has none.
 
-
-def count_of(spec: str, default: int) -> int:
-  """COUNT of NAME:COUNT; UserError where it is none.
-
-  Args:
-    spec: the source.
-    default: without a COUNT.
+  Raises:
+    UserError: COUNT is not a positive integer.
   """
   name, _, count = spec.partition(':')
   if count and not (count.isdecimal() and int(count)):
-    raise UserError(f'{spec!r}: {name}:COUNT has a whole number above 0')
+    raise UserError(
+      f'{spec!r}: COUNT is {count!r}; write {name}:COUNT with a positive '
+      'integer'
+    )
   return int(count or default)
 
 
-def _practice(spec, split):
-  count = count_of(spec, _PRACTICE)
-  # On demand: it takes seconds, and few runs need it.
+def split_of(example: JudgingExample) -> str:
+  """Returns the split of an example, by SHA-256 of its first user turn.
+
+  A query is in the same split in every order, subset or mixture of rows, and
+  in every source that contains it. The first turn decides, so a conversation
+  is in the split of its continuations; case and white space do not matter.
+  """
+  text = next(turn.text for turn in example.query if turn.role == 'user')
+  normalized = ' '.join(text.lower().split())
+  # JSON can hold lone surrogates, which strict UTF-8 cannot encode.
+  digest = hashlib.sha256(normalized.encode('utf-8', 'surrogatepass')).digest()
+  tenth = int.from_bytes(digest[:8], 'big') % 10
+  return SPLITS[max(0, tenth - 7)]  # 0-7 train, 8 validation, 9 held_out
+
+
+def _open(spec: str, split: str) -> Iterator[_RowResult]:
+  """Yields what each row becomes; examples of other splits are skipped."""
+  if split not in SPLITS:
+    raise ValueError(
+      f'split is {split!r}; it must be one of {", ".join(SPLITS)}'
+    )
+  location, split_suffix, rest = spec.partition(_SPLIT_SUFFIX)
+  prefix, _, path = location.partition(':')
+  if prefix == 'practice' and not split_suffix:
+    return _practice(spec, split)
+  if prefix in _ADAPTERS and path and not rest:
+    results = dataset_files.adapt_rows(
+      path, _ADAPTERS[prefix], _PUBLISHED_FILE_NAMES.get(prefix, '')
+    )
+    return _filter_split(map(_skip_ambiguous, results), split)
+  if (own_path := _own_path(location)) and not rest:
+    examples = dataset_files.with_row_location(
+      own_path, dataset_files.read_examples(own_path)
+    )
+    return _filter_split(examples, split) if split_suffix else iter(examples)
+  prefixes = ', '.join(f'{name}:PATH' for name in ('jsonl', *_ADAPTERS))
+  raise UserError(
+    f'{spec!r} is not a source of examples; set config.data to FILE.jsonl, '
+    'FILE.json, FILE.parquet, practice, tfds:NAME:SPLIT, seqio:NAME:SPLIT or '
+    f'one of {prefixes}'
+  )
+
+
+def _practice(spec: str, split: str) -> Iterator[JudgingExample]:
+  count = parse_count(spec, _DEFAULT_PRACTICE_COUNT)
+  # Imported on demand: the import takes seconds and few runs need it.
   from grm_jax.data.synthetic import examples
 
-  return examples.examples(split, count)
+  return iter(examples.examples(split, count))
 
 
-def _own_path(place):
-  """The path or dataset name of the user's own rows; '' if it is none."""
-  prefix, colon, path = place.partition(':')
+def _own_path(location: str) -> str:
+  """Returns the path or dataset name of the user's own rows, or ''."""
+  prefix, colon, path = location.partition(':')
   if prefix == 'jsonl':
     return path
-  if dataset_files.is_dataset_name(place):
-    return place
-  is_path = not colon or path.startswith('//')  # such as gs://
-  return place if is_path and place.endswith(row_reader.FORMATS) else ''
+  if dataset_files.is_dataset_name(location):
+    return location
+  is_path = not colon or path.startswith('//')  # gs://...
+  return location if is_path and location.endswith(row_reader.FORMATS) else ''
 
 
-def _only(items, split):
-  for item in items:
-    other = isinstance(item, JudgingExample) and splits.of(item) != split
-    yield SkippedRow('in another split') if other else item
+def _filter_split(
+  results: Iterable[_RowResult], split: str
+) -> Iterator[_RowResult]:
+  for result in results:
+    if isinstance(result, JudgingExample) and split_of(result) != split:
+      yield SkippedRow('in another split')
+    else:
+      yield result
 
 
-def _usable(item):
-  """Drops an example whose best response is also one of the others."""
-  if isinstance(item, JudgingExample) and item.best is not None:
-    best = item.responses[item.best]
-    if item.responses.count(best) > 1:
-      return SkippedRow('the best response is there twice')
-  return item
+def _skip_ambiguous(result: _RowResult) -> _RowResult:
+  """Skips an example whose best response equals one of the others."""
+  if isinstance(result, JudgingExample) and result.best is not None:
+    best = result.responses[result.best]
+    if result.responses.count(best) > 1:
+      return SkippedRow('another response equals the best one')
+  return result
 
 
-def _once(item, examples, spec):
-  if not isinstance(item, JudgingExample) or item.id not in examples:
-    return item
-  if item == examples[item.id]:
+def _check_unique(
+  result: _RowResult, examples: Mapping[str, JudgingExample], spec: str
+) -> _RowResult:
+  if not isinstance(result, JudgingExample) or result.id not in examples:
+    return result
+  if result == examples[result.id]:
     return SkippedRow('the same as an earlier row')
-  reason = f'{spec}: two different rows have the id {item.id!r}'
-  return ExampleError(item.id, reason)
-
-
-def _report(name, num, faults, dropped):
-  """Logs what was found; raises if there is nothing."""
-  reasons = '; '.join(f'{n} {reason}' for reason, n in dropped.items())
-  if not num:
-    raise UserError(_nothing(name, faults, reasons))
-  for fault in faults[:_SHOWN]:
-    logging.warning('%s', fault.reason)
-  if faults:
-    logging.warning('%s: bad rows left out: %d', name, len(faults))
-  logging.info('%s: %d examples; dropped: %s', name, num, reasons or 'none')
-
-
-def _nothing(name, faults, reasons):
-  if not faults:
-    found = f'dropped: {reasons}' if reasons else 'it has no rows'
-    return f'{name}: there is no example; {found}'
-  first = faults[0].reason
-  if not reasons:
-    return f'{name}: all {len(faults)} rows are bad; the first: {first}'
-  return (
-    f'{name}: there is no example; bad rows: {len(faults)}, the first: '
-    f'{first}; dropped: {reasons}'
+  reason = (
+    f'{spec}: two different rows have the id {result.id!r}; make ids unique'
   )
+  return ExampleError(result.id, reason)
+
+
+def _log_summary(
+  name: str,
+  num_examples: int,
+  errors: Sequence[ExampleError],
+  num_skipped: Mapping[str, int],
+) -> None:
+  """Logs what was read; raises UserError if there is no example."""
+  skipped = '; '.join(f'{n} {reason}' for reason, n in num_skipped.items())
+  if not num_examples:
+    raise UserError(_no_examples(name, errors, skipped))
+  for error in errors[:_MAX_LOGGED_ERRORS]:
+    logging.warning('%s', error.reason)
+  if errors:
+    logging.warning('%s: skipped %d bad rows', name, len(errors))
+  logging.info(
+    '%s: %d examples; skipped: %s', name, num_examples, skipped or 'none'
+  )
+
+
+def _no_examples(
+  name: str, errors: Sequence[ExampleError], skipped: str
+) -> str:
+  reasons = []
+  if errors:
+    reasons.append(f'bad rows: {len(errors)}, the first: {errors[0].reason}')
+  if skipped:
+    reasons.append(f'skipped: {skipped}')
+  return f'{name}: no examples; {"; ".join(reasons) or "it has no rows"}'

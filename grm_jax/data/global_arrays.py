@@ -1,6 +1,8 @@
-"""From each process's rows of a batch to global arrays on the devices."""
+"""Assembles global device arrays from each process's rows of a batch."""
 
-from typing import TypeVar
+import functools
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -10,80 +12,88 @@ from grm_jax.sharding.rules import ShardingLayout
 
 Tree = TypeVar('Tree')
 
-_NAMES = ('prompts', 'tokens', 'tokens')
+# Logical axes of arrays [P], [P, X] and [P, X, Y].
+_AXES = ('prompts', 'tokens', 'tokens')
 
 
-def process_rows(layout: ShardingLayout, prompts: int) -> np.ndarray:
-  """Which prompts of a global batch the devices of this process hold.
+def local_prompt_indices(
+  layout: ShardingLayout, num_prompts: int
+) -> np.ndarray:
+  """Returns which prompts of a global batch this process's devices hold.
 
-  Read off the layout: the processes' rows need not be in their order nor in
-  one piece, and where the prompts are not split over processes (a tensor axis
-  that spans them) several processes hold the same rows.
+  The result is read from the sharding itself, because a process's rows need
+  not be contiguous nor in the order of process ids. If a tensor axis spans
+  several processes, these hold the same rows.
 
   Args:
-    layout: of training.
-    prompts: P, of the global batch.
+    layout: layout of training.
+    num_prompts: P of the global batch.
 
   Returns:
-    int64, ascending.
+    int64 [p], ascending.
 
   Raises:
-    UserError: the mesh cannot split P prompts.
+    UserError: the mesh does not divide P.
   """
-  ways = layout.split('prompts')
-  if prompts % ways:
+  num_shards = layout.num_shards('prompts')
+  if num_prompts % num_shards:
     raise UserError(
-      f'config.batch.micro_batch_prompts is {prompts}; the mesh splits prompts {ways} '
-      'ways, of which it must be a multiple'
+      f'config.batch.micro_batch_prompts is {num_prompts}, but the mesh splits '
+      f'prompts into {num_shards} shards; set it to a multiple of {num_shards}'
     )
-  indices = layout.sharding(_NAMES[:1], (prompts,)).devices_indices_map(
-    (prompts,)
-  )
-  mine = np.zeros(prompts, bool)
-  for device, (rows,) in indices.items():
+  sharding = layout.sharding(_AXES[:1], (num_prompts,))
+  is_local = np.zeros(num_prompts, bool)
+  index_map: Mapping[Any, Any] = sharding.devices_indices_map((num_prompts,))
+  for device, (rows,) in index_map.items():
     if device.process_index == jax.process_index():
-      mine[rows] = True
-  return np.flatnonzero(mine)
+      is_local[rows] = True
+  return np.flatnonzero(is_local)
 
 
-def place(batch: Tree, layout: ShardingLayout, prompts: int) -> Tree:
-  """Global arrays of a batch; no process sends anything to another.
+def make_global_arrays(
+  local_batch: Tree, layout: ShardingLayout, num_prompts: int
+) -> Tree:
+  """Returns global arrays, split by prompt, without any communication.
 
   Args:
-    batch: NumPy arrays of the rows that process_rows names, in that order: a
-      Batch, or any tree of arrays [P], [P, X] and [P, X, Y].
-    layout: of training.
-    prompts: P, of the global batch.
+    local_batch: NumPy arrays of the rows that `local_prompt_indices` returns,
+      in that order: a Batch, or any tree of arrays [p], [p, X] and [p, X, Y].
+    layout: layout of training.
+    num_prompts: P of the global batch.
 
   Returns:
-    jax.Arrays of all P prompts, split by `prompts`.
+    jax.Arrays of all P prompts.
 
   Raises:
-    UserError: the mesh cannot split P prompts.
-    ValueError: another number of rows.
+    UserError: the mesh does not divide P.
+    ValueError: the number of rows is not that of this process.
   """
-  rows = process_rows(layout, prompts)
-  given = len(jax.tree.leaves(batch)[0])
-  if given != len(rows):
+  local_indices = local_prompt_indices(layout, num_prompts)
+  num_rows = len(jax.tree.leaves(local_batch)[0])
+  if num_rows != len(local_indices):
     raise ValueError(
-      f'this process has {given} prompts of a batch of {prompts} '
-      f'and holds {len(rows)}; give rows_of_process=process_rows(layout, '
-      f'{prompts}) to the batches'
+      f'got {num_rows} rows of a batch of {num_prompts} prompts, but this '
+      f'process holds {len(local_indices)}; build batches with local_indices='
+      f'local_prompt_indices(layout, {num_prompts})'
     )
 
-  def put(x):
-    shape = (prompts, *x.shape[1:])
-    sharding = layout.sharding(_NAMES[: x.ndim], shape)
-    # make_array_from_process_local_data refuses layouts where processes hold
-    # some rows in common and others not.
-    return jax.make_array_from_callback(
-      shape, sharding, lambda index: x[(_local(index[0]), *index[1:])]
-    )
-
-  def _local(part):
-    """Where a shard's rows, which follow each other, are in `rows`."""
-    start, stop, _ = part.indices(prompts)
-    first = int(np.searchsorted(rows, start))
+  def local_slice(rows: slice) -> slice:
+    """Maps a shard's global rows to their place in `local_batch`."""
+    start, stop, _ = rows.indices(num_prompts)
+    # The rows of one shard are contiguous, also among the local ones.
+    first = int(np.searchsorted(local_indices, start))
     return slice(first, first + stop - start)
 
-  return jax.tree.map(put, batch)
+  def local_shard(x: np.ndarray, index: Any) -> np.ndarray:
+    return x[(local_slice(index[0]), *index[1:])]
+
+  def to_global(x: np.ndarray) -> jax.Array:
+    shape = (num_prompts, *x.shape[1:])
+    sharding = layout.sharding(_AXES[: x.ndim], shape)
+    # make_array_from_process_local_data does not support layouts where two
+    # processes share some rows but not all.
+    return jax.make_array_from_callback(
+      shape, sharding, functools.partial(local_shard, x)
+    )
+
+  return jax.tree.map(to_global, local_batch)

@@ -1,9 +1,9 @@
-"""Judgements that state a known verdict, for a cold start without a teacher.
+"""Judgements that state a known label, for an SFT cold start without a teacher.
 
-They have the sections that the templates pointwise and single ask for and say
-of each response whether it is the one that is known to be right. They teach a
-model the form of a judgement. They hold no reasoning, so that what a model
-learns of judging it learns afterwards, by rewards.
+They have the sections that the templates `pointwise` and `single` request, and
+for each response they state whether it is the labelled one. They teach a model
+the format of a judgement. They contain no reasoning: the model learns to judge
+in the stages that follow, from rewards.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,39 +13,40 @@ from grm_jax.errors import UserError
 from grm_jax.judgement import correctness, response_order
 from grm_jax.judgement.example import JudgingExample
 
-BEST, OTHERS = 8, 4  # scores
+BEST_SCORE, OTHER_SCORE = 8, 4
 
 
 def write(example: JudgingExample, order: Sequence[int]) -> str:
-  """The known verdict in the form of a judgement.
+  """Returns the judgement that states an example's label.
 
   Args:
-    example: with a best response, or of one response with its label 0 or 1.
-    order: order[place] is the response that is shown there.
+    example: has a best response, or one response with label 0 or 1.
+    order: order[position] is the index of the response shown there.
 
   Raises:
-    UserError: it is not known what is right.
+    UserError: the example has no label.
   """
-  right = _right(example)
-  n, shown = len(right), response_order.apply(right, order)
-  words = ('wrong', 'right') if n == 1 else ('worse', 'best')
-  scores = (0, 1) if n == 1 else (OTHERS, BEST)
-  return judgement(
+  is_good = response_order.apply(_is_good(example), order)
+  if len(is_good) == 1:
+    bad, good, scores = 'wrong', 'right', (0, 1)
+  else:
+    bad, good, scores = 'worse', 'best', (OTHER_SCORE, BEST_SCORE)
+  return format_judgement(
     'Correct and helpful',
-    (f'{words[x]}.' for x in shown),
-    (scores[x] for x in shown),
+    (f'{good if x else bad}.' for x in is_good),
+    (scores[x] for x in is_good),
   )
 
 
-def judgement(
-  criterion: str, said: Iterable[str], scores: Iterable[int]
+def format_judgement(
+  criterion: str, analyses: Iterable[str], scores: Iterable[int]
 ) -> str:
-  """The sections that the templates ask for, with one principle.
+  """Returns the sections that the templates request, with one principle.
 
   Args:
     criterion: the principle.
-    said: of each response, in the order in which they are shown.
-    scores: of each, in the same order.
+    analyses: text about each response, in the order shown.
+    scores: score of each response, in the order shown.
   """
   return '\n'.join(
     [
@@ -53,26 +54,27 @@ def judgement(
       f'1. {criterion} (100%)',
       '',
       'Analysis:',
-      *(f'Response {i}: {text}' for i, text in enumerate(said, 1)),
+      *(f'Response {i}: {text}' for i, text in enumerate(analyses, 1)),
       '',
       rf'Scores: \boxed{{{", ".join(map(str, scores))}}}',
     ]
   )
 
 
-def order_of(example: JudgingExample, seed: int) -> tuple[int, ...]:
-  """The order in which a text shows the responses; by id and seed alone."""
-  places = range(len(example.responses))
-  return tuple(stateless_random.shuffled(places, 'order', seed, example.id))
+def random_order(example: JudgingExample, seed: int) -> tuple[int, ...]:
+  """Returns a response order that depends on the example id and seed only."""
+  indices = range(len(example.responses))
+  return tuple(stateless_random.shuffled(indices, 'order', seed, example.id))
 
 
-def _right(example: JudgingExample) -> list[bool]:
+def _is_good(example: JudgingExample) -> list[bool]:
+  """Whether each response is the best one, or the single one is correct."""
   if not correctness.has_label(example):
     raise UserError(
-      f'example {example.id!r} does not say what is right; needed is the best '
-      'response, or of a single one the label 0 or 1 in rewards'
+      f'example {example.id!r} has no label; set `best`, or for a single '
+      'response `rewards` to [0] or [1]'
     )
-  n = len(example.responses)
-  if n == 1:
+  if len(example.responses) == 1:
+    assert example.rewards is not None  # has_label
     return [example.rewards[0] == 1]
-  return [i == example.best for i in range(n)]
+  return [i == example.best for i in range(len(example.responses))]

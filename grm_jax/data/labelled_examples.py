@@ -1,4 +1,4 @@
-"""Examples that say what is right: what rejection and rewards need."""
+"""Loads labelled examples for RFT and GRPO."""
 
 from collections.abc import Sequence
 
@@ -11,59 +11,67 @@ from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.prompt_format import PromptFormat
 
 
-def load(spec: str, strict: bool, forms: PromptFormat) -> list[JudgingExample]:
-  """The training examples of a source that say what is right, each id once.
-
-  Args:
-    spec: see data/example_sources.py.
-    strict: stop at the first row that is bad.
-    forms: how they will be asked.
-
-  Raises:
-    UserError: no example is left; the templates do not suit the examples.
-  """
-  found, _ = example_sources.load(spec, 'train', strict)
-  examples = {example.id: example for example in keep_labelled(found, spec)}
-  _check(spec, forms, list(examples.values()))
-  return list(examples.values())
-
-
-def keep_labelled(
-  found: Sequence[JudgingExample], where: str
+def load(
+  spec: str, fail_on_bad_rows: bool, prompt_format: PromptFormat
 ) -> list[JudgingExample]:
-  """Those that say what is right; the log counts the others.
+  """Returns the training examples of a source that have a label.
 
   Args:
-    found: examples.
-    where: they are from, for messages.
+    spec: source, see data/example_sources.py.
+    fail_on_bad_rows: raise an error at the first bad row instead of skipping
+      it.
+    prompt_format: format of the prompts that the examples are rendered to.
 
   Raises:
-    UserError: none does.
+    UserError: no example is labelled, or the templates need fields that the
+      examples lack.
   """
-  examples = [example for example in found if correctness.has_label(example)]
-  if not examples:
-    raise UserError(
-      f'{where}: no example says what is right; needed is the best response, '
-      'or of a single one the label 0 or 1 in rewards'
-    )
-  if len(examples) < len(found):
-    logging.warning(
-      '%s: %d of %d examples do not say what is right and are left out',
-      *(where, len(found) - len(examples), len(found)),
-    )
+  loaded, _ = example_sources.load(spec, 'train', fail_on_bad_rows)
+  examples = keep_labelled(loaded, spec)
+  _check_templates(examples, prompt_format, spec)
   return examples
 
 
-def _check(spec, forms, examples) -> None:
-  if not forms.single and any(len(x.responses) == 1 for x in examples):
+def keep_labelled(
+  examples: Sequence[JudgingExample], source: str
+) -> list[JudgingExample]:
+  """Returns the examples that have a label; logs how many have none.
+
+  Args:
+    examples: examples with and without labels.
+    source: where they come from, for messages.
+
+  Raises:
+    UserError: no example has a label.
+  """
+  labelled = [x for x in examples if correctness.has_label(x)]
+  if not labelled:
     raise UserError(
-      f'{spec} has examples of one response, whose label is 0 or 1, and '
-      f'{forms.key}.single, which asks for that, is empty'
+      f'{source}: none of {len(examples)} examples has a label; set `best`, or '
+      'for a single response `rewards` to [0] or [1]'
     )
-  by_given = 'principles' in forms.of(2).used
-  if by_given and not all(x.principles for x in examples):
+  if len(labelled) < len(examples):
+    logging.warning(
+      '%s: skipping %d of %d examples without a label',
+      *(source, len(examples) - len(labelled), len(examples)),
+    )
+  return labelled
+
+
+def _check_templates(
+  examples: Sequence[JudgingExample], prompt_format: PromptFormat, source: str
+) -> None:
+  key = prompt_format.key
+  if not prompt_format.single and any(len(x.responses) == 1 for x in examples):
     raise UserError(
-      f'{forms.key}.template={forms.template} judges by given principles, and '
-      f'not all examples of {spec} have them; a judge that is trained here '
-      'learns to write them: give a template that asks for them'
+      f'{source} has examples with a single response and a label of 0 or 1, '
+      f'but {key}.single is empty; set it to a template that requests such a '
+      'score'
+    )
+  fields = prompt_format.template_for(2).used_variables
+  if 'principles' in fields and not all(x.principles for x in examples):
+    raise UserError(
+      f'{key}.template={prompt_format.template} needs principles, which some '
+      f'examples of {source} lack; use a template that lets the model write '
+      'its principles'
     )

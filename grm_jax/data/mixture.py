@@ -1,7 +1,7 @@
-"""Drawing from several sources by rate, each in shuffled epochs of its own.
+"""Mixes sources by rate; each source is shuffled anew in every epoch.
 
-Which record is drawn j-th is a function of the rates, the seed, and the names
-and sizes of the sources. How often each source was drawn is the whole state.
+The j-th draw is a function of the rates, the seed, and the names and sizes of
+the sources. The number of draws of each source is the complete state.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from grm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-  """Record number `index` of a source, in its epoch `epoch`, from 0."""
+  """One draw: example `index` of `source`, in epoch `epoch` from 0."""
 
   source: str
   index: int
@@ -29,12 +29,12 @@ class Draw:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-  """Sources and their shares; make one with `mix`.
+  """Sources and their shares; `make_mixture` creates one.
 
   Attributes:
-    sizes: records of each source.
-    weights: the rates as whole numbers without a common divisor.
-    seed: of the shuffles.
+    sizes: number of examples of each source.
+    weights: the rates as integers without a common divisor.
+    seed: seed of the shuffles.
   """
 
   sizes: Mapping[str, int]
@@ -42,116 +42,122 @@ class Mixture:
   seed: int
 
   def draw(
-    self, drawn: Mapping[str, int], count: int
+    self, num_drawn: Mapping[str, int], count: int
   ) -> tuple[list[Draw], dict[str, int]]:
-    """The next `count` draws.
+    """Returns the next `count` draws.
 
-    After any number of draws j, a source that has the share r of all rates
-    was drawn j * r times, rounded up or down.
+    After any number j of draws, a source with share r of the sum of all rates
+    was drawn floor(j * r) or ceil(j * r) times.
 
     Args:
-      drawn: how often each source was drawn before; {} for never.
-      count: how many draws.
+      num_drawn: how often each source was drawn so far; {} at the beginning.
+      count: number of draws.
 
     Returns:
-      The draws, and how often each source was drawn after them.
+      The draws, and `num_drawn` after them.
     """
-    drawn = {source: drawn.get(source, 0) for source in self.sizes}
-    before = sum(drawn.values())
+    counts = {source: num_drawn.get(source, 0) for source in self.sizes}
+    total = sum(counts.values())
     draws = []
-    for position in range(before + 1, before + count + 1):
-      source = self._next(drawn, position)
+    for position in range(total + 1, total + count + 1):
+      source = self._next_source(counts, position)
       size = self.sizes[source]
-      epoch, place = divmod(drawn[source], size)
+      epoch, offset = divmod(counts[source], size)
       order = _epoch_order(size, self.seed, source, epoch)
-      draws.append(Draw(source, int(order[place]), epoch))
-      drawn[source] += 1
-    return draws, drawn
+      draws.append(Draw(source, int(order[offset]), epoch))
+      counts[source] += 1
+    return draws, counts
 
-  def _next(self, drawn, position):
-    """The source of the draw number `position`, from 1.
+  def _next_source(self, counts: Mapping[str, int], position: int) -> str:
+    """Returns the source of draw number `position`, counted from 1.
 
-    Draw m of a source may come after draw (m - 1) / r of all, and must come
-    by draw m / r, rounded up. Of the sources that may come, the one that must
-    come first does: for tasks of one unit of time that meets all deadlines
-    that can be met, and these can (Tijdeman, "The chairman assignment
-    problem", 1980). To take the largest deficit would not do: of 1, 1, 1, 4,
-    4, 24, 24 and 24 parts, one lags 1.1 draws behind after 35.
+    Draw m of a source with share r is released after draw (m - 1) / r of all
+    draws, and its deadline is draw ceil(m / r). Among released sources the one
+    with the earliest deadline is drawn. For unit-time tasks this policy meets
+    all deadlines that can be met, and these can (Tijdeman, "The chairman
+    assignment problem", 1980). Drawing the source with the largest deficit is
+    not enough: with weights 1, 1, 1, 4, 4, 24, 24 and 24 one source lags 1.1
+    draws behind after 35 draws.
     """
     total = sum(self.weights.values())
-    ready = [
+    released = [
       source
       for source, weight in self.weights.items()
-      if drawn[source] * total < position * weight
+      if counts[source] * total < position * weight
     ]
 
-    def deadline(source):  # (drawn + 1) / r, rounded up
-      return -(-(drawn[source] + 1) * total // self.weights[source])
+    def deadline(source: str) -> int:
+      # ceil((counts + 1) / r), in integers; min() takes the first of a tie.
+      return -(-(counts[source] + 1) * total // self.weights[source])
 
-    return min(ready, key=deadline)
+    return min(released, key=deadline)
 
-  def passes(self, drawn: Mapping[str, int]) -> dict[str, float]:
-    """How many epochs of each source were drawn, parts included."""
-    return {s: drawn.get(s, 0) / size for s, size in self.sizes.items()}
+  def epochs(self, num_drawn: Mapping[str, int]) -> dict[str, float]:
+    """Returns the epochs of each source after these draws, with fractions."""
+    return {s: num_drawn.get(s, 0) / size for s, size in self.sizes.items()}
 
 
-def mix(
+def make_mixture(
   sizes: Mapping[str, int], rates: Mapping[str, float], seed: int
 ) -> Mixture:
-  """A Mixture of the sources whose rate is above 0.
+  """Returns a Mixture of the sources whose rate is above 0.
 
   Args:
-    sizes: records of each source.
-    rates: the same sources; their sum may be anything above 0. A decimal
-      number is taken as written: 0.1 is a tenth.
-    seed: of the shuffles.
+    sizes: number of examples of each source.
+    rates: rate of the same sources; they need not sum to 1. Decimal numbers
+      are exact: 0.1 is one tenth.
+    seed: seed of the shuffles.
 
   Raises:
-    UserError: a source without a rate; a rate that is no number, negative or
-      of an empty source; no rate above 0.
+    UserError: a source has no rate; a rate is negative, not a finite number,
+      or of a source without examples; no rate is above 0.
   """
   for source in sorted(sizes):
     if source not in rates:
       raise UserError(
-        f'source {source!r} has no rate; there are rates for '
-        f'{", ".join(sorted(rates))}; give it one, 0 to leave it out'
+        f'source {source!r} has no rate, only {", ".join(sorted(rates))} have; '
+        'give it a rate, or 0 to leave it out'
       )
-  exact = {source: _exact(source, rates[source]) for source in sorted(rates)}
-  exact = {source: rate for source, rate in exact.items() if rate}
-  if not exact:
-    raise UserError(f'no source has a rate above 0: {dict(rates)}')
-  for source, rate in exact.items():
+  fractions_by_source = {x: _fraction(x, rates[x]) for x in sorted(rates)}
+  positive = {x: rate for x, rate in fractions_by_source.items() if rate}
+  if not positive:
+    raise UserError(
+      f'the rates are {dict(rates)}; at least one must be above 0'
+    )
+  for source, rate in positive.items():
     if not sizes.get(source):
       raise UserError(
-        f'source {source!r} has the rate {float(rate):g} and no records; give '
-        'it records, or the rate 0'
+        f'source {source!r} has the rate {float(rate):g} but no examples; give '
+        'it examples, or the rate 0'
       )
-  scale = math.lcm(*(rate.denominator for rate in exact.values()))
-  whole = {source: int(rate * scale) for source, rate in exact.items()}
-  common = math.gcd(*whole.values())
-  weights = {source: weight // common for source, weight in whole.items()}
+  scale = math.lcm(*(rate.denominator for rate in positive.values()))
+  scaled = {source: int(rate * scale) for source, rate in positive.items()}
+  divisor = math.gcd(*scaled.values())
+  weights = {source: weight // divisor for source, weight in scaled.items()}
   return Mixture({s: sizes[s] for s in weights}, weights, int(seed))
 
 
-def _exact(source, rate):
+def _fraction(source: str, rate: float) -> fractions.Fraction:
   if not isinstance(rate, numbers.Real) or not 0 <= rate < math.inf:
     raise UserError(
-      f'source {source!r} has the rate {rate}; it must be a number, 0 or more'
+      f'source {source!r} has the rate {rate}; it must be a number >= 0'
     )
+  # Via the decimal notation: 0.1 is 1/10, not the nearest binary fraction.
   return fractions.Fraction(str(rate))
 
 
-def permutation(n: int, *names: int | str) -> np.ndarray:
-  """int64 [n]: 0 to n - 1 in an order that depends on the names only.
+def permutation(n: int, *key: int | str) -> np.ndarray:
+  """Returns a permutation of range(n), int64 [n], that depends on `key` only.
 
-  NumPy promises to keep a bit generator's raw output in all its releases, as
-  it does not for Generator.permutation; a run may go on with a newer NumPy.
+  NumPy guarantees that the raw output of a bit generator never changes. It
+  does not guarantee this for Generator.permutation, and a run must resume
+  exactly under a newer NumPy.
   """
-  digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=16).digest()
+  digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=16).digest()
   bits = np.random.PCG64(int.from_bytes(digest, 'little'))
   return np.argsort(bits.random_raw(n), kind='stable')
 
 
 @functools.lru_cache(maxsize=32)
-def _epoch_order(n, seed, source, epoch):
+def _epoch_order(n: int, seed: int, source: str, epoch: int) -> np.ndarray:
   return permutation(n, seed, 'epoch', source, epoch)

@@ -1,4 +1,4 @@
-"""Builds batches in a thread while the devices work on those before them."""
+"""Builds batches on a background thread while devices compute."""
 
 import collections
 import concurrent.futures
@@ -10,65 +10,69 @@ from grm_jax.model.batch import Batch
 
 
 class Prefetch:
-  """Batches, the next of which are being built already.
+  """Iterates over the batches of a BatchIterator, `depth` batches ahead.
 
-  Use as a context manager, or call `close`. The batches given are its own
-  from then on: restore them before, and ask here for their state.
+  Use it as a context manager, or call `close`. It owns the BatchIterator:
+  restore that one before, and read the state from here, because the iterator
+  itself is ahead of what the caller has received.
+
+  Args:
+    batches: positioned at the first batch to return.
+    depth: number of batches to build ahead.
+
+  Raises:
+    ValueError: `depth` is below 1.
   """
 
   def __init__(self, batches: BatchIterator, depth: int = 2):
-    """Begins to build.
-
-    Args:
-      batches: at the first batch that is wanted.
-      depth: how many batches are built ahead.
-
-    Raises:
-      ValueError: depth is below 1.
-    """
     if depth < 1:
-      raise ValueError(f'the depth of prefetching is {depth}; it must be >= 1')
+      raise ValueError(f'depth is {depth}; it must be 1 or more')
     self._batches = batches
     self._state = batches.state()
+    # One thread: the iterator is not thread-safe and batches have an order.
     self._pool = concurrent.futures.ThreadPoolExecutor(1, 'batches')
-    self._ahead = collections.deque(
+    self._pending = collections.deque(
       self._pool.submit(self._build) for _ in range(depth)
     )
 
-  def _build(self):
+  def _build(self) -> tuple[tuple[Batch, BatchInfo], dict[str, Any]]:
     return next(self._batches), self._batches.state()
 
   def __iter__(self) -> 'Prefetch':
     return self
 
   def __next__(self) -> tuple[Batch, BatchInfo]:
-    """The next batch; raises what its building raised, then and ever after."""
-    if not self._ahead:
+    """Returns the next batch.
+
+    An exception of the background thread is raised here, and again by every
+    later call: the failed future stays at the head of the queue.
+    """
+    if not self._pending:
       raise RuntimeError('this Prefetch is closed')
-    built, self._state = self._ahead[0].result()
-    self._ahead.popleft()
-    self._ahead.append(self._pool.submit(self._build))
-    return built
+    batch, self._state = self._pending[0].result()
+    self._pending.popleft()
+    self._pending.append(self._pool.submit(self._build))
+    return batch
 
   def state(self) -> dict[str, Any]:
-    """The batches' state after those that were handed out."""
+    """Returns the BatchIterator.state after the last returned batch."""
     return self._state
 
-  def waste(self) -> dict[str, float]:
-    """Batches.waste of those that were handed out."""
-    return self._batches.waste(self._state)
+  def padding_fraction(self) -> dict[str, float]:
+    """Returns BatchIterator.padding_fraction of the returned batches."""
+    return self._batches.padding_fraction(self._state)
 
-  def passes(self) -> dict[str, float]:
-    """Batches.passes of those that were handed out."""
-    return self._batches.passes(self._state)
+  def epochs(self) -> dict[str, float]:
+    """Returns BatchIterator.epochs of the returned batches."""
+    return self._batches.epochs(self._state)
 
   def close(self) -> None:
-    """Waits for the batch being built and ends the thread."""
+    """Waits for the batch in progress and ends the thread."""
     self._pool.shutdown(cancel_futures=True)
-    self._ahead.clear()
+    self._pending.clear()
 
   def __enter__(self) -> 'Prefetch':
     return self
 
-  def __exit__(self, *unused) -> None:
+  def __exit__(self, *exception_info) -> None:
     self.close()

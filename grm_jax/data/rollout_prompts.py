@@ -1,8 +1,7 @@
-"""Examples in endless shuffled epochs, for runs that write their own data.
+"""Endless shuffled epochs of examples whose generations a rollout samples.
 
-Which example is visited j-th, and in which order its responses are shown, is a
-function of the examples, the seed and j: how many visits there were is the
-whole state.
+The j-th rollout prompt, including the order of its responses, is a function of
+the examples, the seed and j. The number of prompts taken is the complete state.
 """
 
 import dataclasses
@@ -15,21 +14,21 @@ from typing import Any
 from grm_jax.data import mixture
 from grm_jax.errors import UserError
 from grm_jax.judgement import example as examples_lib
-from grm_jax.judgement import response_order
+from grm_jax.judgement import response_order as response_orders
 from grm_jax.judgement.example import JudgingExample
 
 STRATIFIED = 'stratified'
-KINDS = (STRATIFIED, *response_order.KINDS)
+KINDS = (STRATIFIED, *response_orders.KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutPrompt:
-  """An example, shown once.
+  """An example to sample a group of generations for.
 
   Attributes:
-    example: what is judged.
-    order: order[place] is the response that is shown there.
-    epoch: how often the example was visited before.
+    example: the query and the responses to judge.
+    order: order[position] is the index of the response shown there.
+    epoch: number of earlier rollout prompts of the same example.
   """
 
   example: JudgingExample
@@ -37,119 +36,130 @@ class RolloutPrompt:
   epoch: int
 
   @property
-  def name(self) -> str:
-    """Of this visit alone: what is drawn at it depends on this name."""
+  def sample_key(self) -> str:
+    """A unique name of this prompt; it seeds the samples of its group."""
     return f'{self.example.id} {self.epoch}'
 
 
 class RolloutPromptIterator:
-  """An endless stream; `take` the next ones.
+  """Endless stream of rollout prompts; `take` returns the next ones.
+
+  Response orders:
+    'stratified': a random order, with the best response moved to a position
+      from a low-discrepancy sequence. Consecutive prompts then have it in
+      every position about equally often; with pairs it alternates exactly.
+      Purely random orders are unbalanced: of batches of 64 pairs, one in
+      twelve has the best response first 38 times or more, and a policy that
+      cannot tell responses apart learns the position.
+    'balanced': each epoch shows the next rotation of the responses.
+    'random', 'fixed': see judgement/response_order.py.
+
+  Args:
+    examples: at least one, with distinct ids.
+    response_order: one of KINDS.
+    seed: seed of epochs and orders.
 
   Attributes:
-    drawn: visits so far.
+    examples: the examples of one epoch.
+    num_taken: number of rollout prompts taken so far. Assigning it moves the
+      stream.
+
+  Raises:
+    UserError: there is no example, an id occurs twice, or the order is unknown.
   """
 
-  def __init__(self, examples: Sequence[JudgingExample], order: str, seed: int):
-    """Begins with the first epoch.
-
-    Args:
-      examples: at least one, no id twice.
-      order: 'stratified': a shuffle in which the best response stands where
-        its turn is, so that visits in a row have it in each place about as
-        often (of pairs, in every other one exactly). Shuffled alone, one run
-        of 64 pairs in twelve has it first in 38 or more, and a policy that
-        cannot tell responses apart learns the place. 'balanced':
-        each visit shows the next rotation of the responses; 'random' or
-        'fixed', see judgement/response_order.py.
-      seed: of epochs and orders.
-
-    Raises:
-      UserError: no example, an id twice, an unknown order.
-    """
-    ids = {example.id for example in examples}
-    if len(ids) < len(examples) or not examples:
+  def __init__(
+    self, examples: Sequence[JudgingExample], response_order: str, seed: int
+  ):
+    num_ids = len({example.id for example in examples})
+    if num_ids < len(examples) or not examples:
       raise UserError(
-        f'{len(examples)} examples with {len(ids)} ids: there must be at '
-        'least one, and ids must differ'
+        f'config.data has {len(examples)} examples with {num_ids} distinct '
+        'ids; give at least one example, and every example its own id'
       )
-    if order not in KINDS:
+    if response_order not in KINDS:
       raise UserError(
-        f'config.response_order is {order!r}, none of {", ".join(KINDS)}'
+        f'config.response_order is {response_order!r}; set it to one of '
+        f'{", ".join(KINDS)}'
       )
-    self.examples, self.drawn = tuple(examples), 0
-    self._order, self._seed = order, seed
-    self._shuffled = functools.lru_cache(maxsize=2)(
+    self.examples, self.num_taken = tuple(examples), 0
+    self._response_order, self._seed = response_order, seed
+    # Epoch -> order of the examples. Two epochs: a batch can span their border.
+    # 'visits' is an input of the hash behind the permutation: it must not change.
+    self._epoch_shuffle = functools.lru_cache(maxsize=2)(
       functools.partial(mixture.permutation, len(examples), seed, 'visits')
     )
 
   @property
   def epochs(self) -> float:
-    """How many epochs were drawn, parts included."""
-    return self.drawn / len(self.examples)
+    """Number of epochs taken so far, with fractions."""
+    return self.num_taken / len(self.examples)
 
   def state(self) -> dict[str, Any]:
-    """The place, and what tells this stream from others, as JSON values."""
+    """Returns the position, and what identifies the stream, as JSON values."""
     return {
-      'drawn': self.drawn,
-      'order': self._order,
+      'num_taken': self.num_taken,
+      'response_order': self._response_order,
       'seed': self._seed,
-      'examples': f'{len(self.examples)}, {self._digest}',
+      'examples': f'{len(self.examples)} with fingerprint {self._fingerprint}',
     }
 
   @functools.cached_property
-  def _digest(self):
-    """Of all examples: computed once, and not whenever a run is saved."""
+  def _fingerprint(self) -> str:
+    # Cached: `state` is called at every checkpoint.
     digest = hashlib.blake2b(digest_size=8)
     for row in map(examples_lib.to_row, self.examples):
       digest.update(json.dumps(row).encode() + b'\n')
     return digest.hexdigest()
 
   def restore(self, state: Mapping[str, Any]) -> None:
-    """Goes to where a stream of the same examples was.
+    """Moves to the position of a stream of the same examples; see `state`.
 
     Raises:
-      UserError: it was of others, with both sides.
+      UserError: examples, response order or seed differ.
     """
-    for name, ours in self.state().items():
-      if name != 'drawn' and state.get(name) != ours:
+    for name, current in self.state().items():
+      if name != 'num_taken' and state.get(name) != current:
         raise UserError(
-          f'the saved run visits examples with {name} = {state.get(name)}, '
-          f'this one with {ours}; go on with what was saved, or begin a new run'
+          f'the saved run has rollout prompts with {name} = {state.get(name)}, '
+          f'this run has {current}; resume with the saved value, or start a '
+          'new run'
         )
-    self.drawn = state['drawn']
+    self.num_taken = state['num_taken']
 
   def take(self, count: int) -> list[RolloutPrompt]:
-    """The next `count` visits."""
-    found = [self._visit(self.drawn + i) for i in range(count)]
-    self.drawn += count
-    return found
+    """Returns the next `count` rollout prompts."""
+    prompts = [self._prompt(self.num_taken + i) for i in range(count)]
+    self.num_taken += count
+    return prompts
 
-  def _visit(self, number):
-    epoch, place = divmod(number, len(self.examples))
-    example = self.examples[int(self._shuffled(epoch)[place])]
-    stratified = self._order == STRATIFIED
-    kind = 'random' if stratified else self._order
+  def _prompt(self, number: int) -> RolloutPrompt:
+    epoch, offset = divmod(number, len(self.examples))
+    example = self.examples[int(self._epoch_shuffle(epoch)[offset])]
     n = len(example.responses)
-    shown = response_order.orders(kind, n, epoch + 1, self._seed, example.id)[
-      epoch
-    ]
+    stratified = self._response_order == STRATIFIED
+    kind = 'random' if stratified else self._response_order
+    # An order is a function of (seed, id, index), and the epoch is the index.
+    orders = response_orders.orders(kind, n, epoch + 1, self._seed, example.id)
+    order = orders[epoch]
     if stratified and example.best is not None:
-      shown = _moved(shown, example.best, _turn(number, n))
-    return RolloutPrompt(example, shown, epoch)
+      order = _move(order, example.best, _stratified_position(number, n))
+    return RolloutPrompt(example, order, epoch)
 
 
-def _turn(number, n):
-  """A place for each of 0, 1, 2, ...: floor(n x) of van der Corput's x.
+def _stratified_position(number: int, n: int) -> int:
+  """Returns floor(n * x) for element `number` of the van der Corput sequence.
 
-  Binary digits behind the point in reverse: 0, 1/2, 1/4, 3/4, 1/8, ...
+  x has the binary digits of `number` in reverse behind the point: 0, 1/2, 1/4,
+  3/4, 1/8, ...
   """
   digits = f'{number:b}'[::-1]
   return int(digits, 2) * n >> len(digits)
 
 
-def _moved(order, index, place):
-  """`order` with `index` at `place`, in exchange for what stood there."""
-  changed = list(order)
-  changed[order.index(index)] = order[place]
-  changed[place] = index
-  return tuple(changed)
+def _move(order: Sequence[int], index: int, position: int) -> tuple[int, ...]:
+  """Returns `order` with `index` swapped to `position`."""
+  swapped = list(order)
+  swapped[order.index(index)] = order[position]
+  swapped[position] = index
+  return tuple(swapped)

@@ -1,23 +1,23 @@
-"""Tasks and Mixtures of seqio as sources: `seqio:MODULE/NAME:SPLIT`.
+"""seqio Tasks and Mixtures as sources: the spec `seqio:MODULE/NAME:SPLIT`.
 
-MODULE is imported and registers NAME, as in seqio:my_package.tasks/mix:train;
-a NAME that is registered already is seqio:NAME:SPLIT. Examples are read as they
-leave the Task's preprocessors, untrimmed, in the Task's own order.
+MODULE is imported and registers NAME, as in seqio:my_package.tasks/mix:train.
+For a NAME that is already registered, write seqio:NAME:SPLIT. Examples are read
+as the Task's preprocessors return them, untrimmed and in the Task's order.
 
-Of a Mixture one pass is drawn at its rates, by seqio, until the first of its
-Tasks is used up.
+From a Mixture, seqio draws one pass at the Mixture's rates, until the first of
+its Tasks is exhausted.
 """
 
 import difflib
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
 
 from grm_jax.data import tfds_source
-from grm_jax.data.tokenized_example import TokenizedExample, tokens_of
+from grm_jax.data.tokenized_example import TokenizedExample, token_array
 from grm_jax.errors import UserError
 from grm_jax.judgement.judgement import ExampleError
 from grm_jax.tokenizer import chat_format
@@ -27,16 +27,16 @@ PREFIX = 'seqio:'
 _SPEC = re.compile(
   r'seqio:(?:(?P<module>[A-Za-z_][\w.]*)/)?(?P<name>.+):(?P<split>[^:\[\]]+)'
 )
-_KEYS = ('inputs', 'targets')
+_FEATURES = ('inputs', 'targets')
 
 
-def load() -> Any:
-  """The module `seqio`, imported when it is first needed: it takes seconds.
+def import_seqio() -> Any:
+  """Imports `seqio` on demand: the import takes seconds.
 
   Raises:
-    UserError: it is not installed, or TensorFlow has taken an accelerator.
+    UserError: it is not installed, or TensorFlow already holds an accelerator.
   """
-  tfds_source.tensorflow()
+  tfds_source.import_tensorflow()
   try:
     import seqio
   except ImportError as error:
@@ -46,8 +46,8 @@ def load() -> Any:
   return seqio
 
 
-def parse(spec: str) -> tuple[str, str, str]:
-  """(MODULE or '', NAME, SPLIT) of a spec.
+def parse_spec(spec: str) -> tuple[str, str, str]:
+  """Returns (MODULE or '', NAME, SPLIT) of a spec.
 
   Raises:
     UserError: a part is missing.
@@ -55,132 +55,147 @@ def parse(spec: str) -> tuple[str, str, str]:
   match = _SPEC.fullmatch(spec)
   if not match:
     raise UserError(
-      f'{spec!r} is no seqio source; it is seqio:MODULE/NAME:SPLIT, such as '
+      f'{spec!r} is not a seqio source; write seqio:MODULE/NAME:SPLIT, such as '
       'seqio:my_package.tasks/my_task:train'
     )
   return match['module'] or '', match['name'], match['split']
 
 
-def provider(spec: str) -> Any:
-  """The registered seqio.Task or seqio.Mixture of a spec.
+def task_or_mixture(spec: str) -> Any:
+  """Returns the registered seqio.Task or seqio.Mixture of a spec.
 
   Raises:
-    UserError: the module cannot be imported, or there is no such Task or
-      Mixture, or it has no such split; says what there is.
+    UserError: the module cannot be imported, or the Task, Mixture or split
+      does not exist; lists what exists.
   """
-  module, name, split = parse(spec)
-  seqio = load()
+  module, name, split = parse_spec(spec)
+  seqio = import_seqio()
   if module:
     try:
       importlib.import_module(module)
     except ImportError as error:
       raise UserError(
-        f'{spec}: module {module} cannot be imported: {tfds_source.one_line(error)}'
+        f'{spec}: cannot import the module {module}: '
+        f'{tfds_source.one_line(error)}'
       ) from error
-  known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
-  if name not in known:
-    near = difflib.get_close_matches(name, known, 5) or known[:5]
+  names = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+  if name not in names:
+    similar = difflib.get_close_matches(name, names, 5) or names[:5]
     raise UserError(
       f'{spec}: no Task or Mixture {name!r} is registered'
-      + (f'; there are {", ".join(near)}' if near else '')
+      + (f'; registered are {", ".join(similar)}' if similar else '')
       + ('' if module else '; name its module: seqio:MODULE/NAME:SPLIT')
     )
-  found = seqio.get_mixture_or_task(name)
-  if split not in found.splits:
-    splits = ', '.join(sorted(found.splits))
-    raise UserError(f'{spec}: {name} has the splits {splits}, not {split}')
-  return found
+  provider = seqio.get_mixture_or_task(name)
+  if split not in provider.splits:
+    splits = ', '.join(sorted(provider.splits))
+    raise UserError(
+      f'{spec}: {name} does not have the split {split}; use one of {splits}'
+    )
+  return provider
 
 
-def values(spec: str) -> Iterator[tuple[int, dict[str, Any] | ExampleError]]:
-  """(number from 1, fields or fault) of every example.
+def numbered_rows(
+  spec: str,
+) -> Iterator[tuple[int, dict[str, Any] | ExampleError]]:
+  """Returns an iterator over (number from 1, fields or error) of every example.
 
   Args:
-    spec: of examples that have text in them. `messages` may be
+    spec: a Task or Mixture with text features. `messages` may have the form
       {role: texts, content: texts}.
 
   Raises:
-    UserError: what `provider` raises, at once; what the Task's own code
-      raises, when it is read.
+    UserError: at once as `task_or_mixture`; during the iteration if code of
+      the Task fails.
   """
   return (
-    (number, _fields(example, number)) for number, example in _examples(spec)
+    (number, _text_fields(example, number))
+    for number, example in _examples(spec)
   )
 
 
-def records(spec: str, tokenizer: Tokenizer) -> Iterator[TokenizedExample]:
-  """Training texts: of every example its inputs and its targets.
+def tokenized_examples(
+  spec: str, tokenizer: Tokenizer
+) -> Iterator[TokenizedExample]:
+  """Returns an iterator over training examples: inputs and targets of a Task.
 
-  Features that are token ids are taken as they are, and begin with bos where
-  they did not: what is in them is up to the Task. Note that
-  seqio.preprocessors.tokenize makes a control id of '<end_of_turn>' in a text.
-  Features that are texts become a user's turn and the model's answer to it,
-  without control ids from the texts (tokenizer/chat_format.py).
+  Features with token ids are used as they are, after a bos if they do not begin
+  with one; their content is the responsibility of the Task. Note that
+  seqio.preprocessors.tokenize converts a literal '<end_of_turn>' in a text to
+  the control id. Features with text become a user turn and the model's turn
+  (tokenizer/chat_format.py), and text cannot create control ids.
 
   Args:
-    spec: of a Task or Mixture with features `inputs` and `targets`.
-    tokenizer: the model's.
+    spec: a Task or Mixture with the features `inputs` and `targets`.
+    tokenizer: tokenizer of the model.
 
   Returns:
-    Records, whose source is the Task's or Mixture's name, and whose id is the
-    example's feature `id`, or else its number from 1.
+    Examples with the name of the Task or Mixture as source. The id is the
+    feature `id`, or else the number of the example from 1.
 
   Raises:
-    UserError: what `values` raises; no such features; another vocabulary
-      than the tokenizer's.
+    UserError: as `numbered_rows`; a feature is missing; the vocabulary is not
+      that of the tokenizer.
   """
-  found = provider(spec)
-  make = _maker(spec, found.output_features, tokenizer)
+  provider = task_or_mixture(spec)
+  tokenize = _tokenize_function(spec, provider.output_features, tokenizer)
   return (
-    make(_id(example) or str(number), found.name, example)
+    _make_example(
+      _example_id(example) or str(number), provider.name, *tokenize(example)
+    )
     for number, example in _examples(spec)
   )
 
 
 def check_vocabulary(spec: str, feature: Any, tokenizer: Tokenizer) -> None:
-  """UserError if a seqio.Feature has other ids than the tokenizer."""
+  """Checks that a seqio.Feature has the ids of the tokenizer.
+
+  Raises:
+    UserError: the vocabularies differ.
+  """
   vocabulary = feature.vocabulary
-  if not isinstance(vocabulary, load().SentencePieceVocabulary):
+  if not isinstance(vocabulary, import_seqio().SentencePieceVocabulary):
     raise UserError(
-      f'{spec}: its ids are of a {type(vocabulary).__name__}; they must be of '
-      "a SentencePieceVocabulary of the model's own tokenizer.model"
+      f'{spec}: its vocabulary is a {type(vocabulary).__name__}; define the '
+      "Task with a SentencePieceVocabulary of the model's tokenizer.model"
     )
-  theirs, ours = vocabulary.tokenizer, tokenizer.codec
-  name = vocabulary.sentencepiece_model_file
-  size = theirs.get_piece_size()
+  file = vocabulary.sentencepiece_model_file
+  size = vocabulary.tokenizer.get_piece_size()
   if size != tokenizer.vocab_size:
     raise UserError(
-      f'{spec}: its vocabulary {name} has {size} pieces, the tokenizer of the '
-      f'model {tokenizer.vocab_size}; make the Task with the latter'
+      f'{spec}: its vocabulary {file} has {size} pieces, the tokenizer of the '
+      f'model has {tokenizer.vocab_size}; define the Task with the latter'
     )
   ids = list(range(size))
-  for i, their in zip(ids, theirs.id_to_piece(ids), strict=True):
-    our = ours.piece(i)
-    if their != our:
+  pieces = vocabulary.tokenizer.id_to_piece(ids)
+  for i, piece in zip(ids, pieces, strict=True):
+    expected = tokenizer.codec.id_to_piece(i)
+    if piece != expected:
       raise UserError(
-        f'{spec}: id {i} is {their!r} in its vocabulary {name} and {our!r} in '
-        'the tokenizer of the model; make the Task with the latter'
+        f'{spec}: id {i} is {piece!r} in its vocabulary {file} and '
+        f'{expected!r} in the tokenizer of the model; define the Task with the '
+        'latter'
       )
 
 
-def _examples(spec):
-  """(number from 1, example) of what the Task makes."""
+def _examples(spec: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+  """Returns an iterator over (number from 1, example); opens it at once."""
   import tensorflow as tf
   import tensorflow_datasets
 
-  found = provider(spec)
+  provider = task_or_mixture(spec)
   try:
-    dataset = found.get_dataset(
+    dataset = provider.get_dataset(
       sequence_length=None,
-      split=parse(spec)[2],
+      split=parse_spec(spec)[2],
       shuffle=False,
       num_epochs=1,
     )
   except (ValueError, OSError, AssertionError) as error:
     raise UserError(f'{spec}: {tfds_source.one_line(error)}') from error
-  logging.info('%s is read from seqio', spec)
+  logging.info('reading %s with seqio', spec)
 
-  def numbered():
+  def numbered() -> Iterator[tuple[int, Mapping[str, Any]]]:
     number = 0
     try:
       for example in tensorflow_datasets.as_numpy(dataset):
@@ -193,9 +208,11 @@ def _examples(spec):
   return numbered()
 
 
-def _fields(example, number):
+def _text_fields(
+  example: Mapping[str, Any], number: int
+) -> dict[str, Any] | ExampleError:
   try:
-    fields = tfds_source.decoded(tfds_source.plain(example))
+    fields = tfds_source.decode_utf8(tfds_source.to_python(example))
   except UserError as error:
     return ExampleError(f'row {number}', str(error))
   messages = fields.get('messages')
@@ -203,54 +220,72 @@ def _fields(example, number):
     return fields
   roles, contents = messages.get('role', ()), messages.get('content', ())
   if len(roles) != len(contents):
-    reason = f'messages have {len(roles)} roles and {len(contents)} contents'
+    reason = (
+      f'messages have {len(roles)} roles and {len(contents)} contents; the '
+      'numbers must be equal'
+    )
     return ExampleError(f'row {number}', reason)
   pairs = zip(roles, contents, strict=True)
   turns = [{'role': role, 'content': content} for role, content in pairs]
   return fields | {'messages': turns}
 
 
-def _id(example):
-  """The feature `id` as text, '' if there is none."""
-  return str(
-    tfds_source.decoded(tfds_source.plain(example.get('id', b'')), 'id')
-  )
+def _example_id(example: Mapping[str, Any]) -> str:
+  """Returns the feature `id` as text, '' without it."""
+  value = tfds_source.to_python(example.get('id', b''))
+  return str(tfds_source.decode_utf8(value, 'id'))
 
 
-def _maker(spec, features, tokenizer):
-  """What makes a Record of (id, source, example)."""
+# Maps an example to the token ids of its prompt and of its generation.
+_TokenizeFunction = Callable[
+  [Mapping[str, Any]], tuple[Sequence[int], Sequence[int]]
+]
+
+
+def _tokenize_function(
+  spec: str, features: Mapping[str, Any], tokenizer: Tokenizer
+) -> _TokenizeFunction:
   import tensorflow as tf
 
-  missing = [key for key in _KEYS if key not in features]
+  missing = [key for key in _FEATURES if key not in features]
   if missing:
     raise UserError(
-      f'{spec}: it has no feature {missing[0]}, only {", ".join(features)}'
+      f'{spec}: the feature {missing[0]} is missing; the Task has only '
+      f'{", ".join(features)}'
     )
-  if {features[key].dtype for key in _KEYS} == {tf.string}:
-    return lambda id, source, example: _of_texts(tokenizer, id, source, example)
-  for key in _KEYS:
+  if {features[key].dtype for key in _FEATURES} == {tf.string}:
+    return lambda example: _tokenize_texts(tokenizer, example)
+  for key in _FEATURES:
     check_vocabulary(spec, features[key], tokenizer)
-  return lambda id, source, example: _of_ids(tokenizer, id, source, example)
+  return lambda example: _prefix_ids(tokenizer, example)
 
 
-def _of_texts(tokenizer, id, source, example):
-  asked, answer = (
-    tfds_source.decoded(tfds_source.plain(example[key]), key) for key in _KEYS
+def _tokenize_texts(
+  tokenizer: Tokenizer, example: Mapping[str, Any]
+) -> tuple[Sequence[int], Sequence[int]]:
+  inputs, targets = (
+    tfds_source.decode_utf8(tfds_source.to_python(example[key]), key)
+    for key in _FEATURES
   )
-  prompt = chat_format.render_user(tokenizer, asked)
-  generation = [*tokenizer.encode(answer), tokenizer.end_of_turn]
-  return _record(id, source, prompt, generation)
+  prompt = chat_format.render_user(tokenizer, inputs)
+  return prompt, [*tokenizer.encode(targets), tokenizer.end_of_turn_id]
 
 
-def _of_ids(tokenizer, id, source, example):
-  prompt, generation = (tfds_source.plain(example[key]) for key in _KEYS)
-  opening = list(tokenizer.turns.opening)
-  if prompt[: len(opening)] != opening:
-    prompt = [*opening, *prompt]
-  return _record(id, source, prompt, generation)
+def _prefix_ids(
+  tokenizer: Tokenizer, example: Mapping[str, Any]
+) -> tuple[Sequence[int], Sequence[int]]:
+  prompt, generation = (
+    tfds_source.to_python(example[key]) for key in _FEATURES
+  )
+  prefix = list(tokenizer.chat_format.prefix_ids)
+  if prompt[: len(prefix)] != prefix:
+    prompt = [*prefix, *prompt]
+  return prompt, generation
 
 
-def _record(id, source, prompt, generation):
+def _make_example(
+  id: str, source: str, prompt: Sequence[int], generation: Sequence[int]
+) -> TokenizedExample:
   return TokenizedExample(
-    id, tokens_of(prompt), (tokens_of(generation),), source
+    id, token_array(prompt), (token_array(generation),), source
   )

@@ -1,35 +1,36 @@
-"""Texts to fine-tune on: `config.data.texts` and `config.data.general`.
+"""Sources of SFT examples: the specs of config.data.texts and .general.
 
-  practice, practice:COUNT   judgements by the practice teacher
-  basics, basics:COUNT       short texts of the steps that these consist of
+  practice, practice:COUNT   judgements by the synthetic teacher
+  basics, basics:COUNT       short texts that train single steps of these
   texts:PATH                 rows {query | messages, generation |
                              generations[, id]}: general instruction data
   judged:PATH                rows {query | messages, responses, generation |
                              generations[, id, order]}: written judgements,
                              whose prompt is rendered here
-  verdicts:SOURCE            known verdicts of a source of judging examples
-                             (sources.py), see verdicts.py: there is no teacher
-  prometheus:PATH            pairs made of Prometheus' feedback on single
-                             responses, see prometheus.py
-  no_principles:TEXTS        any of the above, its judgements from the heading
-                             Analysis on
-  seqio:[MODULE/]NAME:SPLIT  inputs and targets of a seqio Task or Mixture,
-                             see seqio_source.py
+  verdicts:SOURCE            labels of a source of judging examples
+                             (example_sources.py), written as judgements
+                             without reasoning (label_only_judgements.py)
+  prometheus:PATH            pairs made from Prometheus' feedback on single
+                             responses (datasets/prometheus.py)
+  no_principles:TEXTS        any of the above with judgements cut to begin at
+                             the heading Analysis
+  seqio:[MODULE/]NAME:SPLIT  inputs and targets of a seqio Task or Mixture
+                             (seqio_source.py)
 
-A PATH is a .jsonl, .json or .parquet file, local or gs://, or tfds:NAME:SPLIT.
+PATH is a .jsonl, .json or .parquet file, local or gs://, or tfds:NAME:SPLIT.
 
-A text is a prompt and one or more generations of it. It becomes a Record, as
-token ids, in the very form in which the model is asked.
+`tokenize` renders the prompt of an example in exactly the form in which the
+model is prompted at inference.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from grm_jax.data import dataset_files, example_sources, label_only_judgements
 from grm_jax.data.datasets import prometheus
-from grm_jax.data.tokenized_example import TokenizedExample, tokens_of
+from grm_jax.data.tokenized_example import TokenizedExample, token_array
 from grm_jax.errors import UserError
 from grm_jax.judgement import example as examples_lib
 from grm_jax.judgement.example import JudgingExample, Turn
@@ -38,24 +39,29 @@ from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.tokenizer import chat_format
 from grm_jax.tokenizer.tokenizer import Tokenizer
 
-PRACTICE, BASICS = 'practice', 'basics'
-_BASICS = 20_000  # that many without a COUNT
-VERDICTS, NO_PRINCIPLES = 'verdicts', 'no_principles'
-PROMETHEUS = 'prometheus'
-_ANALYSIS = 'Analysis:'
+# Prefixes of specs.
+PRACTICE, BASICS, VERDICTS = 'practice', 'basics', 'verdicts'
+PROMETHEUS, NO_PRINCIPLES = 'prometheus', 'no_principles'
+
+_DEFAULT_BASICS_COUNT = 20_000
+# Keeps the problems of `basics` distinct from those of `practice`.
+_BASICS_SEED_OFFSET = 1000
+_ANALYSIS_HEADING = 'Analysis:'
 
 
 @dataclasses.dataclass(frozen=True)
 class SFTExample:
-  """A prompt and generations of it, before tokenizing.
+  """A prompt and its target generations, before tokenization.
+
+  Either `turns` or `example` is set.
 
   Attributes:
     id: unique within its source.
-    source: the part of a mixture that it belongs to.
-    turns: the prompt as a conversation, or
-    example: what is judged, rendered with the responses in `order`.
-    order: order[place] is the response that is shown there.
+    source: name of the mixture component.
     generations: at least one.
+    turns: the prompt, as a conversation.
+    example: the judging example whose rendered prompt is the prompt.
+    order: order[position] is the index of the response shown there.
   """
 
   id: str
@@ -67,67 +73,82 @@ class SFTExample:
 
 
 def read(
-  spec: str, split: str, source: str, mistakes: float = 0.0, seed: int = 0
+  spec: str,
+  split: str,
+  source: str,
+  teacher_error_rate: float = 0.0,
+  seed: int = 0,
 ) -> Iterator[SFTExample | ExampleError]:
-  """Texts of a source, one by one, and a fault for each row that is bad.
+  """Returns an iterator over examples, with an ExampleError for each bad row.
 
   Args:
-    spec: see above.
-    split: 'train', 'validation' or 'held_out', of practice and verdicts; a
-      file is whole in each.
-    source: name of the part of a mixture.
-    mistakes, seed: of the practice teacher; the seed also of the orders of
-      verdicts and of pairs.
+    spec: see the module docstring.
+    split: 'train', 'validation' or 'held_out', for practice, basics and
+      verdicts; a file is read as a whole for every split.
+    source: name of the mixture component.
+    teacher_error_rate: fraction of the synthetic teacher's judgements with a
+      mistake.
+    seed: seed of the teacher, the primitive-skill texts and response orders.
 
   Raises:
-    UserError: there is no such source; a file that cannot be read.
+    UserError: the spec is unknown or a file cannot be read.
   """
   prefix, _, rest = spec.partition(':')
   if prefix == PRACTICE:
-    return _practice(spec, split, source, mistakes, seed)
+    return _practice(spec, split, source, teacher_error_rate, seed)
   if prefix == VERDICTS and rest:
-    return _verdicts(rest, split, source, seed)
+    return _label_only(rest, split, source, seed)
   if prefix == PROMETHEUS and rest:
     return _prometheus(rest, source, seed)
   if prefix == NO_PRINCIPLES and rest:
-    return map(_from_analysis, read(rest, split, source, mistakes, seed))
+    examples = read(rest, split, source, teacher_error_rate, seed)
+    return map(_without_principles, examples)
   if prefix == BASICS:
-    return _basics(spec, split, source, seed)
-  makers = {'texts': _plain, 'judged': _judged}
-  if prefix not in makers or not rest:
+    return _primitive_skills(spec, split, source, seed)
+  row_parsers = {'texts': _from_text_row, 'judged': _from_judged_row}
+  if prefix not in row_parsers or not rest:
     raise UserError(
-      f'{spec!r} is no source of texts; config.data.texts and '
-      'config.data.general are practice:COUNT, basics:COUNT, texts:PATH, '
+      f'{spec!r} is not a source of SFT texts; set config.data.texts and '
+      'config.data.general to practice:COUNT, basics:COUNT, texts:PATH, '
       'judged:PATH, verdicts:SOURCE, prometheus:PATH or seqio:NAME:SPLIT'
     )
-  return _of_file(rest, source, makers[prefix])
+  return _read_file(rest, source, row_parsers[prefix])
 
 
-def _practice(spec, split, source, mistakes, seed):
-  # On demand: it takes seconds, and few runs need it.
+def _practice(
+  spec: str, split: str, source: str, teacher_error_rate: float, seed: int
+) -> Iterator[SFTExample | ExampleError]:
+  # Imported on demand: the import takes seconds and few runs need it.
   from grm_jax.data.synthetic import teacher
 
-  for item in example_sources.read(spec, split):
-    order = label_only_judgements.order_of(item, seed)
-    text = teacher.write(item, mistakes=mistakes, seed=seed, order=order)
-    yield SFTExample(item.id, source, (text,), example=item, order=order)
+  for example in example_sources.read(spec, split):
+    assert isinstance(example, JudgingExample)  # synthetic: no bad rows
+    order = label_only_judgements.random_order(example, seed)
+    text = teacher.write(
+      example, error_rate=teacher_error_rate, seed=seed, order=order
+    )
+    yield SFTExample(example.id, source, (text,), example=example, order=order)
 
 
-def _verdicts(spec, split, source, seed):
-  for item in example_sources.read(spec, split):
-    if isinstance(item, ExampleError):
-      yield item
+def _label_only(
+  spec: str, split: str, source: str, seed: int
+) -> Iterator[SFTExample | ExampleError]:
+  for example in example_sources.read(spec, split):
+    if isinstance(example, ExampleError):
+      yield example
       continue
-    order = label_only_judgements.order_of(item, seed)
+    order = label_only_judgements.random_order(example, seed)
     try:
-      text = label_only_judgements.write(item, order)
+      text = label_only_judgements.write(example, order)
     except UserError as error:
-      yield ExampleError(item.id, f'{spec}: {error}')
+      yield ExampleError(example.id, f'{spec}: {error}')
       continue
-    yield SFTExample(item.id, source, (text,), example=item, order=order)
+    yield SFTExample(example.id, source, (text,), example=example, order=order)
 
 
-def _prometheus(path, source, seed):
+def _prometheus(
+  path: str, source: str, seed: int
+) -> Iterator[SFTExample | ExampleError]:
   for item in prometheus.judgements(path, seed):
     if isinstance(item, ExampleError):
       yield item
@@ -136,106 +157,125 @@ def _prometheus(path, source, seed):
     yield SFTExample(example.id, source, (text,), example=example, order=order)
 
 
-def _from_analysis(
+def _without_principles(
   item: SFTExample | ExampleError,
 ) -> SFTExample | ExampleError:
-  """A judgement without its principles; another text as it is."""
+  """Cuts judgements to begin at the analysis; other texts are unchanged."""
   if isinstance(item, ExampleError) or item.example is None:
     return item
-  cut = (x[max(0, x.find(_ANALYSIS)) :] for x in item.generations)
-  return dataclasses.replace(item, generations=tuple(cut))
+  # find() returns -1 for a text without the heading, which is kept whole.
+  generations = tuple(
+    text[max(0, text.find(_ANALYSIS_HEADING)) :] for text in item.generations
+  )
+  return dataclasses.replace(item, generations=generations)
 
 
-def _basics(spec, split, source, seed):
-  number = example_sources.count_of(spec, _BASICS)
+def _primitive_skills(
+  spec: str, split: str, source: str, seed: int
+) -> Iterator[SFTExample | ExampleError]:
+  count = example_sources.parse_count(spec, _DEFAULT_BASICS_COUNT)
   from grm_jax.data.synthetic import primitive_skills
 
-  # Not of the examples that `practice` makes.
-  for name, asked, written in primitive_skills.basics(
-    split, number, seed=seed + 1000
+  for id, prompt, generation in primitive_skills.skill_texts(
+    split, count, seed=seed + _BASICS_SEED_OFFSET
   ):
-    yield SFTExample(name, source, (written,), turns=(Turn('user', asked),))
+    yield SFTExample(id, source, (generation,), turns=(Turn('user', prompt),))
 
 
-def _of_file(path, source, make):
-  rows = dataset_files.convert(path, functools.partial(make, source=source))
-  return dataset_files.located(path, rows)
+def _read_file(
+  path: str, source: str, parse: Callable[[Any, int, str], SFTExample]
+) -> Iterator[SFTExample | ExampleError]:
+  rows = dataset_files.convert_rows(
+    path, lambda row, number: parse(row, number, source)
+  )
+  return dataset_files.with_row_location(path, rows)
 
 
-def _plain(row: Any, number: int, source: str) -> SFTExample:
-  """A text of a conversation; a row of judging without its responses."""
+def _from_text_row(row: Any, number: int, source: str) -> SFTExample:
   if not isinstance(row, dict):
     raise UserError('the row is not a JSON object')
-  asked = {key: row[key] for key in ('id', 'query', 'messages') if key in row}
-  found = examples_lib.from_row(asked | {'responses': ['']}, number)
-  return SFTExample(found.id, source, _generations(row), turns=found.query)
+  # Parsed as a judging example with a placeholder response.
+  fields = {key: row[key] for key in ('id', 'query', 'messages') if key in row}
+  example = examples_lib.from_row(fields | {'responses': ['']}, number)
+  return SFTExample(example.id, source, _generations(row), turns=example.query)
 
 
-def _judged(row: Any, number: int, source: str) -> SFTExample:
-  found = examples_lib.from_row(row, number)
-  n = len(found.responses)
+def _from_judged_row(row: Any, number: int, source: str) -> SFTExample:
+  example = examples_lib.from_row(row, number)
+  n = len(example.responses)
   order = row.get('order')
   order = list(range(n)) if order is None else order
-  whole = isinstance(order, list) and all(type(x) is int for x in order)
-  if not whole or sorted(order) != list(range(n)):
-    raise UserError(f'order {order!r} is no permutation of {n} responses')
+  is_int_list = isinstance(order, list) and all(type(x) is int for x in order)
+  if not is_int_list or sorted(order) != list(range(n)):
+    raise UserError(
+      f'order is {order!r}; it must be a permutation of 0 to {n - 1}'
+    )
   return SFTExample(
-    found.id, source, _generations(row), example=found, order=tuple(order)
+    example.id, source, _generations(row), example=example, order=tuple(order)
   )
 
 
-def _generations(row):
-  one, several = row.get('generation'), row.get('generations')
-  if (one is None) == (several is None):
-    raise UserError('a row has either a generation or generations')
-  found = [one] if several is None else several
-  good = isinstance(found, list) and all(isinstance(x, str) for x in found)
-  if not good or not found:
-    raise UserError('generations must be texts, at least one')
-  return tuple(found)
+def _generations(row: dict[str, Any]) -> tuple[str, ...]:
+  generation, generations = row.get('generation'), row.get('generations')
+  if (generation is None) == (generations is None):
+    raise UserError('a row must have either generation or generations')
+  texts = [generation] if generations is None else generations
+  is_text_list = isinstance(texts, list) and all(
+    isinstance(x, str) for x in texts
+  )
+  if not is_text_list or not texts:
+    raise UserError('generations must be a list of at least one text')
+  return tuple(texts)
 
 
-def record(
-  text: SFTExample, forms: PromptFormat, tokenizer: Tokenizer, limit: int
+def tokenize(
+  example: SFTExample,
+  prompt_format: PromptFormat,
+  tokenizer: Tokenizer,
+  limit: int,
 ) -> TokenizedExample:
-  """The text as token ids; each generation ends the model's turn.
+  """Tokenizes an example; each generation ends with the end of the turn.
 
   Args:
-    text: what to tokenize.
-    forms: how judging examples are asked.
-    tokenizer: the model's.
-    limit: most tokens of a prompt that is rendered here.
+    example: the example to tokenize.
+    prompt_format: renders the prompts of judging examples.
+    tokenizer: tokenizer of the model.
+    limit: maximum number of tokens of a rendered judging prompt.
 
   Raises:
-    UserError: the prompt is too long, or its turns make no conversation.
+    UserError: the prompt is too long, or its turns do not make a conversation.
   """
-  if text.example is None:
-    turns = [{'role': t.role, 'content': t.text} for t in text.turns]
-    prompt = chat_format.render(tokenizer, turns)
+  prompt: Sequence[int]
+  if example.example is None:
+    messages = [{'role': t.role, 'content': t.text} for t in example.turns]
+    prompt = chat_format.render(tokenizer, messages)
   else:
-    prompt = forms.tokenize(
-      text.example,
-      text.order,
+    prompt = prompt_format.tokenize(
+      example.example,
+      example.order,
       functools.partial(chat_format.render_user, tokenizer),
       limit=limit,
     )
-  ends = [tokenizer.end_of_turn]
   return TokenizedExample(
-    text.id,
-    tokens_of(prompt),
-    tuple(tokens_of(tokenizer.encode(x) + ends) for x in text.generations),
-    text.source,
+    example.id,
+    token_array(prompt),
+    tuple(
+      token_array([*tokenizer.encode(text), tokenizer.end_of_turn_id])
+      for text in example.generations
+    ),
+    example.source,
   )
 
 
-def lines(texts: Sequence[SFTExample], forms: PromptFormat) -> Iterator[str]:
-  """All lines of all texts, for training a tokenizer on them."""
-  for text in texts:
-    if text.example is None:
-      prompts = [turn.text for turn in text.turns]
+def text_lines(
+  examples: Iterable[SFTExample], prompt_format: PromptFormat
+) -> Iterator[str]:
+  """Yields all lines of prompts and generations, to train a tokenizer on."""
+  for example in examples:
+    if example.example is None:
+      prompts = [turn.text for turn in example.turns]
     else:
-      prompts = [forms.render(text.example, text.order)]
-    for part in (*prompts, *text.generations):
-      # The trainer takes no surrogates, which JSON may hold.
-      part = part.encode('utf-8', 'replace').decode()
-      yield from part.split('\n')
+      prompts = [prompt_format.render(example.example, example.order)]
+    for text in (*prompts, *example.generations):
+      # The tokenizer trainer rejects lone surrogates, which JSON can hold.
+      yield from text.encode('utf-8', 'replace').decode().split('\n')

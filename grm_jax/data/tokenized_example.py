@@ -1,4 +1,4 @@
-"""Tokenised training data, and which of it fits into a batch."""
+"""Tokenized training examples, and the shapes that batches are padded to."""
 
 import dataclasses
 import hashlib
@@ -12,139 +12,156 @@ from grm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenizedExample:
-  """A prompt and what was written after it, as token ids.
+  """Token ids of a prompt and of its generations.
 
   Attributes:
     id: unique within its source.
     prompt: int32 [S].
-    generations: int32 [T] each; none where a rollout is to write them.
-    source: which part of a mixture it belongs to.
-    parts: of a packed row, see packing.py: the tokens of the prompt and of
-      the generation of each text in it; all of them are in `prompt`.
+    generations: int32 [T] each; empty if a rollout writes them.
+    source: name of the mixture component that the example belongs to.
+    packed_lengths: only for a packed row (see packing.py): (prompt tokens,
+      generation tokens) of each sequence in the row. All tokens of a packed
+      row are in `prompt`.
   """
 
   id: str
   prompt: np.ndarray
   generations: tuple[np.ndarray, ...]
   source: str
-  parts: tuple[tuple[int, int], ...] = ()
+  packed_lengths: tuple[tuple[int, int], ...] = ()
 
   def __post_init__(self):
     for tokens in (self.prompt, *self.generations):
       if tokens.ndim != 1 or tokens.dtype != np.int32:
         raise ValueError(
-          f'record {self.id!r} of source {self.source!r} has tokens of '
-          f'{tokens.dtype} {tokens.shape}; they are int32 of rank 1'
+          f'example {self.id!r} of source {self.source!r} has tokens of dtype '
+          f'{tokens.dtype} and shape {tokens.shape}; expected int32 of rank 1'
         )
 
 
-def tokens_of(ids: Sequence[int]) -> np.ndarray:
-  """int32 ids, as a Record holds them."""
+def token_array(ids: Sequence[int]) -> np.ndarray:
+  """Returns ids as the int32 array that TokenizedExample stores."""
   return np.asarray(ids, np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-  """What a batch has place for; make one with `limits`.
+  """Padded lengths of a batch; `make_batch_shape` creates one from a config.
 
   Attributes:
-    buckets: ascending lengths that prompts are padded to.
-    sizes: ascending lengths that generations are padded to.
-    rows: R, generations of each prompt; 0 for prompts alone.
+    prompt_buckets: ascending lengths; S is one of them.
+    generation_buckets: ascending lengths; T is one of them.
+    generations_per_prompt: R; 0 for batches of prompts without generations.
   """
 
-  buckets: tuple[int, ...]
-  sizes: tuple[int, ...]
-  rows: int
+  prompt_buckets: tuple[int, ...]
+  generation_buckets: tuple[int, ...]
+  generations_per_prompt: int
 
 
-def limits(
-  buckets: int | Sequence[int],
-  size: int | Sequence[int],
-  rows: int,
+def make_batch_shape(
+  prompt_buckets: int | Sequence[int],
+  generation_buckets: int | Sequence[int],
+  generations_per_prompt: int,
   key: str = 'config.batch',
 ) -> BatchShape:
-  """The Limits that `config.batch` describes.
+  """Returns the BatchShape that `config.batch` describes.
 
   Args:
-    buckets, size: a length, or several in any order.
-    rows: see Limits.
-    key: config key that they are under, for messages.
+    prompt_buckets: one length, or several in any order.
+    generation_buckets: one length, or several in any order.
+    generations_per_prompt: R, at least 0.
+    key: config key of the settings, for error messages.
 
   Raises:
-    UserError: no length, a length below 1, or negative rows.
+    UserError: there is no bucket, a bucket is below 1, or R is negative.
   """
-  if rows < 0:
-    raise UserError(f'{key}.rows is {rows}; it must be 0 or more')
+  if generations_per_prompt < 0:
+    raise UserError(
+      f'{key}.generations_per_prompt is {generations_per_prompt}; set it to 0 '
+      'or more'
+    )
   return BatchShape(
-    lengths(f'{key}.buckets', buckets), lengths(f'{key}.size', size), rows
+    parse_buckets(f'{key}.prompt_buckets', prompt_buckets),
+    parse_buckets(f'{key}.generation_buckets', generation_buckets),
+    generations_per_prompt,
   )
 
 
-def lengths(key: str, given: int | Sequence[int]) -> tuple[int, ...]:
-  """The lengths of a setting, ascending; UserError if they are none.
+def parse_buckets(key: str, lengths: int | Sequence[int]) -> tuple[int, ...]:
+  """Returns distinct bucket lengths in ascending order.
 
   Args:
-    key: its config key, for messages.
-    given: a length, or several in any order.
+    key: config key of the setting, for error messages.
+    lengths: one length, or several in any order.
+
+  Raises:
+    UserError: there is no length, or one is below 1.
   """
-  several = (given,) if isinstance(given, int) else tuple(given)
-  if not several or min(several) < 1:
-    raise UserError(f'{key} is {given}; it must be one or more lengths above 0')
-  return tuple(sorted(set(several)))
+  values = (lengths,) if isinstance(lengths, int) else tuple(lengths)
+  if not values or min(values) < 1:
+    raise UserError(f'{key} is {lengths}; set it to one or more lengths >= 1')
+  return tuple(sorted(set(values)))
 
 
-def fits(record: TokenizedExample, limits: BatchShape) -> str | None:
-  """Why a record cannot be in a batch, None if it can.
+def misfit_reason(example: TokenizedExample, shape: BatchShape) -> str | None:
+  """Returns why an example does not fit into a batch; None if it fits.
 
-  More generations than rows are no reason: each epoch takes its share.
+  More than R generations fit: every epoch trains on R of them.
   """
-  if not len(record.prompt):
-    return 'its prompt has no tokens; it must begin with bos'
-  if len(record.prompt) > limits.buckets[-1]:
+  if not len(example.prompt):
+    return 'its prompt is empty; a prompt must begin with the bos token'
+  if len(example.prompt) > shape.prompt_buckets[-1]:
     return (
-      f'its prompt has {len(record.prompt)} tokens, config.batch.prompt_buckets '
-      f'allows {limits.buckets[-1]}'
+      f'its prompt has {len(example.prompt)} tokens, the largest of '
+      f'config.batch.prompt_buckets is {shape.prompt_buckets[-1]}'
     )
-  if not limits.rows or record.parts:
+  if not shape.generations_per_prompt or example.packed_lengths:
     return None
-  if not record.generations:
-    return f'it has no generations, config.batch.generations_per_prompt is {limits.rows}'
-  longest = max(map(len, record.generations))
-  if longest > limits.sizes[-1]:
+  if not example.generations:
     return (
-      f'its longest generation has {longest} tokens, config.batch.generation_buckets allows '
-      f'{limits.sizes[-1]}'
+      'it has no generations, config.batch.generations_per_prompt is '
+      f'{shape.generations_per_prompt}'
+    )
+  longest = max(map(len, example.generations))
+  if longest > shape.generation_buckets[-1]:
+    return (
+      f'its longest generation has {longest} tokens, the largest of '
+      f'config.batch.generation_buckets is {shape.generation_buckets[-1]}'
     )
   return None
 
 
-def usable(
-  records: Sequence[TokenizedExample], limits: BatchShape
+def partition_by_fit(
+  examples: Sequence[TokenizedExample], shape: BatchShape
 ) -> tuple[list[TokenizedExample], list[tuple[str, str]]]:
-  """Parts records that fit from those that do not; nothing is cut.
+  """Separates examples that fit from examples that do not; truncates nothing.
 
   Returns:
-    The records that fit, in order, and (id, reason) of the others.
+    The examples that fit, in order, and (id, reason) of every other one.
   """
-  kept, left_out = [], []
-  for record in records:
-    reason = fits(record, limits)
+  fitting, misfits = [], []
+  for example in examples:
+    reason = misfit_reason(example, shape)
     if reason is None:
-      kept.append(record)
+      fitting.append(example)
     else:
-      left_out.append((record.id, reason))
-  return kept, left_out
+      misfits.append((example.id, reason))
+  return fitting, misfits
 
 
-def fingerprint(records: Sequence[TokenizedExample]) -> str:
-  """16 hexadecimal digits that change with any id, token, or their order."""
+def fingerprint(examples: Sequence[TokenizedExample]) -> str:
+  """Returns 16 hex digits that change with any id, token or their order."""
   digest = hashlib.blake2b(digest_size=8)
-  for record in records:
-    arrays = (record.prompt, *record.generations)
-    # The lengths keep arrays apart that follow each other.
-    head = [record.source, record.id, *map(len, arrays), *record.parts]
-    digest.update(json.dumps(head).encode())
+  for example in examples:
+    arrays = (example.prompt, *example.generations)
+    # The lengths separate arrays whose bytes follow each other.
+    header = [
+      *(example.source, example.id),
+      *map(len, arrays),
+      *example.packed_lengths,
+    ]
+    digest.update(json.dumps(header).encode())
     for tokens in arrays:
-      digest.update(np.ascontiguousarray(tokens))
+      digest.update(tokens.tobytes())
   return digest.hexdigest()

@@ -228,7 +228,7 @@ def test_pandalm_is_what_its_suite_judges(tmp_path):
     panda(157, (1, 1, 0), response1=True),
     panda(3, (1, 1, 1), input='', response2=''),
   ]
-  examples = [one(preferences.pandalm, row) for row in table]
+  examples = [one(pandalm.adapt, row) for row in table]
   assert examples == pandalm.load(write(tmp_path / 'testset-v1.json', table))
   assert [e.responses[e.best] for e in examples] == ['two', 'True', 'one']
   assert ids(examples) == ['pandalm/0', 'pandalm/157', 'pandalm/3']
@@ -238,13 +238,13 @@ def test_pandalm_is_what_its_suite_judges(tmp_path):
 
 @pytest.mark.parametrize('labels', [(0, 0, 1), (1, 2, 0)])
 def test_pandalm_without_a_majority_for_one(labels):
-  assert isinstance(one(preferences.pandalm, panda(0, labels)), SkippedRow)
+  assert isinstance(one(pandalm.adapt, panda(0, labels)), SkippedRow)
 
 
 def test_pandalm_faults():
-  what = fault(preferences.pandalm, panda(0, (1, 1, 3)))
+  what = fault(pandalm.adapt, panda(0, (1, 1, 3)))
   assert names(what, 3)
-  what = fault(preferences.pandalm, panda(0, (1, 1, 1), response2=None))
+  what = fault(pandalm.adapt, panda(0, (1, 1, 1), response2=None))
   assert names(what, 'response2', None)
 
 
@@ -410,8 +410,10 @@ def test_ids_are_of_the_content(tmp_path):
   others = made(checked_math.gsm8k, gsm8k('1000', 'How much?'))
   assert not set(ids(here)) & set(ids(others))
   # Other ids are other samples and other orders: no result is comparable.
-  assert dataset_files.digest('a', 'b') == '3554d2b8a1e34099'
-  assert dataset_files.digest('ab', '') != dataset_files.digest('a', 'b')
+  assert dataset_files.text_digest('a', 'b') == '3554d2b8a1e34099'
+  assert dataset_files.text_digest('ab', '') != dataset_files.text_digest(
+    'a', 'b'
+  )
 
 
 MATH = {
@@ -454,5 +456,5 @@ def test_math_as_published_has_no_answers():
 
 
 def test_ids_hold_half_a_surrogate():
-  name = dataset_files.digest('\ud800')
+  name = dataset_files.text_digest('\ud800')
   assert name == hashlib.sha256(rb'["\ud800"]').hexdigest()[:16]

@@ -29,7 +29,7 @@ def written(tmp_path):
 
 
 def test_a_row_becomes_an_example(written):
-  ((number, example),) = dataset_files.examples(written(GOOD))
+  ((number, example),) = dataset_files.read_examples(written(GOOD))
   assert number == 1
   assert isinstance(example, JudgingExample)
   assert (example.id, example.query[0].text) == ('1', 'q')
@@ -39,7 +39,7 @@ def test_a_row_becomes_an_example(written):
 def test_lines_are_numbered_as_an_editor_does(written):
   content = b'\xef\xbb\xbf' + GOOD + b'\n  \r\n' + GOOD[:-1] + b'\r\n'
   content += '{"query": "a\u2028\x85b", "responses": ["a"]}'.encode()
-  found = dict(dataset_files.examples(written(content)))
+  found = dict(dataset_files.read_examples(written(content)))
   assert list(found) == [1, 4, 5]
   assert found[5].query[0].text == 'a\u2028\x85b'
 
@@ -58,21 +58,23 @@ def test_lines_are_numbered_as_an_editor_does(written):
 )
 def test_a_bad_line_between_good_ones(written, line, id, word):
   path = written(GOOD + line + b'\n' + GOOD)
-  first, (number, fault), last = dataset_files.examples(path)
+  first, (number, fault), last = dataset_files.read_examples(path)
   assert (first[0], number, last[0]) == (1, 2, 3)
   assert isinstance(fault, ExampleError)
   assert fault.id == id
   assert names(fault.reason, word)
   assert '\n' not in fault.reason
   assert isinstance(last[1], JudgingExample)
-  located = list(dataset_files.located(path, dataset_files.examples(path)))
+  located = list(
+    dataset_files.with_row_location(path, dataset_files.read_examples(path))
+  )
   assert located[0] == first[1]
   assert located[1].id == id
   assert re.match(in_row(path, 2, word), located[1].reason)
 
 
 def test_values_are_not_looked_at(written):
-  found = list(dataset_files.values(written(b'[1]\n\n"x"\n{')))
+  found = list(dataset_files.numbered_rows(written(b'[1]\n\n"x"\n{')))
   assert found[:2] == [(1, [1]), (3, 'x')]
   assert found[2][0] == 4
   assert found[2][1].id == 'line 4'
@@ -99,7 +101,7 @@ def test_formats_make_the_same_examples(tmp_path, suffix):
     rows = [columns | row for row in ROWS]
     rows = [row | {'id': row['id'] and str(row['id'])} for row in rows]
   path = write(tmp_path / f'f.{suffix}', rows)
-  numbers, items = zip(*dataset_files.examples(path), strict=True)
+  numbers, items = zip(*dataset_files.read_examples(path), strict=True)
   assert numbers == (1, 2, 3, 4)
   pair, bad, single, bare = items
   assert (pair.id, pair.responses, pair.best) == ('pair', ('a', 'b'), 1)
@@ -119,7 +121,7 @@ def test_memory_does_not_grow_with_the_file(written):
   path = written((row + b'\n') * 100_000)
   tracemalloc.start()
   try:
-    ten = list(itertools.islice(dataset_files.examples(path), 10))
+    ten = list(itertools.islice(dataset_files.read_examples(path), 10))
     peak = tracemalloc.get_traced_memory()[1]
   finally:
     tracemalloc.stop()
@@ -134,13 +136,13 @@ def test_what_cannot_be_opened(tmp_path):
     (tmp_path, 'Is a directory'),
   ]:
     with pytest.raises(UserError, match=naming(str(path), reason)):
-      list(dataset_files.examples(str(path)))
+      list(dataset_files.read_examples(str(path)))
 
 
 def test_a_suffix_that_names_no_format(tmp_path):
   path = tmp_path / 'rows.txt'
   path.write_bytes(GOOD)
   # A user's own rows are lines then; a published set has a known suffix.
-  assert len(list(dataset_files.examples(str(path)))) == 1
+  assert len(list(dataset_files.read_examples(str(path)))) == 1
   with pytest.raises(UserError, match=naming(str(path), '.parquet')):
-    list(dataset_files.values(str(path)))
+    list(dataset_files.numbered_rows(str(path)))

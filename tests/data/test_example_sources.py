@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from grm_jax.data import example_sources, splits
+from grm_jax.data import example_sources
 from grm_jax.errors import UserError
 from grm_jax.judgement.example import JudgingExample, Turn
 from tests.data import test_adapters as made
@@ -39,7 +39,9 @@ def questions(examples):
 
 def everything(spec):
   return [
-    x for split in splits.SPLITS for x in example_sources.read(spec, split)
+    x
+    for split in example_sources.SPLITS
+    for x in example_sources.read(spec, split)
   ]
 
 
@@ -62,28 +64,32 @@ def asking(*texts):
 )
 def test_splits_never_change(question, split):
   # Who compares two versions of a model relies on it.
-  assert splits.of(asking(question)) == split
-  assert splits.of(asking(f' {question.upper()}\n')) == split
-  assert splits.of(asking(question.replace(' ', '\t\n '))) == split
+  assert example_sources.split_of(asking(question)) == split
+  assert example_sources.split_of(asking(f' {question.upper()}\n')) == split
+  assert (
+    example_sources.split_of(asking(question.replace(' ', '\t\n '))) == split
+  )
 
 
 def test_a_conversation_stays_with_its_continuations():
   for i in range(50):
-    first = splits.of(asking(f'{i}'))
-    assert splits.of(asking(f'{i}', 'answer', 'more')) == first
+    first = example_sources.split_of(asking(f'{i}'))
+    assert example_sources.split_of(asking(f'{i}', 'answer', 'more')) == first
     system = (Turn('system', 'be short'), Turn('user', f'{i}'))
-    assert splits.of(JudgingExample('x', system, ('a',))) == first
+    assert (
+      example_sources.split_of(JudgingExample('x', system, ('a',))) == first
+    )
 
 
 def test_shares_of_splits():
-  found = [splits.of(asking(f'{i}')) for i in range(2000)]
+  found = [example_sources.split_of(asking(f'{i}')) for i in range(2000)]
   assert 1530 < found.count('train') < 1670
   assert 140 < found.count('validation') < 260
   assert 140 < found.count('held_out') < 260
 
 
 def test_half_a_surrogate_has_a_split():
-  assert splits.of(asking('\ud800')) in splits.SPLITS
+  assert example_sources.split_of(asking('\ud800')) in example_sources.SPLITS
 
 
 def test_no_question_is_in_two_splits(tmp_path):
@@ -94,7 +100,8 @@ def test_no_question_is_in_two_splits(tmp_path):
   ]
   path = write(tmp_path / 'f.jsonl', table)
   found = {
-    s: example_sources.load(f'offsetbias:{path}', s)[0] for s in splits.SPLITS
+    s: example_sources.load(f'offsetbias:{path}', s)[0]
+    for s in example_sources.SPLITS
   }
   assert sum(map(len, found.values())) == 120
   folded = {
@@ -137,7 +144,7 @@ def test_published_sets(tmp_path, name, suffix):
   for example in examples:
     assert example.id.startswith(f'{name}/')
     assert example.tags['suite'] == name
-  assert len({splits.of(example) for example in examples}) == 1
+  assert len({example_sources.split_of(example) for example in examples}) == 1
 
 
 @pytest.mark.parametrize(
@@ -164,10 +171,12 @@ def test_no_such_split():
 def test_a_file_of_ones_own_is_whole_in_every_split(tmp_path):
   table = [own(f'question {i}') for i in range(40)]
   path = write(tmp_path / 'f.jsonl', table)
-  for split in splits.SPLITS:
+  for split in example_sources.SPLITS:
     for spec in (path, f'jsonl:{path}'):
       assert len(example_sources.load(spec, split)[0]) == 40
-  parts = [example_sources.load(f'{path}#split', s)[0] for s in splits.SPLITS]
+  parts = [
+    example_sources.load(f'{path}#split', s)[0] for s in example_sources.SPLITS
+  ]
   assert all(parts)
   assert sum(map(len, parts)) == 40
   assert len(set.union(*map(questions, parts))) == 40
@@ -185,10 +194,12 @@ def test_a_file_of_ones_own_in_any_format(tmp_path, suffix):
       f'question {i}' for i in range(40) if i != 1
     ]
     assert re.match(in_row(path, 2, 'best'), fault.reason)
-  parts = [example_sources.load(f'{path}#split', s)[0] for s in splits.SPLITS]
+  parts = [
+    example_sources.load(f'{path}#split', s)[0] for s in example_sources.SPLITS
+  ]
   assert sum(map(len, parts)) == 39
   with pytest.raises(UserError, match=in_row(path, 2, 'best')):
-    example_sources.load(path, strict=True)
+    example_sources.load(path, fail_on_bad_rows=True)
 
 
 def test_any_suffix_may_hold_lines(tmp_path):
@@ -316,7 +327,7 @@ def test_bad_rows_of_ones_own(tmp_path):
 def test_strict_stops_at_the_first_bad_row(tmp_path):
   path = write(tmp_path / 'f.jsonl', [own('a'), {}, own('b', best=9)])
   with pytest.raises(UserError, match=in_row(path, 2, 'responses')):
-    example_sources.load(path, strict=True)
+    example_sources.load(path, fail_on_bad_rows=True)
 
 
 def test_the_log_names_the_first_bad_rows(tmp_path, caplog):

@@ -1,4 +1,4 @@
-"""Known verdicts in the form of judgements."""
+"""Judgements that state a label."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from grm_jax.errors import UserError
 from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.judgement.prompt_format import PromptFormat
 
-FORMS = PromptFormat('pointwise', 'single')
+PROMPT_FORMAT = PromptFormat('pointwise', 'single')
 
 
 def example(*responses, **known):
@@ -15,7 +15,7 @@ def example(*responses, **known):
 
 
 @pytest.mark.parametrize(
-  'one, order, lines, scores',
+  'labelled, order, lines, scores',
   [
     (
       example('x', 'y', 'z', best=2),
@@ -28,16 +28,16 @@ def example(*responses, **known):
     (example('x', rewards=(0.0,)), (0,), ['Response 1: wrong.'], (0,)),
   ],
 )
-def test_what_is_known_is_said_of_what_is_shown(one, order, lines, scores):
-  text = label_only_judgements.write(one, order)
+def test_the_label_is_stated_in_the_order_shown(labelled, order, lines, scores):
+  text = label_only_judgements.write(labelled, order)
   assert text.startswith('Specific Criteria:\n1. ')
-  said = text[text.index('\nAnalysis:\n') :].split('\n')
-  assert said[2 : 2 + len(lines)] == lines
-  assert FORMS.read(text, len(order)) == scores
+  lines_after_heading = text[text.index('\nAnalysis:\n') :].split('\n')
+  assert lines_after_heading[2 : 2 + len(lines)] == lines
+  assert PROMPT_FORMAT.parse_scores(text, range(len(order))) == scores
 
 
 @pytest.mark.parametrize(
-  'one',
+  'unlabelled',
   [
     example('x', 'y'),
     example('x', 'y', rewards=(1.0, 0.0)),
@@ -45,6 +45,8 @@ def test_what_is_known_is_said_of_what_is_shown(one, order, lines, scores):
     example('x', rewards=(0.5,)),
   ],
 )
-def test_what_is_not_known_is_not_said(one):
+def test_an_example_without_a_label(unlabelled):
   with pytest.raises(UserError, match="'a'"):
-    label_only_judgements.write(one, tuple(range(len(one.responses))))
+    label_only_judgements.write(
+      unlabelled, tuple(range(len(unlabelled.responses)))
+    )

@@ -1,4 +1,4 @@
-"""Mixtures: rates kept at every draw, epochs complete, errors named."""
+"""Mixtures: exact rates at every draw, complete epochs, stable orders."""
 
 import math
 
@@ -24,19 +24,19 @@ def sources(draws):
     ({'b': 0.5, 'a': 0.5}, 'abababab'),
     ({'a': 0.75, 'b': 0.25}, 'aaabaaab'),
     ({'a': 3, 'b': 0, 'c': 1}, 'aaacaaac'),
-    # c may come at once but need not before the sixth.
+    # c is released at once, but its deadline is the sixth draw.
     ({'a': 3, 'b': 2, 'c': 1}, 'ababacababac'),
   ],
 )
-def test_turns_by_hand(rates, expected):
-  mixed = mixture.mix(dict.fromkeys(rates, 5), rates, 0)
+def test_order_of_sources(rates, expected):
+  mixed = mixture.make_mixture(dict.fromkeys(rates, 5), rates, 0)
   assert sources(mixed.draw({}, len(expected))[0]) == expected
 
 
 @pytest.mark.parametrize(
   'rates',
   [
-    # To take the largest deficit leaves one of these 1.1 draws behind.
+    # Drawing the largest deficit lets one of these lag 1.1 draws behind.
     (1, 1, 1, 4, 4, 24, 24, 24),
     (1, 1, 2, 3, 3, 3, 3, 3, 24, 24, 24),
     (0.9, 0.1),
@@ -48,7 +48,7 @@ def test_turns_by_hand(rates, expected):
 )
 def test_rates_are_exact_to_within_one_draw(rates):
   rates = {str(i): rate for i, rate in enumerate(rates)}
-  mixed = mixture.mix(dict.fromkeys(rates, 7), rates, 0)
+  mixed = mixture.make_mixture(dict.fromkeys(rates, 7), rates, 0)
   counts = dict.fromkeys(rates, 0)
   for number, draw in enumerate(mixed.draw({}, 2500)[0], 1):
     counts[draw.source] += 1
@@ -58,14 +58,16 @@ def test_rates_are_exact_to_within_one_draw(rates):
       assert counts[source] <= math.ceil(share - 1e-9)
 
 
-def test_decimal_rates_are_taken_as_written():
-  mixed = mixture.mix({'a': 1, 'b': 1, 'c': 1}, {'a': 0.9, 'b': 0.1, 'c': 0}, 0)
+def test_decimal_rates_are_exact():
+  mixed = mixture.make_mixture(
+    {'a': 1, 'b': 1, 'c': 1}, {'a': 0.9, 'b': 0.1, 'c': 0}, 0
+  )
   assert mixed.weights == {'a': 9, 'b': 1}
   assert mixed.sizes == {'a': 1, 'b': 1}
 
 
-def test_an_epoch_has_every_record_once():
-  mixed = mixture.mix({'a': 12, 'b': 5}, {'a': 2, 'b': 1}, seed=3)
+def test_an_epoch_contains_every_example_once():
+  mixed = mixture.make_mixture({'a': 12, 'b': 5}, {'a': 2, 'b': 1}, seed=3)
   draws, drawn = mixed.draw({}, 3 * 24)
   assert drawn == {'a': 48, 'b': 24}
   orders = {}
@@ -79,20 +81,22 @@ def test_an_epoch_has_every_record_once():
   assert orders['a', 0] != list(range(12))
 
 
-def test_a_source_keeps_its_order_beside_others():
-  """The rates say when a record is drawn, not which."""
-  alone = mixture.mix({'a': 9}, {'a': 1}, 5).draw({}, 18)[0]
-  mixed = mixture.mix({'a': 9, 'b': 4}, {'a': 0.3, 'b': 0.7}, 5)
-  found = [d for d in mixed.draw({}, 60)[0] if d.source == 'a']
-  assert found == alone
-  other = mixture.mix({'a': 9}, {'a': 1}, 6).draw({}, 9)[0]
-  renamed = mixture.mix({'c': 9}, {'c': 1}, 5).draw({}, 9)[0]
+def test_the_order_within_a_source_does_not_depend_on_other_sources():
+  """Rates decide when a source is drawn, not which of its examples."""
+  alone = mixture.make_mixture({'a': 9}, {'a': 1}, 5).draw({}, 18)[0]
+  mixed = mixture.make_mixture({'a': 9, 'b': 4}, {'a': 0.3, 'b': 0.7}, 5)
+  draws = [d for d in mixed.draw({}, 60)[0] if d.source == 'a']
+  assert draws == alone
+  other = mixture.make_mixture({'a': 9}, {'a': 1}, 6).draw({}, 9)[0]
+  renamed = mixture.make_mixture({'c': 9}, {'c': 1}, 5).draw({}, 9)[0]
   indices = [[d.index for d in x] for x in (alone[:9], other, renamed)]
   assert len(set(map(tuple, indices))) == 3
 
 
-def test_draws_go_on_from_the_counts():
-  mixed = mixture.mix({'a': 7, 'b': 3, 'c': 5}, {'a': 5, 'b': 3, 'c': 0.5}, 1)
+def test_draws_continue_from_the_counts():
+  mixed = mixture.make_mixture(
+    {'a': 7, 'b': 3, 'c': 5}, {'a': 5, 'b': 3, 'c': 0.5}, 1
+  )
   whole, end = mixed.draw({}, 60)
   drawn, draws = {}, []
   for count in (0, 1, 2, 3, 5, 8, 13, 21, 7):
@@ -101,8 +105,8 @@ def test_draws_go_on_from_the_counts():
   assert (draws, drawn) == (whole, end)
 
 
-def test_permutations_never_change():
-  """Runs go on after an upgrade: these must hold whatever NumPy is."""
+def test_permutations_are_stable():
+  """Runs resume after an upgrade, so no version of NumPy may change these."""
   np.testing.assert_array_equal(mixture.permutation(8, 0, 'x'), GOLDEN)
   assert mixture.permutation(1, 0).tolist() == [0]
   orders = [
@@ -110,15 +114,15 @@ def test_permutations_never_change():
     for names in [(0, 'x'), (1, 'x'), ('0', 'x'), ('0, "x"',), (0, 'x', 0)]
   ]
   assert len(set(map(tuple, orders))) == 5
-  # A lone surrogate is no UTF-8, and an id may hold one.
+  # An id can contain a lone surrogate, which UTF-8 cannot encode.
   assert sorted(mixture.permutation(3, '\ud800')) == [0, 1, 2]
 
 
 def test_passes():
-  mixed = mixture.mix({'a': 10, 'b': 4}, {'a': 3, 'b': 1}, 0)
-  assert mixed.passes({}) == {'a': 0.0, 'b': 0.0}
-  assert mixed.passes({'a': 15, 'b': 1}) == {'a': 1.5, 'b': 0.25}
-  # 10 of a are 40/3 draws of both, rounded up; 4 of b are 16.
+  mixed = mixture.make_mixture({'a': 10, 'b': 4}, {'a': 3, 'b': 1}, 0)
+  assert mixed.epochs({}) == {'a': 0.0, 'b': 0.0}
+  assert mixed.epochs({'a': 15, 'b': 1}) == {'a': 1.5, 'b': 0.25}
+  # 10 draws of a take ceil(40 / 3) draws of both; 4 draws of b take 16.
   assert mixed.draw({}, 14)[1]['a'] >= 10
   assert mixed.draw({}, 16)[1]['b'] == 4
 
@@ -130,12 +134,12 @@ def test_passes():
     ({'a': 1}, {'a': math.nan}, ["'a'", 'nan']),
     ({'a': 1}, {'a': math.inf}, ["'a'", 'inf']),
     ({'a': 1}, {'a': '1'}, ["'a'", 1]),
-    ({'a': 0}, {'a': 0.5}, ["'a'", 0.5, 'records']),
-    ({'a': 1}, {'a': 1, 'b': 2}, ["'b'", 2, 'records']),
+    ({'a': 0}, {'a': 0.5}, ["'a'", 0.5, 'examples']),
+    ({'a': 1}, {'a': 1, 'b': 2}, ["'b'", 2, 'examples']),
     ({'a': 1, 'b': 1}, {'a': 1}, ["'b'", 'rate']),
     ({'a': 1}, {'a': 0}, ["{'a': 0}"]),
   ],
 )
-def test_wrong_rates(sizes, rates, words):
+def test_invalid_rates(sizes, rates, words):
   with pytest.raises(UserError, match=naming(*words)):
-    mixture.mix(sizes, rates, 0)
+    mixture.make_mixture(sizes, rates, 0)

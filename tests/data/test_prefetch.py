@@ -1,4 +1,4 @@
-"""Prefetching: the same batches, the right state, nothing left behind."""
+"""Prefetch: same batches and states as the iterator, no leaked threads."""
 
 import itertools
 import json
@@ -9,15 +9,15 @@ import pytest
 from grm_jax.data.batch_iterator import BatchIterator
 from grm_jax.data.prefetch import Prefetch
 from grm_jax.data.tokenized_example import BatchShape
-from tests.data.made import ragged, same
+from tests.data.fixtures import assert_identical, ragged
 from tests.messages import naming
-from tests.processes import HANG
+from tests.processes import HANG_TIMEOUT_S
 
 
 def batches():
-  limits = BatchShape((32, 128), (64,), 2)
+  shape = BatchShape((32, 128), (64,), 2)
   return BatchIterator(
-    ragged(11, 1), {'s': 1}, prompts=2, limits=limits, seed=1, window=3
+    ragged(11, 1), {'s': 1}, num_prompts=2, batch_shape=shape, seed=1, window=3
   )
 
 
@@ -26,91 +26,91 @@ def threads():
 
 
 class Failing:
-  """Two batches, then an error."""
+  """Stands for a BatchIterator: two batches, then an error."""
 
   def __init__(self, error):
-    self.error, self.done = error, 0
+    self.error, self.count = error, 0
 
   def __next__(self):
-    self.done += 1
-    if self.done > 2:
+    self.count += 1
+    if self.count > 2:
       raise self.error
-    return self.done
+    return self.count
 
   def state(self):
-    return {'done': self.done}
+    return {'count': self.count}
 
 
 @pytest.mark.parametrize('depth', [1, 2, 7])
-def test_the_state_is_that_of_what_was_handed_out(depth):
-  plain = batches()
-  with Prefetch(batches(), depth) as ahead:
-    assert ahead.state() == plain.state()
+def test_state_is_that_of_the_returned_batches(depth):
+  expected = batches()
+  with Prefetch(batches(), depth) as prefetch:
+    assert prefetch.state() == expected.state()
     for number in range(14):
-      same(next(ahead), next(plain))
-      assert json.dumps(ahead.state()) == json.dumps(plain.state())
-      assert ahead.waste() == plain.waste()
-      assert ahead.passes() == plain.passes()
-      if number % 3 == 1:
+      assert_identical(next(prefetch), next(expected))
+      assert json.dumps(prefetch.state()) == json.dumps(expected.state())
+      assert prefetch.padding_fraction() == expected.padding_fraction()
+      assert prefetch.epochs() == expected.epochs()
+      if number % 3 == 1:  # resume, in the middle of windows and between
         resumed = batches()
-        resumed.restore(json.loads(json.dumps(ahead.state())))
+        resumed.restore(json.loads(json.dumps(prefetch.state())))
         with Prefetch(resumed, depth) as other:
           after = batches()
-          after.restore(plain.state())
-          for found in itertools.islice(other, 3):
-            same(found, next(after))
+          after.restore(expected.state())
+          for batch in itertools.islice(other, 3):
+            assert_identical(batch, next(after))
   assert not threads()
 
 
-def test_batches_are_built_ahead():
+def test_builds_depth_batches_ahead():
   source = Failing(KeyError('x'))
-  with Prefetch(source, 2) as ahead:
-    # Both are built although nobody asked, and the thread then waits.
-    for future in ahead._ahead:
-      future.result(timeout=HANG)
-    assert source.done == 2
-    assert ahead.state() == {'done': 0}
-    assert next(ahead) == 1
-    assert ahead.state() == {'done': 1}
+  with Prefetch(source, 2) as prefetch:
+    # Two batches are built without a call of next, then the thread waits.
+    for future in prefetch._pending:
+      future.result(timeout=HANG_TIMEOUT_S)
+    assert source.count == 2
+    assert prefetch.state() == {'count': 0}
+    assert next(prefetch) == 1
+    assert prefetch.state() == {'count': 1}
 
 
 @pytest.mark.parametrize('error', [OSError('disk'), KeyError('x')], ids=repr)
-def test_an_error_comes_where_it_belongs(error):
-  with Prefetch(Failing(error), 3) as ahead:
-    assert [next(ahead), next(ahead)] == [1, 2]
+def test_an_error_is_raised_at_its_batch_and_after(error):
+  with Prefetch(Failing(error), 3) as prefetch:
+    assert [next(prefetch), next(prefetch)] == [1, 2]
     for _ in range(2):
       with pytest.raises(type(error)) as caught:
-        next(ahead)
+        next(prefetch)
       assert caught.value is error
-    assert ahead.state() == {'done': 2}
+    assert prefetch.state() == {'count': 2}
   assert not threads()
 
 
-def test_an_end_is_an_end():
-  with Prefetch(Failing(StopIteration()), 2) as ahead:
-    assert list(ahead) == [1, 2]
-    assert list(ahead) == []
+def test_the_end_of_the_iterator():
+  with Prefetch(Failing(StopIteration()), 2) as prefetch:
+    assert list(prefetch) == [1, 2]
+    assert list(prefetch) == []
 
 
-def test_closing_twice_and_using_it_afterwards():
-  ahead = Prefetch(batches())
-  next(ahead)
-  state = ahead.state()
-  ahead.close()
-  ahead.close()
+def test_close_is_idempotent_and_final():
+  prefetch = Prefetch(batches())
+  next(prefetch)
+  state = prefetch.state()
+  prefetch.close()
+  prefetch.close()
   assert not threads()
-  assert ahead.state() == state
+  assert prefetch.state() == state
   with pytest.raises(RuntimeError):
-    next(ahead)
+    next(prefetch)
 
 
-def test_an_error_of_the_consumer_closes_it():
-  with pytest.raises(ZeroDivisionError), Prefetch(batches()) as ahead:
-    for _ in ahead:
+def test_an_error_of_the_consumer_ends_the_thread():
+  with pytest.raises(ZeroDivisionError), Prefetch(batches()) as prefetch:
+    for _ in prefetch:
       raise ZeroDivisionError
   assert not threads()
 
 
-def test_depth():
+def test_invalid_depth():
   with pytest.raises(ValueError, match=naming('depth', 0)):
     Prefetch(batches(), 0)

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
   """DATA_DIR, and the module tensorflow_datasets."""
-  tfds_source.tensorflow()
+  tfds_source.import_tensorflow()
   import tensorflow_datasets as lib
 
   return tmp_path_factory.mktemp('tfds'), lib.features
@@ -82,7 +82,7 @@ def kinds_row(i):
 
 
 def test_values_are_plain_python(kinds):
-  found = list(tfds_source.values('tfds:kinds:train'))
+  found = list(tfds_source.numbered_rows('tfds:kinds:train'))
   assert [number for number, _ in found] == [1, 2, 3, 4, 5]
   fields = [fields for _, fields in found]
   # A sequence of objects is a list of objects, an object of lists is not.
@@ -101,7 +101,7 @@ def test_values_are_plain_python(kinds):
 )
 def test_splits_and_slices(kinds, split, numbers):
   for _ in range(2):
-    found = tfds_source.values(f'tfds:kinds:{split}')
+    found = tfds_source.numbered_rows(f'tfds:kinds:{split}')
     assert [fields['whole'] for _, fields in found] == numbers
 
 
@@ -110,7 +110,9 @@ def test_files_are_read_one_after_the_other(data):
   rows = [{'i': i} for i in range(80)]
   place = folder / 'long' / '1.0.0'
   write(place, {'i': f.Scalar(np.int64)}, {'train': rows}, shards=4)
-  assert [fields for _, fields in tfds_source.values('tfds:long:train')] == rows
+  assert [
+    fields for _, fields in tfds_source.numbered_rows('tfds:long:train')
+  ] == rows
 
 
 @pytest.fixture(scope='module')
@@ -143,7 +145,9 @@ def versions(data):
   ],
 )
 def test_names(versions, spec, text):
-  assert list(tfds_source.values(spec.format(versions))) == [(1, {'x': text})]
+  assert list(tfds_source.numbered_rows(spec.format(versions))) == [
+    (1, {'x': text})
+  ]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +170,7 @@ def test_names(versions, spec, text):
 )
 def test_what_is_wrong_is_said_at_once_in_a_line(versions, spec, message):
   with pytest.raises(UserError, match=message) as error:
-    tfds_source.values(spec)
+    tfds_source.numbered_rows(spec)
   assert spec in str(error.value) and '\n' not in str(error.value)
 
 
@@ -176,14 +180,14 @@ def test_damaged_files(data):
   write(place, {'x': f.Text()}, {'train': [{'x': 'a'}, {'x': 'b'}]})
   file = next(place.glob('*.tfrecord*'))
   file.write_bytes(file.read_bytes()[:-3])
-  found = tfds_source.values('tfds:damaged:train')
+  found = tfds_source.numbered_rows('tfds:damaged:train')
   assert next(found) == (1, {'x': 'a'})
   with pytest.raises(UserError, match=in_row('tfds:damaged:train', 1)) as error:
     next(found)
   assert '\n' not in str(error.value)
   (place / 'dataset_info.json').write_text('{')
   with pytest.raises(UserError, match='tfds:damaged:train') as error:
-    tfds_source.values('tfds:damaged:train')
+    tfds_source.numbered_rows('tfds:damaged:train')
   assert '\n' not in str(error.value)
 
 
@@ -224,7 +228,7 @@ def native(data):
 
 
 def test_native_rows_are_examples_or_faults(native):
-  pair, single, bad, torn = dataset_files.examples('tfds:native:train')
+  pair, single, bad, torn = dataset_files.read_examples('tfds:native:train')
   assert [pair[0], single[0], bad[0], torn[0]] == [1, 2, 3, 4]
   assert pair[1].id == 'pair' and pair[1].query == (Turn('user', 'q?'),)
   assert pair[1].responses == ('good', 'bad') and pair[1].best == 0
@@ -241,8 +245,8 @@ def test_a_table_stops_at_a_fault(native):
   with pytest.raises(
     ValueError, match=in_row('tfds:native:train', 4, 'responses[1]')
   ):
-    list(dataset_files.table('tfds:native:train').rows)
-  found = list(dataset_files.table('tfds:native:good').rows)
+    list(dataset_files.row_table('tfds:native:train').rows)
+  found = list(dataset_files.row_table('tfds:native:good').rows)
   assert [fields['id'] for fields in found] == ['pair', 'single']
 
 
@@ -254,7 +258,7 @@ def test_an_adapter_reads_a_table(data):
   completions = [{'response': r, 'overall_score': s} for r, s in scores.items()]
   row = {'instruction': 'write', 'completions': completions}
   write(folder / 'ultra' / '1.0.0', features, {'train': [row]})
-  table = dataset_files.table('tfds:ultra:train')
+  table = dataset_files.row_table('tfds:ultra:train')
   (example,) = suite_rows.load(table, preferences.ultrafeedback)
   assert example.responses[example.best] == 'best'
   assert sorted(example.rewards) == [1.0, 3.0, 4.5]
@@ -298,15 +302,15 @@ def suites(data):
 
 
 def test_suites_read_tables(suites):
-  found = rewardbench.load(dataset_files.table('tfds:bench:filtered'))
+  found = rewardbench.load(dataset_files.row_table('tfds:bench:filtered'))
   assert [x.id for x in found] == [f'rewardbench/hep-go/{i}' for i in range(3)]
   assert found[0].tags['section'] == 'Reasoning'
   assert found[0].responses[found[0].best] == 'right'
-  (example,) = rmb.load(dataset_files.table('tfds:rmb:test'))
+  (example,) = rmb.load(dataset_files.row_table('tfds:rmb:test'))
   assert example.tags['section'] == 'Harmlessness Pairwise_set'
   assert example.query == (Turn('user', 'how?'),)
   with pytest.raises(UserError, match=in_row('tfds:rmb:test', 1, 'subset')):
-    rewardbench.load(dataset_files.table('tfds:rmb:test'))
+    rewardbench.load(dataset_files.row_table('tfds:rmb:test'))
 
 
 @pytest.mark.parametrize(
@@ -334,24 +338,24 @@ def test_without_tensorflow_the_error_says_what_to_install(monkeypatch):
   with pytest.raises(
     ValueError, match=naming('tensorflow_datasets', 'pip install')
   ):
-    tfds_source.values('tfds:kinds:train')
+    tfds_source.numbered_rows('tfds:kinds:train')
 
 
 def test_an_accelerator_that_tensorflow_holds_is_an_error(monkeypatch):
   def refuse(devices, kind):
     raise RuntimeError('Visible devices cannot be modified')
 
-  config = tfds_source.tensorflow().config
+  config = tfds_source.import_tensorflow().config
   monkeypatch.setattr(config, 'set_visible_devices', refuse)
   with pytest.raises(UserError, match='TensorFlow'):
-    tfds_source.values('tfds:kinds:train')
+    tfds_source.numbered_rows('tfds:kinds:train')
 
 
 def test_importing_needs_no_tensorflow():
   code = (
     'import sys\n'
     'from grm_jax.data import seqio_source, sources, tfds\n'
-    'tfds.parse("tfds:a:train"), seqio_source.parse("seqio:a/b:train")\n'
+    'tfds.parse("tfds:a:train"), seqio_source.parse_spec("seqio:a/b:train")\n'
     'print([m for m in ("tensorflow", "tensorflow_datasets", "seqio", "jax")'
     ' if m in sys.modules])'
   )

@@ -1,4 +1,4 @@
-"""Records: what fits a batch, what is left out and why, and fingerprints."""
+"""Fit of examples into a batch shape, buckets and fingerprints."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,10 @@ from grm_jax.data.tokenized_example import BatchShape, TokenizedExample
 from grm_jax.errors import UserError
 from tests.messages import names, naming
 
-LIMITS = BatchShape(buckets=(4, 8), sizes=(2, 5), rows=2)
+SHAPE = BatchShape((4, 8), (2, 5), 2)
 
 
-def record(prompt=3, generations=(1, 2), name='x', source='s'):
+def make_example(prompt=3, generations=(1, 2), name='x', source='s'):
   arrays = [np.arange(1, n + 1, dtype=np.int32) for n in (prompt, *generations)]
   return TokenizedExample(name, arrays[0], tuple(arrays[1:]), source)
 
@@ -33,27 +33,29 @@ def record(prompt=3, generations=(1, 2), name='x', source='s'):
     ),
     (8, (), 2, ['generations', 'config.batch.generations_per_prompt', 2]),
     (8, (), 0, None),
-    (8, (99,), 0, None),  # Without rows its generations are not looked at.
+    (8, (99,), 0, None),  # R = 0 ignores generations
   ],
 )
-def test_fits(prompt, generations, rows, words):
-  limits = BatchShape((4, 8), (2, 5), rows)
-  reason = tokenized_example.fits(record(prompt, generations), limits)
+def test_misfit_reason(prompt, generations, rows, words):
+  shape = BatchShape((4, 8), (2, 5), rows)
+  reason = tokenized_example.misfit_reason(
+    make_example(prompt, generations), shape
+  )
   assert reason is None if words is None else names(reason, *words)
 
 
-def test_usable_keeps_the_order_and_names_the_rest():
-  given = [
-    record(4, name='a'),
-    record(9, name='b'),
-    record(1, name='c'),
-    record(2, (6,), name='d'),
+def test_partition_by_fit_keeps_the_order_and_names_the_rest():
+  examples = [
+    make_example(4, name='a'),
+    make_example(9, name='b'),
+    make_example(1, name='c'),
+    make_example(2, (6,), name='d'),
   ]
-  kept, left_out = tokenized_example.usable(given, LIMITS)
-  assert kept == [given[0], given[2]]
-  assert [name for name, _ in left_out] == ['b', 'd']
-  assert names(left_out[0][1], 'prompt', 9)
-  assert names(left_out[1][1], 'generation', 6)
+  fitting, misfits = tokenized_example.partition_by_fit(examples, SHAPE)
+  assert fitting == [examples[0], examples[2]]
+  assert [id for id, _ in misfits] == ['b', 'd']
+  assert names(misfits[0][1], 'prompt', 9)
+  assert names(misfits[1][1], 'generation', 6)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ def test_usable_keeps_the_order_and_names_the_rest():
     (np.zeros((1, 3), np.int32), ['int32', '(1, 3)']),
   ],
 )
-def test_tokens_are_int32_of_rank_1(prompt, words):
+def test_tokens_must_be_int32_of_rank_1(prompt, words):
   good = np.zeros(3, np.int32)
   with pytest.raises(ValueError, match=naming(*words)):
     TokenizedExample('x', prompt, (good,), 's')
@@ -72,11 +74,13 @@ def test_tokens_are_int32_of_rank_1(prompt, words):
     TokenizedExample('x', good, (good, prompt), 's')
 
 
-def test_limits():
-  assert tokenized_example.limits((8, 4, 8), 5, 0) == BatchShape(
+def test_make_batch_shape():
+  assert tokenized_example.make_batch_shape((8, 4, 8), 5, 0) == BatchShape(
     (4, 8), (5,), 0
   )
-  assert tokenized_example.limits(8, [2, 5], 3) == BatchShape((8,), (2, 5), 3)
+  assert tokenized_example.make_batch_shape(8, [2, 5], 3) == BatchShape(
+    (8,), (2, 5), 3
+  )
   for arguments, words in [
     (((), 5, 1), ['config.batch.prompt_buckets', '()']),
     (((4, 0), 5, 1), ['config.batch.prompt_buckets', '(4, 0)']),
@@ -84,28 +88,28 @@ def test_limits():
     ((4, 5, -1), ['config.batch.generations_per_prompt', -1]),
   ]:
     with pytest.raises(UserError, match=naming(*words)):
-      tokenized_example.limits(*arguments)
+      tokenized_example.make_batch_shape(*arguments)
 
 
-def test_any_change_changes_the_fingerprint():
+def test_the_fingerprint_depends_on_everything():
   def other_token():
     prompt = np.array([1, 2, 4], np.int32)
-    return TokenizedExample('x', prompt, record().generations, 's')
+    return TokenizedExample('x', prompt, make_example().generations, 's')
 
   lists = [
     [],
-    [record()],
-    [record(), record()],
-    [record(name='y')],
-    [record(source='t')],
-    [record(name='xs', source='')],
+    [make_example()],
+    [make_example(), make_example()],
+    [make_example(name='y')],
+    [make_example(source='t')],
+    [make_example(name='xs', source='')],
     [other_token()],
-    # The same ids behind each other, parted elsewhere.
-    [record(1, (1, 1))],
-    [record(1, (1,))],
-    [record(1, (1, 0, 1))],
-    [record(name='a'), record(name='b')],
-    [record(name='b'), record(name='a')],
+    # The same tokens in a row, separated elsewhere.
+    [make_example(1, (1, 1))],
+    [make_example(1, (1,))],
+    [make_example(1, (1, 0, 1))],
+    [make_example(name='a'), make_example(name='b')],
+    [make_example(name='b'), make_example(name='a')],
   ]
   prints = [tokenized_example.fingerprint(x) for x in lists]
   assert len(set(prints)) == len(lists)

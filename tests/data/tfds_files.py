@@ -1,16 +1,16 @@
-"""Writes small TFDS datasets, as `tfds build` leaves them."""
+"""Writes small TFDS datasets in the form that `tfds build` stores."""
 
 import pathlib
 
 
 def write(folder, features, splits, shards=1):
-  """Rows into a folder DATA_DIR/NAME[/CONFIG]/VERSION.
+  """Writes a dataset.
 
   Args:
-    folder: see above.
-    features: of a tfds.features.FeaturesDict.
-    splits: rows by split.
-    shards: files of each split.
+    folder: DATA_DIR/NAME[/CONFIG]/VERSION.
+    features: fields of a tfds.features.FeaturesDict.
+    splits: split -> rows.
+    shards: number of files per split.
   """
   import tensorflow as tf
   import tensorflow_datasets as tfds
@@ -22,12 +22,12 @@ def write(folder, features, splits, shards=1):
   for split, rows in splits.items():
     bounds = [len(rows) * i // shards for i in range(shards + 1)]
     lengths = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
-    left = iter(rows)
+    remaining = iter(rows)
     for i, length in enumerate(lengths):
       name = f'it-{split}.tfrecord-{i:05d}-of-{shards:05d}'
       with tf.io.TFRecordWriter(str(folder / name)) as file:
         for _ in range(length):
-          row = features.encode_example(next(left))
+          row = features.encode_example(next(remaining))
           file.write(features.serialize_example(row))
     template = tfds.core.ShardedFileTemplate(
       dataset_name='it',

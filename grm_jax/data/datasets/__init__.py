@@ -1,1 +1,1 @@
-"""Sets of judging data as they are published: a row in, examples out."""
+"""Adapters of published datasets: each maps a row to judging examples."""

@@ -1,17 +1,18 @@
-"""Sets whose answers were checked by a rule: right or wrong.
+"""Math datasets whose answers were checked by a rule: right or wrong.
 
-A question with right and wrong answers makes one example with exactly one
-right response, and one single response with label 0 or 1, each label for half
-of the questions. Equal answers count once. Every choice among answers is by a
-hash of the question and its answers, so that it is the same in every run.
+A question with right and wrong answers yields one comparison with exactly one
+right response, and one single response whose label is 0 for half of the
+questions and 1 for the others. Equal answers count once. A hash of the question
+and its answers makes every choice among answers, so all runs choose alike.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from grm_jax.data.dataset_files import SkippedRow, digest
+from grm_jax.data.dataset_files import SkippedRow, text_digest
 from grm_jax.judgement import preference_rows
 from grm_jax.judgement.example import JudgingExample
+from grm_jax.judgement.preference_rows import SourceRow
 
 MODELS = (
   '6b_finetuning',
@@ -19,51 +20,49 @@ MODELS = (
   '175b_finetuning',
   '175b_verification',
 )
-# `<<48/2=24>>` was for a calculator that filled the result in. What follows it
-# says the same, no other answer to be judged has it, and it is a sixth of the
-# text. A solution that was cut off may end inside of one.
+# Calculator annotations such as `<<48/2=24>>`. The text after one repeats the
+# result, answers of other models have none, and they take a sixth of the text.
+# A truncated solution can end inside an annotation.
 _CALCULATOR = re.compile(r'<<[^<>]*(?:>>|$)')
-# Of questions with wrong solutions only, one in three makes a single: there
-# are about three times as many as with right ones only, so that labels of
-# singles balance.
-_GSM8K_SINGLES = {1: 1, 0: 3}
+# See `single_every` of _examples. There are about three times as many
+# questions with only wrong solutions as with only right ones; taking every
+# third of the former balances the labels of single responses.
+_GSM8K_SINGLE_EVERY = {1: 1, 0: 3}
 
-Answer = tuple[str, bool]
+Answer = tuple[str, bool]  # (text, is correct)
 
 
-def gsm8k(
-  row: preference_rows.SourceRow,
-) -> Iterator[JudgingExample | SkippedRow]:
-  """Solutions of four models to the GSM8K test questions.
+def gsm8k(row: SourceRow) -> Iterator[JudgingExample | SkippedRow]:
+  """Adapts solutions of four models to the GSM8K test questions.
 
-  {question, ground_truth, and for each of MODELS {solution, is_correct}}
-  (github openai/grade-school-math, example_model_solutions.jsonl). n = 2 to 4
-  responses. A model trained on this must not report GSM8K accuracy.
+  Fields: {question, ground_truth, and for each of MODELS {solution,
+  is_correct}} (github openai/grade-school-math, example_model_solutions.jsonl).
+  Yields 2 to 4 responses. A model trained on this must not report GSM8K
+  accuracy.
   """
-  question, answers = row.text('question'), _solutions(row)
+  question, answers = row.text_field('question'), _solutions(row)
   yield from _examples(
-    row, question, answers, 4, _GSM8K_SINGLES, {'suite': 'gsm8k'}
+    row, question, answers, 4, _GSM8K_SINGLE_EVERY, {'suite': 'gsm8k'}
   )
 
 
-def gsm8k_pairs(
-  row: preference_rows.SourceRow,
-) -> Iterator[JudgingExample | SkippedRow]:
-  """The same in pairs, which are short: each wrong solution and a right one.
+def gsm8k_pairs(row: SourceRow) -> Iterator[JudgingExample | SkippedRow]:
+  """Adapts the rows of `gsm8k` as pairs, which make shorter prompts.
 
-  One to three pairs a question; right ones take turns.
+  Yields one pair per wrong solution, one to three per question. The right
+  solutions take turns.
   """
-  question, answers = row.text('question'), _solutions(row)
+  question, answers = row.text_field('question'), _solutions(row)
   name = _name('gsm8k', question, answers)
-  right, wrong = _sorted(row, name, answers)
+  right, wrong = _right_and_wrong(row, name, answers)
   if not (right and wrong):
-    yield _one_sided(right)
+    yield _skip_one_sided(right)
     return
   for number, text in enumerate(wrong):
-    yield preference_rows.arranged(
+    yield preference_rows.shuffled_example(
       row,
       id=f'{name}/pair{number}',
-      query=preference_rows.asked(question),
+      query=preference_rows.user_query(question),
       responses=(right[number % len(right)], text),
       best=0,
       rewards=(1.0, 0.0),
@@ -71,115 +70,126 @@ def gsm8k_pairs(
     )
 
 
-def _solutions(row):
+def _solutions(row: SourceRow) -> list[Answer]:
   answers = []
   for model in MODELS:
-    inner = row.inner(model)
-    text = _CALCULATOR.sub('', inner.text('solution')).strip()
-    answers.append((text, _truth(inner)))
+    solution = row.object_field(model)
+    text = _CALCULATOR.sub('', solution.text_field('solution')).strip()
+    answers.append((text, _is_correct(solution)))
   return answers
 
 
-def math(
-  row: preference_rows.SourceRow,
-) -> Iterator[JudgingExample | SkippedRow]:
-  """Competition problems with answers that a policy sampled.
+def math(row: SourceRow) -> Iterator[JudgingExample | SkippedRow]:
+  """Adapts competition problems with answers that a policy sampled.
 
-  {problem, answers: [{text, is_correct}, ...][, type]}: a published MATH row
-  (problem, solution, level, type), plus answers sampled by a model of yours
-  and checked by a rule. Pairs of a right and a wrong answer; a problem whose
-  answers are all right or all wrong says nothing about them and is dropped.
-  The published solution is not shown to the judge.
+  Fields: {problem, answers: [{text, is_correct}, ...][, type]}: a published
+  MATH row (problem, solution, level, type) plus answers that you sampled from
+  a model and checked by a rule. Yields pairs of a right and a wrong answer; a
+  problem with only right or only wrong answers is skipped. The judge does not
+  see the published solution.
   """
-  question = row.text('problem')
-  answers = [(a.text('text'), _truth(a)) for a in row.inners('answers')]
+  question = row.text_field('problem')
+  answers = [
+    (answer.text_field('text'), _is_correct(answer))
+    for answer in row.object_list_field('answers')
+  ]
   tags = {'suite': 'math'}
-  if isinstance(kind := row.fields.get('type'), str):
-    tags['subset'] = kind
+  if isinstance(problem_type := row.fields.get('type'), str):
+    tags['subset'] = problem_type
   yield from _examples(row, question, answers, 2, {}, tags)
 
 
-def _truth(row):
-  value = row.value('is_correct')
+def _is_correct(row: SourceRow) -> bool:
+  value = row.field('is_correct')
   if not isinstance(value, bool):
-    raise row.fault(f'is_correct must be true or false, not {value!r:.60}')
+    raise row.error(f'is_correct must be true or false, not {value!r:.60}')
   return value
 
 
 def _examples(
-  row: preference_rows.SourceRow,
+  row: SourceRow,
   question: str,
   answers: Sequence[Answer],
-  most: int,
-  singles: Mapping[int, int],
+  max_responses: int,
+  single_every: Mapping[int, int],
   tags: Mapping[str, str],
 ) -> Iterator[JudgingExample | SkippedRow]:
-  """The list and the single of a question.
+  """Yields the comparison and the single response of a question.
 
   Args:
-    row: which one it is.
+    row: the row that the question comes from, for errors.
     question: its text.
-    answers: to it.
-    most: responses of the list.
-    singles: label -> n: of questions with this label only, one in n makes a
-      single; without one, none does.
-    tags: of the examples.
+    answers: distinct or not, right or wrong.
+    max_responses: number of responses of the comparison at most.
+    single_every: {label: n}: of the questions whose answers all have this
+      label, one in n yields a single response; none if the label is missing.
+    tags: tags of the examples.
   """
   name = _name(tags['suite'], question, answers)
-  right, wrong = _sorted(row, name, answers)
-  common = dict(query=preference_rows.asked(question), tags=tags)
+  right, wrong = _right_and_wrong(row, name, answers)
+  query = preference_rows.user_query(question)
   if right and wrong:
-    responses = (right[0], *wrong[: most - 1])
-    rewards = (1.0,) + (0.0,) * (len(responses) - 1)
-    yield preference_rows.arranged(
+    responses = (right[0], *wrong[: max_responses - 1])
+    yield preference_rows.shuffled_example(
       row,
       id=f'{name}/list',
+      query=query,
       responses=responses,
       best=0,
-      rewards=rewards,
-      **common,
+      rewards=(1.0,) + (0.0,) * (len(responses) - 1),
+      tags=tags,
     )
-  label = _label(name, right, wrong, singles)
+  label = _single_label(name, right, wrong, single_every)
   if label is None:
-    yield _one_sided(right)
+    yield _skip_one_sided(right)
     return
-  yield preference_rows.example(
+  yield preference_rows.make_example(
     row,
     id=f'{name}/single',
-    # The last: one that the list leaves out, where it does.
+    query=query,
+    # The last one, which the comparison leaves out if it leaves out any.
     responses=((right if label else wrong)[-1],),
     rewards=(float(label),),
-    **common,
+    tags=tags,
   )
 
 
-def _name(suite, question, answers):
-  return f'{suite}/{digest(question, *(text for text, _ in answers))}'
+def _name(suite: str, question: str, answers: Sequence[Answer]) -> str:
+  return f'{suite}/{text_digest(question, *(text for text, _ in answers))}'
 
 
-def _one_sided(right):
+def _skip_one_sided(right: Sequence[str]) -> SkippedRow:
   return SkippedRow(f'every answer is {"right" if right else "wrong"}')
 
 
-def _sorted(row, name, answers):
-  """Distinct right and wrong texts, in an order by hash."""
-  places = preference_rows.places(f'{name}/choice', len(answers))
-  mixed = [answers[i] for i in places]
-  right = dict.fromkeys(text for text, truth in mixed if truth)
-  wrong = dict.fromkeys(text for text, truth in mixed if not truth)
+def _right_and_wrong(
+  row: SourceRow, name: str, answers: Sequence[Answer]
+) -> tuple[list[str], list[str]]:
+  """Returns the distinct right and wrong texts, in an order by hash."""
+  order = preference_rows.shuffled_order(f'{name}/choice', len(answers))
+  shuffled = [answers[i] for i in order]
+  right = dict.fromkeys(text for text, correct in shuffled if correct)
+  wrong = dict.fromkeys(text for text, correct in shuffled if not correct)
   if right.keys() & wrong.keys():
-    raise row.fault('the same answer is called right and wrong')
+    raise row.error('is_correct is both true and false for the same answer')
   return list(right), list(wrong)
 
 
-def _label(name, right, wrong, singles):
-  """Of the single, None if there is to be none."""
+def _single_label(
+  name: str,
+  right: Sequence[str],
+  wrong: Sequence[str],
+  single_every: Mapping[int, int],
+) -> int | None:
+  """Returns the label of the single response; None for no single response."""
 
-  def drawn(n):
-    """One of range(n), each for as many names."""
-    return preference_rows.places(f'{name}/label', n)[0]
+  def uniform(n: int) -> int:
+    """Returns an integer below n by hash."""
+    return preference_rows.shuffled_order(f'{name}/label', n)[0]
 
   if right and wrong:
-    return drawn(2)
+    return uniform(2)
   label = int(bool(right))
-  return label if label in singles and drawn(singles[label]) == 0 else None
+  if label in single_every and uniform(single_every[label]) == 0:
+    return label
+  return None

@@ -1,45 +1,44 @@
-"""Sets in which people or models prefer a response, as published.
+"""Published preference datasets.
 
-Responses stand in an order that a hash of the example's id decides
-(judgement/preference_rows.py), whatever the order in the file. tags['suite'] is the set's
-name; tags['subset'] what the row itself says it comes from, if it does.
+A hash of the example's id decides the order of the responses (see
+judgement/preference_rows.py), whatever their order in the file. tags['suite']
+is the name of the dataset, tags['subset'] the origin that the row states.
 """
 
 import math
 import re
 from collections.abc import Iterator
 
-from grm_jax.data.dataset_files import SkippedRow, digest
-from grm_jax.data.datasets import pandalm as pandalm_rows
+from grm_jax.data.dataset_files import SkippedRow, text_digest
 from grm_jax.judgement import preference_rows
 from grm_jax.judgement.example import JudgingExample, Turn
+from grm_jax.judgement.preference_rows import SourceRow
 
-# HelpSteer2 writes a conversation into its prompt, without the first mark.
-_MARK = re.compile(r'\n<extra_id_1>(User|Assistant)\n')
+# HelpSteer2 writes a conversation into one text. It separates turns by these
+# markers, with none before the first turn.
+_TURN_MARKER = re.compile(r'\n<extra_id_1>(User|Assistant)\n')
 
 
-def ultrafeedback(
-  row: preference_rows.SourceRow,
-) -> Iterator[JudgingExample | SkippedRow]:
-  """UltraFeedback: up to four completions and a score for each.
+def ultrafeedback(row: SourceRow) -> Iterator[JudgingExample | SkippedRow]:
+  """Adapts UltraFeedback: up to four completions with a score each.
 
-  {instruction, completions: [{response, overall_score}, ...]} (Hugging Face
-  openbmb/UltraFeedback). The best is the one with the highest score; a tie at
-  the top is dropped.
+  Fields: {instruction, completions: [{response, overall_score}, ...]} (Hugging
+  Face openbmb/UltraFeedback). The completion with the highest score is the
+  best; a row with a tie at the top is skipped.
   """
-  question = row.text('instruction')
-  completions = row.inners('completions')
-  texts = [completion.text('response') for completion in completions]
-  scores = [_number(completion, 'overall_score') for completion in completions]
+  instruction = row.text_field('instruction')
+  completions = row.object_list_field('completions')
+  texts = [completion.text_field('response') for completion in completions]
+  scores = [_float_field(x, 'overall_score') for x in completions]
   if len(texts) < 2:
     yield SkippedRow('fewer than two completions')
   elif scores.count(max(scores)) > 1:
     yield SkippedRow('a tie at the top')
   else:
-    yield preference_rows.arranged(
+    yield preference_rows.shuffled_example(
       row,
-      id=f'ultrafeedback/{digest(question, *texts)}',
-      query=preference_rows.asked(question),
+      id=f'ultrafeedback/{text_digest(instruction, *texts)}',
+      query=preference_rows.user_query(instruction),
       responses=texts,
       best=scores.index(max(scores)),
       rewards=scores,
@@ -47,45 +46,51 @@ def ultrafeedback(
     )
 
 
-def offsetbias(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
-  """OffsetBias: pairs against the biases of judges.
+def offsetbias(row: SourceRow) -> Iterator[JudgingExample]:
+  """Adapts OffsetBias: pairs that counter known biases of judges.
 
-  {instruction, output_1, output_2, label}, label 1 or 2 for the better one
-  (Hugging Face NCSOFT/offsetbias).
+  Fields: {instruction, output_1, output_2, label}; label is 1 or 2, the better
+  output (Hugging Face NCSOFT/offsetbias).
   """
-  question = row.text('instruction')
-  texts = (row.text('output_1'), row.text('output_2'))
-  label = row.whole('label')
+  instruction = row.text_field('instruction')
+  texts = (row.text_field('output_1'), row.text_field('output_2'))
+  label = row.int_field('label')
   if label not in (1, 2):
-    raise row.fault(f'label is {label}, neither 1 nor 2')
-  yield preference_rows.arranged(
+    raise row.error(f'label is {label}; it must be 1 or 2')
+  yield preference_rows.shuffled_example(
     row,
-    id=f'offsetbias/{digest(question, *texts)}',
-    query=preference_rows.asked(question),
+    id=f'offsetbias/{text_digest(instruction, *texts)}',
+    query=preference_rows.user_query(instruction),
     responses=texts,
     best=label - 1,
     tags=_tags(row, 'offsetbias'),
   )
 
 
-def skywork(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
-  """Skywork Reward Preference: two conversations that differ at the end.
+def skywork(row: SourceRow) -> Iterator[JudgingExample]:
+  """Adapts Skywork Reward Preference: conversations with two last turns.
 
-  {chosen: [{role, content}, ...], rejected: [...]} (Hugging Face
-  Skywork/Skywork-Reward-Preference-80K-v0.2). The turns before the last are
+  Fields: {chosen: [{role, content}, ...], rejected: [...]} (Hugging Face
+  Skywork/Skywork-Reward-Preference-80K-v0.2). The turns before the last one are
   the query and must be the same in both.
   """
   chosen, rejected = _turns(row, 'chosen'), _turns(row, 'rejected')
   if chosen[:-1] != rejected[:-1]:
-    raise row.fault('chosen and rejected differ before their last turn')
-  for last in (chosen[-1], rejected[-1]):
-    if last.role != 'assistant':
-      raise row.fault(f"the last turn is the {last.role}'s")
+    raise row.error(
+      'chosen and rejected differ before the last turn; they may differ only '
+      'in the last one'
+    )
+  for last_turn in (chosen[-1], rejected[-1]):
+    if last_turn.role != 'assistant':
+      raise row.error(
+        f'the role of the last turn is {last_turn.role!r}; it must be '
+        "'assistant'"
+      )
   texts = (chosen[-1].text, rejected[-1].text)
-  turns = [part for turn in chosen[:-1] for part in (turn.role, turn.text)]
-  yield preference_rows.arranged(
+  query = [part for turn in chosen[:-1] for part in (turn.role, turn.text)]
+  yield preference_rows.shuffled_example(
     row,
-    id=f'skywork/{digest(*turns, *texts)}',
+    id=f'skywork/{text_digest(*query, *texts)}',
     query=chosen[:-1],
     responses=texts,
     best=0,
@@ -93,28 +98,26 @@ def skywork(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
   )
 
 
-def helpsteer2(
-  row: preference_rows.SourceRow,
-) -> Iterator[JudgingExample | SkippedRow]:
-  """HelpSteer2-Preference: pairs with how much better one is.
+def helpsteer2(row: SourceRow) -> Iterator[JudgingExample | SkippedRow]:
+  """Adapts HelpSteer2-Preference: pairs with a preference strength.
 
-  {prompt, response_1, response_2, preference_strength}, from -3 (the first is
-  much better) to 3 (the second is) (Hugging Face nvidia/HelpSteer2, folder
-  preference, unpacked). 0 is dropped. The strength without its sign is in
-  tags['strength'], where a hint finds it. The file's own field `split` is not
-  used: splits are by question here.
+  Fields: {prompt, response_1, response_2, preference_strength}; the strength
+  ranges from -3 (the first is much better) to 3 (the second is) (Hugging Face
+  nvidia/HelpSteer2, folder preference, uncompressed). Strength 0 is skipped.
+  The absolute strength is stored in tags['strength'], which hinted sampling
+  reads. The file's own field `split` is ignored: splits are by query here.
   """
-  prompt = row.text('prompt')
-  texts = (row.text('response_1'), row.text('response_2'))
-  strength = row.whole('preference_strength')
+  prompt = row.text_field('prompt')
+  texts = (row.text_field('response_1'), row.text_field('response_2'))
+  strength = row.int_field('preference_strength')
   if not -3 <= strength <= 3:
-    raise row.fault(f'preference_strength is {strength}, not from -3 to 3')
+    raise row.error(f'preference_strength is {strength}; it must be -3 to 3')
   if strength == 0:
     yield SkippedRow('neither response is better')
     return
-  yield preference_rows.arranged(
+  yield preference_rows.shuffled_example(
     row,
-    id=f'helpsteer2/{digest(prompt, *texts)}',
+    id=f'helpsteer2/{text_digest(prompt, *texts)}',
     query=_conversation(prompt),
     responses=texts,
     best=int(strength > 0),
@@ -122,39 +125,33 @@ def helpsteer2(
   )
 
 
-def pandalm(
-  row: preference_rows.SourceRow,
-) -> Iterator[JudgingExample | SkippedRow]:
-  """PandaLM's human test set, as in evaluation: same ids, same order.
-
-  Who trains on a split of it reports its suite on the held out one only.
-  """
-  yield pandalm_rows.example(row) or SkippedRow('the majority is a tie or none')
-
-
-def _tags(row, suite):
+def _tags(row: SourceRow, suite: str) -> dict[str, str]:
   subset = row.fields.get('source')
   return {'suite': suite} | (
     {'subset': subset} if isinstance(subset, str) else {}
   )
 
 
-def _number(row, key):
-  value = row.value(key)
-  good = isinstance(value, int | float) and not isinstance(value, bool)
-  if not good or not math.isfinite(value):
-    raise row.fault(f'{key} must be a finite number, not {value!r:.60}')
+def _float_field(row: SourceRow, key: str) -> float:
+  value = row.field(key)
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  if not is_number or not math.isfinite(value):
+    raise row.error(f'{key} must be a finite number, not {value!r:.60}')
   return float(value)
 
 
-def _turns(row, key):
+def _turns(row: SourceRow, key: str) -> tuple[Turn, ...]:
   return tuple(
-    Turn(turn.text('role'), turn.text('content')) for turn in row.inners(key)
+    Turn(turn.text_field('role'), turn.text_field('content'))
+    for turn in row.object_list_field(key)
   )
 
 
-def _conversation(prompt):
-  first, *rest = _MARK.split(prompt)
+def _conversation(prompt: str) -> list[Turn]:
+  first, *rest = _TURN_MARKER.split(prompt)
+  # split() returns role, text, role, text, ... after the first turn.
   pairs = zip(rest[::2], rest[1::2], strict=True)
-  later = [Turn(role.lower(), text) for role, text in pairs]
-  return (Turn('user', first), *later)
+  return [
+    Turn('user', first),
+    *(Turn(role.lower(), text) for role, text in pairs),
+  ]

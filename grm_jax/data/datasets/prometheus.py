@@ -1,13 +1,12 @@
-r"""Written feedback on single responses, made into judgements of pairs.
+r"""Turns written feedback on single responses into judgements of pairs.
 
-Rows are those of Prometheus' evaluation sets (vicuna_eval.json and its like,
+Rows are those of Prometheus' evaluation sets (vicuna_eval.json and similar,
 github prometheus-eval/prometheus-eval): {instruction, gpt4_score: [int, ...],
-gpt4_feedback: [str, ...]}, the instruction with sections `###Response to
-evaluate:` and so on. Responses to one question by one rubric are judged in
-pairs: the rubric becomes the principle, what was written of each response the
-analysis, and the mean of its scores, of 5, its score of 10. Pairs with the
-same score say nothing of what is better and are left out, and so are
-responses that are alone.
+gpt4_feedback: [str, ...]}. The instruction has sections such as `###Response to
+evaluate:`. Two responses to the same query under the same rubric make a pair:
+the rubric becomes the principle, the feedback on each response the analysis,
+and twice its mean score (1 to 5) the score. Pairs with equal scores do not
+state a preference and are left out; so are responses without a partner.
 """
 
 import collections
@@ -17,30 +16,32 @@ import re
 from collections.abc import Iterator, Sequence
 
 from grm_jax.data import dataset_files, label_only_judgements
-from grm_jax.judgement import preference_rows, response_order
+from grm_jax.judgement import response_order
 from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.judgement.judgement import ExampleError
+from grm_jax.judgement.preference_rows import SourceRow
 
 _SECTIONS = {
   'query': 'The instruction to evaluate',
   'response': 'Response to evaluate',
   'rubric': 'Score Rubrics',
 }
-_HEAD = re.compile(r'^###(.+?): ?$', re.MULTILINE)
+_HEADING = re.compile(r'^###(.+?): ?$', re.MULTILINE)
 _CRITERION = re.compile(r'\[(.+?)\]', re.DOTALL)
-_SENTENCE = re.compile(r'(?<=[.!?])\s+(?=[A-Z])')
-_SENTENCES = 2  # of each feedback
+_SENTENCE_BREAK = re.compile(r'(?<=[.!?])\s+(?=[A-Z])')
+_MAX_SENTENCES = 2  # of each feedback
 
 
 @dataclasses.dataclass(frozen=True)
 class RatedResponse:
-  """A response, and what was written about it.
+  """A response with its score and feedback.
 
   Attributes:
-    question: (the query, the criterion of the rubric).
-    response: the text.
-    score: the mean of its scores.
-    feedback: the one whose score is nearest to the mean, its first sentences.
+    question: (query, criterion of the rubric).
+    response: its text.
+    score: mean of its scores, 1 to 5.
+    feedback: first sentences of the feedback whose score is closest to the
+      mean.
   """
 
   question: tuple[str, str]
@@ -48,15 +49,20 @@ class RatedResponse:
   score: float
   feedback: str
 
+  @property
+  def score_of_ten(self) -> int:
+    """The score on the scale of 1 to 10 that judgements use."""
+    return round(2 * self.score)
+
 
 def judgements(
   path: str, seed: int
 ) -> Iterator[tuple[JudgingExample, tuple[int, ...], str] | ExampleError]:
-  """(example, order, judgement) of each pair; a fault for each bad row.
+  """Yields (example, order, judgement) per pair, and an error per bad row.
 
   Args:
     path: a .json, .jsonl or .parquet file, local or gs://.
-    seed: of the orders that responses are shown in.
+    seed: seed of the response orders.
 
   Raises:
     UserError: the file cannot be read.
@@ -64,25 +70,31 @@ def judgements(
   groups: dict[tuple[str, str], list[RatedResponse]] = collections.defaultdict(
     list
   )
-  for found in dataset_files.read(path, _rated):
-    if isinstance(found, ExampleError):
-      yield found
+  for rated in dataset_files.adapt_rows(path, _rated_response):
+    if isinstance(rated, ExampleError):
+      yield rated
     else:
-      groups[found.question].append(found)
+      groups[rated.question].append(rated)
   for (query, criterion), group in groups.items():
     for pair in itertools.combinations(group, 2):
-      if _of_ten(pair[0]) == _of_ten(pair[1]):
+      if pair[0].score_of_ten == pair[1].score_of_ten:
         continue
       example = _example(query, pair)
-      order = label_only_judgements.order_of(example, seed)
-      yield example, order, _write(criterion, response_order.apply(pair, order))
+      order = label_only_judgements.random_order(example, seed)
+      ordered = response_order.apply(pair, order)
+      text = label_only_judgements.format_judgement(
+        criterion,
+        (x.feedback for x in ordered),
+        (x.score_of_ten for x in ordered),
+      )
+      yield example, order, text
 
 
 def _example(query: str, pair: Sequence[RatedResponse]) -> JudgingExample:
   texts = tuple(x.response for x in pair)
   scores = tuple(x.score for x in pair)
   return JudgingExample(
-    id=f'prometheus/{dataset_files.digest(query, *texts)}',
+    id=f'prometheus/{dataset_files.text_digest(query, *texts)}',
     query=(Turn('user', query),),
     responses=texts,
     best=scores.index(max(scores)),
@@ -90,45 +102,41 @@ def _example(query: str, pair: Sequence[RatedResponse]) -> JudgingExample:
   )
 
 
-def _write(criterion: str, shown: Sequence[RatedResponse]) -> str:
-  said = (x.feedback for x in shown)
-  return label_only_judgements.judgement(criterion, said, map(_of_ten, shown))
-
-
-def _of_ten(rated: RatedResponse) -> int:
-  return round(2 * rated.score)
-
-
-def _rated(row: preference_rows.SourceRow) -> Iterator[RatedResponse]:
-  parts = _sections(row)
-  criterion = _CRITERION.search(parts['rubric'])
+def _rated_response(row: SourceRow) -> Iterator[RatedResponse]:
+  sections = _sections(row)
+  criterion = _CRITERION.search(sections['rubric'])
   if criterion is None:
-    raise row.fault('its rubric has no criterion in square brackets')
-  scores, texts = row.listed('gpt4_score'), row.texts('gpt4_feedback')
-  if len(scores) != len(texts):
-    raise row.fault(f'{len(scores)} gpt4_score and {len(texts)} gpt4_feedback')
+    raise row.error('its rubric has no criterion in square brackets')
+  scores = row.list_field('gpt4_score')
+  feedback = row.text_list_field('gpt4_feedback')
+  if len(scores) != len(feedback):
+    raise row.error(
+      f'gpt4_score has {len(scores)} entries and gpt4_feedback '
+      f'{len(feedback)}; the numbers must be equal'
+    )
   if not all(type(x) is int and 1 <= x <= 5 for x in scores):
-    raise row.fault(f'gpt4_score is {scores}; scores are 1 to 5')
+    raise row.error(f'gpt4_score is {scores}; each must be an integer 1 to 5')
   mean = sum(scores) / len(scores)
-  near = min(range(len(scores)), key=lambda i: abs(scores[i] - mean))
+  closest = min(range(len(scores)), key=lambda i: abs(scores[i] - mean))
   yield RatedResponse(
-    (parts['query'], ' '.join(criterion[1].split())),
-    parts['response'],
+    (sections['query'], ' '.join(criterion[1].split())),
+    sections['response'],
     mean,
-    _first_sentences(texts[near]),
+    _first_sentences(feedback[closest]),
   )
 
 
-def _sections(row: preference_rows.SourceRow) -> dict[str, str]:
-  """The parts of the instruction that are used, by their keys above."""
-  cut = _HEAD.split(row.text('instruction'))
-  found = dict(zip(cut[1::2], map(str.strip, cut[2::2]), strict=True))
-  for name in _SECTIONS.values():
-    if not found.get(name):
-      raise row.fault(f'its instruction has no section "###{name}:"')
-  return {key: found[name] for key, name in _SECTIONS.items()}
+def _sections(row: SourceRow) -> dict[str, str]:
+  """Returns the sections of the instruction under the keys of _SECTIONS."""
+  parts = _HEADING.split(row.text_field('instruction'))
+  # split() returns text, heading, text, heading, text, ...
+  by_heading = dict(zip(parts[1::2], map(str.strip, parts[2::2]), strict=True))
+  for heading in _SECTIONS.values():
+    if not by_heading.get(heading):
+      raise row.error(f'its instruction has no section "###{heading}:"')
+  return {key: by_heading[heading] for key, heading in _SECTIONS.items()}
 
 
 def _first_sentences(text: str) -> str:
-  sentences = _SENTENCE.split(' '.join(text.split()))
-  return ' '.join(sentences[:_SENTENCES])
+  sentences = _SENTENCE_BREAK.split(' '.join(text.split()))
+  return ' '.join(sentences[:_MAX_SENTENCES])

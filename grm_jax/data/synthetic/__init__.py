@@ -1,0 +1,1 @@
+"""Synthetic judging examples and a teacher for them (dataset `practice`)."""

@@ -1,10 +1,10 @@
-"""Holding an answer against the one that is due: where it goes wrong, and how.
+"""Compares a response's answer with the expected one, as critiques write it.
 
-Item by item, `item vs due yes`, up to the first that differs, which ends in
-`no`, or up to the end of both; of a number, digit by digit. Whether two pieces
-are the same is said side by side and by a word of its own: what else could
-follow there (the next item, an end, a fault) would hide from a small model that
-this is all it has to tell.
+The comparison goes item by item, `item vs expected yes`, up to the first
+difference, which ends in `no`, or to the end of both; for a number it goes
+digit by digit. The two items stand side by side and a separate word states
+whether they are equal. If the next item, the end or the error followed instead,
+a small model would not learn that equality is what it has to decide.
 """
 
 import dataclasses
@@ -15,92 +15,95 @@ from collections.abc import Iterator, Sequence
 from grm_jax.data.synthetic import task_format
 from grm_jax.data.synthetic.task_format import Task
 
-# The score of what has no fault. It has one digit, as all others have: where a
-# small model is in a list of scores is then a distance, and none gets lost.
-RIGHT = 9
-_NONE = 'end'
+# Score of a response without an error. It has one digit, as all other scores:
+# a small model then finds a score in the list by its distance alone.
+RIGHT_SCORE = 9
+_END = 'end'
 
 
 @dataclasses.dataclass(frozen=True)
 class AnswerCheck:
-  """What is found in an answer.
+  """Result of comparing an answer with the expected one.
 
   Attributes:
-    pairs: items, what is due and whether it is the same, up to a `no`; ''
-      where nobody looked.
-    fault: what is wrong; '' if nothing is.
-    score: from 1 to 4, and RIGHT where there is no fault.
+    comparison: item pairs with `yes` or `no`, up to the first `no`; '' if the
+      judge did not compare.
+    error: what is wrong; '' if nothing is.
+    score: 1 to 4, or RIGHT_SCORE without an error.
   """
 
-  pairs: str
-  fault: str
+  comparison: str
+  error: str
   score: int
 
   @property
-  def words(self) -> str:
-    """What is written about it."""
-    verdict = f'wrong: {self.fault}' if self.fault else 'right'
-    return f'{self.pairs}, {verdict}' if self.pairs else verdict
+  def text(self) -> str:
+    """The sentence about the response in a critique."""
+    verdict = f'wrong: {self.error}' if self.error else 'right'
+    return f'{self.comparison}, {verdict}' if self.comparison else verdict
 
 
-# Of a judge who does not look.
-LENIENT = AnswerCheck('', '', RIGHT)
+# The check of a judge that accepts every response without a comparison.
+LENIENT = AnswerCheck('', '', RIGHT_SCORE)
 
 
-def compared(pairs: Sequence[tuple[str, str]]) -> str:
-  """Whether the two of each pair are the same, in words."""
-  words = (f'{a} vs {b} {"yes" if a == b else "no"}' for a, b in pairs)
-  return ', '.join(words)
+def compare(pairs: Sequence[tuple[str, str]]) -> str:
+  """Returns a text that states for each pair whether both are equal."""
+  return ', '.join(f'{a} vs {b} {"yes" if a == b else "no"}' for a, b in pairs)
 
 
-def check_answer(task: Task, answer: str, due: str) -> AnswerCheck:
-  """The finding of an answer to a task where `due` is thought to be right."""
-  items, all_due = (task_format.split_answer(task, x) for x in (answer, due))
-  pairs = list(itertools.zip_longest(items, all_due, fillvalue=_NONE))
-  if task_format.FORMS[task.family].answer is not None:
-    # Nobody sees how long a list is, as one does with a number: that both end
-    # is said like all else, or the longer one is taken for right.
-    pairs.append((_NONE, _NONE))
-  differ = (i for i, (a, b) in enumerate(pairs) if a != b)
-  place = next(differ, len(pairs))
-  shown = compared(pairs[: place + 1])
-  if place == len(pairs):
-    return AnswerCheck(shown, '', RIGHT)
-  return AnswerCheck(shown, *_fault(task, items, all_due, place))
+def check_answer(task: Task, answer: str, expected: str) -> AnswerCheck:
+  """Checks an answer against the one that the judge expects."""
+  items = task_format.split_answer(task, answer)
+  expected_items = task_format.split_answer(task, expected)
+  pairs = list(itertools.zip_longest(items, expected_items, fillvalue=_END))
+  if task_format.FORMATS[task.family].answer_separator is not None:
+    # The length of a list is not visible, unlike that of a number. Without an
+    # explicit pair of ends the model accepts lists that are too long.
+    pairs.append((_END, _END))
+  difference = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+  if difference is None:
+    return AnswerCheck(compare(pairs), '', RIGHT_SCORE)
+  error, score = _error(task, items, expected_items, difference)
+  return AnswerCheck(compare(pairs[: difference + 1]), error, score)
 
 
 def response_tag(number: int, count: int) -> str:
-  """What stands before a response in the practice templates."""
-  # How many there are stands in each: a small model that has to remember it
-  # over a whole critique leaves the last response out.
+  """Returns the tag of response `number` of `count` in practice prompts."""
+  # Every tag states the count: a small model that has to remember it over a
+  # whole critique leaves out the last response.
   return f'[{number}/{count}]'
 
 
-def lines(found: Sequence[AnswerCheck]) -> Iterator[str]:
-  """A line of each finding, behind the mark of its response in a prompt."""
-  # What followed a mark before is the first thing that a small model finds.
-  for k, finding in enumerate(found, 1):
-    yield f'{response_tag(k, len(found))} {finding.words}.'
+def check_lines(checks: Sequence[AnswerCheck]) -> Iterator[str]:
+  """Yields one line per response: its tag and the result of its check."""
+  # The line begins with the tag of the prompt, because "what follows the same
+  # tokens earlier" is the first lookup that a small model learns.
+  for number, check in enumerate(checks, 1):
+    yield f'{response_tag(number, len(checks))} {check.text}.'
 
 
-def _fault(task, items, due, place) -> tuple[str, int]:
-  """(what is wrong at this place, a score)."""
-  if task_format.FORMS[task.family].answer is None:
-    return _number_fault(task, ''.join(items), ''.join(due))
-  if place == len(items):
+def _error(
+  task: Task, items: Sequence[str], expected: Sequence[str], position: int
+) -> tuple[str, int]:
+  """Returns (error, score) for the first difference at `position`."""
+  if task_format.FORMATS[task.family].answer_separator is None:
+    return _number_error(task, ''.join(items), ''.join(expected))
+  if position == len(items):
     return 'too short', 2
-  if place == len(due):
+  if position == len(expected):
     return 'too long', 2
-  return 'out of place', 4 if place else 3
+  return 'out of place', 4 if position else 3
 
 
-def _number_fault(task, number: str, due: str) -> tuple[str, int]:
+def _number_error(task: Task, number: str, expected: str) -> tuple[str, int]:
   if task.family == 'number_format':
-    listed = number in task.items
-    return (f'not the {task.asked}', 3) if listed else ('not listed', 1)
+    if number in task.items:
+      return f'not the {task.criterion}', 3
+    return 'not listed', 1
   if not re.fullmatch(r'-?[0-9]{1,9}', number):
     return 'no whole number', 1
-  gap = int(number) - int(due)
-  if abs(gap) == 1:
+  difference = int(number) - int(expected)
+  if abs(difference) == 1:
     return 'off by 1', 4
-  return 'too high' if gap > 0 else 'too low', 3
+  return 'too high' if difference > 0 else 'too low', 3

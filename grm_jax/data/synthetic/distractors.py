@@ -1,8 +1,8 @@
-"""Near misses: wrong answers of the kinds that people and models give."""
+"""Distractors: wrong answers of the kinds that people and models give."""
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from grm_jax.data.synthetic import task_format
 from grm_jax.data.synthetic.task_format import Task
@@ -10,44 +10,47 @@ from grm_jax.data.synthetic.task_format import Task
 
 @dataclasses.dataclass(frozen=True)
 class Distractor:
-  """A wrong answer and what went wrong."""
+  """A wrong answer and the kind of mistake behind it."""
 
   kind: str
   answer: str
 
 
 def make_distractors(task: Task, answer: str) -> list[Distractor]:
-  """What one slip makes of an answer: no text twice, never the answer.
+  """Returns the answers that one mistake turns `answer` into.
 
-  A verifier may let one pass: `problems.near_misses` asks it.
+  Texts are distinct and differ from `answer`. A verifier may accept some of
+  them: problems.rejected_distractors filters these out.
 
   Args:
     task: a task.
-    answer: the right answer to it.
+    answer: its right answer.
   """
-  found = {}
-  for kind, text in _KINDS[task.family](task, answer):
+  kind_of_text: dict[str, str] = {}
+  for kind, text in _GENERATORS[task.family](task, answer):
     if text and text != answer:
-      found.setdefault(text, kind)
-  return [Distractor(kind, text) for text, kind in found.items()]
+      kind_of_text.setdefault(text, kind)
+  return [Distractor(kind, text) for text, kind in kind_of_text.items()]
 
 
-Kinds = Iterator[tuple[str, str]]
+# Pairs (kind, wrong answer). Kinds and their order decide which distractors
+# examples use (see examples.py): both must not change.
+_Distractors = Iterator[tuple[str, str]]
 
 
-def _sum(task: Task, answer: str) -> Kinds:
+def _chain_sum(task: Task, answer: str) -> _Distractors:
   total, terms = int(answer), task_format.terms(task)
   for term in terms[1:]:
     yield 'sign turned', str(total - 2 * term)
   for term in terms[1:]:
     yield 'term left out', str(total - term)
   yield from _swapped_digits(answer)
-  yield from _off(total, 1, 'off by one')
-  yield from _off(total, 10, 'off by ten')
+  yield from _off_by(total, 1, 'off by one')
+  yield from _off_by(total, 10, 'off by ten')
 
 
-def _extreme(task: Task, answer: str) -> Kinds:
-  pick = min if task.asked == 'largest' else max
+def _number_format(task: Task, answer: str) -> _Distractors:
+  pick = min if task.criterion == 'largest' else max
   yield 'other end', pick(task.items, key=float)
   for item in task.items:
     yield 'another number', item
@@ -55,49 +58,51 @@ def _extreme(task: Task, answer: str) -> Kinds:
   yield 'point moved', f'{float(answer) * 10:.1f}'
 
 
-def _sorted_numbers(task: Task, answer: str) -> Kinds:
-  yield from _disordered(task, answer)
+def _number_sorting(task: Task, answer: str) -> _Distractors:
+  yield from _wrong_order(task, answer)
   items = answer.split(', ')
   for i, item in enumerate(items):
     for kind, text in _swapped_digits(item):
       yield kind, ', '.join([*items[:i], text, *items[i + 1 :]])
 
 
-def _kept(task: Task, answer: str) -> Kinds:
+def _number_filtering(task: Task, answer: str) -> _Distractors:
   kept = answer.split(', ')
-  others = [x for x in task.items if x not in kept]
-  yield 'the others', ', '.join(others)
-  for item in others:
-    more = (x for x in task.items if x in kept or x == item)
-    yield 'one too many', ', '.join(more)
+  removed = [x for x in task.items if x not in kept]
+  yield 'the others', ', '.join(removed)
+  for item in removed:
+    yield (
+      'one too many',
+      ', '.join(x for x in task.items if x in kept or x == item),
+    )
   for i in range(len(kept)):
     yield 'one left out', ', '.join(kept[:i] + kept[i + 1 :])
   yield 'as given', ', '.join(task.items)
-  yield from _neighbours(kept, ', ', 'neighbours swapped')
+  yield from _swapped_neighbours(kept, ', ', 'neighbours swapped')
 
 
-def _count(task: Task, answer: str) -> Kinds:
+def _letter_counting(task: Task, answer: str) -> _Distractors:
   for other in task_format.ANSWERS[task.family]:
-    gap = abs(int(other) - int(answer))
-    yield ('', 'off by one', 'off by two', 'off by three')[gap], other
+    difference = abs(int(other) - int(answer))
+    yield ('', 'off by one', 'off by two', 'off by three')[difference], other
 
 
-def _backward(task: Task, answer: str) -> Kinds:
+def _spell_backward(task: Task, answer: str) -> _Distractors:
   letters = answer.split(' ')
   yield 'not turned', ' '.join(task.items)
-  yield from _neighbours(letters, ' ', 'letters swapped')
+  yield from _swapped_neighbours(letters, ' ', 'letters swapped')
   for i in range(len(letters)):
     yield 'letter dropped', ' '.join(letters[:i] + letters[i + 1 :])
 
 
-def _sorted_words(task: Task, answer: str) -> Kinds:
-  yield from _disordered(task, answer)
+def _word_sorting(task: Task, answer: str) -> _Distractors:
+  yield from _wrong_order(task, answer)
   words = answer.split(', ')
   for i in range(1, len(words)):
     yield 'word twice', ', '.join([*words[:i], words[i - 1], *words[i + 1 :]])
 
 
-def _divisor(task: Task, answer: str) -> Kinds:
+def _gcd(task: Task, answer: str) -> _Distractors:
   divisor = int(answer)
   for other in task_format.ANSWERS[task.family]:
     if divisor % int(other) == 0:
@@ -110,41 +115,43 @@ def _divisor(task: Task, answer: str) -> Kinds:
       yield 'another number', other
 
 
-def _disordered(task: Task, answer: str) -> Kinds:
+def _wrong_order(task: Task, answer: str) -> _Distractors:
   items = answer.split(', ')
   yield 'other direction', ', '.join(reversed(items))
   yield 'as given', ', '.join(task.items)
-  yield from _neighbours(items, ', ', 'neighbours swapped')
+  yield from _swapped_neighbours(items, ', ', 'neighbours swapped')
   for i in range(len(items)):
     yield 'one left out', ', '.join(items[:i] + items[i + 1 :])
 
 
-def _neighbours(items: list[str], between: str, kind: str) -> Kinds:
+def _swapped_neighbours(
+  items: Sequence[str], separator: str, kind: str
+) -> _Distractors:
   for i in range(len(items) - 1):
     swapped = [*items[:i], items[i + 1], items[i], *items[i + 2 :]]
-    yield kind, between.join(swapped)
+    yield kind, separator.join(swapped)
 
 
-def _swapped_digits(number: str) -> Kinds:
-  """Two digits side by side exchanged; no zero comes to the front."""
+def _swapped_digits(number: str) -> _Distractors:
+  """Yields the number with two adjacent digits swapped; no leading zeros."""
   for i, (a, b) in enumerate(itertools.pairwise(number)):
-    front = not number[:i].strip('-')
-    if a.isdigit() and b.isdigit() and a != b and not (front and b == '0'):
+    is_leading = not number[:i].strip('-')
+    if a.isdigit() and b.isdigit() and a != b and not (is_leading and b == '0'):
       yield 'digits swapped', f'{number[:i]}{b}{a}{number[i + 2 :]}'
 
 
-def _off(number: int, by: int, kind: str) -> Kinds:
-  for other in (number - by, number + by):
+def _off_by(number: int, difference: int, kind: str) -> _Distractors:
+  for other in (number - difference, number + difference):
     yield kind, str(other)
 
 
-_KINDS = {
-  'chain_sum': _sum,
-  'number_format': _extreme,
-  'number_sorting': _sorted_numbers,
-  'number_filtering': _kept,
-  'letter_counting': _count,
-  'spell_backward': _backward,
-  'word_sorting': _sorted_words,
-  'gcd': _divisor,
+_GENERATORS = {
+  'chain_sum': _chain_sum,
+  'number_format': _number_format,
+  'number_sorting': _number_sorting,
+  'number_filtering': _number_filtering,
+  'letter_counting': _letter_counting,
+  'spell_backward': _spell_backward,
+  'word_sorting': _word_sorting,
+  'gcd': _gcd,
 }

@@ -1,14 +1,14 @@
-"""Judging examples made from problems: one right response, near misses."""
+"""Judging examples from synthetic problems: one right response, distractors."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from grm_jax.data.synthetic import problems, stateless_random
-from grm_jax.data.synthetic.problems import DEFAULTS, Problem
+from grm_jax.data.synthetic.problems import DEFAULT_FAMILIES, Problem
 from grm_jax.judgement.example import JudgingExample, Turn
 
-# Pairs are what most data is made of, and what a small model reads best.
+# Most preference data are pairs, and a small model reads pairs best.
 NUM_RESPONSES = (1, 2, 2, 2, 2, 3, 3, 4)
 
 
@@ -18,9 +18,9 @@ def examples(
   *,
   seed: int = 0,
   num_responses: Sequence[int] = NUM_RESPONSES,
-  families: Mapping[str, Mapping[str, Any]] = DEFAULTS,
+  families: Mapping[str, Mapping[str, Any]] = DEFAULT_FAMILIES,
 ) -> list[JudgingExample]:
-  """The first `count` examples of `stream`; see there."""
+  """Returns the first `count` examples of `stream`; see there."""
   endless = stream(
     split, seed=seed, num_responses=num_responses, families=families
   )
@@ -32,56 +32,53 @@ def stream(
   *,
   seed: int = 0,
   num_responses: Sequence[int] = NUM_RESPONSES,
-  families: Mapping[str, Mapping[str, Any]] = DEFAULTS,
+  families: Mapping[str, Mapping[str, Any]] = DEFAULT_FAMILIES,
 ) -> Iterator[JudgingExample]:
-  """Endless examples, the families in turn.
+  """Returns an endless iterator over examples, one family after the other.
 
-  With two responses or more exactly one is right: it is `best`, rewards are 1
-  and 0, and it stands at each place equally often. A single response is right
-  half of the time; its reward is the label. The right answer is no
-  `reference`, which a prompt would show.
+  With two or more responses exactly one is right: `best` is its index, its
+  reward is 1 and all others are 0, and it is in each position equally often. A
+  single response is right half of the time, and its reward is the label. The
+  right answer is not a `reference`, because a prompt would show that.
 
   Args:
-    split: 'train', 'validation' or 'held_out': no problem is in two.
-    seed: another one is other examples of the same split.
-    num_responses: n is drawn from these; one that stands here twice is drawn
-      twice as often.
-    families: family -> settings of its generator, as problems.FAMILIES.
+    split: one of problems.SPLITS; no problem is in two splits.
+    seed: other seeds yield other examples of the same split.
+    num_responses: choices of n with their multiplicities as weights.
+    families: family -> settings of its generator, see problems.FAMILIES.
 
   Raises:
-    ValueError: an unknown split or family, settings that a generator refuses,
-      n below 1 or more than there are near misses.
+    ValueError: the split or a family is unknown, a generator rejects its
+      settings, or n is below 1 or exceeds the number of distractors.
   """
   if not families:
-    raise ValueError('practice examples of no family: name at least one')
+    raise ValueError('families is empty; give at least one family')
   if not num_responses or min(num_responses) < 1:
-    raise ValueError(f'num_responses is {num_responses}: each at least 1')
-  named = problems.in_turn(split, seed, families)
-  return _examples(named, tuple(num_responses))
+    raise ValueError(f'num_responses is {num_responses}; each must be >= 1')
+  named_problems = problems.round_robin(split, seed, families)
+  return (
+    _example(problem, id, stateless_random.choice(num_responses, 'n', id))
+    for id, problem in named_problems
+  )
 
 
-def _examples(named, num_responses):
-  for name, problem in named:
-    n = stateless_random.choice(num_responses, 'n', name)
-    yield _example(problem, name, n)
-
-
-def _example(problem: Problem, name: str, n: int) -> JudgingExample:
-  best = stateless_random.integer(n, 'best', name)
+def _example(problem: Problem, id: str, n: int) -> JudgingExample:
+  best: int | None
   if n == 1:
-    label = stateless_random.integer(2, 'label', name)
-    answers = [problem.answer] if label else _wrong(problem, name, 1)
-    rewards = (float(label),)
+    label = stateless_random.integer(2, 'label', id)
+    responses = [problem.answer] if label else _wrong_answers(problem, id, 1)
+    best, rewards = None, [float(label)]
   else:
-    answers = _wrong(problem, name, n - 1)
-    answers.insert(best, problem.answer)
-    rewards = tuple(float(i == best) for i in range(n))
+    best = stateless_random.integer(n, 'best', id)
+    responses = _wrong_answers(problem, id, n - 1)
+    responses.insert(best, problem.answer)
+    rewards = [float(i == best) for i in range(n)]
   return JudgingExample(
-    id=name,
+    id=id,
     query=(Turn('user', problem.question),),
-    responses=tuple(answers),
-    best=None if n == 1 else best,
-    rewards=rewards,
+    responses=tuple(responses),
+    best=best,
+    rewards=tuple(rewards),
     tags={
       'suite': 'practice',
       'section': problem.split,
@@ -92,18 +89,22 @@ def _example(problem: Problem, name: str, n: int) -> JudgingExample:
   )
 
 
-def _wrong(problem, name, count):
-  """Near misses, of as many kinds as there are."""
-  kinds: dict[str, list[str]] = {}
-  for miss in problems.near_misses(problem):
-    kinds.setdefault(miss.kind, []).append(miss.answer)
-  rows = [stateless_random.shuffled(kinds[kind], kind, name) for kind in kinds]
-  rows = stateless_random.shuffled(rows, 'kinds', name)
-  ranks = itertools.zip_longest(*rows)
-  found = [answer for rank in ranks for answer in rank if answer is not None]
-  if len(found) < count:
+def _wrong_answers(problem: Problem, id: str, count: int) -> list[str]:
+  """Returns distractors of as many different kinds as possible."""
+  by_kind: dict[str, list[str]] = {}
+  for distractor in problems.rejected_distractors(problem):
+    by_kind.setdefault(distractor.kind, []).append(distractor.answer)
+  kinds = [
+    stateless_random.shuffled(answers, kind, id)
+    for kind, answers in by_kind.items()
+  ]
+  kinds = stateless_random.shuffled(kinds, 'kinds', id)
+  # One answer of each kind, then the second of each kind, and so on.
+  rounds = itertools.zip_longest(*kinds)
+  answers = [x for items in rounds for x in items if x is not None]
+  if len(answers) < count:
     raise ValueError(
-      f'{name}: {len(found)} near misses are too few for {count} wrong '
+      f'{id}: {len(answers)} distractors are too few for {count} wrong '
       'responses; choose fewer responses or larger problems'
     )
-  return found[:count]
+  return answers[:count]

@@ -1,16 +1,15 @@
-"""Short texts that teach what a critique is made of, one piece at a time.
+"""Short texts that train the single steps of a critique, one at a time.
 
-To work an answer out, beside other problems and above responses that may be
-wrong, to add two digits, to say which of two is larger and whether two pieces
-are the same, and to hold responses against an answer are the steps of a
-critique. Texts of one step each
-are shorter than judgements and say more of it, and a small model learns from
-them in minutes what it does not see in whole judgements for hours. They are the
-general instruction data of practice runs.
+The steps are: solve a problem next to other problems or above responses that
+may be wrong, add two digits, decide which of two numbers is larger and whether
+two pieces are equal, and compare responses with an expected answer. Texts with
+one step are shorter than judgements and denser in signal; a small model learns
+from them in minutes what it does not learn from whole judgements in hours. They
+are the general instruction data of practice runs.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from grm_jax.data.synthetic import (
   answer_check,
@@ -21,132 +20,135 @@ from grm_jax.data.synthetic import (
   worked_steps,
 )
 from grm_jax.data.synthetic.problems import Problem
+from grm_jax.data.synthetic.task_format import Task
 from grm_jax.judgement.example import JudgingExample
 
-_PAIRS = 6  # compared, added or sifted in one text
-_AMONG = 3  # problems that are solved in one text
-_SEVERAL = tuple(n for n in examples.NUM_RESPONSES if n > 1)
+_STEPS_PER_TEXT = 6  # pairs to compare, sums, or numbers to filter
+_PROBLEMS_PER_TEXT = 3
+_NUM_RESPONSES = tuple(n for n in examples.NUM_RESPONSES if n > 1)
 
-# Two digits whose sum or difference is one, with the result.
-_STEPS = tuple(
+# All sums and differences of two digits that are a digit, with the result.
+_SUMS = tuple(
   (f'{a} {sign} {b}', str(result))
   for a, b in itertools.product(range(10), repeat=2)
   for sign, result in (('+', a + b), ('-', a - b))
   if 0 <= result <= 9
 )
-# One-digit numbers, what is asked of them, and whether they stay.
-_SIFTED = tuple(
+# (digit, filter criterion, whether the digit stays)
+_FILTERS = tuple(
   (str(a), f'{side} {b}', (a > b) == (side == 'above'))
   for side in ('above', 'below')
   for a, b in itertools.permutations(range(10), 2)
 )
 
-# (id, what is asked, what is to be written)
-Basic = tuple[str, str, str]
+SkillText = tuple[str, str, str]  # (id, prompt, generation)
 
 
-def basics(split: str, count: int, *, seed: int = 0) -> list[Basic]:
-  """The first `count` texts of an endless stream.
+def skill_texts(split: str, count: int, *, seed: int = 0) -> list[SkillText]:
+  """Returns the first `count` texts of an endless stream.
 
   Args:
-    split: of problems, as for judging examples: no problem is in two.
-    count: how many.
-    seed: another one is other texts.
+    split: one of problems.SPLITS; no problem is in two splits.
+    count: number of texts.
+    seed: other seeds yield other texts.
 
   Raises:
-    ValueError: an unknown split.
+    ValueError: the split is unknown.
   """
   return list(itertools.islice(_stream(split, seed), count))
 
 
-def _stream(split, seed) -> Iterator[Basic]:
-  stream = examples.stream(split, seed=seed, num_responses=_SEVERAL)
-  asked = problems.in_turn(split, seed)
+def _stream(split: str, seed: int) -> Iterator[SkillText]:
+  stream = examples.stream(split, seed=seed, num_responses=_NUM_RESPONSES)
+  named_problems = problems.round_robin(split, seed)
   for number, example in enumerate(stream):
-    task = task_format.read(example.tags['family'], example.query[-1].text)
-    # To solve is the hardest step: it comes as often as the others together.
+    task = task_format.parse(example.tags['family'], example.query[-1].text)
+    # Solving is the hardest step: half of the texts train it.
     if number % 3:
-      yield _solve_beside(example, task)
-      yield _hold(example, task)
+      yield _solve_above_responses(example, task)
+      yield _check_responses(example, task)
     else:
-      yield _solve(list(itertools.islice(asked, _AMONG)))
-      yield (_compare, _sums, _sift)[number // 3 % 3](example, task)
+      yield _solve(list(itertools.islice(named_problems, _PROBLEMS_PER_TEXT)))
+      yield (_compare, _add, _filter)[number // 3 % 3](example, task)
 
 
-def _solve(some: list[tuple[str, Problem]]) -> Basic:
-  """Several problems, with marks that say which is which."""
-  n = len(some)
-  asked, written = [], []
-  for k, (_, problem) in enumerate(some, 1):
-    asked.append(f'{answer_check.response_tag(k, n)} {problem.question}')
-    worked = worked_steps.steps(problem.task, task_format.solve(problem.task))
-    written.append(f'{answer_check.response_tag(k, n)} {worked}')
-  return f'{some[0][0]}/solve', '\n'.join(asked), '\n'.join(written)
+def _solve(named_problems: Sequence[tuple[str, Problem]]) -> SkillText:
+  """Solves several problems; tags state which is which."""
+  n = len(named_problems)
+  questions, solutions = [], []
+  for number, (_, problem) in enumerate(named_problems, 1):
+    tag = answer_check.response_tag(number, n)
+    answer = task_format.solve(problem.task)
+    questions.append(f'{tag} {problem.question}')
+    solutions.append(f'{tag} {worked_steps.steps(problem.task, answer)}')
+  first_id = named_problems[0][0]
+  return f'{first_id}/solve', '\n'.join(questions), '\n'.join(solutions)
 
 
-def _solve_beside(example: JudgingExample, task) -> Basic:
-  """A problem above responses to it, which are not to be copied."""
-  asked = f'{example.query[-1].text}\n{_shown(example)}Solve'
+def _solve_above_responses(example: JudgingExample, task: Task) -> SkillText:
+  """Solves a problem above responses, which the model must not copy."""
+  prompt = f'{example.query[-1].text}\n{_tagged_responses(example)}Solve'
   steps = worked_steps.steps(task, task_format.solve(task))
-  return f'{example.id}/solve beside', asked, steps
+  return f'{example.id}/solve beside', prompt, steps
 
 
-def _shown(example) -> str:
-  """The responses as the prompts of judges show them."""
+def _tagged_responses(example: JudgingExample) -> str:
+  """Returns the responses in the form that judging prompts show."""
   n = len(example.responses)
-  return ''.join(
-    f'{answer_check.response_tag(k, n)} {task_format.answer_in(x)}\n[End]\n'
-    for k, x in enumerate(example.responses, 1)
-  )
+  tagged = []
+  for number, response in enumerate(example.responses, 1):
+    tag = answer_check.response_tag(number, n)
+    tagged.append(f'{tag} {task_format.answer_in(response)}\n[End]\n')
+  return ''.join(tagged)
 
 
-def _compare(example: JudgingExample, task) -> Basic:
-  """Pieces of answers, in pairs; half of them or more the same twice."""
-  name = f'{example.id}/compare'
+def _compare(example: JudgingExample, task: Task) -> SkillText:
+  """Compares pieces of answers; at least half of the pairs are equal."""
+  id = f'{example.id}/compare'
   pieces = sorted(
     {
-      x
+      piece
       for text in example.responses
-      for x in task_format.split_answer(task, text)
+      for piece in task_format.split_answer(task, text)
     }
   )
   pairs = []
-  for i in range(_PAIRS):
-    first, other = (
-      stateless_random.choice(pieces, side, i, name)
-      for side in ('first', 'other')
-    )
-    same = stateless_random.chance(0.5, 'same', i, name)
+  for i in range(_STEPS_PER_TEXT):
+    first = stateless_random.choice(pieces, 'first', i, id)
+    other = stateless_random.choice(pieces, 'other', i, id)
+    same = stateless_random.bernoulli(0.5, 'same', i, id)
     pairs.append((first, first if same else other))
-  asked = ', '.join(f'{a} {b}' for a, b in pairs)
-  return name, f'Compare {asked}', f'Pairs: {answer_check.compared(pairs)}.'
+  prompt = 'Compare ' + ', '.join(f'{a} {b}' for a, b in pairs)
+  return id, prompt, f'Pairs: {answer_check.compare(pairs)}.'
 
 
-def _sums(example: JudgingExample, task) -> Basic:
-  """Steps of chain_sum, whose problems are sums of three numbers."""
-  name = f'{example.id}/sums'
-  found = [stateless_random.choice(_STEPS, i, name) for i in range(_PAIRS)]
-  asked = ', '.join(step for step, _ in found)
-  return name, f'Sums {asked}', ', '.join(f'{x} = {y}' for x, y in found) + '.'
+def _add(example: JudgingExample, task: Task) -> SkillText:
+  """Adds and subtracts digits, the steps of chain_sum."""
+  id = f'{example.id}/sums'
+  sums = [stateless_random.choice(_SUMS, i, id) for i in range(_STEPS_PER_TEXT)]
+  prompt = 'Sums ' + ', '.join(terms for terms, _ in sums)
+  return id, prompt, ', '.join(f'{x} = {y}' for x, y in sums) + '.'
 
 
-def _sift(example: JudgingExample, task) -> Basic:
-  """Steps of number_filtering."""
-  name = f'{example.id}/sift'
-  found = [stateless_random.choice(_SIFTED, i, name) for i in range(_PAIRS)]
-  asked = ', '.join(f'{item} {side}' for item, side, _ in found)
-  written = ', '.join(worked_steps.sifted(*step) for step in found)
-  return name, f'Sift {asked}', f'{written}.'
+def _filter(example: JudgingExample, task: Task) -> SkillText:
+  """Decides which digits stay, the steps of number_filtering."""
+  id = f'{example.id}/sift'
+  filters = [
+    stateless_random.choice(_FILTERS, i, id) for i in range(_STEPS_PER_TEXT)
+  ]
+  prompt = 'Sift ' + ', '.join(f'{item} {side}' for item, side, _ in filters)
+  steps = ', '.join(worked_steps.filter_step(*step) for step in filters)
+  return id, prompt, f'{steps}.'
 
 
-def _hold(example: JudgingExample, task) -> Basic:
-  """All responses against what is right, or what one of them says."""
-  name = f'{example.id}/hold'
-  said = [task_format.answer_in(x) for x in example.responses]
-  # A critique holds responses against its own working, which may have a slip.
-  due = stateless_random.choice(
-    (task_format.solve(task), stateless_random.choice(said, name)), 'due', name
+def _check_responses(example: JudgingExample, task: Task) -> SkillText:
+  """Checks all responses against the right answer or one of the responses."""
+  id = f'{example.id}/hold'
+  answers = [task_format.answer_in(x) for x in example.responses]
+  # A critique checks responses against its own work, which may be wrong.
+  expected = stateless_random.choice(
+    (task_format.solve(task), stateless_random.choice(answers, id)), 'due', id
   )
-  found = [answer_check.check_answer(task, x, due) for x in said]
-  written = '\n'.join(answer_check.lines(found))
-  return name, f'{_shown(example)}Hold against {due}', written
+  checks = [answer_check.check_answer(task, x, expected) for x in answers]
+  prompt = f'{_tagged_responses(example)}Hold against {expected}'
+  return id, prompt, '\n'.join(answer_check.check_lines(checks))

@@ -1,7 +1,7 @@
-"""Random choices as functions of a key, the same on every machine.
+"""Random choices as pure functions of a key, the same on every machine.
 
-Not hash(), which differs between processes, and no generator with a state: a
-choice depends on its own key and on nothing that was drawn before.
+Python's hash() differs between processes, and a stateful generator makes a
+choice depend on all earlier ones. Here a choice depends on its key only.
 """
 
 import hashlib
@@ -10,31 +10,30 @@ from typing import Any, TypeVar
 
 T = TypeVar('T')
 
-# So many that a remainder by a small number is even to 1e-15 and better.
+# With 128 bits the remainder by a small number is uniform to better than 1e-15.
 _BITS = 128
 
 
 def integer(below: int, *key: Any) -> int:
-  """0 to below - 1, all as likely."""
-  # repr, so that ('a', 'b c') and ('a b', 'c') are two keys.
+  """Returns a uniform integer in 0..below - 1."""
+  # repr() distinguishes the keys ('a', 'b c') and ('a b', 'c').
   text = repr(key).encode('utf-8', 'surrogatepass')
   digest = hashlib.blake2b(text, digest_size=_BITS // 8).digest()
   return int.from_bytes(digest, 'big') % below
 
 
 def choice(options: Sequence[T], *key: Any) -> T:
-  """One of the options, all as likely."""
+  """Returns one of the options, uniformly."""
   return options[integer(len(options), *key)]
 
 
-def chance(share: float, *key: Any) -> bool:
-  """True for this share of keys."""
-  return integer(1 << 53, *key) < share * (1 << 53)
+def bernoulli(probability: float, *key: Any) -> bool:
+  """Returns True with the given probability."""
+  return integer(1 << 53, *key) < probability * (1 << 53)
 
 
 def shuffled(values: Sequence[T], *key: Any) -> list[T]:
-  """The values in an order that the key decides."""
-  numbers = [integer(1 << _BITS, i, *key) for i in range(len(values))]
-  return [
-    values[i] for i in sorted(range(len(values)), key=numbers.__getitem__)
-  ]
+  """Returns the values in a uniformly random order."""
+  sort_keys = [integer(1 << _BITS, i, *key) for i in range(len(values))]
+  order = sorted(range(len(values)), key=sort_keys.__getitem__)
+  return [values[i] for i in order]

@@ -1,7 +1,7 @@
-"""Questions and responses as short texts, and back; solving a question.
+"""Text form of synthetic questions and answers, parsing and solving them.
 
-Reading a question back gives all that is needed to answer it, so that a
-critique written from the prompt alone can be right.
+A question contains all that is needed to answer it, so a critique written from
+the prompt alone can be correct.
 """
 
 import dataclasses
@@ -12,53 +12,58 @@ import re
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What a question asks.
+  """A parsed question.
 
   Attributes:
-    family: one of FORMS.
-    items: what is summed, sorted, ...: as they are shown.
-    asked: which of two ways round, which letter or which numbers; '' if there
-      is no choice.
+    family: a key of FORMATS.
+    items: the numbers, words or letters to process, as shown.
+    criterion: the sort direction, the letter to count or the numbers to keep;
+      '' for families without a choice.
   """
 
   family: str
   items: tuple[str, ...]
-  asked: str = ''
+  criterion: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskFormat:
-  """How a family's questions and answers look.
+  """Text form of a family's questions and answers.
 
   Attributes:
-    question: with slots for items and asked.
-    between: what parts the items of a question.
-    answer: what parts the items of an answer; None if it is one number.
+    question: template with the fields items and criterion.
+    separator: between the items of a question.
+    answer_separator: between the items of an answer; None if the answer is one
+      number.
   """
 
   question: str
-  between: str
-  answer: str | None = None
+  separator: str
+  answer_separator: str | None = None
 
 
-# Letters stand apart: a small model sees pieces of words, not letters.
-FORMS = {
+# Letters are separated by spaces: a model sees word pieces, not letters.
+FORMATS = {
   'chain_sum': TaskFormat('What is {items}?', ' '),
-  'number_format': TaskFormat('Which number is the {asked}: {items}?', ', '),
-  'number_sorting': TaskFormat(
-    'Sort the numbers, {asked} first: {items}', ', ', ', '
+  'number_format': TaskFormat(
+    'Which number is the {criterion}: {items}?', ', '
   ),
-  'number_filtering': TaskFormat('Keep all {asked}: {items}', ', ', ', '),
-  'letter_counting': TaskFormat('How many times is {asked} in: {items}?', ' '),
+  'number_sorting': TaskFormat(
+    'Sort the numbers, {criterion} first: {items}', ', ', ', '
+  ),
+  'number_filtering': TaskFormat('Keep all {criterion}: {items}', ', ', ', '),
+  'letter_counting': TaskFormat(
+    'How many times is {criterion} in: {items}?', ' '
+  ),
   'spell_backward': TaskFormat('Spell backward: {items}', ' ', ' '),
   'word_sorting': TaskFormat(
-    'Sort the words, {asked} first: {items}', ', ', ', '
+    'Sort the words, {criterion} first: {items}', ', ', ', '
   ),
   'gcd': TaskFormat('What is the greatest common divisor of {items}?', ' and '),
 }
-# Families with few answers ask for these, each as often, and nobody answers
-# anything else: otherwise small numbers would be right and large ones wrong
-# in most examples, and a judge could do without the question.
+# Families with few answers use exactly these, equally often, for right and for
+# wrong responses. Otherwise small numbers would be right in most examples, and
+# a judge could do without the question.
 ANSWERS = {
   'letter_counting': ('1', '2', '3', '4'),
   'gcd': ('1', '2', '3', '4', '5', '6'),
@@ -66,106 +71,105 @@ ANSWERS = {
 
 
 def question(task: Task) -> str:
-  """The text that `read` reads."""
-  form = FORMS[task.family]
-  return form.question.format(
-    items=form.between.join(task.items), asked=task.asked
+  """Returns the text that `parse` reads as this task."""
+  task_format = FORMATS[task.family]
+  return task_format.question.format(
+    items=task_format.separator.join(task.items), criterion=task.criterion
   )
 
 
-def read(family: str, text: str) -> Task:
-  """The task of a question.
+def parse(family: str, text: str) -> Task:
+  """Returns the task of a question.
 
   Raises:
-    ValueError: an unknown family, or no question of this family.
+    ValueError: the family is unknown, or the text is not one of its questions.
   """
-  if family not in FORMS:
+  if family not in FORMATS:
     raise ValueError(
-      f'{family!r} is no practice family; there are {", ".join(FORMS)}'
+      f'unknown practice family {family!r}; use one of {", ".join(FORMATS)}'
     )
   match = _pattern(family).fullmatch(text)
   if match is None:
-    raise ValueError(f'{text!r} is no practice question of {family}')
-  found = match.groupdict()
-  items = tuple(found['items'].split(FORMS[family].between))
-  return Task(family, items, found.get('asked', ''))
+    raise ValueError(f'{text!r} is not a practice question of family {family}')
+  fields = match.groupdict()
+  items = tuple(fields['items'].split(FORMATS[family].separator))
+  return Task(family, items, fields.get('criterion', ''))
 
 
 @functools.cache
-def _pattern(family):
-  text = re.escape(FORMS[family].question)
-  for slot, inner in (('items', '.+'), ('asked', '[a-z]+(?: [0-9]+)?')):
-    text = text.replace(rf'\{{{slot}\}}', f'(?P<{slot}>{inner})')
-  return re.compile(text)
+def _pattern(family: str) -> re.Pattern[str]:
+  pattern = re.escape(FORMATS[family].question)
+  for field, inner in (('items', '.+'), ('criterion', '[a-z]+(?: [0-9]+)?')):
+    pattern = pattern.replace(rf'\{{{field}\}}', f'(?P<{field}>{inner})')
+  return re.compile(pattern)
 
 
 def answer_in(response: str) -> str:
-  """The answer that a response gives: practice responses say nothing else."""
+  """Returns the answer in a response, which consists of the answer only."""
   return response.strip()
 
 
 def split_answer(task: Task, answer: str) -> list[str]:
-  """The items of an answer; of a number, its characters."""
-  between = FORMS[task.family].answer
-  return list(answer) if between is None else answer.split(between)
+  """Returns the items of an answer; for a number, its characters."""
+  separator = FORMATS[task.family].answer_separator
+  return list(answer) if separator is None else answer.split(separator)
 
 
 def solve(task: Task) -> str:
-  """The answer, worked out from the task alone."""
+  """Returns the answer, computed from the task alone."""
   return _SOLVERS[task.family](task)
 
 
 def terms(task: Task) -> list[int]:
-  """The numbers of a sum, each with its sign."""
-  first, *rest = task.items
+  """Returns the signed terms of a chain_sum task."""
+  first, *rest = task.items  # 'a', '+', 'b', '-', 'c'
   pairs = zip(rest[::2], rest[1::2], strict=True)
   return [int(first), *(int(f'{sign}1') * int(x) for sign, x in pairs)]
 
 
-def _sum(task):
+def _chain_sum(task: Task) -> str:
   return str(sum(terms(task)))
 
 
-def _extreme(task):
-  pick = max if task.asked == 'largest' else min
+def _number_format(task: Task) -> str:
+  pick = max if task.criterion == 'largest' else min
   return pick(task.items, key=float)
 
 
-def _sorted_numbers(task):
-  falling = task.asked == 'largest'
-  return ', '.join(sorted(task.items, key=float, reverse=falling))
+def _number_sorting(task: Task) -> str:
+  descending = task.criterion == 'largest'
+  return ', '.join(sorted(task.items, key=float, reverse=descending))
 
 
-def _kept(task):
-  side, limit = task.asked.split(' ')
+def _number_filtering(task: Task) -> str:
+  side, limit = task.criterion.split(' ')
   above = side == 'above'
-  kept = (x for x in task.items if (float(x) > float(limit)) == above)
-  return ', '.join(kept)
+  return ', '.join(x for x in task.items if (float(x) > float(limit)) == above)
 
 
-def _count(task):
-  return str(task.items.count(task.asked))
+def _letter_counting(task: Task) -> str:
+  return str(task.items.count(task.criterion))
 
 
-def _backward(task):
+def _spell_backward(task: Task) -> str:
   return ' '.join(reversed(task.items))
 
 
-def _sorted_words(task):
-  return ', '.join(sorted(task.items, reverse=task.asked == 'z'))
+def _word_sorting(task: Task) -> str:
+  return ', '.join(sorted(task.items, reverse=task.criterion == 'z'))
 
 
-def _gcd(task):
+def _gcd(task: Task) -> str:
   return str(math.gcd(*map(int, task.items)))
 
 
 _SOLVERS = {
-  'chain_sum': _sum,
-  'number_format': _extreme,
-  'number_sorting': _sorted_numbers,
-  'number_filtering': _kept,
-  'letter_counting': _count,
-  'spell_backward': _backward,
-  'word_sorting': _sorted_words,
+  'chain_sum': _chain_sum,
+  'number_format': _number_format,
+  'number_sorting': _number_sorting,
+  'number_filtering': _number_filtering,
+  'letter_counting': _letter_counting,
+  'spell_backward': _spell_backward,
+  'word_sorting': _word_sorting,
   'gcd': _gcd,
 }

@@ -1,16 +1,18 @@
-"""A teacher that judges practice examples, with as many slips as asked for.
+"""A synthetic teacher that judges practice examples, with optional mistakes.
 
-What it writes has the sections that the templates pointwise and single ask
-for. It reads the prompt's texts only, works the answer out itself, step by
-step, and holds every response against what came out, so that a model can
-learn to do the same. It needs no reasoning-gym.
+It writes the sections that the templates `pointwise` and `single` request. It
+uses only what the prompt shows: it works the answer out step by step and
+compares every response with the result, so that a model can learn to do the
+same. It does not need reasoning-gym.
 
-Its mistakes are those of judges whose texts cold starts are made of: it does no
-work and is lenient with all responses, or trusts the one that is shown first,
-or works with a slip. What follows is faithful to the mistake. A model that
-copies the teacher copies these, too. Leniency is a tie and never rewarded, so
-that rejective fine-tuning drops it; trust is right now and then, and is left
-to reinforcement learning.
+Its mistakes are typical of cold-start judgements:
+  lenient  it does no work and calls every response right
+  trust    it takes the answer of the response shown first as the right one
+  slip     it makes one mistake in its work
+The rest of the judgement is consistent with the mistake. A model trained on the
+teacher copies the mistakes, too. A lenient judgement is a tie, which is never
+rewarded, so rejective fine-tuning removes it. Trust is sometimes right; it
+remains for reinforcement learning to remove.
 """
 
 from collections.abc import Sequence
@@ -21,14 +23,14 @@ from grm_jax.data.synthetic import (
   task_format,
   worked_steps,
 )
+from grm_jax.data.synthetic.answer_check import AnswerCheck
 from grm_jax.data.synthetic.distractors import make_distractors
 from grm_jax.errors import UserError
 from grm_jax.judgement import response_order
 from grm_jax.judgement.example import JudgingExample
 
-# The first principle, and the family's own ones.
-_FIRST = ('Correct result', 'Right answer')
-_OWN = {
+_FIRST_PRINCIPLES = ('Correct result', 'Right answer')
+_SECOND_PRINCIPLES = {
   'chain_sum': ('Every term counts', 'Signs are kept', 'Digits in place'),
   'number_format': ('All compared', 'Decimals are read', 'Copied exactly'),
   'number_sorting': ('Order as asked', 'None is lost', 'Copied exactly'),
@@ -38,7 +40,7 @@ _OWN = {
   'word_sorting': ('Order as asked', 'None is lost', 'None twice'),
   'gcd': ('Divides all', 'None is larger', 'Each step holds'),
 }
-# Drawn from: 3 in 9 are leniency, 5 are trust.
+# A uniform choice: 3 in 9 mistakes are leniency, 5 are trust, 1 is a slip.
 _MISTAKES = ('lenient',) * 3 + ('trust',) * 5 + ('slip',)
 _WEIGHTS = ((80, 20), (70, 30), (60, 40))
 
@@ -46,85 +48,89 @@ _WEIGHTS = ((80, 20), (70, 30), (60, 40))
 def write(
   example: JudgingExample,
   *,
-  mistakes: float = 0.0,
+  error_rate: float = 0.0,
   seed: int = 0,
   order: Sequence[int] | None = None,
 ) -> str:
-  """What a GRM should write about an example of this package.
+  """Returns the judgement that a GRM should write about a practice example.
 
   Args:
-    example: of `examples.stream`.
-    mistakes: chance of one. The verdict is then wrong most of the time, not
-      always.
-    seed: with the example's id it decides the wording and the mistakes; a
-      larger `mistakes` adds some and takes none away.
-    order: order[place] is the response shown there; None is as they are.
+    example: from examples.stream.
+    error_rate: probability of a mistake. The verdict of a judgement with a
+      mistake is mostly, but not always, wrong.
+    seed: decides, with the example's id, wording and mistakes; the mistakes at
+      a lower `error_rate` are a subset of those at a higher one.
+    order: order[position] is the index of the response shown there; None for
+      the example's own order.
 
   Returns:
     Principles, analysis and boxed scores, in the order shown. Without a mistake
-    the right response's score is 9 and all others' are 1 to 4; a single
-    response's is 1 or 0.
+    the right response has score 9 and all others 1 to 4; a single response has
+    1 or 0.
 
   Raises:
-    UserError: `mistakes` outside of 0 to 1.
-    ValueError: a query or a family that is not of this package, or an order
-      that is none.
+    UserError: `error_rate` is not in 0..1.
+    ValueError: the query or the family is not from this package, or `order` is
+      not a permutation.
   """
-  key = ('teacher', seed, example.id)
   n = len(example.responses)
-  shown = response_order.apply(
+  responses = response_order.apply(
     example.responses, range(n) if order is None else order
   )
-  work, found = _findings(example, shown, mistakes, seed)
-  numbers = [_score(finding, n) for finding in found]
+  work, checks = _analysis(example, responses, error_rate, seed)
+  scores = [int(not x.error) if n == 1 else x.score for x in checks]
   return '\n'.join(
     [
       'Specific Criteria:',
-      *_principles(example.tags['family'], key),
+      *_principles(example, seed),
       '',
       'Analysis:',
       work,
-      *answer_check.lines(found),
+      *answer_check.check_lines(checks),
       '',
-      rf'Scores: \boxed{{{", ".join(map(str, numbers))}}}',
+      rf'Scores: \boxed{{{", ".join(map(str, scores))}}}',
     ]
   )
 
 
-def _findings(example, shown, mistakes, seed):
-  """(a line of work, a Finding of each response), mistakes included."""
-  if not 0 <= mistakes <= 1:
-    raise UserError(f'mistakes is {mistakes}: it is a share, from 0 to 1')
+def _analysis(
+  example: JudgingExample,
+  responses: Sequence[str],
+  error_rate: float,
+  seed: int,
+) -> tuple[str, list[AnswerCheck]]:
+  """Returns the line of work and the check of each response."""
+  if not 0 <= error_rate <= 1:
+    raise UserError(
+      f'config.data.teacher_error_rate is {error_rate}; it must be in 0..1'
+    )
   family = example.tags.get('family', '')
-  task = task_format.read(family, example.query[-1].text)
-  said = [task_format.answer_in(response) for response in shown]
+  task = task_format.parse(family, example.query[-1].text)
+  answers = [task_format.answer_in(response) for response in responses]
   claimed = task_format.solve(task)
   work = worked_steps.steps(task, claimed)
   key = ('slip', seed, example.id)
-  if stateless_random.chance(mistakes, *key):
-    kind = stateless_random.choice(_MISTAKES, 'kind', *key)
-    if kind == 'lenient':
-      return worked_steps.NONE, [answer_check.LENIENT] * len(said)
-    if kind == 'trust':
-      claimed = said[0]
-      work = worked_steps.trust(len(said), claimed)
+  if stateless_random.bernoulli(error_rate, *key):
+    mistake = stateless_random.choice(_MISTAKES, 'kind', *key)
+    if mistake == 'lenient':
+      return worked_steps.NO_STEPS, [answer_check.LENIENT] * len(answers)
+    if mistake == 'trust':
+      claimed = answers[0]
+      work = worked_steps.trust(len(answers), claimed)
     else:
-      options = [slip.answer for slip in make_distractors(task, claimed)]
+      options = [x.answer for x in make_distractors(task, claimed)]
       claimed = stateless_random.choice(options, 'which', *key)
       work = worked_steps.steps(task, claimed)
-  return work, [
-    answer_check.check_answer(task, answer, claimed) for answer in said
-  ]
+  checks = [answer_check.check_answer(task, x, claimed) for x in answers]
+  return work, checks
 
 
-def _score(finding, n):
-  return int(not finding.fault) if n == 1 else finding.score
-
-
-def _principles(family, key):
+def _principles(example: JudgingExample, seed: int) -> list[str]:
+  key = ('teacher', seed, example.id)
+  family = example.tags['family']
   names = (
-    stateless_random.choice(_FIRST, 'first', *key),
-    stateless_random.choice(_OWN[family], 'own', *key),
+    stateless_random.choice(_FIRST_PRINCIPLES, 'first', *key),
+    stateless_random.choice(_SECOND_PRINCIPLES[family], 'own', *key),
   )
   weights = stateless_random.choice(_WEIGHTS, 'weights', *key)
   return [

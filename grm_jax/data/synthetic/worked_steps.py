@@ -1,46 +1,51 @@
-"""The steps from a question to an answer, in one short line.
+"""Worked steps from a question to an answer, in one short line.
 
-Every line begins and ends alike, `Work: ..., so ANSWER.`: where the answer is
-found is one thing to learn, not one for each family. The answer has the form of
-a response, and nothing begins the line that stands elsewhere: with a space in
-front it would be another piece of a tokenizer.
+Every line has the form `Work: ..., so ANSWER.`, so the position of the answer
+does not depend on the family. The answer is written exactly as in a response,
+and no line begins with it: after a space the tokenizer would use other pieces.
 
-The steps lead to whatever answer is claimed: to the right one they are right,
-to a wrong one they have a slip where it is made, as late as possible.
+The steps lead to any claimed answer. For the right answer all steps are right;
+for a wrong one they contain its mistake, as late as possible.
 """
 
 import dataclasses
 import math
+from collections.abc import Iterable, Sequence
 
 from grm_jax.data.synthetic import answer_check, task_format
 from grm_jax.data.synthetic.task_format import Task
 
 
 def steps(task: Task, claimed: str) -> str:
-  """A line that works its way to the claimed answer.
+  """Returns a line that works towards the claimed answer.
 
   Args:
     task: a task.
-    claimed: its answer, or one of `mistakes.slips`.
+    claimed: its right answer, or one of distractors.make_distractors.
   """
   return f'Work: {_STEPS[task.family](task, claimed)}, so {claimed}.'
 
 
-# Of a judge who does no work.
-NONE = 'Work: none, so all.'
+# The line of a judge that does no work.
+NO_STEPS = 'Work: none, so all.'
 
 
 def trust(num_responses: int, claimed: str) -> str:
-  """A line that takes the word of the response that is shown first."""
-  return (
-    f'Work: trust {answer_check.response_tag(1, num_responses)}, so {claimed}.'
-  )
+  """Returns the line of a judge that trusts the response shown first."""
+  tag = answer_check.response_tag(1, num_responses)
+  return f'Work: trust {tag}, so {claimed}.'
 
 
-def _sum(task, claimed):
+def filter_step(item: str, criterion: str, stays: bool) -> str:
+  """Returns one step of number_filtering: `7 above 5 yes`."""
+  return f'{item} {criterion} {"yes" if stays else "no"}'
+
+
+def _chain_sum(task: Task, claimed: str) -> str:
   left, lines = task.items[0], []
   total = int(left)
-  pairs = list(zip(task.items[1::2], task_format.terms(task)[1:], strict=True))
+  signed_terms = task_format.terms(task)[1:]
+  pairs = list(zip(task.items[1::2], signed_terms, strict=True))
   for i, (sign, term) in enumerate(pairs):
     total += term
     result = claimed if i == len(pairs) - 1 else str(total)
@@ -49,91 +54,89 @@ def _sum(task, claimed):
   return ', '.join(lines) or left
 
 
-def _asked(task, claimed):
-  return task.asked
+def _number_format(task: Task, claimed: str) -> str:
+  return task.criterion
 
 
-def _placed(task, claimed):
-  """Item after item put where it belongs among those before it."""
-  lines = [f'{task.asked} first']
+def _insertion_sort(task: Task, claimed: str) -> str:
+  """Sorts the first two items, then the first three, and so on."""
+  lines = [f'{task.criterion} first']
   for count in range(1, len(task.items)):
-    among = dataclasses.replace(task, items=task.items[:count])
-    lines.append(
-      ' '.join(task_format.split_answer(task, task_format.solve(among)))
-    )
+    prefix = dataclasses.replace(task, items=task.items[:count])
+    answer = task_format.solve(prefix)
+    lines.append(' '.join(task_format.split_answer(task, answer)))
   return ', '.join(lines)
 
 
-def _kept(task, claimed):
-  """Whether each one stays, with all that it depends on beside it."""
+def _number_filtering(task: Task, claimed: str) -> str:
   kept = claimed.split(', ')
-  return ', '.join(sifted(x, task.asked, x in kept) for x in task.items)
+  return ', '.join(
+    filter_step(item, task.criterion, item in kept) for item in task.items
+  )
 
 
-def sifted(item: str, asked: str, stays: bool) -> str:
-  """A step of number_filtering: `7 above 5 yes`."""
-  return f'{item} {asked} {"yes" if stays else "no"}'
-
-
-def _count(task, claimed):
-  """Letter by letter, those that are asked for with a number."""
-  counted, lines, number = _counted(task, int(claimed)), [], 0
+def _letter_counting(task: Task, claimed: str) -> str:
+  """Lists all letters, with a running count at those that are counted."""
+  counted = _counted_positions(task, int(claimed))
+  lines, count = [], 0
   for i, letter in enumerate(task.items):
-    number += i in counted
-    lines.append(f'{letter} {number}' if i in counted else letter)
+    count += i in counted
+    lines.append(f'{letter} {count}' if i in counted else letter)
   return ', '.join(lines)
 
 
-def _counted(task, claimed):
-  """The places that are counted; too few or too many at the end."""
-  right, others = [], []
+def _counted_positions(task: Task, claimed: int) -> set[int]:
+  """Returns which positions to count; a wrong count errs at the end."""
+  matching: list[int] = []
+  other: list[int] = []
   for i, letter in enumerate(task.items):
-    (right if letter == task.asked else others).append(i)
-  more = max(0, claimed - len(right))
-  return {*right[:claimed], *others[len(others) - more :]}
+    (matching if letter == task.criterion else other).append(i)
+  num_extra = max(0, claimed - len(matching))
+  return {*matching[:claimed], *other[len(other) - num_extra :]}
 
 
-def _backward(task, claimed):
-  """Letters with the places that they have, and these from the last one."""
+def _spell_backward(task: Task, claimed: str) -> str:
+  """Numbers the letters forward, then lists them from the last number on."""
   letters = claimed.split(' ')
-  places = range(len(letters), 0, -1)
+  numbers = range(len(letters), 0, -1)
   forward = _numbered(enumerate(task.items, 1))
-  return f'{forward}, {_numbered(zip(places, letters, strict=True))}'
+  return f'{forward}, {_numbered(zip(numbers, letters, strict=True))}'
 
 
-def _numbered(letters):
-  return ' '.join(f'{place} {letter}' for place, letter in letters)
+def _numbered(letters: Iterable[tuple[int, str]]) -> str:
+  return ' '.join(f'{number} {letter}' for number, letter in letters)
 
 
-def _gcd(task, claimed):
-  lines, (first, *rest) = [], map(int, task.items)
+def _gcd(task: Task, claimed: str) -> str:
+  divisor, *rest = map(int, task.items)
+  lines: list[str] = []
   for i, number in enumerate(rest):
-    last = i == len(rest) - 1
-    lines += _divisions(first, number, claimed if last else None)
-    first = math.gcd(first, number)
+    is_last = i == len(rest) - 1
+    lines += _euclid(divisor, number, claimed if is_last else None)
+    divisor = math.gcd(divisor, number)
   return ', '.join(lines)
 
 
-def _divisions(a, b, claimed):
-  """Euclid's algorithm; the remainder that is the result is as claimed."""
+def _euclid(a: int, b: int, claimed: str | None) -> Sequence[str]:
+  """Returns Euclid's divisions; `claimed` replaces the divisor they find."""
   lines, divisor = [], str(math.gcd(a, b))
   a, b = max(a, b), min(a, b)
-  shown = [str(a), str(b)]
+  shown_a, shown_b = str(a), str(b)
   while b:
     a, b = b, a % b
     remainder = claimed if claimed and str(b) == divisor else str(b)
-    lines.append(f'{shown[0]} mod {shown[1]} = {remainder}')
-    shown = [shown[1], remainder]
+    lines.append(f'{shown_a} mod {shown_b} = {remainder}')
+    shown_a, shown_b = shown_b, remainder
   return lines
 
 
 _STEPS = {
-  'chain_sum': _sum,
-  'number_format': _asked,
-  'number_sorting': _placed,
-  'number_filtering': _kept,
-  'letter_counting': _count,
-  'spell_backward': _backward,
-  'word_sorting': _placed,
+  'chain_sum': _chain_sum,
+  'number_format': _number_format,
+  'number_sorting': _insertion_sort,
+  'number_filtering': _number_filtering,
+  'letter_counting': _letter_counting,
+  'spell_backward': _spell_backward,
+  'word_sorting': _insertion_sort,
   'gcd': _gcd,
 }

@@ -1,4 +1,4 @@
-"""Holding answers: every finding by hand, and what is written about it."""
+"""Answer checks: comparison, error and score of wrong and right answers."""
 
 import pytest
 
@@ -14,7 +14,7 @@ BACKWARD = Task('spell_backward', tuple('lamp'))
 WORDS = Task('word_sorting', ('plum', 'fig', 'pear'), 'a')
 FORMAT = Task('number_format', ('9.11', '9.90', '9.09'), 'largest')
 
-# Task, answer, what is due, pairs, fault, score.
+# Task, answer, expected answer, comparison, error, score.
 TABLE = [
   # Right.
   (SUM, '9', '9', '9 vs 9 yes', '', 9),
@@ -43,9 +43,9 @@ TABLE = [
     '',
     9,
   ),
-  # What is due may itself be a slip.
+  # The expected answer can itself be wrong.
   (NUMBERS, '3, 8', '3, 8', '3 vs 3 yes, 8 vs 8 yes, end vs end yes', '', 9),
-  # Too short: no item differs before the answer ends.
+  # Too short: all items are equal until the answer ends.
   (
     BACKWARD,
     'p m a',
@@ -65,7 +65,7 @@ TABLE = [
     2,
   ),
   (NUMBERS, '3, 5, 8', '3', '3 vs 3 yes, 5 vs end no', 'too long', 2),
-  # Out of place at first, whatever follows.
+  # The first item is out of place, whatever follows.
   (
     WORDS,
     'pear, fig, plum',
@@ -77,7 +77,7 @@ TABLE = [
   (NUMBERS, '5, 8', '3, 5, 8', '5 vs 3 no', 'out of place', 3),
   (NUMBERS, '5, 3, 5, 8', '3, 5, 8', '5 vs 3 no', 'out of place', 3),
   (NUMBERS, '', '3, 5, 8', ' vs 3 no', 'out of place', 3),
-  # Out of place later, in the middle or at the end, also of another length.
+  # A later item is out of place; the lengths may differ.
   (NUMBERS, '3, 8, 5', '3, 5, 8', '3 vs 3 yes, 8 vs 5 no', 'out of place', 4),
   (NUMBERS, '3, 8', '3, 5, 8', '3 vs 3 yes, 8 vs 5 no', 'out of place', 4),
   (
@@ -107,7 +107,7 @@ TABLE = [
   (SUM, '7', '9', '7 vs 9 no', 'too low', 3),
   (SUM, '-9', '9', '- vs 9 no', 'too low', 3),
   (COUNT, '1', '3', '1 vs 3 no', 'too low', 3),
-  # No whole numbers.
+  # Not integers.
   (SUM, 'nine', '9', 'n vs 9 no', 'no whole number', 1),
   (SUM, '9.0', '9', '9 vs 9 yes, . vs end no', 'no whole number', 1),
   (SUM, '8, 9', '9', '8 vs 9 no', 'no whole number', 1),
@@ -115,7 +115,7 @@ TABLE = [
   (SUM, '--9', '9', '- vs 9 no', 'no whole number', 1),
   (SUM, '1' * 10, '9', '1 vs 9 no', 'no whole number', 1),
   (SUM, '٨', '9', '٨ vs 9 no', 'no whole number', 1),
-  # One of the numbers that were there to choose from, and none of them.
+  # A wrong number from the list, and a number that is not listed.
   (
     FORMAT,
     '9.11',
@@ -128,22 +128,24 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize('task, answer, due, pairs, fault, score', TABLE)
-def test_findings_by_hand(task, answer, due, pairs, fault, score):
-  assert answer_check.check_answer(task, answer, due) == AnswerCheck(
-    pairs, fault, score
+@pytest.mark.parametrize(
+  'task, answer, expected, comparison, error, score', TABLE
+)
+def test_check_answer(task, answer, expected, comparison, error, score):
+  assert answer_check.check_answer(task, answer, expected) == AnswerCheck(
+    comparison, error, score
   )
 
 
-def test_the_smallest_is_asked_for():
+def test_the_error_names_the_criterion():
   task = Task('number_format', ('9.11', '9.90'), 'smallest')
   assert (
-    answer_check.check_answer(task, '9.90', '9.11').fault == 'not the smallest'
+    answer_check.check_answer(task, '9.90', '9.11').error == 'not the smallest'
   )
 
 
 @pytest.mark.parametrize(
-  'finding, words',
+  'check, text',
   [
     (
       AnswerCheck('3 vs 3 yes, 5 vs 5 yes', '', 9),
@@ -155,5 +157,5 @@ def test_the_smallest_is_asked_for():
     ),
   ],
 )
-def test_words(finding, words):
-  assert finding.words == words
+def test_text_of_a_check(check, text):
+  assert check.text == text

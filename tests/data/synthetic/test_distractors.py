@@ -150,11 +150,11 @@ def test_every_kind_is_met_and_rejected(family, larger):
   settings = FAMILIES[family] | ({'max_value': larger} if larger else {})
   stream = problems.problems(family, 'train', 3, settings)
   for problem in itertools.islice(stream, 300):
-    answers = [miss.answer for miss in problems.near_misses(problem)]
+    answers = [miss.answer for miss in problems.rejected_distractors(problem)]
     assert len(answers) == len(set(answers)) >= 3
     assert problem.answer not in answers
     assert not any(problems.verify(problem, answer) for answer in answers)
-    kinds.update({miss.kind for miss in problems.near_misses(problem)})
+    kinds.update({miss.kind for miss in problems.rejected_distractors(problem)})
   expected = {
     kind for row in BY_HAND if row[0].family == family for kind in row[2]
   }
@@ -171,7 +171,7 @@ def test_what_the_verifier_lets_pass_is_no_near_miss():
   slips = {
     slip.answer for slip in distractors.make_distractors(task, '3.12, 7')
   }
-  misses = {miss.answer for miss in problems.near_misses(problem)}
+  misses = {miss.answer for miss in problems.rejected_distractors(problem)}
   assert misses == {'7, 3.12', '7', '3.12'}
   # Sorted, and within the tolerance of 1.
   assert slips - misses == {'3.21, 7'}

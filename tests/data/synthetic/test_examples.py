@@ -20,7 +20,7 @@ WIDE = practice.examples('train', 2800, num_responses=(1, 2, 3, 4))
 
 def right(example):
   """Whether each response is right, by our own solving of the query."""
-  task = task_format.read(example.tags['family'], example.query[-1].text)
+  task = task_format.parse(example.tags['family'], example.query[-1].text)
   answer = task_format.solve(task)
   return [task_format.answer_in(text) == answer for text in example.responses]
 
@@ -93,7 +93,7 @@ def test_families_in_turn_and_tags():
     assert example.tags['family'] == 'number_sorting'
     assert example.tags['subset'] == 'number_sorting'
     assert example.tags['split'] == example.tags['section'] == 'held_out'
-    items = task_format.read('number_sorting', example.query[0].text).items
+    items = task_format.parse('number_sorting', example.query[0].text).items
     assert all(70 <= float(item) <= 90 for item in items)
 
 

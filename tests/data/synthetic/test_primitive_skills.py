@@ -13,7 +13,7 @@ from grm_jax.data.synthetic import primitive_skills, problems, task_format
 from tests.messages import naming
 
 ROOT = pathlib.Path(__file__).parents[2]
-TEXTS = primitive_skills.basics('train', 2400)
+TEXTS = primitive_skills.skill_texts('train', 2400)
 
 
 def of_kind(kind, found=TEXTS):
@@ -31,20 +31,20 @@ def solved(found=TEXTS):
       family = family_of(name)
       question, _, shown = asked.partition('\n')
       assert re.fullmatch(r'(\[\d/\d\] .*\n\[End\]\n)+Solve', shown)
-      yield family, task_format.read(family, question), written
+      yield family, task_format.parse(family, question), written
       continue
     lines = zip(asked.split('\n'), written.split('\n'), strict=True)
     for k, (question, work) in enumerate(lines, 1):
       mark = f'[{k}/3] '
       assert question.startswith(mark) and work.startswith(mark)
       question = question.removeprefix(mark)
-      (family,) = [x for x in problems.DEFAULTS if is_of(x, question)]
-      yield family, task_format.read(family, question), work.removeprefix(mark)
+      (family,) = [x for x in problems.DEFAULT_FAMILIES if is_of(x, question)]
+      yield family, task_format.parse(family, question), work.removeprefix(mark)
 
 
 def is_of(family, question):
   try:
-    return bool(task_format.read(family, question))
+    return bool(task_format.parse(family, question))
   except ValueError:
     return False
 
@@ -73,7 +73,7 @@ def test_the_first_texts():
 
 @pytest.mark.parametrize('count', [0, 1, 5, 100])
 def test_as_many_as_asked_for_are_the_first(count):
-  assert primitive_skills.basics('train', count) == TEXTS[:count]
+  assert primitive_skills.skill_texts('train', count) == TEXTS[:count]
 
 
 def test_ids_are_unique():
@@ -84,7 +84,7 @@ def test_no_problem_is_in_two_splits():
   found = {
     split: set().union(
       *(
-        items_of(primitive_skills.basics(split, 1200, seed=seed))
+        items_of(primitive_skills.skill_texts(split, 1200, seed=seed))
         for seed in (0, 1)
       )
     )
@@ -171,11 +171,11 @@ def test_all_responses_are_held_and_those_that_are_the_same_are_right():
   assert min(right.values()) > 20
 
 
-@pytest.mark.parametrize('family', problems.DEFAULTS)
+@pytest.mark.parametrize('family', problems.DEFAULT_FAMILIES)
 def test_what_is_held_against_is_right_or_what_was_said(family):
   rights = {
     name.rpartition('/')[0]: task_format.solve(
-      task_format.read(family_of(name), asked)
+      task_format.parse(family_of(name), asked)
     )
     for name, asked, _ in of_kind('solve beside')
     for asked in [asked.partition('\n')[0]]
@@ -192,12 +192,12 @@ def test_what_is_held_against_is_right_or_what_was_said(family):
 
 
 def test_a_seed_decides_and_another_process_makes_the_same():
-  other = primitive_skills.basics('train', 200, seed=1)
+  other = primitive_skills.skill_texts('train', 200, seed=1)
   same = {asked for _, asked, _ in other} & {x[1] for x in TEXTS[:200]}
   assert len(same) < 40
   code = (
-    'from grm_jax.data.synthetic.primitive_skills import basics\n'
-    'print(basics("train", 24, seed=1))'
+    'from grm_jax.data.synthetic.primitive_skills import skill_texts\n'
+    'print(skill_texts("train", 24, seed=1))'
   )
   out = subprocess.run(
     [sys.executable, '-c', code],
@@ -217,4 +217,4 @@ def test_they_are_short():
 
 def test_a_split_that_is_none():
   with pytest.raises(ValueError, match=naming('split', 'test', 'train')):
-    primitive_skills.basics('test', 1)
+    primitive_skills.skill_texts('test', 1)

@@ -72,7 +72,7 @@ def test_verdicts_of_the_real_verifiers(family, answer, data, right, wrong):
 @pytest.mark.parametrize('family', FAMILIES)
 def test_the_question_says_all_that_is_needed(family):
   for problem in take(family, 'train', 400):
-    task = task_format.read(family, problem.question)
+    task = task_format.parse(family, problem.question)
     assert task == problem.task
     assert task_format.solve(task) == problem.answer
     assert problems.verify(problem, problem.answer)

@@ -45,13 +45,13 @@ def test_shuffles_are_even():
 
 @pytest.mark.parametrize('share', [0.0, 0.3, 1.0])
 def test_chance_is_the_share(share):
-  hits = sum(stateless_random.chance(share, i) for i in range(4000))
+  hits = sum(stateless_random.bernoulli(share, i) for i in range(4000))
   assert abs(hits - 4000 * share) <= 5 * (4000 * share * (1 - share)) ** 0.5
 
 
 def test_a_larger_chance_takes_nothing_away():
   for i in range(200):
-    assert stateless_random.chance(0.6, i) or not stateless_random.chance(
+    assert stateless_random.bernoulli(0.6, i) or not stateless_random.bernoulli(
       0.2, i
     )
 

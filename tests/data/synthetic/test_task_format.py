@@ -76,7 +76,7 @@ TABLE = [
 def test_questions_and_answers(family, question, items, asked, answer):
   task = Task(family, tuple(items.split()), asked)
   assert task_format.question(task) == question
-  assert task_format.read(family, question) == task
+  assert task_format.parse(family, question) == task
   assert task_format.solve(task) == answer
 
 
@@ -98,7 +98,7 @@ def test_the_items_of_an_answer():
 )
 def test_what_is_no_question(family, text, words):
   with pytest.raises(ValueError, match=naming(*words)):
-    task_format.read(family, text)
+    task_format.parse(family, text)
 
 
 def test_the_answer_in_a_response():

@@ -56,7 +56,7 @@ VERDICT = re.compile(
 def test_it_parses_to_what_was_meant(share):
   for example in EXAMPLES:
     n = len(example.responses)
-    text = teacher.write(example, mistakes=share, seed=5)
+    text = teacher.write(example, error_rate=share, seed=5)
     (meant,) = re.findall(r'^Scores: \\boxed{(.*)}$', text, re.MULTILINE)
     assert parse(text, n) == tuple(map(int, meant.split(', ')))
 
@@ -78,16 +78,18 @@ def test_orders():
     n = len(example.responses)
     for order in response_order.orders('random', n, 2, 0, example.id):
       for share in (0.0, 1.0):
-        text = teacher.write(example, mistakes=share, order=order)
+        text = teacher.write(example, error_rate=share, order=order)
         found = response_order.restore(parse(text, n), order)
         assert share or found == scores(example)
-        if worked_steps.NONE in text:
+        if worked_steps.NO_STEPS in text:
           continue
         # [1/n] is the one that is shown first.
         lines = VERDICT.findall(text)
         assert [int(k) for k, _, _ in lines] == list(range(1, n + 1))
         for (_, pairs, verdict), index in zip(lines, order, strict=True):
-          task = task_format.read(example.tags['family'], example.query[0].text)
+          task = task_format.parse(
+            example.tags['family'], example.query[0].text
+          )
           answer = task_format.answer_in(example.responses[index])
           items = task_format.split_answer(task, answer)
           read = [x.split(' vs ')[0] for x in pairs.split(', ')]
@@ -100,7 +102,7 @@ def test_the_share_of_wrong_verdicts(share):
   counts = collections.Counter()
   for example in EXAMPLES:
     for seed in (0, 1):
-      found = scores(example, mistakes=share, seed=seed)
+      found = scores(example, error_rate=share, seed=seed)
       counts[correctness.is_correct(found, example)] += 1
   wrong = counts[False] / counts.total()
   # Who is trusted may be right, and not every slip changes the verdict.
@@ -108,7 +110,7 @@ def test_the_share_of_wrong_verdicts(share):
 
 
 def test_a_mistake_does_not_always_change_the_verdict():
-  right = [correctness.is_correct(scores(e, mistakes=1.0), e) for e in PAIRS]
+  right = [correctness.is_correct(scores(e, error_rate=1.0), e) for e in PAIRS]
   assert 0.05 < sum(right) / len(right) < 0.4
 
 
@@ -116,7 +118,7 @@ def test_kinds_of_mistakes():
   kinds = collections.Counter()
   for example in EXAMPLES:
     n = len(example.responses)
-    how = dict(mistakes=1.0, order=tuple(reversed(range(n))))
+    how = dict(error_rate=1.0, order=tuple(reversed(range(n))))
     text, given = teacher.write(example, **how), scores(example, **how)
     first = task_format.answer_in(example.responses[-1])
     highest = 1 if n == 1 else 9
@@ -137,15 +139,15 @@ def test_kinds_of_mistakes():
 
 def test_more_mistakes_keep_the_fewer():
   for example in EXAMPLES[:300]:
-    few = teacher.write(example, mistakes=0.2)
+    few = teacher.write(example, error_rate=0.2)
     if few != teacher.write(example):
-      assert few == teacher.write(example, mistakes=0.7)
+      assert few == teacher.write(example, error_rate=0.7)
 
 
 def test_it_depends_on_the_seed_and_the_id_alone():
   example = PAIRS[3]
-  assert teacher.write(example, mistakes=0.5) == teacher.write(
-    example, mistakes=0.5
+  assert teacher.write(example, error_rate=0.5) == teacher.write(
+    example, error_rate=0.5
   )
   texts = {teacher.write(example, seed=seed) for seed in range(30)}
   assert 10 < len(texts) <= 30
@@ -155,7 +157,7 @@ def test_it_depends_on_the_seed_and_the_id_alone():
 
 def test_weights_add_up_and_fall():
   for example in EXAMPLES:
-    text = teacher.write(example, mistakes=0.3)
+    text = teacher.write(example, error_rate=0.3)
     weights = [int(w) for w in re.findall(r'\((\d+)%\)', text)]
     assert len(weights) == 2
     assert sum(weights) == 100
@@ -170,7 +172,7 @@ def test_no_control_strings():
     piece for piece in sentencepiece_codec.RESERVED_PIECES if len(piece) > 1
   ]
   for example in EXAMPLES:
-    text = teacher.write(example, mistakes=0.3)
+    text = teacher.write(example, error_rate=0.3)
     texts = [text, example.query[0].text, *example.responses]
     for part in texts:
       assert not any(piece in part for piece in control)
@@ -180,7 +182,7 @@ def test_no_control_strings():
 
 def test_it_is_short():
   for example in EXAMPLES:
-    text = teacher.write(example, mistakes=0.3)
+    text = teacher.write(example, error_rate=0.3)
     n = len(example.responses)
     analysis = text.split('Analysis:\n')[1].split('\n\n')[0]
     assert len(analysis) < 100 + 56 * n
@@ -215,7 +217,7 @@ def test_a_whole_text():
 def test_a_slip_of_the_teacher_is_held_against_all():
   # All responses are held against what came out, the right one too.
   example = made('spell_backward', 'Spell backward: t a p', 'p a t', 'p t')
-  texts = [teacher.write(example, mistakes=1.0, seed=i) for i in range(200)]
+  texts = [teacher.write(example, error_rate=1.0, seed=i) for i in range(200)]
   found = {text.split('Analysis:\n')[1] for text in texts}
   (written,) = (x for x in found if 'so p t.' in x)
   assert written.splitlines() == [
@@ -322,7 +324,7 @@ def test_steps_by_hand(task, claimed, line):
 
 def test_steps_lead_to_every_slip():
   for example in EXAMPLES[:350]:
-    task = task_format.read(example.tags['family'], example.query[0].text)
+    task = task_format.parse(example.tags['family'], example.query[0].text)
     right = task_format.solve(task)
     lines = {
       worked_steps.steps(task, slip.answer)
@@ -392,4 +394,4 @@ def test_refusals(family, query, order, message):
 @pytest.mark.parametrize('share', [-0.1, 30])
 def test_a_share_that_is_none(share):
   with pytest.raises(UserError, match=naming('mistakes', share)):
-    teacher.write(PAIRS[0], mistakes=share)
+    teacher.write(PAIRS[0], error_rate=share)

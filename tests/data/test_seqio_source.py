@@ -117,7 +117,7 @@ seqio.TaskRegistry.add(
 
 @pytest.fixture(scope='module')
 def seqio():
-  return seqio_source.load()
+  return seqio_source.import_seqio()
 
 
 @pytest.fixture(scope='module')
@@ -152,7 +152,7 @@ def spec(name, split='train'):
 
 
 def test_a_task_of_texts_is_judging_examples_or_faults():
-  first, second, torn, bad = dataset_files.examples(spec('mine_judging'))
+  first, second, torn, bad = dataset_files.read_examples(spec('mine_judging'))
   assert [first[0], second[0], torn[0], bad[0]] == [1, 2, 3, 4]
   assert first[1] == JudgingExample('1', (Turn('user', 'q'),), ('x', 'y'), 1)
   assert second[1].query == (
@@ -167,13 +167,13 @@ def test_a_task_of_texts_is_judging_examples_or_faults():
 
 
 def test_an_adapter_reads_a_task():
-  table = dataset_files.table(spec('mine_offsetbias'))
+  table = dataset_files.row_table(spec('mine_offsetbias'))
   (example,) = suite_rows.load(table, preferences.offsetbias)
   assert example.responses[example.best] == 'b'
 
 
 def test_texts_become_turns_without_control_ids(tokenizer):
-  found = list(seqio_source.records(spec('mine_texts'), tokenizer))
+  found = list(seqio_source.tokenized_examples(spec('mine_texts'), tokenizer))
   assert [(x.id, x.source) for x in found[:2]] == [
     ('n0', 'mine_texts'),
     ('n1', 'mine_texts'),
@@ -186,7 +186,7 @@ def test_texts_become_turns_without_control_ids(tokenizer):
 
 
 def test_ids_are_taken_as_they_are(tokenizer):
-  first, *_ = seqio_source.records(spec('mine_ids'), tokenizer)
+  first, *_ = seqio_source.tokenized_examples(spec('mine_ids'), tokenizer)
   # Of seqio's own tokenize: a control id in the middle, eos at the end.
   ids = [*tokenizer.encode('ask 0 '), END, EOS]
   assert first.prompt.tolist() == [BOS, *ids]
@@ -199,13 +199,13 @@ def names(found):
 
 
 def test_the_order_is_the_tasks_own(tokenizer):
-  found = seqio_source.records(spec('mine_texts'), tokenizer)
+  found = seqio_source.tokenized_examples(spec('mine_texts'), tokenizer)
   assert names(found) == [f'n{i}' for i in range(20)]
 
 
 def test_a_mixture_is_drawn_until_a_task_is_used_up(tokenizer):
   def drawn():
-    found = seqio_source.records(spec('mine_mix'), tokenizer)
+    found = seqio_source.tokenized_examples(spec('mine_mix'), tokenizer)
     return [(x.id, x.prompt.tolist()) for x in found]
 
   first = drawn()
@@ -227,12 +227,12 @@ def test_a_mixture_is_drawn_until_a_task_is_used_up(tokenizer):
 )
 def test_what_is_wrong_is_said_at_once_in_a_line(tokenizer, text, message):
   with pytest.raises(UserError, match=message) as error:
-    seqio_source.records(text, tokenizer)
+    seqio_source.tokenized_examples(text, tokenizer)
   assert text in str(error.value) and '\n' not in str(error.value)
 
 
 def test_a_task_that_fails_on_the_way():
-  found = seqio_source.values(spec('mine_failing'))
+  found = seqio_source.numbered_rows(spec('mine_failing'))
   assert next(found) == (1, {'x': 'a'})
   with pytest.raises(UserError, match=in_row('failing:train', 1)) as e:
     next(found)
@@ -246,18 +246,18 @@ def test_another_vocabulary_is_refused(path, tmp_path):
   model.pieces[1000].piece = 'another'
   changed = tokenizers.from_bytes(model.SerializeToString(), 'changed')
   with pytest.raises(UserError, match=naming(1000, 'another')) as e:
-    seqio_source.records(spec('mine_ids'), changed)
+    seqio_source.tokenized_examples(spec('mine_ids'), changed)
   assert path in str(e.value) and '\n' not in str(e.value)
   del model.pieces[1000]
   smaller = tokenizers.from_bytes(model.SerializeToString(), 'smaller')
   with pytest.raises(UserError, match=naming(1024, 1023)) as e:
-    seqio_source.records(spec('mine_ids'), smaller)
+    seqio_source.tokenized_examples(spec('mine_ids'), smaller)
   assert path in str(e.value) and '\n' not in str(e.value)
 
 
 def test_ids_that_begin_with_bos_get_no_other(tokenizer):
   prompt = chat_format.render_user(tokenizer, ATTACK)
-  (record,) = seqio_source.records(spec('mine_ready'), tokenizer)
+  (record,) = seqio_source.tokenized_examples(spec('mine_ready'), tokenizer)
   assert record.prompt.tolist() == prompt == [BOS, *prompt[1:]]
   assert record.generations[0].tolist() == [*tokenizer.encode('told'), END]
   # There is no feature `id`: it is the number.
@@ -265,7 +265,7 @@ def test_ids_that_begin_with_bos_get_no_other(tokenizer):
 
 
 def test_a_task_of_a_tfds_name(tmp_path, tokenizer):
-  tf = tfds_source.tensorflow()
+  tf = tfds_source.import_tensorflow()
   import tensorflow_datasets
 
   f = tensorflow_datasets.features
@@ -277,7 +277,7 @@ def test_a_task_of_a_tfds_name(tmp_path, tokenizer):
     {'id': f.Text(), 'inputs': f.Text(), 'targets': f.Text()},
     {'train': texts},
   )
-  seqio = seqio_source.load()
+  seqio = seqio_source.import_seqio()
   feature = seqio.Feature(
     seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0
   )
@@ -290,10 +290,14 @@ def test_a_task_of_a_tfds_name(tmp_path, tokenizer):
     ),
     output_features={'inputs': feature, 'targets': feature},
   )
-  found = list(seqio_source.records('seqio:stored_texts:train', tokenizer))
+  found = list(
+    seqio_source.tokenized_examples('seqio:stored_texts:train', tokenizer)
+  )
   assert names(found) == ['t0', 't1', 't2']
   text = f'{ATTACK} 1'
   assert found[1].prompt.tolist() == chat_format.render_user(tokenizer, text)
   assert found[1].prompt.tolist().count(END) == 1
-  rest = seqio_source.records('seqio:stored_texts:validation', tokenizer)
+  rest = seqio_source.tokenized_examples(
+    'seqio:stored_texts:validation', tokenizer
+  )
   assert names(rest) == ['t3']
