@@ -1,4 +1,4 @@
-"""Figures of judgements made by hand, and an engine that changes weights."""
+"""Metrics of hand-made judgements, and evaluations with new weights."""
 
 import dataclasses
 import functools
@@ -54,9 +54,9 @@ def judged(example, *samples):
 
 
 @pytest.mark.parametrize(
-  'found, expected',
+  'judged_examples, expected',
   [
-    # Right and shown last; wrong and shown first; a tie; a failure.
+    # Correct, winner last; wrong, winner first; a tie; a parse failure.
     (
       [
         judged(PAIR, sample((2, 9))),
@@ -73,7 +73,7 @@ def judged(example, *samples):
         examples=2,
       ),
     ),
-    # Single responses count for accuracy only; 0 is right for a wrong one.
+    # Single responses count for accuracy only; 0 is correct for a wrong one.
     (
       [
         judged(RIGHT, sample((1,))),
@@ -88,19 +88,19 @@ def judged(example, *samples):
         examples=3,
       ),
     ),
-    # A tie that the best is not in is a mistake, no tie; it has no winner.
+    # A tie without the best response is wrong, not a tie; it has no winner.
     (
       [judged(FOUR, sample((1, 5, 5, 2))), judged(PAIR, sample((4, 4)))],
       dict(ties=1 / 2, first_position_win_rate=0.0, examples=2),
     ),
-    # Where a winner was shown goes by the order: here the winner 1 was first.
+    # The order gives the winner's position: here winner 1 stood first.
     (
       [judged(PAIR, sample((2, 9), (1, 0)))],
       dict(
         accuracy=1.0, pair_accuracy=1.0, first_position_win_rate=1.0, examples=1
       ),
     ),
-    # Over all samples, of which examples may have different numbers.
+    # All samples count; examples may have different numbers of samples.
     (
       [
         judged(PAIR, sample((2, 9)), sample((9, 2)), sample(None)),
@@ -128,28 +128,26 @@ def judged(example, *samples):
     ([], dict(mean_generation_length=0.0, examples=0)),
   ],
 )
-def test_figures(found, expected):
-  nothing = dict.fromkeys(
-    [f.name for f in dataclasses.fields(EvalMetrics)], 0.0
-  )
-  nothing['mean_generation_length'] = 10.0
-  figures = dataclasses.asdict(evaluation_during_training.eval_metrics(found))
-  assert figures == pytest.approx(nothing | expected)
+def test_eval_metrics(judged_examples, expected):
+  zeros = dict.fromkeys([f.name for f in dataclasses.fields(EvalMetrics)], 0.0)
+  zeros['mean_generation_length'] = 10.0
+  metrics = evaluation_during_training.eval_metrics(judged_examples)
+  assert dataclasses.asdict(metrics) == pytest.approx(zeros | expected)
 
 
 @pytest.mark.parametrize(
-  'bad, words',
+  'bad, message',
   [
     (example('x', 'a', 'b'), ['x', 'best']),
     (example('x', 'a'), ['x', 'label']),
   ],
 )
-def test_examples_that_do_not_say_what_is_right(bad, words):
-  with pytest.raises(UserError, match=naming(*words)):
+def test_examples_need_a_label(bad, message):
+  with pytest.raises(UserError, match=naming(*message)):
     evaluation_during_training.eval_metrics([judged(bad, sample(None))])
-  # Before training, not at the first measurement.
-  with pytest.raises(UserError, match=naming(*words)):
-    made([PAIR, bad])
+  # The evaluator raises before training, not at its first evaluation.
+  with pytest.raises(UserError, match=naming(*message)):
+    evaluator([PAIR, bad])
 
 
 @functools.cache
@@ -166,23 +164,23 @@ def gemma():
   return Transformer(size, ComputeConfig(), mesh.one_device())
 
 
-def made(examples, **changes):
-  settings = JudgeConfig(template='practice', single='practice_single')
+def evaluator(examples, **changes):
+  config = JudgeConfig(template='practice', single='practice_single')
   return JudgeEvaluator(
-    examples, gemma(), load_tokenizer(), settings, **SHAPES | changes
+    examples, gemma(), load_tokenizer(), config, **SHAPES | changes
   )
 
 
-def test_wrong_sizes_are_seen_before_training():
+def test_invalid_shapes_raise_before_training():
   with pytest.raises(UserError, match=naming('decode_steps_per_call', 0)):
-    made([PAIR], decode_steps_per_call=0)
+    evaluator([PAIR], decode_steps_per_call=0)
 
 
-def params_that_write(favourite):
+def params_that_write(token):
   """Zeros, but the embedding of one id is twice that of the others.
 
-  All layers add nothing, so that the logits of every place are the same, and
-  greedy decoding writes the favourite.
+  Layers add nothing, so the logits are the same at every position, and greedy
+  decoding writes this token.
   """
   zeros = jax.tree.map(lambda x: 0 * x, tiny.params(gemma()))
 
@@ -190,70 +188,74 @@ def params_that_write(favourite):
     if 'embed' not in jax.tree_util.keystr(path):
       return x
     assert x.shape[0] >= 1024
-    return (x + 1).at[favourite].set(2.0)
+    return (x + 1).at[token].set(2.0)
 
   return jax.tree_util.tree_map_with_path(leaf, zeros)
 
 
-# Five turns, which can be cut to 200 characters each and no further.
+# Five turns, which can be shortened to 200 characters each and no further.
 LONG = dataclasses.replace(
   PAIR, id='long', query=(Turn('user', '2?' * 150),) * 5
 )
 
 
-def test_new_parameters_are_measured_and_nothing_is_compiled_again(caplog):
-  judge = made([PAIR, LONG, FOUR, RIGHT])
+def test_new_parameters_compile_nothing(caplog):
+  judge = evaluator([PAIR, LONG, FOUR, RIGHT])
   (letter,) = load_tokenizer().encode('e')
   silent, talkative = (
     params_that_write(i) for i in (load_tokenizer().end_of_turn_id, letter)
   )
-  one = judge.measure(silent)
-  assert (one.parse_failures, one.truncated_fraction) == (1.0, 0.0)
-  assert one.mean_generation_length <= 1
-  # The one that fits no prompt is left out, and named.
-  assert one.examples == 3
+  first = judge.measure(silent)
+  assert (first.parse_failures, first.truncated_fraction) == (1.0, 0.0)
+  assert first.mean_generation_length <= 1
+  # The example that fits no prompt is left out, and the log names it.
+  assert first.examples == 3
   assert any(names(x, 1, 4, 'long') for x in caplog.messages)
   events = []
   jax.monitoring.register_event_duration_secs_listener(
     lambda name, _, **unused: events.append(name)
   )
-  two = judge.measure(talkative)
+  second = judge.measure(talkative)
   again = judge.measure(silent)
   jax.monitoring.clear_event_listeners()
-  assert (two.truncated_fraction, two.mean_generation_length, two.examples) == (
+  assert (
+    second.truncated_fraction,
+    second.mean_generation_length,
+    second.examples,
+  ) == (
     1.0,
     6.0,
     3,
   )
-  assert again == one
+  assert again == first
   assert not [name for name in events if 'backend_compile' in name]
-  written = [s.text for x in judge.judged(talkative) for s in x.samples]
-  assert written == ['eeeeee'] * 3
+  texts = [s.text for x in judge.judged(talkative) for s in x.samples]
+  assert texts == ['eeeeee'] * 3
   # Between two evaluations the devices hold no second copy of the weights.
   assert judge._judge.weights is None
 
 
-def test_an_engine_is_shared_and_keeps_nothing():
-  """Rollouts and evaluations use one; their caches end with each of them."""
+def test_a_shared_engine_keeps_no_arrays():
+  """Rollouts and evaluations share it; caches are freed with each run."""
   engine = make_engine(gemma(), load_tokenizer(), **SHAPES)
-  settings = JudgeConfig(template='practice', single='practice_single')
+  config = JudgeConfig(template='practice', single='practice_single')
   judge = JudgeEvaluator(
-    [PAIR, FOUR, RIGHT], gemma(), load_tokenizer(), settings, engine
+    [PAIR, FOUR, RIGHT], gemma(), load_tokenizer(), config, engine
   )
   params = params_that_write(load_tokenizer().end_of_turn_id)
   before = len(jax.live_arrays())
   calls = iter([False, True])
   assert judge.judged(params, stops=lambda: next(calls)) is None
   assert engine.compiled.count() and len(jax.live_arrays()) == before
-  # One that was stopped leaves nothing behind.
+  # A stopped evaluation does not affect the next one.
   assert len(judge.judged(params)) == 3
   assert len(jax.live_arrays()) == before
 
 
 @pytest.mark.parametrize(
-  'found, expected',
+  'judged_examples, expected',
   [
-    # Votes are summed: 9 + 2 against 2 + 8; here 1 is the best.
+    # Votes are sums: 9 + 2 against 2 + 8; response 1 is the best.
     ([judged(PAIR, sample((2, 9)), sample((8, 2)))], 1.0),
     ([judged(PAIR, sample((9, 2)), sample((2, 8)))], 0.0),
     ([judged(PAIR, sample((9, 2)), sample((2, 9)))], 1 / 2),
@@ -261,7 +263,7 @@ def test_an_engine_is_shared_and_keeps_nothing():
     ([judged(PAIR, sample(None))], 0.0),
     ([judged(RIGHT, sample((1,)), sample((0,)), sample((1,)))], 1.0),
     ([judged(WRONG, sample((1,)), sample((0,)), sample((1,)))], 0.0),
-    # Even votes on a label are a tie as well.
+    # A mean of 1/2 on a label is a tie.
     ([judged(RIGHT, sample((1,)), sample((0,)))], 1 / 2),
     ([judged(WRONG, sample((1,)), sample((0,)))], 1 / 2),
     ([judged(WRONG, sample(None))], 0.0),
@@ -269,7 +271,6 @@ def test_an_engine_is_shared_and_keeps_nothing():
     ([], 0.0),
   ],
 )
-def test_voting_accuracy(found, expected):
-  assert evaluation_during_training.voting_accuracy(found) == pytest.approx(
-    expected
-  )
+def test_voting_accuracy(judged_examples, expected):
+  accuracy = evaluation_during_training.voting_accuracy(judged_examples)
+  assert accuracy == pytest.approx(expected)

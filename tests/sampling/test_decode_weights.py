@@ -1,4 +1,4 @@
-"""Decoding on a mesh and in other dtypes, from parameters of training."""
+"""Decoding on a mesh and in other dtypes, from training parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,13 @@ REQUESTS = [
 ]
 
 
-def laid_out(weights, shape=(2, 2, 2)):
+def make_layout(weights, shape=(2, 2, 2)):
   table = rules.decode_rules(rules.RULES, weights)
   return rules.make_layout(mesh.make_mesh(*shape), table)
 
 
-def generated(model, weights, **options):
+def generate(model, weights, **options):
+  """Returns generations by (request id, sample), the slots and the state."""
   shapes = {
     'prompts': 4,
     'generations_per_prompt': 2,
@@ -53,45 +54,45 @@ def generated(model, weights, **options):
 def expected():
   model = tiny.gemma()
   weights, _ = decode_weights.place(model, tiny.params(model))
-  return generated(model, weights)[0]
+  return generate(model, weights)[0]
 
 
 @pytest.mark.parametrize('kind', ['resident', 'fsdp'])
 @pytest.mark.parametrize('shape', [(2, 2, 2), (1, 4, 2)], ids=str)
-def test_a_mesh_draws_what_one_device_draws(expected, kind, shape):
-  trained = tiny.gemma(laid_out('fsdp', shape))
+def test_a_mesh_samples_the_tokens_of_one_device(expected, kind, shape):
+  trained = tiny.gemma(make_layout('fsdp', shape))
   params = tiny.params(trained)
-  model = tiny.gemma(laid_out(kind, shape))
+  model = tiny.gemma(make_layout(kind, shape))
   weights, seconds = decode_weights.place(model, params)
   assert seconds > 0
-  found, slots, state = generated(model, weights)
-  assert set(found) == set(expected)
+  generations, slots, state = generate(model, weights)
+  assert set(generations) == set(expected)
   for name, g in expected.items():
-    np.testing.assert_array_equal(found[name].tokens, g.tokens)
+    np.testing.assert_array_equal(generations[name].tokens, g.tokens)
     np.testing.assert_allclose(
-      found[name].model_logps, g.model_logps, atol=1e-4
+      generations[name].model_logps, g.model_logps, atol=1e-4
     )
-  # A device has its share of the slots and of the rows, no more.
+  # Each device has its share of slots and rows, and no copies.
   for x in jax.tree.leaves((slots.caches, state.caches)):
     assert x.addressable_shards[0].data.size * 8 == x.size
 
 
-def test_sampling_has_a_tensor_axis_of_its_own(expected):
-  """Trained over fsdp alone; the weights go to the other mesh and decode."""
+def test_decoding_has_its_own_tensor_axis(expected):
+  """Training uses fsdp only; the weights move to the mesh of decoding."""
   training = mesh.make_mesh(2, 4, 1)
   trained = tiny.gemma(rules.make_layout(training, rules.RULES))
   table = rules.decode_rules(rules.RULES, 'resident')
   sampling = rules.make_layout(mesh.decode_mesh(training, 2), table)
   model = tiny.gemma(sampling)
   weights, _ = decode_weights.place(model, tiny.params(trained))
-  found, *_ = generated(model, weights)
+  generations, *_ = generate(model, weights)
   for name, g in expected.items():
-    np.testing.assert_array_equal(found[name].tokens, g.tokens)
+    np.testing.assert_array_equal(generations[name].tokens, g.tokens)
 
 
 def test_resident_weights_are_split_over_tensor_alone():
-  model = tiny.gemma(laid_out('resident'))
-  trained = tiny.gemma(laid_out('fsdp'))
+  model = tiny.gemma(make_layout('resident'))
+  trained = tiny.gemma(make_layout('fsdp'))
   weights, _ = decode_weights.place(model, tiny.params(trained))
   kernels = [*weights.layers, weights.embedder]
   for path, x in jax.tree_util.tree_leaves_with_path(kernels):
@@ -100,14 +101,14 @@ def test_resident_weights_are_split_over_tensor_alone():
 
 
 def test_int8_weights_decode_on_a_mesh():
-  model = tiny.gemma(laid_out('resident'))
+  model = tiny.gemma(make_layout('resident'))
   weights, _ = decode_weights.place(model, tiny.params(model), int8=True)
   single = tiny.gemma()
   alone, _ = decode_weights.place(single, tiny.params(single), int8=True)
   assert isinstance(weights.layers[0]['mlp']['gate'], QuantizedWeight)
-  found, *_ = generated(model, weights)
-  for name, g in generated(single, alone)[0].items():
-    np.testing.assert_array_equal(found[name].tokens, g.tokens)
+  generations, *_ = generate(model, weights)
+  for name, g in generate(single, alone)[0].items():
+    np.testing.assert_array_equal(generations[name].tokens, g.tokens)
 
 
 def test_bfloat16_weights_and_caches():
@@ -117,13 +118,13 @@ def test_bfloat16_weights_and_caches():
   for path, x in jax.tree_util.tree_leaves_with_path(weights):
     kernel = path[-1].key in CONTRACTING_DIMS
     assert x.dtype == (jnp.bfloat16 if kernel else jnp.float32)
-  found, _, state = generated(model, weights)
+  generations, _, state = generate(model, weights)
   assert state.caches[0].key.dtype == jnp.bfloat16
-  assert all(np.isfinite(g.model_logps).all() for g in found.values())
+  assert all(np.isfinite(g.model_logps).all() for g in generations.values())
 
 
-def test_uneven_numbers_of_prompts_are_refused():
-  model = tiny.gemma(laid_out('resident'))
+def test_indivisible_numbers_of_prompts_raise():
+  model = tiny.gemma(make_layout('resident'))
   weights, _ = decode_weights.place(model, tiny.params(model))
   with pytest.raises(ValueError, match=naming('prompts', 3, 4)):
-    generated(model, weights, prompts=3)
+    generate(model, weights, prompts=3)

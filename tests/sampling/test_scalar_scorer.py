@@ -1,4 +1,4 @@
-"""Values do not depend on what is computed beside them, and dummies are few."""
+"""Scores do not depend on the batch, and batches have few dummies."""
 
 import jax
 import numpy as np
@@ -19,27 +19,28 @@ SHAPES = dict(prompt_buckets=(16,), max_new_tokens=8)
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 5, 8])
-def test_alone_or_together(count):
+def test_scores_do_not_depend_on_the_batch(count):
   alone = ScalarScorer(MODEL, PARAMS, prompts=1, **SHAPES)
   together = ScalarScorer(MODEL, PARAMS, prompts=6, **SHAPES)
   expected = [alone.score([item])[0] for item in ITEMS[:count]]
-  found = together.score(ITEMS[:count])
-  for ours, theirs in zip(found, expected, strict=True):
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
-  assert len({round(float(x), 4) for own in found for x in own}) == sum(
+  scores = together.score(ITEMS[:count])
+  for row, expected_row in zip(scores, expected, strict=True):
+    np.testing.assert_allclose(row, expected_row, atol=1e-5)
+  assert len({round(float(x), 4) for row in scores for x in row}) == sum(
     len(texts) for _, texts in ITEMS[:count]
   )
 
 
 @pytest.mark.parametrize(
-  'ways, count, places', [(1, 1, 1), (1, 3, 4), (1, 6, 6), (2, 1, 2), (2, 5, 6)]
+  'num_shards, count, num_prompts',
+  [(1, 1, 1), (1, 3, 4), (1, 6, 6), (2, 1, 2), (2, 5, 6)],
 )
-def test_places_of_a_batch(ways, count, places):
-  """The next power of two for each part of the mesh, and at most P."""
-  devices = mesh.make_mesh(data=ways, devices=jax.devices()[:ways])
+def test_batch_size(num_shards, count, num_prompts):
+  """The next power of two for each shard of the mesh, and at most P."""
+  devices = mesh.make_mesh(data=num_shards, devices=jax.devices()[:num_shards])
   model = tiny.gemma(
     rules.make_layout(devices, rules.RULES), scalar=True, num_layers=2
   )
-  values = ScalarScorer(model, tiny.params(model), prompts=6, **SHAPES)
-  batch = values._pad(ITEMS[:count])
-  assert batch.prompts.shape == (places, 16)
+  scorer = ScalarScorer(model, tiny.params(model), prompts=6, **SHAPES)
+  batch = scorer._pad(ITEMS[:count])
+  assert batch.prompts.shape == (num_prompts, 16)

@@ -1,20 +1,26 @@
-"""Stop strings: where they are found, and what the engine makes of them."""
+"""Stop strings: finding them, and the engine's handling of them."""
 
 import numpy as np
 import pytest
 
 from grm_jax.sampling.request import Request
 from grm_jax.sampling.stop_strings import cut_text, first_stop
-from tests.sampling.test_engine import PROMPTS, SIZE, WEIGHTS, by_name, engine
+from tests.sampling.test_engine import (
+  MAX_NEW_TOKENS,
+  PROMPTS,
+  WEIGHTS,
+  by_name,
+  engine,
+)
 
 
-def spelled(tokens):
-  """Tokens 0 to 249 as letters; some of them are pairs of letters."""
+def detokenize(tokens):
+  """Tokens 0 to 249 as letters; tokens from 200 on are two characters."""
   return ''.join(chr(97 + t % 26) + ('!' if t >= 200 else '') for t in tokens)
 
 
 @pytest.mark.parametrize(
-  'tokens, checked, strings, expected',
+  'tokens, num_checked, stop, expected',
   [
     ([0, 1, 2, 3], 0, ['bc'], 3),
     ([0, 1, 2, 3], 2, ['bc'], 3),
@@ -26,43 +32,44 @@ def spelled(tokens):
   ],
   ids=str,
 )
-def test_first_stop(tokens, checked, strings, expected):
-  assert first_stop(tokens, checked, strings, spelled) == expected
+def test_first_stop(tokens, num_checked, stop, expected):
+  assert first_stop(tokens, num_checked, stop, detokenize) == expected
 
 
-def test_the_text_ends_with_the_string_that_ends_first():
+def test_cut_text_ends_with_the_first_stop_string():
   assert cut_text('one two three', ['three', 'wo']) == 'one two'
   assert cut_text('one', ['two']) == 'one'
   assert cut_text('aab', ['aab', 'ab', 'aa']) == 'aa'
 
 
-@pytest.mark.parametrize('chunk', [1, 4, SIZE])
-def test_the_engine_cuts_at_stop_strings(chunk):
+@pytest.mark.parametrize('num_steps', [1, 4, MAX_NEW_TOKENS])
+def test_the_engine_cuts_at_stop_strings(num_steps):
   options = {
-    'detokenize': spelled,
+    'detokenize': detokenize,
     'generations_per_prompt': 2,
     'stop_ids': (3, 5, 8),
   }
-  free = [Request(str(i), p, 8) for i, p in enumerate(PROMPTS)]
-  strings = ('z!', 'qu', 'e')
-  bound = [Request(r.id, r.prompt, 8, stop=strings) for r in free]
-  whole = by_name(engine(**options).run(WEIGHTS, free))
-  found = by_name(
-    engine(decode_steps_per_call=chunk, **options).run(WEIGHTS, bound)
+  unstopped = [Request(str(i), p, 8) for i, p in enumerate(PROMPTS)]
+  stop = ('z!', 'qu', 'e')
+  stopped = [Request(r.id, r.prompt, 8, stop=stop) for r in unstopped]
+  expected = by_name(engine(**options).run(WEIGHTS, unstopped))
+  generations = by_name(
+    engine(decode_steps_per_call=num_steps, **options).run(WEIGHTS, stopped)
   )
-  assert set(found) == set(whole)
-  for name, g in found.items():
-    n = first_stop(whole[name].tokens.tolist(), 0, strings, spelled)
-    expected = whole[name].tokens[:n]
-    np.testing.assert_array_equal(g.tokens, expected)
-    assert len(g.model_logps) == len(g.sampling_logps) == len(expected)
-    assert g.finish == (whole[name].finish if n is None else 'string')
-    assert g.text == cut_text(spelled(expected), strings)
-  assert {g.finish for g in found.values()} >= {'stop', 'string'}
+  assert set(generations) == set(expected)
+  for name, g in generations.items():
+    whole = expected[name]
+    n = first_stop(whole.tokens.tolist(), 0, stop, detokenize)
+    tokens = whole.tokens[:n]
+    np.testing.assert_array_equal(g.tokens, tokens)
+    assert len(g.model_logps) == len(g.sampling_logps) == len(tokens)
+    assert g.finish == (whole.finish if n is None else 'string')
+    assert g.text == cut_text(detokenize(tokens), stop)
+  assert {g.finish for g in generations.values()} >= {'stop', 'string'}
 
 
-def test_text_comes_with_every_generation():
-  (g,) = engine(detokenize=spelled).run(WEIGHTS, [Request('a', PROMPTS[0])])
-  assert g.text == spelled(g.tokens.tolist())
+def test_generations_have_texts():
+  (g,) = engine(detokenize=detokenize).run(WEIGHTS, [Request('a', PROMPTS[0])])
+  assert g.text == detokenize(g.tokens.tolist())
   (g,) = engine().run(WEIGHTS, [Request('a', PROMPTS[0])])
   assert g.text is None

@@ -1,4 +1,4 @@
-"""Drawing a token: frequencies, truncation and log-probs against NumPy."""
+"""Token sampling: frequencies, truncation and log-probabilities in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,14 @@ from grm_jax.sampling.token_sampling import (
 )
 from tests.messages import names
 
-# Eight outcomes, no two alike, and one that must never come.
+# Eight tokens with different probabilities, and one that cannot be sampled.
 PROBABILITY = np.array([0.30, 0.22, 0.16, 0.12, 0.09, 0.06, 0.03, 0.02])
 LOGITS = np.append(np.log(PROBABILITY), -1e30).astype(np.float32)[None]
-DRAWS = 20_000
+NUM_SAMPLES = 20_000
 
 
 def expected(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
-  """The distribution by definition, one outcome after the other."""
+  """Returns the distribution by definition, token by token."""
   p = PROBABILITY ** (1 / temperature)
   p /= p.sum()
   if top_k:
@@ -38,10 +38,10 @@ def expected(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
   return p / p.sum()
 
 
-def settings(
+def make_params(
   count, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0
 ) -> SamplingParams:
-  """The same settings for every row."""
+  """Returns the same parameters for every row."""
   return SamplingParams(
     jnp.full(count, temperature, jnp.float32),
     jnp.full(count, top_k, jnp.int32),
@@ -64,25 +64,27 @@ CASES = [
 
 
 def keys_of(count, step=0, **fields):
-  """Keys of samples 0, 1, ... of a request at a step."""
+  """Returns the keys of samples 0, 1, ... of a request at a step."""
   request = Request(**({'id': 'a', 'prompt': [2]} | fields))
   rows = np.stack([row_key(request, i) for i in range(count)])
   return step_keys(rows, np.full(count, step))
 
 
-@pytest.mark.parametrize('how', CASES, ids=str)
-def test_frequencies_pass_a_chi_square_test(how):
-  keys = keys_of(DRAWS)
-  logits = jnp.broadcast_to(LOGITS, (DRAWS, 9))
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_frequencies_pass_a_chi_square_test(case):
+  keys = keys_of(NUM_SAMPLES)
+  logits = jnp.broadcast_to(LOGITS, (NUM_SAMPLES, 9))
   tokens, logps, model = jax.jit(sample_token)(
-    logits, settings(DRAWS, **how), keys
+    logits, make_params(NUM_SAMPLES, **case), keys
   )
   counts = np.bincount(np.asarray(tokens), minlength=9)
-  p = expected(**how)
+  p = expected(**case)
   assert not counts[:8][p == 0].any()
   assert counts[8] == 0
   live = p > 0
-  chi = np.sum((counts[:8] - DRAWS * p)[live] ** 2 / (DRAWS * p[live]))
+  chi = np.sum(
+    (counts[:8] - NUM_SAMPLES * p)[live] ** 2 / (NUM_SAMPLES * p[live])
+  )
   # The 99.99 % quantiles of chi-square with 1 to 7 degrees of freedom.
   limits = [1e-9, 15.14, 18.42, 21.11, 23.51, 25.74, 27.86, 29.88]
   assert chi <= limits[live.sum() - 1]
@@ -91,43 +93,45 @@ def test_frequencies_pass_a_chi_square_test(how):
   np.testing.assert_allclose(model, LOGITS[0][np.asarray(tokens)], atol=1e-5)
 
 
-def test_rows_may_differ():
-  hows = [expected(**how) for how in CASES]
-  fields = [settings(1, **how) for how in CASES]
-  how = jax.tree.map(lambda *x: jnp.concatenate(x), *fields)
-  assert isinstance(how, SamplingParams)
+def test_rows_can_have_different_parameters():
+  probabilities = [expected(**case) for case in CASES]
+  rows = [make_params(1, **case) for case in CASES]
+  params = jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
+  assert isinstance(params, SamplingParams)
   logits = jnp.broadcast_to(LOGITS, (len(CASES), 9))
-  found = jax.nn.softmax(truncate(logits, how), axis=-1)
-  np.testing.assert_allclose(found[:, :8], hows, atol=1e-6)
+  truncated = jax.nn.softmax(truncate(logits, params), axis=-1)
+  np.testing.assert_allclose(truncated[:, :8], probabilities, atol=1e-6)
 
 
-def test_greedy_takes_the_first_of_the_likeliest():
+def test_greedy_takes_the_first_of_equal_logits():
   logits = jnp.array([[1.0, 3.0, 3.0, 2.0]])
   keys = keys_of(1)
-  tokens, logps, model = sample_token(logits, settings(1, temperature=0), keys)
+  tokens, logps, model = sample_token(
+    logits, make_params(1, temperature=0), keys
+  )
   assert tokens.tolist() == [1]
   assert logps.tolist() == [0.0]
   total = np.log(np.exp([1.0, 3.0, 3.0, 2.0]).sum())
   assert model[0] == pytest.approx(3.0 - total, abs=1e-6)
 
 
-def test_ties_with_the_last_of_top_k_stay():
+def test_top_k_keeps_ties_with_the_last():
   logits = jnp.array([[2.0, 1.0, 1.0, 0.0]])
-  cut = truncate(logits, settings(1, top_k=2))
+  cut = truncate(logits, make_params(1, top_k=2))
   assert (cut[0] > -1e29).tolist() == [True, True, True, False]
 
 
 def test_top_k_beyond_the_vocabulary_is_off():
-  cut = truncate(LOGITS, settings(1, top_k=100))
+  cut = truncate(LOGITS, make_params(1, top_k=100))
   np.testing.assert_array_equal(cut, LOGITS)
 
 
-def test_keys_are_of_the_row_not_of_its_place():
+def test_keys_do_not_depend_on_the_position_of_the_row():
   data = jax.random.key_data
   rows = np.arange(6, dtype=np.uint32).reshape(3, 2)
-  one = data(step_keys(rows, np.array([4, 4, 7])))
-  other = data(step_keys(rows[[2, 0]], np.array([7, 4])))
-  np.testing.assert_array_equal(one[jnp.array([2, 0])], other)
+  keys = data(step_keys(rows, np.array([4, 4, 7])))
+  moved = data(step_keys(rows[[2, 0]], np.array([7, 4])))
+  np.testing.assert_array_equal(keys[jnp.array([2, 0])], moved)
 
 
 def test_keys_differ_by_seed_request_sample_and_step():
@@ -143,15 +147,15 @@ def test_keys_differ_by_seed_request_sample_and_step():
   assert len(seen) == 3 * 4 * 3 * 12
 
 
-def test_row_keys_stay_as_they_are():
-  """Written down once: a run resumed with a newer version draws the same."""
+def test_row_keys_do_not_change_between_versions():
+  """A run that a newer version resumes must sample the same tokens."""
   key = row_key(Request('gsm8k-7', [2], seed=3), 5)
   assert key.dtype == np.uint32
   assert key.tolist() == [3883406680, 1812412192]
 
 
 @pytest.mark.parametrize(
-  'wrong',
+  'invalid',
   [
     {'temperature': -1},
     {'top_k': -1},
@@ -161,18 +165,18 @@ def test_row_keys_stay_as_they_are():
   ],
   ids=str,
 )
-def test_settings_outside_their_range(wrong):
-  ((name, value),) = wrong.items()
-  right = {'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, 'min_p': 0.0}
-  assert invalid_reason(**right) is None
-  assert names(invalid_reason(**(right | wrong)), name, value)
+def test_parameters_outside_their_range(invalid):
+  ((name, value),) = invalid.items()
+  valid = {'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, 'min_p': 0.0}
+  assert invalid_reason(**valid) is None
+  assert names(invalid_reason(**(valid | invalid)), name, value)
 
 
-def test_every_outcome_gets_its_share_of_the_interval():
-  """1,000 outcomes over four blocks, half of them impossible."""
+def test_inverse_cdf_gives_each_token_its_interval():
+  """1,000 tokens over four blocks, half of them with weight zero."""
   rng = np.random.default_rng(0)
   weights = rng.random(1000) * (rng.random(1000) < 0.5)
-  weights[-300:] = 0  # the last block has none at all
+  weights[-300:] = 0  # the last block has no weight
   logits = np.where(weights > 0, np.log(np.maximum(weights, 1e-9)), -1e30)
   uniform = np.append(rng.random(5000), [0.0, 1 - 2.0**-24])
   count = len(uniform)
@@ -185,7 +189,7 @@ def test_every_outcome_gets_its_share_of_the_interval():
   )
   assert (weights[tokens] > 0).all()
   ends = np.cumsum(exact) / exact.sum()
-  # Inside its outcome's interval, to float32.
+  # Inside the token's interval, up to float32 rounding.
   assert (uniform <= ends[tokens] + 1e-6).all()
   assert (uniform >= ends[tokens] - exact[tokens] / exact.sum() - 1e-6).all()
   assert len(set(tokens.tolist())) > 300
