@@ -1,8 +1,8 @@
-"""Random Gemma-2 and Llama directories in Hugging Face's format, without torch.
+"""Writes random Gemma-2 and Llama models in Hugging Face's format.
 
-Keys and shapes are written out here, not taken from the project's table, so
-that the two check each other. NumPy's PCG64 gives the same numbers for a seed
-everywhere, which is what makes stored golden values possible.
+Keys and shapes are listed here, not taken from the project's mapping, so each
+checks the other. NumPy's PCG64 gives the same numbers for a seed on every
+machine, so logits can be stored (tests/golden). Needs no torch.
 """
 
 import json
@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 
 from grm_jax.tokenizer import tiny as tiny_tokenizer
 
-# Four small models that would each catch a different public mistake.
+# Small models; each detects other mistakes that public ports have made.
 CONFIGS = {
-  # head_dim is not width / heads, query scale is neither's, window 8.
+  # head_dim is not width / heads, and the query scale is neither of them.
   'odd_heads': dict(
     num_hidden_layers=4,
     hidden_size=48,
@@ -30,7 +30,7 @@ CONFIGS = {
     attn_logit_softcapping=50.0,
     final_logit_softcapping=30.0,
   ),
-  # Tight softcaps, so that losing one shows in every logit.
+  # Tight softcaps: without one of them every logit changes.
   'tight_caps': dict(
     num_hidden_layers=2,
     hidden_size=32,
@@ -58,7 +58,7 @@ CONFIGS = {
     attn_logit_softcapping=None,
     final_logit_softcapping=None,
   ),
-  # As the 27B: heads narrower than width / heads; another rotary base.
+  # Like the 27B: head_dim below width / heads. Another rotary base.
   'like_27b': dict(
     num_hidden_layers=6,
     hidden_size=72,
@@ -75,7 +75,7 @@ CONFIGS = {
   ),
 }
 
-# The same decoder without post norms, softcaps and windows; SiLU, plain norms.
+# No post norms, softcaps or windows; SiLU; norms without an offset.
 LLAMA = dict(
   model_type='llama',
   hidden_act='silu',
@@ -89,14 +89,14 @@ LLAMA = dict(
   rms_norm_eps=1e-5,
   rope_theta=100_000.0,
 )
-# What transformers is compared with.
+# All models that are compared with transformers.
 ALL = {**CONFIGS, 'llama': LLAMA}
 
 _DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}
 
 
 def config_json(fields, scalar=False, dtype='float32'):
-  """A full config.json for one of ALL."""
+  """Returns a full config.json for one of ALL."""
   kind = 'SequenceClassification' if scalar else 'CausalLM'
   name = 'Llama' if _is_llama(fields) else 'Gemma2'
   config = {
@@ -122,14 +122,15 @@ def _is_llama(fields):
   return fields.get('model_type') == 'llama'
 
 
-def shapes(c, scalar=False):
-  """Key -> shape of every tensor in the checkpoint."""
-  d, f, h = c['hidden_size'], c['intermediate_size'], c['head_dim']
-  n, k = c['num_attention_heads'] * h, c['num_key_value_heads'] * h
-  out = {'model.embed_tokens.weight': (c['vocab_size'], d)}
-  for i in range(c['num_hidden_layers']):
+def tensor_shapes(fields, scalar=False):
+  """Returns {key: shape} of every tensor in the checkpoint."""
+  d, f = fields['hidden_size'], fields['intermediate_size']
+  n = fields['num_attention_heads'] * fields['head_dim']
+  k = fields['num_key_value_heads'] * fields['head_dim']
+  shapes = {'model.embed_tokens.weight': (fields['vocab_size'], d)}
+  for i in range(fields['num_hidden_layers']):
     layer = f'model.layers.{i}.'
-    out |= {
+    shapes |= {
       layer + 'self_attn.q_proj.weight': (n, d),
       layer + 'self_attn.k_proj.weight': (k, d),
       layer + 'self_attn.v_proj.weight': (k, d),
@@ -140,32 +141,32 @@ def shapes(c, scalar=False):
       layer + 'input_layernorm.weight': (d,),
       layer + 'post_attention_layernorm.weight': (d,),
     }
-    if not _is_llama(c):
-      out |= {
+    if not _is_llama(fields):
+      shapes |= {
         layer + 'pre_feedforward_layernorm.weight': (d,),
         layer + 'post_feedforward_layernorm.weight': (d,),
       }
-  out['model.norm.weight'] = (d,)
+  shapes['model.norm.weight'] = (d,)
   if scalar:
-    out['score.weight'] = (1, d)
-  return out
+    shapes['score.weight'] = (1, d)
+  return shapes
 
 
 def random_tensors(fields, seed, scalar=False, dtype='float32'):
-  """Key -> array; matrices of unit gain, norms spread around what is none."""
+  """Returns {key: array}: kernels of unit gain, and random norm scales."""
   rng = np.random.Generator(np.random.PCG64(seed))
-  out = {}
-  for key, shape in shapes(fields, scalar).items():
+  tensors = {}
+  for key, shape in tensor_shapes(fields, scalar).items():
     scale = 0.3 if len(shape) == 1 else shape[-1] ** -0.5
     values = rng.standard_normal(shape).astype(np.float32) * scale
     if len(shape) == 1 and _is_llama(fields):
       values += 1.0
-    out[key] = values.astype(_DTYPES[dtype])
-  return out
+    tensors[key] = values.astype(_DTYPES[dtype])
+  return tensors
 
 
 def write(directory, fields, seed, scalar=False, dtype='float32', files=1):
-  """A whole directory: config.json, safetensors, an index if several files."""
+  """Writes config.json, safetensors, and an index for several files."""
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   text = json.dumps(config_json(fields, scalar, dtype), indent=2)
@@ -176,7 +177,7 @@ def write(directory, fields, seed, scalar=False, dtype='float32', files=1):
 
 
 def write_tensors(directory, tensors, files=1):
-  """The tensors, dealt out over `files` files."""
+  """Writes the tensors, distributed over `files` files."""
   if files == 1:
     save_file(tensors, directory / 'model.safetensors', {'format': 'pt'})
     return
@@ -192,7 +193,7 @@ def write_tensors(directory, tensors, files=1):
 
 
 def write_with_tokenizer(directory, **options):
-  """A directory whose vocabulary is the tiny tokenizer's, and that with it."""
+  """Writes a model with the tiny tokenizer and its vocabulary."""
   fields = CONFIGS['odd_heads'] | {'vocab_size': tiny_tokenizer.VOCAB_SIZE}
   write(directory, fields, 3, **options)
   tiny_tokenizer.train(pathlib.Path(directory) / 'tokenizer.model')

@@ -1,11 +1,11 @@
-"""Makes gemma2.npz: log-probs of a random Gemma-2 by Hugging Face.
+"""Writes gemma2.npz: logits of a random Gemma-2 by Hugging Face transformers.
 
   python -m tests.golden.make_gemma2
 
-Needs requirements-peers.txt. Run it again when gemma2_files.CONFIGS changes;
-the numbers should not move for any other reason, and by at most 1e-5 between
-releases of transformers. The weights are not stored: NumPy's PCG64 makes them
-again from the seed.
+Needs requirements-peers.txt. Run it again if gemma2_files.CONFIGS changes. The
+logits should not change for another reason; between releases of transformers
+they change by at most 1e-5. The weights are not stored: NumPy's PCG64 gives the
+same ones for a seed.
 """
 
 import pathlib
@@ -21,13 +21,14 @@ FILE = pathlib.Path(__file__).with_name('gemma2.npz')
 
 
 def tokens():
-  """int [2, 40], the same everywhere."""
+  """Returns int [2, 40], the same on every machine."""
   rng = np.random.Generator(np.random.PCG64(SEED))
   vocab_size = gemma2_files.CONFIGS[CONFIG]['vocab_size']
   return rng.integers(0, vocab_size, SHAPE)
 
 
 def main():
+  """Computes and writes the logits."""
   import torch
   import transformers
 

@@ -1,4 +1,4 @@
-"""Compute refuses what no config should ask for, naming the key."""
+"""ComputeConfig rejects invalid values and names the config key."""
 
 import jax.numpy as jnp
 import pytest
@@ -11,7 +11,7 @@ from tests.messages import naming, setting
 
 
 @pytest.mark.parametrize(
-  'wrong, allowed',
+  'fields, allowed',
   [
     (
       {'remat': 'some'},
@@ -24,14 +24,14 @@ from tests.messages import naming, setting
     ({'head_chunk': -1}, []),
   ],
 )
-def test_wrong_values(wrong, allowed):
-  ((name, value),) = wrong.items()
+def test_invalid_values_are_rejected(fields, allowed):
+  ((name, value),) = fields.items()
   words = *setting(f'compute.{name}', value), *allowed
   with pytest.raises(UserError, match=naming(*words)):
-    ComputeConfig(**wrong)
+    ComputeConfig(**fields)
 
 
-def test_splash_off_tpu_says_what_to_set():
+def test_splash_needs_a_tpu():
   x = jnp.zeros((1, 128, 2, 128))
   with pytest.raises(
     UserError, match=naming('cpu', *setting('compute.attention', 'xla'))

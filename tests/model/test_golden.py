@@ -1,7 +1,7 @@
-"""Logits against values that Hugging Face transformers computed once.
+"""Logits equal stored ones from Hugging Face transformers.
 
-tests/golden/make_gemma2.py made them and says how to renew them; `make peers`
-compares more configs with transformers itself.
+tests/golden/make_gemma2.py computes the stored logits. `make peers` compares
+more configs with transformers itself.
 """
 
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from tests import gemma2_files
 from tests.golden import make_gemma2
 
 
-def test_logits_equal_the_stored_ones(tmp_path):
+def test_logits_equal_stored_logits(tmp_path):
   fields = gemma2_files.CONFIGS[make_gemma2.CONFIG]
   gemma2_files.write(tmp_path, fields, make_gemma2.SEED)
   size, scalar = hf_config.read_size(tmp_path)

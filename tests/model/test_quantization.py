@@ -1,9 +1,9 @@
-"""Int8 weights: rounding to the nearest of 255 values, and nothing else.
+"""Int8 weights: kernels are rounded to 255 values per channel, nothing else.
 
-Guards that rounding by hand-computed numbers, that a network with Int8
-weights is the network whose weights are values * scale, on one device and on
-a mesh, that int8 is what rests and travels, and the way Linen lets an Int8
-stand where it expects an array.
+Covers the rounding, by hand-computed numbers; a network with int8 weights
+equals the network with weights values * scale, on one device and on a mesh;
+int8 is what rests and what is gathered; and Linen accepts a QuantizedWeight as
+a parameter.
 """
 
 import functools
@@ -27,7 +27,7 @@ from tests.model import tiny
 from tests.sharding.test_sharded import WARNING, stderr_into
 
 BATCH = tiny.batch([1, 9, 4, 12], 12, [[7, 0], [3, 5], [1, 2], [6, 4]], 7)
-ROWS = SequenceLayout.from_batch(BATCH)
+SEQUENCE = SequenceLayout.from_batch(BATCH)
 # name: (kernel, dimensions of its scale, activations, einsum)
 KERNELS = {
   'query': ((6, 4, 3), (4, 3), (2, 5, 6), 'PXD,DNH->PXNH'),
@@ -46,7 +46,7 @@ def is_int8(x):
 
 
 def dequantize(params):
-  """The same tree with plain arrays: values * scale."""
+  """Returns the tree with plain arrays, values * scale."""
 
   def leaf(path, x):
     if not is_int8(x):
@@ -57,8 +57,8 @@ def dequantize(params):
   return jax.tree_util.tree_map_with_path(leaf, params, is_leaf=is_int8)
 
 
-def kernel(name, seed=0):
-  """Channels of very different sizes."""
+def random_kernel(name, seed=0):
+  """Returns a kernel with channels of very different magnitudes."""
   rng = np.random.default_rng(seed)
   shape = KERNELS[name][0]
   channels = 10.0 ** rng.uniform(-3, 2, KERNELS[name][1])
@@ -70,56 +70,59 @@ def test_quantize_by_hand():
   """Channels of gate [D, F] are columns, channels of table [V, D] rows."""
   matrix = jnp.array([[127.0, 2.54, 0.0], [-63.4, 1.0, 0.0]])
   expected = [[127, 127, 0], [-63, 50, 0]]
-  made = quantization.quantize({'gate': matrix, 'table': matrix.T})
-  assert made['gate'].values.dtype == made['table'].values.dtype == jnp.int8
-  assert made['gate'].scale.dtype == jnp.float32
-  np.testing.assert_array_equal(made['gate'].values, expected)
-  np.testing.assert_array_equal(made['table'].values, np.transpose(expected))
-  for name in ('gate', 'table'):
-    np.testing.assert_allclose(made[name].scale, [1, 0.02, 1], rtol=1e-6)
+  params = quantization.quantize({'gate': matrix, 'table': matrix.T})
+  gate, table = params['gate'], params['table']
+  assert gate.values.dtype == table.values.dtype == jnp.int8
+  assert gate.scale.dtype == table.scale.dtype == jnp.float32
+  np.testing.assert_array_equal(gate.values, expected)
+  np.testing.assert_array_equal(table.values, np.transpose(expected))
+  for weight in (gate, table):
+    np.testing.assert_allclose(weight.scale, [1, 0.02, 1], rtol=1e-6)
 
 
 def test_largest_negative_element_is_minus_127():
-  made = quantization.quantize({'down': jnp.array([[-3.0], [1.5]])})['down']
-  np.testing.assert_array_equal(made.values, [[-127], [64]])
+  kernel = jnp.array([[-3.0], [1.5]])
+  weight = quantization.quantize({'down': kernel})['down']
+  np.testing.assert_array_equal(weight.values, [[-127], [64]])
 
 
-def test_what_is_not_finite_stays_so():
+def test_channels_with_nan_or_inf_become_nan():
   bad = jnp.array([[1.0, jnp.nan, jnp.inf], [1.0, 1.0, 1.0]])
   wide = dequantize(quantization.quantize({'gate': bad}))['gate']
   assert np.all(np.isnan(wide), axis=0).tolist() == [False, True, True]
 
 
-def test_every_name_is_tried():
+def test_all_kernels_are_covered():
   assert set(KERNELS) == set(CONTRACTING_DIMS)
 
 
 @pytest.mark.parametrize('name', KERNELS)
 def test_error_is_at_most_half_a_step_per_channel(name):
-  w = kernel(name)
-  made = quantization.quantize({name: w})
-  assert made[name].shape == w.shape
-  assert made[name].scale.shape == KERNELS[name][1]
-  assert quantization.scale_axes(name, w.shape) == KERNELS[name][1]
-  step = np.expand_dims(made[name].scale, CONTRACTING_DIMS[name])
-  error = np.abs(w - dequantize(made)[name])
+  kernel = random_kernel(name)
+  params = quantization.quantize({name: kernel})
+  weight = params[name]
+  assert weight.shape == kernel.shape
+  assert weight.scale.shape == KERNELS[name][1]
+  assert quantization.scale_axes(name, kernel.shape) == KERNELS[name][1]
+  step = np.expand_dims(weight.scale, CONTRACTING_DIMS[name])
+  error = np.abs(kernel - dequantize(params)[name])
   assert np.all(error <= 0.5001 * step)
-  # Every channel uses its whole range.
-  used = np.abs(made[name].values).max(CONTRACTING_DIMS[name])
-  np.testing.assert_array_equal(used, 127)
+  # Every channel uses the whole range.
+  largest = np.abs(weight.values).max(CONTRACTING_DIMS[name])
+  np.testing.assert_array_equal(largest, 127)
 
 
 @pytest.mark.parametrize('name', KERNELS)
-def test_contract_equals_einsum(name):
+def test_int8_einsum_equals_the_dequantized_one(name):
   _, _, shape, letters = KERNELS[name]
   x = jax.random.normal(jax.random.key(1), shape)
-  made = quantization.quantize({name: kernel(name)})
-  ours = quantization.einsum(letters, x, made[name])
-  expected = jnp.einsum(letters, x, dequantize(made)[name])
+  params = quantization.quantize({name: random_kernel(name)})
+  ours = quantization.einsum(letters, x, params[name])
+  expected = jnp.einsum(letters, x, dequantize(params)[name])
   tiny.assert_close(ours, expected, 1e-6)
 
 
-def test_contract_rounds_once():
+def test_int8_einsum_rounds_once():
   """Values are exact in bfloat16; sums and scales are float32."""
   x = jax.random.normal(jax.random.key(2), (8, 32, 512), jnp.bfloat16)
   w = jax.random.normal(jax.random.key(3), (512, 64))
@@ -128,8 +131,8 @@ def test_contract_rounds_once():
   wide = quantization.einsum('PXD,DF->PXF', x.astype(jnp.float32), w)
   assert (ours.dtype, wide.dtype) == (jnp.bfloat16, jnp.float32)
   assert jnp.mean(ours == wide.astype(jnp.bfloat16)) > 0.999
-  kept = quantization.einsum('PXD,DF->PXF', x, w, jnp.float32)
-  tiny.assert_close(kept, wide, 1e-6)
+  float32_out = quantization.einsum('PXD,DF->PXF', x, w, jnp.float32)
+  tiny.assert_close(float32_out, wide, 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -142,8 +145,8 @@ def test_contract_rounds_once():
     ('PRXNH,NHD->PRXD', (2, 1, 3, 4, 5), (4, 5, 6)),
   ],
 )
-def test_contract_of_arrays_is_einsum(letters, x, w):
-  """As a product of two matrices, in the dtype of the activations."""
+def test_einsum_of_arrays_equals_jnp_einsum(letters, x, w):
+  """Computed as a product of two matrices, in the dtype of the activations."""
   rng = np.random.default_rng(0)
   x, w = (
     jnp.asarray(rng.integers(-9, 9, shape), jnp.float32) for shape in (x, w)
@@ -161,22 +164,22 @@ def test_contract_of_arrays_is_einsum(letters, x, w):
 @pytest.fixture(scope='module')
 def quantized():
   params = tiny.params(tiny.gemma(scalar=True))
-  # Rows and columns of zeros, as of dead vocabulary rows.
+  # Rows and columns of zeros, such as the padding rows of the table.
   params['embedder']['table'] = params['embedder']['table'].at[250:].set(0)
   gate = params['pairs']['local']['mlp']['gate']
   params['pairs']['local']['mlp']['gate'] = gate.at[:, :, 3].set(0)
   return quantization.quantize(params)
 
 
-def test_all_but_norms_and_value_head(quantized):
+def test_everything_but_norms_and_value_head_is_int8(quantized):
   flat = jax.tree_util.tree_leaves_with_path(quantized, is_leaf=is_int8)
   plain = {path[-1].key for path, x in flat if not is_int8(x)}
   assert plain == {'scale', 'kernel'}
   assert sum(is_int8(x) for _, x in flat) == 1 + 2 * 7
 
 
-def test_a_stack_is_its_layers(quantized):
-  """Nothing is shared between the layers of a stack."""
+def test_quantizing_a_stack_equals_quantizing_its_layers(quantized):
+  """No scale is shared between layers."""
   params = tiny.params(tiny.gemma())['pairs']['global']
   for i in range(2):
     layer = quantization.quantize(jax.tree.map(lambda x, i=i: x[i], params))
@@ -184,14 +187,14 @@ def test_a_stack_is_its_layers(quantized):
     jax.tree.map(np.testing.assert_array_equal, layer, expected)
 
 
-def test_twice_is_an_error(quantized):
+def test_quantizing_twice_is_an_error(quantized):
   with pytest.raises(ValueError, match=naming('table', 'int8')):
     quantization.quantize(quantized['embedder'])
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def outputs(model, params):
-  """Everything that a model computes from its weights."""
+  """Returns everything that a model computes from its weights."""
   hidden = model.apply({'params': params}, BATCH)
   return {
     'hidden': hidden,
@@ -211,23 +214,23 @@ def test_forward_equals_the_dequantized_model(quantized):
   model = tiny.gemma(scalar=True, compute=compute)
   ours = outputs(model, quantized)
   tiny.assert_close(ours, outputs(model, dequantize(quantized)), 1e-5)
-  # And the original is another model.
+  # The original weights give other outputs.
   original = outputs(model, tiny.params(model))['generations'][0]
   assert np.abs(original - ours['generations'][0]).max() > 1e-3
 
 
-def test_one_layer_equals_its_dequantized_self(quantized):
-  """Unstacked, as decoding has it."""
+def test_one_layer_equals_the_dequantized_layer(quantized):
+  """The layer is unstacked, as in decoding."""
   model = tiny.gemma()
   layer = jax.tree.map(lambda x: x[1], quantized['pairs']['local'])
   block = transformer.Block(model.config, model.compute, model.layout, 6)
   x = jax.random.normal(jax.random.key(4), (4, 12 + 14, 32))
-  run = jax.jit(lambda params: block.apply({'params': params}, x, ROWS)[0])
+  run = jax.jit(lambda params: block.apply({'params': params}, x, SEQUENCE)[0])
   ours, expected = run(layer), run(dequantize(layer))
   tiny.assert_close(ours, expected, 1e-5)
 
 
-def test_bfloat16(quantized):
+def test_bfloat16_is_close_to_float32(quantized):
   wide, narrow = (
     tiny.gemma(scalar=True, compute=ComputeConfig(dtype=dtype))
     for dtype in ('float32', 'bfloat16')
@@ -239,8 +242,8 @@ def test_bfloat16(quantized):
   tiny.assert_close(ours, expected, 0.05)
 
 
-def test_embedding_rows_are_multiplied_in_float32():
-  """Rounded once as a row, and once more by sqrt(D), as arrays are."""
+def test_embedding_rows_are_dequantized_in_float32():
+  """They are rounded once, and once more after sqrt(D), as arrays are."""
   model = tiny.gemma(compute=ComputeConfig(dtype='bfloat16'), width=3072)
   table = jax.random.normal(jax.random.key(5), (256, 3072))
   params = quantization.quantize({'table': table})
@@ -252,28 +255,29 @@ def test_embedding_rows_are_multiplied_in_float32():
   np.testing.assert_array_equal(x, wide)
 
 
-def test_cast_leaves_int8_alone(quantized):
-  """A float copy of a kernel would be what int8 is there to avoid."""
+def test_cast_keeps_int8(quantized):
+  """A float copy of the kernel would cost the bytes that int8 saves."""
   table = quantized['embedder']['table']
   assert quantization.cast(table, jnp.bfloat16) is table
 
 
-def test_bytes(quantized):
-  def size(tree):
+def test_num_bytes():
+  def num_bytes(tree):
     return sum(x.nbytes for x in jax.tree.leaves(tree))
 
   for name, width in (('float32', 4), ('bfloat16', 2)):
     kernels = tiny.params(tiny.gemma(compute=ComputeConfig(param_dtype=name)))
     kernels = kernels['pairs']['local']['mlp']
-    made = quantization.quantize(kernels)
-    values = {name: w.values for name, w in made.items()}
-    assert width * size(values) == size(kernels)
+    quantized = quantization.quantize(kernels)
+    values = {name: w.values for name, w in quantized.items()}
+    assert width * num_bytes(values) == num_bytes(kernels)
     # Scales [L/2, F], [L/2, F], [L/2, D] in float32.
-    assert size(made) - size(values) == 4 * 2 * (48 + 48 + 32)
+    num_scale_bytes = num_bytes(quantized) - num_bytes(values)
+    assert num_scale_bytes == 4 * 2 * (48 + 48 + 32)
 
 
 def test_linen_checks_the_first_leaf_of_a_parameter(quantized):
-  """What lets an Int8 stand for an array; see the order of its fields."""
+  """QuantizedWeight relies on this; see the order of its fields."""
   table = quantized['embedder']['table']
   assert jax.tree.leaves(table)[0] is table.values
   model = tiny.gemma()
@@ -285,7 +289,7 @@ def test_linen_checks_the_first_leaf_of_a_parameter(quantized):
     module.apply({'params': {'table': bad}}, tokens)
 
 
-def test_head_checks_the_table_too(quantized):
+def test_token_logps_checks_the_table(quantized):
   table = quantized['embedder']['table']
   bad = table.replace(values=table.values[:-1])
   hidden, targets = jnp.ones((1, 2, 32)), jnp.ones((1, 2), jnp.int32)
@@ -293,8 +297,8 @@ def test_head_checks_the_table_too(quantized):
     logprobs.token_logps(tiny.gemma(), bad, hidden, targets)
 
 
-def test_norms_ignore_int8():
-  """Their `scale` has the name of an Int8's, and stays what it is."""
+def test_norm_scales_are_not_quantized():
+  """They have the same name as a field of QuantizedWeight."""
   params = {'scale': jnp.ones(32)}
   assert quantization.quantize(params)['scale'] is params['scale']
   RMSNorm(tiny.CONFIG, ComputeConfig()).apply(
@@ -302,17 +306,17 @@ def test_norms_ignore_int8():
   )
 
 
-def test_lay_out_splits_a_scale_as_its_kernel():
+def test_constrain_splits_a_scale_as_its_kernel():
   layout = rules.make_layout(mesh.make_mesh(2, 2, 2), rules.RULES)
   w = quantization.quantize({'down': jnp.ones((48, 32))})['down']
   axes = ('mlp', 'embed')
-  laid = jax.jit(lambda w: quantization.constrain(layout, 'down', w, axes))(w)
-  assert laid.values.sharding.spec == PartitionSpec('tensor', 'fsdp')
-  assert laid.scale.sharding.spec == PartitionSpec('fsdp')
+  w = jax.jit(lambda w: quantization.constrain(layout, 'down', w, axes))(w)
+  assert w.values.sharding.spec == PartitionSpec('tensor', 'fsdp')
+  assert w.scale.sharding.spec == PartitionSpec('fsdp')
 
 
 def shardings(model):
-  """Where an Int8 tree rests: values as their kernel, scales as its rest."""
+  """Returns shardings of an int8 tree: scales are split as their kernel."""
 
   def leaf(path, shape):
     name, sharding = path[-1].key, shape.sharding
@@ -328,7 +332,7 @@ def shardings(model):
 
 @pytest.fixture(scope='module', params=[(2, 2, 2), (1, 4, 2)], ids=str)
 def on_mesh(request, quantized):
-  """(log-probabilities on a mesh, executable, what XLA printed)."""
+  """Returns (log-probabilities on a mesh, executable, what XLA printed)."""
   layout = rules.make_layout(mesh.make_mesh(*request.param), rules.RULES)
   model = tiny.gemma(layout, scalar=True, compute=ComputeConfig(head_chunk=16))
   params = jax.device_put(quantized, shardings(model))
@@ -350,8 +354,8 @@ def test_xla_rematerializes_nothing(on_mesh):
   assert WARNING not in on_mesh[2]
 
 
-def test_int8_is_what_travels(on_mesh):
-  """Kernels [D, F] = [32, 48] are gathered over fsdp before their cast."""
+def test_kernels_are_gathered_as_int8(on_mesh):
+  """Kernels [D, F] = [32, 48] are gathered over fsdp before the cast."""
   gathers = [
     line for line in on_mesh[1].as_text().splitlines() if ' all-gather(' in line
   ]

@@ -1,8 +1,8 @@
-"""The network's own promises, beside parity with transformers (tests/peers).
+"""The network itself; tests/peers compares it with transformers.
 
-Guards remat policies, published parameter counts, the names and shapes that
-checkpoints rely on, the roundings that bfloat16 makes visible, and the errors
-for unknown settings and malformed batches.
+Covers remat policies, published parameter counts, the names and shapes that
+checkpoints rely on, roundings that bfloat16 makes visible, and errors for
+unknown settings and malformed batches.
 """
 
 import functools
@@ -43,7 +43,7 @@ def test_published_parameter_counts(name, count):
 
 
 def test_parameter_tree():
-  """Names and shapes are what checkpoints are made of: L 4, D 32, F 48, ..."""
+  """Checkpoints depend on these names and shapes (L 4, D 32, F 48, ...)."""
   leaves = jax.tree_util.tree_leaves_with_path(
     abstract_params(tiny.gemma(scalar=True))
   )
@@ -74,7 +74,7 @@ def test_only_scalar_models_have_a_value_head():
 
 
 def test_initial_values():
-  """Norms are zero, matrices normal with variance 1 / fan-in."""
+  """Norm scales are zero, kernels normal with variance 1 / fan-in."""
   params = init_params(tiny.gemma(), jax.random.key(0))
   local = jax.tree.map(np.asarray, params['pairs']['local'])
   assert not np.any(local['pre_mlp_norm']['scale'])
@@ -82,13 +82,13 @@ def test_initial_values():
     assert local['mlp'][name].std() * fan_in**0.5 == pytest.approx(1, abs=0.1)
   out = local['attention']['out']
   assert out.std() * 32**0.5 == pytest.approx(1, abs=0.1)
-  # Layers are drawn apart, in a pair and over pairs.
+  # All layers differ, in a pair and between pairs.
   gates = [params['pairs'][k]['mlp']['gate'] for k in ('local', 'global')]
-  drawn = np.concatenate(gates).reshape(4, -1)
-  assert np.linalg.matrix_rank(drawn) == 4
+  by_layer = np.concatenate(gates).reshape(4, -1)
+  assert np.linalg.matrix_rank(by_layer) == 4
 
 
-def test_parameters_keep_their_dtype():
+def test_parameters_have_param_dtype():
   model = tiny.gemma(compute=ComputeConfig(param_dtype='bfloat16'))
   dtypes = {x.dtype for x in jax.tree.leaves(abstract_params(model))}
   assert dtypes == {jnp.dtype('bfloat16')}
@@ -110,17 +110,17 @@ def value_and_gradients(remat):
 
 
 @pytest.mark.parametrize('remat', [name for name in REMAT if name != 'none'])
-def test_remat_changes_nothing(remat):
+def test_remat_does_not_change_results(remat):
   tiny.assert_close(
     value_and_gradients(remat), value_and_gradients('none'), 5e-6
   )
 
 
 def remat_policies(remat):
-  """The policies of the remats around a layer pair."""
+  """Returns the policies of all remats inside the scan over layer pairs."""
   model = tiny.gemma(compute=ComputeConfig(remat=remat))
-  made = jax.make_jaxpr(model.apply)({'params': tiny.params(model)}, BATCH)
-  (scan,) = [e for e in made.eqns if e.primitive.name == 'scan']
+  jaxpr = jax.make_jaxpr(model.apply)({'params': tiny.params(model)}, BATCH)
+  (scan,) = [e for e in jaxpr.eqns if e.primitive.name == 'scan']
   return [
     equation.params['policy']
     for equation in scan.params['jaxpr'].eqns
@@ -134,7 +134,7 @@ def test_remat_is_around_each_pair():
     assert remat_policies(name) == [REMAT[name]]
 
 
-def test_sizes_by_name():
+def test_unknown_model_name_is_rejected():
   with pytest.raises(UserError, match=naming('gemma3', 'gemma2_2b')):
     model_config.from_name('gemma3')
 
@@ -148,7 +148,7 @@ def test_sizes_by_name():
     ({'window': 0}, ['window', 0]),
   ],
 )
-def test_impossible_sizes(field, words):
+def test_impossible_fields_are_rejected(field, words):
   with pytest.raises(UserError, match=naming(*words)):
     tiny.gemma(**field)
 
@@ -156,8 +156,8 @@ def test_impossible_sizes(field, words):
 @pytest.mark.parametrize(
   'dtype, factor', [('bfloat16', 55.5), ('float32', 3072**0.5)]
 )
-def test_embedding_scale_is_rounded_as_activations_are(dtype, factor):
-  """sqrt(3072) is 55.4256; bfloat16 has 55.25 and 55.5 around it."""
+def test_embedding_scale_is_rounded_to_the_compute_dtype(dtype, factor):
+  """sqrt(3072) is 55.4256, between 55.25 and 55.5 in bfloat16."""
   model = tiny.gemma(
     compute=ComputeConfig(dtype=dtype), width=3072, vocab_size=256
   )
@@ -172,7 +172,7 @@ def test_embedding_scale_is_rounded_as_activations_are(dtype, factor):
 
 
 def test_norm_is_computed_in_float32():
-  """Rounded once, at the end: bfloat16 inside would round at every step."""
+  """The result is rounded once; bfloat16 would round after every operation."""
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.standard_normal((1, 64, 512)), jnp.bfloat16)
   scale = rng.standard_normal(512).astype(np.float32)
@@ -220,16 +220,16 @@ def test_norm_is_computed_in_float32():
     ),
   ],
 )
-def test_malformed_batches(change, words):
+def test_malformed_batches_are_rejected(change, words):
   bad = BATCH.replace(**change)
   with pytest.raises(ValueError, match=naming(*words)):
     batches.check_batch(bad)
-  # The model asks too.
+  # The model calls check_batch too.
   model = tiny.gemma()
   with pytest.raises(ValueError, match=naming(*words)):
     jax.eval_shape(model.apply, {'params': abstract_params(model)}, bad)
 
 
-def test_good_batches():
+def test_valid_batches_are_accepted():
   batches.check_batch(BATCH)
   batches.check_batch(Batch(BATCH.prompts, BATCH.prompt_lengths))

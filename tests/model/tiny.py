@@ -1,7 +1,7 @@
-"""Tiny models, parameters and batches for the tests of model and parallel.
+"""Tiny models, parameters and batches for tests.
 
-The softcaps are tight and the norms spread around their zero, so that losing
-either shows in every number.
+The softcaps are tight and the norm scales are far from zero, so a lost softcap
+or norm changes every number.
 """
 
 import dataclasses
@@ -32,15 +32,15 @@ CONFIG = ModelConfig(
 )
 
 
-def gemma(layout=None, scalar=False, compute=None, **size):
-  """A Gemma of CONFIG with fields of `size` replaced; on one device."""
-  size = dataclasses.replace(CONFIG, **size)
+def gemma(layout=None, scalar=False, compute=None, **fields):
+  """Returns a model of CONFIG with `fields` replaced; default: one device."""
+  config = dataclasses.replace(CONFIG, **fields)
   layout = layout or mesh.one_device()
-  return Transformer(size, compute or ComputeConfig(), layout, scalar)
+  return Transformer(config, compute or ComputeConfig(), layout, scalar)
 
 
 def params(model, seed=0):
-  """Random parameters without compiling anything, laid out as they should."""
+  """Returns random parameters in their shardings, without compiling."""
   rng = np.random.default_rng(seed)
 
   def leaf(shape):
@@ -51,47 +51,53 @@ def params(model, seed=0):
 
 
 def batch(
-  lengths, size, own_lengths=None, own_size=0, seed=1, vocab=CONFIG.vocab_size
+  prompt_lengths,
+  prompt_size,
+  generation_lengths=None,
+  generation_size=0,
+  seed=1,
+  vocab_size=CONFIG.vocab_size,
 ):
-  """Random tokens everywhere, in the padding too.
+  """Returns a batch of random tokens, also in the padding.
 
   Args:
-    lengths: [P] true lengths of the prompts.
-    size: S.
-    own_lengths: [P, R] true lengths of the generations, or None.
-    own_size: T.
-    seed: of the tokens.
-    vocab: tokens are below it.
+    prompt_lengths: [P], true lengths.
+    prompt_size: S.
+    generation_lengths: [P, R], true lengths, or None for prompts alone.
+    generation_size: T.
+    seed: seed of the tokens.
+    vocab_size: tokens are below it.
   """
   rng = np.random.default_rng(seed)
-  lengths = jnp.asarray(lengths, jnp.int32)
-  prompts = rng.integers(0, vocab, (len(lengths), size))
-  prompts = jnp.asarray(prompts, jnp.int32)
-  if own_lengths is None:
-    return Batch(prompts, lengths)
-  own_lengths = jnp.asarray(own_lengths, jnp.int32)
-  own = rng.integers(0, vocab, (*own_lengths.shape, own_size))
-  return Batch(prompts, lengths, jnp.asarray(own, jnp.int32), own_lengths)
+  prompt_lengths = jnp.asarray(prompt_lengths, jnp.int32)
+  shape = (len(prompt_lengths), prompt_size)
+  prompts = jnp.asarray(rng.integers(0, vocab_size, shape), jnp.int32)
+  if generation_lengths is None:
+    return Batch(prompts, prompt_lengths)
+  generation_lengths = jnp.asarray(generation_lengths, jnp.int32)
+  shape = (*generation_lengths.shape, generation_size)
+  generations = jnp.asarray(rng.integers(0, vocab_size, shape), jnp.int32)
+  return Batch(prompts, prompt_lengths, generations, generation_lengths)
 
 
 def assert_close(ours, expected, tolerance):
-  """Equal trees, each leaf measured by its largest number."""
+  """Asserts that trees are equal, relative to each leaf's largest number."""
 
-  def check(our, their):
-    scale = np.abs(their).max()
+  def check(x, expected_x):
+    scale = np.abs(expected_x).max()
     assert scale > 0
-    np.testing.assert_allclose(our / scale, their / scale, atol=tolerance)
+    np.testing.assert_allclose(x / scale, expected_x / scale, atol=tolerance)
 
   jax.tree.map(check, ours, expected)
 
 
 def equations(function, *args):
-  """All equations of the jaxpr of `function(*args)`, at any depth."""
+  """Yields all equations of the jaxpr of `function(*args)`, at any depth."""
 
   def walk(jaxpr):
     for equation in jaxpr.eqns:
       yield equation
-      # Bodies of jit, scan, remat and the like.
+      # Bodies of jit, scan, remat and similar.
       for part in jax.tree.leaves(list(equation.params.values())):
         inner = getattr(part, 'jaxpr', part)
         if hasattr(inner, 'eqns'):
@@ -101,6 +107,9 @@ def equations(function, *args):
 
 
 def intermediate_shapes(function, *args):
-  """Shapes of all arrays that `function(*args)` makes, at any depth."""
-  made = equations(function, *args)
-  return [out.aval.shape for equation in made for out in equation.outvars]
+  """Returns the shapes of all intermediate arrays of `function(*args)`."""
+  return [
+    out.aval.shape
+    for equation in equations(function, *args)
+    for out in equation.outvars
+  ]

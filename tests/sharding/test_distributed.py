@@ -1,4 +1,4 @@
-"""Who starts jax.distributed, and with what; real ones: test_two_processes."""
+"""When jax.distributed is initialized; test_two_processes really does it."""
 
 import jax
 import pytest
@@ -12,9 +12,10 @@ WARNING = 'WARNING: could not determine TPU worker hostnames, please set'
 
 @pytest.fixture
 def calls(monkeypatch):
-  made = []
+  """Returns the list of arguments of calls to jax.distributed.initialize."""
+  recorded = []
   monkeypatch.setattr(
-    jax.distributed, 'initialize', lambda *a, **unused: made.append(a)
+    jax.distributed, 'initialize', lambda *a, **unused: recorded.append(a)
   )
   for name in (
     'GRM_COORDINATOR',
@@ -23,7 +24,7 @@ def calls(monkeypatch):
     'TPU_WORKER_HOSTNAMES',
   ):
     monkeypatch.delenv(name, raising=False)
-  return made
+  return recorded
 
 
 @pytest.mark.parametrize(
@@ -46,14 +47,16 @@ def calls(monkeypatch):
   ],
   ids=str,
 )
-def test_what_is_started(calls, monkeypatch, environment, expected):
+def test_environment_decides_how_to_initialize(
+  calls, monkeypatch, environment, expected
+):
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
   distributed.initialize()
   assert calls == expected
 
 
-def test_half_of_the_variables_is_an_error(calls, monkeypatch):
+def test_missing_variables_are_named(calls, monkeypatch):
   monkeypatch.setenv('GRM_COORDINATOR', 'a:1')
   with pytest.raises(
     UserError, match=naming('GRM_NUM_PROCESSES', 'GRM_PROCESS_ID')
@@ -62,7 +65,7 @@ def test_half_of_the_variables_is_an_error(calls, monkeypatch):
   assert not calls
 
 
-def test_a_number_that_is_none_is_an_error(calls, monkeypatch):
+def test_a_variable_must_be_a_whole_number(calls, monkeypatch):
   monkeypatch.setenv('GRM_COORDINATOR', 'a:1')
   monkeypatch.setenv('GRM_NUM_PROCESSES', '2')
   monkeypatch.setenv('GRM_PROCESS_ID', 'one')

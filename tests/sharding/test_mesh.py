@@ -1,4 +1,4 @@
-"""Sizes of the mesh axes, the errors for sizes that cannot be, and slices."""
+"""Sizes of the mesh axes, errors for impossible sizes, and slices."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from tests.messages import naming, setting
 
 
 @pytest.mark.parametrize(
-  'asked, devices, sizes',
+  'sizes, devices, expected',
   [
     ((1, -1, 1), 8, (1, 8, 1)),
     ((-1, 2, 2), 8, (2, 2, 2)),
@@ -23,12 +23,12 @@ from tests.messages import naming, setting
     ((4, -1, 4), 64, (4, 4, 4)),
   ],
 )
-def test_minus_one_is_what_is_left(asked, devices, sizes):
-  assert mesh.axis_sizes(*asked, devices) == sizes
+def test_minus_one_takes_the_remaining_devices(sizes, devices, expected):
+  assert mesh.axis_sizes(*sizes, devices) == expected
 
 
 @pytest.mark.parametrize(
-  'asked, words',
+  'sizes, words',
   [
     ((2, 2, 1), ['config.mesh.fsdp', 4, 8]),
     ((4, 4, 1), ['config.mesh.fsdp', 16, 8]),
@@ -39,13 +39,13 @@ def test_minus_one_is_what_is_left(asked, devices, sizes):
     ((-2, 8, 1), []),
   ],
 )
-def test_sizes_that_cannot_be(asked, words):
-  words = 'data', 'fsdp', 'tensor', *asked, *words
+def test_impossible_sizes_are_rejected(sizes, words):
+  words = 'data', 'fsdp', 'tensor', *sizes, *words
   with pytest.raises(UserError, match=naming(*words)):
-    mesh.axis_sizes(*asked, 8)
+    mesh.axis_sizes(*sizes, 8)
 
 
-def test_slices_divide_data():
+def test_slices_must_divide_data():
   assert mesh.axis_sizes(-1, 4, 1, 16, num_slices=2) == (4, 4, 1)
   words = *setting('mesh.data', 3), *setting('mesh.num_slices', 2)
   with pytest.raises(UserError, match=naming(*words)):
@@ -55,10 +55,10 @@ def test_slices_divide_data():
 
 
 def test_mesh_has_every_device_once():
-  made = mesh.make_mesh(2, -1, 2)
-  assert made.axis_names == ('data', 'fsdp', 'tensor')
-  assert dict(made.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
-  assert set(made.devices.flat) == set(jax.devices())
+  devices = mesh.make_mesh(2, -1, 2)
+  assert devices.axis_names == ('data', 'fsdp', 'tensor')
+  assert dict(devices.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
+  assert set(devices.devices.flat) == set(jax.devices())
 
 
 def test_default_mesh_is_fsdp():
@@ -66,8 +66,8 @@ def test_default_mesh_is_fsdp():
 
 
 @dataclasses.dataclass(frozen=True)
-class Device:
-  """What mesh making reads of a device, to stand for one of two processes."""
+class FakeDevice:
+  """A device of another process, with the attributes that make_mesh reads."""
 
   id: int
   process_index: int
@@ -76,16 +76,16 @@ class Device:
 
 
 def test_slices_are_the_outer_factor_of_data():
-  devices = [Device(i, i // 4) for i in range(8)]
-  made = mesh.make_mesh(4, 1, 2, num_slices=2, devices=devices[::-1])
-  assert dict(made.shape) == {'data': 4, 'fsdp': 1, 'tensor': 2}
-  processes = np.vectorize(lambda device: device.process_index)(made.devices)
+  devices = [FakeDevice(i, i // 4) for i in range(8)]
+  array = mesh.make_mesh(4, 1, 2, num_slices=2, devices=devices[::-1]).devices
+  assert array.shape == (4, 1, 2)
+  processes = np.vectorize(lambda device: device.process_index)(array)
   np.testing.assert_array_equal(processes[:2], 0)
   np.testing.assert_array_equal(processes[2:], 1)
-  assert set(made.devices.flat) == set(devices)
+  assert set(array.flat) == set(devices)
 
 
-def test_more_slices_than_there_are():
+def test_more_slices_than_processes():
   with pytest.raises(
     UserError, match=naming(*setting('mesh.num_slices', 2), 1)
   ):
@@ -98,28 +98,30 @@ def test_from_config():
   config.mesh.logical_axis_rules.logit_vocab = ('tensor',)
   layout = mesh.from_config(config)
   assert dict(layout.mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
-  assert layout.num_shards('logit_vocab') == 2 and layout.num_shards('vocab') == 4
+  assert (
+    layout.num_shards('logit_vocab') == 2 and layout.num_shards('vocab') == 4
+  )
 
 
-def test_another_tensor_axis_for_sampling():
-  """The same devices in the same order, some of fsdp given to tensor."""
+def test_decode_mesh_moves_devices_from_fsdp_to_tensor():
+  """The devices and their order stay the same."""
   config = ConfigDict({'mesh': dict(data=2, fsdp=4, tensor=1, num_slices=1)})
   config.mesh.logical_axis_rules = ConfigDict(rules.RULES)
   config.mesh.decode_tensor = 4
-  training = mesh.from_config(config)
-  sampling = mesh.from_config(config, weights='resident')
-  assert dict(training.mesh.shape) == {'data': 2, 'fsdp': 4, 'tensor': 1}
-  assert dict(sampling.mesh.shape) == {'data': 2, 'fsdp': 1, 'tensor': 4}
-  assert (training.mesh.devices.flat == sampling.mesh.devices.flat).all()
-  # Heads are split for decoding, prompts over fewer devices than in training.
-  assert (training.num_shards('heads'), sampling.num_shards('heads')) == (1, 4)
-  assert (training.num_shards('prompts'), sampling.num_shards('prompts')) == (8, 2)
+  train = mesh.from_config(config)
+  decode = mesh.from_config(config, weights='resident')
+  assert dict(train.mesh.shape) == {'data': 2, 'fsdp': 4, 'tensor': 1}
+  assert dict(decode.mesh.shape) == {'data': 2, 'fsdp': 1, 'tensor': 4}
+  assert (train.mesh.devices.flat == decode.mesh.devices.flat).all()
+  # Decoding splits heads, and prompts over fewer devices than training.
+  assert (train.num_shards('heads'), decode.num_shards('heads')) == (1, 4)
+  assert (train.num_shards('prompts'), decode.num_shards('prompts')) == (8, 2)
   config.mesh.decode_tensor = 0
-  same = mesh.from_config(config, weights='resident')
-  assert same.mesh == training.mesh
-  for wrong in (3, 8, -1):
-    config.mesh.decode_tensor = wrong
-    words = *setting('mesh.decode_tensor', wrong), 4, 1
+  unchanged = mesh.from_config(config, weights='resident')
+  assert unchanged.mesh == train.mesh
+  for invalid in (3, 8, -1):
+    config.mesh.decode_tensor = invalid
+    words = *setting('mesh.decode_tensor', invalid), 4, 1
     with pytest.raises(UserError, match=naming(*words)):
       mesh.from_config(config, weights='resident')
 

@@ -1,7 +1,7 @@
-"""The table of logical axes: what it makes of Gemma-2, and what it refuses.
+"""Logical-axis rules: the shardings of Gemma-2, and what is rejected.
 
-Guards that no name is ignored, no mesh axis splits two dimensions of one
-array, nothing is split unevenly, and that the errors name the key to change.
+No name is ignored, no mesh axis splits two dimensions of one array, nothing is
+split unevenly, and errors name the config key to change.
 """
 
 import jax
@@ -18,14 +18,14 @@ from grm_jax.sharding import mesh, rules
 from tests.messages import naming, setting
 
 
-def layout_of(data=2, fsdp=2, tensor=2, **changed):
-  made = mesh.make_mesh(data, fsdp, tensor)
-  return rules.make_layout(made, {**rules.RULES, **changed})
+def make_layout(data=2, fsdp=2, tensor=2, **changed_rules):
+  devices = mesh.make_mesh(data, fsdp, tensor)
+  return rules.make_layout(devices, {**rules.RULES, **changed_rules})
 
 
 @pytest.fixture(scope='module')
 def layout():
-  return layout_of()
+  return make_layout()
 
 
 BLOCK = {
@@ -43,10 +43,10 @@ BLOCK = {
 }
 
 
-def test_every_parameter_of_27b(layout):
-  size = model_config.from_name('gemma2_27b')
+def test_shardings_of_all_parameters_of_27b(layout):
+  config = model_config.from_name('gemma2_27b')
   params = abstract_params(
-    Transformer(size, ComputeConfig(), layout, scalar=True)
+    Transformer(config, ComputeConfig(), layout, scalar=True)
   )
   leaves = jax.tree_util.tree_leaves_with_path(params)
   specs = {'/'.join(k.key for k in path): x.sharding.spec for path, x in leaves}
@@ -59,7 +59,7 @@ def test_every_parameter_of_27b(layout):
   }
 
 
-def test_activations(layout):
+def test_specs_of_activations(layout):
   def spec(*names):
     return layout.spec(names)
 
@@ -74,19 +74,21 @@ def test_activations(layout):
   assert spec() == PartitionSpec()
 
 
-def test_sharding_is_the_spec_on_the_mesh(layout):
+def test_sharding_has_spec_and_mesh(layout):
   sharding = layout.sharding(('embed', 'mlp'), (8, 4))
   assert sharding.mesh == layout.mesh
   assert sharding.spec == PartitionSpec('fsdp', 'tensor')
   assert sharding.shard_shape((8, 4)) == (4, 2)
 
 
-def test_split(layout):
-  ways = {name: layout.num_shards(name) for name in ('prompts', 'heads', 'tokens')}
-  assert ways == {'prompts': 4, 'heads': 2, 'tokens': 1}
+def test_num_shards(layout):
+  shards = {
+    name: layout.num_shards(name) for name in ('prompts', 'heads', 'tokens')
+  }
+  assert shards == {'prompts': 4, 'heads': 2, 'tokens': 1}
 
 
-def test_unlisted_name(layout):
+def test_a_name_without_a_rule_is_rejected(layout):
   words = 'config.mesh.logical_axis_rules', 'kv_head'
   with pytest.raises(ValueError, match=naming(*words, 'kv_heads')):
     layout.spec(('embed', 'kv_head'))
@@ -106,20 +108,21 @@ def test_mesh_axis_used_twice_on_one_array(layout):
     layout.spec(('heads', 'embed', 'mlp'))
 
 
-def test_clash_in_a_parameter():
+def test_contradicting_rules_of_a_parameter():
   model = Transformer(
     model_config.from_name('tiny'),
     ComputeConfig(),
-    layout_of(table_width=('fsdp',)),
+    make_layout(table_width=('fsdp',)),
   )
   with pytest.raises(
-    UserError, match=naming('fsdp', 'config.mesh.logical_axis_rules.table_width')
+    UserError,
+    match=naming('fsdp', 'config.mesh.logical_axis_rules.table_width'),
   ):
     abstract_params(model)
 
 
 def test_uneven_split_of_a_parameter():
-  size = model_config.from_name('gemma2_2b')
+  config = model_config.from_name('gemma2_2b')
   words = (
     'kv_heads',
     4,
@@ -128,7 +131,7 @@ def test_uneven_split_of_a_parameter():
     'config.mesh.logical_axis_rules.kv_heads',
   )
   with pytest.raises(UserError, match=naming(*words)):
-    abstract_params(Transformer(size, ComputeConfig(), layout_of(1, 1, 8)))
+    abstract_params(Transformer(config, ComputeConfig(), make_layout(1, 1, 8)))
 
 
 def test_uneven_split_over_two_axes(layout):
@@ -147,29 +150,29 @@ def test_rule_with_an_unknown_mesh_axis():
     'tensor',
   )
   with pytest.raises(UserError, match=naming(*words)):
-    layout_of(embed=('model',))
+    make_layout(embed=('model',))
 
 
 def test_rule_with_one_axis_twice():
   with pytest.raises(
     UserError, match=naming(*setting('mesh.logical_axis_rules.embed', 'fsdp'))
   ):
-    layout_of(embed=('fsdp', 'fsdp'))
+    make_layout(embed=('fsdp', 'fsdp'))
 
 
-@pytest.mark.parametrize('where', ['layout', 'one device'])
-def test_constrain_with_the_wrong_rank(layout, where):
-  used = layout if where == 'layout' else mesh.one_device()
+@pytest.mark.parametrize('num_devices', [1, 8])
+def test_constrain_with_the_wrong_rank(layout, num_devices):
+  used = layout if num_devices == 8 else mesh.one_device()
   with pytest.raises(ValueError, match=naming('embed', '(4, 4)')):
     used.constrain(jnp.zeros((4, 4)), ('embed',))
 
 
-def test_constrain_moves_nothing_on_one_device():
+def test_constrain_is_a_no_op_on_one_device():
   x = jnp.zeros((3, 5))
   assert mesh.one_device().constrain(x, ('prompts', 'width')) is x
 
 
-def test_constrain_lays_out(layout):
+def test_constrain_sets_the_sharding(layout):
   x = jax.jit(lambda x: layout.constrain(x, ('prompts', 'mlp')))(
     jnp.zeros((4, 6))
   )
@@ -178,9 +181,9 @@ def test_constrain_lays_out(layout):
   )
 
 
-def test_equal_layouts_are_one_key(layout):
-  """Layouts are static arguments of jit: equal ones must not recompile."""
-  assert layout == layout_of() and hash(layout) == hash(layout_of())
-  assert layout != layout_of(mlp=())
-  backwards = dict(reversed(rules.RULES.items()))
-  assert layout == rules.make_layout(layout.mesh, backwards)
+def test_equal_layouts_have_equal_hashes(layout):
+  """Layouts are static arguments of jit; equal ones must not recompile."""
+  assert layout == make_layout() and hash(layout) == hash(make_layout())
+  assert layout != make_layout(mlp=())
+  reversed_rules = dict(reversed(rules.RULES.items()))
+  assert layout == rules.make_layout(layout.mesh, reversed_rules)

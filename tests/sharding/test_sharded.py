@@ -1,7 +1,7 @@
-"""Gemma on a mesh of 2 x 2 x 2 devices is Gemma on one device.
+"""The model on a mesh of 2 x 2 x 2 devices equals the model on one device.
 
-Guards equal numbers, parameters and gradients that really are split as they
-say, and that XLA never falls back to holding a whole array on every device.
+The numbers are equal, parameters and gradients have their declared shardings,
+and XLA never falls back to holding a whole array on every device.
 """
 
 import contextlib
@@ -22,34 +22,35 @@ from grm_jax.sharding import mesh, rules
 from tests.model import tiny
 
 COMPUTE = ComputeConfig(remat='nothing_saveable', head_chunk=16, query_block=8)
-# Keeps every layer's gathered kernels for the backward pass.
-KEEPS_ALL = dataclasses.replace(COMPUTE, remat='none')
-OWN_LENGTHS = [[7, 0], [3, 5], [1, 2], [6, 4]]
-# What XLA's partitioner prints when it gives up on a layout.
+# Saves the gathered kernels of all layers for the backward pass.
+WITHOUT_REMAT = dataclasses.replace(COMPUTE, remat='none')
+GENERATION_LENGTHS = [[7, 0], [3, 5], [1, 2], [6, 4]]
+# Printed by XLA's partitioner when it cannot reshard efficiently.
 WARNING = 'Involuntary full rematerialization'
-# The gates [L/2, D, F] = [2, 32, 48] of all pairs, split over tensor only.
+# The gathered gates of all layers: [L/2, D, F] = [2, 32, 48], with F split over
+# tensor.
 GATHERED_STACK = 'f32[2,32,24]'
 
 
-def layout_of(**changed):
-  made = mesh.make_mesh(2, 2, 2)
-  return rules.make_layout(made, {**rules.RULES, **changed})
+def make_layout(**changed_rules):
+  devices = mesh.make_mesh(2, 2, 2)
+  return rules.make_layout(devices, {**rules.RULES, **changed_rules})
 
 
 @pytest.fixture(
   scope='module', params=[(), ('tensor',)], ids=['whole', 'tokens_split']
 )
 def layout(request):
-  return layout_of(residual_tokens=request.param)
+  return make_layout(residual_tokens=request.param)
 
 
 @pytest.fixture(scope='module')
 def batch():
-  return tiny.batch([1, 9, 4, 12], 12, OWN_LENGTHS, 7)
+  return tiny.batch([1, 9, 4, 12], 12, GENERATION_LENGTHS, 7)
 
 
 def gemma(layout=None, compute=COMPUTE):
-  # 500 live tokens of 512: the last devices hold dead rows.
+  # 500 of 512 rows are in use: the last devices hold padding rows.
   return tiny.gemma(layout, scalar=True, compute=compute, vocab_size=500)
 
 
@@ -61,7 +62,7 @@ def loss(model, params, batch):
 
 @contextlib.contextmanager
 def stderr_into(lines):
-  """Appends what the process writes to file descriptor 2, XLA included."""
+  """Appends all lines written to file descriptor 2, also those of XLA."""
   with tempfile.TemporaryFile('w+') as file:
     saved = os.dup(2)
     os.dup2(file.fileno(), 2)
@@ -75,10 +76,10 @@ def stderr_into(lines):
 
 
 def compiled(model, batch):
-  """(executable of loss and gradients, what XLA printed meanwhile)."""
-  rows = model.layout.sharding(('prompts',))
+  """Returns (executable of loss and gradients, what XLA printed)."""
+  sharding = model.layout.sharding(('prompts',))
   shapes = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch
   )
   grad = jax.value_and_grad(functools.partial(loss, model), has_aux=True)
   messages = []
@@ -100,11 +101,11 @@ def run(model, executable, batch):
 
 @pytest.fixture(scope='module')
 def results(layout, on_mesh, batch):
-  """((loss, outputs), gradients) on the mesh and on one device."""
-  one = gemma()
+  """Returns ((loss, outputs), gradients) on the mesh and on one device."""
+  model = gemma()
   return (
     run(gemma(layout), on_mesh[0], batch),
-    run(one, compiled(one, batch)[0], batch),
+    run(model, compiled(model, batch)[0], batch),
   )
 
 
@@ -122,8 +123,8 @@ def test_xla_rematerializes_nothing(on_mesh):
   assert WARNING not in on_mesh[1]
 
 
-def test_gradients_are_split_as_their_kernels(results, layout):
-  """Though nothing but the model asks for it."""
+def test_gradients_have_the_shardings_of_their_parameters(results, layout):
+  """The model alone constrains them."""
 
   def check(gradient, parameter):
     assert gradient.sharding.is_equivalent_to(parameter.sharding, gradient.ndim)
@@ -132,13 +133,13 @@ def test_gradients_are_split_as_their_kernels(results, layout):
   jax.tree.map(check, results[0][1]['pairs'], params['pairs'])
 
 
-def test_gathered_kernels_never_pile_up(on_mesh):
-  """Neither they nor their gradients, in the loops over layers."""
+def test_gathered_kernels_of_all_layers_never_exist_at_once(on_mesh):
+  """Nor do their gradients, in the loops over layers."""
   assert GATHERED_STACK not in on_mesh[0].as_text()
 
 
-def test_what_is_kept_of_each_pair_is_split(on_mesh, layout):
-  """Hidden states [L/2, P, X, D], of P = 4 prompts of X = 12 + 2 * 7 places."""
+def test_saved_inputs_of_layer_pairs_are_split(on_mesh, layout):
+  """Hidden states [L/2, P, X, D] with P = 4 and X = 12 + 2 * 7."""
   whole, split = 'f32[2,1,26,32]', 'f32[2,1,13,32]'
   if layout.num_shards('residual_tokens') > 1:
     whole, split = split, whole
@@ -146,34 +147,34 @@ def test_what_is_kept_of_each_pair_is_split(on_mesh, layout):
   assert whole in text and split not in text
 
 
-def test_no_pieces_are_sent_around(on_mesh):
-  """On CPUs, whose devices take collectives in any order, they would hang."""
+def test_no_collective_permutes(on_mesh):
+  """They would hang on CPU, whose devices run collectives in any order."""
   assert 'collective-permute' not in on_mesh[0].as_text()
 
 
-def test_both_would_be_found(batch):
-  """Tokens split by prompt and the table by width make the table whole."""
-  bad = layout_of(lookup_prompts=('data', 'fsdp'), lookup_width=('tensor',))
-  executable, messages = compiled(gemma(bad, KEEPS_ALL), batch)
+def test_a_bad_layout_is_detected(batch):
+  """With prompts over fsdp in the lookup, XLA gathers the whole table."""
+  bad = make_layout(lookup_prompts=('data', 'fsdp'), lookup_width=('tensor',))
+  executable, messages = compiled(gemma(bad, WITHOUT_REMAT), batch)
   assert WARNING in messages
   assert GATHERED_STACK in executable.as_text()
 
 
 @pytest.fixture(scope='module')
 def initial(layout):
-  """The same key on the mesh and on one device."""
+  """Returns parameters from one key, on the mesh and on one device."""
   key = jax.random.key(7)
   return init_params(gemma(layout), key), init_params(gemma(), key)
 
 
-def test_init_gives_the_same_numbers(initial):
+def test_init_equals_one_device(initial):
   ours, expected = jax.device_get(initial)
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-6), ours, expected
   )
 
 
-def test_every_leaf_is_split_as_it_says(initial, layout):
+def test_initial_parameters_have_their_declared_shardings(initial, layout):
   def check(leaf, shape):
     assert leaf.sharding == shape.sharding
     assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
@@ -183,12 +184,12 @@ def test_every_leaf_is_split_as_it_says(initial, layout):
   jax.tree.map(check, initial[0], abstract_params(gemma(layout)))
 
 
-def test_ways_a_leaf_is_split(initial):
-  ways = jax.tree.map(
+def test_number_of_shards(initial):
+  shards = jax.tree.map(
     lambda x: x.size // x.addressable_shards[0].data.size, initial[0]
   )
-  assert ways['embedder']['table'] == 4
-  assert ways['final_norm']['scale'] == 1
-  block = ways['pairs']['local']
+  assert shards['embedder']['table'] == 4
+  assert shards['final_norm']['scale'] == 1
+  block = shards['pairs']['local']
   kernels = jax.tree.leaves([block['attention'], block['mlp']])
   assert kernels == [4] * 7

@@ -1,4 +1,4 @@
-"""Byte-level BPE, on a small tokenizer.json trained here."""
+"""Byte-level BPE, with a small tokenizer.json trained here."""
 
 import json
 
@@ -19,35 +19,35 @@ LINES = [
 ]
 
 
-def train(**changes):
-  """The file's content; every byte has a piece unless `alphabet` is less."""
-  options = {'alphabet': tokenizers.pre_tokenizers.ByteLevel.alphabet()}
-  options |= changes
-  whole = tokenizers.Tokenizer(tokenizers.models.BPE())
+def train(alphabet=None):
+  """Trains a tokenizer; every byte has a piece unless `alphabet` lacks it."""
+  if alphabet is None:
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+  trained = tokenizers.Tokenizer(tokenizers.models.BPE())
   parts = tokenizers.pre_tokenizers
-  whole.pre_tokenizer = parts.Sequence(
+  trained.pre_tokenizer = parts.Sequence(
     [parts.Digits(True), parts.ByteLevel(add_prefix_space=False)]
   )
-  whole.decoder = tokenizers.decoders.ByteLevel()
+  trained.decoder = tokenizers.decoders.ByteLevel()
   trainer = tokenizers.trainers.BpeTrainer(
     vocab_size=400,
     special_tokens=list(CONTROL),
-    initial_alphabet=options['alphabet'],
+    initial_alphabet=alphabet,
     show_progress=False,
   )
-  whole.train_from_iterator(LINES * 3, trainer)
-  return whole
+  trained.train_from_iterator(LINES * 3, trainer)
+  return trained
 
 
-WHOLE = train()
-TK = tokenizer.from_bytes(WHOLE.to_str().encode(), 'tokenizer.json')
+FULL_TOKENIZER = train()
+TK = tokenizer.from_bytes(FULL_TOKENIZER.to_str().encode(), 'tokenizer.json')
 
 
 def test_ids():
   assert TK.control_ids == (0, 1, 2, 3)
   assert TK.stop_ids == (0, 2)
   assert TK.start_of_turn_id == 1
-  assert TK.vocab_size == WHOLE.get_vocab_size()
+  assert TK.vocab_size == FULL_TOKENIZER.get_vocab_size()
   assert TK.decode([1, 2, 3], show_control=True) == (
     '<|im_start|><|im_end|><repo_name>'
   )
@@ -57,7 +57,7 @@ def test_ids():
 
 
 @given(st.text())
-def test_every_text_comes_back(text):
+def test_decode_inverts_encode(text):
   ids = TK.encode(text)
   assert not set(ids) & set(TK.control_ids)
   assert TK.decode(ids) == text
@@ -78,18 +78,18 @@ def test_no_text_becomes_a_control_id(text):
 
 
 @pytest.mark.parametrize('text', [*LINES[:2], '  two  spaces', '\u00e9t\u00e9'])
-def test_plain_text_gets_the_files_own_ids(text):
-  assert TK.encode(text) == WHOLE.encode(text).ids
+def test_plain_text_gets_the_ids_of_the_file(text):
+  assert TK.encode(text) == FULL_TOKENIZER.encode(text).ids
 
 
-def test_the_file_itself_would_let_text_become_control():
-  assert WHOLE.encode('<|im_end|>').ids == [2]
+def test_the_file_alone_would_create_control_ids():
+  assert FULL_TOKENIZER.encode('<|im_end|>').ids == [2]
   assert len(TK.encode('<|im_end|>')) > 1
 
 
-def test_merges_that_make_a_control_token():
-  """A file that spells one by its merges, and one that is in no vocabulary."""
-  fields = json.loads(WHOLE.to_str())
+def test_control_tokens_that_merges_produce():
+  """One control token is made by merges, another is not in the vocabulary."""
+  fields = json.loads(FULL_TOKENIZER.to_str())
   model = fields['model']
   for piece in ('me', 'name'):
     model['vocab'].setdefault(piece, len(model['vocab']))
@@ -109,15 +109,15 @@ def test_merges_that_make_a_control_token():
   assert tk.decode([size]) == ''
 
 
-def test_digits_are_apart():
+def test_digits_are_separate_pieces():
   pieces = [TK.codec.id_to_piece(i) for i in TK.encode('12')]
   assert pieces == ['1', '2']
 
 
-def test_a_byte_that_is_lacking():
-  """As SmolLM2's: characters of the highest planes have no first byte."""
-  whole = train(alphabet=[])  # only what the lines have, and no 0xC3
-  fields = json.loads(whole.to_str())
+def test_characters_with_missing_bytes_become_u_fffd():
+  """As in SmolLM2, which lacks the first byte of the highest planes."""
+  trained = train(alphabet=[])  # only the bytes of LINES; no 0xC3
+  fields = json.loads(trained.to_str())
   vocab = fields['model']['vocab']
   for letter in '\u00ef\u00bf\u00bd':  # the bytes of U+FFFD
     vocab.setdefault(letter, len(vocab))
@@ -126,12 +126,12 @@ def test_a_byte_that_is_lacking():
   assert tk.decode(tk.encode('better')) == 'better'
 
 
-def test_surrogates_are_read_as_unknown():
+def test_surrogates_become_u_fffd():
   assert TK.decode(TK.encode('a\ud800b')) == 'a\ufffdb'
 
 
 def test_chatml():
-  """The form of SmolLM2's own template, where a system text is given."""
+  """Equals SmolLM2's own template with a system text."""
   ids = chat_format.render(
     TK,
     [
@@ -155,8 +155,8 @@ def test_chatml():
   )
 
 
-def changed(**changes):
-  fields = json.loads(WHOLE.to_str()) | changes
+def changed_file(**changes):
+  fields = json.loads(FULL_TOKENIZER.to_str()) | changes
   return json.dumps(fields).encode()
 
 
@@ -165,13 +165,13 @@ def changed(**changes):
   [
     (b'{', []),
     (b'[]', []),
-    (changed(added_tokens=[]), ['<|endoftext|>', '<|im_start|>']),
-    (changed(normalizer={'type': 'NFKC'}), ['BPE', 'normalizer']),
-    (changed(model={'type': 'Unigram', 'vocab': []}), ['BPE']),
-    (changed(pre_tokenizer={'type': 'Whitespace'}), ['BPE']),
-    (changed(model={'type': 'BPE', 'vocab': {}, 'merges': ['a b']}), []),
+    (changed_file(added_tokens=[]), ['<|endoftext|>', '<|im_start|>']),
+    (changed_file(normalizer={'type': 'NFKC'}), ['BPE', 'normalizer']),
+    (changed_file(model={'type': 'Unigram', 'vocab': []}), ['BPE']),
+    (changed_file(pre_tokenizer={'type': 'Whitespace'}), ['BPE']),
+    (changed_file(model={'type': 'BPE', 'vocab': {}, 'merges': ['a b']}), []),
   ],
 )
-def test_other_files_are_refused(data, words):
+def test_unsupported_files_are_rejected(data, words):
   with pytest.raises(UserError, match=naming('a.json', *words)):
     tokenizer.from_bytes(data, 'a.json')

@@ -1,4 +1,4 @@
-"""The chat form, on the tiny tokenizer."""
+"""Chat formats, with the tiny tokenizer."""
 
 import itertools
 
@@ -27,8 +27,8 @@ def system(text):
   return {'role': 'system', 'content': text}
 
 
-def shown(tk, ids):
-  """Control ids as they are, runs of other ids as text."""
+def readable(tk, ids):
+  """Returns control ids as they are, and runs of other ids as text."""
   parts = []
   for control, run in itertools.groupby(ids, lambda i: i in tk.control_ids):
     run = list(run)
@@ -39,30 +39,30 @@ def shown(tk, ids):
 def test_one_user_turn(tk):
   ids = chat_format.render(tk, [user('Is 7 prime?')])
   assert ids[:2] == [2, 106]
-  assert shown(tk, ids) == [
+  assert readable(tk, ids) == [
     *(2, 106, 'user\nIs 7 prime?', 107, '\n', 106, 'model\n'),
   ]
   assert ids == chat_format.render_user(tk, 'Is 7 prime?')
 
 
-def test_the_ids_are_those_of_the_whole_text(tk):
-  """No piece spans our lines and the content: the newline parts them."""
-  whole = '<start_of_turn>user\nSort 3, 1.<end_of_turn>\n<start_of_turn>model\n'
+def test_ids_equal_those_of_the_whole_text(tk):
+  """No piece spans the role line and the content: a newline separates them."""
+  text = '<start_of_turn>user\nSort 3, 1.<end_of_turn>\n<start_of_turn>model\n'
   assert chat_format.render_user(tk, 'Sort 3, 1.') == [
     2,
-    *tk.codec.sp.encode(whole),
+    *tk.codec.sp.encode(text),
   ]
 
 
 def test_without_a_generation_prompt(tk):
   ids = chat_format.render(tk, [user('a')], add_generation_prompt=False)
-  assert shown(tk, ids) == [2, 106, 'user\na', 107, '\n']
+  assert readable(tk, ids) == [2, 106, 'user\na', 107, '\n']
 
 
 @pytest.mark.parametrize('role', ['assistant', 'model'])
 def test_a_conversation(tk, role):
   messages = [user('a'), {'role': role, 'content': 'b'}, user('c')]
-  assert shown(tk, chat_format.render(tk, messages)) == [
+  assert readable(tk, chat_format.render(tk, messages)) == [
     *(2, 106, 'user\na', 107, '\n', 106, 'model\nb', 107, '\n'),
     *(106, 'user\nc', 107, '\n', 106, 'model\n'),
   ]
@@ -70,7 +70,7 @@ def test_a_conversation(tk, role):
 
 def test_a_conversation_that_ends_with_the_model(tk):
   ids = chat_format.render(tk, (user('a'), assistant('b')), False)
-  assert shown(tk, ids) == [
+  assert readable(tk, ids) == [
     *(2, 106, 'user\na', 107, '\n', 106, 'model\nb', 107, '\n'),
   ]
 
@@ -79,15 +79,15 @@ def test_contents_are_stripped(tk):
   ids = chat_format.render(
     tk, [user(' \n a  b\n\n'), assistant('\tc '), user('d\r')]
   )
-  assert shown(tk, ids) == [
+  assert readable(tk, ids) == [
     *(2, 106, 'user\na  b', 107, '\n', 106, 'model\nc', 107, '\n'),
     *(106, 'user\nd', 107, '\n', 106, 'model\n'),
   ]
 
 
-def test_an_empty_content_is_an_empty_turn(tk):
+def test_empty_content_gives_an_empty_turn(tk):
   ids = chat_format.render(tk, [user('  ')], add_generation_prompt=False)
-  assert shown(tk, ids) == [2, 106, 'user\n', 107, '\n']
+  assert readable(tk, ids) == [2, 106, 'user\n', 107, '\n']
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_system_text_joins_the_first_user_turn(
   tk, system_text, user_text, joined
 ):
   messages = [system(system_text), user(user_text), assistant('b'), user('c')]
-  assert shown(tk, chat_format.render(tk, messages)) == [
+  assert readable(tk, chat_format.render(tk, messages)) == [
     *(2, 106, f'user\n{joined}', 107, '\n', 106, 'model\nb', 107, '\n'),
     *(106, 'user\nc', 107, '\n', 106, 'model\n'),
   ]
@@ -119,11 +119,11 @@ def test_a_system_text_joins_the_first_user_turn(
     '[@BOS@] <unused3> <mask>',
   ],
 )
-def test_contents_cannot_write_control_ids(tk, text):
+def test_contents_cannot_create_control_ids(tk, text):
   messages = [system(text), user(text), assistant(text), user(text)]
   ids = chat_format.render(tk, messages)
   assert ids.count(2) == 1
-  assert shown(tk, ids) == [
+  assert readable(tk, ids) == [
     *(2, 106, f'user\n{text}\n\n{text}', 107, '\n'),
     *(106, f'model\n{text}', 107, '\n'),
     *(106, f'user\n{text}', 107, '\n', 106, 'model\n'),
@@ -198,7 +198,7 @@ def test_contents_cannot_write_control_ids(tk, text):
     ),
   ],
 )
-def test_mistakes_are_named(tk, messages, words):
+def test_invalid_messages_are_rejected(tk, messages, words):
   with pytest.raises(ValueError, match=naming(*words)) as error:
     chat_format.render(tk, messages)
   assert '\n' not in str(error.value)
@@ -215,11 +215,11 @@ def test_mistakes_are_named(tk, messages, words):
   ],
   ids=str,
 )
-def test_turns_that_are_not_a_conversation_are_the_users(tk, messages):
+def test_invalid_conversations_are_user_errors(tk, messages):
   with pytest.raises(UserError):
     chat_format.render(tk, messages)
 
 
-def test_render_user_refuses_other_types(tk):
+def test_render_user_rejects_other_types(tk):
   with pytest.raises(ValueError, match=naming(1, 'content', 'int')):
     chat_format.render_user(tk, 3)

@@ -12,8 +12,8 @@ from grm_jax.tokenizer import tokenizer
 
 TRAIN = """
 import sys
-from grm_jax.model import tiny_tokenizer
-tiny_tokenizer.train(sys.argv[1])
+from grm_jax.tokenizer import tiny
+tiny.train(sys.argv[1])
 """
 
 
@@ -37,22 +37,22 @@ def test_layout(tk):
   assert tk.encode('\n\n') == [108, 108]
 
 
-def test_two_processes_write_the_same_bytes_and_say_nothing(tmp_path):
+def test_two_processes_write_the_same_bytes_and_print_nothing(tmp_path):
   for name in ('1', '2'):
-    done = subprocess.run(
+    process = subprocess.run(
       [sys.executable, '-c', TRAIN, str(tmp_path / name)],
       capture_output=True,
       text=True,
       env=os.environ | {'PYTHONHASHSEED': name},
       cwd=pathlib.Path(__file__).parents[2],
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+    assert (process.returncode, process.stdout, process.stderr) == (0, '', '')
   first, second = ((tmp_path / n).read_bytes() for n in ('1', '2'))
   assert len(first) > 10_000
   assert first == second
 
 
-def test_what_it_learned(tk):
+def test_learned_pieces(tk):
   assert pieces(tk, 'Response 2048') == [
     *('Response', '\u2581', '2', '0', '4', '8'),
   ]
@@ -64,10 +64,10 @@ def test_what_it_learned(tk):
   assert len(tk.encode(judgement)) < 30  # 45 characters
 
 
-def test_the_file_is_what_load_reads(tk, tmp_path):
+def test_load_reads_the_written_file(tk, tmp_path):
   path = tmp_path / 'tiny.model'
   path.write_bytes(b'old')
   tiny_tokenizer.train(str(path))
-  again = tokenizer.load(path)
-  assert again.encode('Scores: <eos>') == tk.encode('Scores: <eos>')
+  loaded = tokenizer.load(path)
+  assert loaded.encode('Scores: <eos>') == tk.encode('Scores: <eos>')
   assert os.listdir(tmp_path) == ['tiny.model']

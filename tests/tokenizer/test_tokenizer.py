@@ -1,4 +1,4 @@
-"""The tokenizer, on small models trained here with Gemma's pieces."""
+"""The tokenizer, with small models trained here with Gemma's pieces."""
 
 import io
 import pathlib
@@ -25,8 +25,8 @@ SYMBOLS = (
 )
 PLAIN_SYMBOLS = ['\n', '\n\n', '\u2581\u2581', '<b>', '</b>']  # 108 to 112
 
-# Each character is a piece and no two merge, so that expected pieces can be
-# written down: 4 + 104 + 5 + 256 bytes + 45 characters.
+# Each character is a piece and no two merge, so expected pieces are known:
+# 4 + 104 + 5 + 256 bytes + 45 characters.
 ALPHABET = 'abcdefghijklmnopqrstuvwxyz0123456789<>_[]@/: '
 
 
@@ -71,7 +71,7 @@ def pieces(ids, tk=TK):
   return [tk.codec.sp.id_to_piece(i) for i in ids]
 
 
-def test_ids_and_sizes_are_gemmas():
+def test_ids_equal_those_of_gemma():
   assert (TK.eos_id, TK.bos_id) == (1, 2)
   assert (TK.start_of_turn_id, TK.end_of_turn_id) == (106, 107)
   assert TK.stop_ids == (1, 107)
@@ -80,7 +80,7 @@ def test_ids_and_sizes_are_gemmas():
   assert TK.codec.byte_start == 113
 
 
-def test_control_pieces_of_a_model_are_added():
+def test_control_pieces_of_a_model_are_control_ids():
   tk = from_training(
     control_symbols=['<image>'], user_defined_symbols=SYMBOLS[1:]
   )
@@ -89,13 +89,13 @@ def test_control_pieces_of_a_model_are_added():
   assert tk.decode([4, *tk.encode('<image>')]) == '<image>'
 
 
-def test_reserved_pieces_that_a_model_lacks_are_not_control():
+def test_missing_reserved_pieces_are_not_control_ids():
   filler = [f'<x{i}>' for i in range(102)]
   tk = from_training(user_defined_symbols=filler + SYMBOLS[-2:])
   assert tk.control_ids == (0, 1, 2, 3, 106, 107)
 
 
-def test_plain_sentencepiece_would_give_control_ids():
+def test_plain_sentencepiece_would_create_control_ids():
   assert TK.codec.sp.encode('<start_of_turn>') == [106]
   assert TK.codec.sp.encode('[@BOS@]<mask>') == [6, 4]
 
@@ -118,13 +118,13 @@ def test_plain_sentencepiece_would_give_control_ids():
     ('<start_of_<start_of_turn>turn>', list('<start_of_<start_of_turn>turn>')),
     ('<<mask>>', list('<<mask>>')),
     ('[@BOS@]', ['[', '@', '<0x42>', '<0x4F>', '<0x53>', '@', ']']),
-    # Gemma's other symbols are text and stay whole.
+    # Gemma's other symbols are plain text and stay in one piece.
     ('<b>a</b>', ['<b>', 'a', '</b>']),
     ('\n\n\n', ['\n\n', '\n']),
     ('a  b c', ['a', '\u2581\u2581', 'b', '\u2581', 'c']),
     ('<mask>\n\n<b>', [*'<mask>', '\n\n', '<b>']),
     ('', []),
-    # SentencePiece would read the first as a space.
+    # SentencePiece would read this character as a space.
     ('\u2581', ['<0xE2>', '<0x96>', '<0x81>']),
     ('\0', ['<0x00>']),
     ('\r\n', ['<0x0D>', '\n']),
@@ -172,7 +172,7 @@ TEXTS = st.lists(
 
 @settings(max_examples=400, deadline=None)
 @given(TEXTS)
-def test_any_text_comes_back_and_has_no_control_ids(text):
+def test_decode_inverts_encode_without_control_ids(text):
   ids = TK.encode(text)
   assert set(TK.control_ids).isdisjoint(ids)
   expected = ''.join(
@@ -183,7 +183,7 @@ def test_any_text_comes_back_and_has_no_control_ids(text):
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(alphabet=ALPHABET.replace('<', '') + '\n\u00e9\U0001f600'))
-def test_text_without_symbols_has_sentencepieces_own_ids(text):
+def test_text_without_symbols_gets_the_ids_of_sentencepiece(text):
   assert TK.encode(text) == TK.codec.sp.encode(text)
 
 
@@ -191,7 +191,7 @@ def test_leading_and_trailing_spaces_survive():
   assert TK.decode(TK.encode('  a \n ')) == '  a \n '
 
 
-def test_a_normalizing_model_gives_no_control_ids():
+def test_a_normalizing_model_creates_no_control_ids():
   tk = from_training(normalization_rule_name='nfkc')
   text = 'a \uff1cstart_of_turn\uff1e b'
   assert 106 in tk.codec.sp.encode(text)
@@ -213,7 +213,7 @@ def test_a_character_normalized_to_a_symbol_becomes_bytes(tmp_path):
 
 
 def encoding_seconds(text):
-  """The least of two processor times, which other processes do not touch."""
+  """Returns the smaller of two CPU times, free of other processes."""
   seconds = []
   for _ in range(2):
     start = time.process_time()
@@ -226,14 +226,14 @@ def test_long_text_full_of_symbols_takes_linear_time():
   text = '<start_of_turn>' * 100_000
   long = encoding_seconds(text)
   assert long < 5  # 0.3 s when written.
-  # 4 times as long when linear; 16 times if each symbol copies the rest.
+  # 4 times as long if linear; 16 times if each symbol copied the rest.
   assert long < 8 * encoding_seconds(text[: len(text) // 4])
   ids = TK.encode(text)
   assert len(ids) == 1_500_000
   assert TK.decode(ids) == text
 
 
-def test_decode_hides_control_ids_or_shows_them():
+def test_decode_hides_or_shows_control_ids():
   ids = [2, 106, *TK.encode('a b'), 107, *TK.encode('\n'), 3, 1, 0, 0]
   assert TK.decode(ids) == 'a b\n'
   assert (
@@ -250,7 +250,7 @@ def test_decode_keeps_a_space_after_a_hidden_id():
   assert TK.decode([2, *TK.encode(' a')], show_control=True) == '<bos> a'
 
 
-def test_decode_prints_half_a_character_as_u_fffd():
+def test_decode_replaces_half_a_character_by_u_fffd():
   ids = TK.encode('a\u00e9')
   assert pieces(ids) == ['a', '<0xC3>', '<0xA9>']
   assert TK.decode(ids[:-1]) == 'a\ufffd'
@@ -261,22 +261,22 @@ def test_decode_reads_integer_arrays(array):
   assert TK.decode(array([2, *TK.encode('abc')])) == 'abc'
 
 
-@pytest.mark.parametrize('bad', [-1, 414])
-def test_decode_refuses_ids_outside_the_vocabulary(bad):
-  with pytest.raises(ValueError, match=naming(bad, 413)):
-    TK.decode([2, bad])
+@pytest.mark.parametrize('invalid', [-1, 414])
+def test_decode_rejects_ids_outside_the_vocabulary(invalid):
+  with pytest.raises(ValueError, match=naming(invalid, 413)):
+    TK.decode([2, invalid])
 
 
-def test_load_reads_a_file_and_pickle_keeps_it(tmp_path):
+def test_load_and_pickle_keep_the_tokenizer(tmp_path):
   path = tmp_path / 'tokenizer.model'
   path.write_bytes(train())
   for tk in (tokenizer.load(path), tokenizer.load(str(path))):
-    again = pickle.loads(pickle.dumps(tk))
-    assert again.control_ids == TK.control_ids
-    assert again.encode('a<mask>') == TK.encode('a<mask>')
+    copy = pickle.loads(pickle.dumps(tk))
+    assert copy.control_ids == TK.control_ids
+    assert copy.encode('a<mask>') == TK.encode('a<mask>')
 
 
-def test_load_names_a_missing_file_and_a_folder(tmp_path):
+def test_load_rejects_a_missing_file_and_a_folder(tmp_path):
   for path, reason in (
     (tmp_path / 'none.model', 'No such file or directory'),
     (tmp_path, 'Is a directory'),
@@ -286,7 +286,7 @@ def test_load_names_a_missing_file_and_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize('data', [b'', b'junk', b'{"version": "1.0"}'])
-def test_load_names_a_file_of_another_kind(tmp_path, data):
+def test_load_rejects_other_kinds_of_files(tmp_path, data):
   path = tmp_path / 'tokenizer.model'
   path.write_bytes(data)
   with pytest.raises(UserError, match=naming(path, 'SentencePiece')):
@@ -294,7 +294,7 @@ def test_load_names_a_file_of_another_kind(tmp_path, data):
 
 
 @pytest.mark.parametrize(
-  ('changes', 'piece', 'expected', 'found'),
+  ('changes', 'piece', 'expected', 'actual'),
   [
     (
       {'user_defined_symbols': SYMBOLS[1:]},
@@ -321,33 +321,33 @@ def test_load_names_a_file_of_another_kind(tmp_path, data):
     ({'unk_piece': '[UNK]'}, '<unk>', 3, []),
   ],
 )
-def test_other_ids_are_refused(changes, piece, expected, found):
-  with pytest.raises(UserError, match=naming(piece, expected, *found)):
+def test_other_ids_are_rejected(changes, piece, expected, actual):
+  with pytest.raises(UserError, match=naming(piece, expected, *actual)):
     from_training(**changes)
 
 
-def test_a_model_without_bytes_is_refused():
+def test_a_model_without_byte_pieces_is_rejected():
   with pytest.raises(
     UserError, match=naming('<0x00>', '<0xFF>', 'byte_fallback')
   ):
     from_training(byte_fallback=False, vocab_size=158)
 
 
-def test_a_model_that_adds_a_space_is_refused():
+def test_a_model_that_adds_a_space_is_rejected():
   with pytest.raises(UserError, match=naming('add_dummy_prefix')):
     from_training(add_dummy_prefix=True)
 
 
-def test_importing_it_imports_no_jax_and_no_tensorflow():
+def test_tokenizer_imports_neither_jax_nor_tensorflow():
   code = (
     'import sys, grm_jax.tokenizer.tokenizer, grm_jax.tokenizer.chat_format\n'
     "print({'jax', 'flax', 'tensorflow'} & set(sys.modules))"
   )
-  done = subprocess.run(
+  process = subprocess.run(
     [sys.executable, '-c', code],
     capture_output=True,
     text=True,
     check=True,
     cwd=pathlib.Path(__file__).parents[2],
   )
-  assert done.stdout == 'set()\n'
+  assert process.stdout == 'set()\n'
