@@ -117,7 +117,11 @@ def test_the_api_of_the_readme():
   import grm_jax
 
   made = grm_jax.load_judge(
-    'random', meta_checkpoint=None, size=16, chunk=8, buckets=(1024,)
+    'random',
+    meta_checkpoint=None,
+    max_new_tokens=16,
+    decode_steps_per_call=8,
+    prompt_buckets=(1024,),
   )
   scored = eval(re.search(r'judge\.score\(.*\)', code).group(), {'judge': made})
   assert len(scored) == 1 and len(scored[0]['samples']) == 8

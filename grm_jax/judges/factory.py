@@ -44,6 +44,8 @@ _TEMPLATES = {
   'semi_scalar': 'critic',
 }
 JUDGES = tuple(_TEMPLATES)
+# The options of an engine that ScalarScorer has too.
+_SCORER_SHAPES = ('prompts', 'max_new_tokens', 'prompt_buckets')
 # Verdicts scored with one prompt: those of two samples of eight responses.
 _VERDICTS_PER_PROMPT = 16
 
@@ -60,7 +62,8 @@ def from_config(
   )
   if config.judge in ('scalar', 'pair', 'semi_scalar'):
     return _value_judge(config, judge_config, layouts)
-  sampling = config.sampling
+  options = config.sampling.to_dict()
+  del options['weights']  # the layouts have it
   judge = load(
     config.checkpoint,
     model_directory.step_of(config.checkpoint_step),
@@ -68,12 +71,7 @@ def from_config(
     judge_config,
     ComputeConfig(**config.compute),
     layouts,
-    int8=sampling.int8,
-    prompts=sampling.prompts,
-    generations_per_prompt=sampling.generations_per_prompt,
-    max_new_tokens=sampling.max_new_tokens,
-    decode_steps_per_call=sampling.decode_steps_per_call,
-    prompt_buckets=sampling.prompt_buckets,
+    **options,
   )
   if config.judge != 'token_probability':
     return judge
@@ -86,8 +84,8 @@ def from_config(
     judge_config,
     prompts=model.layout.num_shards('prompts'),
     texts_per_prompt=_VERDICTS_PER_PROMPT,
-    max_new_tokens=sampling.max_new_tokens,
-    prompt_buckets=sampling.prompt_buckets,
+    max_new_tokens=options['max_new_tokens'],
+    prompt_buckets=options['prompt_buckets'],
   )
   return TokenProbabilityJudge(judge, verdicts)
 
@@ -99,11 +97,7 @@ def _value_judge(
 ) -> ScalarJudge | PairJudge | SemiScalarJudge:
   """Returns a judge whose scores are the values of a scalar head."""
   sampling, compute = config.sampling, ComputeConfig(**config.compute)
-  shapes = dict(
-    prompts=sampling.prompts,
-    max_new_tokens=sampling.max_new_tokens,
-    prompt_buckets=sampling.prompt_buckets,
-  )
+  shapes = {x: sampling[x] for x in _SCORER_SHAPES}
   decode_layout, layout = layouts
   step = model_directory.step_of(config.checkpoint_step)
   source = (config.checkpoint, step, compute, layout)
@@ -183,11 +177,7 @@ def load(
   layouts: tuple[ShardingLayout, ShardingLayout],
   *,
   int8: bool,
-  prompts: int,
-  generations_per_prompt: int,
-  max_new_tokens: int,
-  decode_steps_per_call: int,
-  prompt_buckets: Sequence[int],
+  **engine_options: Any,
 ) -> Judge:
   """Returns a GRM judge with the weights of a checkpoint.
 
@@ -199,11 +189,9 @@ def load(
     compute: of both models.
     layouts: of decoding and of scoring.
     int8: whether decoding has int8 kernels.
-    prompts: prompt slots.
-    generations_per_prompt: rows of a slot, see sampling.engine.Engine.
-    max_new_tokens: maximum length of a generation.
-    decode_steps_per_call: steps between two refills of rows.
-    prompt_buckets: lengths that prompts are padded to, ascending.
+    **engine_options: prompts, generations_per_prompt, max_new_tokens,
+      decode_steps_per_call and prompt_buckets, see sampling.engine.Engine. The
+      meta RM has the same prompts, max_new_tokens and prompt_buckets.
 
   Raises:
     UserError: a setting is wrong, or a checkpoint is the wrong kind of model.
@@ -214,26 +202,16 @@ def load(
   if judge_config.meta:
     template.load(judge_config.meta, key='config.prompt.meta')
   _check_heads(checkpoint, step, meta_checkpoint, compute, layouts[0])
-  shapes: dict[str, Any] = dict(
-    prompts=prompts,
-    max_new_tokens=max_new_tokens,
-    prompt_buckets=prompt_buckets,
-  )
   model, tokenizer, params = model_directory.open_model(
     checkpoint, step, compute, layouts[0], seed=judge_config.seed
   )
   weights, seconds = decode_weights.place(model, params, int8)
   del params
   logging.info('weights placed for decoding in %.1f s', seconds)
-  engine = make_engine(
-    model,
-    tokenizer,
-    generations_per_prompt=generations_per_prompt,
-    decode_steps_per_call=decode_steps_per_call,
-    **shapes,
-  )
+  engine = make_engine(model, tokenizer, **engine_options)
   meta = None
   if meta_checkpoint:
+    shapes = {x: engine_options[x] for x in _SCORER_SHAPES}
     meta_model, meta_tokenizer, meta_params = model_directory.open_model(
       meta_checkpoint, None, compute, layouts[1], scalar=True
     )

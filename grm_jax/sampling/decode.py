@@ -77,9 +77,9 @@ def generation_hidden(
   num_prompts = batch.prompts.shape[0]
   flat = batch.generations.reshape(num_prompts, -1)  # [P, R * T]
   tokens = jnp.concatenate([batch.prompts, flat], axis=1)  # [P, S + R * T]
-  x = _embed(model, weights, tokens)
+  x = _embed(model, weights, tokens)  # [P, S + R * T, D]
   x, _ = _layers(model, weights, x, [rows] * len(weights.layers))
-  x = _final_norm(model, weights, x[:, rows.prompt_size :])
+  x = _final_norm(model, weights, x[:, rows.prompt_size :])  # [P, R * T, D]
   return x.reshape(*batch.generations.shape, x.shape[-1])
 
 
@@ -97,7 +97,7 @@ def insert(
 
   def insert_one(a, slots):
     def insert_leaf(slots_leaf, prompts_leaf):
-      row = jax.lax.dynamic_slice_in_dim(prompts_leaf, a, 1)
+      row = jax.lax.dynamic_slice_in_dim(prompts_leaf, a, 1)  # [1, ...]
       start = (slot_numbers[a], *[0] * (slots_leaf.ndim - 1))
       return jax.lax.dynamic_update_slice(slots_leaf, row, start)
 
@@ -118,6 +118,9 @@ def resize(
     return jnp.pad(x, padding)
 
   def resize_cache(layer, cache):
+    # A local layer's cache is a ring of at most W positions. Its size changes
+    # only if S is below W before or after, and prompts in use fit in both, so
+    # none has wrapped around.
     length = decode_state.prompt_cache_size(model, layer, prompt_size)
     return kv_cache.PromptCache(
       resize_axis(cache.key, 3, length),  # [P, K, H, S]
@@ -161,12 +164,16 @@ def decode(
   """
   # A row without tokens continues its prompt, other rows their last token.
   is_new = (rows.lengths == 0)[..., None]  # [P, R, 1]
-  hidden = jnp.where(is_new, slots.last_hidden[:, None], state.hidden)
+  last_hidden = slots.last_hidden[:, None]  # [P, 1, D]
+  hidden = jnp.where(is_new, last_hidden, state.hidden)  # [P, R, D]
+  # [P * R, K, cache_length, H] per layer.
   earlier = [kv_cache.slice_cache(x, cache_length) for x in state.caches]
 
   def body_fn(carry):
-    hidden, recent, output = carry  # [P, R, D], [P * R, K, C, H] per layer
-    logits = logprobs.logits(model, weights.embedder['table'], hidden)
+    # [P, R, D], [P * R, K, C, H] per layer, [P, R, C].
+    hidden, recent, output = carry
+    table = weights.embedder['table']
+    logits = logprobs.logits(model, table, hidden)  # [P, R, V]
     sample = _sample_rows(logits, rows, output, forbidden)
     contexts = [
       kv_cache.DecodeContext(slots.lengths, rows.lengths, output.steps, *caches)
@@ -258,7 +265,7 @@ def _forward(
   contexts: Sequence[kv_cache.DecodeContext],
 ) -> tuple[jax.Array, tuple]:
   """Returns the hidden states [P, R, D] and recent caches of tokens [P, R]."""
-  x = _embed(model, weights, tokens)
+  x = _embed(model, weights, tokens)  # [P, R, D]
   x, recent = _layers(model, weights, x, contexts)
   return _final_norm(model, weights, x), tuple(recent)
 

@@ -42,7 +42,7 @@ _FINISH = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Stats:
+class EngineStats:
   """Counters over all runs of an engine.
 
   Attributes:
@@ -79,12 +79,12 @@ class Stats:
       'busy'
     )
 
-  def since(self, earlier: 'Stats') -> 'Stats':
+  def since(self, earlier: 'EngineStats') -> 'EngineStats':
     """Returns the difference to `earlier`."""
     pairs = zip(
       dataclasses.astuple(self), dataclasses.astuple(earlier), strict=True
     )
-    return Stats(*(x - y for x, y in pairs))
+    return EngineStats(*(x - y for x, y in pairs))
 
 
 class Engine:
@@ -162,7 +162,7 @@ class Engine:
       vocab_size=model.config.vocab_size,
       has_detokenizer=detokenize is not None,
     )
-    self.stats = Stats()
+    self.stats = EngineStats()
     self._shapes, self._detokenize = shapes, detokenize
     self._max_samples = 0  # of any request so far
 
@@ -215,7 +215,13 @@ class Engine:
     if progress:
       self._log(progress, self.stats.since(earlier))
 
-  def _run(self, weights, requests, dropped):
+  def _run(
+    self,
+    weights: DecodeWeights,
+    requests: Iterator[Request | None],
+    dropped: Callable[[], Collection[str]],
+  ) -> Iterator[Generation | RejectedRequest]:
+    """Runs the loop of refill, decode and collect; see `run`."""
     shapes = self._shapes
     session = DecodeSession(self.compiled, weights)
     table = SlotTable(*shapes.rows, shapes.max_new_tokens)
@@ -329,12 +335,12 @@ class Engine:
     totals = {k: getattr(self.stats, k) + n for k, n in increments.items()}
     self.stats = dataclasses.replace(self.stats, **totals)
 
-  def _set_seconds(self, earlier: Stats, begin: float) -> None:
+  def _set_seconds(self, earlier: EngineStats, begin: float) -> None:
     """Sets the time of `stats`; the current run began at `begin`."""
     seconds = earlier.seconds + time.monotonic() - begin
     self.stats = dataclasses.replace(self.stats, seconds=seconds)
 
-  def _log(self, name: str, stats: Stats) -> None:
+  def _log(self, name: str, stats: EngineStats) -> None:
     rows, advice = self._shapes.generations_per_prompt, ''
     if 0 < self._max_samples < rows:
       advice = (

@@ -339,9 +339,9 @@ REJECTED = [
 @pytest.mark.parametrize('fields, message', REJECTED, ids=str)
 def test_invalid_requests_are_rejected(fields, message):
   sampler = engine()
-  wrong = Request(**({'id': 'wrong', 'prompt': [1]} | fields))
+  wrong = Request(**({'id': 'wrong', 'prompt': [1], 'tag': ('a', 1)} | fields))
   (rejected,) = sampler.run(WEIGHTS, [wrong])
-  assert rejected.request_id == 'wrong'
+  assert (rejected.request_id, rejected.tag) == ('wrong', ('a', 1))
   assert names(rejected.reason, *message)
   assert sampler.compiled.count() == 0
 
