@@ -1,4 +1,4 @@
-"""A bucket in memory: what etils sees of gs://, and TensorStore over HTTP."""
+"""A gs:// bucket in memory, for etils and, over HTTP, for TensorStore."""
 
 import contextlib
 import http.server
@@ -18,8 +18,8 @@ _OBJECT = re.compile(r'/storage/v1/b/([^/]+)/o/(.+)')
 _OBJECTS = re.compile(r'(?:/upload)?/storage/v1/b/([^/]+)/o')
 
 
-class Memory(MemoryFileSystem):
-  """Objects by /BUCKET/NAME, under the names that gcsfs gives them."""
+class MemoryBuckets(MemoryFileSystem):
+  """Objects by /BUCKET/NAME, with the names that gcsfs gives them."""
 
   protocol = ('gcs', 'gs')
   store = {}  # noqa: RUF012
@@ -35,23 +35,24 @@ class Memory(MemoryFileSystem):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-  """The part of Cloud Storage's JSON API that TensorStore speaks."""
+  """The part of the JSON API of Cloud Storage that TensorStore uses."""
 
   protocol_version = 'HTTP/1.1'
-  memory = Memory()
+  memory = MemoryBuckets()
 
   def log_message(self, *unused):
     pass
 
-  def _asked(self):
-    parts = urllib.parse.urlsplit(self.path)
-    query = dict(urllib.parse.parse_qsl(parts.query))
-    if found := _OBJECT.fullmatch(parts.path):
-      return f'/{found[1]}/{urllib.parse.unquote(found[2])}', query
-    found = _OBJECTS.fullmatch(parts.path)
-    return f'/{found[1]}/' if found else '', query
+  def _parse_url(self):
+    """Returns (path in memory, query); the path of a listing ends with a /."""
+    url = urllib.parse.urlsplit(self.path)
+    query = dict(urllib.parse.parse_qsl(url.query))
+    if match := _OBJECT.fullmatch(url.path):
+      return f'/{match[1]}/{urllib.parse.unquote(match[2])}', query
+    match = _OBJECTS.fullmatch(url.path)
+    return f'/{match[1]}/' if match else '', query
 
-  def _answer(self, status, data=b'', **headers):
+  def _respond(self, status, data=b'', **headers):
     self.send_response(status)
     for name, value in headers.items():
       self.send_header(name.replace('_', '-'), value)
@@ -60,63 +61,72 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.wfile.write(data)
 
   def do_GET(self):  # noqa: N802
-    path, query = self._asked()
+    path, query = self._parse_url()
     if path.endswith('/'):
       self._list(path, query)
-    elif self.memory.isfile(path):
-      data = self.memory.cat_file(path)
-      told = {'x_goog_generation': str(_generation(path))}
-      if asked := re.fullmatch(
-        r'bytes=(\d+)-(\d*)', self.headers.get('Range', '')
-      ):
-        begin = int(asked[1])
-        end = int(asked[2]) + 1 if asked[2] else len(data)
-        told['Content_Range'] = f'bytes {begin}-{end - 1}/{len(data)}'
-        self._answer(206, data[begin:end], **told)
-      else:
-        self._answer(200, data, **told)
-    else:
-      self._answer(404)
+      return
+    if not self.memory.isfile(path):
+      self._respond(404)
+      return
+    data = self.memory.cat_file(path)
+    headers = {'x_goog_generation': str(_generation(path))}
+    byte_range = re.fullmatch(
+      r'bytes=(\d+)-(\d*)', self.headers.get('Range', '')
+    )
+    if not byte_range:
+      self._respond(200, data, **headers)
+      return
+    begin = int(byte_range[1])
+    end = int(byte_range[2]) + 1 if byte_range[2] else len(data)
+    headers['Content_Range'] = f'bytes {begin}-{end - 1}/{len(data)}'
+    self._respond(206, data[begin:end], **headers)
 
   def _list(self, path, query):
-    found = [x.removeprefix(path) for x in self.memory.find(path)]
+    names = [x.removeprefix(path) for x in self.memory.find(path)]
     items = [
       {'name': name, 'generation': str(_generation(path + name))}
-      for name in sorted(found)
+      for name in sorted(names)
       if name.startswith(query.get('prefix', ''))
     ]
-    self._answer(200, json.dumps({'items': items}).encode())
+    self._respond(200, json.dumps({'items': items}).encode())
 
   def do_POST(self):  # noqa: N802
-    path, query = self._asked()
+    path, query = self._parse_url()
     data = self.rfile.read(int(self.headers['Content-Length']))
     name = path + query['name']
     if query.get('ifGenerationMatch') == '0' and self.memory.isfile(name):
-      self._answer(412)
+      self._respond(412)
       return
     self.memory.pipe_file(name, data)
-    told = {'name': query['name'], 'generation': str(_generation(name))}
-    self._answer(200, json.dumps(told).encode())
+    response = {'name': query['name'], 'generation': str(_generation(name))}
+    self._respond(200, json.dumps(response).encode())
 
   def do_DELETE(self):  # noqa: N802
-    path, _ = self._asked()
-    there = self.memory.isfile(path)
-    if there:
+    path, _ = self._parse_url()
+    exists = self.memory.isfile(path)
+    if exists:
       self.memory.rm_file(path)
-    self._answer(204 if there else 404)
+    self._respond(204 if exists else 404)
 
 
 def _generation(path):
-  return int(Memory().info(path)['created'].timestamp() * 1e6)
+  return int(MemoryBuckets().info(path)['created'].timestamp() * 1e6)
 
 
 @contextlib.contextmanager
 def bucket(patch):
-  """gs:// in memory for a test; `patch` is pytest's monkeypatch."""
-  fsspec.register_implementation('gcs', Memory, clobber=True)
-  # Where TensorFlow is installed, etils would ask the real service through it.
+  """Keeps gs:// paths in memory during a test.
+
+  Args:
+    patch: pytest's monkeypatch.
+
+  Yields:
+    The path of a bucket.
+  """
+  fsspec.register_implementation('gcs', MemoryBuckets, clobber=True)
+  # With TensorFlow installed, etils would access the real service through it.
   patch.setattr(gpath, '_is_tf_installed', lambda: False)
-  # It asks the real service what kind of bucket it is: a flat one.
+  # Orbax would query the real service for the kind of the bucket.
   patch.setattr(gcs_utils, 'get_bucket', lambda name: object())
   patch.setattr(integrity, '_has_client', lambda: True)
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Handler)
@@ -129,5 +139,5 @@ def bucket(patch):
     yield 'gs://bucket'
   finally:
     server.shutdown()
-    Memory.store.clear()
-    Memory.pseudo_dirs[:] = ['']
+    MemoryBuckets.store.clear()
+    MemoryBuckets.pseudo_dirs[:] = ['']

@@ -1,4 +1,4 @@
-"""Child of test_two_processes: imports its share and says what it read."""
+"""Process of test_two_processes: imports its part and reports what it read."""
 
 import json
 import sys
@@ -13,18 +13,22 @@ from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import distributed, mesh, rules
 
 
-class Counted:
-  """A lazy tensor that adds up the bytes taken from it."""
+class CountedSlice:
+  """A lazy tensor that counts the bytes read from it.
 
-  total = 0
+  Attributes:
+    num_bytes: bytes read from all tensors so far.
+  """
+
+  num_bytes = 0
 
   def __init__(self, view):
     self.view = view
 
   def __getitem__(self, index):
-    piece = self.view[index]
-    Counted.total += piece.nbytes
-    return piece
+    values = self.view[index]
+    CountedSlice.num_bytes += values.nbytes
+    return values
 
   def __getattr__(self, name):
     return getattr(self.view, name)
@@ -32,35 +36,34 @@ class Counted:
 
 def main(directory):
   distributed.initialize()
-  size, scalar = hf_config.read_size(directory)
-  lazy = hf_load.TensorSource.slice
-  hf_load.TensorSource.slice = lambda self, key: Counted(lazy(self, key))
+  model_config, scalar = hf_config.read_size(directory)
+  read_slice = hf_load.TensorSource.slice
+  hf_load.TensorSource.slice = lambda self, key: CountedSlice(
+    read_slice(self, key)
+  )
   source = hf_load.open_source(directory)
 
   def load(layout):
-    model = Transformer(size, ComputeConfig(), layout, scalar)
+    model = Transformer(model_config, ComputeConfig(), layout, scalar)
     return hf_load.load_params(source, model, 'source')
 
-  params = load(rules.layout(mesh.make_mesh(1, 4, 2), rules.RULES))
-  read = Counted.total
-  whole = load(mesh.one_device())
-  wrong = 0
-  for ours, full in zip(
-    jax.tree.leaves(params), jax.tree.leaves(whole), strict=True
+  params = load(rules.make_layout(mesh.make_mesh(1, 4, 2), rules.RULES))
+  num_bytes = CountedSlice.num_bytes
+  unsharded = load(mesh.one_device())
+  num_wrong = 0
+  for sharded, full in zip(
+    jax.tree.leaves(params), jax.tree.leaves(unsharded), strict=True
   ):
-    for shard in ours.addressable_shards:
+    for shard in sharded.addressable_shards:
       expected = np.asarray(full)[shard.index]
-      wrong += not np.array_equal(np.asarray(shard.data), expected)
-  print(
-    json.dumps(
-      {
-        'processes': jax.process_count(),
-        'devices': jax.device_count(),
-        'read': read,
-        'wrong': wrong,
-      }
-    )
-  )
+      num_wrong += not np.array_equal(np.asarray(shard.data), expected)
+  report = {
+    'processes': jax.process_count(),
+    'devices': jax.device_count(),
+    'read': num_bytes,
+    'wrong': num_wrong,
+  }
+  print(json.dumps(report))
 
 
 if __name__ == '__main__':

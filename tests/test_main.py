@@ -1,4 +1,4 @@
-"""The command line: what a user types wrong, and every `:tiny` run."""
+"""The command line: mistakes of the user, exit codes, and a short run."""
 
 import json
 import os
@@ -8,18 +8,23 @@ import sys
 import types
 
 import pytest
+from ml_collections import ConfigDict
 
 from grm_jax import main
 from grm_jax.errors import NonFiniteError, UserError
-from grm_jax.stages import sft
+from grm_jax.stages.sft import train as sft_train
 from tests.messages import lines_with, names
-from tests.processes import HANG
+from tests.processes import HANG_TIMEOUT_S
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def environment(cache):
-  """Of a run on one CPU device, compiling nothing twice."""
+  """Returns the environment of a run on one CPU device.
+
+  Args:
+    cache: folder of compiled programs, so that nothing is compiled twice.
+  """
   flags = '--xla_backend_optimization_level=0'
   return os.environ | {
     'XLA_FLAGS': f'{flags} --xla_llvm_disable_expensive_passes=true',
@@ -30,21 +35,21 @@ def environment(cache):
 
 
 def run(*arguments, expect=0, env=None):
-  """Runs main; returns (stdout, stderr)."""
-  out = subprocess.run(
+  """Runs main and checks its exit code; returns (stdout, stderr)."""
+  process = subprocess.run(
     [sys.executable, '-m', 'grm_jax.main', *map(str, arguments)],
     cwd=ROOT,
     capture_output=True,
     text=True,
-    timeout=HANG,
+    timeout=HANG_TIMEOUT_S,
     env=env,
   )
-  assert out.returncode == expect, out.stderr
-  return out.stdout, out.stderr
+  assert process.returncode == expect, process.stderr
+  return process.stdout, process.stderr
 
 
 def error_of(*arguments, env=None):
-  """The one line that a mistake ends with."""
+  """Runs main and returns the one line that explains the user's mistake."""
   _, stderr = run(*arguments, expect=2, env=env)
   lines = [x for x in stderr.splitlines() if x.startswith('error: ')]
   assert len(lines) == 1, stderr
@@ -56,17 +61,24 @@ def error_of(*arguments, env=None):
   'arguments, words',
   [
     (['--config=configs/aot.py:tiny', '--config.mesh.tensr=2'], ['tensor']),
-    (['--config=configs/aot.py:tiny', '--config.promts=2'], ['prompts']),
+    (
+      ['--config=configs/aot.py:tiny', '--config.promt_size=2'],
+      ['prompt_size'],
+    ),
     (
       ['--config=configs/aot.py:tiny', '--config.mesh.tensor=two'],
       ['config.mesh.tensor', 'two'],
     ),
     (
-      ['--config=configs/aot.py:tiny', '--config.prompts=1.5'],
-      ['config.prompts', '1.5'],
+      ['--config=configs/aot.py:tiny', '--config.prompt_size=1.5'],
+      ['config.prompt_size', '1.5'],
     ),
     (['--config=configs/aot.py:big'], [':tiny']),
     (['--config=configs/grpoo.py'], ['configs/grpoo.py']),
+    (
+      ['--config=configs/aot.py:tiny', '--config.stage=ppo'],
+      ['config.stage', 'ppo', *main.STAGES],
+    ),
     ([], ['--config']),
     (['--config=configs/aot.py:tiny', '--worksdir=x'], ['worksdir']),
     (['--config=configs/aot.py:tiny', 'extra'], ["'extra'"]),
@@ -105,41 +117,43 @@ def error_of(*arguments, env=None):
     ),
   ],
 )
-def test_mistakes_are_one_line(arguments, words):
+def test_mistake_is_one_line(arguments, words):
   line = error_of(*arguments)
   assert names(line, *words), line
 
 
-def end_with(monkeypatch, error):
-  """main, of a stage that raises this error."""
+def run_failing_stage(monkeypatch, error):
+  """Calls main for a stage that raises this error."""
 
   def run(config, workdir):
     raise error
 
-  config = types.SimpleNamespace(stage='sft')
+  config = ConfigDict({'stage': 'sft'})
   monkeypatch.setattr(main, '_CONFIG', types.SimpleNamespace(value=config))
   monkeypatch.setattr(main, '_WORKDIR', types.SimpleNamespace(value=''))
-  monkeypatch.setattr(sft, 'run', run)
+  monkeypatch.setattr(sft_train, 'run', run)
   main.main(['main'])
 
 
 @pytest.mark.parametrize(
   'error, status', [(UserError('why'), 2), (NonFiniteError('why'), 3)]
 )
-def test_errors_of_ours_are_one_line(monkeypatch, capsys, error, status):
-  with pytest.raises(SystemExit) as end:
-    end_with(monkeypatch, error)
-  assert end.value.code == status
+def test_known_errors_have_one_line_and_an_exit_code(
+  monkeypatch, capsys, error, status
+):
+  with pytest.raises(SystemExit) as exit_info:
+    run_failing_stage(monkeypatch, error)
+  assert exit_info.value.code == status
   assert capsys.readouterr().err == 'error: why\n'
 
 
 @pytest.mark.parametrize('kind', [ValueError, FloatingPointError])
 def test_other_errors_keep_their_traceback(monkeypatch, kind):
   with pytest.raises(kind, match='why'):
-    end_with(monkeypatch, kind('why'))
+    run_failing_stage(monkeypatch, kind('why'))
 
 
-def test_help_tells_how_to_run():
+def test_help_lists_the_flags():
   stdout, _ = run('--help', expect=1)
   assert names(stdout, '--config', '--workdir')
 
@@ -152,6 +166,6 @@ def test_aot_tiny(tmp_path):
   report = json.loads(report.read_text())
   assert report['devices'] == 8
   assert report['mesh'] == {'data': 1, 'fsdp': 8, 'tensor': 1}
-  # 4 bytes a parameter, split over 8 devices but for the norms.
+  # 4 bytes per parameter, sharded over 8 devices except for the norms.
   assert 1 <= report['parameters_bytes'] / (1_116_288 * 4 / 8) < 1.1
-  assert report['peak_bytes'] >= report['parts'][0]['temporary_bytes']
+  assert report['peak_bytes'] >= report['programs'][0]['temporary_bytes']

@@ -1,6 +1,6 @@
-"""Mistakes a user makes: one line that names cause and cure, nothing written.
+"""Mistakes of the user end with one line and leave no output.
 
-`tests/test_main.py` has those that are seen in the command alone.
+`tests/test_main.py` has those that need no files.
 """
 
 import json
@@ -13,10 +13,10 @@ import pytest
 
 from tests import gemma2_files, test_main
 from tests.messages import names
-from tests.processes import HANG
+from tests.processes import HANG_TIMEOUT_S
 
 ROW = {'query': 'q', 'responses': ['a', 'b'], 'best': 0}
-SLOT = """{% for turn in query %}{{ turn.text }}{% endfor %}
+TEMPLATE = """{% for turn in query %}{{ turn.text }}{% endfor %}
 {% for response in responses %}
 {{ response }}
 {% endfor %}
@@ -25,17 +25,19 @@ SLOT = """{% for turn in query %}{{ turn.text }}{% endfor %}
 
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory, environment):
-  """What the table names in braces, in one folder."""
-  root = tmp_path_factory.mktemp('made')
+def fixtures(tmp_path_factory, environment):
+  """A folder with the files that MISTAKES name in braces."""
+  root = tmp_path_factory.mktemp('fixtures')
   gemma2_files.write_with_tokenizer(root / 'hf', files=2)
   gemma2_files.write_with_tokenizer(root / 'hf_scalar', scalar=True)
-  gemma2_files.write(root / 'hf_few', gemma2_files.CONFIGS['odd_heads'], 3)
-  shutil.copy(root / 'hf' / 'tokenizer.model', root / 'hf_few')
+  gemma2_files.write(
+    root / 'hf_small_vocab', gemma2_files.CONFIGS['odd_heads'], 3
+  )
+  shutil.copy(root / 'hf' / 'tokenizer.model', root / 'hf_small_vocab')
   for name, source in (
     ('grm', 'hf'),
     ('scalar', 'hf_scalar'),
-    ('few', 'hf_few'),
+    ('small_vocab', 'hf_small_vocab'),
   ):
     test_main.run(
       '--config=configs/convert.py',
@@ -43,30 +45,29 @@ def made(tmp_path_factory, environment):
       f'--config.target={root / name}',
       env=environment,
     )
-  spoil(root)
+  make_damaged_copies(root)
   write(root / 'rows.jsonl', json.dumps(ROW))
   text = json.dumps(ROW | {'generation': r'Scores: \boxed{8, 2}'})
   write(root / 'texts.jsonl', *[text] * 8)
   write(root / 'empty.jsonl', '')
-  write(root / 'bad.jsonl', '{"query": 3}', 'no JSON')
-  write(root / 'slot.txt', SLOT)
+  write(root / 'bad.jsonl', '{"query": 3}', 'not JSON')
+  write(root / 'template.txt', TEMPLATE)
   return root
 
 
-def spoil(root):
-  """Directories with a damage of one kind each."""
+def make_damaged_copies(root):
+  """Writes copies of the model directories, each damaged in one way."""
   last = 'model-00002-of-00002.safetensors'
-  for name in ('hf_cut', 'hf_gone', 'hf_other'):
+  for name in ('hf_truncated', 'hf_incomplete', 'hf_other_model'):
     shutil.copytree(root / 'hf', root / name)
-  content = (root / 'hf_cut' / last).read_bytes()
-  (root / 'hf_cut' / last).write_bytes(content[: len(content) // 2])
-  (root / 'hf_gone' / last).unlink()
-  path = root / 'hf_other' / 'config.json'
+  content = (root / 'hf_truncated' / last).read_bytes()
+  (root / 'hf_truncated' / last).write_bytes(content[: len(content) // 2])
+  (root / 'hf_incomplete' / last).unlink()
+  path = root / 'hf_other_model' / 'config.json'
   config = json.loads(path.read_text())
   path.write_text(json.dumps(config | {'model_type': 'qwen2'}))
-  # The tokenizer of a larger model, and a checkpoint that lost a file.
-  shutil.copytree(root / 'grm', root / 'grm_cut')
-  for path in (root / 'grm_cut').rglob('d/*'):
+  shutil.copytree(root / 'grm', root / 'grm_incomplete')
+  for path in (root / 'grm_incomplete').rglob('d/*'):
     path.unlink()
 
 
@@ -75,123 +76,124 @@ def write(path, *lines):
 
 
 SCORE = """configs/score.py checkpoint={grm} input={rows.jsonl} k=2
-compute.dtype=float32 compute.attention=xla sampling.size=16
-sampling.chunk=8 sampling.prompts=4 sampling.rows=2 sampling.buckets=(2048,)
+compute.dtype=float32 compute.attention=xla sampling.max_new_tokens=16
+sampling.decode_steps_per_call=8 sampling.prompts=4
+sampling.generations_per_prompt=2 sampling.prompt_buckets=(2048,)
 """
 CONVERT = 'configs/convert.py source={hf} target={work}/new'
 TRAIN = 'configs/sft.py:tiny checkpoint=random data.texts={rows.jsonl}'
 
-# The command, what is changed in it, the words of the line.
-TABLE = {
-  'rows that are not there': (
+# Name -> (command, changes to its config, words in the error line).
+MISTAKES = {
+  'missing input file': (
     SCORE,
-    'input={none.jsonl}',
-    ['none.jsonl', 'No such file'],
+    'input={missing.jsonl}',
+    ['missing.jsonl', 'No such file'],
   ),
-  'a folder for a file': (SCORE, 'input={hf}', ['Is a directory']),
-  'no rows': (SCORE, 'input={empty.jsonl}', ['empty.jsonl']),
-  'a checkpoint that is not there': (
+  'input is a folder': (SCORE, 'input={hf}', ['Is a directory']),
+  'empty input file': (SCORE, 'input={empty.jsonl}', ['empty.jsonl']),
+  'missing checkpoint': (
     SCORE,
-    'checkpoint={none}',
-    ['none'],
+    'checkpoint={missing}',
+    ['missing'],
   ),
-  'weights that are not converted': (
+  'weights are not converted': (
     SCORE,
     'checkpoint={hf}',
     ['hf', 'configs/convert.py'],
   ),
-  'a step that is not there': (
+  'missing checkpoint step': (
     SCORE,
-    'step=7',
+    'checkpoint_step=7',
     ['grm', 7, 0],
   ),
-  'a reward model as the judge': (
+  'checkpoint of a reward model': (
     SCORE,
     'checkpoint={scalar}',
     ['config.checkpoint', 'config.judge=scalar'],
   ),
-  'a judge as the meta RM': (
+  'meta_checkpoint of a judge': (
     SCORE,
     'meta_checkpoint={grm}',
     ['config.meta_checkpoint', 'grm', 'configs/reward_model.py'],
   ),
-  'no meta RM for k_meta': (
+  'k_meta without a meta RM': (
     SCORE,
     'k_meta=1',
     ['config.k_meta', 1, 'config.meta_checkpoint'],
   ),
-  'no meta RM for the vote': (
+  'vote without a meta RM': (
     SCORE,
     'vote=best',
     ['config.vote', 'best', 'config.meta_checkpoint'],
   ),
-  'a judge without a head as PairRM': (
+  'PairRM without a scalar head': (
     SCORE,
     'judge=pair',
     ['config.judge', 'pair', 'grm'],
   ),
-  'a mesh of more devices': (
+  'mesh is larger than the devices': (
     SCORE,
     'mesh.data=3 mesh.fsdp=1',
     ['config.mesh', 'data=3', 3, 1],
   ),
-  'a typo': (
+  'misspelled key': (
     SCORE,
-    'sampling.szie=16',
-    ['config.sampling.szie', 'size'],
+    'sampling.max_new_tokns=16',
+    ['config.sampling.max_new_tokns', 'max_new_tokens'],
   ),
-  'a negative number of samples': (SCORE, 'k=-1', ['config.k', -1]),
-  'a negative temperature': (
+  'negative k': (SCORE, 'k=-1', ['config.k', -1]),
+  'negative temperature': (
     SCORE,
     'temperature=-0.5',
     ['config.temperature', -0.5],
   ),
-  'a template that is not there': (
+  'missing template': (
     SCORE,
     'prompt.template=pointwize',
     ['pointwize', 'pointwise'],
   ),
-  'a slot that nothing fills': (
+  'template with an unknown variable': (
     SCORE,
-    'prompt.template={slot.txt}',
-    ['slot.txt', 5, 'rubric', 'num_responses'],
+    'prompt.template={template.txt}',
+    ['template.txt', 5, 'rubric', 'num_responses'],
   ),
-  'a checkpoint that lost a file': (
+  'incomplete checkpoint': (
     SCORE,
-    'checkpoint={grm_cut}',
-    ['grm_cut'],
+    'checkpoint={grm_incomplete}',
+    ['grm_incomplete'],
   ),
-  'half of a shard': (
+  'truncated safetensors file': (
     CONVERT,
-    'source={hf_cut}',
-    ['hf_cut/model-00002-of-00002.safetensors'],
+    'source={hf_truncated}',
+    ['hf_truncated/model-00002-of-00002.safetensors'],
   ),
-  'a shard that is not there': (
+  'missing safetensors file': (
     CONVERT,
-    'source={hf_gone}',
-    ['hf_gone', 'model-00002-of-00002.safetensors'],
+    'source={hf_incomplete}',
+    ['hf_incomplete', 'model-00002-of-00002.safetensors'],
   ),
-  'another kind of model': (
+  'unsupported model type': (
     CONVERT,
-    'source={hf_other}',
+    'source={hf_other_model}',
     ['model_type', 'qwen2'],
   ),
-  'the tokenizer of a larger model': (
+  'tokenizer larger than the vocabulary': (
     SCORE,
-    'checkpoint={few}',
+    'checkpoint={small_vocab}',
     [1024, 300],
   ),
-  'a target that is there': (
+  'existing target': (
     CONVERT,
     'target={grm}',
     ['grm'],
   ),
-  'rows without generations as texts': (
+  'judged rows without generations': (
     TRAIN,
     'data.texts=judged:{rows.jsonl}',
     ['rows.jsonl', 'generation'],
   ),
-  'a kind of texts that is none': (
+  'unknown kind of texts': (
     TRAIN,
     '',
     ['config.data.texts', 'judged:PATH'],
@@ -199,26 +201,23 @@ TABLE = {
 }
 
 
-def command(made, work, line, changes=''):
-  """A command of the table as arguments, with its paths."""
-  for path in sorted(made.iterdir(), reverse=True):
-    line, changes = (
-      x.replace(f'{{{path.name}}}', str(path)) for x in (line, changes)
-    )
-  for name in ('none', 'none.jsonl'):
-    changes = changes.replace(f'{{{name}}}', str(made / name))
-  config, *given = line.replace('{work}', str(work)).split()
-  given += changes.split()
-  return [f'--config={config}', *(f'--config.{x}' for x in given)]
+def arguments_of(command, fixtures, work, changes=''):
+  """Returns the arguments of a command with the paths of the fixtures."""
+  text = f'{command} {changes}'.replace('{work}', str(work))
+  names_in_braces = [x.name for x in fixtures.iterdir()]
+  for name in (*names_in_braces, 'missing', 'missing.jsonl'):
+    text = text.replace(f'{{{name}}}', str(fixtures / name))
+  config, *leaves = text.split()
+  return [f'--config={config}', *(f'--config.{x}' for x in leaves)]
 
 
-@pytest.mark.parametrize('name', TABLE)
-def test_a_mistake_is_one_line(made, environment, tmp_path, name):
-  line, changes, words = TABLE[name]
+@pytest.mark.parametrize('name', MISTAKES)
+def test_mistake_is_one_line(fixtures, environment, tmp_path, name):
+  command, changes, words = MISTAKES[name]
   work = tmp_path / 'work'
-  arguments = command(made, work, line, changes)
-  found = test_main.error_of(*arguments, f'--workdir={work}', env=environment)
-  assert names(found, *words), found
+  arguments = arguments_of(command, fixtures, work, changes)
+  line = test_main.error_of(*arguments, f'--workdir={work}', env=environment)
+  assert names(line, *words), line
   assert not files_in(work)
 
 
@@ -226,45 +225,45 @@ def files_in(folder):
   return [x for x in folder.rglob('*') if x.is_file()]
 
 
-def test_rows_of_which_none_is_good(made, environment, tmp_path):
-  arguments = command(made, tmp_path, SCORE, 'input={bad.jsonl}')
-  found = test_main.error_of(
+def test_input_without_a_valid_row(fixtures, environment, tmp_path):
+  arguments = arguments_of(SCORE, fixtures, tmp_path, 'input={bad.jsonl}')
+  line = test_main.error_of(
     *arguments, f'--workdir={tmp_path}', env=environment
   )
-  assert names(found, 2, 'scores.errors.jsonl')
-  # What was wrong with each is kept, and nothing else.
-  (left,) = files_in(tmp_path)
-  assert len(left.read_text().splitlines()) == 2
+  assert names(line, 2, 'scores.errors.jsonl')
+  # Only the file with the error of every row remains.
+  (errors,) = files_in(tmp_path)
+  assert len(errors.read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize('line', [SCORE, TRAIN])
-def test_a_folder_that_cannot_be_written(made, environment, line):
-  # Not even by root, as whom containers run.
-  changes = 'data.texts=judged:{texts.jsonl}' if line == TRAIN else ''
-  for workdir in ('/proc/nowhere', made / 'rows.jsonl' / 'inside'):
-    arguments = command(made, made, line, changes)
-    found = test_main.error_of(
+@pytest.mark.parametrize('command', [SCORE, TRAIN])
+def test_workdir_that_cannot_be_written(fixtures, environment, command):
+  changes = 'data.texts=judged:{texts.jsonl}' if command == TRAIN else ''
+  arguments = arguments_of(command, fixtures, fixtures, changes)
+  # Even root, the user of many containers, cannot write these.
+  for workdir in ('/proc/nowhere', fixtures / 'rows.jsonl' / 'inside'):
+    line = test_main.error_of(
       *arguments, f'--workdir={workdir}', env=environment
     )
-    assert str(workdir) in found
+    assert str(workdir) in line
 
 
-def test_a_disk_that_is_full(made, environment, tmp_path):
-  """A limit on the size of files stands in for it: writes fail alike."""
+def test_full_disk(fixtures, environment, tmp_path):
+  """A limit on the file size simulates the full disk."""
   target = tmp_path / 'new'
-  arguments = command(made, tmp_path, CONVERT)
-  out = subprocess.run(
+  arguments = arguments_of(CONVERT, fixtures, tmp_path)
+  process = subprocess.run(
     ['bash', '-c', 'ulimit -f 8; exec "$@"', '']
     + [sys.executable, '-m', 'grm_jax.main', *arguments],
     cwd=test_main.ROOT,
     env=environment,
     capture_output=True,
     text=True,
-    timeout=HANG,
+    timeout=HANG_TIMEOUT_S,
   )
-  assert out.returncode != 0
-  assert [x for x in out.stderr.splitlines() if 'too large' in x]
+  assert process.returncode != 0
+  assert [x for x in process.stderr.splitlines() if 'too large' in x]
   assert not list(target.glob('[0-9]*'))
-  # The same command with room does what it should.
+  # The same command succeeds once there is space.
   test_main.run(*arguments, env=environment)
   assert os.path.isdir(target / '0')

@@ -1,4 +1,4 @@
-"""gs:// paths: all that reads and writes, here into a bucket in memory."""
+"""gs:// paths: everything that reads or writes, with a bucket in memory."""
 
 import json
 
@@ -39,23 +39,23 @@ def write(name, rows, array=False):
   return f'{BUCKET}/{name}'
 
 
-def test_a_suite_in_a_bucket():
+def test_suite_in_a_bucket():
   row = {'input': 'q', 'output_1': 'a', 'output_2': 'b', 'label': 2}
   write('LLMBar/Natural/dataset.json', [row, row], array=True)
   write('LLMBar/Adversarial/Manual/dataset.json', [row], array=True)
-  found = SUITES['llmbar'].load(f'{BUCKET}/LLMBar')
-  assert len(found) == 3
-  assert {x.responses[x.best] for x in found} == {'b'}
-  with pytest.raises(UserError, match='gs://bucket/nowhere'):
-    SUITES['llmbar'].load(f'{BUCKET}/nowhere')
+  examples = SUITES['llmbar'].load(f'{BUCKET}/LLMBar')
+  assert len(examples) == 3
+  assert {x.responses[x.best] for x in examples} == {'b'}
+  with pytest.raises(UserError, match='gs://bucket/absent'):
+    SUITES['llmbar'].load(f'{BUCKET}/absent')
 
 
 def test_rows_in_a_bucket():
   good = {'query': 'q', 'responses': ['a', 'b']}
   path = write('rows.jsonl', [good, {'query': 'q'}])
   assert [number for number, _ in dataset_files.read_examples(path)] == [1, 2]
-  found, faults = example_sources.load(path)
-  assert (len(found), len(faults)) == (1, 1)
+  examples, errors = example_sources.load(path)
+  assert (len(examples), len(errors)) == (1, 1)
   with pytest.raises(UserError, match=naming(f'{BUCKET}/no.jsonl')):
     list(dataset_files.read_examples(f'{BUCKET}/no.jsonl'))
 
@@ -74,24 +74,24 @@ def test_other_formats_in_a_bucket(tmp_path, suffix):
 
 
 def test_samples_in_a_bucket():
-  one = query('a', 0, [(1, 2)])
-  judgement_io.write(f'{BUCKET}/x.samples.jsonl', [one])
-  assert list(judgement_io.read(f'{BUCKET}/x.samples.jsonl')) == [one]
+  judged = query('a', 0, [(1, 2)])
+  judgement_io.write(f'{BUCKET}/x.samples.jsonl', [judged])
+  assert list(judgement_io.read(f'{BUCKET}/x.samples.jsonl')) == [judged]
 
 
-def test_a_write_that_fails_leaves_what_was_there():
-  atomic_io.write_file(f'{BUCKET}/whole/a', 'old')
+def test_failed_write_keeps_the_old_file():
+  atomic_io.write_file(f'{BUCKET}/folder/a', 'old')
   with (
     pytest.raises(KeyboardInterrupt),
-    atomic_io.atomic_write(f'{BUCKET}/whole/a') as file,
+    atomic_io.atomic_write(f'{BUCKET}/folder/a') as file,
   ):
     file.write(b'new')
     raise KeyboardInterrupt
-  assert epath.Path(f'{BUCKET}/whole/a').read_bytes() == b'old'
-  assert [x.name for x in epath.Path(f'{BUCKET}/whole').iterdir()] == ['a']
+  assert epath.Path(f'{BUCKET}/folder/a').read_bytes() == b'old'
+  assert [x.name for x in epath.Path(f'{BUCKET}/folder').iterdir()] == ['a']
 
 
-def test_a_journal_in_a_bucket():
+def test_journal_in_a_bucket():
   path = f'{BUCKET}/a/x.partial'
   with Journal(path, {'k': 1}) as journal:
     journal.append({'n': 1})
@@ -107,16 +107,16 @@ def test_a_journal_in_a_bucket():
   assert not atomic_io.exists(path)
 
 
-def test_a_run_that_is_killed_keeps_what_was_sent(monkeypatch):
+def test_killed_run_keeps_the_last_upload(monkeypatch):
   path = f'{BUCKET}/a/x.partial'
   journal = Journal(path, {'k': 1})
   journal.append({'n': 1})
-  assert not atomic_io.exists(path)  # not half a minute yet
-  monkeypatch.setattr(gcs_mirror, 'SECONDS', 0)
+  assert not atomic_io.exists(path)  # before the first upload
+  monkeypatch.setattr(gcs_mirror, 'UPLOAD_INTERVAL_S', 0)
   journal.append({'n': 2})
-  monkeypatch.setattr(gcs_mirror, 'SECONDS', 1000)
+  monkeypatch.setattr(gcs_mirror, 'UPLOAD_INTERVAL_S', 1000)
   journal.append({'n': 3})
-  # It never ends; another one goes on.
+  # The first journal is never closed.
   assert Journal(path, {'k': 1}).count == 2
 
 
@@ -126,51 +126,54 @@ def test_metrics_in_a_bucket():
     writer.write(1, {'loss': 2.0})
     writer.write(2, {'loss': 1.0})
     writer.send()
-    sent = epath.Path(work, metric_writer.FILE).read_text()
-    assert [json.loads(x)['step'] for x in sent.splitlines()] == [1, 2]
+    uploaded = epath.Path(work, metric_writer.FILE).read_text()
+    assert [json.loads(x)['step'] for x in uploaded.splitlines()] == [1, 2]
     writer.write(3, {'loss': 0.5})
   with metric_writer.MetricWriter(work, step=2) as writer:
     writer.write(3, {'loss': 0.25})
-  found = epath.Path(work, metric_writer.FILE).read_text().splitlines()
-  assert [json.loads(x)['loss'] for x in found] == [2, 1, 0.25]
+  lines = epath.Path(work, metric_writer.FILE).read_text().splitlines()
+  assert [json.loads(x)['loss'] for x in lines] == [2, 1, 0.25]
   assert len(list(epath.Path(work, metric_writer.BOARD).iterdir())) == 2
 
 
-def test_a_profile_in_a_bucket():
+def test_profile_in_a_bucket():
   with profiling.Profiler((1, 1), f'{BUCKET}/work') as profiler:
     profiler.begin(1)
     profiler.end(1, jnp.ones(3) + 1)
-  found = list(epath.Path(BUCKET, 'work', profiling.FOLDER).glob('*/*/*/*'))
-  assert any(x.name.endswith('.xplane.pb') for x in found), found
+  files = list(epath.Path(BUCKET, 'work', profiling.FOLDER).glob('*/*/*/*'))
+  assert any(x.name.endswith('.xplane.pb') for x in files), files
 
 
-def test_a_tokenizer_and_a_template_in_a_bucket():
+def test_tokenizer_and_template_in_a_bucket():
   tiny_tokenizer.train(f'{BUCKET}/m/tokenizer.model')
   loaded = tokenizer.load(f'{BUCKET}/m/tokenizer.model')
   assert loaded.vocab_size == tiny_tokenizer.VOCAB_SIZE
   with pytest.raises(UserError, match=f'{BUCKET}/no/tokenizer.model'):
     tokenizer.load(f'{BUCKET}/no/tokenizer.model')
   atomic_io.write_file(f'{BUCKET}/t.txt', '{{ query }}{{ responses }}')
-  assert template.load(f'{BUCKET}/t.txt').used_variables == {'query', 'responses'}
+  assert template.load(f'{BUCKET}/t.txt').used_variables == {
+    'query',
+    'responses',
+  }
 
 
 def test_checkpoints_in_a_bucket_need_a_package(monkeypatch):
   monkeypatch.setattr(integrity, '_has_client', lambda: False)
-  for opened in (orbax_checkpoint.steps, orbax_checkpoint.CheckpointManager):
+  for function in (orbax_checkpoint.steps, orbax_checkpoint.CheckpointManager):
     with pytest.raises(
       ValueError, match=naming(f'{BUCKET}/model', 'requirements-tpu.txt')
     ):
-      opened(f'{BUCKET}/model')
+      function(f'{BUCKET}/model')
 
 
 def test_checkpoints_in_a_bucket():
-  place = f'{BUCKET}/model'
-  with orbax_checkpoint.CheckpointManager(place, keep=2) as writer:
+  directory = f'{BUCKET}/model'
+  with orbax_checkpoint.CheckpointManager(directory, keep=2) as writer:
     for step in (1, 2, 3):
       writer.save(step, {'a': jnp.full(5, step)}, meta={'step': step})
-  assert orbax_checkpoint.steps(place) == [2, 3]
+  assert orbax_checkpoint.steps(directory) == [2, 3]
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  wanted = jax.ShapeDtypeStruct((5,), jnp.int32, sharding=sharding)
-  found = orbax_checkpoint.restore_params(place, {'a': wanted}, 2)
-  assert found['a'].tolist() == [2] * 5
-  assert orbax_checkpoint.read_json(place, 'meta') == {'step': 3}
+  abstract = jax.ShapeDtypeStruct((5,), jnp.int32, sharding=sharding)
+  params = orbax_checkpoint.restore_params(directory, {'a': abstract}, 2)
+  assert params['a'].tolist() == [2] * 5
+  assert orbax_checkpoint.read_json(directory, 'meta') == {'step': 3}

@@ -1,4 +1,4 @@
-"""Two real processes: each reads its own share, and together they convert."""
+"""Two processes: each reads its part of a checkpoint; both form one run."""
 
 import json
 
@@ -7,9 +7,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests import gemma2_files
-from tests.processes import run_together
+from tests.processes import run_processes
 
-# 512 rows: none dead. Every matrix splits over fsdp=4 x tensor=2.
+# A vocabulary of 512 needs no padding; every matrix divides by the mesh
+# fsdp=4 x tensor=2.
 FIELDS = gemma2_files.CONFIGS['odd_heads'] | {
   'num_attention_heads': 4,
   'hidden_size': 64,
@@ -17,45 +18,44 @@ FIELDS = gemma2_files.CONFIGS['odd_heads'] | {
 }
 
 
-def test_each_process_reads_its_share(tmp_path):
+def test_each_process_reads_its_part(tmp_path):
   tensors = gemma2_files.write(tmp_path, FIELDS, 0, files=2)
-  out = run_together(['-m', 'tests.import_two_processes', tmp_path])
+  outputs = run_processes(['-m', 'tests.import_two_processes', tmp_path])
   total = sum(x.nbytes for x in tensors.values())
   norms = sum(x.nbytes for x in tensors.values() if x.ndim == 1)
-  for text in out:
-    told = json.loads(text.strip().splitlines()[-1])
-    assert (told['processes'], told['devices']) == (2, 8)
-    assert told['wrong'] == 0
-    # Half of each matrix, and the norms, which every device holds.
-    assert told['read'] == (total - norms) // 2 + norms
+  for output in outputs:
+    report = json.loads(output.strip().splitlines()[-1])
+    assert (report['processes'], report['devices']) == (2, 8)
+    assert report['wrong'] == 0
+    # Half of each matrix, and the norms, which are on every device.
+    assert report['read'] == (total - norms) // 2 + norms
 
 
-def test_both_directions_through_main(tmp_path):
-  """Import and export by two processes give back every bit."""
+def test_import_and_export_are_bit_exact(tmp_path):
   tensors = gemma2_files.write(tmp_path / 'in', FIELDS, 1, dtype='bfloat16')
   main = ['-m', 'grm_jax.main', '--config=configs/convert.py']
   mesh = ['--config.mesh.fsdp=4', '--config.mesh.tensor=2']
-  run_together(
+  run_processes(
     [
       *main,
       *mesh,
       f'--config.source={tmp_path}/in',
-      f'--config.target={tmp_path}/ours',
+      f'--config.target={tmp_path}/checkpoint',
       '--config.verify=true',
     ]
   )
-  run_together(
+  run_processes(
     [
       *main,
       '--config.direction=huggingface',
-      f'--config.source={tmp_path}/ours',
+      f'--config.source={tmp_path}/checkpoint',
       f'--config.target={tmp_path}/out',
     ]
   )
-  back = load_file(tmp_path / 'out' / 'model.safetensors')
-  assert set(back) == set(tensors)
+  exported = load_file(tmp_path / 'out' / 'model.safetensors')
+  assert set(exported) == set(tensors)
   for key, tensor in tensors.items():
-    assert back[key].tobytes() == tensor.tobytes(), key
+    assert exported[key].tobytes() == tensor.tobytes(), key
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_two_processes_score_as_one(tmp_path, judge, apart):
   main = ['-m', 'grm_jax.main', '--config=configs/score.py:tiny']
   main += ['--config.sampling.prompts=8', f'--config.judge={judge}']
   main += ['--config.sampling.max_new_tokens=80', '--config.k=3']
-  run_together([*main, f'--workdir={tmp_path}/two', f'--config.apart={apart}'])
+  run_processes([*main, f'--workdir={tmp_path}/two', f'--config.apart={apart}'])
   assert [x.name for x in (tmp_path / 'two').iterdir()] == ['scores.jsonl']
-  run_together([*main, f'--workdir={tmp_path}/one'], count=1, devices=1)
+  run_processes([*main, f'--workdir={tmp_path}/one'], count=1, devices=1)
   two, one = (
     [json.loads(x) for x in (tmp_path / n / 'scores.jsonl').open()]
     for n in ('two', 'one')

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and a path that fails is named."""
+"""Atomic writes: a complete file or the old one, and errors name the path."""
 
 import os
 
@@ -10,7 +10,7 @@ from grm_jax.io import atomic_io
 from tests.messages import naming
 
 
-def test_writes_text_and_bytes_and_makes_folders(tmp_path):
+def test_write_file_makes_folders(tmp_path):
   atomic_io.write_file(tmp_path / 'a' / 'b.txt', 'naïve\n')
   assert (tmp_path / 'a' / 'b.txt').read_bytes() == b'na\xc3\xafve\n'
   atomic_io.write_file(str(tmp_path / 'a' / 'b.txt'), b'\x00')
@@ -18,43 +18,42 @@ def test_writes_text_and_bytes_and_makes_folders(tmp_path):
   assert os.listdir(tmp_path / 'a') == ['b.txt']
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / 'file'
   path.write_bytes(b'old')
 
-  def full(self, target):
+  def replace_on_full_disk(self, target):
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(type(epath.Path(path)), 'replace', full)
+  monkeypatch.setattr(type(epath.Path(path)), 'replace', replace_on_full_disk)
   with pytest.raises(UserError, match=naming(path, 'No space left on device')):
     atomic_io.write_file(path, b'new text')
   assert path.read_bytes() == b'old'
   assert os.listdir(tmp_path) == ['file']
 
 
-def test_a_folder_that_is_a_file(tmp_path):
+def test_parent_that_is_a_file(tmp_path):
   (tmp_path / 'file').write_bytes(b'')
   with pytest.raises(UserError, match=naming(tmp_path / 'file/inside')):
     atomic_io.write_file(tmp_path / 'file' / 'inside', b'x')
 
 
-def test_lines_that_end_in_an_error_leave_nothing(tmp_path):
+def test_failed_iterator_keeps_the_old_file(tmp_path):
   path = tmp_path / 'lines'
   assert atomic_io.write_lines(path, ['a', 'é']) == 2
   assert path.read_text(encoding='utf-8') == 'a\né\n'
 
-  def broken():
+  def failing_lines():
     yield 'c'
     raise KeyError('row')
 
   with pytest.raises(KeyError):
-    atomic_io.write_lines(path, broken())
+    atomic_io.write_lines(path, failing_lines())
   assert path.read_text(encoding='utf-8') == 'a\né\n'
   assert os.listdir(tmp_path) == ['lines']
 
 
-def test_what_is_no_file_is_not_replaced(tmp_path):
-  """A device would be gone for everybody."""
+def test_devices_and_folders_are_not_replaced(tmp_path):
   (tmp_path / 'folder').mkdir()
   os.mkfifo(tmp_path / 'pipe')
   for name in ('folder', 'pipe'):

@@ -1,4 +1,4 @@
-"""A journal goes on after the last whole line, whatever cut it off."""
+"""A journal continues after its last complete line."""
 
 import json
 import subprocess
@@ -15,12 +15,13 @@ HEADER = {'k': 8, 'seed': 0, 'buckets': (1, 2)}
 
 
 def write(path, count):
+  """Appends rows to a journal until it has `count`."""
   with Journal(path, HEADER) as journal:
     for i in range(journal.count, count):
       journal.append({'i': i, 'text': 'é\u2028\ud800'})
 
 
-def test_rows_come_back_in_order(tmp_path):
+def test_rows_are_read_in_order(tmp_path):
   path = tmp_path / 'new folder' / 'j'
   write(path, 3)
   with Journal(path, HEADER) as journal:
@@ -30,17 +31,17 @@ def test_rows_come_back_in_order(tmp_path):
   assert not list(Journal(tmp_path / 'empty', HEADER).rows())
 
 
-@pytest.mark.parametrize('cut', range(1, 80, 3))
-def test_half_a_line_is_written_again(tmp_path, cut):
+@pytest.mark.parametrize('num_lost_bytes', range(1, 80, 3))
+def test_incomplete_line_is_written_again(tmp_path, num_lost_bytes):
   path = tmp_path / 'j'
   write(path, 3)
-  whole = path.read_bytes()
-  path.write_bytes(whole[:-cut])
+  complete = path.read_bytes()
+  path.write_bytes(complete[:-num_lost_bytes])
   write(path, 3)
-  assert path.read_bytes() == whole
+  assert path.read_bytes() == complete
 
 
-def test_two_runs_are_never_mixed(tmp_path):
+def test_another_header_is_refused(tmp_path):
   path = tmp_path / 'j'
   write(path, 2)
   before = path.read_bytes()
@@ -51,7 +52,7 @@ def test_two_runs_are_never_mixed(tmp_path):
   assert path.read_bytes() == before
 
 
-def test_a_file_of_someone_else_is_left_alone(tmp_path):
+def test_other_files_are_not_changed(tmp_path):
   path = tmp_path / 'notes.txt'
   path.write_text('dear diary\n')
   with pytest.raises(UserError, match=naming(path)):
@@ -59,18 +60,18 @@ def test_a_file_of_someone_else_is_left_alone(tmp_path):
   assert path.read_text() == 'dear diary\n'
 
 
-def test_a_path_that_cannot_be_written(tmp_path):
+def test_path_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match=naming(tmp_path / 'file/j')):
     Journal(tmp_path / 'file' / 'j', HEADER)
 
 
-def test_a_row_that_finds_no_room(tmp_path):
+def test_full_disk_keeps_earlier_rows(tmp_path):
   path = tmp_path / 'j'
   write(path, 2)
-  message = naming(path, full_disk.WHY)
+  message = naming(path, full_disk.ERROR_TEXT)
   with (
-    full_disk.files_up_to(path.stat().st_size + 5),
+    full_disk.limit_file_size(path.stat().st_size + 5),
     pytest.raises(UserError, match=message),
   ):
     write(path, 4)
@@ -79,7 +80,7 @@ def test_a_row_that_finds_no_room(tmp_path):
     assert [row['i'] for row in journal.rows()] == [0, 1, 2, 3]
 
 
-def test_an_appended_row_survives_kill_9(tmp_path):
+def test_appended_row_survives_sigkill(tmp_path):
   path = tmp_path / 'j'
   code = (
     'import os, signal, sys\n'
@@ -88,8 +89,8 @@ def test_an_appended_row_survives_kill_9(tmp_path):
     'journal.append({"i": 0})\n'
     'os.kill(os.getpid(), signal.SIGKILL)\n'
   )
-  done = subprocess.run([sys.executable, '-c', code, str(path)])
-  assert done.returncode == -9
+  process = subprocess.run([sys.executable, '-c', code, str(path)])
+  assert process.returncode == -9
   lines = path.read_text().splitlines()
   assert [json.loads(x) for x in lines] == [{'a': 1}, {'i': 0}]
 

@@ -29,14 +29,13 @@ def write_bytes(path, content):
 
 
 @pytest.mark.parametrize('name', ['f.json', 'f.jsonl', 'f.parquet'])
-def test_the_formats_hold_the_same_rows(tmp_path, name):
+def test_all_formats_have_the_same_rows(tmp_path, name):
   path = write(tmp_path / name, ROWS)
   assert read(path) == list(enumerate(ROWS, 1))
   assert count_rows(path) == 2
 
 
-def test_json_is_written_as_published(tmp_path):
-  # The writer of these tests, not the reader: U+2028 stays unescaped.
+def test_fixture_writer_keeps_u2028_unescaped(tmp_path):
   path = write(tmp_path / 'f.jsonl', ROWS)
   text = pathlib.Path(path).read_text('utf-8')
   assert '\u2028' in text
@@ -48,7 +47,7 @@ def test_one_object_per_line(tmp_path, name):
   content = b'\xef\xbb\xbf{"id": "a"}\n\n  \r\n{"id": "b"}\r\n'
   content += '{"id": "c\u2028\x85d"}'.encode()
   path = write_bytes(tmp_path / name, content)
-  # Lines are numbered as an editor does.
+  # Blank lines count, as in an editor.
   numbers, rows = zip(*read(path), strict=True)
   assert numbers == (1, 4, 5)
   assert [row['id'] for row in rows] == ['a', 'b', 'c\u2028\x85d']
@@ -64,7 +63,7 @@ def test_encodings_of_an_array(tmp_path, encoding):
   ]
 
 
-def test_another_suffix(tmp_path):
+def test_unknown_suffix_needs_a_fallback(tmp_path):
   path = write(tmp_path / 'f.txt', ROWS)
   with pytest.raises(UserError, match=naming(path, *row_reader.FORMATS)):
     read(path)
@@ -72,7 +71,7 @@ def test_another_suffix(tmp_path):
     count_rows(path)
   assert [row for _, row in read(path, '.jsonl')] == ROWS
   assert count_rows(path, '.jsonl') == 2
-  # The suffix counts where it names a format.
+  # A known suffix has priority over the fallback.
   path = write(tmp_path / 'f.json', ROWS)
   assert [row for _, row in read(path, '.jsonl')] == ROWS
 
@@ -87,7 +86,7 @@ def test_another_suffix(tmp_path):
     (b'9' * 5000, '5000'),
   ],
 )
-def test_a_bad_line_does_not_end_the_file(tmp_path, line, word):
+def test_reading_continues_after_a_bad_line(tmp_path, line, word):
   path = write_bytes(tmp_path / 'f.jsonl', b'[1]\n\n"x"\n' + line + b'\n{}\n')
   first, second, (number, bad), last = read(path)
   assert (first, second, last) == ((1, [1]), (3, 'x'), (5, {}))
@@ -111,16 +110,16 @@ def test_a_bad_line_does_not_end_the_file(tmp_path, line, word):
     ('f.parquet', b'', ('Parquet',)),
   ],
 )
-def test_a_file_of_another_format(tmp_path, name, content, words):
+def test_content_does_not_match_the_suffix(tmp_path, name, content, words):
   path = write_bytes(tmp_path / name, content)
-  for use in (read, count_rows):
+  for function in (read, count_rows):
     with pytest.raises(UserError, match=naming(path, *words)) as error:
-      use(path)
+      function(path)
     assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('fallback', ['', '.jsonl'])
-def test_what_cannot_be_opened(tmp_path, fallback):
+def test_path_that_cannot_be_opened(tmp_path, fallback):
   missing = 'No such file or directory'
   for path, reason in [
     *((tmp_path / f'missing{x}', missing) for x in ('', *row_reader.FORMATS)),
@@ -128,9 +127,9 @@ def test_what_cannot_be_opened(tmp_path, fallback):
     (write_folder(tmp_path / 'folder.json'), 'Is a directory'),
     (write_folder(tmp_path / 'folder.parquet'), 'Is a directory'),
   ]:
-    for use in (read, count_rows):
+    for function in (read, count_rows):
       with pytest.raises(UserError, match=naming(str(path), reason)) as error:
-        use(str(path), fallback)
+        function(str(path), fallback)
       assert '\n' not in str(error.value)
 
 
@@ -139,7 +138,7 @@ def write_folder(path):
   return path
 
 
-def test_a_bucket_without_what_reads_buckets(monkeypatch):
+def test_bucket_needs_a_package(monkeypatch):
   def missing(path):
     raise ImportError('please install gcsfs')
 
@@ -148,28 +147,28 @@ def test_a_bucket_without_what_reads_buckets(monkeypatch):
     read('gs://b/f')
 
 
-def test_memory_does_not_grow_with_json_lines(tmp_path):
+def test_memory_does_not_grow_with_the_file(tmp_path):
   line = json.dumps({'query': 'q' * 50, 'responses': ['a', 'b']}).encode()
   path = write_bytes(tmp_path / 'f.jsonl', (line + b'\n') * 100_000)
   assert next(read_rows(path))[0] == 1
   tracemalloc.start()
   try:
     count = count_rows(path)
-    ten = list(itertools.islice(read_rows(path), 10))
+    first_rows = list(itertools.islice(read_rows(path), 10))
     peak = tracemalloc.get_traced_memory()[1]
   finally:
     tracemalloc.stop()
-  assert (count, len(ten)) == (100_000, 10)
-  assert peak < 500_000  # of a file of 9 million bytes
+  assert (count, len(first_rows)) == (100_000, 10)
+  assert peak < 500_000  # bytes; the file has 9 million
 
 
-def test_parquet_rows_are_numbered_through_batches(tmp_path):
+def test_parquet_row_numbers_continue_across_batches(tmp_path):
   path = write(tmp_path / 'f.parquet', [{'i': i} for i in range(600)])
   assert read(path) == [(i + 1, {'i': i}) for i in range(600)]
   assert count_rows(path) == 600
 
 
-def test_parquet_values_are_json_values(tmp_path):
+def test_parquet_values_are_converted_to_json_values(tmp_path):
   schema = pyarrow.schema(
     {
       'messages': pyarrow.list_(
@@ -206,7 +205,7 @@ def test_damaged_parquet(tmp_path, start, stop):
   assert '\n' not in str(error.value)
 
 
-def test_a_key_that_is_twice_in_a_parquet_map(tmp_path):
+def test_duplicate_key_in_a_parquet_map(tmp_path):
   map_type = pyarrow.map_(pyarrow.string(), pyarrow.int64())
   column = pyarrow.array([[('a', 0)], [('a', 1), ('a', 2)]], map_type)
   path = tmp_path / 'f.parquet'
@@ -216,12 +215,12 @@ def test_a_key_that_is_twice_in_a_parquet_map(tmp_path):
   assert '\n' not in str(error.value)
 
 
-def test_without_pyarrow_the_error_says_what_to_install(tmp_path, monkeypatch):
+def test_error_without_pyarrow_states_the_package(tmp_path, monkeypatch):
   path = write(tmp_path / 'f.parquet', ROWS)
   monkeypatch.setitem(sys.modules, 'pyarrow', None)
   monkeypatch.setitem(sys.modules, 'pyarrow.parquet', None)
-  for use in (read, count_rows):
+  for function in (read, count_rows):
     with pytest.raises(UserError, match=naming(path, 'pyarrow')) as error:
-      use(path)
+      function(path)
     assert names(error.value, 'pip install')
     assert '\n' not in str(error.value)
