@@ -208,7 +208,8 @@ def _from_judged_row(row: Any, number: int, source: str) -> SFTExample:
   is_int_list = isinstance(order, list) and all(type(x) is int for x in order)
   if not is_int_list or sorted(order) != list(range(n)):
     raise UserError(
-      f'order is {order!r}; it must be a permutation of 0 to {n - 1}'
+      f'order is {order!r}; it must list the indices of the {n} responses, '
+      'from 0, once each'
     )
   return SFTExample(
     example.id, source, _generations(row), example=example, order=tuple(order)

@@ -1,5 +1,6 @@
-"""Rows of files as examples or faults: a bad row does not end the file."""
+"""Rows of data files: examples, errors of bad rows, text digests."""
 
+import hashlib
 import itertools
 import json
 import re
@@ -19,29 +20,29 @@ SUFFIXES = ['json', 'jsonl', 'parquet']
 
 
 @pytest.fixture
-def written(tmp_path):
-  def write(content):
+def rows_file(tmp_path):
+  def write_content(content):
     path = tmp_path / 'rows.jsonl'
     path.write_bytes(content)
     return str(path)
 
-  return write
+  return write_content
 
 
-def test_a_row_becomes_an_example(written):
-  ((number, example),) = dataset_files.read_examples(written(GOOD))
+def test_a_row_becomes_an_example(rows_file):
+  ((number, example),) = dataset_files.read_examples(rows_file(GOOD))
   assert number == 1
   assert isinstance(example, JudgingExample)
   assert (example.id, example.query[0].text) == ('1', 'q')
   assert (example.responses, example.best) == (('a', 'b'), 1)
 
 
-def test_lines_are_numbered_as_an_editor_does(written):
+def test_rows_have_the_line_numbers_of_an_editor(rows_file):
   content = b'\xef\xbb\xbf' + GOOD + b'\n  \r\n' + GOOD[:-1] + b'\r\n'
   content += '{"query": "a\u2028\x85b", "responses": ["a"]}'.encode()
-  found = dict(dataset_files.read_examples(written(content)))
-  assert list(found) == [1, 4, 5]
-  assert found[5].query[0].text == 'a\u2028\x85b'
+  rows_ = dict(dataset_files.read_examples(rows_file(content)))
+  assert list(rows_) == [1, 4, 5]
+  assert rows_[5].query[0].text == 'a\u2028\x85b'
 
 
 @pytest.mark.parametrize(
@@ -56,14 +57,14 @@ def test_lines_are_numbered_as_an_editor_does(written):
     (b'{"query": " ", "responses": ["a"]}', '2', 'query'),
   ],
 )
-def test_a_bad_line_between_good_ones(written, line, id, word):
-  path = written(GOOD + line + b'\n' + GOOD)
-  first, (number, fault), last = dataset_files.read_examples(path)
+def test_a_bad_line_between_good_ones(rows_file, line, id, word):
+  path = rows_file(GOOD + line + b'\n' + GOOD)
+  first, (number, error), last = dataset_files.read_examples(path)
   assert (first[0], number, last[0]) == (1, 2, 3)
-  assert isinstance(fault, ExampleError)
-  assert fault.id == id
-  assert names(fault.reason, word)
-  assert '\n' not in fault.reason
+  assert isinstance(error, ExampleError)
+  assert error.id == id
+  assert names(error.reason, word)
+  assert '\n' not in error.reason
   assert isinstance(last[1], JudgingExample)
   located = list(
     dataset_files.with_row_location(path, dataset_files.read_examples(path))
@@ -73,11 +74,11 @@ def test_a_bad_line_between_good_ones(written, line, id, word):
   assert re.match(in_row(path, 2, word), located[1].reason)
 
 
-def test_values_are_not_looked_at(written):
-  found = list(dataset_files.numbered_rows(written(b'[1]\n\n"x"\n{')))
-  assert found[:2] == [(1, [1]), (3, 'x')]
-  assert found[2][0] == 4
-  assert found[2][1].id == 'line 4'
+def test_numbered_rows_do_not_check_values(rows_file):
+  rows_ = list(dataset_files.numbered_rows(rows_file(b'[1]\n\n"x"\n{')))
+  assert rows_[:2] == [(1, [1]), (3, 'x')]
+  assert rows_[2][0] == 4
+  assert rows_[2][1].id == 'line 4'
 
 
 ROWS = [
@@ -94,7 +95,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize('suffix', SUFFIXES)
-def test_formats_make_the_same_examples(tmp_path, suffix):
+def test_all_formats_yield_the_same_examples(tmp_path, suffix):
   rows = ROWS
   if suffix == 'parquet':  # every column is in every row and has one type
     columns = dict.fromkeys(key for row in ROWS for key in row)
@@ -116,9 +117,9 @@ def test_formats_make_the_same_examples(tmp_path, suffix):
   assert (single.tags, bare.tags) == ({'suite': 's'}, {'subset': 't'})
 
 
-def test_memory_does_not_grow_with_the_file(written):
+def test_memory_does_not_grow_with_the_file(rows_file):
   row = json.dumps({'query': 'q' * 50, 'responses': ['a', 'b']}).encode()
-  path = written((row + b'\n') * 100_000)
+  path = rows_file((row + b'\n') * 100_000)
   tracemalloc.start()
   try:
     ten = list(itertools.islice(dataset_files.read_examples(path), 10))
@@ -126,10 +127,10 @@ def test_memory_does_not_grow_with_the_file(written):
   finally:
     tracemalloc.stop()
   assert [number for number, _ in ten] == list(range(1, 11))
-  assert peak < 500_000  # of a file of 9 million bytes
+  assert peak < 500_000  # the file has 9 million bytes
 
 
-def test_what_cannot_be_opened(tmp_path):
+def test_files_that_cannot_be_opened(tmp_path):
   for path, reason in [
     (tmp_path / 'missing.jsonl', 'No such file or directory'),
     (tmp_path / 'missing', 'No such file or directory'),
@@ -139,10 +140,22 @@ def test_what_cannot_be_opened(tmp_path):
       list(dataset_files.read_examples(str(path)))
 
 
-def test_a_suffix_that_names_no_format(tmp_path):
+def test_an_unknown_suffix(tmp_path):
   path = tmp_path / 'rows.txt'
   path.write_bytes(GOOD)
-  # A user's own rows are lines then; a published set has a known suffix.
+  # Own rows are then JSON Lines; published datasets have a known suffix.
   assert len(list(dataset_files.read_examples(str(path)))) == 1
   with pytest.raises(UserError, match=naming(str(path), '.parquet')):
     list(dataset_files.numbered_rows(str(path)))
+
+
+def test_text_digests_are_stable():
+  # Ids contain digests: other digests mean other samples and orders.
+  assert dataset_files.text_digest('a', 'b') == '3554d2b8a1e34099'
+  ab = dataset_files.text_digest('a', 'b')
+  assert dataset_files.text_digest('ab', '') != ab
+
+
+def test_text_digest_of_a_lone_surrogate():
+  digest = dataset_files.text_digest('\ud800')
+  assert digest == hashlib.sha256(rb'["\ud800"]').hexdigest()[:16]

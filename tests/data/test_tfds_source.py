@@ -1,4 +1,4 @@
-"""Rows of TFDS datasets, written here as `tfds build` leaves them."""
+"""TFDS source: fields, splits, names and versions, bad rows, suites."""
 
 import pathlib
 import re
@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  """DATA_DIR, and the module tensorflow_datasets."""
+  """Returns DATA_DIR and the module tfds.features."""
   tfds_source.import_tensorflow()
   import tensorflow_datasets as lib
 
@@ -33,13 +33,13 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def in_environment(data, monkeypatch):
+def data_dir_variable(data, monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', str(data[0]))
 
 
 @pytest.fixture(scope='module')
 def kinds(data):
-  """A set with every kind of field there is: 5 rows in 2 files."""
+  """Writes a dataset with every kind of field: 5 rows in 2 files."""
   folder, f = data
   features = {
     'text': f.Text(),
@@ -81,11 +81,11 @@ def kinds_row(i):
   }
 
 
-def test_values_are_plain_python(kinds):
+def test_fields_are_plain_python_values(kinds):
   found = list(tfds_source.numbered_rows('tfds:kinds:train'))
   assert [number for number, _ in found] == [1, 2, 3, 4, 5]
   fields = [fields for _, fields in found]
-  # A sequence of objects is a list of objects, an object of lists is not.
+  # A sequence of objects becomes a list; an object of lists stays one.
   assert fields == [kinds_row(i) for i in range(5)]
   for key, kind in (('whole', int), ('part', float), ('truth', bool)):
     assert type(fields[0][key]) is kind
@@ -105,7 +105,7 @@ def test_splits_and_slices(kinds, split, numbers):
     assert [fields['whole'] for _, fields in found] == numbers
 
 
-def test_files_are_read_one_after_the_other(data):
+def test_files_are_read_in_order(data):
   folder, f = data
   rows = [{'i': i} for i in range(80)]
   place = folder / 'long' / '1.0.0'
@@ -168,7 +168,7 @@ def test_names(versions, spec, text):
     ('tfds:versions:train[7:]', naming('train[7:]', 1)),
   ],
 )
-def test_what_is_wrong_is_said_at_once_in_a_line(versions, spec, message):
+def test_wrong_specs_fail_at_once_in_one_line(versions, spec, message):
   with pytest.raises(UserError, match=message) as error:
     tfds_source.numbered_rows(spec)
   assert spec in str(error.value) and '\n' not in str(error.value)
@@ -192,7 +192,7 @@ def test_damaged_files(data):
 
 
 @pytest.fixture(scope='module')
-def native(data):
+def own_rows(data):
   folder, f = data
   features = {
     'id': f.Text(),
@@ -224,11 +224,11 @@ def native(data):
   bad = pair | {'id': 'bad', 'best': 2}
   torn = pair | {'id': 'torn', 'responses': [b'good', b'b\xff']}
   rows = {'train': [pair, single, bad, torn], 'good': [pair, single]}
-  write(folder / 'native' / '1.0.0', features, rows)
+  write(folder / 'own_rows' / '1.0.0', features, rows)
 
 
-def test_native_rows_are_examples_or_faults(native):
-  pair, single, bad, torn = dataset_files.read_examples('tfds:native:train')
+def test_own_rows_are_examples_or_errors(own_rows):
+  pair, single, bad, torn = dataset_files.read_examples('tfds:own_rows:train')
   assert [pair[0], single[0], bad[0], torn[0]] == [1, 2, 3, 4]
   assert pair[1].id == 'pair' and pair[1].query == (Turn('user', 'q?'),)
   assert pair[1].responses == ('good', 'bad') and pair[1].best == 0
@@ -241,16 +241,16 @@ def test_native_rows_are_examples_or_faults(native):
   assert names(torn[1].reason, 'responses[1]', 'UTF-8', 1)
 
 
-def test_a_table_stops_at_a_fault(native):
+def test_a_row_table_fails_at_a_bad_row(own_rows):
   with pytest.raises(
-    ValueError, match=in_row('tfds:native:train', 4, 'responses[1]')
+    ValueError, match=in_row('tfds:own_rows:train', 4, 'responses[1]')
   ):
-    list(dataset_files.row_table('tfds:native:train').rows)
-  found = list(dataset_files.row_table('tfds:native:good').rows)
+    list(dataset_files.row_table('tfds:own_rows:train').rows)
+  found = list(dataset_files.row_table('tfds:own_rows:good').rows)
   assert [fields['id'] for fields in found] == ['pair', 'single']
 
 
-def test_an_adapter_reads_a_table(data):
+def test_an_adapter_reads_a_row_table(data):
   folder, f = data
   completion = {'response': f.Text(), 'overall_score': f.Scalar(np.float32)}
   features = {'instruction': f.Text(), 'completions': f.Sequence(completion)}
@@ -301,7 +301,7 @@ def suites(data):
   write(folder / 'rmb' / '1.0.0', features, {'test': [row]})
 
 
-def test_suites_read_tables(suites):
+def test_suites_read_row_tables(suites):
   found = rewardbench.load(dataset_files.row_table('tfds:bench:filtered'))
   assert [x.id for x in found] == [f'rewardbench/hep-go/{i}' for i in range(3)]
   assert found[0].tags['section'] == 'Reasoning'
@@ -320,11 +320,11 @@ def test_suites_read_tables(suites):
     ('ppe', 'tfds:bench:filtered', ['config.suites.ppe']),
     ('realmistake', 'seqio:m/x:test', ['config.suites.realmistake']),
     ('rewardbench', 'tfds:none:test', ['tfds:none:test']),
-    # Past its rows, with nothing to do: they were found.
+    # The rows were read; the next error is that of config.k.
     ('rewardbench', 'tfds:bench:filtered', ['config.k', 0]),
   ],
 )
-def test_evaluation_takes_such_names(suites, tmp_path, suite, spec, words):
+def test_evaluation_accepts_dataset_names(suites, tmp_path, suite, spec, words):
   config = ConfigDict(
     {'from_samples': '', 'suites': {suite: spec}, 'k': 0, 'greedy': False}
   )
@@ -333,7 +333,7 @@ def test_evaluation_takes_such_names(suites, tmp_path, suite, spec, words):
   assert '\n' not in str(error.value)
 
 
-def test_without_tensorflow_the_error_says_what_to_install(monkeypatch):
+def test_the_error_without_tensorflow_names_the_package(monkeypatch):
   monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
   with pytest.raises(
     ValueError, match=naming('tensorflow_datasets', 'pip install')
@@ -341,7 +341,7 @@ def test_without_tensorflow_the_error_says_what_to_install(monkeypatch):
     tfds_source.numbered_rows('tfds:kinds:train')
 
 
-def test_an_accelerator_that_tensorflow_holds_is_an_error(monkeypatch):
+def test_tensorflow_must_not_hold_an_accelerator(monkeypatch):
   def refuse(devices, kind):
     raise RuntimeError('Visible devices cannot be modified')
 
@@ -351,11 +351,12 @@ def test_an_accelerator_that_tensorflow_holds_is_an_error(monkeypatch):
     tfds_source.numbered_rows('tfds:kinds:train')
 
 
-def test_importing_needs_no_tensorflow():
+def test_importing_sources_does_not_import_tensorflow():
   code = (
     'import sys\n'
-    'from grm_jax.data import seqio_source, sources, tfds\n'
-    'tfds.parse("tfds:a:train"), seqio_source.parse_spec("seqio:a/b:train")\n'
+    'from grm_jax.data import example_sources, seqio_source, tfds_source\n'
+    'tfds_source.parse_spec("tfds:a:train")\n'
+    'seqio_source.parse_spec("seqio:a/b:train")\n'
     'print([m for m in ("tensorflow", "tensorflow_datasets", "seqio", "jax")'
     ' if m in sys.modules])'
   )
@@ -365,15 +366,15 @@ def test_importing_needs_no_tensorflow():
   assert out.stdout.strip() == '[]', out.stderr
 
 
-def test_rows_through_sources(data):
+def test_example_sources_read_tfds_rows(data):
   folder, f = data
-  native = {'query': f.Text(), 'responses': f.Sequence(f.Text())}
+  own_rows = {'query': f.Text(), 'responses': f.Sequence(f.Text())}
   rows_ = [{'query': f'q{i}', 'responses': ['a', 'b']} for i in range(30)]
   rows_[4]['query'] = ''
-  write(folder / 'ours' / '1.0.0', native, {'train': rows_})
-  found, faults = example_sources.load('tfds:ours:train')
-  assert (len(found), len(faults)) == (29, 1)
-  assert re.search(in_row('tfds:ours:train', 5), faults[0].reason)
+  write(folder / 'ours' / '1.0.0', own_rows, {'train': rows_})
+  found, errors = example_sources.load('tfds:ours:train')
+  assert (len(found), len(errors)) == (29, 1)
+  assert re.search(in_row('tfds:ours:train', 5), errors[0].reason)
   parts = [
     example_sources.load('tfds:ours:train#split', split)[0]
     for split in ('train', 'validation', 'held_out')

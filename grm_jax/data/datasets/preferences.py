@@ -147,11 +147,9 @@ def _turns(row: SourceRow, key: str) -> tuple[Turn, ...]:
   )
 
 
-def _conversation(prompt: str) -> list[Turn]:
+def _conversation(prompt: str) -> tuple[Turn, ...]:
   first, *rest = _TURN_MARKER.split(prompt)
   # split() returns role, text, role, text, ... after the first turn.
   pairs = zip(rest[::2], rest[1::2], strict=True)
-  return [
-    Turn('user', first),
-    *(Turn(role.lower(), text) for role, text in pairs),
-  ]
+  later_turns = (Turn(role.lower(), text) for role, text in pairs)
+  return (Turn('user', first), *later_turns)

@@ -1,4 +1,4 @@
-"""Prometheus' feedback on single responses, made into judgements of pairs."""
+"""Judgements of pairs from Prometheus' feedback on single responses."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from tests.messages import in_row
 
 
 def row(query, response, scores, feedback, criterion='Is it polite?'):
-  """As published: sections in one text, and what was written about it."""
+  """Returns a published row: sections in one text, scores and feedback."""
   return {
     'idx': 7,
     'instruction': '\n'.join(
@@ -43,7 +43,7 @@ def row(query, response, scores, feedback, criterion='Is it polite?'):
   }
 
 
-def written(tmp_path, *rows):
+def write_rows(tmp_path, *rows):
   path = tmp_path / 'eval.json'
   path.write_text(json.dumps(rows))
   return str(path)
@@ -58,14 +58,14 @@ BAD = row(
 )
 
 
-def test_a_pair(tmp_path):
-  (found,) = prometheus.judgements(written(tmp_path, GOOD, BAD), seed=0)
-  example, order, text = found
+def test_judgement_of_a_pair(tmp_path):
+  (results,) = prometheus.judgements(write_rows(tmp_path, GOOD, BAD), seed=0)
+  example, order, text = results
   assert example.responses == ('Good day!', 'Go away.\n\nNow.')
   assert example.query[0].text == 'Greet me.'
   assert example.best == 0
   assert example.rewards == pytest.approx((14 / 3, 2.0))
-  said = ['Fine.', 'It is rude. It gives an order.']
+  analyses = ['Fine.', 'It is rude. It gives an order.']
   scores = [9, 4]
   assert text == '\n'.join(
     [
@@ -73,8 +73,8 @@ def test_a_pair(tmp_path):
       '1. Is it polite? (100%)',
       '',
       'Analysis:',
-      f'Response 1: {said[order[0]]}',
-      f'Response 2: {said[order[1]]}',
+      f'Response 1: {analyses[order[0]]}',
+      f'Response 2: {analyses[order[1]]}',
       '',
       f'Scores: \\boxed{{{scores[order[0]]}, {scores[order[1]]}}}',
     ]
@@ -82,24 +82,24 @@ def test_a_pair(tmp_path):
   assert parse_scores(text, 2) is not None
 
 
-def test_what_makes_pairs(tmp_path):
-  """Other questions, other rubrics and equal scores make none."""
+def test_pairs_have_one_question_and_different_scores(tmp_path):
+  """Other queries, other rubrics and equal scores do not make pairs."""
   equal = row('Greet me.', 'Hello.', [5, 5, 4], ['a', 'b', 'c'])
   other = row('Leave.', 'Bye.', [1], ['No.'])
   rubric = row('Greet me.', 'Hi.', [1], ['No.'], criterion='Is it long?')
-  path = written(tmp_path, GOOD, equal, BAD, other, rubric)
-  found = [x[0] for x in prometheus.judgements(path, 0)]
-  assert [x.responses[0] for x in found] == ['Good day!', 'Hello.']
-  assert [x.responses[1] for x in found] == ['Go away.\n\nNow.'] * 2
-  assert len({x.id for x in found}) == 2
+  path = write_rows(tmp_path, GOOD, equal, BAD, other, rubric)
+  results = [x[0] for x in prometheus.judgements(path, 0)]
+  assert [x.responses[0] for x in results] == ['Good day!', 'Hello.']
+  assert [x.responses[1] for x in results] == ['Go away.\n\nNow.'] * 2
+  assert len({x.id for x in results}) == 2
 
 
-def test_bad_rows_are_named_and_the_rest_goes_on(tmp_path):
+def test_bad_rows_are_reported_and_skipped(tmp_path):
   no_rubric = dict(GOOD, instruction=GOOD['instruction'].replace('[', '('))
   no_response = dict(
     GOOD, instruction=GOOD['instruction'].replace('to evaluate:\nGood', 'x')
   )
-  path = written(
+  path = write_rows(
     tmp_path,
     no_rubric,
     no_response,
@@ -109,7 +109,7 @@ def test_bad_rows_are_named_and_the_rest_goes_on(tmp_path):
     GOOD,
     BAD,
   )
-  found = list(prometheus.judgements(path, 0))
+  results = list(prometheus.judgements(path, 0))
   words = [
     ['rubric', 'criterion'],
     ['instruction', '###Response to evaluate:'],
@@ -117,14 +117,14 @@ def test_bad_rows_are_named_and_the_rest_goes_on(tmp_path):
     ['gpt4_score', 1, 'gpt4_feedback', 3],
     ['instruction', 3],
   ]
-  reasons = [x.reason for x in found if isinstance(x, ExampleError)]
-  for row, (reason, named) in enumerate(zip(reasons, words, strict=True), 1):
-    assert re.search(in_row(path, row, *named), reason)
-  assert len(found) == 6
+  reasons = [x.reason for x in results if isinstance(x, ExampleError)]
+  for number, (reason, named) in enumerate(zip(reasons, words, strict=True), 1):
+    assert re.search(in_row(path, number, *named), reason)
+  assert len(results) == 6
 
 
-def test_as_texts_to_train_on(tmp_path):
-  path = written(tmp_path, GOOD, BAD)
+def test_as_sft_examples(tmp_path):
+  path = write_rows(tmp_path, GOOD, BAD)
   (text,) = sft_sources.read(f'prometheus:{path}', 'train', 'texts')
   assert text.id.startswith('prometheus/')
   assert sorted(text.order) == [0, 1]

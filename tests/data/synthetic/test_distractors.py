@@ -1,4 +1,4 @@
-"""Near misses: fixed ones by hand, and all of them are really wrong."""
+"""Distractors: expected ones per family, and the verifier rejects all."""
 
 import collections
 import itertools
@@ -16,12 +16,12 @@ def sum_task(text):
 
 def kinds_of(task, answer):
   found = collections.defaultdict(set)
-  for slip in distractors.make_distractors(task, answer):
-    found[slip.kind].add(slip.answer)
+  for distractor in distractors.make_distractors(task, answer):
+    found[distractor.kind].add(distractor.answer)
   return dict(found)
 
 
-# The first kind that makes an answer is its kind.
+# An answer has the first kind that yields it.
 BY_HAND = [
   (
     sum_task('23 + 19 - 7'),
@@ -108,11 +108,11 @@ BY_HAND = [
 @pytest.mark.parametrize(
   'task, answer, expected', BY_HAND, ids=[row[0].family for row in BY_HAND]
 )
-def test_slips_by_hand(task, answer, expected):
+def test_distractors_of_each_family(task, answer, expected):
   assert kinds_of(task, answer) == expected
 
 
-def test_slips_of_other_small_answers():
+def test_distractors_of_small_numbers():
   task = Task('letter_counting', tuple('tap'), 'a')
   assert kinds_of(task, '1') == {
     'off by one': {'2'},
@@ -127,15 +127,15 @@ def test_slips_of_other_small_answers():
   }
 
 
-def test_no_zero_comes_to_the_front():
+def test_swapped_digits_have_no_leading_zero():
   task = sum_task('20 + 20')
   assert 'digits swapped' not in kinds_of(task, '40')
   task = sum_task('20 - 65')
   assert kinds_of(task, '-45')['digits swapped'] == {'-54'}
 
 
-# One digit cannot be swapped with another.
-NOT_MET = {
+# A single digit has no neighbour to swap with.
+ABSENT_KINDS = {
   ('chain_sum', None): {'digits swapped'},
   ('number_sorting', None): {'digits swapped'},
 }
@@ -145,33 +145,40 @@ NOT_MET = {
   'family, larger',
   [*((family, None) for family in FAMILIES), ('number_sorting', 99)],
 )
-def test_every_kind_is_met_and_rejected(family, larger):
+def test_every_kind_occurs_and_is_rejected(family, larger):
   kinds = collections.Counter()
   settings = FAMILIES[family] | ({'max_value': larger} if larger else {})
   stream = problems.problems(family, 'train', 3, settings)
   for problem in itertools.islice(stream, 300):
-    answers = [miss.answer for miss in problems.rejected_distractors(problem)]
+    answers = [
+      distractor.answer for distractor in problems.rejected_distractors(problem)
+    ]
     assert len(answers) == len(set(answers)) >= 3
     assert problem.answer not in answers
     assert not any(problems.verify(problem, answer) for answer in answers)
-    kinds.update({miss.kind for miss in problems.rejected_distractors(problem)})
+    kinds.update(
+      {distractor.kind for distractor in problems.rejected_distractors(problem)}
+    )
   expected = {
     kind for row in BY_HAND if row[0].family == family for kind in row[2]
   }
-  expected -= NOT_MET.get((family, larger), set())
+  expected -= ABSENT_KINDS.get((family, larger), set())
   assert len(kinds) >= 3
   assert expected <= set(kinds)
   assert min(kinds[kind] for kind in expected) >= 10
 
 
-def test_what_the_verifier_lets_pass_is_no_near_miss():
+def test_distractors_that_the_verifier_accepts_are_removed():
   task = Task('number_sorting', ('7', '3.12'), 'smallest')
   entry = {'answer': "['3.12', '7']", 'metadata': {'direction': 'ascending'}}
   problem = problems.Problem(task, '3.12, 7', entry)
-  slips = {
-    slip.answer for slip in distractors.make_distractors(task, '3.12, 7')
+  distractor_answers = {
+    distractor.answer
+    for distractor in distractors.make_distractors(task, '3.12, 7')
   }
-  misses = {miss.answer for miss in problems.rejected_distractors(problem)}
-  assert misses == {'7, 3.12', '7', '3.12'}
-  # Sorted, and within the tolerance of 1.
-  assert slips - misses == {'3.21, 7'}
+  rejected = {
+    distractor.answer for distractor in problems.rejected_distractors(problem)
+  }
+  assert rejected == {'7, 3.12', '7', '3.12'}
+  # Sorted, and within the verifier's tolerance of 1.
+  assert distractor_answers - rejected == {'3.21, 7'}

@@ -1,4 +1,4 @@
-"""Examples: one right response, at any place, the same on every machine."""
+"""Synthetic examples: one right response, balance, splits, determinism."""
 
 import collections
 import os
@@ -13,30 +13,32 @@ from grm_jax.data.synthetic import problems, task_format
 from grm_jax.judgement import prompt_builder, template
 from tests.messages import naming
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 EXAMPLES = practice.examples('train', 2800)
 WIDE = practice.examples('train', 2800, num_responses=(1, 2, 3, 4))
 
 
-def right(example):
-  """Whether each response is right, by our own solving of the query."""
+def right_responses(example):
+  """Returns whether each response is right, from solving the query."""
   task = task_format.parse(example.tags['family'], example.query[-1].text)
   answer = task_format.solve(task)
   return [task_format.answer_in(text) == answer for text in example.responses]
 
 
-def test_one_is_right():
+def test_exactly_one_response_is_right():
   for example in EXAMPLES + WIDE:
-    marks = right(example)
-    assert example.rewards == tuple(map(float, marks))
-    if len(marks) == 1:
+    is_right = right_responses(example)
+    assert example.rewards == tuple(map(float, is_right))
+    if len(is_right) == 1:
       assert example.best is None
     else:
-      assert sum(marks) == 1 and marks[example.best]
-    assert len(set(map(task_format.answer_in, example.responses))) == len(marks)
+      assert sum(is_right) == 1 and is_right[example.best]
+    assert len(set(map(task_format.answer_in, example.responses))) == len(
+      is_right
+    )
 
 
-def test_most_are_pairs_and_each_number_of_responses_comes():
+def test_numbers_of_responses():
   counts = collections.Counter(len(e.responses) for e in EXAMPLES)
   # Eighths of 2800; five standard deviations of the largest are 132.
   assert sorted(counts) == [1, 2, 3, 4]
@@ -48,34 +50,36 @@ def test_most_are_pairs_and_each_number_of_responses_comes():
 
 
 @pytest.mark.parametrize('n', [2, 3, 4])
-def test_the_right_one_is_at_each_place_as_often(n):
-  found = [e.best for e in WIDE if len(e.responses) == n]
-  expected = len(found) / n
-  counts = collections.Counter(found)
+def test_positions_of_the_right_response_are_balanced(n):
+  positions = [e.best for e in WIDE if len(e.responses) == n]
+  expected = len(positions) / n
+  counts = collections.Counter(positions)
   square = sum((counts[i] - expected) ** 2 / expected for i in range(n))
-  # The 99.9 % points of chi-square with n - 1 degrees of freedom.
+  # 99.9 % quantiles of chi-square with n - 1 degrees of freedom.
   assert square < {2: 10.8, 3: 13.8, 4: 16.3}[n]
 
 
-def test_half_of_the_single_ones_are_right():
+def test_labels_of_single_responses_are_balanced():
   labels = [e.rewards[0] for e in EXAMPLES if len(e.responses) == 1]
   assert abs(sum(labels) / len(labels) - 0.5) < 0.07
 
 
 @pytest.mark.parametrize('family', task_format.ANSWERS)
-def test_a_small_answer_says_nothing_about_what_is_right(family):
+def test_the_size_of_an_answer_does_not_predict_its_label(family):
   only = {family: problems.FAMILIES[family]}
   pairs = practice.examples('train', 1200, num_responses=(2,), families=only)
   counts = {True: collections.Counter(), False: collections.Counter()}
   for example in pairs:
-    for text, good in zip(example.responses, right(example), strict=True):
+    for text, good in zip(
+      example.responses, right_responses(example), strict=True
+    ):
       counts[good][task_format.answer_in(text)] += 1
   for answer in task_format.ANSWERS[family]:
     good, bad = counts[True][answer], counts[False][answer]
     assert 0.38 < good / (good + bad) < 0.62, answer
 
 
-def test_families_in_turn_and_tags():
+def test_families_take_turns_and_tags():
   names = [example.tags['family'] for example in EXAMPLES]
   assert names[:5] == [
     'chain_sum',
@@ -97,7 +101,7 @@ def test_families_in_turn_and_tags():
     assert all(70 <= float(item) <= 90 for item in items)
 
 
-def test_ids_are_unique_and_nothing_leaks():
+def test_ids_are_unique_and_no_reference_leaks():
   assert len({example.id for example in EXAMPLES}) == len(EXAMPLES)
   assert not any(example.reference for example in EXAMPLES)
   for name in ('pointwise', 'meta'):
@@ -105,7 +109,7 @@ def test_ids_are_unique_and_nothing_leaks():
     assert 'Reference' not in text
 
 
-def test_no_query_is_in_two_splits():
+def test_splits_do_not_share_queries():
   queries = {
     split: {
       e.query[0].text
@@ -119,7 +123,7 @@ def test_no_query_is_in_two_splits():
   assert not queries['validation'] & queries['held_out']
 
 
-def test_fewer_are_the_first_of_more():
+def test_a_smaller_count_is_a_prefix():
   assert practice.examples('train', 100) == EXAMPLES[:100]
   assert practice.examples('train', 0) == []
 
@@ -136,7 +140,7 @@ def test_seeds_and_splits_differ():
     assert not {e.id for e in other} & {e.id for e in EXAMPLES}
 
 
-def test_another_process_makes_the_same():
+def test_examples_do_not_depend_on_the_process():
   code = (
     'from grm_jax.data.synthetic.examples import examples\n'
     'print(examples("validation", 14, seed=3))'
@@ -164,7 +168,7 @@ def test_another_process_makes_the_same():
     ('train', {'num_responses': (99,)}, naming('responses', 98)),
   ],
 )
-def test_refusals(split, changes, message):
+def test_invalid_arguments(split, changes, message):
   with pytest.raises(ValueError, match=message):
     practice.examples(split, 1, **changes)
 

@@ -1,4 +1,4 @@
-"""Basics: short texts that say what is so, apart by split, again the same."""
+"""Primitive-skill texts: right steps, disjoint splits, determinism."""
 
 import collections
 import os
@@ -12,7 +12,7 @@ import pytest
 from grm_jax.data.synthetic import primitive_skills, problems, task_format
 from tests.messages import naming
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 TEXTS = primitive_skills.skill_texts('train', 2400)
 
 
@@ -25,15 +25,15 @@ def family_of(name):
 
 
 def solved(found=TEXTS):
-  """(family, task, what is written of it) of all problems that are solved."""
-  for name, asked, written in of_kind('solve', found):
+  """Yields (family, task, worked steps) of all solved problems."""
+  for name, prompt, generation in of_kind('solve', found):
     if name.endswith('beside'):
       family = family_of(name)
-      question, _, shown = asked.partition('\n')
+      question, _, shown = prompt.partition('\n')
       assert re.fullmatch(r'(\[\d/\d\] .*\n\[End\]\n)+Solve', shown)
-      yield family, task_format.parse(family, question), written
+      yield family, task_format.parse(family, question), generation
       continue
-    lines = zip(asked.split('\n'), written.split('\n'), strict=True)
+    lines = zip(prompt.split('\n'), generation.split('\n'), strict=True)
     for k, (question, work) in enumerate(lines, 1):
       mark = f'[{k}/3] '
       assert question.startswith(mark) and work.startswith(mark)
@@ -50,29 +50,31 @@ def is_of(family, question):
 
 
 def items_of(found):
-  """(family, items in order) of all problems that are solved."""
+  """Returns (family, sorted items) of all solved problems."""
   return {(f, tuple(sorted(task.items))) for f, task, _ in solved(found)}
 
 
 def test_the_first_texts():
-  # Three problems, then pieces in pairs or steps of their work; then of two
-  # examples the work, and their responses held against an answer.
-  name, asked, written = TEXTS[0]
+  # Three problems and one text of single steps; then two examples, each with
+  # its steps and the check of its responses.
+  name, prompt, generation = TEXTS[0]
   assert name == 'practice/chain_sum/train/0/0/solve'
-  assert asked.startswith('[1/3] What is 8 - 8 + 8?\n[2/3] Sort the numbers')
-  assert written.startswith('[1/3] Work: 8 - 8 = 0, 0 + 8 = 8, so 8.\n[2/3] ')
+  assert prompt.startswith('[1/3] What is 8 - 8 + 8?\n[2/3] Sort the numbers')
+  assert generation.startswith(
+    '[1/3] Work: 8 - 8 = 0, 0 + 8 = 8, so 8.\n[2/3] '
+  )
   assert [name.rpartition('/')[2] for name, _, _ in TEXTS[:8]] == [
     *('solve', 'compare'),
     *('solve beside', 'hold', 'solve beside', 'hold'),
     *('solve', 'sums'),
   ]
   counts = collections.Counter(family for family, _, _ in solved())
-  # Each text of three ends where the next one goes on.
+  # Texts of three problems continue where the last one ended.
   assert set(counts.values()) == {400} and counts.total() == 2000
 
 
 @pytest.mark.parametrize('count', [0, 1, 5, 100])
-def test_as_many_as_asked_for_are_the_first(count):
+def test_a_smaller_count_is_a_prefix(count):
   assert primitive_skills.skill_texts('train', count) == TEXTS[:count]
 
 
@@ -80,7 +82,7 @@ def test_ids_are_unique():
   assert len({name for name, _, _ in TEXTS}) == len(TEXTS)
 
 
-def test_no_problem_is_in_two_splits():
+def test_splits_do_not_share_problems():
   found = {
     split: set().union(
       *(
@@ -97,12 +99,12 @@ def test_no_problem_is_in_two_splits():
 
 
 def test_steps_end_in_the_right_answer():
-  for _, task, written in solved():
-    assert written.startswith('Work: ')
-    assert written.endswith(f', so {task_format.solve(task)}.')
+  for _, task, generation in solved():
+    assert generation.startswith('Work: ')
+    assert generation.endswith(f', so {task_format.solve(task)}.')
 
 
-def test_steps_of_sums_are_right_and_of_one_digit():
+def test_sums_are_right_and_have_one_digit():
   found = [x[2] for x in of_kind('sums')]
   steps = [x for text in found for x in text.removesuffix('.').split(', ')]
   assert len(steps) == 6 * len(found) == 6 * 133
@@ -114,12 +116,12 @@ def test_steps_of_sums_are_right_and_of_one_digit():
   assert len(set(steps)) == 110
 
 
-def test_numbers_are_sifted_as_asked():
+def test_filter_steps_are_right():
   found = [(x[1], x[2]) for x in of_kind('sift')]
   seen = collections.Counter()
-  for asked, written in found:
-    items = asked.removeprefix('Sift ').split(', ')
-    steps = written.removesuffix('.').split(', ')
+  for prompt, generation in found:
+    items = prompt.removeprefix('Sift ').split(', ')
+    steps = generation.removesuffix('.').split(', ')
     assert len(items) == 6
     for item, step in zip(items, steps, strict=True):
       assert step in (f'{item} yes', f'{item} no')
@@ -127,73 +129,76 @@ def test_numbers_are_sifted_as_asked():
       stays = a > b if side == 'above' else a < b
       assert a != b and step.endswith('yes' if stays else 'no')
       seen[step] += 1
-  # Any two digits, both ways, of which there are 180; a half of them stays.
+  # There are 180 pairs of distinct digits with a side; half of them stay.
   assert len(seen) > 170
   stay = sum(n for step, n in seen.items() if step.endswith('yes'))
   assert 0.45 < stay / seen.total() < 0.55
 
 
-def test_half_of_the_pairs_are_the_same_twice():
+def test_half_of_the_compared_pairs_are_equal():
   counts = collections.Counter()
-  for _, asked, written in of_kind('compare'):
-    pairs = [x.split(' ') for x in asked.removeprefix('Compare ').split(', ')]
+  for _, prompt, generation in of_kind('compare'):
+    pairs = [x.split(' ') for x in prompt.removeprefix('Compare ').split(', ')]
     words = [f'{a} vs {b} {"yes" if a == b else "no"}' for a, b in pairs]
-    assert len(pairs) == 6 and written == f'Pairs: {", ".join(words)}.'
+    assert len(pairs) == 6 and generation == f'Pairs: {", ".join(words)}.'
     counts.update(a == b for a, b in pairs)
-  # A pair that is drawn piece by piece can be the same twice, too.
+  # A pair of independently chosen pieces can be equal, too.
   assert counts.total() == 6 * 134
   assert 0.5 < counts[True] / counts.total() < 0.75
 
 
-def held():
-  """(name, responses, due, a line of each) of the texts that hold."""
-  for name, asked, written in of_kind('hold'):
-    *lines, last = asked.split('\n')
-    due = last.removeprefix('Hold against ')
+def checks():
+  """Yields (id, answers, expected answer, lines) of all checking texts."""
+  for name, prompt, generation in of_kind('hold'):
+    *lines, last = prompt.split('\n')
+    expected = last.removeprefix('Hold against ')
     n = len(lines) // 2
-    said = [
+    answers = [
       re.fullmatch(rf'\[{k}/{n}\] (.*)', line)[1]
       for k, line in enumerate(lines[::2], 1)
     ]
-    assert set(lines[1::2]) == {'[End]'} and 2 <= len(said) <= 4
-    yield name, said, due, written.split('\n')
+    assert set(lines[1::2]) == {'[End]'} and 2 <= len(answers) <= 4
+    yield name, answers, expected, generation.split('\n')
 
 
-def test_all_responses_are_held_and_those_that_are_the_same_are_right():
+def test_all_responses_are_checked_against_the_expected_answer():
   right = collections.Counter()
-  for _, said, due, lines in held():
-    for k, (answer, line) in enumerate(zip(said, lines, strict=True), 1):
-      assert line.startswith(f'[{k}/{len(said)}] {answer[0]} vs {due[0]} ')
-      assert line.endswith(' yes, right.') == (answer == due)
+  for _, answers, expected, lines in checks():
+    for k, (answer, line) in enumerate(zip(answers, lines, strict=True), 1):
+      assert line.startswith(
+        f'[{k}/{len(answers)}] {answer[0]} vs {expected[0]} '
+      )
+      assert line.endswith(' yes, right.') == (answer == expected)
       assert line.endswith(' yes, right.') or ' no, wrong: ' in line
-      right[k] += answer == due
-  # Wherever they stand.
+      right[k] += answer == expected
+  # In every position.
   assert min(right.values()) > 20
 
 
 @pytest.mark.parametrize('family', problems.DEFAULT_FAMILIES)
-def test_what_is_held_against_is_right_or_what_was_said(family):
+def test_the_expected_answer_is_right_or_one_of_the_responses(family):
   rights = {
     name.rpartition('/')[0]: task_format.solve(
-      task_format.parse(family_of(name), asked)
+      task_format.parse(family_of(name), prompt)
     )
-    for name, asked, _ in of_kind('solve beside')
-    for asked in [asked.partition('\n')[0]]
+    for name, prompt, _ in of_kind('solve beside')
+    for prompt in [prompt.partition('\n')[0]]
   }
   others = count = 0
-  for name, said, due, _ in held():
+  for name, answers, expected, _ in checks():
     if family_of(name) != family:
       continue
-    assert due in said
-    others += due != rights[name.rpartition('/')[0]]
+    assert expected in answers
+    others += expected != rights[name.rpartition('/')[0]]
     count += 1
-  # Half of one in 2, 2 in 3 and 3 in 4 of them: 47, with a deviation of 6.
+  # A wrong response is chosen half of the time, in 1/2, 2/3 or 3/4 of the
+  # cases: 47 in expectation, with a standard deviation of 6.
   assert count == 160 and 22 <= others <= 72
 
 
-def test_a_seed_decides_and_another_process_makes_the_same():
+def test_texts_depend_on_the_seed_and_not_on_the_process():
   other = primitive_skills.skill_texts('train', 200, seed=1)
-  same = {asked for _, asked, _ in other} & {x[1] for x in TEXTS[:200]}
+  same = {prompt for _, prompt, _ in other} & {x[1] for x in TEXTS[:200]}
   assert len(same) < 40
   code = (
     'from grm_jax.data.synthetic.primitive_skills import skill_texts\n'
@@ -210,11 +215,13 @@ def test_a_seed_decides_and_another_process_makes_the_same():
   assert out.stdout.strip() == str(other[:24])
 
 
-def test_they_are_short():
-  longest = max(len(asked) + len(written) for _, asked, written in TEXTS)
+def test_texts_are_short():
+  longest = max(
+    len(prompt) + len(generation) for _, prompt, generation in TEXTS
+  )
   assert longest < 360
 
 
-def test_a_split_that_is_none():
+def test_an_unknown_split():
   with pytest.raises(ValueError, match=naming('split', 'test', 'train')):
     primitive_skills.skill_texts('test', 1)

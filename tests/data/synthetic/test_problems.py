@@ -1,4 +1,4 @@
-"""Problems: real verifiers, questions that suffice, splits without overlap."""
+"""Problems: verifiers, self-contained questions, disjoint splits."""
 
 import itertools
 
@@ -15,7 +15,7 @@ def take(family, split, count, seed=0, settings=None):
   return list(itertools.islice(stream, count))
 
 
-# Entries as reasoning-gym makes them, with answers that it must judge.
+# Entries in the form of reasoning-gym, right answers and wrong answers.
 VERDICTS = [
   ('chain_sum', '19', {}, ['19', '+19', '19.0'], ['18', '91', '19 + 0', '']),
   ('gcd', '6', {}, ['6'], ['3', '12', '16', '6 6']),
@@ -31,7 +31,7 @@ VERDICTS = [
     'number_sorting',
     "['7.0', '12.0', '40.0']",
     {'direction': 'ascending'},
-    ['7, 12, 40', '7, 13, 40'],  # A tolerance of 1 is the verifier's.
+    ['7, 12, 40', '7, 13, 40'],  # the verifier has a tolerance of 1
     ['12, 7, 40', '7, 12', '40, 12, 7', '7, 12, 42', 'seven'],
   ),
   (
@@ -59,7 +59,7 @@ VERDICTS = [
 
 
 @pytest.mark.parametrize('family, answer, data, right, wrong', VERDICTS)
-def test_verdicts_of_the_real_verifiers(family, answer, data, right, wrong):
+def test_verify(family, answer, data, right, wrong):
   problem = Problem(
     Task(family, ('1', '2')), answer, {'answer': answer, 'metadata': data}
   )
@@ -70,7 +70,7 @@ def test_verdicts_of_the_real_verifiers(family, answer, data, right, wrong):
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_the_question_says_all_that_is_needed(family):
+def test_questions_are_self_contained(family):
   for problem in take(family, 'train', 400):
     task = task_format.parse(family, problem.question)
     assert task == problem.task
@@ -81,7 +81,7 @@ def test_the_question_says_all_that_is_needed(family):
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_splits_share_nothing(family):
+def test_splits_are_disjoint(family):
   found = {
     split: {
       tuple(sorted(problem.task.items))
@@ -94,12 +94,12 @@ def test_splits_share_nothing(family):
     assert not found[one] & found[other]
 
 
-def test_the_order_of_items_does_not_change_the_split():
+def test_the_split_does_not_depend_on_the_order_of_items():
   items = ('12', '40', '7', '33')
   splits = {
-    problems.split_of(Task('number_sorting', order, asked))
+    problems.split_of(Task('number_sorting', order, criterion))
     for order in itertools.permutations(items)
-    for asked in ('smallest', 'largest')
+    for criterion in ('smallest', 'largest')
   }
   assert len(splits) == 1
 
@@ -107,7 +107,7 @@ def test_the_order_of_items_does_not_change_the_split():
 @pytest.mark.parametrize(
   'family, suits',
   [
-    # No total above 9 or below 0 on the way.
+    # No partial sum above 9 or below 0.
     ('chain_sum', lambda t: 0 <= int(t.items[0]) <= 9),
     ('number_format', lambda t: len({int(float(x)) for x in t.items}) == 3),
     ('number_format', lambda t: all(len(set(x)) == len(x) for x in t.items)),
@@ -115,7 +115,7 @@ def test_the_order_of_items_does_not_change_the_split():
     ('spell_backward', lambda t: len(set(t.items)) == len(t.items)),
   ],
 )
-def test_problems_suit_a_small_model(family, suits):
+def test_problems_are_suitable_for_a_small_model(family, suits):
   found = [problem.task for problem in take(family, 'train', 100)]
   assert all(map(suits, found))
   if family == 'chain_sum':
@@ -127,7 +127,7 @@ def test_problems_suit_a_small_model(family, suits):
       assert min(totals) >= 0 and max(totals) <= 9
 
 
-def test_shares_of_the_splits():
+def test_split_fractions():
   names = [
     problems.split_of(Task('gcd', (str(a), str(b))))
     for a in range(2, 61)
@@ -138,10 +138,10 @@ def test_shares_of_the_splits():
   assert abs(names.count('held_out') / len(names) - 0.15) < 0.04
 
 
-# How many of a stream are new in (train, another split), where it is fewer
-# than 400: few words are this short, few sums stay below 10, there are 120
-# sets of three digits, few short words have a letter four times, and few
-# numbers have 6 as their divisor.
+# Number of new problems of a stream in (train, another split), if below 400:
+# few words are this short, few sums stay below 10, there are 120 sets of three
+# digits, few short words have a letter four times, and few numbers have 6 as
+# their divisor.
 NEW = {
   'chain_sum': (400, 150),
   'number_sorting': (400, 100),
@@ -167,8 +167,8 @@ def test_streams_are_stable_and_seeds_differ(family):
   assert first == take(family, 'validation', 60)
   assert first[:20] == take(family, 'validation', 20)
   other = take(family, 'validation', 60, seed=1)
-  # reasoning-gym's own seeds 0 and 1 have all items but one in common, in the
-  # same order; a small family may have the same ones in another order.
+  # The seeds 0 and 1 of reasoning-gym share all items but one, in the same
+  # order. A small family can have the same problems in another order.
   one, two = (
     {(a.task, b.task) for a, b in itertools.pairwise(found)}
     for found in (first, other)
@@ -176,7 +176,7 @@ def test_streams_are_stable_and_seeds_differ(family):
   assert len(one & two) < 12
 
 
-def test_a_used_up_family_begins_again():
+def test_an_exhausted_family_repeats():
   short = dict(min_word_len=3, max_word_len=3)
   found = [p.task for p in take('spell_backward', 'held_out', 60, 0, short)]
   size = len(set(found))
@@ -185,14 +185,14 @@ def test_a_used_up_family_begins_again():
 
 
 @pytest.mark.parametrize('family', task_format.ANSWERS)
-def test_few_answers_come_in_turn(family):
+def test_answers_are_balanced(family):
   answers = task_format.ANSWERS[family]
   found = [problem.answer for problem in take(family, 'held_out', 48)]
   for start in range(0, 48, len(answers)):
     assert sorted(found[start : start + len(answers)]) == list(answers)
 
 
-def test_settings_change_the_size():
+def test_settings_change_the_difficulty():
   long = take('spell_backward', 'train', 20, 0, dict(min_word_len=8))
   assert min(len(p.task.items) for p in long) == 8
   many = take(
@@ -218,7 +218,7 @@ def test_settings_change_the_size():
     ),
   ],
 )
-def test_refusals(family, split, settings, message):
+def test_invalid_arguments(family, split, settings, message):
   with pytest.raises(ValueError, match=message):
     problems.problems(family, split, 0, settings)
 
@@ -226,13 +226,13 @@ def test_refusals(family, split, settings, message):
 @pytest.mark.parametrize(
   'settings',
   [
-    # Three of two numbers: one is there twice.
+    # Three of two numbers: one occurs twice.
     dict(min_value=2, max_value=3, min_numbers=3, max_numbers=3),
-    # None has 6 as its answer, and the others wait for it.
+    # No problem has the answer 6, and the other answers wait for it.
     dict(min_value=2, max_value=11),
   ],
 )
 def test_settings_without_enough_problems(settings):
-  for _ in range(2):  # what failed is not kept
+  for _ in range(2):  # a failed stream is not cached
     with pytest.raises(ValueError, match=naming('gcd', 'train', 'min_value')):
       take('gcd', 'train', 50, 0, settings)

@@ -1,4 +1,4 @@
-"""Tasks: questions and responses as texts and back, and their answers."""
+"""Task formats: questions as text and back, answers and their items."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from grm_jax.data.synthetic import task_format
 from grm_jax.data.synthetic.task_format import Task
 from tests.messages import naming
 
-# Family, question, items, asked, answer.
+# Family, question, items, criterion, answer.
 TABLE = [
   ('chain_sum', 'What is 12 + 7 - 30?', '12 + 7 - 30', '', '-11'),
   ('chain_sum', 'What is 4 - -6?', '4 - -6', '', '10'),
@@ -72,15 +72,15 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize('family, question, items, asked, answer', TABLE)
-def test_questions_and_answers(family, question, items, asked, answer):
-  task = Task(family, tuple(items.split()), asked)
+@pytest.mark.parametrize('family, question, items, criterion, answer', TABLE)
+def test_questions_and_answers(family, question, items, criterion, answer):
+  task = Task(family, tuple(items.split()), criterion)
   assert task_format.question(task) == question
   assert task_format.parse(family, question) == task
   assert task_format.solve(task) == answer
 
 
-def test_the_items_of_an_answer():
+def test_split_answer():
   numbers = Task('number_sorting', ('7', '12'), 'largest')
   assert task_format.split_answer(numbers, '12, 7') == ['12', '7']
   letters = Task('spell_backward', ('l', 'a'))
@@ -96,10 +96,10 @@ def test_the_items_of_an_answer():
     ('sums', 'What is 1 + 1?', ['sums', 'chain_sum']),
   ],
 )
-def test_what_is_no_question(family, text, words):
+def test_text_that_is_not_a_question(family, text, words):
   with pytest.raises(ValueError, match=naming(*words)):
     task_format.parse(family, text)
 
 
-def test_the_answer_in_a_response():
+def test_answer_in_a_response():
   assert task_format.answer_in(' first\nsecond. ') == 'first\nsecond.'

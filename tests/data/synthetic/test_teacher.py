@@ -1,4 +1,4 @@
-"""The teacher: what it writes parses to what it meant, and it can be wrong."""
+"""The teacher: parseable judgements, right scores, rates of mistakes."""
 
 import collections
 import re
@@ -32,17 +32,17 @@ def parse(text, n):
   return parse_scores(text, n, *((0, 1) if n == 1 else (1, 10)))
 
 
-def made(family, query, *responses):
+def make_example(family, query, *responses):
   return JudgingExample(
     'x', (Turn('user', query),), responses, 0, tags={'family': family}
   )
 
 
-def scores(example, order=None, **how):
-  """The scores that the teacher writes, in the example's own order."""
+def scores(example, order=None, **options):
+  """Returns the teacher's scores in the example's own order."""
   n = len(example.responses)
   order = range(n) if order is None else order
-  text = teacher.write(example, order=order, **how)
+  text = teacher.write(example, order=order, **options)
   return response_order.restore(parse(text, n), order)
 
 
@@ -52,16 +52,16 @@ VERDICT = re.compile(
 )
 
 
-@pytest.mark.parametrize('share', [0.0, 0.5, 1.0])
-def test_it_parses_to_what_was_meant(share):
+@pytest.mark.parametrize('rate', [0.0, 0.5, 1.0])
+def test_scores_parse(rate):
   for example in EXAMPLES:
     n = len(example.responses)
-    text = teacher.write(example, error_rate=share, seed=5)
-    (meant,) = re.findall(r'^Scores: \\boxed{(.*)}$', text, re.MULTILINE)
-    assert parse(text, n) == tuple(map(int, meant.split(', ')))
+    text = teacher.write(example, error_rate=rate, seed=5)
+    (boxed,) = re.findall(r'^Scores: \\boxed{(.*)}$', text, re.MULTILINE)
+    assert parse(text, n) == tuple(map(int, boxed.split(', ')))
 
 
-def test_without_mistakes_it_is_right():
+def test_judgements_without_mistakes_are_correct():
   for example in EXAMPLES:
     found = scores(example)
     assert correctness.is_correct(found, example)
@@ -73,17 +73,17 @@ def test_without_mistakes_it_is_right():
       assert found == example.rewards
 
 
-def test_orders():
+def test_judgements_follow_the_order_shown():
   for example in PAIRS[:300]:
     n = len(example.responses)
     for order in response_order.orders('random', n, 2, 0, example.id):
-      for share in (0.0, 1.0):
-        text = teacher.write(example, error_rate=share, order=order)
+      for rate in (0.0, 1.0):
+        text = teacher.write(example, error_rate=rate, order=order)
         found = response_order.restore(parse(text, n), order)
-        assert share or found == scores(example)
+        assert rate or found == scores(example)
         if worked_steps.NO_STEPS in text:
           continue
-        # [1/n] is the one that is shown first.
+        # [1/n] is the response shown first.
         lines = VERDICT.findall(text)
         assert [int(k) for k, _, _ in lines] == list(range(1, n + 1))
         for (_, pairs, verdict), index in zip(lines, order, strict=True):
@@ -92,21 +92,21 @@ def test_orders():
           )
           answer = task_format.answer_in(example.responses[index])
           items = task_format.split_answer(task, answer)
-          read = [x.split(' vs ')[0] for x in pairs.split(', ')]
-          assert [*items, 'end'][: len(read)] == read
+          compared = [x.split(' vs ')[0] for x in pairs.split(', ')]
+          assert [*items, 'end'][: len(compared)] == compared
           assert (verdict == 'right') == (found[index] == 9)
 
 
-@pytest.mark.parametrize('share', [0.2, 0.5])
-def test_the_share_of_wrong_verdicts(share):
+@pytest.mark.parametrize('rate', [0.2, 0.5])
+def test_the_error_rate_is_that_of_wrong_judgements(rate):
   counts = collections.Counter()
   for example in EXAMPLES:
     for seed in (0, 1):
-      found = scores(example, error_rate=share, seed=seed)
+      found = scores(example, error_rate=rate, seed=seed)
       counts[correctness.is_correct(found, example)] += 1
   wrong = counts[False] / counts.total()
-  # Who is trusted may be right, and not every slip changes the verdict.
-  assert 0.65 * share < wrong < 1.05 * share
+  # A trusted response can be right, and not every slip changes the verdict.
+  assert 0.65 * rate < wrong < 1.05 * rate
 
 
 def test_a_mistake_does_not_always_change_the_verdict():
@@ -114,17 +114,18 @@ def test_a_mistake_does_not_always_change_the_verdict():
   assert 0.05 < sum(right) / len(right) < 0.4
 
 
-def test_kinds_of_mistakes():
+def test_rates_of_mistake_kinds():
   kinds = collections.Counter()
   for example in EXAMPLES:
     n = len(example.responses)
-    how = dict(error_rate=1.0, order=tuple(reversed(range(n))))
-    text, given = teacher.write(example, **how), scores(example, **how)
+    options = dict(error_rate=1.0, order=tuple(reversed(range(n))))
+    text = teacher.write(example, **options)
+    given = scores(example, **options)
     first = task_format.answer_in(example.responses[-1])
     highest = 1 if n == 1 else 9
     if f'Work: trust [1/{n}], so {first}.' in text:
       kinds['trust'] += 1
-      # Right or not, what is shown first, here the last one, is believed.
+      # The response shown first, here the last one, gets the best score.
       assert given[-1] == max(given) == highest
     elif 'Work: none, so all.' in text:
       kinds['lenient'] += 1
@@ -137,25 +138,25 @@ def test_kinds_of_mistakes():
   assert shares == pytest.approx([3 / 9, 5 / 9, 1 / 9], abs=0.04)
 
 
-def test_more_mistakes_keep_the_fewer():
+def test_mistakes_at_a_low_rate_are_a_subset():
   for example in EXAMPLES[:300]:
     few = teacher.write(example, error_rate=0.2)
     if few != teacher.write(example):
       assert few == teacher.write(example, error_rate=0.7)
 
 
-def test_it_depends_on_the_seed_and_the_id_alone():
+def test_a_judgement_is_a_function_of_seed_and_id():
   example = PAIRS[3]
   assert teacher.write(example, error_rate=0.5) == teacher.write(
     example, error_rate=0.5
   )
   texts = {teacher.write(example, seed=seed) for seed in range(30)}
   assert 10 < len(texts) <= 30
-  # Every wording has the same scores.
+  # The wording differs, the scores do not.
   assert len({text.splitlines()[-1] for text in texts}) == 1
 
 
-def test_weights_add_up_and_fall():
+def test_principle_weights_sum_to_100_and_descend():
   for example in EXAMPLES:
     text = teacher.write(example, error_rate=0.3)
     weights = [int(w) for w in re.findall(r'\((\d+)%\)', text)]
@@ -180,7 +181,7 @@ def test_no_control_strings():
     assert all(loaded.guard(part) == part for part in texts)
 
 
-def test_it_is_short():
+def test_judgements_are_short():
   for example in EXAMPLES:
     text = teacher.write(example, error_rate=0.3)
     n = len(example.responses)
@@ -202,8 +203,8 @@ Work: 48 mod 18 = 12, 18 mod 12 = 6, 12 mod 6 = 0, so 6.
 Scores: \boxed{3, 9, 4}"""
 
 
-def test_a_whole_text():
-  example = made(
+def test_a_complete_judgement():
+  example = make_example(
     'gcd',
     'What is the greatest common divisor of 18 and 48?',
     '3',
@@ -214,13 +215,14 @@ def test_a_whole_text():
   assert text == WHOLE
 
 
-def test_a_slip_of_the_teacher_is_held_against_all():
-  # All responses are held against what came out, the right one too.
-  example = made('spell_backward', 'Spell backward: t a p', 'p a t', 'p t')
+def test_responses_are_checked_against_a_slip():
+  example = make_example(
+    'spell_backward', 'Spell backward: t a p', 'p a t', 'p t'
+  )
   texts = [teacher.write(example, error_rate=1.0, seed=i) for i in range(200)]
-  found = {text.split('Analysis:\n')[1] for text in texts}
-  (written,) = (x for x in found if 'so p t.' in x)
-  assert written.splitlines() == [
+  analyses = {text.split('Analysis:\n')[1] for text in texts}
+  (analysis,) = (x for x in analyses if 'so p t.' in x)
+  assert analysis.splitlines() == [
     'Work: 1 t 2 a 3 p, 2 p 1 t, so p t.',
     '[1/2] p vs p yes, a vs t no, wrong: out of place.',
     '[2/2] p vs p yes, t vs t yes, end vs end yes, right.',
@@ -272,7 +274,7 @@ STEPS = [
     Task('letter_counting', tuple('there'), 'e'),
     [
       ('2', 't, h, e 1, r, e 2, so 2.'),
-      # A slip is made as late as possible.
+      # A slip occurs as late as possible.
       ('1', 't, h, e 1, r, e, so 1.'),
       ('0', 't, h, e, r, e, so 0.'),
       ('3', 't, h, e 1, r 2, e 3, so 3.'),
@@ -283,7 +285,7 @@ STEPS = [
     Task('spell_backward', tuple('tap')),
     [
       ('p a t', '1 t 2 a 3 p, 3 p 2 a 1 t, so p a t.'),
-      # Places are those that the letters would have.
+      # Letters are numbered as if the claimed answer were right.
       ('p t', '1 t 2 a 3 p, 2 p 1 t, so p t.'),
       ('t a p', '1 t 2 a 3 p, 3 t 2 a 1 p, so t a p.'),
     ],
@@ -318,23 +320,23 @@ STEPS = [
   'task, claimed, line',
   [(task, claimed, line) for task, rows in STEPS for claimed, line in rows],
 )
-def test_steps_by_hand(task, claimed, line):
+def test_steps(task, claimed, line):
   assert worked_steps.steps(task, claimed) == f'Work: {line}'
 
 
-def test_steps_lead_to_every_slip():
+def test_steps_lead_to_every_distractor():
   for example in EXAMPLES[:350]:
     task = task_format.parse(example.tags['family'], example.query[0].text)
     right = task_format.solve(task)
     lines = {
-      worked_steps.steps(task, slip.answer)
-      for slip in distractors.make_distractors(task, right)
+      worked_steps.steps(task, x.answer)
+      for x in distractors.make_distractors(task, right)
     }
     assert len(lines) == len(distractors.make_distractors(task, right))
     assert worked_steps.steps(task, right) not in lines
 
 
-# Family, query, (response, score) in order; the first one is the best.
+# Family, query, (response, score); the first response is the best.
 SCORES = [
   (
     'chain_sum',
@@ -373,8 +375,8 @@ SCORES = [
 
 
 @pytest.mark.parametrize('family, query, rows', SCORES)
-def test_scores_by_hand(family, query, rows):
-  example = made(family, query, *(response for response, _ in rows))
+def test_scores(family, query, rows):
+  example = make_example(family, query, *(response for response, _ in rows))
   assert scores(example) == tuple(score for _, score in rows)
 
 
@@ -386,12 +388,14 @@ def test_scores_by_hand(family, query, rows):
     ('chain_sum', 'What is 1 + 1?', (0, 0), naming('order', '(0, 0)')),
   ],
 )
-def test_refusals(family, query, order, message):
+def test_invalid_queries_and_orders(family, query, order, message):
   with pytest.raises(ValueError, match=message):
-    teacher.write(made(family, query, '2', '3'), order=order)
+    teacher.write(make_example(family, query, '2', '3'), order=order)
 
 
-@pytest.mark.parametrize('share', [-0.1, 30])
-def test_a_share_that_is_none(share):
-  with pytest.raises(UserError, match=naming('mistakes', share)):
-    teacher.write(PAIRS[0], error_rate=share)
+@pytest.mark.parametrize('rate', [-0.1, 30])
+def test_an_error_rate_out_of_range(rate):
+  with pytest.raises(
+    UserError, match=naming('config.data.teacher_error_rate', rate)
+  ):
+    teacher.write(PAIRS[0], error_rate=rate)
