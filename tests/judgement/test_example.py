@@ -1,4 +1,4 @@
-"""The records: each fault of a row by itself, and round trips."""
+"""Examples and judgements: invalid rows and round trips through JSON."""
 
 import dataclasses
 import json
@@ -23,12 +23,12 @@ MESSAGES = [
 
 
 def row(**changes):
-  """ROW with changes; a value of ... leaves the key out."""
+  """Returns ROW with changes; the value ... removes the key."""
   changed = ROW | changes
   return {key: value for key, value in changed.items() if value is not ...}
 
 
-def test_a_row_of_the_least():
+def test_minimal_row():
   assert from_row(ROW, 7) == JudgingExample(
     id='7',
     query=(Turn('user', 'Why?'),),
@@ -40,8 +40,8 @@ def test_a_row_of_the_least():
   )
 
 
-def test_a_row_of_everything():
-  found = from_row(
+def test_row_with_all_fields():
+  example = from_row(
     {
       'id': 'x1',
       'messages': MESSAGES,
@@ -54,7 +54,7 @@ def test_a_row_of_everything():
     },
     7,
   )
-  assert found == JudgingExample(
+  assert example == JudgingExample(
     id='x1',
     query=(
       Turn('system', 'Be short.'),
@@ -69,7 +69,7 @@ def test_a_row_of_everything():
     principles='Truth: 100%',
     tags={'suite': 's'},
   )
-  assert all(type(x) is float for x in found.rewards)
+  assert all(type(x) is float for x in example.rewards)
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ def test_a_row_of_everything():
     ({'responses': ['']}, 'responses', ('',)),
   ],
 )
-def test_rows_that_are_fine(changes, attribute, expected):
+def test_valid_rows(changes, attribute, expected):
   assert getattr(from_row(row(**changes), 7), attribute) == expected
 
 
 @pytest.mark.parametrize(
-  'faulty, message',
+  'invalid_row, message',
   [
     (None, 'object'),
     ([ROW], 'object'),
@@ -136,9 +136,9 @@ def test_rows_that_are_fine(changes, attribute, expected):
     ),
   ],
 )
-def test_faulty_rows(faulty, message):
+def test_invalid_rows(invalid_row, message):
   with pytest.raises(UserError, match=message):
-    from_row(faulty, 7)
+    from_row(invalid_row, 7)
 
 
 JSON = st.recursive(
@@ -152,18 +152,18 @@ KEYS += ['messages']
 
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), JSON) | JSON)
-def test_any_row_is_an_example_or_a_value_error(anything):
-  for value in (anything, row(**anything) if type(anything) is dict else None):
+def test_any_row_is_an_example_or_a_value_error(value):
+  for any_row in (value, row(**value) if type(value) is dict else None):
     try:
-      found = from_row(value, 0)
+      example = from_row(any_row, 0)
     except ValueError:
       continue
-    assert isinstance(found, JudgingExample)
-    row_ = json.loads(json.dumps(to_row(found)))
-    assert from_row(row_, 1) == found
+    assert isinstance(example, JudgingExample)
+    stored = json.loads(json.dumps(to_row(example)))
+    assert from_row(stored, 1) == example
 
 
-def test_an_example_built_in_code_is_checked_too():
+def test_constructor_checks_the_fields():
   with pytest.raises(UserError, match=naming('best', 3, 1)):
     JudgingExample('a', (Turn('user', 'Why?'),), ('x',), best=3)
 
@@ -181,15 +181,16 @@ JUDGEMENTS = st.builds(
 
 @settings(deadline=None)
 @given(JUDGEMENTS)
-def test_judgements_survive_json(value):
+def test_judgement_round_trip(value):
   line = json.dumps(judgement.to_row(value))
-  found = judgement.from_row(json.loads(line))
-  assert found == value
-  assert type(found.order) is tuple
-  assert found.scores is None or type(found.scores) is tuple
+  restored = judgement.from_row(json.loads(line))
+  assert restored == value
+  assert restored.truncated == (value.finish == 'length')
+  assert type(restored.order) is tuple
+  assert restored.scores is None or type(restored.scores) is tuple
 
 
-def test_every_field_of_a_judgement_is_in_its_row():
+def test_row_of_a_judgement():
   value = Judgement((1, 0), 'text', 5, 'stop', (8, 9), 0.5)
   assert judgement.to_row(value) == {
     'order': (1, 0),

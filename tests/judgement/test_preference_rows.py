@@ -1,4 +1,4 @@
-"""Fields of a row, checked; where the responses stand."""
+"""Checked fields of a row, and the order of the responses."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_fields():
 
 
 @pytest.mark.parametrize(
-  'read, parts',
+  'read_field, words',
   [
     (lambda: ROW.text_field('none'), ('none', 'text', 'number')),
     (lambda: ROW.text_field('number'), ('number', 3)),
@@ -49,31 +49,31 @@ def test_fields():
     ),
   ],
 )
-def test_faults_of_fields(read, parts):
-  with pytest.raises(UserError, match=rf'f\.json\D+7\b{naming(*parts)}'):
-    read()
+def test_invalid_fields(read_field, words):
+  with pytest.raises(UserError, match=rf'f\.json\D+7\b{naming(*words)}'):
+    read_field()
 
 
-def test_a_long_value_is_cut_in_an_error():
+def test_long_values_are_abbreviated_in_errors():
   row = preference_rows.SourceRow('f', 1, {'a': ['x' * 500]})
   with pytest.raises(UserError, match=r"\['x+\.\.\.") as error:
     row.text_field('a')
   assert len(str(error.value)) < 120
 
 
-def test_places_never_change():
-  # Other places are other prompts: no result would be comparable.
+def test_shuffled_order_is_stable():
+  # Another order changes the prompts: results would not be comparable.
   assert preference_rows.shuffled_order('a', 2) == (1, 0)
   assert preference_rows.shuffled_order('b', 2) == (0, 1)
   assert preference_rows.shuffled_order('a', 4) == (2, 1, 3, 0)
 
 
-def test_the_right_response_stands_everywhere():
-  numbers = [
+def test_every_position_is_equally_frequent():
+  positions = [
     preference_rows.shuffled_order(f'id{i}', 4).index(0) for i in range(4000)
   ]
-  for place in range(4):
-    assert 920 < numbers.count(place) < 1080
+  for position in range(4):
+    assert 920 < positions.count(position) < 1080
 
 
 def test_best_and_rewards_move_with_the_responses():

@@ -1,8 +1,8 @@
-r"""Scores: real-looking outputs, any text, and texts made to take long.
+r"""Score parsing of realistic generations, arbitrary texts and long texts.
 
-The table's comments name what published extraction code makes of a text: a
-search for `\boxed{(.*?)}` or for the text's last [...], then float() of what
-stands between commas.
+Comments in the table name texts that common extraction code gets wrong. It
+searches for `\boxed{(.*?)}` or for the last [...] and converts the parts
+between commas with float().
 """
 
 import time
@@ -25,7 +25,7 @@ depth \\boxed{7/10}. Response 2 stops at f(x) = {1, 2} and `a[0]`.
 """
 
 PAIRS = [
-  # As the template asks for it.
+  # The form that the template requests.
   ('Scores: \\boxed{8, 9}', (8, 9)),
   (CRITIQUE + '\nScores: \\boxed{8, 3}', (8, 3)),
   ('Scores: \\boxed{8, 9}\n<end_of_turn>', (8, 9)),
@@ -41,11 +41,11 @@ PAIRS = [
   ('Scores:\\\\\\boxed{8, 9}', (8, 9)),
   ('Scores: \\boxed{08, 09}', (8, 9)),
   ('Scores: \\boxed{"8", "9"}', (8, 9)),
-  # Brackets after the box: the last [...] is not the scores.
+  # Brackets after the box: the last [...] does not have the scores.
   ('Scores: \\boxed{8, 9} [see above]', (8, 9)),
   ('Scores: \\boxed{8, 9} [1, 2]', (8, 9)),
   ('Scores: \\boxed{8, 9}\n\n[1] Smith, 2019. [2] Li, 2020.', (8, 9)),
-  # One number is kept of [[2, 4]], and none of these.
+  # Common code gets one number from [[2, 4]] and none from the others.
   ('Final Scores: [[2, 4]]', (2, 4)),
   ('Final Scores: [2, 4]', (2, 4)),
   ('Final Scores: [[2], [4]]', (2, 4)),
@@ -55,7 +55,7 @@ PAIRS = [
   ('[3, 3] at first, then [2, 4]', (2, 4)),
   ('[3, 3 at first, then [2, 4]', (2, 4)),
   ('Scores: [8/10, 9/10]', (8, 9)),
-  # Boxes count before brackets.
+  # Boxes have priority over brackets.
   ('Scores: \\boxed{8, 9}, that is [2, 4]', (8, 9)),
   ('Scores: \\boxed{the second}: [2, 4]', (2, 4)),
   # A box for each response.
@@ -79,7 +79,7 @@ PAIRS = [
     (8, 9),
   ),
   ('\\boxed{\\boxed{8}, \\boxed{9}}', (8, 9)),
-  # Not such a run: three boxes, prose between them, labels out of order.
+  # Not a run: three boxes, prose between boxes, labels out of order.
   ('\\boxed{8}, \\boxed{9}, \\boxed{7}', None),
   ('Response 1: \\boxed{8} It is short.\nResponse 2: \\boxed{9}', None),
   ('Response 2: \\boxed{8}, Response 1: \\boxed{9}', None),
@@ -91,7 +91,7 @@ PAIRS = [
   ('\\boxed{8} 7 \\boxed{9}', None),
   ('\\boxed{8}, \\boxed{\\boxed{9}}', None),
   ('\\boxed{8}, \\boxed{9}, \\boxed{3, 4}', (3, 4)),
-  # Over ten.
+  # Scores with /10.
   ('Scores: \\boxed{8/10, 9/10}', (8, 9)),
   ('Scores: \\boxed{8 / 10, 9/10.0}', (8, 9)),
   ('Scores: \\boxed{8/9}', None),
@@ -130,7 +130,7 @@ PAIRS = [
   ('Scores: \\boxed{8、9}', (8, 9)),
   ('评分：\\boxed{8，9}。', (8, 9)),
   ('评分：\\boxed{8，9。}', (8, 9)),
-  # The last one that fits.
+  # The last list with the right number of scores.
   ('\\boxed{3, 4} are sub-scores. Scores: \\boxed{8, 9}', (8, 9)),
   ('Scores: \\boxed{8, 9}. The difference is \\boxed{1}.', (8, 9)),
   ('Scores: \\boxed{8, 9}. The best: \\boxed{\\text{Response 2}}', (8, 9)),
@@ -138,7 +138,7 @@ PAIRS = [
   ('\\boxed{3, 4} at first. \\boxed{8}, \\boxed{9}', (8, 9)),
   ('\\boxed{3, 4} at first, then \\boxed{8, 11}', (3, 4)),
   ('\\boxed{3, 4} at first, then \\boxed{8, 9', (3, 4)),
-  # No integers, not in range, not two.
+  # Not integers, out of range, or not two scores.
   ('Scores: \\boxed{8.0, 9.00}', (8, 9)),
   ('Scores: \\boxed{8.5, 9}', None),
   ('Scores: \\boxed{.5, 9}', None),
@@ -201,12 +201,12 @@ SINGLES = [
 
 
 @pytest.mark.parametrize('text, expected', PAIRS)
-def test_pairs(text, expected):
+def test_two_responses(text, expected):
   assert parse_scores(text, 2) == expected
 
 
 @pytest.mark.parametrize('text, expected', SINGLES)
-def test_singles(text, expected):
+def test_single_response(text, expected):
   assert parse_scores(text, 1) == expected
 
 
@@ -223,7 +223,7 @@ def test_singles(text, expected):
     ('x = \\boxed{1}, so it is right.', (1,)),
   ],
 )
-def test_zero_or_one(text, expected):
+def test_scores_of_zero_or_one(text, expected):
   assert parse_scores(text, 1, low=0, high=1) == expected
 
 
@@ -234,23 +234,23 @@ def test_many_responses():
   assert parse_scores(text, 33) is None
 
 
-def test_a_hundred_is_a_score_where_it_is_legal():
+def test_scores_up_to_a_hundred():
   assert parse_scores('\\boxed{80/100, 100}', 2, 0, 100) == (80, 100)
 
 
-def test_digits_without_end():
-  # int() refuses more than 4300 of them.
+def test_very_long_numbers():
+  # int() refuses more than 4300 digits.
   assert parse_scores(f'\\boxed{{{"1" * 5000}}}', 1) is None
   assert parse_scores(f'\\boxed{{8/{"1" * 5000}}}', 1) is None
   assert parse_scores(f'\\boxed{{8.{"0" * 5000}}}', 1) == (8,)
 
 
-def test_no_responses():
+def test_number_of_responses_must_be_positive():
   with pytest.raises(ValueError, match=naming(0)):
     parse_scores('\\boxed{}', 0)
 
 
-def test_what_is_open_does_not_hide_a_box():
+def test_unclosed_groups_do_not_hide_a_box():
   opened = 'if (x) { a[i { \\boxed{ \\boxed{ 3, [ '
   for times in 1, 10, 100:
     assert parse_scores(opened * times + '\\boxed{[8, 9]}', 2) == (8, 9)
@@ -260,7 +260,7 @@ def test_what_is_open_does_not_hide_a_box():
 
 @pytest.mark.parametrize('depth', [10, 100])
 @pytest.mark.parametrize('opened, closed', ['{}', '[]', ('\\boxed{', '}')])
-def test_nested_deeply(opened, closed, depth):
+def test_deep_nesting(opened, closed, depth):
   text = opened * depth + '8, 9' + closed * (depth + 10)
   assert parse_scores(text, 2) == (None if opened == '{' else (8, 9))
   assert parse_scores(text + '\\boxed{3, 4}', 2) == (3, 4)
@@ -268,11 +268,11 @@ def test_nested_deeply(opened, closed, depth):
   assert parse_scores(text + '\\boxed{3, 4}', 2) == (3, 4)
 
 
-def legal(found, n, low, high):
-  return found is None or (
-    type(found) is tuple
-    and len(found) == n
-    and all(type(score) is int and low <= score <= high for score in found)
+def are_valid(scores, n, low, high):
+  return scores is None or (
+    type(scores) is tuple
+    and len(scores) == n
+    and all(type(score) is int and low <= score <= high for score in scores)
   )
 
 
@@ -292,20 +292,20 @@ TOKENS = st.lists(
 @settings(deadline=None, max_examples=500)
 @given(ANYTHING | TOKENS, st.integers(1, 5), st.sampled_from([(1, 10), (0, 1)]))
 @example('\ud800\\boxed{8, 9}', 2, (1, 10))
-def test_any_text_is_legal_scores_or_none(text, n, scale):
-  assert legal(parse_scores(text, n, *scale), n, *scale)
+def test_any_text_has_valid_scores_or_none(text, n, scale):
+  assert are_valid(parse_scores(text, n, *scale), n, *scale)
 
 
 @settings(deadline=None, max_examples=300)
 @given(TOKENS | ANYTHING, st.integers(1, 4), LETTERS)
-def test_the_last_word_is_the_boxes(text, n, tail):
+def test_last_box_has_priority(text, n, tail):
   scores = tuple(range(1, n + 1))
   box = f' x \\boxed{{{", ".join(map(str, scores))}}}'
   assert parse_scores(text + box, n) == scores
   assert parse_scores(text + box + ' ' + tail, n) == scores
 
 
-def runs(scores):
+def runs_of_boxes(scores):
   boxes = [f'\\boxed{{{score}}}' for score in scores]
   yield ', '.join(boxes)
   yield '\n'.join(boxes)
@@ -314,8 +314,8 @@ def runs(scores):
   yield '; '.join(f'**{b}**/10' for b in boxes)
 
 
-def rendered(scores):
-  """Every form in which scores are understood."""
+def forms_of(scores):
+  """Yields every supported form of a list of scores."""
   plain = ', '.join(map(str, scores))
   yield f'\\boxed{{{plain}}}'
   yield f'$\\boxed{{{plain}}}$'
@@ -331,7 +331,7 @@ def rendered(scores):
   full = {ord(str(d)): chr(0xFF10 + d) for d in range(10)}
   yield f'\\boxed{{{plain.translate(full).replace(", ", "，")}}}'
   yield f'[[{plain}]]'
-  yield from runs(scores)
+  yield from runs_of_boxes(scores)
 
 
 PROSE = """
@@ -343,9 +343,9 @@ WORDS = st.lists(st.sampled_from(PROSE.split()), max_size=30).map(' '.join)
 
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.integers(1, 10), min_size=1, max_size=6), WORDS, WORDS)
-def test_rendered_scores_are_found_in_prose(scores, before, after):
+def test_every_form_is_parsed_within_prose(scores, before, after):
   n = len(scores)
-  for form in rendered(scores):
+  for form in forms_of(scores):
     text = f'{before} Thus: {form} in all. {after}'
     if n > 1 or 'boxed' in form:
       assert parse_scores(text, n) == tuple(scores), text
@@ -378,10 +378,10 @@ LONG = [
 
 
 @pytest.mark.parametrize('start, unit, end', LONG)
-def test_a_megabyte_takes_no_time(start, unit, end):
+def test_time_is_linear_in_the_length(start, unit, end):
   middle = unit * (10**6 // len(unit) // (2 if end else 1))
   text = start + middle + end * (500_000 if end else 0)
-  # Of the process, whatever else is running: backtracking over it takes hours.
+  # Time of this process only. With backtracking it would be hours.
   begin = time.process_time()
-  assert legal(parse_scores(text, 2), 2, 1, 10)
+  assert are_valid(parse_scores(text, 2), 2, 1, 10)
   assert time.process_time() - begin < 60

@@ -1,4 +1,4 @@
-"""Principles and critique, as people are shown them."""
+"""Principles and critique of a generation."""
 
 import pytest
 
@@ -14,13 +14,13 @@ from grm_jax.judgement.sections import split
       '1. Truth (100%)',
       'Both lie.',
     ),
-    # Decorated, in another case, with text on the line of the heading.
+    # Markdown, another case, text on the line of the heading.
     (
       '**Specific criteria:** truth\n## ANALYSIS:\nfine\n### Scores: 3',
       'truth',
       'fine',
     ),
-    # Scores that are only announced in the critique.
+    # A score heading inside the critique.
     (
       'Analysis:\nScores: later.\nMore.\nScores: 4',
       '',
@@ -28,10 +28,10 @@ from grm_jax.judgement.sections import split
     ),
     ('no headings at all', '', 'no headings at all'),
     ('It is good.\nScore: 7', '', 'It is good.'),
-    # Cut off before the scores, or before the analysis.
+    # Truncated before the scores, or before the analysis.
     ('Specific Criteria:\n1. A\nAnalysis:\nhalf', '1. A', 'half'),
     ('Specific Criteria:\n1. A', '', 'Specific Criteria:\n1. A'),
-    # Principles that were written before, with a heading only after them.
+    # Principles without a heading.
     ('1. A\n\nAnalysis: b\nScores: 1', '1. A', 'b'),
     ('', '', ''),
   ],

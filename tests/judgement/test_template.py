@@ -1,4 +1,4 @@
-"""Templates: what they say, what they refuse, and what data cannot do."""
+"""Templates: rendering, invalid templates, and guarded data."""
 
 import re
 
@@ -20,7 +20,7 @@ NAMES = [
   'best',
   'meta',
 ]
-MARKS = [
+DELIMITERS = [
   '[End of Response 1]',
   '[Start of Response 2]',
   '[ end  OF response 12 ]',
@@ -41,18 +41,18 @@ VARIABLES = {
 }
 
 
-def filled(name, *texts, query='What is 2 + 2?'):
+def render(name, *texts, query='What is 2 + 2?'):
   example = JudgingExample('a', (Turn('user', query),), texts)
   return prompt_builder.render(template.load(name), example, range(len(texts)))
 
 
 def test_loops_and_variables():
-  made = template.parse(
+  prompt_template = template.parse(
     'Q\n  {% for turn in query %}\n<{{ turn.role }}> {{ turn.text }}\n'
     '{% endfor %}\nA {{ num_responses }}{% for response in responses %}'
     ' ({{ loop.index }}) {{ response }}{% endfor %}.\n\n'
   )
-  text = made.render(
+  text = prompt_template.render(
     query=[Turn('user', 'hi'), Turn('assistant', 'ho')],
     responses=['<a> & "b"', '{% endfor %}{{ query }}\n'],
     num_responses=2,
@@ -61,15 +61,19 @@ def test_loops_and_variables():
     'Q\n<user> hi\n<assistant> ho\n'
     'A 2 (1) <a> & "b" (2) {% endfor %}{{ query }}\n.\n\n'
   )
-  assert made.used_variables == {'query', 'responses', 'num_responses'}
+  assert prompt_template.used_variables == {
+    'query',
+    'responses',
+    'num_responses',
+  }
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_ours_hold_everything_in_its_place(name):
-  text = filled(name, 'four', 'five')
+def test_built_in_templates_show_everything_in_order(name):
+  text = render(name, 'four', 'five')
   assert '{{' not in text
-  places = [text.index(x) for x in ('What is 2 + 2?', 'four', 'five')]
-  assert places == sorted(places)
+  positions = [text.index(x) for x in ('What is 2 + 2?', 'four', 'five')]
+  assert positions == sorted(positions)
   assert text.count('[Start of Response') == 2
   assert re.search(
     r'\[Start of Response 2\]\nfive\n\[End of Response 2\]', text
@@ -77,29 +81,29 @@ def test_ours_hold_everything_in_its_place(name):
 
 
 @pytest.mark.parametrize('name', ['pointwise', 'critique', 'no_principles'])
-def test_a_box_is_asked_for_and_shows_no_score(name):
-  text = filled(name, 'four', 'five')
+def test_prompt_requests_a_box_without_an_example_score(name):
+  text = render(name, 'four', 'five')
   assert text.count(r'\boxed{') == 1
   assert not re.search(r'\\boxed\{\d', text)
 
 
-@pytest.mark.parametrize('mark', MARKS)
+@pytest.mark.parametrize('delimiter', DELIMITERS)
 @pytest.mark.parametrize('before', ['', 'text\n', 'text\u2028', 'a\r'])
-def test_data_cannot_make_marks(mark, before):
-  text = filled('pointwise', f'{before}{mark} more', 'b')
+def test_delimiters_in_data_are_escaped(delimiter, before):
+  text = render('pointwise', f'{before}{delimiter} more', 'b')
   assert text.count('[End of Response') - text.count('\\[End of') == 2
-  assert f'\\{mark}' in text
+  assert f'\\{delimiter}' in text
 
 
 @pytest.mark.parametrize(
   'name', ['practice', 'practice_single', 'practice_meta']
 )
 @pytest.mark.parametrize('mark', ['[End]', '[user]', '[eNd ]'])
-def test_data_cannot_make_the_short_marks_of_practice(name, mark):
+def test_short_delimiters_are_escaped_where_a_line_begins(name, mark):
   guard = template.load(name).guard
   assert guard(f'{mark} b') == f'\\{mark} b'
   assert guard(f'a\n {mark} b') == f'a\n\\ {mark} b'
-  # Where no line begins nothing of ours stands: an index may.
+  # Inside a line it can be code, such as an index.
   assert guard(f'a{mark} b') == f'a{mark} b'
 
 
@@ -108,13 +112,13 @@ def test_data_cannot_make_the_short_marks_of_practice(name, mark):
 )
 @pytest.mark.parametrize('mark', ['[2/3]', '[ 1/1 ]', '[12 / 1x]'])
 @pytest.mark.parametrize('before', ['', 'a\n', 'a '])
-def test_data_cannot_begin_a_response_of_practice(name, mark, before):
+def test_data_cannot_begin_a_response(name, mark, before):
   text = f'{before}{mark} b'
   assert template.load(name).guard(text) == f'{before}\\{mark} b'
-  assert f'\n[2/2] {before}\\{mark} b\n[End]\n' in filled(name, 'a', text)
+  assert f'\n[2/2] {before}\\{mark} b\n[End]\n' in render(name, 'a', text)
 
 
-def test_code_and_citations_stay_as_they_are():
+def test_code_and_citations_are_not_changed():
   for harmless in (
     'rows[user] = 1',
     'see [1] and [End]',
@@ -123,32 +127,42 @@ def test_code_and_citations_stay_as_they_are():
     'the ## Responses in a line',
     '[End of the world 3]',
   ):
-    assert harmless in filled('pointwise', harmless, 'b')
-    assert f'\\{harmless}' not in filled('pointwise', harmless, 'b')
+    assert harmless in render('pointwise', harmless, 'b')
+    assert f'\\{harmless}' not in render('pointwise', harmless, 'b')
 
 
 @settings(max_examples=200, deadline=None)
 @given(
   st.lists(
     st.sampled_from(
-      [*MARKS, ' ', '\n', '\\', 'x', '[', ']', '{{ hint }}', '{% endfor %}']
+      [
+        *DELIMITERS,
+        ' ',
+        '\n',
+        '\\',
+        'x',
+        '[',
+        ']',
+        '{{ hint }}',
+        '{% endfor %}',
+      ]
     ),
     max_size=12,
   ).map(''.join)
 )
-def test_slots_begin_and_end_once_whatever_the_data(text):
-  whole = filled('pointwise', text, text, query=f'q {text}')
+def test_any_data_stays_inside_its_slot(text):
+  prompt = render('pointwise', text, text, query=f'q {text}')
   for number in (1, 2):
     for word in ('Start', 'End'):
       mark = rf'(?<!\\)\[\s*{word}\s+of\s+response\s+{number}\s*\]'
-      assert len(re.findall(mark, whole, re.IGNORECASE)) == 1
-  assert len(re.findall(r'(?m)^## Your output', whole)) == 1
+      assert len(re.findall(mark, prompt, re.IGNORECASE)) == 1
+  assert len(re.findall(r'(?m)^## Your output', prompt)) == 1
 
 
-def test_guarding_a_long_text_takes_linear_time():
-  made = template.load('pointwise')
+def test_guard_takes_linear_time():
+  prompt_template = template.load('pointwise')
   for text in ('[' * 10**6, '[ ' * 10**6, '[End of ' * 10**5, '\n#' * 10**6):
-    made.guard(text)
+    prompt_template.guard(text)
 
 
 LETTERS = (
@@ -172,7 +186,7 @@ OUTSIDE = '{% if reference %}\n## Answer\n{{ reference }}\nno mark\n{% endif %}'
 
 
 @pytest.mark.parametrize(
-  'text, marks, harmless',
+  'text, delimiters, harmless',
   [
     (LETTERS, ['Answer B:', 'answer  c :'], ['Answer:', 'Answer B C:', '']),
     (ROLES, ['<USER>', '< assistant>'], ['<x>', 'a <user>']),
@@ -186,13 +200,14 @@ OUTSIDE = '{% if reference %}\n## Answer\n{{ reference }}\nno mark\n{% endif %}'
     ('{% raw %}[{{]{% endraw %}{# [no] #}', ['[{{]'], ['[no]']),
   ],
 )
-def test_delimiters_of_other_templates(text, marks, harmless):
+def test_delimiters_of_custom_templates(text, delimiters, harmless):
   guard = template.parse(text + '{{ query }}{{ responses }}').guard
-  for mark in marks:
-    place = mark.find('[', 1) if mark.startswith('x') else 0
-    assert guard(f'{mark} more') == f'{mark[:place]}\\{mark[place:]} more'
-  for other in harmless:
-    assert guard(other) == other
+  for delimiter in delimiters:
+    start = delimiter.find('[', 1) if delimiter.startswith('x') else 0
+    escaped = f'{delimiter[:start]}\\{delimiter[start:]} more'
+    assert guard(f'{delimiter} more') == escaped
+  for harmless_text in harmless:
+    assert guard(harmless_text) == harmless_text
 
 
 @pytest.mark.parametrize(
@@ -213,10 +228,10 @@ def test_delimiters_of_other_templates(text, marks, harmless):
     ('{{ query }}\n{% include "single.txt" %}', 2, ['loader']),
   ],
 )
-def test_malformed_templates(text, line, words):
+def test_invalid_templates(text, line, words):
   with pytest.raises(UserError, match=naming(*words)) as error:
-    template.parse(text, 'mine.txt')
-  assert names(error.value, 'mine.txt', f'line {line}', *VARIABLES)
+    template.parse(text, 'custom.txt')
+  assert names(error.value, 'custom.txt', f'line {line}', *VARIABLES)
   assert '\n' not in str(error.value)
 
 
@@ -228,23 +243,27 @@ def test_malformed_templates(text, line, words):
     ('', {'query', 'responses'}),
   ],
 )
-def test_a_template_that_hides_what_is_judged(text, missing):
-  with pytest.raises(UserError, match=naming('mine.txt', *VARIABLES)) as error:
-    template.parse(text, 'mine.txt')
-  fault = str(error.value).split(';')[0]
-  assert {x for x in VARIABLES if names(fault, x)} == missing
+def test_query_and_responses_are_required(text, missing):
+  with pytest.raises(
+    UserError, match=naming('custom.txt', *VARIABLES)
+  ) as error:
+    template.parse(text, 'custom.txt')
+  problem = str(error.value).split(';')[0]
+  assert {x for x in VARIABLES if names(problem, x)} == missing
 
 
-def test_a_template_for_another_number_of_responses():
-  made = template.parse('{{ query[-1].text }}\n{{ responses[2] }}', 'mine.txt')
+def test_template_for_another_number_of_responses():
+  prompt_template = template.parse(
+    '{{ query[-1].text }}\n{{ responses[2] }}', 'custom.txt'
+  )
   example = JudgingExample('a', (Turn('user', 'q'),), ('x', 'y', 'z'))
-  assert prompt_builder.render(made, example, (0, 1, 2)) == 'q\nz'
-  with pytest.raises(UserError, match=naming('mine.txt', 'line 2')):
-    prompt_builder.render(made, example, (0, 1))
+  assert prompt_builder.render(prompt_template, example, (0, 1, 2)) == 'q\nz'
+  with pytest.raises(UserError, match=naming('custom.txt', 'line 2')):
+    prompt_builder.render(prompt_template, example, (0, 1))
 
 
-def test_templates_of_ones_own(tmp_path):
-  path = tmp_path / 'mine.txt'
+def test_template_file_of_a_user(tmp_path):
+  path = tmp_path / 'custom.txt'
   path.write_text('Judge {{ query }} {{ responses }}')
   assert template.load(str(path)).used_variables == {'query', 'responses'}
   with pytest.raises(
@@ -252,5 +271,5 @@ def test_templates_of_ones_own(tmp_path):
   ):
     template.load('pointwize')
   path.write_bytes(b'\xff')
-  with pytest.raises(UserError, match=naming('mine.txt', 'UTF-8')):
+  with pytest.raises(UserError, match=naming('custom.txt', 'UTF-8')):
     template.load.__wrapped__(str(path))

@@ -1,4 +1,4 @@
-"""Votes: the paper's example, hand-made samples, and what must not matter."""
+"""Voting: the example of the paper, samples by hand, and invariances."""
 
 import math
 
@@ -15,8 +15,8 @@ INF, NAN = math.inf, math.nan
 
 
 @st.composite
-def sampled(draw, min_size=0):
-  """(samples, metas, n)."""
+def sample_sets(draw, min_size=0):
+  """Returns (samples, metas, number of responses)."""
   n = draw(st.integers(1, 5))
   scores = st.tuples(*[st.integers(1, 10)] * n)
   metas = st.floats(allow_nan=True)
@@ -28,9 +28,9 @@ def sampled(draw, min_size=0):
   return [s for s, _ in rows], [m for _, m in rows], n
 
 
-def both(samples, metas, n):
+def all_votes(samples, metas, n):
   return {
-    'summed': voting.sum_scores(samples, n),
+    'sum': voting.sum_scores(samples, n),
     'mean': voting.mean_scores(samples, n),
     'majority': voting.majority(samples, n),
     'best of k': voting.meta_rm_vote(samples, metas, n, k_meta=1),
@@ -38,7 +38,7 @@ def both(samples, metas, n):
   }
 
 
-def test_the_papers_example():
+def test_example_of_the_paper():
   assert voting.sum_scores(PAPER, 2) == (17, 25)
   metas = [0.9, 0.2, 0.8, 0.1]
   assert voting.meta_rm_vote(PAPER, metas, 2) == (5, 13)
@@ -49,27 +49,27 @@ def test_the_papers_example():
   assert voting.majority(PAPER, 2) == (0.0, 1.0)
 
 
-def test_votes_of_three():
+def test_three_responses():
   samples = [(9, 1, 5), None, (2, 3, 2), (4, 5, 4)]
   assert voting.sum_scores(samples, 3) == (15, 9, 11)
   assert voting.mean_scores(samples, 3) == (5.0, 3.0, 11 / 3)
-  # 1 beats 0 and 2 in two of three; 0 and 2: one for 0, two draws.
+  # Two of three samples prefer 1 to 0 and to 2. One prefers 0 to 2; two tie.
   assert voting.majority(samples, 3) == (1.0, 2.0, 0.0)
   assert voting.majority([(9, 1, 5), (1, 2, 5)], 3) == (1.0, 0.5, 1.5)
   assert voting.majority([(7,)], 1) == (0.0,)
 
 
 @pytest.mark.parametrize('samples', [[], [None], [None, None, None]])
-def test_nobody_votes(samples):
+def test_no_sample_parses(samples):
   metas = [1.0] * len(samples)
-  assert set(both(samples, metas, 2).values()) == {None}
+  assert set(all_votes(samples, metas, 2).values()) == {None}
   assert voting.num_parsed(samples) == 0
 
 
-def test_parse_failures_do_not_take_a_place():
+def test_parse_failures_do_not_count_for_k_meta():
   samples = [None, (1, 2), None, (3, 4), (5, 6)]
   metas = [9.0, 1.0, None, 2.0, 3.0]
-  # Half of 5, rounded up, is 3, and 3 parse.
+  # Half of 5, rounded up, is 3; three samples parse.
   assert voting.meta_rm_vote(samples, metas, 2) == (9, 12)
   assert voting.meta_rm_vote(samples, metas, 2, k_meta=2) == (8, 10)
   assert voting.meta_rm_vote(samples, metas, 2, k_meta=5) == (9, 12)
@@ -77,15 +77,18 @@ def test_parse_failures_do_not_take_a_place():
   assert voting.num_parsed(samples) == 3
 
 
-@pytest.mark.parametrize('k, most', [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3)])
-def test_half_of_the_samples_rounded_up(k, most):
-  assert voting.meta_rm_vote([(1, 1)] * k, [0.0] * k, 2) == (most, most)
+@pytest.mark.parametrize(
+  'k, expected', [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3)]
+)
+def test_default_k_meta_is_half_of_k(k, expected):
+  vote = voting.meta_rm_vote([(1, 1)] * k, [0.0] * k, 2)
+  assert vote == (expected, expected)
 
 
 @pytest.mark.parametrize(
   'metas, expected',
   [
-    ([1.0, 1.0, 1.0], 1),  # The first of equals.
+    ([1.0, 1.0, 1.0], 1),  # the first of equal metas
     ([1.0, 2.0, 2.0], 2),
     ([NAN, 1.0, 0.0], 2),
     ([NAN, NAN, -INF], 4),
@@ -95,13 +98,13 @@ def test_half_of_the_samples_rounded_up(k, most):
     ([0.0, 1.0, INF], 4),
   ],
 )
-def test_which_sample_the_meta_rm_likes_most(metas, expected):
+def test_sample_with_the_highest_meta(metas, expected):
   assert voting.meta_rm_vote([(1,), (2,), (4,)], metas, 1, k_meta=1) == (
     expected,
   )
 
 
-def test_nans_come_after_numbers():
+def test_nan_ranks_below_all_numbers():
   samples = [(1,), (2,), (4,), (8,)]
   metas = [NAN, 0.0, NAN, -INF]
   totals = [voting.meta_rm_vote(samples, metas, 1, k) for k in (1, 2, 3, 4)]
@@ -140,7 +143,7 @@ def test_expected_correct(vote, expected):
   ] == expected
 
 
-def test_no_vote_is_wrong():
+def test_missing_vote_is_incorrect():
   assert voting.expected_correct(None, 0) == 0.0
   with pytest.raises(ValueError, match=naming('best', 2)):
     voting.expected_correct((1, 2), 2)
@@ -155,11 +158,11 @@ def test_winners():
 
 def test_first_position_preference():
   pairs = [
-    ((0, 1), (8, 3)),  # First shown is first: preferred.
-    ((1, 0), (8, 3)),  # Shown second.
+    ((0, 1), (8, 3)),  # the first response is preferred
+    ((1, 0), (8, 3)),  # the second one is preferred
     ((1, 0), (3, 8)),
-    ((1, 2, 0), (9, 9, 9)),  # A third of it.
-    ((2, 0, 1), (5, 1, 5)),  # Half of it.
+    ((1, 2, 0), (9, 9, 9)),  # counts a third
+    ((2, 0, 1), (5, 1, 5)),  # counts a half
     ((0, 1), None),
     ((0,), (7,)),
   ]
@@ -171,39 +174,39 @@ def test_first_position_preference():
 
 
 @settings(deadline=None, max_examples=200)
-@given(sampled(), st.randoms(use_true_random=False))
-def test_votes_follow_the_responses(given_samples, random):
-  samples, metas, n = given_samples
-  places = list(range(n))
-  random.shuffle(places)
+@given(sample_sets(), st.randoms(use_true_random=False))
+def test_votes_are_equivariant_to_the_response_order(sample_set, random):
+  samples, metas, n = sample_set
+  order = list(range(n))
+  random.shuffle(order)
 
-  def moved(scores):
-    return None if scores is None else tuple(scores[i] for i in places)
+  def permuted(scores):
+    return None if scores is None else tuple(scores[i] for i in order)
 
-  found = both(samples, metas, n)
-  again = both([moved(s) for s in samples], metas, n)
-  assert again == {name: moved(vote) for name, vote in found.items()}
-  for name, vote in found.items():
-    chances = [voting.expected_correct(vote, i) for i in range(n)]
+  votes = all_votes(samples, metas, n)
+  permuted_votes = all_votes([permuted(s) for s in samples], metas, n)
+  assert permuted_votes == {name: permuted(x) for name, x in votes.items()}
+  for name, vote in votes.items():
+    probabilities = [voting.expected_correct(vote, i) for i in range(n)]
     total = 0.0 if vote is None else 1.0
-    assert sum(chances) == pytest.approx(total), name
+    assert sum(probabilities) == pytest.approx(total), name
 
 
 @settings(deadline=None, max_examples=200)
-@given(sampled(), st.randoms(use_true_random=False))
-def test_the_samples_order_only_matters_to_equal_metas(given_samples, random):
-  samples, metas, n = given_samples
+@given(sample_sets(), st.randoms(use_true_random=False))
+def test_sample_order_matters_only_for_equal_metas(sample_set, random):
+  samples, metas, n = sample_set
   metas = [float(i) for i in range(len(metas))]
   rows = list(zip(samples, metas, strict=True))
   random.shuffle(rows)
-  again = both([s for s, _ in rows], [m for _, m in rows], n)
-  assert again == both(samples, metas, n)
+  votes = all_votes([s for s, _ in rows], [m for _, m in rows], n)
+  assert votes == all_votes(samples, metas, n)
 
 
 @settings(deadline=None, max_examples=200)
-@given(sampled(min_size=1))
-def test_all_votes_agree_where_they_must(given_samples):
-  samples, metas, n = given_samples
+@given(sample_sets(min_size=1))
+def test_relations_between_votes(sample_set):
+  samples, metas, n = sample_set
   k = len(samples)
   total, mean = voting.sum_scores(samples, n), voting.mean_scores(samples, n)
   assert voting.meta_rm_vote(samples, metas, n, k_meta=k) == total
@@ -216,7 +219,7 @@ def test_all_votes_agree_where_they_must(given_samples):
   assert voting.winners(mean) == voting.winners(total)
   pairs = n * (n - 1) / 2
   assert sum(voting.majority(samples, n)) == pairs
-  kept = [s for s in samples if s is not None]
-  assert voting.sum_scores(kept, n) == total
-  assert voting.majority(kept, n) == voting.majority(samples, n)
-  assert voting.meta_rm_vote(samples, metas, n, k_meta=1) in kept
+  parsed = [s for s in samples if s is not None]
+  assert voting.sum_scores(parsed, n) == total
+  assert voting.majority(parsed, n) == voting.majority(samples, n)
+  assert voting.meta_rm_vote(samples, metas, n, k_meta=1) in parsed
