@@ -157,7 +157,13 @@ def load_reward(spec: str) -> RewardFunction:
       f'def {name}(example, judgement) there'
     )
 
-  def checked(example: JudgingExample, judgement: Judgement) -> float:
+  return _checked(function, spec, path)
+
+
+def _checked(function: RewardFunction, spec: str, path: str) -> RewardFunction:
+  """Wraps a user's function; see `load_reward`."""
+
+  def reward(example: JudgingExample, judgement: Judgement) -> float:
     try:
       value = function(example, judgement)
     except Exception as error:  # a user's function can raise anything
@@ -169,7 +175,7 @@ def load_reward(spec: str) -> RewardFunction:
       )
     return float(value)
 
-  return checked
+  return reward
 
 
 def _is_finite(value: Any) -> bool:
@@ -193,9 +199,8 @@ def _load_module(path: str) -> types.ModuleType:
     )
   module_name = f'grm_jax_reward_{os.path.basename(path).removesuffix(".py")}'
   module_spec = importlib.util.spec_from_file_location(module_name, path)
-  assert (
-    module_spec is not None and module_spec.loader is not None
-  )  # a .py file
+  # It is None only for a file that does not end in .py.
+  assert module_spec is not None and module_spec.loader is not None
   module = importlib.util.module_from_spec(module_spec)
   sys.modules[module_name] = module  # dataclasses in the file look it up
   try:

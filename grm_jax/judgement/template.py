@@ -238,7 +238,7 @@ class _DelimiterFinder:
   because a value (data) was written in it.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.patterns: set[str] = set()
 
   def follow(self, node: Any, lines: set[_Line], in_loop: bool) -> set[_Line]:
