@@ -84,8 +84,8 @@ class RolloutPromptIterator:
       )
     self.examples, self.num_taken = tuple(examples), 0
     self._response_order, self._seed = response_order, seed
-    # Epoch -> order of the examples. Two epochs: a batch can span their border.
-    # 'visits' is an input of the hash behind the permutation: it must not change.
+    # Epoch -> order of the examples; keeps two epochs, because a rollout can
+    # span their border. 'visits' is an input of a hash and must not change.
     self._epoch_shuffle = functools.lru_cache(maxsize=2)(
       functools.partial(mixture.permutation, len(examples), seed, 'visits')
     )

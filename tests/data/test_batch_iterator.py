@@ -140,12 +140,12 @@ def test_epochs_are_complete_if_windows_do_not_divide_them():
     ragged(10, 3), {'s': 1}, num_prompts=4, batch_shape=SHAPE, seed=0, window=4
   )
   infos = [info for _, info in take(batches, 20)]
-  drawn = collections.Counter(
+  counts = collections.Counter(
     (i, e)
     for info in infos
     for i, e in zip(info.example_ids, info.epochs, strict=True)
   )
-  assert drawn == {(str(i), e): 1 for i in range(10) for e in range(8)}
+  assert counts == {(str(i), e): 1 for i in range(10) for e in range(8)}
 
 
 def test_batches_hold_the_tokens_of_their_examples():

@@ -99,21 +99,21 @@ def test_splits_do_not_share_questions(tmp_path):
     for question in (f'Question {i % 20}', f'question  {i % 20} ')
   ]
   path = write(tmp_path / 'f.jsonl', table)
-  found = {
+  by_split = {
     s: example_sources.load(f'offsetbias:{path}', s)[0]
     for s in example_sources.SPLITS
   }
-  assert sum(map(len, found.values())) == 120
+  assert sum(map(len, by_split.values())) == 120
   normalized = {
     split: {' '.join(text.lower().split()) for text in questions(examples)}
-    for split, examples in found.items()
+    for split, examples in by_split.items()
   }
   assert all(normalized.values())
   assert sum(map(len, normalized.values())) == 20
   # The order of the rows does not matter.
   random.Random(0).shuffle(table)
   write(path, table)
-  for split, examples in found.items():
+  for split, examples in by_split.items():
     again = example_sources.load(f'offsetbias:{path}', split)[0]
     by_id = {example.id: example for example in again}
     assert by_id == {example.id: example for example in examples}
@@ -214,8 +214,8 @@ def test_several_files_are_read_in_the_order_of_names(tmp_path):
       tmp_path / f'{i}.json{"l" * (i % 2)}', [offsetbias_row(f'question {i}')]
     )
   (tmp_path / 'README.md').write_text('no rows')
-  found = example_sources.read(f'offsetbias:{tmp_path}/*.json*')
-  assert [example.query[0].text for example in found] == [
+  examples = example_sources.read(f'offsetbias:{tmp_path}/*.json*')
+  assert [example.query[0].text for example in examples] == [
     f'question {i}' for i in range(4)
   ]
   with pytest.raises(UserError, match=naming('x*.json')):
@@ -247,9 +247,9 @@ def test_a_folder_stands_for_its_data_file(tmp_path):
 def test_a_folder_with_the_published_file_name(tmp_path, name, file, row):
   write(tmp_path / file, [row])
   write(tmp_path / 'others.json', [{'what': 'else'}])
-  found = read_all_splits(f'{name}:{tmp_path}')
-  assert found == read_all_splits(f'{name}:{tmp_path / file}')
-  assert any(isinstance(x, JudgingExample) for x in found)
+  examples = read_all_splits(f'{name}:{tmp_path}')
+  assert examples == read_all_splits(f'{name}:{tmp_path / file}')
+  assert any(isinstance(x, JudgingExample) for x in examples)
 
 
 @pytest.mark.parametrize(
@@ -403,10 +403,10 @@ def test_rows_are_read_lazily(tmp_path, name):
   path = tmp_path / 'f.jsonl'
   # More than a buffer, so the bad line is not read together with the row.
   path.write_text(f'{json.dumps(row)}\n' + ' ' * 1_000_000 + '\n{')
-  found = example_sources.read(f'{name}:{path}')
-  assert next(found).query[0].text == 'question 0'
+  examples = example_sources.read(f'{name}:{path}')
+  assert next(examples).query[0].text == 'question 0'
   path.write_text('')
-  assert list(found) == []
+  assert list(examples) == []
 
 
 def test_reading_files_does_not_import_tensorflow_or_jax(tmp_path):

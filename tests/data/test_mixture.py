@@ -68,8 +68,8 @@ def test_decimal_rates_are_exact():
 
 def test_an_epoch_contains_every_example_once():
   mixed = mixture.make_mixture({'a': 12, 'b': 5}, {'a': 2, 'b': 1}, seed=3)
-  draws, drawn = mixed.draw({}, 3 * 24)
-  assert drawn == {'a': 48, 'b': 24}
+  draws, counts = mixed.draw({}, 3 * 24)
+  assert counts == {'a': 48, 'b': 24}
   orders = {}
   for draw in draws:
     orders.setdefault((draw.source, draw.epoch), []).append(draw.index)
@@ -98,11 +98,11 @@ def test_draws_continue_from_the_counts():
     {'a': 7, 'b': 3, 'c': 5}, {'a': 5, 'b': 3, 'c': 0.5}, 1
   )
   whole, end = mixed.draw({}, 60)
-  drawn, draws = {}, []
+  counts, draws = {}, []
   for count in (0, 1, 2, 3, 5, 8, 13, 21, 7):
-    more, drawn = mixed.draw(drawn, count)
+    more, counts = mixed.draw(counts, count)
     draws += more
-  assert (draws, drawn) == (whole, end)
+  assert (draws, counts) == (whole, end)
 
 
 def test_permutations_are_stable():

@@ -173,16 +173,18 @@ def test_an_adapter_reads_a_task():
 
 
 def test_text_features_become_turns_without_control_ids(tokenizer):
-  found = list(seqio_source.tokenized_examples(spec('mine_texts'), tokenizer))
-  assert [(x.id, x.source) for x in found[:2]] == [
+  examples = list(
+    seqio_source.tokenized_examples(spec('mine_texts'), tokenizer)
+  )
+  assert [(x.id, x.source) for x in examples[:2]] == [
     ('n0', 'mine_texts'),
     ('n1', 'mine_texts'),
   ]
   text = 'ask 0 <end_of_turn>'
-  assert found[0].prompt.tolist() == chat_format.render_user(tokenizer, text)
-  assert list(found[0].prompt).count(END) == 1
+  assert examples[0].prompt.tolist() == chat_format.render_user(tokenizer, text)
+  assert list(examples[0].prompt).count(END) == 1
   target = [*tokenizer.encode('tell 0'), END]
-  assert [x.tolist() for x in found[0].generations] == [target]
+  assert [x.tolist() for x in examples[0].generations] == [target]
 
 
 def test_token_ids_are_unchanged(tokenizer):
@@ -194,19 +196,19 @@ def test_token_ids_are_unchanged(tokenizer):
   assert first.prompt.dtype == first.generations[0].dtype == np.int32
 
 
-def names(found):
-  return [example.id for example in found]
+def names(examples):
+  return [example.id for example in examples]
 
 
 def test_the_order_is_that_of_the_task(tokenizer):
-  found = seqio_source.tokenized_examples(spec('mine_texts'), tokenizer)
-  assert names(found) == [f'n{i}' for i in range(20)]
+  examples = seqio_source.tokenized_examples(spec('mine_texts'), tokenizer)
+  assert names(examples) == [f'n{i}' for i in range(20)]
 
 
 def test_a_mixture_ends_when_a_task_is_exhausted(tokenizer):
   def read_mixture():
-    found = seqio_source.tokenized_examples(spec('mine_mix'), tokenizer)
-    return [(x.id, x.prompt.tolist()) for x in found]
+    examples = seqio_source.tokenized_examples(spec('mine_mix'), tokenizer)
+    return [(x.id, x.prompt.tolist()) for x in examples]
 
   first = read_mixture()
   # 20 examples of one task and about a third as many of the other.
@@ -232,10 +234,10 @@ def test_wrong_specs_fail_at_once_in_one_line(tokenizer, text, message):
 
 
 def test_a_task_that_fails_during_the_iteration():
-  found = seqio_source.numbered_rows(spec('mine_failing'))
-  assert next(found) == (1, {'x': 'a'})
+  rows = seqio_source.numbered_rows(spec('mine_failing'))
+  assert next(rows) == (1, {'x': 'a'})
   with pytest.raises(UserError, match=in_row('failing:train', 1)) as e:
-    next(found)
+    next(rows)
   assert '\n' not in str(e.value)
 
 
@@ -290,13 +292,13 @@ def test_a_task_with_a_tfds_source(tmp_path, tokenizer):
     ),
     output_features={'inputs': feature, 'targets': feature},
   )
-  found = list(
+  examples = list(
     seqio_source.tokenized_examples('seqio:stored_texts:train', tokenizer)
   )
-  assert names(found) == ['t0', 't1', 't2']
+  assert names(examples) == ['t0', 't1', 't2']
   text = f'{ATTACK} 1'
-  assert found[1].prompt.tolist() == chat_format.render_user(tokenizer, text)
-  assert found[1].prompt.tolist().count(END) == 1
+  assert examples[1].prompt.tolist() == chat_format.render_user(tokenizer, text)
+  assert examples[1].prompt.tolist().count(END) == 1
   rest = seqio_source.tokenized_examples(
     'seqio:stored_texts:validation', tokenizer
   )

@@ -43,8 +43,10 @@ def read(kind, path):
 def decoded(tokenized):
   """Returns (prompt, generations) as text with names of control ids."""
   arrays = (tokenized.prompt, *tokenized.generations)
-  prompt, *own = (tokenizer().decode(x, show_control=True) for x in arrays)
-  return prompt, own
+  prompt, *generations = (
+    tokenizer().decode(x, show_control=True) for x in arrays
+  )
+  return prompt, generations
 
 
 def test_rows_of_plain_texts(tmp_path):
@@ -103,10 +105,10 @@ def test_rows_of_written_judgements(tmp_path):
   )
   first, second = read('judged', path)
   assert (first.order, second.order) == ((0, 1), (2, 0, 1))
-  prompt, own = decoded(
+  prompt, generations = decoded(
     sft_sources.tokenize(second, PROMPT_FORMAT, tokenizer(), 1000)
   )
-  assert own == ['g<end_of_turn>', 'h<end_of_turn>']
+  assert generations == ['g<end_of_turn>', 'h<end_of_turn>']
   for number, word in enumerate(('third', 'first', 'second'), 1):
     block = rf'\[{number}/3\]\s{word}\n\[End'
     assert re.search(block, prompt)
@@ -120,16 +122,16 @@ def test_all_file_formats_yield_the_same_texts(tmp_path, kind):
     row | {'generation': None, 'generations': ['g', 'h'], 'order': None},
     row | {'generation': None, 'generations': None},
   ]
-  found = []
+  by_format = []
   for suffix in ('json', 'jsonl', 'parquet'):
     path = published.write(tmp_path / f'f.{suffix}', rows)
     *good, bad = read(kind, path)
     assert re.match(in_row(path, 3, 'generation'), bad.reason)
-    found.append(good)
-  assert found[0] == found[1] == found[2]
-  assert [text.generations for text in found[0]] == [('g',), ('g', 'h')]
+    by_format.append(good)
+  assert by_format[0] == by_format[1] == by_format[2]
+  assert [text.generations for text in by_format[0]] == [('g',), ('g', 'h')]
   orders = [(1, 0), (0, 1)] if kind == 'judged' else [(), ()]
-  assert [text.order for text in found[0]] == orders
+  assert [text.order for text in by_format[0]] == orders
 
 
 BAD = [
@@ -230,13 +232,13 @@ def test_text_cannot_create_control_ids():
   control = set(tokenizer().control_ids)
   for text, times in ((plain, 1), (judged, 2)):
     tokenized = sft_sources.tokenize(text, PROMPT_FORMAT, tokenizer(), 2000)
-    found = [i for i in tokenized.prompt.tolist() if i in control]
+    control_ids = [i for i in tokenized.prompt.tolist() if i in control]
     # bos, start and end of the user's turn, start of the model's turn.
-    assert found == [2, 106, 107, 106]
+    assert control_ids == [2, 106, 107, 106]
     assert tokenizer().decode(tokenized.prompt).count(CONTROL_TEXT) == times
-    (own,) = tokenized.generations
-    assert [i for i in own.tolist() if i in control] == [107]
-    assert own[-1] == 107 and tokenizer().decode(own) == CONTROL_TEXT
+    (tokens,) = tokenized.generations
+    assert [i for i in tokens.tolist() if i in control] == [107]
+    assert tokens[-1] == 107 and tokenizer().decode(tokens) == CONTROL_TEXT
 
 
 class RecordingEngine:
@@ -291,14 +293,14 @@ def test_sft_prompts_equal_those_of_the_judge(template, single):
 
 
 def test_practice_judgements_follow_the_order_shown():
-  found = list(
+  texts = list(
     sft_sources.read(
       'practice:24', 'train', 's', teacher_error_rate=0.0, seed=1
     )
   )
-  assert len({text.id for text in found}) == 24
+  assert len({text.id for text in texts}) == 24
   orders = set()
-  for text in found:
+  for text in texts:
     example = text.example
     orders.add(text.order)
     scores = PROMPT_FORMAT.parse_scores(
@@ -307,8 +309,8 @@ def test_practice_judgements_follow_the_order_shown():
     if len(example.responses) == 1:
       assert scores == tuple(example.rewards)
     else:
-      place = text.order.index(example.best)
-      assert scores[place] == max(scores) and scores.count(max(scores)) == 1
+      position = text.order.index(example.best)
+      assert scores[position] == max(scores) and scores.count(max(scores)) == 1
     sft_sources.tokenize(text, PROMPT_FORMAT, tokenizer(), 600)
   assert len(orders) > 6
 
@@ -318,16 +320,16 @@ def test_practice_splits_are_disjoint_and_mistakes_change_texts():
     list(sft_sources.read('practice:30', split, 's'))
     for split in ('train', 'held_out')
   )
-  queries = [{t.example.query for t in found} for found in (train, held_out)]
+  queries = [{t.example.query for t in texts} for texts in (train, held_out)]
   assert not queries[0] & queries[1]
   slipped = list(
     sft_sources.read('practice:30', 'train', 's', teacher_error_rate=1.0)
   )
   assert [t.example for t in slipped] == [t.example for t in train]
-  other = [
+  changed = [
     a.generations != b.generations for a, b in zip(train, slipped, strict=True)
   ]
-  assert sum(other) > 20
+  assert sum(changed) > 20
 
 
 def test_basics_are_single_turn_texts():
@@ -343,14 +345,14 @@ def test_basics_are_single_turn_texts():
   for text in whole:
     assert [turn.role for turn in text.turns] == ['user']
     (generation,) = text.generations
-    prompt, own = decoded(
+    prompt, generations = decoded(
       sft_sources.tokenize(text, PROMPT_FORMAT, tokenizer(), 300)
     )
     assert prompt == (
       f'<bos><start_of_turn>user\n{text.turns[0].text}<end_of_turn>\n'
       '<start_of_turn>model\n'
     )
-    assert own == [f'{generation}<end_of_turn>']
+    assert generations == [f'{generation}<end_of_turn>']
 
 
 def test_default_count_of_basics(monkeypatch):
@@ -385,20 +387,21 @@ def test_label_only_judgements_of_any_source(tmp_path):
   ]
   unknown = {'id': 'u', 'query': 'q', 'responses': ['x', 'y']}
   path = write(tmp_path / 'f.jsonl', *rows, unknown, 'not json')
-  *found, first, second = read('verdicts', path)
+  *texts, first, second = read('verdicts', path)
   assert [type(x) for x in (first, second)] == [ExampleError, ExampleError]
   assert first.id == 'u' and names(first.reason, "'u'")
   assert re.match(in_row(path, 10), second.reason)
-  assert {text.order for text in found} == {(0, 1), (1, 0)}
-  for text, row in zip(found, rows, strict=True):
+  assert {text.order for text in texts} == {(0, 1), (1, 0)}
+  for text, row in zip(texts, rows, strict=True):
     assert (text.id, text.source) == (row['id'], 'mine')
     (generation,) = text.generations
-    place = text.order.index(row['best'])
+    position = text.order.index(row['best'])
     assert (
-      PROMPT_FORMAT.parse_scores(generation, (0, 1)) == ((8, 4), (4, 8))[place]
+      PROMPT_FORMAT.parse_scores(generation, (0, 1))
+      == ((8, 4), (4, 8))[position]
     )
   again = list(sft_sources.read(f'verdicts:{path}', 'train', 'mine', seed=1))
-  assert [x.order for x in again[:8]] != [x.order for x in found]
+  assert [x.order for x in again[:8]] != [x.order for x in texts]
 
 
 def test_judgements_without_principles(tmp_path):
@@ -408,8 +411,8 @@ def test_judgements_without_principles(tmp_path):
     judged | {'generations': ['Specific Criteria:\n1\n\nAnalysis:\nx', 'y']},
     [],
   )
-  found, error = read('no_principles:judged', path)
-  assert found.generations == ('Analysis:\nx', 'y')
+  judgement, error = read('no_principles:judged', path)
+  assert judgement.generations == ('Analysis:\nx', 'y')
   assert names(error.reason, 'object')
   plain = write(tmp_path / 'g.jsonl', {'query': 'q', 'generation': 'Analysis:'})
   (text,) = read('no_principles:texts', plain)
@@ -436,10 +439,10 @@ def test_text_lines():
   judged = SFTExample(
     'b', 's', ('four',), example=example_of('b', 'r'), order=(0,)
   )
-  found = list(sft_sources.text_lines([plain, judged], PROMPT_FORMAT))
-  assert found[:5] == ['u', 'v', 'one', 'two', 'three']
+  lines = list(sft_sources.text_lines([plain, judged], PROMPT_FORMAT))
+  assert lines[:5] == ['u', 'v', 'one', 'two', 'three']
   rendered = PROMPT_FORMAT.render(judged.example, (0,)).split('\n')
-  assert found[5:] == [*rendered, 'four']
+  assert lines[5:] == [*rendered, 'four']
 
 
 def test_a_tokenizer_can_be_trained_on_lone_surrogates(tmp_path):

@@ -82,9 +82,9 @@ def kinds_row(i):
 
 
 def test_fields_are_plain_python_values(kinds):
-  found = list(tfds_source.numbered_rows('tfds:kinds:train'))
-  assert [number for number, _ in found] == [1, 2, 3, 4, 5]
-  fields = [fields for _, fields in found]
+  numbered = list(tfds_source.numbered_rows('tfds:kinds:train'))
+  assert [number for number, _ in numbered] == [1, 2, 3, 4, 5]
+  fields = [fields for _, fields in numbered]
   # A sequence of objects becomes a list; an object of lists stays one.
   assert fields == [kinds_row(i) for i in range(5)]
   for key, kind in (('whole', int), ('part', float), ('truth', bool)):
@@ -101,15 +101,15 @@ def test_fields_are_plain_python_values(kinds):
 )
 def test_splits_and_slices(kinds, split, numbers):
   for _ in range(2):
-    found = tfds_source.numbered_rows(f'tfds:kinds:{split}')
-    assert [fields['whole'] for _, fields in found] == numbers
+    rows = tfds_source.numbered_rows(f'tfds:kinds:{split}')
+    assert [fields['whole'] for _, fields in rows] == numbers
 
 
 def test_files_are_read_in_order(data):
   folder, f = data
   rows = [{'i': i} for i in range(80)]
-  place = folder / 'long' / '1.0.0'
-  write(place, {'i': f.Scalar(np.int64)}, {'train': rows}, shards=4)
+  version_folder = folder / 'long' / '1.0.0'
+  write(version_folder, {'i': f.Scalar(np.int64)}, {'train': rows}, shards=4)
   assert [
     fields for _, fields in tfds_source.numbered_rows('tfds:long:train')
   ] == rows
@@ -118,15 +118,14 @@ def test_files_are_read_in_order(data):
 @pytest.fixture(scope='module')
 def versions(data):
   folder, f = data
-  for place in ('1.9.0', '1.10.0', '2.0.0'):
-    write(
-      folder / 'versions' / place, {'x': f.Text()}, {'train': [{'x': place}]}
-    )
+  for version in ('1.9.0', '1.10.0', '2.0.0'):
+    rows = {'train': [{'x': version}]}
+    write(folder / 'versions' / version, {'x': f.Text()}, rows)
   for config in ('a', 'b-c'):
-    place = folder / 'configs' / config / '1.0.0'
-    write(place, {'x': f.Text()}, {'test': [{'x': config}]})
-  place = folder / 'user__my_set' / 'default' / '0.0.0'
-  write(place, {'x': f.Text()}, {'train': [{'x': 'hub'}]})
+    version_folder = folder / 'configs' / config / '1.0.0'
+    write(version_folder, {'x': f.Text()}, {'test': [{'x': config}]})
+  version_folder = folder / 'user__my_set' / 'default' / '0.0.0'
+  write(version_folder, {'x': f.Text()}, {'train': [{'x': 'hub'}]})
   (folder / 'empty').mkdir()
   return folder
 
@@ -176,16 +175,16 @@ def test_wrong_specs_fail_at_once_in_one_line(versions, spec, message):
 
 def test_damaged_files(data):
   folder, f = data
-  place = folder / 'damaged' / '1.0.0'
-  write(place, {'x': f.Text()}, {'train': [{'x': 'a'}, {'x': 'b'}]})
-  file = next(place.glob('*.tfrecord*'))
+  version_folder = folder / 'damaged' / '1.0.0'
+  write(version_folder, {'x': f.Text()}, {'train': [{'x': 'a'}, {'x': 'b'}]})
+  file = next(version_folder.glob('*.tfrecord*'))
   file.write_bytes(file.read_bytes()[:-3])
-  found = tfds_source.numbered_rows('tfds:damaged:train')
-  assert next(found) == (1, {'x': 'a'})
+  rows = tfds_source.numbered_rows('tfds:damaged:train')
+  assert next(rows) == (1, {'x': 'a'})
   with pytest.raises(UserError, match=in_row('tfds:damaged:train', 1)) as error:
-    next(found)
+    next(rows)
   assert '\n' not in str(error.value)
-  (place / 'dataset_info.json').write_text('{')
+  (version_folder / 'dataset_info.json').write_text('{')
   with pytest.raises(UserError, match='tfds:damaged:train') as error:
     tfds_source.numbered_rows('tfds:damaged:train')
   assert '\n' not in str(error.value)
@@ -246,8 +245,8 @@ def test_a_row_table_fails_at_a_bad_row(own_rows):
     ValueError, match=in_row('tfds:own_rows:train', 4, 'responses[1]')
   ):
     list(dataset_files.row_table('tfds:own_rows:train').rows)
-  found = list(dataset_files.row_table('tfds:own_rows:good').rows)
-  assert [fields['id'] for fields in found] == ['pair', 'single']
+  rows = list(dataset_files.row_table('tfds:own_rows:good').rows)
+  assert [fields['id'] for fields in rows] == ['pair', 'single']
 
 
 def test_an_adapter_reads_a_row_table(data):
@@ -302,10 +301,12 @@ def suites(data):
 
 
 def test_suites_read_row_tables(suites):
-  found = rewardbench.load(dataset_files.row_table('tfds:bench:filtered'))
-  assert [x.id for x in found] == [f'rewardbench/hep-go/{i}' for i in range(3)]
-  assert found[0].tags['section'] == 'Reasoning'
-  assert found[0].responses[found[0].best] == 'right'
+  examples = rewardbench.load(dataset_files.row_table('tfds:bench:filtered'))
+  assert [x.id for x in examples] == [
+    f'rewardbench/hep-go/{i}' for i in range(3)
+  ]
+  assert examples[0].tags['section'] == 'Reasoning'
+  assert examples[0].responses[examples[0].best] == 'right'
   (example,) = rmb.load(dataset_files.row_table('tfds:rmb:test'))
   assert example.tags['section'] == 'Harmlessness Pairwise_set'
   assert example.query == (Turn('user', 'how?'),)
@@ -326,7 +327,7 @@ def test_suites_read_row_tables(suites):
 )
 def test_evaluation_accepts_dataset_names(suites, tmp_path, suite, spec, words):
   config = ConfigDict(
-    {'from_samples': '', 'suites': {suite: spec}, 'k': 0, 'greedy': False}
+    {'reuse_samples': '', 'suites': {suite: spec}, 'k': 0, 'greedy': False}
   )
   with pytest.raises(UserError, match=naming(*words)) as error:
     evaluate.run(config, str(tmp_path))
@@ -372,8 +373,8 @@ def test_example_sources_read_tfds_rows(data):
   rows_ = [{'query': f'q{i}', 'responses': ['a', 'b']} for i in range(30)]
   rows_[4]['query'] = ''
   write(folder / 'ours' / '1.0.0', own_rows, {'train': rows_})
-  found, errors = example_sources.load('tfds:ours:train')
-  assert (len(found), len(errors)) == (29, 1)
+  examples, errors = example_sources.load('tfds:ours:train')
+  assert (len(examples), len(errors)) == (29, 1)
   assert re.search(in_row('tfds:ours:train', 5), errors[0].reason)
   parts = [
     example_sources.load('tfds:ours:train#split', split)[0]
@@ -391,5 +392,5 @@ def test_example_sources_read_tfds_rows(data):
     for i in range(30)
   ]
   write(folder / 'pairs' / '1.0.0', pairs, {'train': rows_})
-  found, _ = example_sources.load('offsetbias:tfds:pairs:train')
-  assert found and {x.responses[x.best] for x in found} == {'b'}
+  examples, _ = example_sources.load('offsetbias:tfds:pairs:train')
+  assert examples and {x.responses[x.best] for x in examples} == {'b'}

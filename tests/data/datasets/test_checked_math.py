@@ -40,8 +40,8 @@ def test_gsm8k_right_solutions_and_positions_are_balanced():
   ]
   best = [example.responses[example.best] for example in examples]
   assert 110 < best.count('s1') < 190
-  for place in range(3):
-    assert 65 < sum(e.best == place for e in examples) < 135
+  for position in range(3):
+    assert 65 < sum(e.best == position for e in examples) < 135
 
 
 def test_gsm8k_single_responses_of_mixed_questions():
@@ -139,10 +139,10 @@ def test_gsm8k_equal_solutions_count_once():
     ('1 < 2 and 3 << 4 >> 1', '1 < 2 and 3  1'),
   ],
 )  # fmt: skip
-def test_gsm8k_calculator_annotations_are_removed(solution, shown):
+def test_gsm8k_calculator_annotations_are_removed(solution, cleaned):
   row = rows.gsm8k('1000', texts=(solution, 'w', 'x', 'y'))
   example = rows.adapt(checked_math.gsm8k, row)[0]
-  assert example.responses[example.best] == shown
+  assert example.responses[example.best] == cleaned
 
 
 def test_gsm8k_bad_rows():

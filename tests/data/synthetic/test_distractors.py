@@ -15,10 +15,10 @@ def sum_task(text):
 
 
 def kinds_of(task, answer):
-  found = collections.defaultdict(set)
+  by_kind = collections.defaultdict(set)
   for distractor in distractors.make_distractors(task, answer):
-    found[distractor.kind].add(distractor.answer)
-  return dict(found)
+    by_kind[distractor.kind].add(distractor.answer)
+  return dict(by_kind)
 
 
 # An answer has the first kind that yields it.

@@ -16,21 +16,21 @@ ROOT = pathlib.Path(__file__).parents[3]
 TEXTS = primitive_skills.skill_texts('train', 2400)
 
 
-def of_kind(kind, found=TEXTS):
-  return [x for x in found if x[0].rpartition('/')[2].startswith(kind)]
+def of_kind(kind, texts=TEXTS):
+  return [x for x in texts if x[0].rpartition('/')[2].startswith(kind)]
 
 
 def family_of(name):
   return name.split('/')[1]
 
 
-def solved(found=TEXTS):
+def solved(texts=TEXTS):
   """Yields (family, task, worked steps) of all solved problems."""
-  for name, prompt, generation in of_kind('solve', found):
+  for name, prompt, generation in of_kind('solve', texts):
     if name.endswith('beside'):
       family = family_of(name)
-      question, _, shown = prompt.partition('\n')
-      assert re.fullmatch(r'(\[\d/\d\] .*\n\[End\]\n)+Solve', shown)
+      question, _, responses = prompt.partition('\n')
+      assert re.fullmatch(r'(\[\d/\d\] .*\n\[End\]\n)+Solve', responses)
       yield family, task_format.parse(family, question), generation
       continue
     lines = zip(prompt.split('\n'), generation.split('\n'), strict=True)
@@ -49,9 +49,9 @@ def is_of(family, question):
     return False
 
 
-def items_of(found):
+def items_of(texts):
   """Returns (family, sorted items) of all solved problems."""
-  return {(f, tuple(sorted(task.items))) for f, task, _ in solved(found)}
+  return {(f, tuple(sorted(task.items))) for f, task, _ in solved(texts)}
 
 
 def test_the_first_texts():
@@ -83,7 +83,7 @@ def test_ids_are_unique():
 
 
 def test_splits_do_not_share_problems():
-  found = {
+  items = {
     split: set().union(
       *(
         items_of(primitive_skills.skill_texts(split, 1200, seed=seed))
@@ -92,10 +92,10 @@ def test_splits_do_not_share_problems():
     )
     for split in problems.SPLITS
   }
-  assert min(map(len, found.values())) > 200
-  assert not found['train'] & found['held_out']
-  assert not found['train'] & found['validation']
-  assert not found['validation'] & found['held_out']
+  assert min(map(len, items.values())) > 200
+  assert not items['train'] & items['held_out']
+  assert not items['train'] & items['validation']
+  assert not items['validation'] & items['held_out']
 
 
 def test_steps_end_in_the_right_answer():
@@ -105,9 +105,9 @@ def test_steps_end_in_the_right_answer():
 
 
 def test_sums_are_right_and_have_one_digit():
-  found = [x[2] for x in of_kind('sums')]
-  steps = [x for text in found for x in text.removesuffix('.').split(', ')]
-  assert len(steps) == 6 * len(found) == 6 * 133
+  texts = [x[2] for x in of_kind('sums')]
+  steps = [x for text in texts for x in text.removesuffix('.').split(', ')]
+  assert len(steps) == 6 * len(texts) == 6 * 133
   for step in steps:
     a, sign, b, equals, result = step.split(' ')
     assert equals == '=' and 0 <= int(result) <= 9
@@ -117,9 +117,9 @@ def test_sums_are_right_and_have_one_digit():
 
 
 def test_filter_steps_are_right():
-  found = [(x[1], x[2]) for x in of_kind('sift')]
+  texts = [(x[1], x[2]) for x in of_kind('sift')]
   seen = collections.Counter()
-  for prompt, generation in found:
+  for prompt, generation in texts:
     items = prompt.removeprefix('Sift ').split(', ')
     steps = generation.removesuffix('.').split(', ')
     assert len(items) == 6
@@ -184,16 +184,16 @@ def test_the_expected_answer_is_right_or_one_of_the_responses(family):
     for name, prompt, _ in of_kind('solve beside')
     for prompt in [prompt.partition('\n')[0]]
   }
-  others = count = 0
+  num_wrong = count = 0
   for name, answers, expected, _ in checks():
     if family_of(name) != family:
       continue
     assert expected in answers
-    others += expected != rights[name.rpartition('/')[0]]
+    num_wrong += expected != rights[name.rpartition('/')[0]]
     count += 1
   # A wrong response is chosen half of the time, in 1/2, 2/3 or 3/4 of the
   # cases: 47 in expectation, with a standard deviation of 6.
-  assert count == 160 and 22 <= others <= 72
+  assert count == 160 and 22 <= num_wrong <= 72
 
 
 def test_texts_depend_on_the_seed_and_not_on_the_process():

@@ -82,7 +82,7 @@ def test_questions_are_self_contained(family):
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_splits_are_disjoint(family):
-  found = {
+  items = {
     split: {
       tuple(sorted(problem.task.items))
       for seed in (0, 1)
@@ -90,8 +90,8 @@ def test_splits_are_disjoint(family):
     }
     for split in SPLITS
   }
-  for one, other in itertools.combinations(SPLITS, 2):
-    assert not found[one] & found[other]
+  for first, second in itertools.combinations(SPLITS, 2):
+    assert not items[first] & items[second]
 
 
 def test_the_split_does_not_depend_on_the_order_of_items():
@@ -116,10 +116,10 @@ def test_the_split_does_not_depend_on_the_order_of_items():
   ],
 )
 def test_problems_are_suitable_for_a_small_model(family, suits):
-  found = [problem.task for problem in take(family, 'train', 100)]
-  assert all(map(suits, found))
+  tasks = [problem.task for problem in take(family, 'train', 100)]
+  assert all(map(suits, tasks))
   if family == 'chain_sum':
-    for task in found:
+    for task in tasks:
       ends = range(1, len(task.items) + 1, 2)
       totals = [
         sum(task_format.terms(Task(family, task.items[:i]))) for i in ends
@@ -157,8 +157,8 @@ def test_every_split_has_enough_problems(family):
   train, other = NEW.get(family, (400, 400))
   for split in SPLITS:
     count = train if split == 'train' else other
-    found = {problem.question for problem in take(family, split, count)}
-    assert len(found) == count, split
+    questions = {problem.question for problem in take(family, split, count)}
+    assert len(questions) == count, split
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -169,27 +169,27 @@ def test_streams_are_stable_and_seeds_differ(family):
   other = take(family, 'validation', 60, seed=1)
   # The seeds 0 and 1 of reasoning-gym share all items but one, in the same
   # order. A small family can have the same problems in another order.
-  one, two = (
-    {(a.task, b.task) for a, b in itertools.pairwise(found)}
-    for found in (first, other)
+  first_pairs, other_pairs = (
+    {(a.task, b.task) for a, b in itertools.pairwise(stream)}
+    for stream in (first, other)
   )
-  assert len(one & two) < 12
+  assert len(first_pairs & other_pairs) < 12
 
 
 def test_an_exhausted_family_repeats():
   short = dict(min_word_len=3, max_word_len=3)
-  found = [p.task for p in take('spell_backward', 'held_out', 60, 0, short)]
-  size = len(set(found))
+  tasks = [p.task for p in take('spell_backward', 'held_out', 60, 0, short)]
+  size = len(set(tasks))
   assert 5 <= size <= 30
-  assert set(found[:size]) == set(found[size : 2 * size])
+  assert set(tasks[:size]) == set(tasks[size : 2 * size])
 
 
 @pytest.mark.parametrize('family', task_format.ANSWERS)
 def test_answers_are_balanced(family):
   answers = task_format.ANSWERS[family]
-  found = [problem.answer for problem in take(family, 'held_out', 48)]
+  answers = [problem.answer for problem in take(family, 'held_out', 48)]
   for start in range(0, 48, len(answers)):
-    assert sorted(found[start : start + len(answers)]) == list(answers)
+    assert sorted(answers[start : start + len(answers)]) == list(answers)
 
 
 def test_settings_change_the_difficulty():

@@ -63,14 +63,14 @@ def test_scores_parse(rate):
 
 def test_judgements_without_mistakes_are_correct():
   for example in EXAMPLES:
-    found = scores(example)
-    assert correctness.is_correct(found, example)
+    actual = scores(example)
+    assert correctness.is_correct(actual, example)
     if example.best is not None:
-      assert found[example.best] == 9
-      others = [s for i, s in enumerate(found) if i != example.best]
+      assert actual[example.best] == 9
+      others = [s for i, s in enumerate(actual) if i != example.best]
       assert set(others) <= {1, 2, 3, 4}
     else:
-      assert found == example.rewards
+      assert actual == example.rewards
 
 
 def test_judgements_follow_the_order_shown():
@@ -79,8 +79,8 @@ def test_judgements_follow_the_order_shown():
     for order in response_order.orders('random', n, 2, 0, example.id):
       for rate in (0.0, 1.0):
         text = teacher.write(example, error_rate=rate, order=order)
-        found = response_order.restore(parse(text, n), order)
-        assert rate or found == scores(example)
+        actual = response_order.restore(parse(text, n), order)
+        assert rate or actual == scores(example)
         if worked_steps.NO_STEPS in text:
           continue
         # [1/n] is the response shown first.
@@ -94,7 +94,7 @@ def test_judgements_follow_the_order_shown():
           items = task_format.split_answer(task, answer)
           compared = [x.split(' vs ')[0] for x in pairs.split(', ')]
           assert [*items, 'end'][: len(compared)] == compared
-          assert (verdict == 'right') == (found[index] == 9)
+          assert (verdict == 'right') == (actual[index] == 9)
 
 
 @pytest.mark.parametrize('rate', [0.2, 0.5])
@@ -102,8 +102,8 @@ def test_the_error_rate_is_that_of_wrong_judgements(rate):
   counts = collections.Counter()
   for example in EXAMPLES:
     for seed in (0, 1):
-      found = scores(example, error_rate=rate, seed=seed)
-      counts[correctness.is_correct(found, example)] += 1
+      actual = scores(example, error_rate=rate, seed=seed)
+      counts[correctness.is_correct(actual, example)] += 1
   wrong = counts[False] / counts.total()
   # A trusted response can be right, and not every slip changes the verdict.
   assert 0.65 * rate < wrong < 1.05 * rate
@@ -120,18 +120,18 @@ def test_rates_of_mistake_kinds():
     n = len(example.responses)
     options = dict(error_rate=1.0, order=tuple(reversed(range(n))))
     text = teacher.write(example, **options)
-    given = scores(example, **options)
+    actual = scores(example, **options)
     first = task_format.answer_in(example.responses[-1])
     highest = 1 if n == 1 else 9
     if f'Work: trust [1/{n}], so {first}.' in text:
       kinds['trust'] += 1
       # The response shown first, here the last one, gets the best score.
-      assert given[-1] == max(given) == highest
+      assert actual[-1] == max(actual) == highest
     elif 'Work: none, so all.' in text:
       kinds['lenient'] += 1
-      assert given == (highest,) * n
-      found = re.findall(r'^\[(.*)\] right\.$', text, re.MULTILINE)
-      assert found == [f'{k}/{n}' for k in range(1, n + 1)]
+      assert actual == (highest,) * n
+      actual = re.findall(r'^\[(.*)\] right\.$', text, re.MULTILINE)
+      assert actual == [f'{k}/{n}' for k in range(1, n + 1)]
     else:
       kinds['slip'] += 1
   shares = [kinds[x] / kinds.total() for x in ('lenient', 'trust', 'slip')]
