@@ -116,7 +116,8 @@ def build_batch(
 
   Returns:
     NumPy arrays [p, S], [p], [p, R, T], [p, R], padded with 0. If R is 0 there
-    are no generations. Packed items yield segments and targets [p, S] instead.
+    are no generations. For packed items, segment_ids and loss_mask [p, S]
+    take their place.
   """
   s, t = padded_shape(items, shape)
   local_items = [items[i] for i in local_indices]

@@ -1,4 +1,4 @@
-"""Mixes sources by rate; each source is shuffled anew in every epoch.
+"""Mixes sources by rate; each source is reshuffled in every epoch.
 
 The j-th draw is a function of the rates, the seed, and the names and sizes of
 the sources. The number of draws of each source is the complete state.

@@ -130,7 +130,7 @@ def random_examples(count):
 
 
 def mean_loss(params, model, examples, shape, prompts):
-  """By all batches of `once`, the last of which has dummies."""
+  """Returns (mean loss, target tokens); the last batch has padding prompts."""
   loss = jax.jit(functools.partial(train_step.supervised_loss, model))
   total = count = 0.0
   for batch, _ in batch_iterator.evaluation_batches(

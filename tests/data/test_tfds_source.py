@@ -281,12 +281,12 @@ def suites(data):
     features,
     {'filtered': [REWARDBENCH | {'id': i} for i in range(3)]},
   )
-  said = {'role': f.Text(), 'content': f.Text()}
+  message = {'role': f.Text(), 'content': f.Text()}
   answer = {'answer': f.Text()}
   features = {
     'pair_uid': f.Text(),
     'category_path': f.Text(),
-    'conversation_input': f.Sequence(said),
+    'conversation_input': f.Sequence(message),
     'chosen': answer,
     'reject': answer,
   }

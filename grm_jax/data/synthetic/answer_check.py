@@ -77,8 +77,8 @@ def response_tag(number: int, count: int) -> str:
 
 def check_lines(checks: Sequence[AnswerCheck]) -> Iterator[str]:
   """Yields one line per response: its tag and the result of its check."""
-  # The line begins with the tag of the prompt, because "what follows the same
-  # tokens earlier" is the first lookup that a small model learns.
+  # The line repeats the tag that precedes the response in the prompt: copying
+  # what followed the same tokens is the first thing that a small model learns.
   for number, check in enumerate(checks, 1):
     yield f'{response_tag(number, len(checks))} {check.text}.'
 

@@ -130,8 +130,8 @@ def test_rates_of_mistake_kinds():
     elif 'Work: none, so all.' in text:
       kinds['lenient'] += 1
       assert actual == (highest,) * n
-      actual = re.findall(r'^\[(.*)\] right\.$', text, re.MULTILINE)
-      assert actual == [f'{k}/{n}' for k in range(1, n + 1)]
+      tags = re.findall(r'^\[(.*)\] right\.$', text, re.MULTILINE)
+      assert tags == [f'{k}/{n}' for k in range(1, n + 1)]
     else:
       kinds['slip'] += 1
   shares = [kinds[x] / kinds.total() for x in ('lenient', 'trust', 'slip')]
