@@ -8,6 +8,7 @@ tokens, and rewards are drawn at random: what is measured is the work.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import queue
@@ -17,7 +18,6 @@ from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
@@ -25,16 +25,19 @@ from benchmarks import sampler_peers
 from benchmarks.case import Case
 from benchmarks.sampler_peers import BOS_ID, NO_ID
 from grm_jax.data.rollout_prompts import RolloutPromptIterator
+from grm_jax.data.tokenized_example import BatchShape
 from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.model.batch import Batch
 from grm_jax.model.init import init_params
 from grm_jax.model.transformer import Transformer
 from grm_jax.sampling import decode_weights
 from grm_jax.sampling.engine import Engine
-from grm_jax.stages.grpo.rollout import RolloutSampler
-from grm_jax.stages.grpo.update import PolicyUpdater
-from grm_jax.training import optimizer, train_state
+from grm_jax.stages.grpo import collate, update
+from grm_jax.stages.grpo.rollout import RolloutSampler, group_advantages
+from grm_jax.training import grpo_loss, optimizer, train_state
+from grm_jax.training.grpo_loss import GRPOLossConfig
 from grm_jax.training.reference_policy import ReferencePolicy
+from grm_jax.training.train_step import TrainStep
 
 LEARNING_RATE, KL_COEF, CLIP = 1e-6, 0.08, 0.2
 PARTS = ('rollout', 'reference', 'update')
@@ -119,7 +122,7 @@ class _Watch:
 
 @dataclasses.dataclass(frozen=True)
 class _Tokens:
-  """Forms of judgements whose prompts are given as tokens."""
+  """Stands for a PromptFormat: prompts are given as tokens."""
 
   prompts: np.ndarray
 
@@ -127,8 +130,8 @@ class _Tokens:
     del order, chat, limit
     return tuple(self.prompts[int(example.id)].tolist())
 
-  def read(self, text, n) -> None:
-    del text, n  # nothing parses; rewards are drawn later
+  def parse_scores(self, text, order) -> None:
+    del text, order  # rewards are random and need no scores
 
 
 def ours(case: Case, setting: Setting) -> Contender:
@@ -143,15 +146,17 @@ def ours(case: Case, setting: Setting) -> Contender:
     decode_steps_per_call=setting.chunk,
     detokenize=lambda ids: ' '.join(map(str, ids)),
   )
-  roller = RolloutSampler(
+  rng = np.random.default_rng(0)
+  sampler = RolloutSampler(
     engine,
     None,
     _Tokens(given),
+    reward_fn=lambda example, judgement: rng.choice([-1.0, 1.0]),
     group_size=case.rows,
     temperature=1.0,
     seed=0,
   )
-  visits = RolloutPromptIterator(
+  rollout_prompts = RolloutPromptIterator(
     [_example(i) for i in range(case.prompts)], 'fixed', 0
   )
   reference = ReferencePolicy(
@@ -168,21 +173,39 @@ def ours(case: Case, setting: Setting) -> Contender:
     b2=0.95,
     moment_dtype='float32',
   )
-  updater = PolicyUpdater(_config(case), model, optim, reference)
+  loss_config = GRPOLossConfig(
+    kl_coef=KL_COEF,
+    kl_estimator='k3',
+    clip_low=CLIP,
+    clip_high=CLIP,
+    loss_agg_mode='sequence',
+    max_tokens=case.new_tokens,
+  )
+  loss = functools.partial(grpo_loss.grpo_loss, model, loss_config)
+  train_step = TrainStep(model, optim, loss)
+  batch_shape = BatchShape((case.prompt_size,), (case.new_tokens,), case.rows)
   state = train_state.init_state(model, optim, setting.params())
-  watch, rng = _Watch(), np.random.default_rng(0)
+  watch = _Watch()
 
   def step():
     nonlocal state
     with watch.part('rollout'):
       weights, _ = decode_weights.place(model, state.params)
-      rolled = roller.roll(weights, visits, case.prompts, 0)
+      rollout = sampler.sample(weights, rollout_prompts, case.prompts)
       del weights
-    groups = [_rewarded(x, case, rng) for x in rolled.groups]
+    _check_lengths(rollout.groups, case)
     with watch.part('reference'):
-      parts = updater.with_reference(updater.batches(groups))
+      minibatches = collate.make_minibatches(
+        rollout.groups,
+        group_advantages(rollout.groups, normalize_by_std=True),
+        num_minibatches=1,
+        micro_batch_prompts=case.prompts,
+        batch_shape=batch_shape,
+        layout=model.layout,
+      )
+      minibatches = update.add_reference_logps(reference, minibatches)
     with watch.part('update') as arrays:
-      state, _ = updater.update(state, parts)
+      state, _ = update.update_policy(train_step, state, minibatches, 1)
       arrays.append(state)
     return watch.take()
 
@@ -200,36 +223,10 @@ def _example(number: int) -> JudgingExample:
   return JudgingExample(str(number), (Turn('user', '?'),), ('a', 'b'), best=0)
 
 
-def _config(case: Case) -> ml_collections.ConfigDict:
-  """What Updater reads of configs/grpo.py."""
-  return ml_collections.ConfigDict(
-    dict(
-      batch=dict(
-        prompts=case.prompts,
-        buckets=(case.prompt_size,),
-        size=(case.new_tokens,),
-      ),
-      group_size=case.rows,
-      minibatches=1,
-      passes=1,
-      objective=dict(
-        kl_coef=KL_COEF,
-        kl_estimator='k3',
-        clip_low=CLIP,
-        clip_high=CLIP,
-        loss_agg_mode='sequence',
-        std=True,
-      ),
-    )
-  )
-
-
-def _rewarded(group, case, rng):
-  sizes = {len(x.tokens) for x in group.generations}
+def _check_lengths(groups, case) -> None:
+  sizes = {len(x.tokens) for group in groups for x in group.generations}
   if sizes != {case.new_tokens}:
     raise RuntimeError(f'generations have {sizes} tokens, not those of {case}')
-  rewards = rng.choice([-1.0, 1.0], case.rows).astype(np.float32)
-  return dataclasses.replace(group, rewards=rewards)
 
 
 def tunix(case: Case, setting: Setting) -> Contender:

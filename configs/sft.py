@@ -1,19 +1,132 @@
-r"""Fine-tunes a model on texts: the cold start of a judge.
+r"""Supervised fine-tuning: the cold start of a judge.
 
   python -m grm_jax.main --config=configs/sft.py --workdir=runs/sft \
     --config.checkpoint=DIR --config.data.texts=judged:PATH.jsonl
 
-Killed or stopped by SIGTERM and started again, it goes on. WORKDIR/model is a
-model directory as --config.checkpoint takes it. `:base` trains a tiny model
-from scratch on the basics of practice problems (--workdir=runs/base), and
-`:tiny` continues it on practice judgements (--workdir=runs/sft).
+Needs a model directory (configs/convert.py) and judgements to learn from. The
+result, WORKDIR/model, is a model directory for --config.checkpoint of every
+stage. After an interruption, run the same command again to resume.
+
+Without any data or checkpoint, on a CPU:
+
+  --config=configs/sft.py:base --workdir=runs/base   a tiny model from scratch
+  --config=configs/sft.py:tiny --workdir=runs/sft    its cold start as a judge
+
+`make demo` trains both with fewer steps, in 162 s and 150 s on two CPU cores.
+Expect the loss in metrics.jsonl to fall, and the held-out judgements of `:tiny`
+to parse (eval/parse_failures near 0.02; benchmarks/RESULTS.md).
 """
 
 from ml_collections import ConfigDict
 
 from grm_jax.sharding.rules import RULES
 
-# A small pretrained model, by what fits two CPU cores.
+# Gemma-2 on TPUs.
+_DEFAULTS = dict(
+  stage='sft',
+  # A model directory. 'scratch': a new model of `size`, with a tokenizer
+  # trained on the texts. 'random': small random weights, for tests.
+  checkpoint='',
+  checkpoint_step=-1,  # step of the checkpoint; -1: the newest
+  size='tiny',  # model to train from scratch, a name in model/config.py
+  data=dict(
+    texts='',  # practice:COUNT, texts:PATH or judged:PATH; data/sft_sources.py
+    general='',  # a second source
+    general_fraction=0.0,  # fraction of prompts (packed: rows) from `general`
+    # Fraction of texts with an error, from the teacher of practice:COUNT.
+    teacher_error_rate=0.65,
+  ),
+  fail_on_bad_rows=False,  # stop at the first bad row instead of skipping it
+  seed=0,
+  prompt=dict(
+    template='pointwise',  # name in judgement/templates/, or a path
+    single='single',  # template for one response
+    too_long='shorten',  # or 'refuse': skip prompts that do not fit
+  ),
+  batch=dict(
+    micro_batch_prompts=128,  # P, prompts on the devices at once
+    grad_accum_steps=8,  # micro-batches per update
+    generations_per_prompt=1,  # R
+    prompt_buckets=(1024, 2048),  # padded prompt lengths
+    generation_buckets=(512, 1024),  # padded generation lengths
+    # Pack several texts into each row. A row has the length of the longest
+    # prompt bucket and the longest generation bucket together.
+    packed=False,
+  ),
+  steps=900,
+  optimizer=dict(
+    kind='adamw',  # or 'muon'
+    learning_rate=5e-6,  # the highest
+    warmup_steps=40,
+    schedule='cosine',  # or 'constant'
+    weight_decay=0.0,
+    max_grad_norm=1.0,  # 0: no clipping
+    b2=0.95,
+    moment_dtype='float32',  # of the first moment; or 'bfloat16'
+    offload_to_host=False,  # keep moments and float32 kernels in host memory
+  ),
+  save_every=100,  # steps; 0: at the end only
+  max_to_keep=2,  # number of checkpoints on disk
+  profile_steps='',  # 'FIRST,LAST': trace these steps into WORKDIR/profile
+  evaluation=dict(
+    data='',  # held-out examples, see data/example_sources.py; '': none
+    every=400,  # steps; 0: at the end only
+    prompts=64,  # prompts on the devices at once
+  ),
+  mesh=dict(
+    data=1,
+    fsdp=-1,  # -1: the remaining devices
+    tensor=1,
+    decode_tensor=0,  # tensor axis while decoding; 0: as `tensor`
+    num_slices=1,  # TPU slices, part of the data axis
+    logical_axis_rules=RULES,
+  ),
+  compute=dict(
+    dtype='bfloat16',  # of layers; or 'float32'
+    attention='splash',  # TPU kernel; 'xla' runs everywhere
+    remat='nothing_saveable',  # what the backward pass keeps; or 'dots'
+  ),
+)
+
+# The cold start of the tiny model, on a CPU.
+_TINY = {
+  'checkpoint': 'runs/base/model',
+  'data.texts': 'practice:8000',
+  'data.general': 'basics:12000',
+  'data.general_fraction': 0.25,
+  'prompt.template': 'practice',
+  'prompt.single': 'practice_single',
+  'batch.micro_batch_prompts': 12,
+  'batch.grad_accum_steps': 1,
+  'batch.prompt_buckets': (48, 96, 128, 160),
+  'batch.generation_buckets': (64, 120, 192),
+  'batch.packed': True,
+  'steps': 580,
+  'optimizer.kind': 'muon',
+  'optimizer.learning_rate': 6e-3,
+  'optimizer.weight_decay': 0.1,
+  'evaluation.data': 'practice:240',
+  'evaluation.prompts': 32,
+  'compute.dtype': 'float32',
+  'compute.attention': 'xla',
+  'compute.remat': 'dots',
+}
+
+# On top of _TINY: a tiny base model from scratch. A few judgements are mixed
+# in, so that the tokenizer sees the words of the later stages.
+_BASE = {
+  'checkpoint': 'scratch',
+  'data.texts': 'basics:12000',
+  'data.general': 'practice:2000',
+  'data.general_fraction': 0.01,
+  'batch.micro_batch_prompts': 8,
+  'steps': 720,
+  'optimizer.learning_rate': 8e-3,
+  'optimizer.schedule': 'constant',
+  'evaluation.data': '',
+}
+
+# A small pretrained model, sized for two CPU cores.
 _SMOLLM2 = {
   'checkpoint': 'runs/smollm2/model',
   'prompt.template': 'brief',
@@ -34,86 +147,21 @@ _SMOLLM2 = {
   'compute.remat': 'dots',
 }
 
+_OVERRIDES = {
+  '': {},
+  'tiny': _TINY,
+  'base': _TINY | _BASE,
+  'smollm2': _SMOLLM2,
+}
+
 
 def get_config(arg: str = '') -> ConfigDict:
-  if arg not in ('', 'base', 'tiny', 'smollm2'):
+  """Returns the config; `arg` is what follows configs/sft.py: on the flag."""
+  if arg not in _OVERRIDES:
     raise ValueError(
-      f'configs/sft.py:{arg}: only :base, :tiny and :smollm2 exist'
+      f'configs/sft.py:{arg} does not exist; use :base, :tiny, :smollm2 or '
+      'nothing'
     )
-  base, tiny = arg == 'base', arg in ('base', 'tiny')
-  config = ConfigDict(
-    dict(
-      stage='sft',
-      # A model directory; 'scratch': a new model of `size`, its tokenizer
-      # trained on the texts; 'random': small random weights.
-      checkpoint='scratch' if base else 'runs/base/model' if tiny else '',
-      checkpoint_step=-1,  # which step of the checkpoint; -1 is the newest
-      size='tiny',  # of a model from scratch
-      data=dict(
-        # practice:COUNT, texts:PATH or judged:PATH, see data/sft_sources.py. A new
-        # tokenizer should see what comes later: hence judgements in :base.
-        texts='basics:12000' if base else 'practice:8000' if tiny else '',
-        # Mixed in at this rate, a share of all prompts or packed rows.
-        general='practice:2000' if base else 'basics:12000' if tiny else '',
-        general_fraction=0.01 if base else 0.25 if tiny else 0.0,
-        teacher_error_rate=0.65,  # share of the practice teacher's mistakes
-      ),
-      fail_on_bad_rows=False,  # stop at the first row that is bad
-      seed=0,
-      prompt=dict(
-        template='practice' if tiny else 'pointwise',
-        single='practice_single' if tiny else 'single',  # of one response
-        too_long='shorten',
-      ),
-      batch=dict(
-        # P, at once on the devices
-        micro_batch_prompts=8 if base else 12 if tiny else 128,
-        grad_accum_steps=1 if tiny else 8,  # batches a step
-        generations_per_prompt=1,  # R, generations of each prompt
-        # Lengths that prompts and generations are padded to.
-        prompt_buckets=(48, 96, 128, 160) if tiny else (1024, 2048),
-        generation_buckets=(64, 120, 192) if tiny else (512, 1024),
-        # Several texts in each row, whatever `rows` is; a row is as long as the
-        # longest bucket and the longest size together.
-        packed=tiny,
-      ),
-      steps=720 if base else 580 if tiny else 900,
-      optimizer=dict(
-        kind='muon' if tiny else 'adamw',  # or the other one
-        learning_rate=8e-3 if base else 6e-3 if tiny else 5e-6,
-        warmup_steps=40,
-        schedule='constant' if base else 'cosine',
-        weight_decay=0.1 if tiny else 0.0,
-        max_grad_norm=1.0,
-        b2=0.95,
-        moment_dtype='float32',  # of the first moment
-        offload_to_host=False,  # moments and float32 kernels in the host's memory
-      ),
-      save_every=100,
-      max_to_keep=2,  # checkpoints
-      profile_steps='',  # 'FIRST,LAST': a trace of these in WORKDIR/profile
-      evaluation=dict(
-        # See data/example_sources.py.
-        data='' if base else 'practice:240' if tiny else '',
-        every=400,  # steps; 0: at the end only
-        prompts=32 if tiny else 64,  # judged at once
-      ),
-      # decode_tensor is `tensor` while tokens are drawn; 0: the same.
-      mesh=dict(
-        data=1,
-        fsdp=-1,
-        tensor=1,
-        decode_tensor=0,
-        num_slices=1,
-        logical_axis_rules=RULES,
-      ),
-      compute=dict(
-        dtype='float32' if tiny else 'bfloat16',
-        attention='xla' if tiny else 'splash',
-        remat='dots' if tiny else 'nothing_saveable',
-      ),
-    )
-  )
-  if arg == 'smollm2':
-    config.update_from_flattened_dict(_SMOLLM2)
+  config = ConfigDict(_DEFAULTS)
+  config.update_from_flattened_dict(_OVERRIDES[arg])
   return config

@@ -1,25 +1,29 @@
-"""What training runs have in common but for their loops: begin, save, go on.
+"""What all training runs share: start, resume, save, stop, collect metrics.
 
-A run is a WORKDIR with model/ (a model directory, its checkpoints with all
-that is needed to go on) and metrics.jsonl.
+A run is a folder WORKDIR with model/ (a model directory, whose checkpoints hold
+everything that the run needs to resume bit for bit), metrics.jsonl and
+tensorboard/. The loops are in training/supervised.py and stages/grpo/train.py.
 """
 
+import dataclasses
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
 from grm_jax.checkpoint import model_directory, orbax_checkpoint
-from grm_jax.data.batch_iterator import BatchIterator
 from grm_jax.data.collate import BatchInfo
-from grm_jax.data.prefetch import Prefetch
-from grm_jax.data.tokenized_example import BatchShape, TokenizedExample
 from grm_jax.errors import UserError
+from grm_jax.model import init as model_init
+from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.transformer import Transformer
+from grm_jax.sharding.rules import ShardingLayout
+from grm_jax.tokenizer.tokenizer import Tokenizer
 from grm_jax.training import flops, metric_writer, optimizer, train_state
 from grm_jax.training import profiler as profiling
 from grm_jax.training.preemption import Preemption
@@ -27,38 +31,136 @@ from grm_jax.training.step_timer import StepTimer
 from grm_jax.training.train_state import TrainState
 
 MODEL = 'model'  # the model directory in a workdir
-_WINDOW = 16  # batches that are sorted by length together
 
 
 class Resumable(Protocol):
-  """A stream that knows where it is: Batches, Prefetch, Visits."""
+  """A data stream with a position: BatchIterator, RolloutPromptIterator."""
 
   def state(self) -> dict[str, Any]:
-    """Its place as JSON values."""
+    """Returns the position as JSON values."""
 
   def restore(self, state: Mapping[str, Any]) -> None:
-    """Goes to that place; UserError where it was of another stream."""
+    """Moves to a position; UserError if it belongs to another stream."""
 
 
-# A step whose numbers are still being computed: its number, these, the metas
-# of its batches, the padding so far.
-Pending = tuple[int, dict[str, Any], Sequence[BatchInfo], Mapping[str, float]]
+@dataclasses.dataclass(frozen=True)
+class RunState:
+  """Progress of a run; stored in the metadata of its checkpoints.
+
+  Attributes:
+    step: number of updates done.
+    eval_pending: the evaluation due at this step has not been done, because
+      the run was preempted. The resumed run does it first.
+    consecutive_failures: number of evaluations in a row with too many parse
+      failures; see ParseFailureStop.
+  """
+
+  step: int = 0
+  eval_pending: bool = False
+  consecutive_failures: int = 0
+
+  @classmethod
+  def from_metadata(
+    cls, metadata: Mapping[str, Any], evaluate_initial: bool = False
+  ) -> 'RunState':
+    """Returns the state in a checkpoint's metadata; {} is a new run.
+
+    Args:
+      metadata: from `read_metadata`.
+      evaluate_initial: whether a new run begins with an evaluation.
+    """
+    if 'step' not in metadata:
+      return cls(eval_pending=evaluate_initial)
+    names = [field.name for field in dataclasses.fields(cls)]
+    return cls(**{name: metadata[name] for name in names if name in metadata})
+
+
+@dataclasses.dataclass(frozen=True)
+class ParseFailureStop:
+  """Rule that ends a run whose generations no longer parse.
+
+  Attributes:
+    max_rate: highest acceptable fraction of parse failures in an evaluation.
+    patience: the run ends after this many evaluations in a row above
+      max_rate; 0 never ends it.
+    key: config key of these settings, for messages.
+  """
+
+  max_rate: float
+  patience: int
+  key: str = 'config.evaluation'
+
+  def __post_init__(self):
+    if not 0 <= self.max_rate <= 1:
+      raise UserError(
+        f'{self.key}.max_parse_failure_rate is {self.max_rate}; set it to a '
+        'fraction from 0 to 1'
+      )
+    if self.patience < 0:
+      raise UserError(
+        f'{self.key}.patience is {self.patience}; set it to 0 (off) or more'
+      )
+
+  def update(self, run_state: RunState, rate: float) -> tuple[RunState, str]:
+    """Counts an evaluation.
+
+    Args:
+      run_state: state before the evaluation.
+      rate: fraction of generations that failed to parse.
+
+    Returns:
+      The new state, and the reason to end the run or ''. With a reason the
+      count restarts at 0, so that a resumed run has the full patience again.
+    """
+    count = run_state.consecutive_failures + 1 if rate > self.max_rate else 0
+    if not self.patience or count < self.patience:
+      return dataclasses.replace(run_state, consecutive_failures=count), ''
+    reason = (
+      f'{rate:.0%} of held-out generations do not parse, above '
+      f'{self.key}.max_parse_failure_rate={self.max_rate:g} in {count} '
+      'evaluations in a row; increase config.loss.kl_coef or decrease '
+      'config.optimizer.learning_rate'
+    )
+    return dataclasses.replace(run_state, consecutive_failures=0), reason
+
+
+class PreemptionPoller:
+  """Polls for a preemption notice; `at` may be called repeatedly per step.
+
+  JAX's coordination service compares numbers of calls: all processes stop at
+  the call after the last one that any of them has made. Calls must therefore
+  be numbered without gaps, and once the service has said yes it must not be
+  asked again.
+  """
+
+  def __init__(self, preemption: Preemption):
+    self._preemption, self._num_calls = preemption, 0
+    self._is_preempted = False
+
+  def should_stop(self, step: int) -> bool:
+    """Returns whether to save after this step and exit.
+
+    All processes must call it equally often.
+    """
+    self._num_calls += 1
+    number = step if jax.process_count() == 1 else self._num_calls
+    self._is_preempted = self._is_preempted or self._preemption.should_stop(number)
+    return self._is_preempted
 
 
 def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
-  """Checks what would only be seen after rows or weights were read.
+  """Checks settings of a supervised stage before data or weights are read.
 
   Args:
-    config: of training.
-    workdir: where the run writes.
-    key: config key of `config`, for messages; 'config' is the whole.
+    config: config of the stage.
+    workdir: folder that the run writes.
+    key: config key of `config`, for messages.
 
   Raises:
     UserError: a setting is wrong.
   """
-  if not workdir:
-    raise UserError('give --workdir=DIR, where the model is written')
-  check_least(
+  check_workdir(workdir)
+  check_minimum(
     ('batch.grad_accum_steps', config.batch.grad_accum_steps, 1),
     ('batch.generations_per_prompt', config.batch.generations_per_prompt, 1),
     ('max_to_keep', config.max_to_keep, 1),
@@ -68,23 +170,119 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
   profiling.parse(config.profile_steps, f'{key}.profile_steps')
 
 
-def check_least(*settings: tuple[str, int, int], key: str = 'config') -> None:
-  """UserError for a (name, value, least) below `key` whose value is less."""
-  for name, value, least in settings:
-    if value < least:
-      raise UserError(f'{key}.{name} is {value}; it must be {least} or more')
+def check_workdir(workdir: str) -> None:
+  """Raises UserError if there is no workdir."""
+  if not workdir:
+    raise UserError('--workdir is missing; give the folder to write the model')
+
+
+def check_minimum(*settings: tuple[str, int, int], key: str = 'config') -> None:
+  """Raises UserError for a (name, value, minimum) with a smaller value."""
+  for name, value, minimum in settings:
+    if value < minimum:
+      raise UserError(f'{key}.{name} is {value}; set it to {minimum} or more')
+
+
+def has_checkpoint(target: str) -> bool:
+  """Returns whether a run has a checkpoint in this folder to resume from."""
+  return bool(orbax_checkpoint.steps(target))
+
+
+def read_metadata(target: str) -> dict[str, Any]:
+  """Returns the metadata of the newest checkpoint; {} for a new run."""
+  if not has_checkpoint(target):
+    return {}
+  return orbax_checkpoint.read_json(target, 'meta')
+
+
+def load_model(
+  config: ConfigDict,
+  target: str,
+  layout: ShardingLayout,
+  *,
+  scalar: bool = False,
+  scratch_corpus: Callable[[], Iterable[str]] | None = None,
+) -> tuple[Transformer, Tokenizer, dict | None]:
+  """Returns the model to train, its tokenizer, and its initial parameters.
+
+  A new run starts from config.checkpoint and copies the tokenizer to `target`.
+  A run that resumes has None for the parameters; `restore_or_init` reads them.
+
+  Args:
+    config: config of the stage.
+    target: model directory of the run.
+    layout: layout of training.
+    scalar: whether the stage trains a scalar head. A checkpoint without one
+      gets a head of zeros.
+    scratch_corpus: returns lines to train a tokenizer on for
+      config.checkpoint=scratch; None if the stage cannot train from scratch.
+
+  Raises:
+    UserError: the checkpoint does not exist, or its head does not fit.
+  """
+  compute = ComputeConfig(**config.compute)
+  if has_checkpoint(target):
+    model = model_directory.build_model(target, None, compute, layout)
+    if model.scalar != scalar:
+      raise UserError(
+        f'{target} has {_head_name(model.scalar)} head, this stage trains '
+        f'{_head_name(scalar)} head; choose another --workdir'
+      )
+    return model, model_directory.load_tokenizer(target, model.config), None
+  if config.checkpoint == model_directory.SCRATCH:
+    if scratch_corpus is None:
+      raise UserError(
+        'config.checkpoint=scratch: this stage needs a trained model; give '
+        'the model/ folder of the stage sft or rft'
+      )
+    return model_directory.create_model(
+      config.size, scratch_corpus(), target, compute, layout, config.seed
+    )
+  model, tokenizer, params = model_directory.open_model(
+    config.checkpoint,
+    model_directory.step_or_latest(config.checkpoint_step),
+    compute,
+    layout,
+    scalar=scalar,
+    seed=config.seed,
+  )
+  if model.scalar and not scalar:
+    raise UserError(
+      f'config.checkpoint={config.checkpoint} has a scalar head and cannot '
+      'generate; give a model with a language-model head'
+    )
+  if scalar and not model.scalar:
+    model = model.clone(scalar=True)
+    params = {**params, 'value_head': zero_scalar_head(model)}
+  return model, tokenizer, init_from_checkpoint(config, target, model, params)
+
+
+def _head_name(scalar: bool) -> str:
+  return 'a scalar' if scalar else 'a language-model'
+
+
+def zero_scalar_head(model: Transformer) -> dict:
+  """Returns a scalar head of zeros, sharded like the model.
+
+  All values start at 0 and a binary cross-entropy at ln 2, however large the
+  hidden states of the base model are. Small learning rates need long to
+  unlearn the noise of a random head.
+  """
+  kernel = model_init.abstract_params(model)['value_head']['kernel']
+  zeros = functools.partial(jnp.zeros, kernel.shape, kernel.dtype)
+  return {'kernel': jax.jit(zeros, out_shardings=kernel.sharding)()}
 
 
 def init_from_checkpoint(
   config: ConfigDict, target: str, model: Transformer, params: dict
 ) -> dict:
-  """The parameters as they are trained; `target` gets the tokenizer.
+  """Copies the tokenizer to `target`; returns the parameters to train.
 
   Args:
-    config: names the checkpoint that they are from.
-    target: the model directory of the run.
-    model: says in which dtype they rest; published ones are bfloat16.
-    params: of the checkpoint.
+    config: names the checkpoint that the parameters come from.
+    target: model directory of the run.
+    model: decides the dtype at rest; published checkpoints are bfloat16.
+    params: parameters of the checkpoint.
   """
   if config.checkpoint == model_directory.RANDOM:
     model_directory.write_tiny_tokenizer(target)
@@ -93,174 +291,182 @@ def init_from_checkpoint(
   return jax.tree.map(lambda x: x.astype(model.compute.param_dtype), params)
 
 
-def batches(
-  config: ConfigDict,
-  records: Sequence[TokenizedExample],
-  rates: Mapping[str, float],
-  limits: BatchShape,
-  rows_of_process: np.ndarray,
-) -> BatchIterator:
-  """Batches of `config.batch` for training; see data/batch_iterator.py."""
-  return BatchIterator(
-    records,
-    rates,
-    prompts=config.batch.micro_batch_prompts,
-    limits=limits,
-    seed=config.seed,
-    # Not above an epoch, or records would meet themselves in a window.
-    window=max(
-      1, min(_WINDOW, len(records) // config.batch.micro_batch_prompts)
-    ),
-    rows_of_process=rows_of_process,
-  )
-
-
-def should_run(step: int, every: int, total: int, each: int = 1) -> bool:
-  """Whether what is done every so many steps, and at the end, is done now.
-
-  A run that is here after each `each` steps looks at all of them.
-  """
-  return step == total or (every > 0 and step % every < each)
-
-
-class PreemptionPoller:
-  """Whether the run was asked to stop, as often as one likes.
-
-  JAX's service counts calls: all processes stop at the call after the last
-  that any of them had made, which must be counted without gaps.
-  """
-
-  def __init__(self, preemption: Preemption):
-    self._preemption, self._calls, self._asked = preemption, 0, False
-
-  def at(self, step: int) -> bool:
-    """Whether to save after this step, and end. All processes call it."""
-    self._calls += 1
-    alone = jax.process_count() == 1
-    if not self._asked:
-      self._asked = self._preemption.at(step if alone else self._calls)
-    return self._asked
-
-
 def restore_or_init(
   target: str,
   model: Transformer,
   optim: optimizer.Optimizer,
   params: dict | None,
-  made: Resumable,
+  data: Resumable,
 ) -> TrainState:
-  """The state to begin with, or to go on from with the batches at their place.
+  """Returns the train state to start or to resume from.
 
   Args:
-    target: the model directory.
-    model, optim: what is trained, and how.
-    params: to begin with, used up; None goes on from the newest checkpoint of
-      target.
-    made: set to where that checkpoint was.
+    target: model directory of the run.
+    model: the model to train.
+    optim: its optimizer.
+    params: initial parameters, used up; None resumes from the newest
+      checkpoint in `target`.
+    data: moved to the position in that checkpoint.
 
   Raises:
-    UserError: the checkpoint is of other batches or another stage, or cannot
-      be read.
+    UserError: the checkpoint belongs to other data or to another stage, or
+      cannot be read.
   """
+  logging.info(
+    'parameters:\n%s',
+    model_init.parameter_overview(model_init.abstract_params(model)),
+  )
   if params is not None:
     return train_state.init_state(model, optim, params)
   abstract = train_state.abstract_state(model, optim)
-  meta = orbax_checkpoint.read_json(target, 'meta')
-  if 'data' not in meta:
+  metadata = orbax_checkpoint.read_json(target, 'meta')
+  if 'data' not in metadata:
     raise UserError(
-      f'{target} was written by another stage; choose another --workdir'
+      f'{target} was not written by this stage; choose another --workdir'
     )
-  made.restore(meta['data'])
+  data.restore(metadata['data'])
   params, opt_state = orbax_checkpoint.restore(
-    target, abstract.exact(), abstract.opt_state
+    target, abstract.master_params(), abstract.opt_state
   )
-  logging.info('%s: going on after step %d', target, meta['step'])
+  logging.info('%s: resuming after step %d', target, metadata['step'])
   return train_state.from_master_params(
-    abstract, meta['step'], params, opt_state
+    abstract, metadata['step'], params, opt_state
   )
+
+
+def make_metadata(
+  config: ConfigDict,
+  run_state: RunState,
+  data_state: Mapping[str, Any],
+  **extra: Any,
+) -> dict[str, Any]:
+  """Returns the metadata of a checkpoint: everything but the arrays.
+
+  Args:
+    config: config of the stage.
+    run_state: progress of the run.
+    data_state: position of the data stream, from its `state`.
+    **extra: further JSON values of the stage.
+  """
+  return {
+    **dataclasses.asdict(run_state),
+    'data': data_state,
+    'config': json.loads(config.to_json_best_effort()),
+    **extra,
+  }
 
 
 def save(
-  saved: orbax_checkpoint.CheckpointManager,
+  checkpoints: orbax_checkpoint.CheckpointManager,
+  writer: metric_writer.MetricWriter,
   state: TrainState,
   model: Transformer,
-  data: Resumable,
-  config: ConfigDict,
-  **more: Any,
+  metadata: dict[str, Any],
 ) -> None:
-  """Everything that the run needs to go on; `more` is kept in item meta."""
+  """Saves a checkpoint, unless there is one of this step.
+
+  Args:
+    checkpoints: where to save it.
+    writer: its rows are uploaded first. A resumed run does not write the rows
+      of the steps before its checkpoint again.
+    state: the train state.
+    model: the model.
+    metadata: from `make_metadata`.
+  """
   step = int(state.step)
-  saved.save(
+  if step in checkpoints.steps():
+    return
+  writer.upload()
+  checkpoints.save(
     step,
-    state.exact(),
+    state.master_params(),
     state.opt_state,
-    model=model_directory.describe(model),
-    meta={
-      'step': step,
-      'data': data.state(),
-      'config': json.loads(config.to_json_best_effort()),
-      **more,
-    },
+    model=model_directory.model_metadata(model),
+    meta=metadata,
   )
 
 
+def should_run(step: int, every: int, total: int, stride: int = 1) -> bool:
+  """Returns whether a periodic action is due after this step.
+
+  Actions are due at multiples of `every` (0: never) and at the last step.
+
+  Args:
+    step: the step just done.
+    every: period of the action, in steps.
+    total: last step of the run.
+    stride: the loop stops at every `stride`-th step only. An action is due if
+      one of the last `stride` steps was a multiple of `every`.
+  """
+  return step == total or (every > 0 and step % every < stride)
+
+
 def collect_metrics(
-  workdir: str, clock: StepTimer, model: Transformer, pending: Pending
+  workdir: str,
+  timer: StepTimer,
+  model: Transformer,
+  step: int,
+  metrics: Mapping[str, Any],
+  infos: Sequence[BatchInfo],
 ) -> dict[str, Any]:
-  """Waits for the numbers of a step and checks them.
+  """Waits for the metrics of a step and checks them; ends a lap of the timer.
+
+  Args:
+    workdir: folder of the run.
+    timer: measures the run.
+    model: the model that is trained.
+    step: the step.
+    metrics: of TrainStep; arrays that may still be computed.
+    infos: the batches of the step.
 
   Returns:
-    The step's row of metrics: its numbers but for `count`, shares of padding,
-    speed and times since the row before.
+    The metrics without `count`, with MFU, speed, and the times since the
+    previous row.
 
   Raises:
     NonFiniteError: the loss or a norm is not finite.
   """
-  step, numbers, metas, waste = pending
-  ids = [name for meta in metas for name in meta.ids if name]
-  with clock.part('wait'):
-    numbers = jax.device_get(numbers)
-  metric_writer.check_finite(numbers, ids, workdir, step)
-  row = {name: x for name, x in numbers.items() if name != 'count'}
-  padding = {f'padding/{name}': share for name, share in waste.items()}
-  return row | padding | _speed(clock, model, metas)
+  example_ids = [id for info in infos for id in info.example_ids if id]
+  with timer.part('wait'):
+    metrics = jax.device_get(metrics)
+  metric_writer.check_finite(metrics, example_ids, workdir, step)
+  row = {name: value for name, value in metrics.items() if name != 'count'}
+  return row | _speed(timer, model, infos)
 
 
-def _speed(clock, model, metas):
-  """Ends a lap of the clock, in which these batches were trained on."""
-  lengths = [x for meta in metas for x in meta.lengths]
-  clock.add('tokens', sum(n + sum(own) for n, own in lengths))
-  clock.add('generation_tokens', sum(sum(own) for _, own in lengths))
-  clock.add('flops', _flops(model, lengths))
-  lap = clock.lap()
-  used = lap.pop('flops_per_second')
+def _speed(timer, model, infos) -> dict[str, float | None]:
+  """Ends a lap of the timer in which these batches were trained on."""
+  lengths = [length for info in infos for length in info.token_lengths]
+  timer.add('tokens', sum(prompt + sum(own) for prompt, own in lengths))
+  timer.add('generation_tokens', sum(sum(own) for _, own in lengths))
+  timer.add('flops', _flops(model, lengths))
+  lap = timer.lap()
+  flops_per_second = lap.pop('flops_per_second')
   peak = flops.peak_flops(list(model.layout.mesh.devices.flat))
-  return {'mfu': used / peak if peak else None, **lap}
+  return {'mfu': flops_per_second / peak if peak else None, **lap}
 
 
 def _flops(model, lengths) -> int:
-  """Useful FLOPs of an update on these texts."""
-  most = max(len(own) for _, own in lengths)
-  own = [[*x, *[0] * (most - len(x))] for _, x in lengths]
-  prompts = [n for n, _ in lengths]
-  counted = flops.train_step(model.size, prompts, own, scalar=model.scalar)
-  return counted.total
-
-
-def say_end(target: str, total: int, data: Prefetch, done: int) -> None:
-  """One line on the data, one on the model."""
-  waste = ', '.join(f'{n} {share:.0%}' for n, share in data.waste().items())
-  passes = ', '.join(f'{n} {x:.2f}' for n, x in data.passes().items())
-  print_on_host0(f'{done} of {total} steps; epochs: {passes}; padding: {waste}')
-  print_on_host0(f'model -> {target}')
+  """Returns the FLOPs of an update on these sequences, without padding."""
+  rows = max(len(generations) for _, generations in lengths)
+  padded = [
+    [*generations, *[0] * (rows - len(generations))]
+    for _, generations in lengths
+  ]
+  prompts = [prompt for prompt, _ in lengths]
+  return flops.train_step(
+    model.config, prompts, padded, scalar=model.scalar
+  ).total
 
 
 def print_stopped(step: int, total: int) -> None:
-  """One line for a run that was asked to stop."""
-  print_on_host0(f'stopped after step {step} of {total}; start again to go on')
+  """Prints that a preempted run was saved."""
+  print_on_host0(
+    f'stopped after step {step} of {total}; run the same command to resume'
+  )
 
 
 def print_on_host0(line: str) -> None:
-  """One process speaks for all."""
+  """Prints a line on process 0 only."""
   if not jax.process_index():
     print(line, flush=True)

@@ -4,8 +4,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-import tqdm
-
 
 class StepTimer:
   """Where the seconds of a loop go, and how fast things are counted.
@@ -52,23 +50,3 @@ class StepTimer:
       out[f'{name}_per_second'] = count / total
     self._restart(now)
     return out
-
-
-def progress(
-  done: int, total: int, name: str, active: bool = True
-) -> tqdm.tqdm:
-  """A bar of steps with the time that is left.
-
-  Args:
-    done: steps of the run before this process; they say nothing of speed.
-    total: steps of the whole run.
-    name: what is shown before the bar.
-    active: whether this process shows it; quiet off a terminal anyway.
-  """
-  return tqdm.tqdm(
-    initial=done,
-    total=total,
-    desc=name,
-    unit='step',
-    disable=None if active else True,
-  )

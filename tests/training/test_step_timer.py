@@ -1,7 +1,4 @@
-"""Laps against a clock set by hand; the bar on a pretended terminal."""
-
-import io
-import sys
+"""Laps against a clock set by hand."""
 
 import pytest
 
@@ -60,31 +57,3 @@ def test_a_part_that_fails_is_measured():
     hands.seconds += 2
     raise KeyError
   assert watch.lap()['time/data'] == 2.0
-
-
-class Terminal(io.StringIO):
-  def isatty(self):
-    return True
-
-
-def test_bar(monkeypatch):
-  terminal = Terminal()
-  monkeypatch.setattr(sys, 'stderr', terminal)
-  with step_timer.progress(4, 10, 'sft') as bar:
-    bar.update()
-    bar.refresh()
-  shown = terminal.getvalue()
-  assert 'sft' in shown and '4/10' in shown and '5/10' in shown
-  assert '<' in shown  # time so far < time left
-
-
-@pytest.mark.parametrize(
-  'stream, active', [(Terminal(), False), (io.StringIO(), True)]
-)
-def test_quiet_off_a_terminal_and_in_other_processes(
-  monkeypatch, stream, active
-):
-  monkeypatch.setattr(sys, 'stderr', stream)
-  with step_timer.progress(0, 2, 'sft', active) as bar:
-    bar.update()
-  assert stream.getvalue() == ''

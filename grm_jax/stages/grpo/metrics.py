@@ -1,173 +1,146 @@
-"""What is logged about rollouts, and when a run has lost its format."""
+"""Metrics, histograms and sample texts of rollouts."""
 
 import collections
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from grm_jax.errors import UserError
+from grm_jax.data.collate import BatchInfo
 from grm_jax.judgement import voting
 from grm_jax.stages.grpo.rollout import Rollout, RolloutGroup
 from grm_jax.training.metric_writer import MetricWriter
 
 
-def rollout_metrics(rolled: Rollout) -> dict[str, float]:
-  """Means over all generations that were drawn, by metric name.
+def rollout_metrics(rollout: Rollout) -> dict[str, float]:
+  """Returns rollout/NAME metrics: means over all sampled generations.
 
-  no_spread is the share of groups whose rewards are all the same; of groups
-  that were drawn again as well, and so are all other figures.
-  first_position is the share of clear winners that were shown first.
+  They include groups that dynamic sampling has replaced.
+  frac_groups_zero_std is the fraction of groups whose rewards are equal, and
+  first_position_win_rate the fraction of sole winners that stood first in the
+  prompt. The latter is missing if there is no sole winner.
   """
-  groups = rolled.all_groups
-  verdicts = collections.Counter(x for g in groups for x in g.verdicts)
-  total = max(1, verdicts.total())
-  items = [x for g in groups for x in g.generations]
-  shown = [x for g in groups for x in _first_wins(g)]
-  found = {
-    'reward': _mean([float(x) for g in groups for x in g.rewards]),
-    'accuracy': verdicts['correct'] / total,
-    'parse_failures': verdicts['parse_failure'] / total,
-    'truncated': verdicts['truncated'] / total,
-    'no_spread': _mean([not g.spread for g in groups]),
-    'tokens': _mean([len(x.tokens) for x in items]),
+  groups = rollout.all_groups
+  outcomes = collections.Counter(x for g in groups for x in g.outcomes)
+  num_generations = max(1, outcomes.total())
+  metrics = {
+    'reward': _mean(float(x) for g in groups for x in g.rewards),
+    'accuracy': outcomes['correct'] / num_generations,
+    'parse_failures': outcomes['parse_failure'] / num_generations,
+    'truncated_fraction': outcomes['truncated'] / num_generations,
+    'frac_groups_zero_std': _mean(not g.has_spread for g in groups),
+    'mean_generation_length': _mean(_generation_lengths(groups)),
     'groups': float(len(groups)),
-    'faults': float(rolled.faults),
+    'skipped_prompts': float(rollout.skipped_prompts),
   }
-  if shown:
-    found['first_position'] = _mean(shown)
-  return {f'rollout/{name}': value for name, value in found.items()}
+  first_wins = [x for g in groups for x in _first_position_wins(g)]
+  if first_wins:
+    metrics['first_position_win_rate'] = _mean(first_wins)
+  return {f'rollout/{name}': value for name, value in metrics.items()}
+
+
+def _first_position_wins(group: RolloutGroup) -> list[bool]:
+  """Returns whether each sole winner stood first in the prompt."""
+  order = group.rollout_prompt.order
+  if len(order) == 1:
+    return []
+  wins = []
+  for judgement in group.judgements:
+    winners = voting.winners(judgement.scores) if judgement.scores else ()
+    if len(winners) == 1:
+      wins.append(order[0] == winners[0])
+  return wins
 
 
 def throughput(
-  rolled: Rollout, times: Mapping[str, float], passes: int
+  rollout: Rollout, times: Mapping[str, float], num_iterations: int
 ) -> dict[str, float]:
-  """Tokens per second of each part of a step.
+  """Returns PART/tokens_per_second for each part of a step that was done.
+
+  The part `rollout` counts sampled tokens. The other parts count the tokens
+  that pass through the network: prompts once per group, and generations.
 
   Args:
-    rolled: the rollout.
-    times: seconds by name, time/PART as Clock has them.
-    passes: times that the rollout was learnt from.
-
-  Returns:
-    PART/tokens_per_second: in the part rollout of tokens drawn, in the others
-    of those of prompts and generations that went through the network. A part
-    that there was not is left out.
+    rollout: the rollout of the step.
+    times: seconds, under time/PART, from StepTimer.
+    num_iterations: number of passes of the part `update` over the rollout.
   """
-  drawn = sum(_tokens(group) for group in rolled.all_groups)
-  read = sum(len(group.prompt) + _tokens(group) for group in rolled.groups)
-  counts = {
-    'rollout': drawn,
-    'reference': read,
-    'old': read,
-    'update': passes * read,
+  num_sampled = sum(_generation_lengths(rollout.all_groups))
+  num_read = sum(_generation_lengths(rollout.groups))
+  num_read += sum(len(group.prompt) for group in rollout.groups)
+  num_tokens = {
+    'rollout': num_sampled,
+    'reference': num_read,
+    'old_logps': num_read,
+    'update': num_iterations * num_read,
   }
   return {
     f'{part}/tokens_per_second': count / times[f'time/{part}']
-    for part, count in counts.items()
+    for part, count in num_tokens.items()
     if times.get(f'time/{part}')
   }
 
 
-def scores(rolled: Rollout) -> np.ndarray:
-  """All scores that were given, for a histogram; there may be none."""
-  some = [s for g in rolled.all_groups for own in g.scores if own for s in own]
-  return np.array(some, np.int32)
-
-
-def lengths(rolled: Rollout) -> np.ndarray:
-  """Of all generations, for a histogram."""
-  groups = rolled.all_groups
-  return np.array([len(x.tokens) for g in groups for x in g.generations])
+def batch_info(groups: Sequence[RolloutGroup]) -> BatchInfo:
+  """Returns ids and lengths of the groups that an update trains on."""
+  lengths = [tuple(_generation_lengths([group])) for group in groups]
+  return BatchInfo(
+    example_ids=tuple(g.rollout_prompt.example.id for g in groups),
+    sources=('rollout',) * len(groups),
+    epochs=tuple(g.rollout_prompt.epoch for g in groups),
+    generation_indices=tuple(tuple(range(len(x))) for x in lengths),
+    token_lengths=tuple(
+      (len(group.prompt), generation_lengths)
+      for group, generation_lengths in zip(groups, lengths, strict=True)
+    ),
+    num_tokens={
+      'prompts': sum(len(group.prompt) for group in groups),
+      'generations': sum(map(sum, lengths)),
+    },
+    num_positions={},
+  )
 
 
 def log_samples(
-  writer: MetricWriter, step: int, rolled: Rollout, count: int
+  writer: MetricWriter, step: int, rollout: Rollout, num_texts: int
 ) -> None:
-  """Histograms, and some generations as text, in TensorBoard."""
-  writer.histogram(step, 'rollout/lengths', lengths(rolled))
-  given = scores(rolled)
-  if given.size:  # of nothing there is no histogram
-    writer.histogram(step, 'rollout/scores', given)
-  for i, text in enumerate(texts(rolled.groups, count)):
-    writer.text(step, f'generations/{i}', text)
+  """Writes histograms and `num_texts` sample texts to TensorBoard."""
+  groups = rollout.all_groups
+  lengths = np.array(_generation_lengths(groups))
+  writer.histogram(step, 'rollout/lengths', lengths)
+  scores = [
+    score
+    for group in groups
+    for judgement in group.judgements
+    for score in judgement.scores or ()
+  ]
+  if scores:  # TensorBoard accepts no empty histogram
+    writer.histogram(step, 'rollout/scores', np.array(scores, np.int32))
+  for i, group in enumerate(rollout.groups[:num_texts]):
+    writer.text(step, f'generations/{i}', format_sample(group))
 
 
-def texts(groups: Sequence[RolloutGroup], count: int) -> list[str]:
-  """Some whole generations with what they are about, for a person."""
-  found = []
-  for group in groups[:count]:
-    example, item = group.visit.example, group.generations[0]
-    responses = [
-      f'[{place}] {example.responses[index]}'
-      for place, index in enumerate(group.visit.order, 1)
+def format_sample(group: RolloutGroup) -> str:
+  """Returns the first generation of a group with its example, as text."""
+  example, order = group.rollout_prompt.example, group.rollout_prompt.order
+  responses = [
+    f'[{position}] {example.responses[index]}'
+    for position, index in enumerate(order, 1)
+  ]
+  return '\n'.join(
+    [
+      f'{example.id}: {group.outcomes[0]}, reward {group.rewards[0]:+g}',
+      example.query[-1].text,
+      *responses,
+      '---',
+      group.judgements[0].text,
     ]
-    found.append(
-      '\n'.join(
-        [
-          f'{example.id}: {group.verdicts[0]}, reward {group.rewards[0]:+g}',
-          example.query[-1].text,
-          *responses,
-          '---',
-          item.text,
-        ]
-      )
-    )
-  return found
+  )
 
 
-@dataclasses.dataclass
-class ParseFailureStop:
-  """Ends a run whose generations no longer parse.
-
-  Attributes:
-    most: highest share of parse failures that is fine.
-    patience: evaluations in a row above it that end the run; 0 is off.
-    above: how many there were in a row; 0 after `see` has ended the run, so
-      that one that goes on with other settings has as many again.
-    key: config key of these settings, for messages; not stored.
-  """
-
-  most: float
-  patience: int
-  above: int = 0
-  key: dataclasses.InitVar[str] = 'config.evaluation'
-
-  def __post_init__(self, key):
-    if not 0 <= self.most <= 1:
-      raise UserError(f'{key}.most_failures is {self.most}; it is a share')
-    if self.patience < 0:
-      raise UserError(f'{key}.patience is {self.patience}; 0 is off')
-
-  def see(self, failures: float) -> str:
-    """What to tell if the run should end now, else ''."""
-    self.above = self.above + 1 if failures > self.most else 0
-    if not self.patience or self.above < self.patience:
-      return ''
-    count, self.above = self.above, 0
-    return (
-      f'{failures:.0%} of held-out generations do not parse, above '
-      f'config.evaluation.max_parse_failure_rate={self.most:g} for {count} '
-      'evaluations: the format is being lost. Raise '
-      'config.loss.kl_coef, or lower config.optimizer.learning_rate'
-    )
+def _generation_lengths(groups: Iterable[RolloutGroup]) -> list[int]:
+  return [len(x.tokens) for group in groups for x in group.generations]
 
 
-def _first_wins(group: RolloutGroup) -> list[bool]:
-  """Of each generation with a clear winner, whether it was shown first."""
-  found = []
-  if len(group.visit.order) == 1:
-    return found
-  for own in group.scores:
-    top = voting.winners(own) if own else ()
-    if len(top) == 1:
-      found.append(group.visit.order[0] == top[0])
-  return found
-
-
-def _tokens(group: RolloutGroup) -> int:
-  return sum(len(x.tokens) for x in group.generations)
-
-
-def _mean(values) -> float:
+def _mean(values: Iterable[float]) -> float:
+  values = list(values)
   return sum(values) / len(values) if values else 0.0

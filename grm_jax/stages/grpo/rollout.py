@@ -1,228 +1,270 @@
-"""Rollouts: a group of generations for each visit, and what they earn.
+"""Rollouts: a group of generations for each prompt, with their rewards.
 
-  visits -> prompts -> engine, group_size samples of each -> texts -> verdicts
-         -> rewards (+1 or -1, equation 10 of arXiv 2504.02495) -> groups
-
-A generation that was cut off is incorrect whatever it says, and so is one that
-does not parse. There is no format reward.
+rollout prompts -> prompt tokens -> engine, group_size samples of each prompt
+  -> judgements (scores parsed from the texts) -> rewards -> groups
 """
 
-import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import logging
 
 from grm_jax.data.rollout_prompts import RolloutPrompt, RolloutPromptIterator
 from grm_jax.errors import UserError
-from grm_jax.judgement import rejection_sampling, response_order
+from grm_jax.judgement import correctness
+from grm_jax.judgement.correctness import RewardFunction
+from grm_jax.judgement.judgement import Judgement
 from grm_jax.judgement.prompt_format import PromptFormat
-from grm_jax.sampling.decode import DecodeWeights
+from grm_jax.sampling.decode_state import DecodeWeights
 from grm_jax.sampling.engine import Engine
 from grm_jax.sampling.request import Generation, RejectedRequest, Request
 from grm_jax.tokenizer import chat_format
 from grm_jax.tokenizer.tokenizer import Tokenizer
-from grm_jax.training import advantages
+from grm_jax.training import advantages as advantages_lib
 
-# Visits in a row that cannot be asked, after which a run gives up: all of its
-# examples may be too long. Of few examples, so many that all were visited.
-_MOST_FAULTS = 1000
+# A run ends after this many prompts in a row that are too long: all of its
+# examples may be. With few examples, after each has been tried twice.
+_MAX_SKIPPED_IN_A_ROW = 1000
 
-
-class _Stopped(Exception):
-  """The run was asked to stop within a rollout."""
+# A rollout prompt and its tokens.
+TokenizedPrompt = tuple[RolloutPrompt, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutGroup:
-  """The generations of a visit.
+  """The generations of one prompt.
 
   Attributes:
-    visit: what was asked.
-    prompt: its tokens.
-    generations: by sample.
-    verdicts: of each, see judgement/rejection_sampling.py.
-    scores: of each, in the example's own order; None where nothing parses.
+    rollout_prompt: the example and the order of its responses.
+    prompt: token ids of the prompt.
+    generations: R generations, by sample number.
+    judgements: their texts with parsed scores, by sample number.
     rewards: float32 [R].
   """
 
-  visit: RolloutPrompt
+  rollout_prompt: RolloutPrompt
   prompt: tuple[int, ...]
   generations: tuple[Generation, ...]
-  verdicts: tuple[str, ...]
-  scores: tuple[tuple[int, ...] | None, ...]
+  judgements: tuple[Judgement, ...]
   rewards: np.ndarray
 
   @property
-  def spread(self) -> bool:
-    """Whether one of the generations earned more than another."""
-    return not advantages.no_spread(self.rewards[None])[0]
+  def outcomes(self) -> tuple[str, ...]:
+    """One of correctness.OUTCOMES for each generation."""
+    example = self.rollout_prompt.example
+    return tuple(correctness.outcome(example, x) for x in self.judgements)
+
+  @property
+  def has_spread(self) -> bool:
+    """Whether rewards differ; otherwise all advantages are 0."""
+    return not advantages_lib.zero_std(self.rewards[None])[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-  """A rollout.
+  """The groups that one or several updates train on.
 
   Attributes:
-    groups: as many as were asked for.
-    all_groups: these, and those without spread that were drawn again.
-    faults: visits that could not be asked.
+    groups: the groups to train on.
+    all_groups: these, and groups without spread that were replaced. Metrics
+      are computed over them, because `groups` is a biased selection.
+    skipped_prompts: number of prompts that were too long.
   """
 
   groups: tuple[RolloutGroup, ...]
   all_groups: tuple[RolloutGroup, ...]
-  faults: int
+  skipped_prompts: int
 
 
+@dataclasses.dataclass(frozen=True)
 class RolloutSampler:
-  """Draws rollouts with an engine that is compiled once."""
+  """Samples rollouts; see `sample`.
 
-  def __init__(
-    self,
-    engine: Engine,
-    tokenizer: Tokenizer,
-    forms: PromptFormat,
-    *,
-    group_size: int,
-    temperature: float,
-    seed: int,
-  ):
-    """The engine need not hold weights: `roll` is given them."""
-    self.engine, self._forms = engine, forms
-    self._chat = functools.partial(chat_format.render_user, tokenizer)
-    self._group_size, self._temperature = group_size, temperature
-    self._seed = seed
+  Attributes:
+    engine: samples the generations.
+    tokenizer: tokenizer of the policy.
+    prompt_format: renders prompts and parses generations.
+    reward_fn: reward of a judgement.
+    group_size: R, generations per prompt.
+    temperature: sampling temperature.
+    seed: seed of the samples.
+  """
 
-  def roll(
+  engine: Engine
+  tokenizer: Tokenizer
+  prompt_format: PromptFormat
+  reward_fn: RewardFunction
+  group_size: int
+  temperature: float
+  seed: int
+
+  def sample(
     self,
     weights: DecodeWeights,
-    visits: RolloutPromptIterator,
+    prompts: RolloutPromptIterator,
     count: int,
-    attempts: int,
-    stops: Callable[[], bool] = lambda: False,
+    max_resample_attempts: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
   ) -> Rollout | None:
-    """Groups of the next visits; None and no visit if it was stopped.
+    """Samples groups for the next prompts.
 
-    What is drawn depends on weights, visits and seed only. Between two
-    rollouts the devices hold neither weights nor caches for it.
+    The result depends only on weights, prompts and seed.
 
     Args:
-      weights: of the policy, from placing.place.
-      visits: where to take them from.
-      count: groups wanted.
-      attempts: how often groups without spread are replaced by those of new
-        visits (dynamic sampling, arXiv 2503.14476); 0 keeps them. After the
-        last time the first of them fill up what is missing.
-      stops: asked now and then whether to give up.
+      weights: of the policy, from decode_weights.place.
+      prompts: where to take prompts from.
+      count: number of groups.
+      max_resample_attempts: how often groups without spread are replaced by
+        groups of new prompts (dynamic sampling of DAPO, arXiv 2503.14476); 0
+        keeps them. After the last attempt, the first groups without spread
+        fill up the rollout.
+      should_stop: polled after each generation; True ends the rollout.
+
+    Returns:
+      The rollout. None if it was stopped; `prompts` is then where it was, so
+      that the same prompts are taken again.
 
     Raises:
-      UserError: too many visits in a row cannot be asked.
+      UserError: too many prompts in a row are too long.
     """
-    begin = visits.drawn
-    # A copy shares the programs; its caches end with it, not with the run.
-    engine = copy.copy(self.engine)
-    engine.programs.weights = weights
-    try:
-      return self._roll(engine, visits, count, attempts, stops)
-    except _Stopped:
-      visits.drawn = begin
-      return None
-    finally:
-      engine.programs.weights = None
-
-  def _roll(self, engine, visits, count, attempts, stops):
-    found, flat, faults = [], [], 0
-    for attempt in range(attempts + 1):
-      asked, more = self._ask(visits, count - len(found))
-      faults += more
-      groups = list(self._groups(engine, asked, stops))
-      keep_all = not attempts
-      found += [x for x in groups if keep_all or x.spread]
-      flat += [x for x in groups if not keep_all and not x.spread]
-      if len(found) == count:
+    start = prompts.num_taken
+    groups: list[RolloutGroup] = []
+    flat_groups: list[RolloutGroup] = []
+    num_skipped = 0
+    for attempt in range(max_resample_attempts + 1):
+      tokenized, skipped = self._take_prompts(prompts, count - len(groups))
+      num_skipped += skipped
+      sampled = self._sample_groups(weights, tokenized, should_stop)
+      if sampled is None:
+        prompts.num_taken = start
+        return None
+      for (rollout_prompt, prompt), generations in zip(
+        tokenized, sampled, strict=True
+      ):
+        group = self._score(rollout_prompt, prompt, generations)
+        is_kept = group.has_spread or not max_resample_attempts
+        (groups if is_kept else flat_groups).append(group)
+      if len(groups) == count:
         break
       logging.info(
-        'attempt %d: %d of %d groups have a spread',
-        *(attempt + 1, len(found), count),
+        'attempt %d: %d of %d groups have different rewards',
+        *(attempt + 1, len(groups), count),
       )
-    everything = (*found, *flat)
-    return Rollout((*found, *flat[: count - len(found)]), everything, faults)
-
-  def _ask(
-    self, visits: RolloutPromptIterator, count: int
-  ) -> tuple[list[tuple[RolloutPrompt, tuple[int, ...]]], int]:
-    """(visits with their prompts, how many could not be asked)."""
-    asked, faults, in_a_row = [], 0, 0
-    most = min(_MOST_FAULTS, 2 * len(visits.examples))
-    while len(asked) < count:
-      (visit,) = visits.take(1)
-      try:
-        asked.append((visit, self._tokens(visit)))
-        in_a_row = 0
-      except UserError as error:
-        faults, in_a_row = faults + 1, in_a_row + 1
-        if faults == 1:  # the others are counted in the metrics
-          logging.warning('left out: %s: %s', visit.example.id, error)
-        if in_a_row == most:
-          raise UserError(
-            f'{most} examples in a row cannot be asked; the last, '
-            f'{visit.example.id}: {error}; give longer config.batch.prompt_buckets or '
-            'shorter examples'
-          ) from error
-    return asked, faults
-
-  def _tokens(self, visit: RolloutPrompt) -> tuple[int, ...]:
-    limit = self.engine.limits.prompt
-    return self._forms.tokenize(
-      visit.example, visit.order, self._chat, limit=limit
+    return Rollout(
+      groups=(*groups, *flat_groups[: count - len(groups)]),
+      all_groups=(*groups, *flat_groups),
+      skipped_prompts=num_skipped,
     )
 
-  def _groups(self, engine, asked, stops) -> Iterator[RolloutGroup]:
-    """In the order in which they were asked for."""
+  def _take_prompts(
+    self, prompts: RolloutPromptIterator, count: int
+  ) -> tuple[list[TokenizedPrompt], int]:
+    """Takes `count` prompts that fit; also returns the number of others."""
+    tokenized: list[TokenizedPrompt] = []
+    num_skipped = num_skipped_in_a_row = 0
+    limit = min(_MAX_SKIPPED_IN_A_ROW, 2 * len(prompts.examples))
+    while len(tokenized) < count:
+      (rollout_prompt,) = prompts.take(1)
+      try:
+        tokenized.append((rollout_prompt, self._tokenize(rollout_prompt)))
+        num_skipped_in_a_row = 0
+      except UserError as error:
+        num_skipped += 1
+        num_skipped_in_a_row += 1
+        example_id = rollout_prompt.example.id
+        if num_skipped == 1:  # the metrics count the others
+          logging.warning('skipping example %s: %s', example_id, error)
+        if num_skipped_in_a_row == limit:
+          raise UserError(
+            f'{limit} examples in a row are too long; the last is '
+            f'{example_id}: {error}; add a longer bucket to '
+            'config.batch.prompt_buckets or give shorter examples'
+          ) from error
+    return tokenized, num_skipped
+
+  def _tokenize(self, rollout_prompt: RolloutPrompt) -> tuple[int, ...]:
+    return self.prompt_format.tokenize(
+      rollout_prompt.example,
+      rollout_prompt.order,
+      functools.partial(chat_format.render_user, self.tokenizer),
+      limit=self.engine.limits.max_prompt_tokens,
+    )
+
+  def _sample_groups(
+    self,
+    weights: DecodeWeights,
+    prompts: Sequence[TokenizedPrompt],
+    should_stop: Callable[[], bool],
+  ) -> list[list[Generation]] | None:
+    """Returns R generations of each prompt, by sample number.
+
+    None if it was stopped.
+    """
     requests = [
       Request(
-        id=str(number),
-        prompt=prompt,
-        num_samples=self._group_size,
-        temperature=self._temperature,
-        seed=self._seed,
-        key=visit.name,
+        id=rollout_prompt.sample_key,
+        prompt=tokens,
+        num_samples=self.group_size,
+        temperature=self.temperature,
+        seed=self.seed,
+        key=rollout_prompt.sample_key,
+        tag=index,
       )
-      for number, (visit, prompt) in enumerate(asked)
+      for index, (rollout_prompt, tokens) in enumerate(prompts)
     ]
-    by_number: list[list[Generation]] = [[] for _ in asked]
-    for item in engine.run(requests):
-      if stops():
-        raise _Stopped
-      if isinstance(item, RejectedRequest):
-        # `tokenize` has kept to the engine's limits.
-        raise RuntimeError(f'{item.request}: {item.reason}')
-      by_number[int(item.request)].append(item)
-    for (visit, prompt), own in zip(asked, by_number, strict=True):
-      yield self._group(visit, prompt, sorted(own, key=lambda x: x.sample))
+    groups: list[list[Generation]] = [[] for _ in prompts]
+    for result in self.engine.run(weights, requests):
+      if should_stop():
+        return None
+      if isinstance(result, RejectedRequest):
+        # A bug: `_tokenize` keeps the limits of the engine.
+        raise RuntimeError(f'{result.request_id}: {result.reason}')
+      groups[result.tag].append(result)
+    # The engine returns generations in the order in which they end.
+    return [sorted(group, key=lambda x: x.sample) for group in groups]
 
-  def _group(self, visit, prompt, own: Sequence[Generation]) -> RolloutGroup:
-    n = len(visit.order)
-    verdicts = tuple(self._verdict(visit, x) for x in own)
-    shown = [self._forms.read(x.text, n) for x in own]
+  def _score(
+    self,
+    rollout_prompt: RolloutPrompt,
+    prompt: tuple[int, ...],
+    generations: Sequence[Generation],
+  ) -> RolloutGroup:
+    """Parses the generations of a prompt and computes their rewards."""
+    judgements = tuple(self._judgement(rollout_prompt, x) for x in generations)
+    rewards = [self.reward_fn(rollout_prompt.example, x) for x in judgements]
     return RolloutGroup(
-      visit=visit,
+      rollout_prompt=rollout_prompt,
       prompt=prompt,
-      generations=tuple(own),
-      verdicts=verdicts,
-      scores=tuple(x and response_order.restore(x, visit.order) for x in shown),
-      rewards=np.array(
-        [1.0 if x == 'correct' else -1.0 for x in verdicts], np.float32
+      generations=tuple(generations),
+      judgements=judgements,
+      rewards=np.array(rewards, np.float32),
+    )
+
+  def _judgement(
+    self, rollout_prompt: RolloutPrompt, generation: Generation
+  ) -> Judgement:
+    assert generation.text is not None  # the engine has a detokenizer
+    return Judgement(
+      order=rollout_prompt.order,
+      text=generation.text,
+      num_tokens=len(generation.tokens),
+      finish=generation.finish,
+      scores=self.prompt_format.parse_scores(
+        generation.text, rollout_prompt.order
       ),
     )
 
-  def _verdict(self, visit, item: Generation) -> str:
-    sample = rejection_sampling.FilterSample(
-      visit.example.id,
-      visit.order,
-      item.text,
-      truncated=item.finish == 'length',
-    )
-    return rejection_sampling.verdict(sample, visit.example, self._forms)
+
+def group_advantages(
+  groups: Sequence[RolloutGroup], normalize_by_std: bool
+) -> np.ndarray:
+  """Returns the advantages of all generations, float32 [groups, R].
+
+  Args:
+    groups: groups of a rollout.
+    normalize_by_std: divide by the standard deviation of the group's rewards.
+  """
+  rewards = np.stack([group.rewards for group in groups])  # [groups, R]
+  return advantages_lib.advantages(rewards, std=normalize_by_std)

@@ -1,21 +1,22 @@
-"""Rule-based reinforcement learning (GRPO; arXiv 2504.02495, section 3.2).
+"""Rule-based reinforcement learning with GRPO (arXiv 2504.02495, section 3.2).
 
-  visits -> prompts -> rollout, group_size generations of each -> scores
-         -> rewards -> advantages -> reference log-probs -> update -> log
+  prompts -> generations, a group per prompt -> rewards -> advantages
+    -> reference log-probabilities -> update
 
-Rollout, reference and update are programs of their own; in each of them every
-prompt is computed once for its whole group. A rollout is always by the newest
-parameters. Written into WORKDIR: model/, metrics.jsonl, tensorboard/.
+Sampling is on-policy: every rollout uses the newest parameters. In sampling,
+reference and update each prompt is computed once for its whole group. A step is
+one update; a rollout has num_minibatches * num_iterations of them.
 
-A run that was killed, or stopped by SIGTERM, goes on when it is started again
-as if nothing had happened. SIGTERM ends a rollout, too, which is then drawn
-again: there is seldom time to wait for it.
+Writes WORKDIR/model (a model directory), metrics.jsonl and tensorboard/. A run
+that was killed or preempted (SIGTERM) resumes when the same command runs again,
+with the same results bit for bit. A preempted rollout is discarded and sampled
+again, because preemption leaves too little time to finish it.
 """
 
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,91 +27,244 @@ from grm_jax.checkpoint import model_directory, orbax_checkpoint
 from grm_jax.data import global_arrays, labelled_examples, tokenized_example
 from grm_jax.data.rollout_prompts import RolloutPromptIterator
 from grm_jax.errors import UserError
+from grm_jax.judgement import correctness
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judges import evaluation_during_training
 from grm_jax.judges import factory as judge_factory
-from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.transformer import Transformer
 from grm_jax.sampling import decode_weights
+from grm_jax.sampling.engine import Engine
 from grm_jax.sharding import mesh
+from grm_jax.stages.grpo import collate, update
+from grm_jax.stages.grpo import evaluate as grpo_evaluate
 from grm_jax.stages.grpo import metrics as grpo_metrics
-from grm_jax.stages.grpo import update as grpo_update
-from grm_jax.stages.grpo.metrics import ParseFailureStop
-from grm_jax.stages.grpo.rollout import Rollout, RolloutSampler
-from grm_jax.stages.grpo.update import PolicyUpdater
-from grm_jax.training import metric_writer, optimizer, reference_policy
+from grm_jax.stages.grpo import rollout as grpo_rollout
+from grm_jax.stages.grpo.rollout import RolloutSampler
+from grm_jax.tokenizer.tokenizer import Tokenizer
+from grm_jax.training import (
+  grpo_loss,
+  metric_writer,
+  optimizer,
+  reference_policy,
+)
 from grm_jax.training import profiler as profiling
 from grm_jax.training import run as training_run
 from grm_jax.training.preemption import Preemption
+from grm_jax.training.progress import ProgressPrinter
 from grm_jax.training.reference_policy import ReferencePolicy
-from grm_jax.training.step_timer import StepTimer, progress
+from grm_jax.training.run import ParseFailureStop, PreemptionPoller, RunState
+from grm_jax.training.step_timer import StepTimer
 
-# Rows of a rollout begin together and get longer together: the lengths in
-# which their caches are read, see sampling.engine.Engine.
-_REACHES = 3
+# The generations of a rollout start together and grow together, so decoding can
+# read shorter caches at first; see sampling.engine.Engine.
+_NUM_CACHE_LENGTHS = 3
+_NUM_SAMPLE_TEXTS = 4  # generations shown in TensorBoard
 
 
 def run(config: ConfigDict, workdir: str) -> None:
-  """Trains by rewards on `config.data`.
+  """Trains a judge by rewards on `config.data`.
+
+  Args:
+    config: from configs/grpo.py.
+    workdir: folder that this run writes.
 
   Raises:
-    UserError: a path, a row or a setting is wrong; or the run stops, because
-      what it writes does not parse any more.
+    UserError: a path, a row or a setting is wrong; or too many generations do
+      not parse (config.evaluation.patience).
+    NonFiniteError: the loss or a norm is not finite.
   """
   check(config, workdir)
-  forms = PromptFormat(
+  total = config.steps
+  updates_per_rollout = config.num_minibatches * config.num_iterations
+  layout = mesh.from_config(config)
+  batch_shape = _batch_shape(config)
+  # Raises UserError now, not after the first rollout.
+  global_arrays.local_prompt_indices(layout, config.batch.micro_batch_prompts)
+
+  # Data.
+  prompt_format = PromptFormat(
     config.prompt.template, config.prompt.single, config.prompt.too_long
   )
-  forms.check()
-  layout = mesh.from_config(config)
-  global_arrays.process_rows(layout, config.batch.micro_batch_prompts)
-  examples = labelled_examples.load(config.data, config.fail_on_bad_rows, forms)
-  visits = RolloutPromptIterator(examples, config.response_order, config.seed)
-  target = os.path.join(workdir, training_run.MODEL)
-  saved = orbax_checkpoint.read_json(target, 'meta') if _goes_on(target) else {}
-  model, tokenizer, params = _open(config, target, layout)
-  decoder = model.clone(layout=mesh.from_config(config, weights='resident'))
-  engine = judge_factory.make_engine(
-    decoder,
-    None,
-    tokenizer,
-    prompts=config.rollout.prompts,
-    rows=config.rollout.generations_per_prompt,
-    size=max(config.batch.generation_buckets),
-    chunk=config.rollout.decode_steps_per_call,
-    reaches=_REACHES,
-    buckets=config.batch.prompt_buckets,
+  prompt_format.check()
+  reward_fn = correctness.load_reward(config.reward)
+  examples = labelled_examples.load(
+    config.data, config.fail_on_bad_rows, prompt_format
   )
-  roller = RolloutSampler(
+  prompts = RolloutPromptIterator(examples, config.response_order, config.seed)
+
+  # Policy, sampler, evaluator, reference, optimizer.
+  target = os.path.join(workdir, training_run.MODEL)
+  metadata = training_run.read_metadata(target)
+  model, tokenizer, params = training_run.load_model(config, target, layout)
+  decode_model = model.clone(
+    layout=mesh.from_config(config, weights='resident')
+  )
+  engine = _make_engine(config, decode_model, tokenizer)
+  sampler = RolloutSampler(
     engine,
     tokenizer,
-    forms,
+    prompt_format,
+    reward_fn,
     group_size=config.group_size,
     temperature=config.temperature,
     seed=config.seed,
   )
-  judge = evaluation_during_training.from_config(
-    config, decoder, tokenizer, engine, config.rollout.int8
+  evaluator = evaluation_during_training.from_config(
+    config, decode_model, tokenizer, engine, config.rollout.int8
   )
-  optim, _ = optimizer.make(config.steps, **config.optimizer)
-  updater = PolicyUpdater(
-    config, model, optim, _reference(config, model, saved)
-  )
-  state = training_run.restore_or_init(target, model, optim, params, visits)
+  reference = _load_reference(config, model, metadata)
+  optim, learning_rate = optimizer.make(total, **config.optimizer)
+  train_step = update.make_train_step(config, model, optim)
+  policy_logps = jax.jit(functools.partial(grpo_loss.logps, model))
+  state = training_run.restore_or_init(target, model, optim, params, prompts)
   del params
-  with Preemption() as preemption:
-    roll = functools.partial(_roll, config, roller, visits)
-    asked = training_run.PreemptionPoller(preemption)
-    _train(
-      config, workdir, model, state, visits, roll, updater, judge, asked, saved
-    )
+  run_state = RunState.from_metadata(metadata, evaluate_initial=True)
+  eval_pending = evaluator is not None and run_state.eval_pending
+  _check_remaining_steps(run_state.step, total, updates_per_rollout)
+  if run_state.step >= total and not eval_pending:
+    training_run.print_on_host0(f'{target} already has all {total} steps')
+    return
+
+  timer = StepTimer()
+  with (
+    Preemption() as notice,
+    orbax_checkpoint.CheckpointManager(
+      target, max_to_keep=config.max_to_keep
+    ) as checkpoints,
+    metric_writer.MetricWriter(
+      workdir, run_state.step, jax.process_index() == 0
+    ) as writer,
+    profiling.Profiler(
+      profiling.parse(config.profile_steps), workdir
+    ) as profiler,
+  ):
+    preemption, preempted = PreemptionPoller(notice), False
+    progress = ProgressPrinter(run_state.step, total)
+    if evaluator is not None and eval_pending:
+      run_state, stop_reason = _evaluate(
+        config, evaluator, state.params, run_state, preemption, timer, writer
+      )
+      if stop_reason:
+        logging.warning('%s', stop_reason)
+
+    for step in range(
+      run_state.step + updates_per_rollout, total + 1, updates_per_rollout
+    ):
+      for update_step in range(step - updates_per_rollout + 1, step + 1):
+        profiler.begin(update_step)
+      with jax.profiler.StepTraceAnnotation('grpo', step_num=step):
+        # Sample: prompts -> generations -> scores -> rewards.
+        with timer.part('rollout'):
+          weights, _ = decode_weights.place(
+            decode_model, state.params, config.rollout.int8
+          )
+          rollout = sampler.sample(
+            weights,
+            prompts,
+            config.prompts_per_rollout,
+            config.max_resample_attempts,
+            should_stop=functools.partial(preemption.should_stop, run_state.step),
+          )
+          del weights  # frees their memory for the update
+        if rollout is None:
+          preempted = True
+          break
+
+        # Learn: advantages -> log-probabilities -> updates.
+        advantages = grpo_rollout.group_advantages(
+          rollout.groups, config.loss.normalize_by_std
+        )
+        minibatches = collate.make_minibatches(
+          rollout.groups,
+          advantages,
+          num_minibatches=config.num_minibatches,
+          micro_batch_prompts=config.batch.micro_batch_prompts,
+          batch_shape=batch_shape,
+          layout=layout,
+        )
+        if reference is not None:
+          with timer.part('reference'):
+            minibatches = update.add_reference_logps(reference, minibatches)
+        if updates_per_rollout > 1:
+          with timer.part('old_logps'):
+            minibatches = update.add_old_logps(
+              policy_logps, state.params, minibatches
+            )
+        with timer.part('update'):
+          state, metrics = update.update_policy(
+            train_step, state, minibatches, config.num_iterations
+          )
+      profiler.end(step, metrics)
+
+      # Log.
+      infos = [grpo_metrics.batch_info(rollout.groups)] * config.num_iterations
+      row = training_run.collect_metrics(
+        workdir, timer, model, step, metrics, infos
+      )
+      row |= grpo_metrics.rollout_metrics(rollout)
+      row |= grpo_metrics.throughput(rollout, row, config.num_iterations)
+      row |= {
+        'epochs': prompts.epochs,
+        'learning_rate': float(learning_rate(step - 1)),
+      }
+      _log(config, writer, progress, step, row, rollout)
+
+      # Evaluate, save, stop.
+      is_due = functools.partial(
+        training_run.should_run, step, total=total, stride=updates_per_rollout
+      )
+      run_state = dataclasses.replace(
+        run_state,
+        step=step,
+        eval_pending=evaluator is not None and is_due(config.evaluation.every),
+      )
+      stop_reason = ''
+      if evaluator is not None and run_state.eval_pending:
+        run_state, stop_reason = _evaluate(
+          config, evaluator, state.params, run_state, preemption, timer, writer
+        )
+      preempted = preemption.should_stop(step)
+      if preempted:
+        break
+      if stop_reason or is_due(config.save_every):
+        with timer.part('save'):
+          training_run.save(
+            *(checkpoints, writer, state, model),
+            _metadata(config, run_state, prompts, reference),
+          )
+      if stop_reason and step < total:
+        checkpoints.wait()
+        raise UserError(f'stopped after step {step} of {total}: {stop_reason}')
+      if stop_reason:
+        logging.warning('%s', stop_reason)
+
+    if preempted and run_state.step:
+      training_run.save(
+        *(checkpoints, writer, state, model),
+        _metadata(config, run_state, prompts, reference),
+      )
+
+  if preempted:
+    training_run.print_stopped(run_state.step, total)
+    return
+  training_run.print_on_host0(
+    f'{total} steps; {prompts.epochs:.2f} epochs; model -> {target}'
+  )
 
 
 def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
-  """Checks what would only be seen after rows or weights; see runs.check."""
-  if not workdir:
-    raise UserError('give --workdir=DIR, where the model is written')
-  e, each = config.evaluation, config.num_minibatches * config.num_iterations
-  training_run.check_least(
+  """Checks settings before data or weights are read.
+
+  Args:
+    config: config of the stage.
+    workdir: folder that the run writes.
+    key: config key of `config`, for messages.
+
+  Raises:
+    UserError: a setting is wrong.
+  """
+  training_run.check_workdir(workdir)
+  training_run.check_minimum(
     ('group_size', config.group_size, 2),
     ('prompts_per_rollout', config.prompts_per_rollout, 1),
     ('num_minibatches', config.num_minibatches, 1),
@@ -125,278 +279,174 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
     ),
     ('rollout.decode_steps_per_call', config.rollout.decode_steps_per_call, 1),
     ('max_to_keep', config.max_to_keep, 1),
-    ('evaluation.k', e.k, 0),
+    ('evaluation.k', config.evaluation.k, 0),
     key=key,
   )
   if config.prompts_per_rollout < config.num_minibatches:
     raise UserError(
-      f'{key}.prompts_per_rollout={config.prompts_per_rollout} groups make no '
-      f'{key}.num_minibatches={config.num_minibatches}'
+      f'{key}.num_minibatches ({config.num_minibatches}) must not exceed '
+      f'{key}.prompts_per_rollout ({config.prompts_per_rollout})'
     )
-  if config.steps % each:
+  updates_per_rollout = config.num_minibatches * config.num_iterations
+  if config.steps % updates_per_rollout:
     raise UserError(
-      f'{key}.steps={config.steps} is no multiple of {key}.num_minibatches * '
-      f'{key}.num_iterations = {each}, the updates on a rollout'
+      f'{key}.steps is {config.steps}; set it to a multiple of the updates per '
+      f'rollout, {updates_per_rollout} ({key}.num_minibatches * '
+      f'{key}.num_iterations)'
     )
   if not 0 < config.temperature < float('inf'):
     raise UserError(
-      f'{key}.temperature is {config.temperature}; it must be above 0: all '
-      'generations of a group would be the same'
+      f'{key}.temperature is {config.temperature}; set it above 0, because the '
+      'generations of a group must differ'
     )
-  tokenized_example.limits(
+  _batch_shape(config, key)
+  update.make_loss_config(config, key)
+  reference_policy.check_dtype(config.reference.dtype, f'{key}.reference.dtype')
+  _stop_rule(config, key)
+  optimizer.make(config.steps, key=f'{key}.optimizer', **config.optimizer)
+  profiling.parse(config.profile_steps, f'{key}.profile_steps')
+
+
+def _batch_shape(
+  config: ConfigDict, key: str = 'config'
+) -> tokenized_example.BatchShape:
+  return tokenized_example.make_batch_shape(
     config.batch.prompt_buckets,
     config.batch.generation_buckets,
     config.group_size,
     f'{key}.batch',
   )
-  grpo_update.objective_of(config, key)
-  reference_policy.check_dtype(config.reference.dtype, f'{key}.reference.dtype')
-  ParseFailureStop(
-    e.max_parse_failure_rate, e.patience, key=f'{key}.evaluation'
+
+
+def _stop_rule(config: ConfigDict, key: str = 'config') -> ParseFailureStop:
+  return ParseFailureStop(
+    config.evaluation.max_parse_failure_rate,
+    config.evaluation.patience,
+    f'{key}.evaluation',
   )
-  optimizer.make(config.steps, key=f'{key}.optimizer', **config.optimizer)
-  profiling.parse(config.profile_steps, f'{key}.profile_steps')
 
 
-def _goes_on(target: str) -> bool:
-  return bool(orbax_checkpoint.steps(target))
-
-
-def _open(config, target, layout):
-  """(model, tokenizer, params): of the run so far, or where it begins.
-
-  Parameters are None where the run goes on: they are in its checkpoint.
-  """
-  compute = ComputeConfig(**config.compute)
-  if _goes_on(target):
-    model = model_directory.build(target, None, compute, layout)
-    _check_writes(model, target, 'choose another --workdir')
-    return model, model_directory.load_tokenizer(target, model.size), None
-  if config.checkpoint == model_directory.SCRATCH:
-    raise UserError(
-      'config.checkpoint=scratch: only a model that writes judgements can be '
-      'rewarded for them; give the model/ of the stage rft or sft'
-    )
-  model, tokenizer, params = model_directory.open_model(
-    config.checkpoint,
-    model_directory.step_of(config.checkpoint_step),
-    compute,
-    layout,
-    seed=config.seed,
-  )
-  _check_writes(
-    model, f'config.checkpoint={config.checkpoint}', 'give a model that writes'
-  )
-  return (
-    model,
+def _make_engine(
+  config: ConfigDict, decode_model: Transformer, tokenizer: Tokenizer
+) -> Engine:
+  return judge_factory.make_engine(
+    decode_model,
     tokenizer,
-    training_run.init_from_checkpoint(config, target, model, params),
+    prompts=config.rollout.prompts,
+    generations_per_prompt=config.rollout.generations_per_prompt,
+    max_new_tokens=max(config.batch.generation_buckets),
+    decode_steps_per_call=config.rollout.decode_steps_per_call,
+    num_cache_lengths=_NUM_CACHE_LENGTHS,
+    prompt_buckets=config.batch.prompt_buckets,
   )
 
 
-def _check_writes(model, what, cure):
-  if model.scalar:
-    raise UserError(f'{what} has a scalar head; {cure}')
-
-
-def _reference(config, model, saved) -> ReferencePolicy | None:
-  """Frozen parameters, if the objective needs any; the same as before."""
-  if not config.loss.kl_coef:
-    return None
-  r, before = config.reference, saved.get('reference')
-  step = (
-    None if r.checkpoint else model_directory.step_of(config.checkpoint_step)
-  )
-  if step is None and before:
-    step = before['step']  # there may be newer ones by now
-  made = ReferencePolicy(
-    r.checkpoint or config.checkpoint,
-    step,
-    model,
-    dtype=r.dtype,
-    on_host=r.offload_to_host,
-    seed=config.seed,
-  )
-  made.check(before)
-  return made
-
-
-def _roll(config, roller, visits, params, stops) -> Rollout | None:
-  """A rollout by these parameters; None if it was stopped."""
-  decoder = roller.engine.programs.model
-  weights, _ = decode_weights.place(decoder, params, config.rollout.int8)
-  return roller.roll(
-    weights,
-    visits,
-    config.prompts_per_rollout,
-    config.max_resample_attempts,
-    stops,
-  )
-
-
-def _train(
-  config, workdir, model, state, visits, roll, updater, judge, asked, saved
-):
-  """The loop: a rollout, and all updates on it; a step is an update.
+def _load_reference(
+  config: ConfigDict, model: Transformer, metadata: Mapping[str, Any]
+) -> ReferencePolicy | None:
+  """Returns the reference policy; None if the loss has no KL term.
 
   Args:
-    roll: (params, stops) -> Rolled, or None if it was stopped: the next
-      visits, their prompts, generations, scores and rewards.
-    updater: advantages, log-probabilities, updates.
-    judge: of held-out examples, or None.
-    asked: whether to stop.
-    saved: item meta of the checkpoint to go on from, or {}.
+    config: config of the stage.
+    model: the policy.
+    metadata: of the checkpoint to resume from. It names the reference of the
+      run so far, which must not change.
   """
-  total, each, e = config.steps, updater.each, config.evaluation
-  target, begin = os.path.join(workdir, training_run.MODEL), int(state.step)
-  _check_left(begin, total, each)
-  rule = ParseFailureStop(
-    e.max_parse_failure_rate, e.patience, saved.get('above', 0)
+  if not config.loss.kl_coef:
+    return None
+  checkpoint, step = config.reference.checkpoint, None
+  if not checkpoint:
+    checkpoint = config.checkpoint
+    step = model_directory.step_or_latest(config.checkpoint_step)
+  earlier = metadata.get('reference')
+  if step is None and earlier:
+    step = earlier['step']  # the newest step may be another one by now
+  reference = ReferencePolicy(
+    checkpoint,
+    step,
+    model,
+    dtype=config.reference.dtype,
+    offload_to_host=config.reference.offload_to_host,
+    seed=config.seed,
   )
-  owed = judge is not None and saved.get('owed', True)
-  if begin >= total and not owed:
-    training_run.print_on_host0(f'{target} has all of its {total} steps')
-    return
-  first = jax.process_index() == 0
-  clock, rate = StepTimer(), optimizer.make(total, **config.optimizer)[1]
-  with (
-    orbax_checkpoint.CheckpointManager(
-      target, keep=config.max_to_keep
-    ) as checkpoint,
-    metric_writer.MetricWriter(workdir, begin, first) as writer,
-    profiling.Profiler(
-      profiling.parse(config.profile_steps), workdir
-    ) as profiler,
-    progress(begin, total, 'GRPO', first) as bar,
-  ):
-    save = _saver(checkpoint, writer, model, visits, config, updater.reference)
-    measure = functools.partial(_measure, config, judge, clock, writer, asked)
-    if owed:
-      failures = measure(state, begin)
-      owed = failures is None
-      if begin and not owed:
-        _warn(rule.see(failures))
-    for step in range(begin + each, total + 1, each):
-      for one in range(step - each + 1, step + 1):
-        profiler.begin(one)
-      with clock.part('rollout'):
-        rolled = roll(state.params, lambda now=step - each: asked.at(now))
-      if rolled is None:
-        if step > each:
-          save(state, above=rule.above, owed=owed)
-        training_run.print_stopped(step - each, total)
-        return
-      parts = updater.batches(rolled.groups)
-      if updater.reference is not None:
-        with clock.part('reference'):
-          parts = updater.with_reference(parts)
-      if each > 1:
-        with clock.part('old'):
-          parts = updater.with_old(state.params, parts)
-      with clock.part('update'):
-        state, numbers = updater.update(state, parts)
-      profiler.end(step, numbers)
-      row = {'epochs': visits.epochs, 'learning_rate': rate(step - 1)}
-      _log(config, workdir, clock, model, writer, step, numbers, row, rolled)
-      bar.update(each)
-      owed, advice = (
-        judge is not None
-        and training_run.should_run(step, e.every, total, each),
-        '',
-      )
-      if owed and not asked.at(step):
-        failures = measure(state, step)
-        owed = failures is None
-        advice = '' if owed else rule.see(failures)
-      stop = asked.at(step)
-      if (
-        stop
-        or advice
-        or training_run.should_run(step, config.save_every, total, each)
-      ):
-        with clock.part('save'):
-          save(state, above=rule.above, owed=owed)
-      if stop:
-        training_run.print_stopped(step, total)
-        return
-      if advice and step < total:
-        checkpoint.wait()
-        raise UserError(f'stopped after step {step} of {total}: {advice}')
-      _warn(advice)
-  training_run.print_on_host0(
-    f'{total} steps; {visits.epochs:.2f} epochs; model -> {target}'
+  reference.check_provenance(earlier)
+  return reference
+
+
+def _metadata(
+  config: ConfigDict,
+  run_state: RunState,
+  prompts: RolloutPromptIterator,
+  reference: ReferencePolicy | None,
+) -> dict[str, Any]:
+  """Returns the metadata of a checkpoint."""
+  return training_run.make_metadata(
+    config,
+    run_state,
+    prompts.state(),
+    reference=reference.provenance if reference else None,
   )
 
 
-def _check_left(begin, total, each) -> None:
-  if begin < total and (total - begin) % each:
+def _check_remaining_steps(
+  step: int, total: int, updates_per_rollout: int
+) -> None:
+  """Raises UserError if the remaining steps are not whole rollouts."""
+  if step < total and (total - step) % updates_per_rollout:
     raise UserError(
-      f'{total - begin} of config.steps={total} are left, which is no multiple '
-      f'of config.num_minibatches * config.num_iterations = {each}, the updates on a '
-      'rollout; go on with what the run began with'
+      f'{total - step} steps remain until config.steps ({total}), which is not '
+      f'a multiple of {updates_per_rollout}, the updates per rollout '
+      '(config.num_minibatches * config.num_iterations); resume with the '
+      'settings that the run started with'
     )
 
 
-def _saver(
-  checkpoint, writer, model, visits, config, used
-) -> Callable[..., None]:
-  """save(state, **more): all that the run needs to go on, each step once."""
-  provenance = used and used.provenance
-
-  def save(state, **more: Any):
-    if int(state.step) not in checkpoint.steps():
-      writer.send()
-      training_run.save(
-        checkpoint, state, model, visits, config, reference=provenance, **more
-      )
-
-  return save
-
-
-def _log(config, workdir, clock, model, writer, step, numbers, row, rolled):
-  """Checks and writes the numbers of a rollout and of the updates on it."""
-  metas = [grpo_update.meta(rolled.groups)] * config.num_iterations
-  found = training_run.collect_metrics(
-    workdir, clock, model, (step, numbers, metas, {})
-  )
-  found |= row | grpo_metrics.rollout_metrics(rolled)
-  found |= grpo_metrics.throughput(rolled, found, config.num_iterations)
-  writer.write(step, found)
-  each = config.num_minibatches * config.num_iterations
-  texts = config.log_samples_every
-  shown = texts and training_run.should_run(step, texts, config.steps, each)
-  grpo_metrics.log_samples(writer, step, rolled, 4 if shown else 0)
-
-
-def _measure(config, judge, clock, writer, asked, state, step) -> float | None:
-  """Writes greedy figures of held-out examples, and those of votes.
+def _evaluate(
+  config: ConfigDict,
+  evaluator: evaluation_during_training.JudgeEvaluator,
+  params: dict,
+  run_state: RunState,
+  preemption: PreemptionPoller,
+  timer: StepTimer,
+  writer: metric_writer.MetricWriter,
+) -> tuple[RunState, str]:
+  """Evaluates the policy, and writes and prints the result.
 
   Returns:
-    The share of greedy generations that do not parse; None if it was stopped.
+    The new run state, and a reason to end the run or ''. If the evaluation is
+    preempted, the run state stays as it was: the evaluation is pending.
   """
-  k = config.evaluation.k
-  with clock.part('evaluation'):
-    kinds = [
-      judge.judged(state.params, count, lambda: asked.at(step))
-      for count in ([0, k] if k else [0])
-    ]
-  if None in kinds:
-    return None
-  found = evaluation_during_training.eval_metrics(kinds[0])
-  row, words = (
-    dataclasses.asdict(found),
-    f'greedy: {evaluation_during_training.format_metrics(found)}',
-  )
-  if k:
-    row[f'voting_{k}'] = voted = evaluation_during_training.voting_accuracy(
-      kinds[1]
+  k, step = config.evaluation.k, run_state.step
+  if preemption.should_stop(step):
+    return run_state, ''
+  with timer.part('evaluation'):
+    metrics = grpo_evaluate.evaluate(
+      evaluator, params, k, functools.partial(preemption.should_stop, step)
     )
-    words += f'; Voting@{k} {voted:.3f}'
-  writer.write(step, {f'held_out/{name}': value for name, value in row.items()})
-  training_run.print_on_host0(f'step {step}: held out, {words}')
-  return found.parse_failures
+  if metrics is None:
+    return run_state, ''
+  grpo_evaluate.write_metrics(writer, step, metrics, k)
+  run_state = dataclasses.replace(run_state, eval_pending=False)
+  if step == 0:  # the initial model does not count: training may repair it
+    return run_state, ''
+  return _stop_rule(config).update(run_state, metrics['parse_failures'])
 
 
-def _warn(advice: str) -> None:
-  if advice:
-    logging.warning('%s', advice)
+def _log(config, writer, progress, step, row, rollout) -> None:
+  """Writes the metrics of a step and its rollout; prints progress."""
+  writer.write(step, row)
+  texts_due = config.log_samples_every and training_run.should_run(
+    step,
+    config.log_samples_every,
+    config.steps,
+    config.num_minibatches * config.num_iterations,
+  )
+  grpo_metrics.log_samples(
+    writer, step, rollout, _NUM_SAMPLE_TEXTS if texts_due else 0
+  )
+  progress.update(
+    step,
+    f'reward {row["rollout/reward"]:.3f}',
+    row['learning_rate'],
+    row['tokens_per_second'],
+  )

@@ -1,0 +1,1 @@
+"""Reward models with a scalar head: the meta RM and baselines."""

@@ -1,18 +1,20 @@
-"""From `config.data` and `config.samples` of the stage meta_rm to records.
+"""Turns `config.data` and `config.samples` into labelled records.
 
-A record is a prompt and the texts that get a value each, in the very tokens
-that the judges of judges/baselines/scalar_rm.py and judges/baselines/pairwise_rm.py read:
+A record is a prompt and several texts. Each text gets a value and has a label.
+The tokens are exactly those that the judges in judges/baselines/ read:
 
-  meta           example and order, then judgements of that order
-  bradley_terry  query, then the best response and others
-  pair           query and a response, then a response to compare it with
+  config.kind     prompt                      texts (label 1)
+  meta            example, response order     judgements (correct)
+  bradley_terry   query                       responses (the best one)
+  pair            query and one response      other responses (worse than it)
 """
 
 import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -23,7 +25,7 @@ from grm_jax.data.collate import BatchInfo
 from grm_jax.data.tokenized_example import (
   BatchShape,
   TokenizedExample,
-  tokens_of,
+  token_array,
 )
 from grm_jax.errors import UserError
 from grm_jax.evaluation import metrics
@@ -38,13 +40,18 @@ from grm_jax.tokenizer.tokenizer import Tokenizer
 from grm_jax.training.reward_model_loss import RewardBatch
 
 KINDS = ('meta', 'bradley_terry', 'pair')
-SOURCE = 'judged'  # the one source of the batches
-_SHOWN = 5  # examples that are left out, in the log
+SOURCE = 'judged'  # name of the only data source
+_MAX_LOGGED = 5  # number of skipped examples that the log names
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardDataset:
-  """Examples by id, and for the kind meta their judgements, unhinted ones."""
+  """Examples, and judgements of them.
+
+  Attributes:
+    examples: by id.
+    samples: unhinted judgements by example id; empty unless kind is 'meta'.
+  """
 
   examples: Mapping[str, JudgingExample]
   samples: Mapping[str, Sequence[FilterSample]]
@@ -52,302 +59,370 @@ class RewardDataset:
 
 @dataclasses.dataclass(frozen=True)
 class LabelledRecord:
-  """A record, and what is known of each of its texts.
+  """A tokenized prompt with its texts and their labels.
 
   Attributes:
-    record: a prompt and at most R texts.
-    example: id of what they are about.
-    labels: 0 or 1 each.
-    weights: how much each counts in the loss.
-    places: of each, within its example: the number of the judgement, or of
-      the response.
+    tokenized: the prompt and at most R texts.
+    example_id: id of the example.
+    labels: 0 or 1 for each text.
+    weights: weight of each text in the loss.
+    text_indices: position of each text in its example: the number of the
+      judgement, or of the response.
   """
 
-  record: TokenizedExample
-  example: str
+  tokenized: TokenizedExample
+  example_id: str
   labels: tuple[int, ...]
   weights: tuple[float, ...]
-  places: tuple[int, ...]
+  text_indices: tuple[int, ...]
 
 
 def read(config: ConfigDict) -> tuple[RewardDataset, RewardDataset | None]:
-  """What to train on, and what is held out, if anything.
+  """Returns the training data and the held-out data.
 
-  Held out is config.evaluation.data, or else a share of the queries.
+  Held out are config.evaluation.data, or config.evaluation.holdout_fraction of
+  the queries, or nothing (None).
 
   Raises:
-    UserError: a source that cannot be read or has nothing of use.
+    UserError: a source cannot be read or has no labelled example.
   """
-  e = config.evaluation
-  found = _read(config, 'data', config.data, 'train', config.samples)
-  if e.data:
-    held = _read(config, 'evaluation.data', e.data, 'held_out', e.samples)
-    return found, held
-  if not e.holdout_fraction:
-    return found, None
-  return _split(found, e.holdout_fraction, config.seed)
+  evaluation = config.evaluation
+  dataset = _read_split(config, 'data', config.data, 'train', config.samples)
+  if evaluation.data:
+    held_out = _read_split(
+      config,
+      'evaluation.data',
+      evaluation.data,
+      'held_out',
+      evaluation.samples,
+    )
+    return dataset, held_out
+  if not evaluation.holdout_fraction:
+    return dataset, None
+  return _hold_out(dataset, evaluation.holdout_fraction, config.seed)
 
 
-def _read(config, key, spec, split, samples) -> RewardDataset:
-  is_told = correctness.has_label if config.kind == 'meta' else _has_best
-  everything, _ = example_sources.load(spec, split, config.fail_on_bad_rows)
-  examples = {x.id: x for x in everything if is_told(x)}
+def _read_split(
+  config: ConfigDict, key: str, spec: str, split: str, sample_paths: str
+) -> RewardDataset:
+  has_label = correctness.has_label if config.kind == 'meta' else _has_best
+  loaded, _ = example_sources.load(spec, split, config.fail_on_bad_rows)
+  examples = {x.id: x for x in loaded if has_label(x)}
   if not examples:
     raise UserError(
-      f'config.{key}={spec}: no example says what is right; needed is the '
-      'best of several responses, or for config.kind=meta the label 0 or 1 of '
-      'a single one in rewards'
+      f'config.{key}={spec}: none of {len(loaded)} examples has a label; set '
+      '`best` for several responses, or with config.kind=meta set `rewards` to '
+      '[0] or [1] for a single one'
     )
   if config.kind != 'meta':
     return RewardDataset(examples, {})
-  merged = collections.defaultdict(list)
-  for path in samples.split(','):
-    own = sample_files.read(path.strip(), examples, config.fail_on_bad_rows)
-    for name, some in own.items():
-      merged[name] += [x for x in some if not x.hinted]
-  merged = {name: tuple(own) for name, own in merged.items() if own}
-  if not merged:
-    raise UserError(
-      f'{samples}: all samples are hinted; a meta RM learns from unhinted ones'
+  samples: dict[str, list[FilterSample]] = collections.defaultdict(list)
+  for path in sample_paths.split(','):
+    by_example = sample_files.read(
+      path.strip(), examples, config.fail_on_bad_rows
     )
-  return RewardDataset(examples, merged)
+    for example_id, example_samples in by_example.items():
+      samples[example_id] += [x for x in example_samples if not x.hinted]
+  unhinted = {name: tuple(x) for name, x in samples.items() if x}
+  if not unhinted:
+    raise UserError(
+      f'{sample_paths}: all samples are hinted; give unhinted samples, because '
+      'a meta RM learns from those only'
+    )
+  return RewardDataset(examples, unhinted)
 
 
 def _has_best(example: JudgingExample) -> bool:
   return len(example.responses) > 1 and example.best is not None
 
 
-def _split(
-  data: RewardDataset, share: float, seed: int
+def _hold_out(
+  dataset: RewardDataset, fraction: float, seed: int
 ) -> tuple[RewardDataset, RewardDataset]:
-  """(the others, a share of the queries): no query is in both."""
-  used = [x for x in data.examples.values() if _is_used(x, data)]
-  queries = list(dict.fromkeys(metrics.query_of(x) for x in used))
-  count = max(1, round(share * len(queries)))
+  """Splits by query: returns the rest, and a fraction of the queries."""
+  examples = [
+    x
+    for x in dataset.examples.values()
+    if not dataset.samples or x.id in dataset.samples
+  ]
+  queries = list(dict.fromkeys(metrics.query_of(x) for x in examples))
+  count = max(1, round(fraction * len(queries)))
   if count >= len(queries):
     raise UserError(
-      f'config.evaluation.holdout_fraction={share} holds out all of {len(queries)} '
-      'queries; give more data, a smaller share, or 0 for none'
+      f'config.evaluation.holdout_fraction={fraction} holds out all of '
+      f'{len(queries)} queries; give more data, a smaller fraction, or 0 for '
+      'no evaluation'
     )
+  # 'held out' is an input of the hash behind the permutation: keep it.
   order = mixture.permutation(len(queries), seed, 'held out')
-  held = {queries[i] for i in order[:count]}
+  held_out = {queries[i] for i in order[:count]}
 
-  def part(is_held):
-    examples = {
-      x.id: x for x in used if (metrics.query_of(x) in held) == is_held
+  def select(is_held_out: bool) -> RewardDataset:
+    selected = {
+      x.id: x
+      for x in examples
+      if (metrics.query_of(x) in held_out) == is_held_out
     }
-    samples = {k: own for k, own in data.samples.items() if k in examples}
-    return RewardDataset(examples, samples)
+    samples = {k: x for k, x in dataset.samples.items() if k in selected}
+    return RewardDataset(selected, samples)
 
-  return part(False), part(True)
-
-
-def _is_used(example, data):
-  return not data.samples or example.id in data.samples
+  return select(False), select(True)
 
 
-def rows_of(
+def make_records(
   kind: str,
-  data: RewardDataset,
-  forms: PromptFormat,
+  dataset: RewardDataset,
+  prompt_format: PromptFormat,
   tokenizer: Tokenizer,
-  limits: BatchShape,
-  where: str,
+  batch_shape: BatchShape,
+  name: str,
 ) -> list[LabelledRecord]:
-  """All records that fit, with labels and weights; the others are logged.
+  """Returns the records that fit a batch, with weights; logs the others.
 
   Args:
     kind: one of KINDS.
-    data: from `read`.
-    forms: the template of the meta RM's prompts, and the one by which single
-      responses were judged.
-    tokenizer: the model's.
-    limits: of the batches.
-    where: what is read, for messages.
+    dataset: from `read`.
+    prompt_format: template of the meta RM's prompts, and template by which
+      single responses were judged.
+    tokenizer: tokenizer of the model.
+    batch_shape: what must fit.
+    name: name of the data, for messages.
 
   Raises:
-    UserError: nothing fits, or all labels are the same.
+    UserError: nothing fits, or all labels are equal.
   """
-  made, reasons = [], []
-  for example in data.examples.values():
+  records: list[LabelledRecord] = []
+  misfits = []  # (id, reason)
+  for example in dataset.examples.values():
     try:
       if kind == 'meta':
-        own = data.samples.get(example.id, ())
-        made += _meta(example, own, forms, tokenizer, limits)
+        samples = dataset.samples.get(example.id, ())
+        records += _meta_records(
+          example, samples, prompt_format, tokenizer, batch_shape
+        )
+      elif kind == 'bradley_terry':
+        records += _bradley_terry_records(example, tokenizer, batch_shape)
       else:
-        build = _bradley_terry if kind == 'bradley_terry' else _pair
-        made += build(example, tokenizer, limits)
+        records += _pair_records(example, tokenizer, batch_shape)
     except UserError as error:
-      reasons.append((example.id, str(error)))
-  fitting, left_out = tokenized_example.usable([x.record for x in made], limits)
-  reasons += left_out
-  ids = {record.id for record in fitting}
-  for name, reason in reasons[:_SHOWN]:
-    logging.warning('%s: %s', name, reason)
-  if reasons:
-    logging.warning('%s: %d are left out: no place', where, len(reasons))
-  made = [x for x in made if x.record.id in ids]
-  if not made:
-    raise UserError(f'{where}: nothing fits a batch; the first: {reasons[0]}')
-  return balanced(made, where) if kind == 'meta' else _at_least_one(made)
+      misfits.append((example.id, str(error)))
+  fitting, too_long = tokenized_example.partition_by_fit(
+    [x.tokenized for x in records], batch_shape
+  )
+  misfits += too_long
+  fitting_ids = {x.id for x in fitting}
+  for record_id, reason in misfits[:_MAX_LOGGED]:
+    logging.warning('%s: %s', record_id, reason)
+  if misfits:
+    logging.warning('%s: skipped %d that do not fit', name, len(misfits))
+  records = [x for x in records if x.tokenized.id in fitting_ids]
+  if not records:
+    raise UserError(f'{name}: nothing fits a batch; the first: {misfits[0]}')
+  if kind == 'meta':
+    return balance_labels(records, name)
+  return _scale_weights(records)
 
 
-def _meta(example, samples, forms, tokenizer, limits) -> list[LabelledRecord]:
-  """One prompt for each order, R judgements a record."""
-  right = [
-    rejection_sampling.verdict(sample, example, forms) == 'correct'
-    for sample in samples
-  ]
-  by_order = {}
-  for place, sample in enumerate(samples):
-    by_order.setdefault(sample.order, []).append(place)
-  return [
-    _record(
-      example.id,
-      f'{",".join(map(str, order))} {part}',
-      scalar_rm.meta_prompt(
-        example, order, tokenizer, limits.buckets[-1], forms.template
-      ),
-      lambda place: scalar_rm.meta_text(
-        samples[place].text, tokenizer, limits.sizes[-1]
-      ),
-      some,
-      lambda place: right[place],
-    )
-    for order, places in by_order.items()
-    for part, some in enumerate(_parts(places, limits.rows))
-  ]
+def _meta_records(
+  example: JudgingExample,
+  samples: Sequence[FilterSample],
+  prompt_format: PromptFormat,
+  tokenizer: Tokenizer,
+  batch_shape: BatchShape,
+) -> list[LabelledRecord]:
+  """Returns a prompt per response order, with R judgements per record."""
+  max_prompt = batch_shape.prompt_buckets[-1]
+  max_text = batch_shape.generation_buckets[-1]
+  by_order: dict[tuple[int, ...], list[int]] = {}
+  for index, sample in enumerate(samples):
+    by_order.setdefault(sample.order, []).append(index)
+  records = []
+  for order, order_indices in by_order.items():
+    chunks = _chunks(order_indices, batch_shape.generations_per_prompt)
+    for part, indices in enumerate(chunks):
+      chosen = [samples[i] for i in indices]
+      records.append(
+        _make_record(
+          example,
+          f'{",".join(map(str, order))} {part}',
+          scalar_rm.meta_prompt(
+            example, order, tokenizer, max_prompt, prompt_format.template
+          ),
+          [scalar_rm.meta_text(x.text, tokenizer, max_text) for x in chosen],
+          indices,
+          [_is_correct(x, example, prompt_format) for x in chosen],
+        )
+      )
+  return records
 
 
-def _bradley_terry(example, tokenizer, limits) -> list[LabelledRecord]:
-  """The best response with R - 1 others a record, until all were there."""
+def _is_correct(
+  sample: FilterSample, example: JudgingExample, prompt_format: PromptFormat
+) -> bool:
+  outcome = rejection_sampling.outcome(sample, example, prompt_format)
+  return outcome == 'correct'
+
+
+def _bradley_terry_records(
+  example: JudgingExample, tokenizer: Tokenizer, batch_shape: BatchShape
+) -> list[LabelledRecord]:
+  """Returns records of the best response and up to R - 1 others."""
   query, texts = scalar_rm.query_and_responses(example, tokenizer)
-  others = [i for i in range(len(texts)) if i != example.best]
+  best, others = _best_and_others(example)
+  chunks = _chunks(others, batch_shape.generations_per_prompt - 1)
   return [
-    _record(
-      example.id,
+    _make_record(
+      example,
       str(part),
       query,
-      lambda i: texts[i],
-      [example.best, *some],
-      lambda i: i == example.best,
+      [texts[i] for i in (best, *chunk)],
+      [best, *chunk],
+      [True, *[False] * len(chunk)],
       1 / len(others),
     )
-    for part, some in enumerate(_parts(others, limits.rows - 1))
+    for part, chunk in enumerate(chunks)
   ]
 
 
-def _pair(example, tokenizer, limits) -> list[LabelledRecord]:
-  """The best response before each other one, and each other one before it."""
-  n, best = len(example.responses), example.best
-  others = [i for i in range(n) if i != best]
-  return [
-    _record(
-      example.id,
-      f'{first} {part}',
-      pairwise_rm.pair_prompt(example, first, tokenizer, limits.buckets[-1]),
-      lambda i: pairwise_rm.pair_text(example.responses[i], tokenizer),
-      some,
-      lambda _, first=first: first == best,
-      1 / (2 * len(others)),
-    )
-    for first in range(n)
-    for part, some in enumerate(
-      _parts(others if first == best else [best], limits.rows)
-    )
-  ]
+def _pair_records(
+  example: JudgingExample, tokenizer: Tokenizer, batch_shape: BatchShape
+) -> list[LabelledRecord]:
+  """Returns the pairs of the best response with each other, in both orders."""
+  best, others = _best_and_others(example)
+  max_prompt = batch_shape.prompt_buckets[-1]
+  records = []
+  for first in range(len(example.responses)):
+    seconds = others if first == best else [best]
+    for part, chunk in enumerate(
+      _chunks(seconds, batch_shape.generations_per_prompt)
+    ):
+      records.append(
+        _make_record(
+          example,
+          f'{first} {part}',
+          pairwise_rm.pair_prompt(example, first, tokenizer, max_prompt),
+          [
+            pairwise_rm.pair_text(example.responses[i], tokenizer)
+            for i in chunk
+          ],
+          chunk,
+          [first == best] * len(chunk),
+          1 / (2 * len(others)),
+        )
+      )
+  return records
 
 
-def _parts(places: Sequence[int], size: int) -> Iterable[Sequence[int]]:
-  return [places[i : i + size] for i in range(0, len(places), size)]
+def _best_and_others(example: JudgingExample) -> tuple[int, list[int]]:
+  assert example.best is not None  # `_has_best`
+  indices = range(len(example.responses))
+  return example.best, [i for i in indices if i != example.best]
 
 
-def _record(
-  example: str,
+def _chunks(indices: Sequence[int], size: int) -> list[Sequence[int]]:
+  return [indices[i : i + size] for i in range(0, len(indices), size)]
+
+
+def _make_record(
+  example: JudgingExample,
   part: str,
   prompt: Sequence[int],
-  text: Callable[[int], Sequence[int]],
-  places: Sequence[int],
-  label: Callable[[int], bool],
+  texts: Sequence[Sequence[int]],
+  text_indices: Sequence[int],
+  labels: Sequence[bool],
   weight: float = 1.0,
 ) -> LabelledRecord:
+  tokenized = TokenizedExample(
+    f'{example.id} {part}',
+    token_array(prompt),
+    tuple(token_array(text) for text in texts),
+    SOURCE,
+  )
   return LabelledRecord(
-    TokenizedExample(
-      f'{example} {part}',
-      tokens_of(prompt),
-      tuple(tokens_of(text(place)) for place in places),
-      SOURCE,
-    ),
-    example,
-    labels=tuple(int(label(place)) for place in places),
-    weights=(weight,) * len(places),
-    places=tuple(places),
+    tokenized,
+    example.id,
+    labels=tuple(map(int, labels)),
+    weights=(weight,) * len(labels),
+    text_indices=tuple(text_indices),
   )
 
 
-def balanced(
-  made: Sequence[LabelledRecord], where: str
+def balance_labels(
+  records: Sequence[LabelledRecord], name: str
 ) -> list[LabelledRecord]:
-  """The rows weighed so that both labels have the same weight in total.
+  """Weights the texts so that both labels have the same total weight.
 
-  The label that is there more often has weight 1.
+  Texts with the more frequent label have weight 1.
+
+  Args:
+    records: records of the kind 'meta'.
+    name: name of the data, for messages.
 
   Raises:
-    UserError: all labels are the same.
+    UserError: all labels are equal.
   """
-  counts = collections.Counter(label for x in made for label in x.labels)
+  counts = collections.Counter(label for x in records for label in x.labels)
   for label, word in ((1, 'right'), (0, 'wrong')):
     if not counts[label]:
       raise UserError(
-        f'{where}: none of {sum(counts.values())} judgements is {word}, and '
-        'there is nothing to tell apart; give samples of other examples, of '
-        'another model, or drawn at a higher temperature'
+        f'{name}: none of {counts.total()} judgements is {word}, so there is '
+        'nothing to learn; give samples of other examples or another model, or '
+        'sample at a higher temperature'
       )
   most = max(counts.values())
   weights = {label: most / count for label, count in counts.items()}
   return [
-    dataclasses.replace(x, weights=tuple(weights[i] for i in x.labels))
-    for x in made
+    dataclasses.replace(x, weights=tuple(weights[label] for label in x.labels))
+    for x in records
   ]
 
 
-def _at_least_one(made: Sequence[LabelledRecord]) -> list[LabelledRecord]:
-  """Weights in the same ratios, the least of them 1: see ScalarBatch."""
-  least = min(weight for x in made for weight in x.weights)
+def _scale_weights(records: Sequence[LabelledRecord]) -> list[LabelledRecord]:
+  """Scales all weights so that the smallest is 1; RewardBatch says why."""
+  smallest = min(weight for x in records for weight in x.weights)
   return [
-    dataclasses.replace(x, weights=tuple(w / least for w in x.weights))
-    for x in made
+    dataclasses.replace(x, weights=tuple(w / smallest for w in x.weights))
+    for x in records
   ]
 
 
-def batch(
-  tokens: Batch,
-  meta: BatchInfo,
-  table: Mapping[str, LabelledRecord],
-  rows_of_process: np.ndarray,
+def make_reward_batch(
+  batch: Batch,
+  info: BatchInfo,
+  records: Mapping[str, LabelledRecord],
+  local_indices: np.ndarray,
 ) -> RewardBatch:
-  """Labels and weights beside the tokens of this process.
+  """Adds labels and weights to this process's part of a batch.
 
   Args:
-    tokens, meta: of data/batch_iterator.py.
-    table: record id -> Rows.
-    rows_of_process: which prompts of the global batch the tokens are of.
+    batch: tokens of this process's prompts.
+    info: the global batch.
+    records: by id of the tokenized example.
+    local_indices: positions in the global batch of the prompts in `batch`.
   """
-  shape = tokens.generation_lengths.shape
-  labels, weights = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-  for p, number in enumerate(rows_of_process):
-    if meta.ids[number] is None:
+  assert batch.generation_lengths is not None
+  shape = batch.generation_lengths.shape  # [p, R]
+  # NumPy arrays; jax.Array is the declared type of the fields that they fill.
+  labels: Any = np.zeros(shape, np.float32)
+  weights: Any = np.zeros(shape, np.float32)
+  for p, index in enumerate(local_indices):
+    record_id = info.example_ids[index]
+    if record_id is None:  # a padding prompt
       continue
-    own = table[meta.ids[number]]
-    for r, i in enumerate(meta.chosen[number]):
-      labels[p, r], weights[p, r] = own.labels[i], own.weights[i]
-  return RewardBatch(tokens, labels, weights)
+    record = records[record_id]
+    for r, text in enumerate(info.generation_indices[index]):
+      labels[p, r] = record.labels[text]
+      weights[p, r] = record.weights[text]
+  return RewardBatch(batch, labels, weights)
 
 
-def digest(made: Iterable[LabelledRecord]) -> str:
-  """Changes with any label or weight; the batches know of the tokens."""
-  found = hashlib.sha256()
-  for x in made:
-    line = [x.record.id, x.labels, x.weights]
-    found.update(json.dumps(line).encode() + b'\n')
-  return found.hexdigest()[:12]
+def label_digest(records: Iterable[LabelledRecord]) -> str:
+  """Returns a hash of all labels and weights.
+
+  The position of the batch iterator identifies the tokens only.
+  """
+  digest = hashlib.sha256()
+  for x in records:
+    row = [x.tokenized.id, x.labels, x.weights]
+    digest.update(json.dumps(row).encode() + b'\n')
+  return digest.hexdigest()[:12]

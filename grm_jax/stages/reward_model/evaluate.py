@@ -1,9 +1,9 @@
-"""How good values are, on held-out examples, while a scalar model is trained.
+"""Evaluates the values of a model with a scalar head on held-out examples.
 
-Every text gets a probability of what its label says: a judgement that it is
-right, an ordered pair of responses that the first is better. Judgements are
-weighed as in training, so that to say always the same is 1/2 accurate. With a
-meta RM it is measured, too, what votes gain by it.
+A value is a logit: a judgement is right (kind meta), or the first response of
+an ordered pair is better (bradley_terry, pair). Right and wrong judgements have
+the same total weight, as in training, so that a constant value is 1/2 accurate.
+For a meta RM the evaluation also measures what it adds to voting.
 """
 
 import collections
@@ -27,170 +27,200 @@ from grm_jax.evaluation import (
   vote_subsets,
 )
 from grm_jax.io import atomic_io
-from grm_jax.judgement import response_order
-from grm_jax.judgement.judgement import JudgedExample, Judgement
+from grm_jax.judgement.judgement import JudgedExample
 from grm_jax.judgement.prompt_format import PromptFormat
-from grm_jax.judgement.rejection_sampling import FilterSample
 from grm_jax.model import logprobs
 from grm_jax.model.transformer import Transformer
 from grm_jax.stages.reward_model.data import LabelledRecord, RewardDataset
 
 PLOT = 'calibration.png'
 
-# What is said of each kind: the picture's title, its axis.
-_WORDS = {
+# kind -> title and axis label of the calibration plot.
+_PLOT_TEXTS = {
   'meta': (
-    'Held-out judgements, right and wrong ones weighed alike',
-    'share of judgements that are right',
+    'Held-out judgements, right and wrong ones weighted equally',
+    'fraction of right judgements',
   ),
   'bradley_terry': (
     'Held-out pairs of responses, in both orders',
-    'share of pairs whose first is better',
+    'fraction of pairs whose first response is better',
   ),
 }
-_WORDS['pair'] = _WORDS['bradley_terry']
+_PLOT_TEXTS['pair'] = _PLOT_TEXTS['bradley_terry']
+
+# (values, labels, weights) of all binary events.
+Events = tuple[tuple[float, ...], tuple[int, ...], tuple[float, ...]]
 
 
 class RewardModelEvaluator:
-  """Held-out rows, and the program that values them; call `measure`."""
+  """Computes metrics of values on held-out records; see `measure`.
+
+  Compiles nothing before `measure`.
+
+  Args:
+    kind: one of data.KINDS.
+    dataset: the held-out data.
+    records: from data.make_records.
+    model: a model with a scalar head.
+    prompt_format: see data.make_records.
+    prompts: P, prompts per batch.
+    batch_shape: what all records fit.
+    seed: seed of the subsets of judgements that vote.
+
+  Raises:
+    UserError: the mesh does not divide P.
+  """
 
   def __init__(
     self,
     kind: str,
-    data: RewardDataset,
-    rows: Sequence[LabelledRecord],
+    dataset: RewardDataset,
+    records: Sequence[LabelledRecord],
     model: Transformer,
-    forms: PromptFormat,
+    prompt_format: PromptFormat,
     *,
     prompts: int,
-    limits: BatchShape,
+    batch_shape: BatchShape,
     seed: int,
   ):
-    """Compiles nothing yet.
-
-    Args:
-      kind: one of meta_rm_records.KINDS.
-      data: what the rows are made of.
-      rows: by meta_rm_records.rows_of.
-      model: with a scalar head.
-      forms: see meta_rm_records.rows_of.
-      prompts: P, prompts at once.
-      limits: what all rows fit.
-      seed: of the subsets of judgements that are voted on.
-
-    Raises:
-      UserError: the mesh cannot split P prompts.
-    """
-    ways = model.layout.split('prompts')
-    if prompts < 1 or prompts % ways:
+    num_shards = model.layout.num_shards('prompts')
+    if prompts < 1 or prompts % num_shards:
       raise UserError(
-        f'config.evaluation.prompts is {prompts}; the mesh splits prompts '
-        f'{ways} ways, of which it must be a multiple'
+        f'config.evaluation.prompts is {prompts}, but the mesh splits prompts '
+        f'into {num_shards} shards; set it to a multiple of {num_shards}'
       )
-    self._kind, self._rows, self._seed = kind, list(rows), seed
-    self._model, self._prompts, self._limits = model, prompts, limits
-    self._own = global_arrays.process_rows(model.layout, prompts)
+    self._kind, self._records, self._seed = kind, list(records), seed
+    self._model, self._prompts = model, prompts
+    self._batch_shape = batch_shape
+    self._local_indices = global_arrays.local_prompt_indices(
+      model.layout, prompts
+    )
+    # Replicated, so that every process can read all values.
     self._values = jax.jit(
       functools.partial(logprobs.values, model),
       out_shardings=model.layout.sharding(()),
     )
-    self._examples, self._judged = data.examples, []
+    self._examples = dataset.examples
+    self._judged: list[JudgedExample] = []
     if kind == 'meta':
-      self._judged = _equally_many(_judged(data, forms))
+      judged = _judged_examples(dataset, prompt_format)
+      self._judged = _with_equal_counts(judged)
 
   def measure(self, params: dict, workdir: str) -> dict[str, float]:
-    """Figures of these parameters; writes WORKDIR/calibration.png.
+    """Evaluates parameters; writes WORKDIR/calibration.png.
 
     Returns:
       auc, accuracy (at probability 1/2), log_loss (nats), calibration_error
       (expected, see evaluation/calibration.py), count (of judgements or
-      ordered pairs). For the kind meta also right (share of judgements) and,
-      for each k of judgements that there are, the expected accuracy of
-      voting_k, guided_k (by the better half of them) and best_of_k, over
-      votes_examples examples of two responses or more. For bradley_terry also
-      best_of_n: how often the best response has the highest value.
+      ordered pairs).
+      kind meta: also positive_rate, the fraction of right judgements, and
+      accuracies over votes_examples examples of two or more responses. For
+      several k there are voting_k, guided_k (votes of the half with the higher
+      values) and best_of_k, each an expectation over subsets of k judgements.
+      kind bradley_terry: also best_of_n, how often the best response has the
+      highest value.
     """
-    found = self.values(params)
-    values, labels, weights = self._events(found)
-    bins = calibration.bins(values, labels, weights)
-    title, observed = _WORDS[self._kind]
-    picture = plots.png(plots.calibration(bins, title, observed))
-    atomic_io.write_whole(os.path.join(workdir, PLOT), picture)
-    figures = {
-      'auc': metrics.auc(values, [x > 0 for x in labels]),
-      'accuracy': calibration.accuracy(values, labels, weights),
-      'log_loss': calibration.log_loss(values, labels, weights),
+    values = self.values(params)
+    logits, labels, weights = self._events(values)
+    bins = calibration.bins(logits, labels, weights)
+    title, axis_label = _PLOT_TEXTS[self._kind]
+    plot = plots.png(plots.calibration(bins, title, axis_label))
+    atomic_io.write_file(os.path.join(workdir, PLOT), plot)
+    results = {
+      'auc': metrics.auc(logits, [label > 0 for label in labels]),
+      'accuracy': calibration.accuracy(logits, labels, weights),
+      'log_loss': calibration.log_loss(logits, labels, weights),
       'calibration_error': calibration.expected_error(bins),
-      'count': len(values),
+      'count': len(logits),
     }
     if self._kind == 'meta':
-      figures['right'] = sum(labels) / len(labels)
-      return figures | self._votes(found)
+      results['positive_rate'] = sum(labels) / len(labels)
+      return results | self._voting_accuracies(values)
     if self._kind == 'bradley_terry':
-      figures['best_of_n'] = self._best_of_n(found)
-    return figures
+      results['best_of_n'] = self._best_of_n_accuracy(values)
+    return results
 
   def values(self, params: dict) -> list[tuple[float, ...]]:
-    """The values of every row's texts."""
-    numbers = {x.record.id: i for i, x in enumerate(self._rows)}
-    found: list[tuple[float, ...]] = [()] * len(self._rows)
-    for batch, meta in batch_iterator.once(
-      [x.record for x in self._rows],
-      prompts=self._prompts,
-      limits=self._limits,
-      rows_of_process=self._own,
+    """Returns the values of each record's texts."""
+    positions = {x.tokenized.id: i for i, x in enumerate(self._records)}
+    values: list[tuple[float, ...]] = [()] * len(self._records)
+    for batch, info in batch_iterator.evaluation_batches(
+      [x.tokenized for x in self._records],
+      num_prompts=self._prompts,
+      batch_shape=self._batch_shape,
+      local_indices=self._local_indices,
     ):
-      placed = global_arrays.place(batch, self._model.layout, self._prompts)
-      values = np.asarray(self._values(params, placed).addressable_data(0))
-      for own, name, chosen in zip(values, meta.ids, meta.chosen, strict=True):
-        if name is not None:
-          found[numbers[name]] = tuple(own[: len(chosen)].tolist())
-    return found
+      inputs = global_arrays.make_global_arrays(
+        batch, self._model.layout, self._prompts
+      )
+      output = self._values(params, inputs).addressable_data(0)  # [P, R]
+      for row, record_id, indices in zip(
+        np.asarray(output),
+        info.example_ids,
+        info.generation_indices,
+        strict=True,
+      ):
+        if record_id is not None:  # not a padding prompt
+          values[positions[record_id]] = tuple(row[: len(indices)].tolist())
+    return values
 
-  def _events(self, found):
-    """(values, labels, weights) of all that has a probability."""
+  def _events(self, values: Sequence[tuple[float, ...]]) -> Events:
+    """Returns the binary events that the values predict.
+
+    kind bradley_terry: the difference of two values predicts which response
+    is better, once in each order.
+    """
     events = []
-    for row, values in zip(self._rows, found, strict=True):
-      own = list(zip(values, row.labels, row.weights, strict=True))
+    for record, logits in zip(self._records, values, strict=True):
+      texts = list(zip(logits, record.labels, record.weights, strict=True))
       if self._kind == 'bradley_terry':
-        (best,) = (value for value, label, _ in own if label)
-        margins = [(best - x, weight) for x, label, weight in own if not label]
-        own = [(x, 1, weight) for x, weight in margins]
-        own += [(-x, 0, weight) for x, weight in margins]
-      events += own
-    return tuple(zip(*events, strict=True))
+        (best,) = (value for value, label, _ in texts if label)
+        margins = [
+          (best - x, weight) for x, label, weight in texts if not label
+        ]
+        texts = [(x, 1, weight) for x, weight in margins]
+        texts += [(-x, 0, weight) for x, weight in margins]
+      events += texts
+    logits, labels, weights = zip(*events, strict=True)
+    return logits, labels, weights
 
-  def _by_example(self, found) -> dict[str, dict[int, float]]:
-    """Example -> place -> value."""
-    out = collections.defaultdict(dict)
-    for row, values in zip(self._rows, found, strict=True):
-      out[row.example] |= dict(zip(row.places, values, strict=True))
-    return out
+  def _by_example(
+    self, values: Sequence[tuple[float, ...]]
+  ) -> dict[str, dict[int, float]]:
+    """Returns example id -> text index -> value."""
+    by_example: dict[str, dict[int, float]] = collections.defaultdict(dict)
+    for record, logits in zip(self._records, values, strict=True):
+      by_example[record.example_id] |= dict(
+        zip(record.text_indices, logits, strict=True)
+      )
+    return by_example
 
-  def _best_of_n(self, found):
-    """Expected accuracy of the highest value, over whole examples."""
-    whole = [
-      metrics.Result(example, tuple(own[i] for i in sorted(own)))
-      for name, own in self._by_example(found).items()
-      for example in [self._examples[name]]
-      if len(own) == len(example.responses)
-    ]
-    return metrics.mean(map(metrics.correct, whole))
+  def _best_of_n_accuracy(self, values: Sequence[tuple[float, ...]]) -> float:
+    """Returns how often the best of all responses has the highest value."""
+    results = []
+    for example_id, logits in self._by_example(values).items():
+      example = self._examples[example_id]
+      if len(logits) == len(example.responses):  # otherwise a text was skipped
+        votes = tuple(logits[i] for i in sorted(logits))
+        results.append(metrics.Result(example, votes))
+    return metrics.mean(map(metrics.correct, results))
 
-  def _votes(self, found) -> dict[str, float]:
-    """What votes come to, by all judgements and by those that are liked."""
-    values = self._by_example(found)
+  def _voting_accuracies(
+    self, values: Sequence[tuple[float, ...]]
+  ) -> dict[str, float]:
+    """Returns accuracies of votes with and without the meta RM."""
+    by_example = self._by_example(values)
     rated = [
-      _with_metas(one, values[one.example.id])
-      for one in self._judged
-      # A record of it may not have fitted.
-      if values[one.example.id].keys() >= set(range(len(one.samples)))
+      _with_values(judged, by_example[judged.example.id])
+      for judged in self._judged
+      # A record of the example may not have fitted.
+      if by_example[judged.example.id].keys() >= set(range(len(judged.samples)))
     ]
     if not rated:
       return {}
     samples = vote_subsets.gather(rated)
-    figures = {'votes_examples': len(rated)}
-    for k in _powers(samples.num_samples):
+    results: dict[str, float] = {'votes_examples': len(rated)}
+    for k in _powers_of_two(samples.num_samples):
       members, _ = vote_subsets.choose(
         samples.num_samples,
         k,
@@ -198,69 +228,65 @@ class RewardModelEvaluator:
         scaling_curves.MAX_SUBSETS,
         scaling_curves.NUM_SUBSETS,
       )
-      for name, kept in (
+      # Name -> number of samples with the highest values that vote.
+      for name, num_voters in (
         ('voting', None),
         ('guided', (k + 1) // 2),
         ('best_of', 1),
       ):
-        right = vote_subsets.expected(samples, members, kept)
-        figures[f'{name}_{k}'] = float(np.mean(right))
-    return figures
+        correct = vote_subsets.expected(samples, members, num_voters)
+        results[f'{name}_{k}'] = float(np.mean(correct))
+    return results
 
 
-def _with_metas(
+def _with_values(
   judged: JudgedExample, values: Mapping[int, float]
 ) -> JudgedExample:
   samples = [
-    dataclasses.replace(sample, meta=values[place])
-    for place, sample in enumerate(judged.samples)
+    dataclasses.replace(sample, meta=values[index])
+    for index, sample in enumerate(judged.samples)
   ]
   return dataclasses.replace(judged, samples=tuple(samples))
 
 
-def _judged(data: RewardDataset, forms: PromptFormat) -> list[JudgedExample]:
-  """Examples of two responses or more, with what was said about them."""
+def _judged_examples(
+  dataset: RewardDataset, prompt_format: PromptFormat
+) -> list[JudgedExample]:
+  """Returns the examples of two or more responses with their judgements."""
   return [
-    JudgedExample(example, tuple(_judgement(x, forms) for x in own))
-    for name, own in data.samples.items()
-    for example in [data.examples[name]]
+    JudgedExample(example, tuple(x.judgement(prompt_format) for x in samples))
+    for example_id, samples in dataset.samples.items()
+    for example in [dataset.examples[example_id]]
     if len(example.responses) > 1
   ]
 
 
-def _judgement(sample: FilterSample, forms: PromptFormat) -> Judgement:
-  """As a judge reads it: what was cut off may have scores, too."""
-  shown = forms.read(sample.text, len(sample.order))
-  scores = (
-    None if shown is None else response_order.restore(shown, sample.order)
-  )
-  finish = 'length' if sample.truncated else 'stop'
-  return Judgement(sample.order, sample.text, 0, finish, scores)
+def _with_equal_counts(
+  judged: Sequence[JudgedExample],
+) -> list[JudgedExample]:
+  """Cuts all examples to K judgements, the most frequent number.
 
-
-def _equally_many(judged: Sequence[JudgedExample]) -> list[JudgedExample]:
-  """The first K judgements of each, K what most of the examples have.
-
-  Those with fewer are left out; the log says how many.
+  Examples with fewer are left out; the log counts them.
   """
   if not judged:
     return []
   counts = collections.Counter(len(x.samples) for x in judged)
   k = max(counts, key=lambda count: (counts[count], count))
-  kept = [
+  cut = [
     dataclasses.replace(x, samples=x.samples[:k])
     for x in judged
     if len(x.samples) >= k
   ]
-  if len(kept) < len(judged):
+  if len(cut) < len(judged):
     logging.warning(
-      'votes of held-out examples are of %d judgements; %d of %d examples '
-      'have fewer and are left out',
-      *(k, len(judged) - len(kept), len(judged)),
+      'voting on held-out examples uses %d judgements each; skipping %d of %d '
+      'examples that have fewer',
+      *(k, len(judged) - len(cut), len(judged)),
     )
-  return kept
+  return cut
 
 
-def _powers(most: int) -> list[int]:
-  """1, 2, 4, ... below most, and most itself."""
-  return [1 << i for i in range(most.bit_length()) if 1 << i < most] + [most]
+def _powers_of_two(maximum: int) -> list[int]:
+  """Returns 1, 2, 4, ... below the maximum, and the maximum."""
+  powers = [1 << i for i in range(maximum.bit_length())]
+  return [x for x in powers if x < maximum] + [maximum]

@@ -1,4 +1,4 @@
-"""From `config.data` of the stage sft to records that fit its batches."""
+"""Reads `config.data` of the stage sft and tokenizes it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,102 +14,112 @@ from grm_jax.judgement.judgement import ExampleError
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.tokenizer.tokenizer import Tokenizer
 
-_SHOWN = 5  # rows or texts that are left out, in the log
+_MAX_LOGGED = 5  # number of skipped rows or examples that the log names
 
 
 def read(config: ConfigDict) -> tuple[list[SFTExample], dict[str, str]]:
-  """The texts of `config.data`; bad rows are named and left out.
+  """Reads the texts of `config.data`; skips and logs bad rows.
 
   Returns:
-    Texts of all sources but those that seqio reads, and source -> spec of
-    these, whose records need the tokenizer.
+    The texts of all sources except those that seqio reads, and the specs of
+    the latter by source name. seqio needs the tokenizer; see `tokenize`.
 
   Raises:
-    UserError: a source that cannot be read or has no text; with
-      config.fail_on_bad_rows a bad row.
+    UserError: a source cannot be read or has no text, or a row is bad and
+      config.fail_on_bad_rows is set.
   """
   specs = {'texts': config.data.texts}
   if config.data.general_fraction:
     specs['general'] = config.data.general
-  named = {
+  seqio_specs = {
     source: spec
     for source, spec in specs.items()
     if spec.startswith(seqio_source.PREFIX)
   }
-  found = [
-    text
+  examples = [
+    example
     for source, spec in specs.items()
-    if source not in named
-    for text in _read(spec, source, config)
+    if source not in seqio_specs
+    for example in _read_source(spec, source, config)
   ]
-  return found, named
+  return examples, seqio_specs
 
 
-def _read(spec, source, config) -> list[SFTExample]:
-  """Texts of a source; bad rows are named and left out."""
-  found, faults = [], []
-  for item in sft_sources.read(
+def _read_source(
+  spec: str, source: str, config: ConfigDict
+) -> list[SFTExample]:
+  examples, errors = [], []
+  for row in sft_sources.read(
     spec, 'train', source, config.data.teacher_error_rate, config.seed
   ):
-    (faults if isinstance(item, ExampleError) else found).append(item)
-    if faults and config.fail_on_bad_rows:
-      raise UserError(faults[0].reason)
-  for fault in faults[:_SHOWN]:
-    logging.warning('%s', fault.reason)
-  if faults:
-    logging.warning('%s: bad rows left out: %d', spec, len(faults))
-  if not found:
-    first = f'; the first: {faults[0].reason}' if faults else ''
-    raise UserError(
-      f'{spec} has no texts; {len(faults)} of its rows are bad{first}'
-    )
-  return found
+    if not isinstance(row, ExampleError):
+      examples.append(row)
+    elif config.fail_on_bad_rows:
+      raise UserError(row.reason)
+    else:
+      errors.append(row)
+  for error in errors[:_MAX_LOGGED]:
+    logging.warning('%s', error.reason)
+  if errors:
+    logging.warning('%s: skipped %d bad rows', spec, len(errors))
+  if not examples:
+    first = f'; the first: {errors[0].reason}' if errors else ''
+    raise UserError(f'{spec} has no texts and {len(errors)} bad rows{first}')
+  return examples
 
 
-def records_of(
-  found: Sequence[SFTExample],
-  named: Mapping[str, str],
-  forms: PromptFormat,
+def tokenize(
+  examples: Sequence[SFTExample],
+  seqio_specs: Mapping[str, str],
+  prompt_format: PromptFormat,
   tokenizer: Tokenizer,
-  limits: BatchShape,
-  config: ConfigDict,
+  batch_shape: BatchShape,
+  packed: bool,
 ) -> list[TokenizedExample]:
-  """Records of the texts that fit; the others are named and counted.
+  """Returns the tokenized examples that fit a batch; logs the others.
 
   Args:
-    found, named: from `read`.
-    forms: how judging examples are asked.
-    tokenizer: the model's.
-    limits: of the batches.
-    config: says whether rows are packed.
+    examples: from `read`.
+    seqio_specs: from `read`.
+    prompt_format: format of the prompts of judging examples.
+    tokenizer: tokenizer of the model.
+    batch_shape: what must fit.
+    packed: whether to pack several examples into each row.
 
   Raises:
     UserError: nothing fits.
   """
-  reasons = []
-  made = [
-    dataclasses.replace(record, source=source)
-    for source, spec in named.items()
-    for record in seqio_source.records(spec, tokenizer)
+  tokenized = [
+    dataclasses.replace(example, source=source)
+    for source, spec in seqio_specs.items()
+    for example in seqio_source.tokenized_examples(spec, tokenizer)
   ]
-  count = len(made) + len(found)
-  for text in found:
+  num_examples = len(tokenized) + len(examples)
+  misfits = []  # (id, reason)
+  for example in examples:
     try:
-      made.append(
-        sft_sources.record(text, forms, tokenizer, limit=limits.buckets[-1])
+      tokenized.append(
+        sft_sources.tokenize(
+          example,
+          prompt_format,
+          tokenizer,
+          limit=batch_shape.prompt_buckets[-1],
+        )
       )
     except UserError as error:
-      reasons.append((text.id, str(error)))
-  made, left_out = tokenized_example.usable(made, limits)
-  reasons += left_out
-  if config.batch.packed:
-    made = packing.pack(made, packing.room(limits))
-  for name, reason in reasons[:_SHOWN]:
-    logging.warning('%s: %s', name, reason)
-  if reasons:
+      misfits.append((example.id, str(error)))
+  tokenized, too_long = tokenized_example.partition_by_fit(
+    tokenized, batch_shape
+  )
+  misfits += too_long
+  if packed:
+    tokenized = packing.pack(tokenized, packing.packed_row_length(batch_shape))
+  for example_id, reason in misfits[:_MAX_LOGGED]:
+    logging.warning('%s: %s', example_id, reason)
+  if misfits:
     logging.warning(
-      '%d of %d texts are left out: they do not fit', len(reasons), count
+      'skipped %d of %d texts that do not fit', len(misfits), num_examples
     )
-  if not made:
-    raise UserError(f'no text fits a batch; the first: {reasons[0][1]}')
-  return made
+  if not tokenized:
+    raise UserError(f'no text fits a batch; the first: {misfits[0][1]}')
+  return tokenized

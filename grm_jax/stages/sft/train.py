@@ -1,233 +1,138 @@
-"""Supervised fine-tuning: cross-entropy of generations, prompts read only.
+"""Supervised fine-tuning: cross-entropy of the generation tokens.
 
-  texts -> records -> batches -> steps -> checkpoints, metrics
+  texts -> tokens -> batches -> updates -> checkpoints, metrics
 
-Written into WORKDIR: model/ (a model directory, its checkpoints with all that
-is needed to go on), metrics.jsonl, tensorboard/. A run that was killed, or
-asked to stop by SIGTERM, goes on from its last checkpoint as if nothing had
-happened, when it is started again.
+Writes WORKDIR/model (a model directory), metrics.jsonl and tensorboard/. A run
+that was killed or preempted (SIGTERM) resumes from its last checkpoint when the
+same command runs again, with the same results bit for bit.
 """
 
 import dataclasses
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
-from grm_jax.checkpoint import model_directory, orbax_checkpoint
 from grm_jax.data import global_arrays, packing, sft_sources, tokenized_example
-from grm_jax.data.prefetch import Prefetch
-from grm_jax.data.sft_sources import SFTExample
 from grm_jax.errors import UserError
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judges import evaluation_during_training
-from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import mesh
 from grm_jax.stages.sft import data as sft_data
-from grm_jax.training import metric_writer, optimizer
-from grm_jax.training import profiler as profiling
+from grm_jax.tokenizer.tokenizer import Tokenizer
 from grm_jax.training import run as training_run
-from grm_jax.training.preemption import Preemption
-from grm_jax.training.step_timer import StepTimer, progress
-from grm_jax.training.train_step import TrainStep, supervised_loss
+from grm_jax.training import supervised
+from grm_jax.training.supervised import Evaluation
+from grm_jax.training.train_step import supervised_loss
 
 
 def run(config: ConfigDict, workdir: str) -> None:
-  """Fine-tunes on `config.data`.
-
-  Raises:
-    UserError: a path, a row or a setting is wrong.
-  """
-  check(config, workdir)
-  data = config.data
-  found, named = sft_data.read(config)
-  # Rounded, or 1 - 0.9 would be no tenth.
-  rates = {
-    'texts': round(1 - data.general_fraction, 9),
-    'general': data.general_fraction,
-  }
-  fine_tune(config, workdir, found, rates, named)
-
-
-def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
-  """Checks what would only be seen after rows or weights; see runs.check."""
-  training_run.check(config, workdir, key)
-  rate = config.data.general_fraction
-  if not 0 <= rate < 1:
-    raise UserError(
-      f'{key}.data.general_fraction is {rate}; it is a share below 1'
-    )
-
-
-def fine_tune(
-  config: ConfigDict,
-  workdir: str,
-  found: Sequence[SFTExample],
-  rates: dict[str, float],
-  named: dict[str, str],
-) -> None:
-  """Fine-tunes on these texts.
+  """Fine-tunes a model on `config.data`.
 
   Args:
-    config: as configs/sft.py.
-    workdir: a folder of this run's own, not ''.
-    found: texts of all sources but those in `named`.
-    rates: of the sources, see data/mixture.py.
-    named: sources that seqio reads, whose records need the tokenizer.
+    config: from configs/sft.py.
+    workdir: folder that this run writes.
 
   Raises:
-    UserError: a setting is wrong, or no text is left.
+    UserError: a path, a row or a setting is wrong, or no text fits.
+    NonFiniteError: the loss or a norm is not finite.
   """
-  forms = PromptFormat(
+  check(config, workdir)
+  examples, seqio_specs = sft_data.read(config)
+  prompt_format = PromptFormat(
     config.prompt.template, config.prompt.single, config.prompt.too_long
   )
-  forms.check()
+  prompt_format.check()
   layout = mesh.from_config(config)
-  rates = {source: rate for source, rate in rates.items() if rate}
-  limits = tokenized_example.limits(
+  batch_shape = tokenized_example.make_batch_shape(
     config.batch.prompt_buckets,
     config.batch.generation_buckets,
     config.batch.generations_per_prompt,
   )
-  own_rows = global_arrays.process_rows(
+  local_indices = global_arrays.local_prompt_indices(
     layout, config.batch.micro_batch_prompts
   )
-  target = os.path.join(workdir, training_run.MODEL)
-  model, tokenizer, params = _open(config, target, layout, found, forms)
-  used = sft_data.records_of(found, named, forms, tokenizer, limits, config)
+  model, tokenizer, params = training_run.load_model(
+    config,
+    os.path.join(workdir, training_run.MODEL),
+    layout,
+    scratch_corpus=lambda: sft_sources.text_lines(examples, prompt_format),
+  )
+  tokenized = sft_data.tokenize(
+    examples,
+    seqio_specs,
+    prompt_format,
+    tokenizer,
+    batch_shape,
+    config.batch.packed,
+  )
   if config.batch.packed:
-    limits = dataclasses.replace(
-      limits, rows=0, buckets=(packing.room(limits),)
+    # A packed row is one long prompt; the loss mask tells its parts apart.
+    row_length = packing.packed_row_length(batch_shape)
+    batch_shape = dataclasses.replace(
+      batch_shape, generations_per_prompt=0, prompt_buckets=(row_length,)
     )
-  made = training_run.batches(config, used, rates, limits, own_rows)
-  judge = evaluation_during_training.from_config(
+  batches = supervised.make_batches(
+    config, tokenized, _source_rates(config), batch_shape, local_indices
+  )
+  supervised.train_supervised(
+    config,
+    workdir,
+    model,
+    params,
+    batches,
+    loss=functools.partial(supervised_loss, model),
+    evaluate=_make_evaluation(config, model, tokenizer),
+    derived_metrics=_perplexity,
+  )
+
+
+def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
+  """Checks settings before data or weights are read; see training.run.check."""
+  training_run.check(config, workdir, key)
+  fraction = config.data.general_fraction
+  if not 0 <= fraction < 1:
+    raise UserError(
+      f'{key}.data.general_fraction is {fraction}; set it to 0 or more and '
+      'below 1'
+    )
+
+
+def _source_rates(config: ConfigDict) -> dict[str, float]:
+  """Returns the fraction of the prompts from each source that is used."""
+  general = config.data.general_fraction
+  # Rounded because 1 - 0.9 is not exactly 0.1.
+  rates = {'texts': round(1 - general, 9), 'general': general}
+  return {source: rate for source, rate in rates.items() if rate}
+
+
+def _make_evaluation(
+  config: ConfigDict, model: Transformer, tokenizer: Tokenizer
+) -> Callable[[dict], Evaluation] | None:
+  """Returns the evaluation on config.evaluation.data; None without data."""
+  evaluator = evaluation_during_training.from_config(
     config,
     model.clone(layout=mesh.from_config(config, weights='resident')),
     tokenizer,
     prompts=config.evaluation.prompts,
-    rows=1,  # one greedy judgement of each
-    size=max(config.batch.generation_buckets),
-    buckets=config.batch.prompt_buckets,
+    generations_per_prompt=1,  # one greedy judgement of each example
+    max_new_tokens=max(config.batch.generation_buckets),
+    prompt_buckets=config.batch.prompt_buckets,
   )
-  with Preemption() as preemption:
-    _train(config, workdir, model, params, made, judge, preemption)
+  if evaluator is None:
+    return None
+
+  def evaluate(params: dict) -> Evaluation:
+    metrics = evaluator.measure(params)
+    summary = evaluation_during_training.format_metrics(metrics)
+    return dataclasses.asdict(metrics), f'greedy: {summary}'
+
+  return evaluate
 
 
-def _open(config, target, layout, found, forms):
-  """(model, tokenizer, params): of the run so far, or where it begins.
-
-  Parameters are None where the run goes on: they are in its checkpoint.
-  """
-  compute = ComputeConfig(**config.compute)
-  if orbax_checkpoint.steps(target):
-    model = model_directory.build(target, None, compute, layout)
-    return model, model_directory.load_tokenizer(target, model.size), None
-  if config.checkpoint == model_directory.SCRATCH:
-    model, tokenizer, params = model_directory.scratch(
-      config.size,
-      sft_sources.lines(found, forms),
-      target,
-      compute,
-      layout,
-      config.seed,
-    )
-    return model, tokenizer, params
-  model, tokenizer, params = model_directory.open_model(
-    config.checkpoint,
-    model_directory.step_of(config.checkpoint_step),
-    compute,
-    layout,
-    seed=config.seed,
-  )
-  if model.scalar:
-    raise UserError(
-      f'config.checkpoint={config.checkpoint} has a scalar head; fine-tuning '
-      'needs a model that writes'
-    )
-  params = training_run.init_from_checkpoint(config, target, model, params)
-  return model, tokenizer, params
-
-
-def _train(config, workdir, model, params, made, judge, preemption):
-  """The loop: one update of `accumulate` batches a step."""
-  s, layout = config.batch, model.layout
-  total = config.steps
-  optim, rate = optimizer.make(total, **config.optimizer)
-  update = TrainStep(model, optim, functools.partial(supervised_loss, model))
-  target = os.path.join(workdir, training_run.MODEL)
-  state = training_run.restore_or_init(target, model, optim, params, made)
-  del params
-  done = begin = int(state.step)
-  if begin >= total:
-    training_run.print_on_host0(f'{target} has all of its {total} steps')
-    return
-  first = jax.process_index() == 0
-  clock, pending = StepTimer(), None
-  with (
-    orbax_checkpoint.CheckpointManager(
-      target, keep=config.max_to_keep
-    ) as saved,
-    metric_writer.MetricWriter(workdir, begin, first) as writer,
-    profiling.Profiler(
-      profiling.parse(config.profile_steps), workdir
-    ) as profiler,
-    Prefetch(made) as data,
-    progress(begin, total, 'fine-tuning', first) as bar,
-  ):
-    finish = functools.partial(_finish, workdir, clock, model, writer)
-    for step in range(begin + 1, total + 1):
-      profiler.begin(step)
-      with clock.part('data'):
-        some = [next(data) for _ in range(s.grad_accum_steps)]
-        placed = [
-          global_arrays.place(b, layout, s.micro_batch_prompts) for b, _ in some
-        ]
-      metas = [meta for _, meta in some]
-      with clock.part('step'):
-        state, numbers = update(state, placed)
-      profiler.end(step, numbers)
-      numbers['learning_rate'] = rate(step - 1)
-      # What step n - 1 came to is read while the devices work on step n.
-      finish(pending)
-      pending, done = (step, numbers, metas, data.waste()), step
-      bar.update()
-      stop = preemption.at(step)
-      judged = training_run.should_run(step, config.evaluation.every, total)
-      judges = judge and judged and not stop
-      saves = stop or training_run.should_run(step, config.save_every, total)
-      if judges or saves:
-        # Rows come before the checkpoint, or a run that goes on lacks them.
-        finish(pending)
-        pending = None
-      if judges:
-        with clock.part('evaluation'):
-          _measure(judge, state, writer, step)
-      if saves:
-        with clock.part('save'):
-          writer.send()
-          training_run.save(saved, state, model, data, config)
-      if stop:
-        training_run.print_stopped(step, total)
-        return
-  training_run.say_end(target, total, data, done)
-
-
-def _measure(judge, state, writer, step):
-  figures = judge.measure(state.params)
-  found = dataclasses.asdict(figures).items()
-  writer.write(step, {f'held_out/{name}': value for name, value in found})
-  training_run.print_on_host0(
-    f'step {step}: held out, greedy: {evaluation_during_training.format_metrics(figures)}'
-  )
-
-
-def _finish(workdir, clock, model, writer, pending) -> None:
-  """Checks and writes the numbers of a step, if there is one."""
-  if pending is None:
-    return
-  row = training_run.collect_metrics(workdir, clock, model, pending)
-  row['perplexity'] = math.exp(min(50.0, float(row['loss'])))
-  writer.write(pending[0], row)
+def _perplexity(row: Mapping[str, Any]) -> dict[str, float]:
+  return {'perplexity': math.exp(min(50.0, float(row['loss'])))}

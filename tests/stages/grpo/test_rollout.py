@@ -1,74 +1,88 @@
-"""Rollouts by an engine that follows a plan."""
+"""Rollouts by an engine that writes what the query asks it to."""
 
 import dataclasses
 import re
-import types
 
 import numpy as np
 import pytest
 
 from grm_jax.data.rollout_prompts import RolloutPromptIterator
 from grm_jax.errors import UserError
+from grm_jax.judgement import correctness
 from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.judgement.prompt_format import PromptFormat
-from grm_jax.stages.grpo.rollout import RolloutSampler
-from tests.judges.fake import RuleEngine, words
+from grm_jax.stages.grpo.rollout import RolloutSampler, group_advantages
+from tests.judges.fake import RuleEngine, load_tokenizer
 from tests.messages import lines_with, naming, setting
+from tests.stages.grpo.groups import make_group
 
-FORMS = PromptFormat('practice', 'practice_single')
+PROMPT_FORMAT = PromptFormat('practice', 'practice_single')
+REFUSING = PromptFormat('practice', 'practice_single', 'refuse')
 
 
-class Planned(RuleEngine):
-  """Writes as the query plans it, a letter for each sample of a visit.
+class ScriptedEngine(RuleEngine):
+  """Writes the generations that the query prescribes, a letter per sample.
 
-  r is right, w wrong, t a tie, x unreadable, c right but cut off; of several
-  plans, as in 'wwww|rwrw', the n-th is of the n-th visit. Generations come in
-  another order than they were asked for.
+  r is right, w wrong, t a tie, x does not parse, c is right but cut off. With
+  several scripts, as in 'wwww|rwrw', the n-th is for epoch n. Generations end
+  in another order than they were requested.
   """
 
-  def __init__(self, **how):
-    super().__init__(**how)
-    self.programs = types.SimpleNamespace(weights=None)
-    self.seen = []
+  def __init__(self, **options):
+    super().__init__(**options)
+    self.weights = []  # of each run
 
-  def run(self, requests, **unused):
-    self.seen.append(self.programs.weights)
-    return super().run(requests)
+  def run(self, weights, requests, **unused):
+    self.weights.append(weights)
+    return super().run(weights, requests)
 
   def generation(self, request, sample):
-    text = words().decode(request.prompt)
-    plans = re.search(r'plan=([a-z|]+)', text)[1].split('|')
+    text = load_tokenizer().decode(request.prompt)
+    scripts = re.search(r'script=([a-z|]+)', text)[1].split('|')
     epoch = int(request.key.rsplit(' ', 1)[1])
-    letter = plans[epoch % len(plans)][sample]
-    shown = re.findall(r'(good|bad)\n\[End', text)
-    high, low = (1, 0) if len(shown) == 1 else (9, 2)
+    letter = scripts[epoch % len(scripts)][sample]
+    responses = re.findall(r'(good|bad)\n\[End', text)
+    high, low = (1, 0) if len(responses) == 1 else (9, 2)
     right = {'good': high, 'bad': low}
     wrong = {'good': low, 'bad': high}
-    scores = [(wrong if letter == 'w' else right)[x] for x in shown]
-    scores = {'t': [5] * len(shown), 'x': []}.get(letter, scores)
+    scores = [(wrong if letter == 'w' else right)[x] for x in responses]
+    scores = {'t': [5] * len(responses), 'x': []}.get(letter, scores)
     boxed = ', '.join(map(str, scores))
-    item = self._said(request, sample, rf'{letter}{sample} \boxed{{{boxed}}}')
+    generation = self._generation(
+      request, sample, rf'{letter}{sample} \boxed{{{boxed}}}'
+    )
     finish = 'length' if letter == 'c' else 'stop'
-    return dataclasses.replace(item, finish=finish)
+    return dataclasses.replace(generation, finish=finish)
 
 
-def example(name, plan, good=0, n=2, query=''):
+def example(name, script, good=0, n=2, query=''):
   texts = tuple('good' if i == good else 'bad' for i in range(n))
-  known = {'best': good} if n > 1 else {'rewards': (float(good == 0),)}
-  turn = Turn('user', f'{query}plan={plan}')
-  return JudgingExample(name, (turn,), texts, **known)
+  label = {'best': good} if n > 1 else {'rewards': (float(good == 0),)}
+  turn = Turn('user', f'{query}script={script}')
+  return JudgingExample(name, (turn,), texts, **label)
 
 
-def roller(engine, forms=FORMS, size=4, seed=0):
+def make_sampler(
+  engine,
+  prompt_format=PROMPT_FORMAT,
+  seed=0,
+  reward_fn=correctness.outcome_reward,
+):
   return RolloutSampler(
-    engine, words(), forms, group_size=size, temperature=0.9, seed=seed
+    engine,
+    load_tokenizer(),
+    prompt_format,
+    reward_fn,
+    group_size=4,
+    temperature=0.9,
+    seed=seed,
   )
 
 
-def rolled(examples, count, attempts=0, order='random', engine=None, **how):
-  engine = engine or Planned()
-  visits = RolloutPromptIterator(examples, order, 0)
-  return roller(engine, **how).roll('weights', visits, count, attempts)
+def sample(examples, count, attempts=0, order='random', engine=None, **options):
+  prompts = RolloutPromptIterator(examples, order, 0)
+  sampler = make_sampler(engine or ScriptedEngine(), **options)
+  return sampler.sample('weights', prompts, count, attempts)
 
 
 ROWS = [
@@ -77,7 +91,7 @@ ROWS = [
   example('right', 'rwxc', n=1),
   example('wrong', 'rwrw', good=1, n=1),
 ]
-# Verdicts, rewards, scores in the example's own order.
+# Outcomes, rewards, scores in the example's own order.
 EXPECTED = {
   'a': (
     'correct incorrect parse_failure truncated',
@@ -103,156 +117,184 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize('order', ['fixed', 'random', 'balanced'])
-def test_verdicts_and_rewards(order):
-  engine = Planned()
-  found = rolled(ROWS, 8, order=order, engine=engine)
-  assert len(found.groups) == 8 and found.all_groups == found.groups
-  assert found.faults == 0
-  for group in found.groups:
-    verdicts, rewards, scores = EXPECTED[group.visit.example.id]
-    assert ' '.join(group.verdicts) == verdicts
+def test_outcomes_and_rewards(order):
+  rollout = sample(ROWS, 8, order=order)
+  assert len(rollout.groups) == 8 and rollout.all_groups == rollout.groups
+  assert rollout.skipped_prompts == 0
+  for group in rollout.groups:
+    outcomes, rewards, scores = EXPECTED[group.rollout_prompt.example.id]
+    assert ' '.join(group.outcomes) == outcomes
     assert group.rewards.tolist() == rewards
     assert group.rewards.dtype == np.float32
-    assert group.scores == scores
+    assert tuple(x.scores for x in group.judgements) == scores
     assert [x.sample for x in group.generations] == [0, 1, 2, 3]
-  # In the order of the visits, whatever order they were done in.
-  visits = RolloutPromptIterator(ROWS, order, 0).take(8)
-  assert [group.visit for group in found.groups] == visits
+  # Groups are in the order of the prompts, whichever ended first.
+  prompts = RolloutPromptIterator(ROWS, order, 0).take(8)
+  assert [group.rollout_prompt for group in rollout.groups] == prompts
 
 
-def test_what_is_asked_for():
-  engine = Planned()
-  found = rolled(ROWS, 8, engine=engine, seed=3)
-  assert [r.prompt for r in engine.requests] == [g.prompt for g in found.groups]
+def test_another_reward_function():
+  def length(example, judgement):
+    return float(len(example.responses) + judgement.truncated)
+
+  rollout = sample(ROWS[:1], 1, reward_fn=length)
+  assert rollout.groups[0].rewards.tolist() == [2, 2, 2, 3]
+
+
+@pytest.mark.parametrize('std, first', [(True, 1.7320), (False, 1.5)])
+def test_advantages_of_groups(std, first):
+  """Rewards 1, -1, -1, -1, and a group without spread."""
+  tokens = ((3,), (4,), (5,), (6,))
+  mixed = make_group('a', tokens=tokens, letters='rwxc')
+  flat = make_group('b', tokens=tokens, letters='rrrr')
+  advantages = group_advantages([mixed, flat], std)
+  expected = [[first, *[-first / 3] * 3], [0] * 4]
+  np.testing.assert_allclose(advantages, expected, rtol=1e-4)
+  assert advantages.dtype == np.float32
+
+
+def test_requests():
+  engine = ScriptedEngine()
+  rollout = sample(ROWS, 8, engine=engine, seed=3)
+  assert [r.prompt for r in engine.requests] == [
+    g.prompt for g in rollout.groups
+  ]
   assert {(r.num_samples, r.temperature, r.seed) for r in engine.requests} == {
     (4, 0.9, 3)
   }
-  # Of each example one at epoch 0 and one at 1: other draws.
+  # The keys of an example differ between epochs, and so do its samples.
   assert len({r.key for r in engine.requests}) == 8
   assert {r.max_tokens for r in engine.requests} == {None}
+  assert engine.weights == ['weights']
 
 
-def test_weights_are_there_while_it_rolls_and_not_after():
-  engine = Planned()
-  rolled(ROWS, 4, engine=engine)
-  assert engine.seen == ['weights'] and engine.programs.weights is None
-
-
-class Failing(Planned):
+class FailingEngine(ScriptedEngine):
   def generation(self, request, sample):
     raise KeyError(request.id)
 
 
-def test_weights_are_given_back_after_an_error():
-  engine = Failing()
+def test_an_engine_error_is_raised():
   with pytest.raises(KeyError):
-    rolled(ROWS, 4, engine=engine)
-  assert engine.programs.weights is None
+    sample(ROWS, 4, engine=FailingEngine())
 
 
 def names(groups):
-  return [group.visit.example.id for group in groups]
+  return [group.rollout_prompt.example.id for group in groups]
+
+
+def epochs(groups):
+  return {group.rollout_prompt.epoch for group in groups}
 
 
 FLAT = [example(f'f{i}', 'wwww') for i in range(3)]
 MIXED = [example(f'm{i}', 'rwww') for i in range(3)]
 
 
-def test_groups_without_spread_are_kept_where_nothing_is_resampled():
-  found = rolled([*FLAT, *MIXED], 6)
-  assert sorted(names(found.groups)) == ['f0', 'f1', 'f2', 'm0', 'm1', 'm2']
-  assert [x.spread for x in found.groups] == [
-    name.startswith('m') for name in names(found.groups)
+def test_groups_without_spread_stay_without_resampling():
+  rollout = sample([*FLAT, *MIXED], 6)
+  assert sorted(names(rollout.groups)) == ['f0', 'f1', 'f2', 'm0', 'm1', 'm2']
+  assert [x.has_spread for x in rollout.groups] == [
+    name.startswith('m') for name in names(rollout.groups)
   ]
 
 
-def test_groups_without_spread_are_replaced():
-  engine = Planned()
-  visits = RolloutPromptIterator([*FLAT, *MIXED], 'fixed', 0)
-  found = roller(engine).roll('weights', visits, 6, 20)
-  assert all(x.spread for x in found.groups) and len(found.groups) == 6
-  flat = [x for x in found.all_groups if not x.spread]
-  assert len(found.all_groups) == len(found.groups) + len(flat)
-  # All that was visited was looked at, and nothing else was visited.
-  assert len(found.all_groups) == visits.drawn == len(engine.requests)
-  # Only what was missing is asked for again: groups of later epochs too.
-  assert {x.visit.epoch for x in found.groups} > {0}
+def test_resampling_replaces_groups_without_spread():
+  engine = ScriptedEngine()
+  prompts = RolloutPromptIterator([*FLAT, *MIXED], 'fixed', 0)
+  rollout = make_sampler(engine).sample('weights', prompts, 6, 20)
+  assert all(x.has_spread for x in rollout.groups) and len(rollout.groups) == 6
+  flat = [x for x in rollout.all_groups if not x.has_spread]
+  assert len(rollout.all_groups) == len(rollout.groups) + len(flat)
+  # Every prompt that was taken was sampled once.
+  assert len(rollout.all_groups) == prompts.num_taken == len(engine.requests)
+  assert epochs(rollout.groups) > {0}
 
 
 @pytest.mark.parametrize('attempts', [1, 2, 5])
 def test_resampling_ends(attempts):
-  engine = Planned()
-  visits = RolloutPromptIterator(FLAT, 'fixed', 0)
-  found = roller(engine).roll('weights', visits, 3, attempts)
-  assert len(engine.seen) == attempts + 1
-  assert len(found.all_groups) == visits.drawn == 3 * (attempts + 1)
-  # The first of those without spread fill up.
-  assert found.groups == found.all_groups[:3]
-  assert {x.visit.epoch for x in found.groups} == {0}
+  engine = ScriptedEngine()
+  prompts = RolloutPromptIterator(FLAT, 'fixed', 0)
+  rollout = make_sampler(engine).sample('weights', prompts, 3, attempts)
+  assert len(engine.weights) == attempts + 1
+  assert len(rollout.all_groups) == prompts.num_taken == 3 * (attempts + 1)
+  # The first groups without spread fill up the rollout.
+  assert rollout.groups == rollout.all_groups[:3]
+  assert epochs(rollout.groups) == {0}
 
 
-def test_what_has_spread_comes_before_what_fills_up():
+def test_groups_with_spread_come_before_those_that_fill_up():
   rows = [*FLAT, example('m', 'rwww|wwww')]
-  found = rolled(rows, 4, attempts=1)
-  assert names(found.groups)[0] == 'm' and found.groups[0].spread
-  assert sorted(names(found.groups)) == ['f0', 'f1', 'f2', 'm']
-  assert len(found.all_groups) == 4 + 3
+  rollout = sample(rows, 4, attempts=1)
+  assert names(rollout.groups)[0] == 'm' and rollout.groups[0].has_spread
+  assert sorted(names(rollout.groups)) == ['f0', 'f1', 'f2', 'm']
+  assert len(rollout.all_groups) == 4 + 3
 
 
-def test_a_stopped_rollout_is_no_rollout():
-  engine, visits = Planned(), RolloutPromptIterator(ROWS, 'fixed', 0)
-  made = roller(engine)
-  visits.take(3)
-  calls = iter([False, False, True])
-  assert made.roll('weights', visits, 4, 0, lambda: next(calls)) is None
-  assert visits.drawn == 3 and engine.programs.weights is None
-  # Drawn again, it is what it would have been.
-  again = made.roll('weights', visits, 4, 0)
+def test_a_stopped_rollout_takes_no_prompts():
+  prompts = RolloutPromptIterator(ROWS, 'fixed', 0)
+  sampler = make_sampler(ScriptedEngine())
+  prompts.take(3)
+  polls = iter([False, False, True])
+  assert sampler.sample('weights', prompts, 4, 0, lambda: next(polls)) is None
+  assert prompts.num_taken == 3
+  # Sampled again, it is the same as without the stop.
+  rollout = sampler.sample('weights', prompts, 4)
   other = RolloutPromptIterator(ROWS, 'fixed', 0)
   other.take(3)
-  expected = roller(Planned()).roll('weights', other, 4, 0)
-  assert [x.visit for x in again.groups] == [x.visit for x in expected.groups]
+  expected = make_sampler(ScriptedEngine()).sample('weights', other, 4)
+  for one, two in zip(rollout.groups, expected.groups, strict=True):
+    assert one.rollout_prompt == two.rollout_prompt
+    assert one.judgements == two.judgements
+
+
+def test_a_stop_during_resampling_takes_no_prompts():
+  prompts = RolloutPromptIterator(FLAT, 'fixed', 0)
+  polls = iter([False] * 12 + [True])
+  sampler = make_sampler(ScriptedEngine())
+  assert sampler.sample('weights', prompts, 3, 5, lambda: next(polls)) is None
+  assert prompts.num_taken == 0
 
 
 LONG = 'x y z ' * 100
 
 
-def test_too_long_examples_are_left_out_and_counted(caplog):
-  engine = Planned(limit=150)
-  forms = PromptFormat('practice', 'practice_single', 'refuse')
+def test_long_examples_are_skipped_and_counted(caplog):
   rows = [ROWS[0], example('long', 'rrrr', query=LONG), ROWS[2]]
-  visits = RolloutPromptIterator(rows, 'fixed', 0)
-  found = roller(engine, forms).roll('weights', visits, 6, 0)
-  assert set(names(found.groups)) == {'a', 'right'}
-  assert found.faults == visits.drawn - 6 > 1
+  prompts = RolloutPromptIterator(rows, 'fixed', 0)
+  sampler = make_sampler(ScriptedEngine(limit=150), REFUSING)
+  rollout = sampler.sample('weights', prompts, 6)
+  assert set(names(rollout.groups)) == {'a', 'right'}
+  assert rollout.skipped_prompts == prompts.num_taken - 6 > 1
   (line,) = lines_with(caplog.text, 'long')
   assert lines_with(line, *setting('prompt.too_long', 'refuse'))
 
 
-def test_shortened_ones_are_asked():
-  engine = Planned(limit=400)
-  # The plan is at the end of the query, which is cut off first.
+def test_long_examples_can_be_shortened():
+  # Shortening cuts the end of the query, so the script is at its start.
   row = dataclasses.replace(
-    ROWS[0], query=(Turn('user', 'plan=rwxc ' + LONG * 3),)
+    ROWS[0], query=(Turn('user', 'script=rwxc ' + LONG * 3),)
   )
-  found = rolled([row], 1, engine=engine)
-  assert len(found.groups[0].prompt) <= 400 and found.faults == 0
+  rollout = sample([row], 1, engine=ScriptedEngine(limit=400))
+  assert len(rollout.groups[0].prompt) <= 400 and rollout.skipped_prompts == 0
 
 
-def test_nothing_can_be_asked():
-  engine = Planned(limit=10)
-  forms = PromptFormat('practice', 'practice_single', 'refuse')
-  words_ = naming(8, 10, 'config.batch.prompt_buckets')
-  with pytest.raises(UserError, match=words_) as caught:
-    rolled(ROWS, 4, engine=engine, forms=forms)
+def test_all_examples_are_too_long():
+  engine = ScriptedEngine(limit=10)
+  words = naming(8, 10, 'config.batch.prompt_buckets')
+  with pytest.raises(UserError, match=words) as caught:
+    sample(ROWS, 4, engine=engine, prompt_format=REFUSING)
   assert '\n' not in str(caught.value)
   assert not engine.requests
 
 
-def test_many_that_are_too_long_between_others_are_fine():
-  """It is a row of them that ends a run, not their number."""
-  engine = Planned(limit=150)
-  forms = PromptFormat('practice', 'practice_single', 'refuse')
+def test_many_long_examples_between_short_ones_do_not_end_a_run():
+  """Only many long examples in a row do."""
   rows = [example(f'long{i}', 'rrrr', query=LONG) for i in range(4)]
-  found = rolled([*rows, ROWS[0]], 30, engine=engine, forms=forms)
-  assert set(names(found.groups)) == {'a'} and found.faults > 100
+  rollout = sample(
+    [*rows, ROWS[0]],
+    30,
+    engine=ScriptedEngine(limit=150),
+    prompt_format=REFUSING,
+  )
+  assert set(names(rollout.groups)) == {'a'}
+  assert rollout.skipped_prompts > 100

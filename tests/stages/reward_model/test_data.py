@@ -1,4 +1,4 @@
-"""Labels, weights and tokens of scalar training, by hand and as judges read."""
+"""Labels, weights and tokens of records, by hand and against the judges."""
 
 import dataclasses
 import json
@@ -12,16 +12,16 @@ from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.judgement.judgement import JudgedExample, Judgement
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judgement.rejection_sampling import FilterSample
-from grm_jax.judges.baselines.pairwise_rm import PairJudge, chances
+from grm_jax.judges.baselines.pairwise_rm import PairJudge, win_probabilities
 from grm_jax.judges.baselines.scalar_rm import META, MetaJudge, ScalarJudge
 from grm_jax.model.batch import Batch
 from grm_jax.stages.reward_model import data as rm_data
 from grm_jax.stages.reward_model.data import RewardDataset
 from tests import test_configs
-from tests.judges.fake import words
+from tests.judges.fake import load_tokenizer
 from tests.messages import names, naming, setting
 
-LIMITS = tokenized_example.limits((600,), (64,), 2)
+SHAPE = tokenized_example.make_batch_shape((600,), (64,), 2)
 
 
 def example(name, *responses, **fields):
@@ -42,11 +42,11 @@ def sample(name, order, *scores, text='', **flags):
   )
 
 
-# With what they are worth by equation 10.
+# Samples with their labels by equation 10.
 JUDGED = [
   (sample('pair', (0, 1), 2, 9), 1),
   (sample('pair', (0, 1), 9, 2), 0),
-  (sample('pair', (1, 0), 9, 2), 1),  # the best was shown first
+  (sample('pair', (1, 0), 9, 2), 1),  # the best response stood first
   (sample('pair', (0, 1), 5, 5), 0),
   (sample('pair', (0, 1), text='I cannot tell.'), 0),
   (sample('pair', (0, 1), 1, 8, truncated=True), 0),
@@ -57,34 +57,36 @@ JUDGED = [
 ]
 
 
-def data(judged=JUDGED):
-  found = {}
-  for one, _ in judged:
-    found.setdefault(one.example, []).append(one)
-  return RewardDataset(EXAMPLES, found)
+def dataset(judged=JUDGED):
+  samples = {}
+  for x, _ in judged:
+    samples.setdefault(x.example_id, []).append(x)
+  return RewardDataset(EXAMPLES, samples)
 
 
-def rows_of(kind, given, limits=LIMITS, template=META):
-  forms = PromptFormat(template, 'single')
-  return rm_data.rows_of(kind, given, forms, words(), limits, 'these data')
+def make_records(kind, data, batch_shape=SHAPE, template=META):
+  prompt_format = PromptFormat(template, 'single')
+  return rm_data.make_records(
+    kind, data, prompt_format, load_tokenizer(), batch_shape, 'these data'
+  )
 
 
 def test_labels_are_equation_10():
   labels = {
-    (x.example, place): label
-    for x in rows_of('meta', data())
-    for place, label in zip(x.places, x.labels, strict=True)
+    (x.example_id, index): label
+    for x in make_records('meta', dataset())
+    for index, label in zip(x.text_indices, x.labels, strict=True)
   }
-  expected, seen = {}, {}
-  for one, label in JUDGED:
-    place = seen[one.example] = seen.get(one.example, -1) + 1
-    expected[one.example, place] = label
+  expected, last = {}, {}
+  for x, label in JUDGED:
+    index = last[x.example_id] = last.get(x.example_id, -1) + 1
+    expected[x.example_id, index] = label
   assert labels == expected
 
 
 def test_a_record_has_one_order_and_at_most_r_judgements():
-  found = {x.record.id: x.places for x in rows_of('meta', data())}
-  assert found == {
+  records = make_records('meta', dataset())
+  assert {x.tokenized.id: x.text_indices for x in records} == {
     'pair 0,1 0': (0, 1),
     'pair 0,1 1': (3, 4),
     'pair 0,1 2': (5,),
@@ -95,30 +97,30 @@ def test_a_record_has_one_order_and_at_most_r_judgements():
   }
 
 
-def test_both_labels_weigh_the_same_in_total():
-  made = rows_of('meta', data())
+def test_both_labels_have_the_same_total_weight():
+  records = make_records('meta', dataset())
   weights = {0: [], 1: []}
-  for x in made:
+  for x in records:
     for label, weight in zip(x.labels, x.weights, strict=True):
       weights[label].append(weight)
   assert weights == {0: [1.0] * 6, 1: [6 / 4] * 4}
-  # Held-out rows, or others, are weighed by their own counts.
-  few = rm_data.balanced(made[:1], 'few')
+  # Other records have weights by their own counts.
+  few = rm_data.balance_labels(records[:1], 'few')
   assert few[0].weights == (1.0, 1.0)
 
 
-class Seen:
-  """In place of Values: keeps what is to be valued."""
+class RecordingScorer:
+  """Stands for ScalarScorer: records its inputs."""
 
-  prompts, buckets, size = 3, (600,), 64
+  prompts, prompt_buckets, max_new_tokens = 3, (600,), 64
 
   def __init__(self, value=None):
     self.items, self.value = [], value or (lambda prompt, text: 0.0)
 
-  def fault(self, item):
+  def rejection_reason(self, item):
     return None
 
-  def of(self, items):
+  def score(self, items):
     self.items += [
       (tuple(prompt), [tuple(x) for x in texts]) for prompt, texts in items
     ]
@@ -128,67 +130,66 @@ class Seen:
     ]
 
 
-def tokens(row):
-  record = row.record
-  own = [tuple(x.tolist()) for x in record.generations]
-  return tuple(record.prompt.tolist()), own
+def tokens(record):
+  tokenized = record.tokenized
+  texts = [tuple(x.tolist()) for x in tokenized.generations]
+  return tuple(tokenized.prompt.tolist()), texts
 
 
-LONG = 'This judgement goes on and on. ' * 20
+LONG = 'This judgement is far too long. ' * 20
 
 
 @pytest.mark.parametrize('template', [META, 'practice_meta'])
-def test_the_tokens_are_those_that_the_meta_judge_reads(template):
+def test_tokens_are_those_of_the_meta_judge(template):
   judged = [*JUDGED, (sample('pair', (1, 0), text=LONG), 0)]
-  seen = Seen()
-  for name, own in data(judged).samples.items():
-    samples = [Judgement(x.order, x.text, 1, 'stop', None) for x in own]
-    judge = MetaJudge(seen, words(), template)
-    judge.rate(JudgedExample(EXAMPLES[name], tuple(samples)))
-  ours = {}
-  for row in rows_of('meta', data(judged), template=template):
-    prompt, texts = tokens(row)
-    ours.setdefault(prompt, []).extend(texts)
-  assert list(ours.items()) == seen.items
-  lengths = {len(text) for texts in ours.values() for text in texts}
-  assert max(lengths) == 64  # LONG was cut to what fits
+  scorer = RecordingScorer()
+  for name, samples in dataset(judged).samples.items():
+    judgements = [Judgement(x.order, x.text, 1, 'stop', None) for x in samples]
+    judge = MetaJudge(scorer, load_tokenizer(), template)
+    judge.rate(JudgedExample(EXAMPLES[name], tuple(judgements)))
+  by_prompt = {}
+  for record in make_records('meta', dataset(judged), template=template):
+    prompt, texts = tokens(record)
+    by_prompt.setdefault(prompt, []).extend(texts)
+  assert list(by_prompt.items()) == scorer.items
+  lengths = {len(text) for texts in by_prompt.values() for text in texts}
+  assert max(lengths) == 64  # LONG is cut to what fits
 
 
-def test_bradley_terry_reads_what_the_scalar_judge_reads():
-  seen = Seen()
-  list(ScalarJudge(seen, words()).judge([PAIR, THREE]))
-  (pair_prompt, pair_texts), (three_prompt, three_texts) = seen.items
-  one, two, three = rows_of(
+def test_bradley_terry_tokens_are_those_of_the_scalar_judge():
+  scorer = RecordingScorer()
+  list(ScalarJudge(scorer, load_tokenizer()).judge([PAIR, THREE]))
+  (pair_prompt, pair_texts), (three_prompt, three_texts) = scorer.items
+  one, two, three = make_records(
     'bradley_terry', RewardDataset(EXAMPLES_OF_SEVERAL, {})
   )
   assert tokens(one) == (pair_prompt, [pair_texts[1], pair_texts[0]])
-  # The best stands beside each of the others, R at a time.
+  # The best response with the others, R at a time.
   assert tokens(two) == (three_prompt, three_texts[:2])
   assert tokens(three) == (three_prompt, [three_texts[0], three_texts[2]])
   assert [x.labels for x in (one, two, three)] == [(1, 0)] * 3
-  assert [x.places for x in (one, two, three)] == [(1, 0), (0, 1), (0, 2)]
-  # Each example counts once, however many pairs it has.
+  assert [x.text_indices for x in (one, two, three)] == [(1, 0), (0, 1), (0, 2)]
+  # Each example has the same weight, however many pairs it has.
   assert [x.weights[1] for x in (one, two, three)] == [2.0, 1.0, 1.0]
 
 
 EXAMPLES_OF_SEVERAL = {x.id: x for x in (PAIR, THREE)}
 
 
-def test_pairs_are_read_in_both_orders_as_the_pair_judge_does():
-  seen = Seen()
-  list(PairJudge(seen, words()).judge([PAIR, THREE]))
-  read = {(prompt, text) for prompt, texts in seen.items for text in texts}
-  assert len(read) == 2 + 6
-  made = rows_of('pair', RewardDataset(EXAMPLES_OF_SEVERAL, {}))
-  ours = {}
-  for row in made:
-    prompt, texts = tokens(row)
-    for text, label, weight, place in zip(
-      texts, row.labels, row.weights, row.places, strict=True
+def test_pair_tokens_are_those_of_the_pair_judge_in_both_orders():
+  scorer = RecordingScorer()
+  list(PairJudge(scorer, load_tokenizer()).judge([PAIR, THREE]))
+  scored = {(prompt, text) for prompt, texts in scorer.items for text in texts}
+  assert len(scored) == 2 + 6
+  labels = {}
+  for x in make_records('pair', RewardDataset(EXAMPLES_OF_SEVERAL, {})):
+    prompt, texts = tokens(x)
+    for text, label, weight, index in zip(
+      texts, x.labels, x.weights, x.text_indices, strict=True
     ):
-      assert (prompt, text) in read
-      ours[row.record.id, place] = label, weight
-  assert ours == {
+      assert (prompt, text) in scored
+      labels[x.tokenized.id, index] = label, weight
+  assert labels == {
     ('pair 1 0', 0): (1, 2.0),
     ('pair 0 0', 1): (0, 2.0),
     ('three 0 0', 1): (1, 1.0),
@@ -198,38 +199,42 @@ def test_pairs_are_read_in_both_orders_as_the_pair_judge_does():
   }
 
 
-def test_a_pair_judge_sums_what_is_likely():
-  """Values by the length of responses: the longer one is better."""
+def test_the_pair_judge_averages_probabilities():
+  """The value is the difference in length: the longer one is better."""
 
   def value(prompt, text):
-    first = words().decode(prompt).split('[Start of Response 1]\n')[1]
+    first = load_tokenizer().decode(prompt).split('[Start of Response 1]\n')[1]
     first = first.split('\n[End')[0]
-    return len(first) - len(words().decode(text[:-1]))
+    return len(first) - len(load_tokenizer().decode(text[:-1]))
 
-  judged = PairJudge(Seen(value), words()).judge([THREE, SINGLE, PAIR])
+  judged = PairJudge(RecordingScorer(value), load_tokenizer()).judge(
+    [THREE, SINGLE, PAIR]
+  )
   three, single, pair = judged
-  (found,) = three.samples
+  (judgement,) = three.samples
   up, far = (1 / (1 + np.exp(-x)) for x in (1.0, 2.0))
   expected = [(2 - up - far) / 2, 1 / 2, (up + far) / 2]
-  assert found.scores == pytest.approx(expected)
+  assert judgement.scores == pytest.approx(expected)
   assert pair.samples[0].scores == pytest.approx((1 / 2, 1 / 2))
   assert single.id == 'single' and single.reason
 
 
-def test_a_preference_for_the_first_evens_out():
-  assert chances([np.array([3.0]), np.array([3.0])]) == [0.5, 0.5]
-  # Of three, all say that the first of a pair is better but once.
-  found = chances([np.full(2, 9.0), np.array([9.0, -9.0]), np.full(2, 9.0)])
+def test_a_preference_for_the_first_cancels_out():
+  assert win_probabilities([np.array([3.0]), np.array([3.0])]) == [0.5, 0.5]
+  # Three responses; the first of a pair wins in all but one.
+  found = win_probabilities(
+    [np.full(2, 9.0), np.array([9.0, -9.0]), np.full(2, 9.0)]
+  )
   assert found == pytest.approx([1 / 2, 1 / 4, 3 / 4], abs=1e-3)
 
 
-def test_what_does_not_fit_is_left_out(caplog):
+def test_records_that_do_not_fit_are_skipped(caplog):
   wide = example('wide', 'x' * 400, 'y', best=0)
-  given = RewardDataset({'wide': wide, 'pair': PAIR}, {})
+  data = RewardDataset({'wide': wide, 'pair': PAIR}, {})
   with caplog.at_level('WARNING'):
-    found = rows_of('bradley_terry', given)
-  assert [x.example for x in found] == ['pair']
-  assert found[0].weights == (1.0, 1.0)
+    records = make_records('bradley_terry', data)
+  assert [x.example_id for x in records] == ['pair']
+  assert records[0].weights == (1.0, 1.0)
   assert any(
     names(x, 'wide 0', 'config.batch.generation_buckets')
     for x in caplog.messages
@@ -237,65 +242,62 @@ def test_what_does_not_fit_is_left_out(caplog):
   with pytest.raises(
     ValueError, match=naming('these data', 'config.batch.generation_buckets')
   ):
-    rows_of('bradley_terry', RewardDataset({'wide': wide}, {}))
+    make_records('bradley_terry', RewardDataset({'wide': wide}, {}))
 
 
 @pytest.mark.parametrize('label, word', [(1, 'wrong'), (0, 'right')])
-def test_nothing_to_tell_apart(label, word):
-  alike = [x for x in JUDGED if x[1] == label]
-  with pytest.raises(UserError, match=naming('these data', len(alike), word)):
-    rows_of('meta', data(alike))
+def test_all_labels_are_equal(label, word):
+  equal = [x for x in JUDGED if x[1] == label]
+  with pytest.raises(UserError, match=naming('these data', len(equal), word)):
+    make_records('meta', dataset(equal))
 
 
-def test_labels_beside_the_tokens_of_a_process():
-  made = rows_of('meta', data())
-  table = {x.record.id: x for x in made}
+def test_labels_of_a_process():
+  records = {x.tokenized.id: x for x in make_records('meta', dataset())}
   items = [
-    collate.BatchItem(table[name].record, 0, chosen)
-    for name, chosen in (
+    collate.BatchItem(records[name].tokenized, 0, indices)
+    for name, indices in (
       ('single 0 0', (0, 1)),
       ('pair 0,1 2', (0,)),
       ('pair 0,1 0', (1,)),
     )
   ] + [collate.BatchItem(None, 0, ())]
-  meta = collate.describe(items, LIMITS)
-  mine = np.array([0, 2, 3])
-  given = collate.pad(items, LIMITS, mine)
-  found = rm_data.batch(given, meta, table, mine)
-  assert isinstance(found.batch, Batch) and found.batch is given
-  assert found.labels.tolist() == [[1, 0], [0, 0], [0, 0]]
-  assert found.weights.tolist() == [[1.5, 1], [1, 0], [0, 0]]
-  assert found.labels.dtype == found.weights.dtype == np.float32
+  info = collate.batch_info(items, SHAPE)
+  local_indices = np.array([0, 2, 3])
+  tokens = collate.build_batch(items, SHAPE, local_indices)
+  batch = rm_data.make_reward_batch(tokens, info, records, local_indices)
+  assert isinstance(batch.batch, Batch) and batch.batch is tokens
+  assert batch.labels.tolist() == [[1, 0], [0, 0], [0, 0]]
+  assert batch.weights.tolist() == [[1.5, 1], [1, 0], [0, 0]]
+  assert batch.labels.dtype == batch.weights.dtype == np.float32
 
 
-def test_the_digest_sees_labels_and_weights():
-  made = rows_of('meta', data())
-  first = rm_data.digest(made)
-  assert first == rm_data.digest(rows_of('meta', data()))
-  for change in (
-    {'labels': (0,) * len(made[0].labels)},
-    {'weights': (2.0,) * len(made[0].labels)},
-  ):
-    other = [dataclasses.replace(made[0], **change), *made[1:]]
-    assert rm_data.digest(other) != first
+def test_the_digest_depends_on_labels_and_weights():
+  records = make_records('meta', dataset())
+  digest = rm_data.label_digest(records)
+  assert digest == rm_data.label_digest(make_records('meta', dataset()))
+  num_texts = len(records[0].labels)
+  for change in ({'labels': (0,) * num_texts}, {'weights': (2.0,) * num_texts}):
+    changed = [dataclasses.replace(records[0], **change), *records[1:]]
+    assert rm_data.label_digest(changed) != digest
 
 
 def config(folder, **changes):
-  made = test_configs.load(
+  loaded = test_configs.load(
     test_configs.ROOT / 'configs/reward_model.py', 'tiny'
   )
-  given = {
+  settings = {
     'data': f'{folder}/rows.jsonl',
     'samples': f'{folder}/a.jsonl,{folder}/b.jsonl',
     'evaluation.holdout_fraction': 0.0,
   }
-  made.update_from_flattened_dict(given | changes)
-  return made
+  loaded.update_from_flattened_dict(settings | changes)
+  return loaded
 
 
 @pytest.fixture
 def folder(tmp_path):
-  """Ten pairs of five queries, and two files of judgements of them."""
+  """Writes ten pairs with five queries, and two files of judgements."""
   rows = [
     {
       'id': f'e{i}',
@@ -327,12 +329,12 @@ def write(path, rows):
 
 
 def test_unhinted_samples_of_all_files(folder):
-  found, held = rm_data.read(config(folder))
-  assert held is None
-  assert sorted(found.examples) == [f'e{i}' for i in range(10)]
+  data, held_out = rm_data.read(config(folder))
+  assert held_out is None
+  assert sorted(data.examples) == [f'e{i}' for i in range(10)]
   texts = {
-    name: [(x.text, x.order) for x in own]
-    for name, own in found.samples.items()
+    name: [(x.text, x.order) for x in samples]
+    for name, samples in data.samples.items()
   }
   assert texts['e3'] == [('a3', (0, 1)), ('b3', (1, 0))]
   assert texts['e7'] == [('a7', (0, 1))]
@@ -340,37 +342,38 @@ def test_unhinted_samples_of_all_files(folder):
 
 
 @pytest.mark.parametrize('kind', ['meta', 'bradley_terry'])
-def test_no_query_is_on_both_sides(folder, kind):
+def test_no_query_is_in_both_splits(folder, kind):
   samples = {} if kind == 'meta' else {'samples': ''}
-  found, held = rm_data.read(
+  data, held_out = rm_data.read(
     config(folder, kind=kind, **samples, **{'evaluation.holdout_fraction': 0.4})
   )
-  sides = [
-    {x.query[0].text for x in side.examples.values()} for side in (found, held)
-  ]
-  assert len(sides[0]) == 3 and len(sides[1]) == 2
-  assert not sides[0] & sides[1]
-  assert len(found.examples) == 6 and len(held.examples) == 4
-  for side in (found, held):
-    assert side.samples.keys() == (
-      side.examples.keys() if kind == 'meta' else set()
+  queries, held_out_queries = (
+    {x.query[0].text for x in split.examples.values()}
+    for split in (data, held_out)
+  )
+  assert len(queries) == 3 and len(held_out_queries) == 2
+  assert not queries & held_out_queries
+  assert len(data.examples) == 6 and len(held_out.examples) == 4
+  for split in (data, held_out):
+    assert split.samples.keys() == (
+      split.examples.keys() if kind == 'meta' else set()
     )
 
 
-def test_held_out_data_of_its_own(folder):
+def test_separate_held_out_data(folder):
   write(folder / 'held.jsonl', [{'id': 'e2', 'text': 'other'}])
-  given = {
+  settings = {
     'evaluation.data': f'{folder}/rows.jsonl',
     'evaluation.samples': f'{folder}/held.jsonl',
     'evaluation.holdout_fraction': 0.4,
   }
-  found, held = rm_data.read(config(folder, **given))
-  assert len(found.samples) == 10
-  assert [(k, len(own)) for k, own in held.samples.items()] == [('e2', 1)]
+  data, held_out = rm_data.read(config(folder, **settings))
+  assert len(data.samples) == 10
+  assert [(k, len(x)) for k, x in held_out.samples.items()] == [('e2', 1)]
 
 
 @pytest.mark.parametrize(
-  'changes, words_',
+  'changes, words',
   [
     (
       {'evaluation.holdout_fraction': 0.95},
@@ -386,7 +389,7 @@ def test_held_out_data_of_its_own(folder):
     ),
   ],
 )
-def test_mistakes(folder, changes, words_):
+def test_mistakes(folder, changes, words):
   write(folder / 'other.jsonl', [{'id': 'nobody', 'text': 'a'}])
   write(folder / 'hinted.jsonl', [{'id': 'e1', 'text': 'a', 'hinted': True}])
   row = {'id': 'x', 'query': 'q', 'responses': ['a', 'b']}
@@ -396,6 +399,6 @@ def test_mistakes(folder, changes, words_):
     key: value.replace('{}', str(folder)) if isinstance(value, str) else value
     for key, value in changes.items()
   }
-  with pytest.raises(UserError, match=naming(*words_)) as caught:
+  with pytest.raises(UserError, match=naming(*words)) as caught:
     rm_data.read(config(folder, **changes))
   assert '\n' not in str(caught.value)

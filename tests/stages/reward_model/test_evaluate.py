@@ -1,4 +1,4 @@
-"""Figures of held-out values by hand, and values against the model's own."""
+"""Metrics of values by hand, and values against the model's own."""
 
 import math
 
@@ -14,13 +14,13 @@ from grm_jax.sharding import mesh, rules
 from grm_jax.stages.reward_model import data as rm_data
 from grm_jax.stages.reward_model.data import RewardDataset
 from grm_jax.stages.reward_model.evaluate import RewardModelEvaluator
-from tests.judges.fake import words
+from tests.judges.fake import load_tokenizer
 from tests.messages import names, naming, setting
 from tests.model import tiny
 from tests.stages.reward_model.test_data import (
   EXAMPLES_OF_SEVERAL,
-  LIMITS,
   PAIR,
+  SHAPE,
   example,
   sample,
 )
@@ -29,7 +29,7 @@ LN3 = math.log(3)  # of probability 3/4
 FIRST = example('first', 'good', 'bad', best=0)
 LONE = example('lone', 'x', rewards=(1.0,))
 
-# Of PAIR, whose best is 1, votes are right; of FIRST only guided ones are.
+# Votes on PAIR, whose best is 1, are right; on FIRST only guided votes are.
 SAMPLES = {
   'pair': [
     sample('pair', (0, 1), *x) for x in ((1, 5), (5, 6), (4, 8), (7, 6))
@@ -37,7 +37,7 @@ SAMPLES = {
   'first': [
     sample('first', (0, 1), 9, 2),
     sample('first', (0, 1), 1, 5),
-    sample('first', (1, 0), 6, 2),  # as they were shown
+    sample('first', (1, 0), 6, 2),  # by position in the prompt
     sample('first', (0, 1), text='?'),
   ],
   'lone': [sample('lone', (0,), 1)],
@@ -54,70 +54,86 @@ VALUES = {
   ('lone', 0): 0.0,
 }
 
-FORMS = PromptFormat(META, 'single')
+PROMPT_FORMAT = PromptFormat(META, 'single')
 
 
-def held_out(kind='meta', model=None, limits=LIMITS, data=None, prompts=1):
+def make_evaluator(
+  kind='meta', model=None, batch_shape=SHAPE, data=None, prompts=1
+):
   if data is None:
     data = RewardDataset({x.id: x for x in (PAIR, FIRST, LONE)}, SAMPLES)
-  rows = rm_data.rows_of(kind, data, FORMS, words(), limits, 'held-out data')
+  records = rm_data.make_records(
+    kind, data, PROMPT_FORMAT, load_tokenizer(), batch_shape, 'held-out data'
+  )
   return RewardModelEvaluator(
     kind,
     data,
-    rows,
+    records,
     model or tiny.gemma(scalar=True),
-    FORMS,
+    PROMPT_FORMAT,
     prompts=prompts,
-    limits=limits,
+    batch_shape=batch_shape,
     seed=0,
   )
 
 
-def measured(judge, values, workdir, monkeypatch):
-  """Its figures, were these the values by example and place."""
-  found = [tuple(values[x.example, i] for i in x.places) for x in judge._rows]
-  monkeypatch.setattr(judge, 'values', lambda params: found)
-  return judge.measure({}, str(workdir))
+def measure(evaluator, values, workdir, monkeypatch):
+  """Returns the metrics if the model gave these values.
+
+  Args:
+    evaluator: the evaluator.
+    values: by example id and text index.
+    workdir: folder for the plot.
+    monkeypatch: replaces the model.
+  """
+  by_record = [
+    tuple(values[x.example_id, i] for i in x.text_indices)
+    for x in evaluator._records
+  ]
+  monkeypatch.setattr(evaluator, 'values', lambda params: by_record)
+  return evaluator.measure({}, str(workdir))
 
 
-def test_figures_of_a_meta_rm(tmp_path, monkeypatch):
-  found = measured(held_out(), VALUES, tmp_path, monkeypatch)
+def test_metrics_of_a_meta_rm(tmp_path, monkeypatch):
+  metrics = measure(make_evaluator(), VALUES, tmp_path, monkeypatch)
   # Right: ln 3, -ln 3 and ln 3 of PAIR, ln 3 of FIRST, 0 of LONE. Wrong:
   # -ln 3 of PAIR; -ln 3, -2 and -ln 3 of FIRST.
-  assert found['count'] == 9 and found['right'] == pytest.approx(5 / 9)
+  assert metrics['count'] == 9 and metrics['positive_rate'] == pytest.approx(
+    5 / 9
+  )
   # Of 20 pairs, -ln 3 is as high as three wrong ones and above the fourth.
-  assert found['auc'] == pytest.approx((4 * 4 + 3 / 2 + 1) / 20)
-  # Wrong ones weigh 5/4 each: five of ten parts; 0 counts as wrong.
-  assert found['accuracy'] == pytest.approx((3 + 4 * 5 / 4) / 10)
+  assert metrics['auc'] == pytest.approx((4 * 4 + 3 / 2 + 1) / 20)
+  # The four wrong ones have weight 5/4, in total half of 10; 0 counts as wrong.
+  assert metrics['accuracy'] == pytest.approx((3 + 4 * 5 / 4) / 10)
   low = 1 / (1 + math.exp(2))
   logs = [3 * math.log(3 / 4), math.log(1 / 4), math.log(1 / 2)]
   logs += [5 / 4 * 3 * math.log(3 / 4), 5 / 4 * math.log(1 - low)]
-  assert found['log_loss'] == pytest.approx(-sum(logs) / 10)
+  assert metrics['log_loss'] == pytest.approx(-sum(logs) / 10)
   # Bins of a tenth: 3/4 (3 parts, all right), 1/4 (1 right of 19/4 parts),
   # 1/2 (1 part, right), 0.12 (5/4 parts, wrong).
   error = 3 / 4 + (19 / 4 * 1 / 4 - 1) + 1 / 2 + 5 / 4 * low
-  assert found['calibration_error'] == pytest.approx(error / 10)
+  assert metrics['calibration_error'] == pytest.approx(error / 10)
   picture = (tmp_path / 'calibration.png').read_bytes()
   assert picture.startswith(b'\x89PNG')
 
 
 def test_votes_of_a_meta_rm(tmp_path, monkeypatch):
-  found = measured(held_out(), VALUES, tmp_path, monkeypatch)
-  # PAIR: 17 to 25, guided 5 to 13, one 1 to 5. FIRST: 12 to 13, guided 10
-  # to 7, one 9 to 2.
-  assert found['votes_examples'] == 2
-  assert found['voting_4'] == 1 / 2
-  assert found['guided_4'] == 1.0
-  assert found['best_of_4'] == 1.0
-  # A single judgement: three of four, and one of four, are right.
+  metrics = measure(make_evaluator(), VALUES, tmp_path, monkeypatch)
+  # Sums of scores. PAIR: 17 to 25, guided 5 to 13, best of 4 1 to 5. FIRST: 12
+  # to 13, guided 10 to 7, best of 4 9 to 2.
+  assert metrics['votes_examples'] == 2
+  assert metrics['voting_4'] == 1 / 2
+  assert metrics['guided_4'] == 1.0
+  assert metrics['best_of_4'] == 1.0
+  # Single judgements: three of four and one of four are right.
   for name in ('voting_1', 'guided_1', 'best_of_1'):
-    assert found[name] == (3 / 4 + 1 / 4) / 2
-  assert {k for k in found if k.startswith('voting')} == {
+    assert metrics[name] == (3 / 4 + 1 / 4) / 2
+  assert {k for k in metrics if k.startswith('voting')} == {
     f'voting_{k}' for k in (1, 2, 4)
   }
 
 
-def test_examples_with_fewer_judgements_have_no_votes(
+def test_examples_with_fewer_judgements_do_not_vote(
   tmp_path, monkeypatch, caplog
 ):
   more = RewardDataset(
@@ -125,14 +141,16 @@ def test_examples_with_fewer_judgements_have_no_votes(
     SAMPLES | {'first': SAMPLES['first'][:3]},
   )
   with caplog.at_level('WARNING'):
-    judge = held_out(data=more)
+    evaluator = make_evaluator(data=more)
   assert any(names(x, 4, 1, 2) for x in caplog.messages)
-  found = measured(judge, VALUES, tmp_path, monkeypatch)
-  assert found['votes_examples'] == 1 and found['voting_4'] == 1.0
+  metrics = measure(evaluator, VALUES, tmp_path, monkeypatch)
+  assert metrics['votes_examples'] == 1 and metrics['voting_4'] == 1.0
 
 
-def test_figures_of_bradley_terry(tmp_path, monkeypatch):
-  judge = held_out('bradley_terry', data=RewardDataset(EXAMPLES_OF_SEVERAL, {}))
+def test_metrics_of_bradley_terry(tmp_path, monkeypatch):
+  evaluator = make_evaluator(
+    'bradley_terry', data=RewardDataset(EXAMPLES_OF_SEVERAL, {})
+  )
   # THREE's best is 0 and beats only one of two, PAIR's is 1 and beats 0.
   values = {
     ('pair', 1): LN3,
@@ -141,53 +159,55 @@ def test_figures_of_bradley_terry(tmp_path, monkeypatch):
     ('three', 1): -LN3,
     ('three', 2): LN3,
   }
-  found = measured(judge, values, tmp_path, monkeypatch)
-  # PAIR weighs 2, each pair of THREE 1; all in both orders.
-  assert found['count'] == 6
-  assert found['accuracy'] == pytest.approx(3 / 4)
+  metrics = measure(evaluator, values, tmp_path, monkeypatch)
+  # The pair of PAIR has weight 2, each pair of THREE 1; all in both orders.
+  assert metrics['count'] == 6
+  assert metrics['accuracy'] == pytest.approx(3 / 4)
   logs = 3 * math.log(3 / 4) + math.log(1 / 4)
-  assert found['log_loss'] == pytest.approx(-logs / 4)
-  assert found['best_of_n'] == 1 / 2
-  assert found['calibration_error'] == pytest.approx(0, abs=1e-9)
-  # ln 3 twice and -ln 3 once, over its negatives.
-  assert found['auc'] == pytest.approx((2 * 2 + 4 / 2) / 9)
+  assert metrics['log_loss'] == pytest.approx(-logs / 4)
+  assert metrics['best_of_n'] == 1 / 2
+  assert metrics['calibration_error'] == pytest.approx(0, abs=1e-9)
+  # ln 3 twice and -ln 3 once, against their negatives.
+  assert metrics['auc'] == pytest.approx((2 * 2 + 4 / 2) / 9)
 
 
-def test_figures_of_pairs(tmp_path, monkeypatch):
-  judge = held_out('pair', data=RewardDataset({'pair': PAIR}, {}))
+def test_metrics_of_pairs(tmp_path, monkeypatch):
+  evaluator = make_evaluator('pair', data=RewardDataset({'pair': PAIR}, {}))
   values = {('pair', 0): 2.0, ('pair', 1): 1.0}  # by the second of the pair
-  found = measured(judge, values, tmp_path, monkeypatch)
-  assert found['auc'] == 1.0 and found['accuracy'] == 1 / 2
-  assert found['count'] == 2 and 'best_of_n' not in found
+  metrics = measure(evaluator, values, tmp_path, monkeypatch)
+  assert metrics['auc'] == 1.0 and metrics['accuracy'] == 1 / 2
+  assert metrics['count'] == 2 and 'best_of_n' not in metrics
 
 
 def test_values_are_the_models(tmp_path):
-  """Padded, batched and split over devices, against one by one."""
-  layout = rules.layout(mesh.make_mesh(fsdp=8), rules.RULES)
+  """Padded, batched and split over devices, against one text at a time."""
+  layout = rules.make_layout(mesh.make_mesh(fsdp=8), rules.RULES)
   model = tiny.gemma(layout, scalar=True, vocab_size=1024)
   params = tiny.params(model)
-  limits = tokenized_example.limits((256, 600), (16, 64), 2)
-  judge = held_out(model=model, limits=limits, prompts=8)
-  found = judge.values(params)
+  batch_shape = tokenized_example.make_batch_shape((256, 600), (16, 64), 2)
+  evaluator = make_evaluator(model=model, batch_shape=batch_shape, prompts=8)
+  all_values = evaluator.values(params)
   alone = tiny.gemma(scalar=True, vocab_size=1024)
-  for row, values in zip(judge._rows[::3], found[::3], strict=True):
-    assert len(values) == len(row.labels)
-    for own, value in zip(row.record.generations, values, strict=True):
-      prompt = row.record.prompt[None]
-      one = Batch(
+  for record, values in zip(
+    evaluator._records[::3], all_values[::3], strict=True
+  ):
+    assert len(values) == len(record.labels)
+    for text, value in zip(record.tokenized.generations, values, strict=True):
+      prompt = record.tokenized.prompt[None]
+      batch = Batch(
         prompt,
         np.array([prompt.shape[1]], np.int32),
-        own[None, None],
-        np.array([[len(own)]], np.int32),
+        text[None, None],
+        np.array([[len(text)]], np.int32),
       )
-      expected = logprobs.values(alone, tiny.params(alone), one)
+      expected = logprobs.values(alone, tiny.params(alone), batch)
       assert value == pytest.approx(float(expected[0, 0]), abs=1e-4)
 
 
-def test_prompts_that_the_mesh_cannot_split():
-  layout = rules.layout(mesh.make_mesh(fsdp=8), rules.RULES)
+def test_the_mesh_does_not_divide_prompts():
+  layout = rules.make_layout(mesh.make_mesh(fsdp=8), rules.RULES)
   model = tiny.gemma(layout, scalar=True)
   with pytest.raises(
     ValueError, match=naming(*setting('evaluation.prompts', 4), 8)
   ):
-    held_out(model=model, prompts=4)
+    make_evaluator(model=model, prompts=4)

@@ -1,6 +1,6 @@
-"""Training scalar heads from the command line, on rules that are easy.
+"""Reward model runs from the command line, on rules that are easy to learn.
 
-The runs share what XLA compiled; most tests look at the same few of them.
+The runs share compiled programs; most tests look at the same few runs.
 """
 
 import json
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from grm_jax.checkpoint import model_directory, orbax_checkpoint
+from grm_jax.checkpoint import model_directory
 from grm_jax.errors import UserError
 from grm_jax.judgement.example import from_row
 from grm_jax.judgement.judgement import JudgedExample, Judgement
@@ -20,18 +20,19 @@ from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.sampling.scalar_scorer import ScalarScorer
 from grm_jax.sharding import mesh
 from grm_jax.stages.reward_model import train as rm_train
+from grm_jax.training import run as training_run
+from grm_jax.training import supervised
 from tests import test_main
-from tests.judges.fake import words
+from tests.judges.fake import load_tokenizer
 from tests.messages import lines_with, names, naming, setting
 from tests.model import tiny
-from tests.processes import HANG
-from tests.stages import printed
-from tests.stages.given import Given
-from tests.stages.sft.test_train import (
-  leaves,
+from tests.processes import HANG_TIMEOUT_S
+from tests.stages import stage_output
+from tests.stages.stage_runs import (
+  StageRunner,
+  assert_same_run,
   lines_of,
-  params_of,
-  results,
+  meta_of,
   rows_of,
   steps_in,
   wait_for,
@@ -59,15 +60,15 @@ def write(path, rows):
 
 
 def judgement(right, best):
-  """What is said where the best response stands at place `best`."""
+  """Returns a judgement if the best response is at position `best`."""
   word = 'sure' if right else 'perhaps'
   return rf'{word} \boxed{{{"9, 2" if right == (best == 0) else "2, 9"}}}'
 
 
 def write_data(folder):
-  """40 pairs whose best response says yes, and four judgements of each.
+  """Writes 40 pairs whose best response says yes, with four judgements each.
 
-  One or two of the four are right, which are sure of themselves.
+  One or two of the four are right; those are the ones that say 'sure'.
   """
   rng = np.random.default_rng(0)
   rows, samples = [], []
@@ -86,31 +87,31 @@ def write_data(folder):
 
 
 @pytest.fixture(scope='module')
-def given(tmp_path_factory):
-  made = tmp_path_factory.mktemp('given')
-  write_data(made)
-  write_model(made / 'base')
+def runner(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('fixtures')
+  write_data(folder)
+  write_model(folder / 'base')
   settings = SETTINGS | {
-    'checkpoint': f'{made}/base',
-    'data': f'{made}/rows.jsonl',
-    'samples': f'{made}/samples.jsonl',
+    'checkpoint': f'{folder}/base',
+    'data': f'{folder}/rows.jsonl',
+    'samples': f'{folder}/samples.jsonl',
   }
-  environment = test_main.environment(made / 'cache')
-  return Given('configs/reward_model.py', made, settings, environment)
+  environment = test_main.environment(folder / 'cache')
+  return StageRunner('configs/reward_model.py', folder, settings, environment)
 
 
 @pytest.fixture(scope='module')
-def calm(given, tmp_path_factory):
-  """(workdir, stdout) of a run that nothing disturbs."""
-  workdir = tmp_path_factory.mktemp('calm')
-  return workdir, given.run(workdir)[0]
+def clean_run(runner, tmp_path_factory):
+  """(workdir, stdout) of a run without interruptions."""
+  workdir = tmp_path_factory.mktemp('clean_run')
+  return workdir, runner.run(workdir)[0]
 
 
-def test_it_learns_which_judgements_are_right(calm):
-  workdir, stdout = calm
+def test_it_learns_which_judgements_are_right(clean_run):
+  workdir, stdout = clean_run
   rows = [x for x in rows_of(workdir) if 'loss' in x]
   assert [x['step'] for x in rows] == list(range(1, STEPS + 1))
-  # A new head says 1/2 of everything.
+  # A new head gives everything the probability 1/2.
   assert rows[0]['loss'] == pytest.approx(np.log(2), abs=1e-4)
   assert rows[0]['right_value'] == rows[0]['wrong_value'] == 0
   assert rows[-1]['loss'] < 0.3 and rows[-1]['accuracy'] > 0.9
@@ -125,36 +126,38 @@ def test_it_learns_which_judgements_are_right(calm):
   assert steps_in(workdir) == [20, STEPS]
 
 
-def test_held_out_figures(calm):
-  workdir, stdout = calm
-  found = [x for x in rows_of(workdir) if 'held_out/auc' in x]
-  assert [x['step'] for x in found] == [10, 20, STEPS]
-  last = {k.removeprefix('held_out/'): v for k, v in found[-1].items()}
+def test_metrics_of_evaluations(clean_run):
+  workdir, stdout = clean_run
+  rows = [x for x in rows_of(workdir) if 'eval/auc' in x]
+  assert [x['step'] for x in rows] == [10, 20, STEPS]
+  last = {k.removeprefix('eval/'): v for k, v in rows[-1].items()}
   assert last['auc'] > 0.9 and last['accuracy'] > 0.8
   assert last['log_loss'] < 0.5 and 0 <= last['calibration_error'] < 0.4
-  assert 1 / 4 < last['right'] < 1 / 2
-  # One of four that is right is outvoted, two of four are a tie.
+  assert 1 / 4 < last['positive_rate'] < 1 / 2
+  # One right judgement of four is outvoted, two make a tie.
   assert last['votes_examples'] == 8 and last['count'] == 32
   assert last['voting_4'] < 0.5 < last['guided_4'] < last['best_of_4']
   assert last['best_of_4'] > 0.9
   assert (workdir / 'calibration.png').read_bytes().startswith(b'\x89PNG')
   line = lines_with(stdout, 'AUC')[-1]
-  shown = 'auc', 'accuracy', 'voting_4', 'guided_4', 'best_of_4'
-  assert names(line, STEPS, *(f'{last[name]:.3f}' for name in shown))
+  printed = 'auc', 'accuracy', 'voting_4', 'guided_4', 'best_of_4'
+  assert names(line, STEPS, *(f'{last[name]:.3f}' for name in printed))
 
 
-def opened(directory):
+def open_scalar_model(directory):
   return model_directory.open_model(
     str(directory), None, ComputeConfig(), mesh.one_device(), scalar=True
   )
 
 
-def test_the_directory_is_a_meta_rm(given, calm):
-  """Judged by what MetaJudge says of judgements, of orders of its own."""
-  model, tokenizer, params = opened(calm[0] / 'model')
+def test_the_directory_is_a_meta_rm(runner, clean_run):
+  """MetaJudge rates right judgements higher, in both orders."""
+  model, tokenizer, params = open_scalar_model(clean_run[0] / 'model')
   assert model.scalar
-  values = ScalarScorer(model, params, prompts=2, buckets=(192,), size=16)
-  row = json.loads((given.folder / 'rows.jsonl').read_text().splitlines()[0])
+  scorer = ScalarScorer(
+    model, params, prompts=2, prompt_buckets=(192,), max_new_tokens=16
+  )
+  row = json.loads((runner.folder / 'rows.jsonl').read_text().splitlines()[0])
   example = from_row(
     row | {'best': 0, 'responses': ['yes yes yes', 'no no']}, 0
   )
@@ -163,28 +166,28 @@ def test_the_directory_is_a_meta_rm(given, calm):
     for order in ((0, 1), (1, 0))
     for right in (True, False)
   )
-  # Its checkpoint says what it reads before a judgement.
-  asked = judge_factory.meta_template_of(str(calm[0] / 'model'))
-  assert asked == 'practice_meta'
-  # One that was converted, or trained by something else, does not say.
-  assert judge_factory.meta_template_of(str(given.folder / 'base')) == 'meta'
-  rated = MetaJudge(values, tokenizer, asked).rate(
+  # The checkpoint stores the template of its prompts.
+  template = judge_factory.meta_template_of(str(clean_run[0] / 'model'))
+  assert template == 'practice_meta'
+  # A checkpoint without one, for example a converted one, has the default.
+  assert judge_factory.meta_template_of(str(runner.folder / 'base')) == 'meta'
+  rated = MetaJudge(scorer, tokenizer, template).rate(
     JudgedExample(example, samples)
   )
-  right, wrong, right_too, wrong_too = (x.meta for x in rated.samples)
-  assert min(right, right_too) > 0 > max(wrong, wrong_too)
+  ratings = [x.meta for x in rated.samples]  # right, wrong, right, wrong
+  assert min(ratings[::2]) > 0 > max(ratings[1::2])
 
 
-def test_it_scores_and_is_exported(given, calm, tmp_path):
-  """The command lines that README names."""
-  model = calm[0] / 'model'
+def test_it_scores_and_is_exported(runner, clean_run, tmp_path):
+  """With the commands of README."""
+  model = clean_run[0] / 'model'
   write(
     tmp_path / 'rows.jsonl',
     [{'query': '3?', 'responses': ['yes yes yes', 'no no']}],
   )
   test_main.run(
     '--config=configs/score.py:tiny',
-    f'--config.checkpoint={given.folder}/base',
+    f'--config.checkpoint={runner.folder}/base',
     f'--config.meta_checkpoint={model}',
     f'--config.input={tmp_path}/rows.jsonl',
     '--config.vote=guided',
@@ -193,7 +196,7 @@ def test_it_scores_and_is_exported(given, calm, tmp_path):
     '--config.sampling.decode_steps_per_call=4',
     '--config.sampling.prompt_buckets=(1024,)',
     f'--workdir={tmp_path}',
-    env=given.environment,
+    env=runner.environment,
   )
   (row,) = (tmp_path / 'scores.jsonl').read_text().splitlines()
   assert all(isinstance(x['meta'], float) for x in json.loads(row)['samples'])
@@ -201,64 +204,88 @@ def test_it_scores_and_is_exported(given, calm, tmp_path):
     '--config=configs/convert.py',
     '--config.direction=huggingface',
     f'--config.source={model}',
-    f'--config.target={tmp_path}/theirs',
-    env=given.environment,
+    f'--config.target={tmp_path}/exported',
+    env=runner.environment,
   )
-  config = json.loads((tmp_path / 'theirs/config.json').read_text())
+  config = json.loads((tmp_path / 'exported/config.json').read_text())
   assert config['architectures'] == ['Gemma2ForSequenceClassification']
 
 
-def test_stopped_and_started_again_it_ends_bit_for_bit_the_same(
-  given, calm, tmp_path
-):
-  process = given.begin(tmp_path)
+def test_resume_is_bit_exact(runner, clean_run, tmp_path):
+  process = runner.start(tmp_path)
   wait_for(process, lambda: lines_of(tmp_path / 'metrics.jsonl') >= 5)
   process.send_signal(signal.SIGTERM)
-  stdout, _ = process.communicate(timeout=HANG)
+  stdout, _ = process.communicate(timeout=HANG_TIMEOUT_S)
   assert process.returncode == 0
   stopped = steps_in(tmp_path)[-1]
   assert 5 <= stopped < STEPS
-  assert lines_with(stdout, printed.STOPPED, stopped, STEPS)
-  given.run(tmp_path)
-  assert results(tmp_path) == results(calm[0])
-  for a, b in zip(
-    *(leaves(params_of(x)) for x in (calm[0], tmp_path)), strict=True
-  ):
-    assert a.tobytes() == b.tobytes()
-  one, two = (
-    orbax_checkpoint.read_json(x / 'model', 'meta', STEPS)
-    for x in (calm[0], tmp_path)
-  )
-  assert one == two and one['labels']
+  assert lines_with(stdout, stage_output.STOPPED, stopped, STEPS)
+  runner.run(tmp_path)
+  assert_same_run(tmp_path, clean_run[0])
+  assert meta_of(tmp_path)['labels']
 
 
-def test_it_does_not_go_on_with_other_labels(given, calm, tmp_path):
-  """The same tokens, of which another response is the best."""
+class PreemptionAt:
+  """Preempts a run after a step."""
+
+  def __init__(self, step):
+    self.step = step
+
+  def __call__(self):
+    return self
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
+    pass
+
+  def at(self, step):
+    return step == self.step
+
+
+def test_a_preempted_evaluation_is_made_up_for(
+  runner, clean_run, tmp_path, monkeypatch
+):
+  """A run that is preempted when an evaluation is due resumes with it."""
+  with monkeypatch.context() as patch:
+    patch.setattr(supervised, 'Preemption', PreemptionAt(10))
+    rm_train.run(runner.config(), str(tmp_path))
+  assert meta_of(tmp_path)['eval_pending'] is True
+  runner.run(tmp_path)
+  kinds = [
+    [(x['step'], 'loss' in x) for x in rows_of(workdir)]
+    for workdir in (tmp_path, clean_run[0])
+  ]
+  assert kinds[0] == kinds[1]
+  assert meta_of(tmp_path)['eval_pending'] is False
+
+
+def test_a_resumed_run_refuses_other_labels(runner, clean_run, tmp_path):
+  """The tokens are the same, but the other response is the best."""
   rows = [
     json.loads(x)
-    for x in (given.folder / 'rows.jsonl').read_text().splitlines()
+    for x in (runner.folder / 'rows.jsonl').read_text().splitlines()
   ]
   write(
     tmp_path / 'rows.jsonl', [row | {'best': 1 - row['best']} for row in rows]
   )
-  config = given.config(data=f'{tmp_path}/rows.jsonl')
-  labels = orbax_checkpoint.read_json(calm[0] / 'model', 'meta', STEPS)[
-    'labels'
-  ]
-  with pytest.raises(UserError, match=naming(calm[0] / 'model', labels)):
-    rm_train.run(config, str(calm[0]))
+  config = runner.config(data=f'{tmp_path}/rows.jsonl')
+  labels = meta_of(clean_run[0], STEPS)['labels']
+  with pytest.raises(UserError, match=naming(clean_run[0] / 'model', labels)):
+    rm_train.run(config, str(clean_run[0]))
 
 
-def test_a_run_that_is_done_changes_nothing(given, calm, capsys):
-  before = (calm[0] / 'metrics.jsonl').read_bytes()
-  rm_train.run(given.config(), str(calm[0]))
-  assert lines_with(capsys.readouterr().out, calm[0] / 'model', STEPS)
-  assert (calm[0] / 'metrics.jsonl').read_bytes() == before
+def test_a_finished_run_changes_nothing(runner, clean_run, capsys):
+  before = (clean_run[0] / 'metrics.jsonl').read_bytes()
+  rm_train.run(runner.config(), str(clean_run[0]))
+  assert lines_with(capsys.readouterr().out, clean_run[0] / 'model', STEPS)
+  assert (clean_run[0] / 'metrics.jsonl').read_bytes() == before
 
 
 BASELINES = {
   'bradley_terry': {'batch.prompt_buckets': (32,), 'batch.grad_accum_steps': 2},
-  # A batch has more of one label or the other, which is learnt first.
+  # Batches are unbalanced, and the more frequent label is learned first.
   'pair': {
     'batch.prompt_buckets': (136,),
     'optimizer.kind': 'adamw',
@@ -269,15 +296,15 @@ BASELINES = {
 
 
 @pytest.mark.parametrize('kind', BASELINES)
-def test_baselines_from_examples_alone(given, tmp_path, kind):
-  stdout, _ = given.run(tmp_path, kind=kind, samples='', **BASELINES[kind])
+def test_baselines_from_examples_alone(runner, tmp_path, kind):
+  stdout, _ = runner.run(tmp_path, kind=kind, samples='', **BASELINES[kind])
   rows = rows_of(tmp_path)
   assert rows[0]['loss'] == pytest.approx(np.log(2), abs=1e-4)
   assert rows[-2]['loss'] < 0.4 and rows[-2]['accuracy'] > 0.9
-  assert rows[-1]['held_out/accuracy'] > 0.8 and rows[-1]['held_out/auc'] > 0.8
+  assert rows[-1]['eval/accuracy'] > 0.8 and rows[-1]['eval/auc'] > 0.8
   assert lines_with(stdout, 'AUC')
   assert (tmp_path / 'calibration.png').exists()
-  # The judge of this kind says the same.
+  # The judge of this kind agrees.
   write(
     tmp_path / 'new.jsonl',
     [{'query': '77?', 'responses': ['yes yes yes', 'no no']}],
@@ -291,36 +318,38 @@ def test_baselines_from_examples_alone(given, tmp_path, kind):
     '--config.sampling.prompt_buckets=(192,)',
     '--config.sampling.max_new_tokens=16',
     f'--workdir={tmp_path}',
-    env=given.environment,
+    env=runner.environment,
   )
   row = json.loads((tmp_path / 'scores.jsonl').read_text())
   assert row['best'] == 0 and row['votes'][0] > row['votes'][1]
 
 
-def test_a_head_that_is_there_is_trained_on(given, tmp_path):
-  write_model(tmp_path / 'scalar', scalar=True)
-  model, _, params = rm_train._open(
-    given.config(checkpoint=f'{tmp_path}/scalar'),
-    str(tmp_path / 'run'),
-    mesh.one_device(),
+def load_model(config, workdir):
+  return training_run.load_model(
+    config, str(workdir), mesh.one_device(), scalar=True
   )
+
+
+def test_an_existing_head_is_kept(runner, tmp_path):
+  write_model(tmp_path / 'scalar', scalar=True)
+  config = runner.config(checkpoint=f'{tmp_path}/scalar')
+  model, _, params = load_model(config, tmp_path / 'run')
   expected = 0.1 * tiny.params(model)['value_head']['kernel']
   np.testing.assert_array_equal(params['value_head']['kernel'], expected)
   assert np.abs(expected).max() > 0
-  # A base has none, and its own parameters stay.
-  _, tokenizer, params = rm_train._open(
-    given.config(), str(tmp_path / 'other'), mesh.one_device()
-  )
+
+
+def test_a_base_model_gets_a_head_of_zeros(runner, tmp_path):
+  _, tokenizer, params = load_model(runner.config(), tmp_path / 'run')
   assert not params['value_head']['kernel'].any()
-  base, _, own = opened(given.folder / 'base')
-  assert not base.scalar and 'value_head' not in own
+  base, _, base_params = open_scalar_model(runner.folder / 'base')
+  assert not base.scalar and 'value_head' not in base_params
+  rest = {k: v for k, v in params.items() if k != 'value_head'}
   for a, b in zip(
-    jax.tree.leaves(own),
-    jax.tree.leaves({k: v for k, v in params.items() if k != 'value_head'}),
-    strict=True,
+    jax.tree.leaves(base_params), jax.tree.leaves(rest), strict=True
   ):
     np.testing.assert_array_equal(a, b)
-  assert tokenizer.encode('yes') == words().encode('yes')
+  assert tokenizer.encode('yes') == load_tokenizer().encode('yes')
 
 
 BOTH = 'config.evaluation.data', 'config.evaluation.samples', 'x'
@@ -352,39 +381,39 @@ MISTAKES = [
   ),
   ({'batch.prompt_buckets': (64,)}, ['64']),
   ({'steps': 2}, setting('optimizer.warmup_steps', 2)),
-  ({'keep': 0}, setting('keep', 0)),
+  ({'max_to_keep': 0}, setting('max_to_keep', 0)),
 ]
 
 
-@pytest.mark.parametrize('changes, words_', MISTAKES)
-def test_mistakes(given, tmp_path, changes, words_):
-  with pytest.raises(UserError, match=naming(*words_)) as caught:
-    rm_train.run(given.config(**changes), str(tmp_path))
+@pytest.mark.parametrize('changes, words', MISTAKES)
+def test_mistakes(runner, tmp_path, changes, words):
+  with pytest.raises(UserError, match=naming(*words)) as caught:
+    rm_train.run(runner.config(**changes), str(tmp_path))
   assert '\n' not in str(caught.value)
   assert not steps_in(tmp_path)
 
 
-def test_all_samples_are_right(given, tmp_path):
-  rows = [json.loads(x) for x in (given.folder / 'rows.jsonl').open()]
+def test_all_samples_are_right(runner, tmp_path):
+  rows = [json.loads(x) for x in (runner.folder / 'rows.jsonl').open()]
   right = ['9, 2', '2, 9']
   write(
     tmp_path / 'samples.jsonl',
     [{'id': x['id'], 'text': rf'\boxed{{{right[x["best"]]}}}'} for x in rows],
   )
   line = test_main.error_of(
-    *given.arguments(samples=f'{tmp_path}/samples.jsonl'),
+    *runner.arguments(samples=f'{tmp_path}/samples.jsonl'),
     f'--workdir={tmp_path}/run',
-    env=given.environment,
+    env=runner.environment,
   )
   assert names(line, 32, 'wrong')
 
 
-def test_the_workdir_of_another_stage(given, tmp_path):
+def test_the_workdir_belongs_to_another_stage(runner, tmp_path):
   write_model(tmp_path / 'model')
   with pytest.raises(UserError, match=naming(tmp_path / 'model', '--workdir')):
-    rm_train.run(given.config(), str(tmp_path))
+    rm_train.run(runner.config(), str(tmp_path))
 
 
-def test_without_a_workdir(given):
+def test_without_a_workdir(runner):
   with pytest.raises(UserError, match='--workdir'):
-    rm_train.run(given.config(), '')
+    rm_train.run(runner.config(), '')

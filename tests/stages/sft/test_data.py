@@ -1,4 +1,4 @@
-"""Texts of `config.data` as records: seqio Tasks beside rows of files."""
+"""Texts of `config.data` as tokens: seqio Tasks next to files."""
 
 import json
 
@@ -14,21 +14,20 @@ from grm_jax.tokenizer import tiny as tiny_tokenizer
 from tests import test_configs
 from tests.messages import naming
 
-LIMITS = BatchShape(buckets=(64,), sizes=(16,), rows=1)
-FORMS = PromptFormat('practice', 'practice_single')
+SHAPE = BatchShape((64,), (16,), 1)
+PROMPT_FORMAT = PromptFormat('practice', 'practice_single')
 
 
 @pytest.fixture(scope='module')
-def words(tmp_path_factory):
-  path = tmp_path_factory.mktemp('words') / 'tokenizer.model'
-  made = tiny_tokenizer.train(path)
+def tokenizer(tmp_path_factory):
   register_sums()
-  return made
+  path = tmp_path_factory.mktemp('tokenizer') / 'tokenizer.model'
+  return tiny_tokenizer.train(path)
 
 
 def register_sums():
-  """The seqio Task `sums` of two texts."""
-  seqio = seqio_source.load()
+  """Registers the seqio Task `sums` with two texts."""
+  seqio = seqio_source.import_seqio()
   import tensorflow as tf
 
   sums = {'inputs': ['1 + 1?', '2 + 2?'], 'targets': ['2', '4']}
@@ -48,48 +47,53 @@ def register_sums():
 
 
 def config(**changes):
-  made = test_configs.load(test_configs.ROOT / 'configs/sft.py', 'tiny')
-  plain = {
+  loaded = test_configs.load(test_configs.ROOT / 'configs/sft.py', 'tiny')
+  settings = {
     'data.general': '',
     'data.general_fraction': 0.0,
     'batch.packed': False,
   }
-  made.update_from_flattened_dict(plain | changes)
-  return made
+  loaded.update_from_flattened_dict(settings | changes)
+  return loaded
 
 
-def test_a_seqio_task_beside_rows(words, tmp_path):
+def tokenize(sft_config, tokenizer, batch_shape=SHAPE):
+  examples, seqio_specs = sft_data.read(sft_config)
+  return sft_data.tokenize(
+    examples, seqio_specs, PROMPT_FORMAT, tokenizer, batch_shape, packed=False
+  )
+
+
+def test_a_seqio_task_and_a_file(tokenizer, tmp_path):
   path = tmp_path / 'rows.jsonl'
   path.write_text(json.dumps({'query': 'Hi', 'generation': 'Ho'}) + '\n')
-  made = config(
+  sft_config = config(
     **{
       'data.texts': 'seqio:sums:train',
       'data.general': f'texts:{path}',
       'data.general_fraction': 0.5,
     }
   )
-  found, named = sft_data.read(made)
-  assert [x.source for x in found] == ['general']
-  assert named == {'texts': 'seqio:sums:train'}
-  records = sft_data.records_of(found, named, FORMS, words, LIMITS, made)
-  assert [x.source for x in records] == ['texts', 'texts', 'general']
-  first, _, last = records
-  assert first.prompt.tolist() == chat_format.render_user(words, '1 + 1?')
-  assert last.prompt.tolist() == chat_format.render_user(words, 'Hi')
-  ends = [words.end_of_turn]
-  assert first.generations[0].tolist() == words.encode('2') + ends
-  assert last.generations[0].tolist() == words.encode('Ho') + ends
+  examples, seqio_specs = sft_data.read(sft_config)
+  assert [x.source for x in examples] == ['general']
+  assert seqio_specs == {'texts': 'seqio:sums:train'}
+  tokenized = tokenize(sft_config, tokenizer)
+  assert [x.source for x in tokenized] == ['texts', 'texts', 'general']
+  first, _, last = tokenized
+  assert first.prompt.tolist() == chat_format.render_user(tokenizer, '1 + 1?')
+  assert last.prompt.tolist() == chat_format.render_user(tokenizer, 'Hi')
+  end = [tokenizer.end_of_turn_id]
+  assert first.generations[0].tolist() == tokenizer.encode('2') + end
+  assert last.generations[0].tolist() == tokenizer.encode('Ho') + end
 
 
-def test_what_is_not_drawn_is_not_read(words):
-  made = config(**{'data.texts': 'practice:4', 'data.general': 'nowhere'})
-  found, named = sft_data.read(made)
-  assert (len(found), named) == (4, {})
+def test_a_source_with_fraction_0_is_not_read():
+  sft_config = config(**{'data.texts': 'practice:4', 'data.general': 'nowhere'})
+  examples, seqio_specs = sft_data.read(sft_config)
+  assert (len(examples), seqio_specs) == (4, {})
 
 
-def test_texts_that_do_not_fit(words):
-  made = config(**{'data.texts': 'practice:4'})
-  found, named = sft_data.read(made)
-  limits = BatchShape(buckets=(8,), sizes=(16,), rows=1)
+def test_no_text_fits(tokenizer):
+  sft_config = config(**{'data.texts': 'practice:4'})
   with pytest.raises(UserError, match=naming('config.prompt.too_long', 8)):
-    sft_data.records_of(found, named, FORMS, words, limits, made)
+    tokenize(sft_config, tokenizer, BatchShape((8,), (16,), 1))

@@ -1,34 +1,41 @@
-"""Fine-tuning from the command line: killed, stopped, moved, and mistaken.
+"""SFT runs from the command line: they learn, resume, and report mistakes.
 
-Runs share their texts, their base model and what XLA compiled; most tests
+The runs share their texts, their base model and compiled programs; most tests
 look at the same few runs.
 """
 
 import dataclasses
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
-import time
 
-import jax
 import numpy as np
 import pytest
 
-from grm_jax.checkpoint import model_directory, orbax_checkpoint
+from grm_jax.checkpoint import model_directory
 from grm_jax.errors import UserError
-from grm_jax.model import config as model_config
 from grm_jax.model.compute_config import ComputeConfig
-from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import mesh
 from grm_jax.stages.sft import train as sft_train
 from grm_jax.tokenizer import tiny as tiny_tokenizer
 from tests import full_disk, processes, test_main
 from tests.messages import lines_with, names, naming, setting
-from tests.model import tiny
-from tests.stages import printed
-from tests.stages.given import Given
+from tests.stages import stage_output
+from tests.stages.stage_runs import (
+  StageRunner,
+  assert_same_run,
+  lines_of,
+  losses,
+  meta_of,
+  results,
+  rows_of,
+  steps_in,
+  wait_for,
+  write_model,
+)
 
 STEPS = 20
 SETTINGS = {
@@ -44,101 +51,48 @@ SETTINGS = {
   'save_every': 5,
   'evaluation.data': '',
 }
-BAD = [
+BAD_ROWS = [  # with a word of the message
   ('{"query": "1 + 1"}', 'generation'),
   ('{"query": "1 + 1", "generation": "2"', 'JSON'),
 ]
 
 
 def write_texts(path):
-  """40 sums, two bad rows in places 6 and 9, and a text that does not fit."""
+  """Writes 40 sums, bad rows on lines 6 and 9, and a text that is too long."""
   rng = np.random.default_rng(0)
   lines = []
   for i, (a, b) in enumerate(rng.integers(0, 10, (40, 2)).tolist()):
     row = {'id': f't{i}', 'query': f'{a} + {b}', 'generation': f'{a + b}'}
     lines.append(json.dumps(row))
-  lines.insert(5, BAD[0][0])
-  lines.insert(8, BAD[1][0])
+  lines.insert(5, BAD_ROWS[0][0])
+  lines.insert(8, BAD_ROWS[1][0])
   long = {'id': 'long', 'query': '1 + 1', 'generation': 'two ' * 30}
   lines.append(json.dumps(long))
   path.write_text('\n'.join(lines) + '\n')
 
 
-def write_model(path, scalar=False):
-  """A model directory with random weights; compiles nothing."""
-  model = Transformer(
-    model_config.named('tiny'), ComputeConfig(), mesh.one_device(), scalar
-  )
-  # Small weights: runs on other devices must not drift apart by chaos.
-  params = jax.tree.map(lambda x: 0.1 * x, tiny.params(model))
-  model_directory.save(str(path), 0, model, params, {})
-  tiny_tokenizer.train(path / 'tokenizer.model')
-
-
 @pytest.fixture(scope='module')
-def given(tmp_path_factory):
-  made = tmp_path_factory.mktemp('given')
-  write_texts(made / 'texts.jsonl')
-  write_model(made / 'base')
+def runner(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('fixtures')
+  write_texts(folder / 'texts.jsonl')
+  write_model(folder / 'base')
   settings = SETTINGS | {
-    'checkpoint': f'{made}/base',
-    'data.texts': f'texts:{made}/texts.jsonl',
+    'checkpoint': f'{folder}/base',
+    'data.texts': f'texts:{folder}/texts.jsonl',
   }
-  environment = test_main.environment(made / 'cache')
-  return Given('configs/sft.py', made, settings, environment)
+  environment = test_main.environment(folder / 'cache')
+  return StageRunner('configs/sft.py', folder, settings, environment)
 
 
 @pytest.fixture(scope='module')
-def calm(given, tmp_path_factory):
-  """(workdir, stdout, stderr) of a run that nothing disturbs."""
-  workdir = tmp_path_factory.mktemp('calm')
-  return workdir, *given.run(workdir)
+def clean_run(runner, tmp_path_factory):
+  """(workdir, stdout, stderr) of a run without interruptions."""
+  workdir = tmp_path_factory.mktemp('clean_run')
+  return workdir, *runner.run(workdir)
 
 
-def rows_of(workdir):
-  return [json.loads(x) for x in (workdir / 'metrics.jsonl').open()]
-
-
-def results(workdir):
-  """Rows of metrics without what a clock says."""
-  return [
-    {k: v for k, v in row.items() if not _of_time(k)}
-    for row in rows_of(workdir)
-  ]
-
-
-def _of_time(name):
-  return name.startswith('time/') or name.endswith('_per_second')
-
-
-def losses(workdir):
-  return [row['loss'] for row in rows_of(workdir)]
-
-
-def steps_in(workdir):
-  return orbax_checkpoint.steps(workdir / 'model')
-
-
-def params_of(workdir):
-  directory = str(workdir / 'model')
-  model = model_directory.build(
-    directory, None, ComputeConfig(), mesh.one_device()
-  )
-  return model_directory.load_params(directory, None, model)
-
-
-def wait_for(process, reached):
-  while not reached():
-    assert process.poll() is None, 'it ended before'
-    time.sleep(0.01)
-
-
-def lines_of(path):
-  return path.read_bytes().count(b'\n') if path.exists() else 0
-
-
-def test_it_learns_and_says_how(calm):
-  workdir, stdout, _ = calm
+def test_it_learns_and_writes_metrics(clean_run):
+  workdir, stdout, _ = clean_run
   rows = rows_of(workdir)
   assert [row['step'] for row in rows] == list(range(1, STEPS + 1))
   assert rows[-1]['loss'] < rows[0]['loss'] / 2
@@ -149,65 +103,75 @@ def test_it_learns_and_says_how(calm):
     assert row['tokens_per_second'] > row['generation_tokens_per_second'] > 0
     assert row['time/total'] > 0
   assert all('time/data' in row and 'time/step' in row for row in rows[::5])
-  # Warm-up by thirds of 2e-3, then down to its tenth.
+  # Two steps of warm-up to 2e-3, then a cosine to a tenth of it.
   rates = [row['learning_rate'] for row in rows]
   assert rates[:3] == pytest.approx([2e-3 / 3, 4e-3 / 3, 2e-3])
   assert rates[2:] == sorted(rates[2:], reverse=True)
   assert 2e-4 < rates[-1] < 2.5e-4
   assert list((workdir / 'tensorboard').glob('events*'))
   assert not (workdir / 'profile').exists()
-  # 20 batches of 8 are 160 of 40 texts.
+  # 20 batches of 8 are four epochs of 40 texts.
   assert lines_with(stdout, STEPS, 'texts', '4.00')
   assert str(workdir / 'model') in stdout
 
 
-def test_only_the_last_checkpoints_are_kept(calm):
-  assert steps_in(calm[0]) == [15, 20]
+def test_only_the_last_checkpoints_are_kept(clean_run):
+  assert steps_in(clean_run[0]) == [15, 20]
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on(given, calm, tmp_path):
-  with full_disk.files_up_to(200_000):  # the tokenizer fits, the model not
-    _, stderr = given.run(tmp_path, expect=2)
+def test_a_full_disk_is_one_line_and_the_run_resumes(
+  runner, clean_run, tmp_path
+):
+  with full_disk.limit_file_size(200_000):  # too small for the model
+    _, stderr = runner.run(tmp_path, expect=2)
   model = tmp_path / 'model'
-  (said,) = [x for x in stderr.splitlines() if x.startswith('error: ')]
-  assert names(said, model, full_disk.WHY)
+  (line,) = [x for x in stderr.splitlines() if x.startswith('error: ')]
+  assert names(line, model, full_disk.ERROR_TEXT)
   assert 'Traceback' not in stderr and 'Exception ignored' not in stderr
   assert steps_in(tmp_path) == []
-  given.run(tmp_path)
-  assert results(tmp_path) == results(calm[0])
+  runner.run(tmp_path)
+  assert results(tmp_path) == results(clean_run[0])
 
 
-def test_bad_rows_and_long_texts_are_named_and_the_rest_goes_on(given, calm):
-  _, _, stderr = calm
-  path = given.folder / 'texts.jsonl'
-  for number, (_, word) in zip((6, 9), BAD, strict=True):
+def test_bad_rows_and_long_texts_are_logged_and_skipped(runner, clean_run):
+  _, _, stderr = clean_run
+  path = runner.folder / 'texts.jsonl'
+  for number, (_, word) in zip((6, 9), BAD_ROWS, strict=True):
     (line,) = lines_with(stderr, path, number)
     assert names(line, word)
-  # The numbers of bad rows, and of texts that do not fit.
+  # The number of bad rows, and of texts that do not fit.
   assert lines_with(stderr, path, 2)
   assert lines_with(stderr, 'long', 'config.batch.generation_buckets')
   assert lines_with(stderr, 1, 41)
 
 
-def test_the_first_bad_row_stops_a_strict_run(given, tmp_path):
-  path = given.folder / 'texts.jsonl'
+def test_fail_on_bad_rows_stops_at_the_first(runner, tmp_path):
+  path = runner.folder / 'texts.jsonl'
   with pytest.raises(UserError, match=naming(path, 6, 'generation')):
-    sft_train.run(given.config(strict=True), str(tmp_path))
+    sft_train.run(runner.config(fail_on_bad_rows=True), str(tmp_path))
 
 
-def test_a_file_of_bad_rows_only(given, tmp_path):
+def test_a_file_of_bad_rows_only(runner, tmp_path):
   path = tmp_path / 'bad.jsonl'
-  path.write_text('\n'.join(text for text, _ in BAD) + '\n')
-  config = given.config(**{'data.texts': f'texts:{path}'})
+  path.write_text('\n'.join(text for text, _ in BAD_ROWS) + '\n')
+  config = runner.config(**{'data.texts': f'texts:{path}'})
   with pytest.raises(UserError, match=naming(path, 2)):
     sft_train.run(config, str(tmp_path))
 
 
 @dataclasses.dataclass(frozen=True)
-class Disturbed:
-  """A run that was stopped, started again, killed, and started again."""
+class InterruptedRun:
+  """A run with SIGTERM, then SIGKILL, each followed by a resume.
 
-  workdir: object
+  Attributes:
+    workdir: folder of the run.
+    stopped: the process that got SIGTERM.
+    stopped_steps: steps on disk after it.
+    stopped_rows: rows of metrics after it.
+    killed_steps: steps on disk after SIGKILL.
+  """
+
+  workdir: pathlib.Path
   stopped: subprocess.CompletedProcess
   stopped_steps: list
   stopped_rows: list
@@ -215,17 +179,17 @@ class Disturbed:
 
 
 @pytest.fixture(scope='module')
-def disturbed(given, calm, tmp_path_factory):
-  """After `calm`, so that all is compiled."""
-  workdir = tmp_path_factory.mktemp('disturbed')
-  process = given.begin(workdir)
+def interrupted_run(runner, clean_run, tmp_path_factory):
+  """Runs after `clean_run`, which compiles all programs."""
+  workdir = tmp_path_factory.mktemp('interrupted_run')
+  process = runner.start(workdir)
   wait_for(process, lambda: lines_of(workdir / 'metrics.jsonl') >= 6)
   process.send_signal(signal.SIGTERM)
-  stdout, _ = process.communicate(timeout=processes.HANG)
+  stdout, _ = process.communicate(timeout=processes.HANG_TIMEOUT_S)
   stopped = subprocess.CompletedProcess([], process.returncode, stdout)
   seen = steps_in(workdir), results(workdir)
-  process = given.begin(workdir)
-  # Rows of step 11 or later are there, of which no checkpoint is.
+  process = runner.start(workdir)
+  # Killed after rows of step 11 or later, and before their checkpoint.
   wait_for(
     process,
     lambda: (
@@ -237,95 +201,80 @@ def disturbed(given, calm, tmp_path_factory):
   process.communicate()
   assert process.returncode == -signal.SIGKILL
   killed_steps = steps_in(workdir)
-  given.run(workdir)
-  return Disturbed(workdir, stopped, *seen, killed_steps)
+  runner.run(workdir)
+  return InterruptedRun(workdir, stopped, *seen, killed_steps)
 
 
-def test_sigterm_saves_and_exits_well(disturbed):
-  assert disturbed.stopped.returncode == 0
-  steps, rows = disturbed.stopped_steps, disturbed.stopped_rows
+def test_sigterm_saves_and_exits_with_0(interrupted_run):
+  assert interrupted_run.stopped.returncode == 0
+  steps, rows = interrupted_run.stopped_steps, interrupted_run.stopped_rows
   assert 6 <= steps[-1] < STEPS
-  stdout = disturbed.stopped.stdout
-  assert lines_with(stdout, printed.STOPPED, steps[-1], STEPS)
-  # All rows up to the checkpoint are there, and none after it.
+  stdout = interrupted_run.stopped.stdout
+  assert lines_with(stdout, stage_output.STOPPED, steps[-1], STEPS)
+  # The rows end at the checkpoint.
   assert [row['step'] for row in rows] == list(range(1, steps[-1] + 1))
 
 
-def test_killed_and_stopped_it_ends_bit_for_bit_the_same(disturbed, calm):
-  assert disturbed.killed_steps[-1] in (10, 15)
-  workdir = calm[0]
-  assert results(disturbed.workdir) == results(workdir)
-  for a, b in zip(
-    *(leaves(params_of(x)) for x in (workdir, disturbed.workdir)), strict=True
-  ):
-    assert a.tobytes() == b.tobytes()
-  # The moments and the place in the data are the same, too.
-  for item in ('index', 'meta'):
-    one, two = (
-      orbax_checkpoint.read_json(x / 'model', item, STEPS)
-      for x in (workdir, disturbed.workdir)
-    )
-    assert one == two
-  assert set(one['data']['drawn']) == {'texts'}
+def test_resume_is_bit_exact(interrupted_run, clean_run):
+  assert interrupted_run.killed_steps[-1] in (10, 15)
+  assert_same_run(interrupted_run.workdir, clean_run[0])
+  # Checkpoints store the position in the data.
+  assert set(meta_of(clean_run[0], STEPS)['data']['num_drawn']) == {'texts'}
 
 
-def leaves(tree):
-  return [np.asarray(x) for x in jax.tree.leaves(tree)]
-
-
-def test_a_run_that_is_done_changes_nothing(given, calm, tmp_path, capsys):
-  shutil.copytree(calm[0], tmp_path / 'run')
+def test_a_finished_run_changes_nothing(runner, clean_run, tmp_path, capsys):
+  shutil.copytree(clean_run[0], tmp_path / 'run')
   before = (tmp_path / 'run/metrics.jsonl').read_bytes()
-  sft_train.run(given.config(), str(tmp_path / 'run'))
+  sft_train.run(runner.config(), str(tmp_path / 'run'))
   out = capsys.readouterr().out
   assert lines_with(out, tmp_path / 'run/model', STEPS)
   assert (tmp_path / 'run/metrics.jsonl').read_bytes() == before
 
 
 def cut_back(workdir, target):
-  """A copy of the run as it was after its checkpoint of step 15."""
+  """Copies a run as it was after its checkpoint of step 15."""
   shutil.copytree(workdir, target)
   shutil.rmtree(target / 'model/20')
   return target
 
 
-def test_it_goes_on_with_other_devices(given, calm, tmp_path):
-  workdir = cut_back(calm[0], tmp_path / 'run')
+def test_resume_on_other_devices(runner, clean_run, tmp_path):
+  workdir = cut_back(clean_run[0], tmp_path / 'run')
   flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=8'
   many = dataclasses.replace(
-    given, environment=given.environment | {'XLA_FLAGS': flags}
+    runner, environment=runner.environment | {'XLA_FLAGS': flags}
   )
   _, stderr = many.run(workdir, **{'mesh.tensor': 2})
   assert lines_with(stderr, 8, 'cpu')
   rows = rows_of(workdir)
-  assert results(workdir)[:15] == results(calm[0])[:15]
+  assert results(workdir)[:15] == results(clean_run[0])[:15]
   assert [row['step'] for row in rows[15:]] == [16, 17, 18, 19, 20]
-  expected = losses(calm[0])
+  expected = losses(clean_run[0])
   for row in rows[15:]:
     assert row['loss'] == pytest.approx(expected[row['step'] - 1], abs=1e-3)
 
 
-def test_it_does_not_go_on_with_other_batches(given, calm, tmp_path):
-  workdir = cut_back(calm[0], tmp_path / 'run')
+def test_a_resumed_run_refuses_other_batches(runner, clean_run, tmp_path):
+  workdir = cut_back(clean_run[0], tmp_path / 'run')
   with pytest.raises(
     UserError, match=naming('config.batch.micro_batch_prompts', 8, 16)
   ):
     sft_train.run(
-      given.config(**{'batch.micro_batch_prompts': 16}), str(workdir)
+      runner.config(**{'batch.micro_batch_prompts': 16}), str(workdir)
     )
-  # Other texts are other batches as well.
+  # Other texts make other batches, too.
   texts = tmp_path / 'texts.jsonl'
   texts.write_text('{"query": "q", "generation": "g"}\n' * 40)
   with pytest.raises(UserError, match=naming('records', 40, 'fingerprint')):
     sft_train.run(
-      given.config(**{'data.texts': f'texts:{texts}'}), str(workdir)
+      runner.config(**{'data.texts': f'texts:{texts}'}), str(workdir)
     )
   assert steps_in(workdir) == [15]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(given, tmp_path):
-  """Two batches a step; every step would be saved."""
-  _, stderr = given.run(
+def test_a_loss_that_is_not_finite_stops_the_run(runner, tmp_path):
+  """With two batches per step, and a checkpoint after every step."""
+  _, stderr = runner.run(
     tmp_path,
     expect=3,
     **{
@@ -338,23 +287,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(given, tmp_path):
   (line,) = [x for x in stderr.splitlines() if x.startswith('error: ')]
   assert 'Traceback' not in stderr
   (report,) = tmp_path.glob('nonfinite_*.json')
-  found = json.loads(report.read_text())
-  step = found['step']
+  values = json.loads(report.read_text())
+  step = values['step']
   assert report.name == f'nonfinite_{step}.json'
   assert names(line, step, report)
   numbers = ('loss', 'grad_norm', 'param_norm')
-  bad = {found['metrics'][name] for name in numbers}
+  bad = {values['metrics'][name] for name in numbers}
   assert bad & {'nan', 'inf'}
-  assert len(found['ids']) == 16
-  assert set(found['ids']) <= {f't{i}' for i in range(40)}
-  # Neither a checkpoint nor a row of the bad step is there to go on from.
+  assert len(values['ids']) == 16
+  assert set(values['ids']) <= {f't{i}' for i in range(40)}
+  # A resumed run must not start from the bad step.
   assert max(steps_in(tmp_path), default=0) < step
   assert [row['step'] for row in rows_of(tmp_path)] == list(range(1, step))
 
 
-def test_packed_rows_train_and_a_trace_is_written(given, tmp_path):
-  """8 rows of several texts each are more tokens a step, and less padding."""
-  given.run(
+def test_packed_rows_train_and_a_trace_is_written(runner, tmp_path):
+  """Packing puts several texts in each of the 8 rows, with less padding."""
+  runner.run(
     tmp_path,
     **{
       'batch.packed': True,
@@ -373,15 +322,15 @@ def test_packed_rows_train_and_a_trace_is_written(given, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def scratch(given, tmp_path_factory):
-  """A new model, of practice judgements and general texts, judged twice."""
+def scratch(runner, tmp_path_factory):
+  """A new model of two sources, evaluated twice."""
   workdir = tmp_path_factory.mktemp('scratch')
-  stdout, _ = given.run(
+  stdout, _ = runner.run(
     workdir,
     **{
       'checkpoint': 'scratch',
       'data.texts': 'practice:64',
-      'data.general': f'texts:{given.folder}/texts.jsonl',
+      'data.general': f'texts:{runner.folder}/texts.jsonl',
       'data.general_fraction': 0.25,
       'batch.generations_per_prompt': 2,
       'batch.packed': False,
@@ -397,7 +346,7 @@ def scratch(given, tmp_path_factory):
   return workdir, stdout
 
 
-def test_held_out_examples_are_judged_at_their_steps(scratch):
+def test_evaluations_are_at_their_steps(scratch):
   workdir, stdout = scratch
   rows = rows_of(workdir)
   assert [(row['step'], 'loss' in row) for row in rows] == [
@@ -408,29 +357,29 @@ def test_held_out_examples_are_judged_at_their_steps(scratch):
     (3, False),
   ]
   for row in rows[2::2]:
-    assert row['held_out/examples'] == 4
-    assert 0 < row['held_out/tokens'] <= 192
-    assert row['held_out/accuracy'] == 0 and row['held_out/parse_failures'] == 1
-  assert len(lines_with(stdout, printed.HELD_OUT, '0.000')) == 2
+    assert row['eval/examples'] == 4
+    assert 0 < row['eval/mean_generation_length'] <= 192
+    assert row['eval/accuracy'] == 0 and row['eval/parse_failures'] == 1
+  assert len(lines_with(stdout, stage_output.HELD_OUT, '0.000')) == 2
   assert steps_in(workdir) == [3]
 
 
-def test_both_sources_are_drawn_at_their_rates(scratch):
+def test_sources_have_their_rates(scratch):
   _, stdout = scratch
-  # Of 24 texts a quarter is of 40, and three quarters are of 64.
+  # 24 prompts: 6 of 40 general texts, 18 of 64 practice texts.
   assert lines_with(stdout, 'general', '0.15', 'texts', '0.28')
 
 
-def test_a_model_from_scratch_is_a_model_directory(given, scratch, tmp_path):
+def test_a_model_from_scratch_is_a_model_directory(runner, scratch, tmp_path):
   directory = scratch[0] / 'model'
-  model = model_directory.build(
+  model = model_directory.build_model(
     str(directory), None, ComputeConfig(), mesh.one_device()
   )
-  words = model_directory.load_tokenizer(str(directory), model.size)
-  ours = tiny_tokenizer.train(tmp_path / 'tokenizer.model')
+  trained = model_directory.load_tokenizer(str(directory), model.config)
+  default = tiny_tokenizer.train(tmp_path / 'tokenizer.model')
   text = 'Specific Criteria:'
-  # It was trained on these very words, unlike the project's own.
-  assert len(words.encode(text)) < len(ours.encode(text)) / 2
+  # It was trained on these words, unlike the default one.
+  assert len(trained.encode(text)) < len(default.encode(text)) / 2
   rows = tmp_path / 'rows.jsonl'
   rows.write_text('{"query": "What is 2 + 3?", "responses": ["5", "6"]}\n')
   test_main.run(
@@ -443,41 +392,38 @@ def test_a_model_from_scratch_is_a_model_directory(given, scratch, tmp_path):
     '--config.sampling.decode_steps_per_call=4',
     '--config.sampling.prompt_buckets=(256,)',
     f'--workdir={tmp_path}',
-    env=given.environment,
+    env=runner.environment,
   )
   (row,) = (tmp_path / 'scores.jsonl').read_text().splitlines()
   assert len(json.loads(row)['samples']) == 1
 
 
-def test_two_processes_of_which_one_is_killed_train_as_one(
-  given, calm, tmp_path, monkeypatch
+def test_two_processes_train_as_one_after_kills(
+  runner, clean_run, tmp_path, monkeypatch
 ):
-  """Each holds its own rows; without one the other ends; both go on again."""
+  """Each holds its own rows. If one is killed, the other ends, too."""
   monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-  run = ['-m', 'grm_jax.main', *given.arguments(), f'--workdir={tmp_path}']
+  run = ['-m', 'grm_jax.main', *runner.arguments(), f'--workdir={tmp_path}']
   for killed, rows in ((1, 7), (0, 12)):
-    with processes.begun(run) as children:
+    with processes.start_processes(run) as children:
       wait_for(
         children[0], lambda n=rows: lines_of(tmp_path / 'metrics.jsonl') > n
       )
       children[killed].kill()
-      told = processes.ends(children)[1 - killed][1]
-    assert children[1 - killed].returncode in (1, 134, -signal.SIGABRT), told
-    assert printed.LEFT_ALONE.search(told), told
-  processes.run_together(run)
-  np.testing.assert_allclose(losses(tmp_path), losses(calm[0]), atol=1e-4)
+      output = processes.collect_output(children)[1 - killed][1]
+    assert children[1 - killed].returncode in (1, 134, -signal.SIGABRT), output
+    assert stage_output.LEFT_ALONE.search(output), output
+  processes.run_processes(run)
+  np.testing.assert_allclose(losses(tmp_path), losses(clean_run[0]), atol=1e-4)
   assert steps_in(tmp_path) == [15, 20]
-  one, two = (x / 'model' for x in (calm[0], tmp_path))
-  meta = [
-    orbax_checkpoint.read_json(x, 'meta', STEPS)['data'] for x in (one, two)
-  ]
-  assert meta[0] == meta[1]
+  one, two = (meta_of(x, STEPS)['data'] for x in (clean_run[0], tmp_path))
+  assert one == two
 
 
 MISTAKES = [
   ({'checkpoint': ''}, ['config.checkpoint']),
   ({'checkpoint': 'nowhere'}, ['nowhere']),
-  ({'step': 7}, [7, 0]),
+  ({'checkpoint_step': 7}, [7, 0]),
   ({'checkpoint': 'scratch', 'size': 'huge'}, ['huge', 'gemma2_2b']),
   (
     {'checkpoint': 'scratch', 'size': 'gemma2_2b'},
@@ -510,7 +456,7 @@ MISTAKES = [
     {'batch.packed': True, 'batch.prompt_buckets': (4,)},
     setting('batch.prompt_buckets', 4),
   ),
-  ({'keep': 0}, setting('keep', 0)),
+  ({'max_to_keep': 0}, setting('max_to_keep', 0)),
   ({'profile_steps': '3'}, setting('profile_steps', 3)),
   ({'evaluation.data': 'nowhere.jsonl'}, ['nowhere.jsonl']),
   (
@@ -522,31 +468,33 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize('changes, words', MISTAKES)
-def test_mistakes(given, tmp_path, changes, words):
+def test_mistakes(runner, tmp_path, changes, words):
   with pytest.raises(UserError, match=naming(*words)) as caught:
-    sft_train.run(given.config(**changes), str(tmp_path))
+    sft_train.run(runner.config(**changes), str(tmp_path))
   assert '\n' not in str(caught.value)
   assert not steps_in(tmp_path)
 
 
-def test_a_mistake_is_one_line(given):
+def test_a_mistake_is_one_line(runner):
   line = test_main.error_of(
-    *given.arguments(**{'data.general_fraction': 1.5}), env=given.environment
+    *runner.arguments(**{'data.general_fraction': 1.5}), env=runner.environment
   )
   assert names(line, '--workdir')
 
 
-def test_held_out_examples_must_say_what_is_right(given, tmp_path):
-  """Before the first step, and not after the last."""
+def test_held_out_examples_need_labels(runner, tmp_path):
+  """The error comes before the first step."""
   path = tmp_path / 'rows.jsonl'
   path.write_text('{"id": "x", "query": "q", "responses": ["a", "b"]}\n')
   with pytest.raises(UserError, match=naming('x', 2, 'best')):
-    sft_train.run(given.config(**{'evaluation.data': str(path)}), str(tmp_path))
+    sft_train.run(
+      runner.config(**{'evaluation.data': str(path)}), str(tmp_path)
+    )
 
 
-def test_a_model_with_a_scalar_head_cannot_write(given, tmp_path):
+def test_the_model_has_a_scalar_head(runner, tmp_path):
   write_model(tmp_path / 'scalar', scalar=True)
-  config = given.config(checkpoint=f'{tmp_path}/scalar')
+  config = runner.config(checkpoint=f'{tmp_path}/scalar')
   words = *setting('checkpoint', f'{tmp_path}/scalar'), 'head'
   with pytest.raises(UserError, match=naming(*words)):
     sft_train.run(config, str(tmp_path / 'run'))

@@ -1,13 +1,14 @@
-"""What the runs of GRPO in tests begin with: a judge that guesses.
+"""Inputs of GRPO runs in tests: a policy that guesses, and pairs to judge.
 
-Its tokenizer has each of two verdicts as one token, and its parameters make
-these and the end of a turn likely everywhere: about a third of what it writes
-is right, and which token is right it can learn in a few steps.
+The policy's tokenizer has a token for each of two score texts. Its parameters
+make these tokens and the end of a turn likely everywhere, so that about a third
+of its generations are right. It can learn the right token in a few steps.
 """
 
 import contextlib
 import dataclasses
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -27,8 +28,8 @@ from tests.model import tiny
 RIGHT, WRONG = r'\boxed{9,2}', r'\boxed{2,9}'
 STEPS = 16
 SETTINGS = {
-  'order': 'fixed',
-  'prompts': 16,
+  'response_order': 'fixed',
+  'prompts_per_rollout': 16,
   'group_size': 4,
   'batch.micro_batch_prompts': 16,
   'batch.prompt_buckets': (32,),
@@ -40,7 +41,7 @@ SETTINGS = {
   'optimizer.learning_rate': 1.5e-2,
   'optimizer.warmup_steps': 1,
   'save_every': 2,
-  'texts_every': 4,
+  'log_samples_every': 4,
   'evaluation.every': 4,
   'evaluation.k': 2,
   'evaluation.max_parse_failure_rate': 1.0,
@@ -52,7 +53,7 @@ TEMPLATE = (
 
 
 def write_rows(path, count):
-  """Pairs, of which the first response is always the best."""
+  """Writes pairs whose first response is always the best."""
   rows = [
     {'id': f'e{i}', 'query': f'{i}?', 'responses': ['a', 'b'], 'best': 0}
     for i in range(count)
@@ -61,40 +62,55 @@ def write_rows(path, count):
 
 
 def write_model(path, seed=0, likely=9.0, **changes):
-  """A model directory; compiles nothing."""
+  """Writes a model directory; compiles nothing.
+
+  Args:
+    path: the folder.
+    seed: seed of the parameters.
+    likely: how much likelier the two score texts and the end of a turn are
+      than other tokens, in logits.
+    **changes: fields of ModelConfig.
+  """
   with pytest.MonkeyPatch.context() as patch:
     symbols = [*tiny_tokenizer._SYMBOLS, RIGHT, WRONG]
     patch.setattr(tiny_tokenizer, '_SYMBOLS', symbols)
-    words = tiny_tokenizer.train(path / 'tokenizer.model')
-  size = dataclasses.replace(
-    tiny.SIZE,
+    tokenizer = tiny_tokenizer.train(path / 'tokenizer.model')
+  config = dataclasses.replace(
+    tiny.CONFIG,
     num_layers=2,
-    vocab_size=model_config.named('tiny').vocab_size,
+    vocab_size=model_config.from_name('tiny').vocab_size,
     final_softcap=30.0,
     **changes,
   )
-  model = Transformer(size, ComputeConfig(), mesh.one_device())
-  params = jax.tree_util.tree_map_with_path(_quiet, tiny.params(model, seed))
+  model = Transformer(config, ComputeConfig(), mesh.one_device())
+  params = jax.tree_util.tree_map_with_path(
+    _remove_layers, tiny.params(model, seed)
+  )
   table = np.array(params['embedder']['table']) + 0.1
-  ids = [words.encode(x) for x in (RIGHT, WRONG)]
+  ids = [tokenizer.encode(x) for x in (RIGHT, WRONG)]
   assert all(len(x) == 1 for x in ids)
-  # All hidden states point the same way, and so do these rows most.
-  table[[*sum(ids, []), words.end_of_turn]] += likely / size.width
+  # All hidden states have one direction, and these rows have it most.
+  table[[*sum(ids, []), tokenizer.end_of_turn_id]] += likely / config.width
   params['embedder']['table'] = jax.numpy.asarray(table)
   model_directory.save(str(path), 0, model, params, {})
 
 
-def _quiet(path, x):
-  """Small, and layers add nothing: norms multiply by 1 + scale."""
+def _remove_layers(path, x):
+  """Makes parameters small and layers add nothing: norms scale by 1 - 1."""
   is_post = path[-2].key.startswith('post')
   return 0.0 * x - 1.0 if is_post else 0.1 * x
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
-  """What all runs begin with."""
+class GRPORunner:
+  """Runs configs/grpo.py:tiny with the settings of the tests.
 
-  folder: object
+  Attributes:
+    folder: folder with the inputs.
+    settings: overrides for all runs, by key.
+  """
+
+  folder: pathlib.Path
   settings: dict
 
   def arguments(self, **changes):
@@ -109,20 +125,20 @@ class Given:
     return config
 
   def run(self, workdir, **changes):
-    """A run in this process, on one of its devices."""
-    whole = mesh.from_config
+    """Runs in this process, on one of its devices."""
+    from_config = mesh.from_config
 
-    def on_one(config, devices=None, weights=None):
-      return whole(config, jax.devices()[:1], weights)
+    def on_one_device(config, devices=None, weights=None):
+      return from_config(config, jax.devices()[:1], weights)
 
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(mesh, 'from_config', on_one)
+      patch.setattr(mesh, 'from_config', on_one_device)
       grpo_train.run(self.config(**changes), str(workdir))
 
 
 @contextlib.contextmanager
 def compiled_once(folder):
-  """What one run in this process compiles the next ones read."""
+  """Shares compiled programs between the runs of this process."""
   settings = {
     'jax_compilation_cache_dir': str(folder),
     'jax_persistent_cache_min_compile_time_secs': 0.0,
@@ -138,8 +154,8 @@ def compiled_once(folder):
   compilation_cache.reset_cache()
 
 
-def given(folder):
-  """A base model, 20 pairs to train on, 8 that are held out."""
+def make_runner(folder):
+  """Writes a base model, 20 training pairs and 8 held-out pairs."""
   write_model(folder / 'base')
   write_rows(folder / 'rows.jsonl', 20)
   write_rows(folder / 'held_out.jsonl', 8)
@@ -150,4 +166,4 @@ def given(folder):
     'evaluation.data': f'{folder}/held_out.jsonl',
     'prompt.template': f'{folder}/template.txt',
   }
-  return Given(folder, settings)
+  return GRPORunner(folder, settings)

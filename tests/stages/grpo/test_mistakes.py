@@ -1,6 +1,6 @@
-"""What a user may get wrong about GRPO: one line each, and nothing is written.
+"""Mistakes of a user of GRPO: one line each, and nothing is written.
 
-Most of it is seen before rows or weights are read.
+Most are found before data or weights are read.
 """
 
 import json
@@ -9,36 +9,37 @@ import pytest
 
 from grm_jax.errors import UserError
 from grm_jax.stages.grpo import train as grpo_train
+from grm_jax.stages.grpo.rollout import RolloutSampler
 from tests import test_main
 from tests.messages import names, naming, setting
-from tests.stages import grpo_runs
-from tests.stages.sft.test_train import steps_in, write_model
+from tests.stages.grpo import fixtures
+from tests.stages.stage_runs import steps_in, write_model
 
 
 @pytest.fixture(scope='module')
-def given(tmp_path_factory):
-  return grpo_runs.given(tmp_path_factory.mktemp('given'))
+def runner(tmp_path_factory):
+  return fixtures.make_runner(tmp_path_factory.mktemp('fixtures'))
 
 
-def mistake(config, workdir):
+def error_of(config, workdir):
   with pytest.raises(UserError) as caught:
     grpo_train.run(config, str(workdir))
   assert '\n' not in str(caught.value)
   return str(caught.value)
 
 
-# One setting is wrong: the message has its key and its value.
+# Wrong values; the message has the key and the value.
 WRONG = {
   'group_size': 1,
-  'prompts': 0,
-  'minibatches': 0,
-  'passes': 0,
-  'resample': -1,
+  'prompts_per_rollout': 0,
+  'num_minibatches': 0,
+  'num_iterations': 0,
+  'max_resample_attempts': -1,
   'batch.micro_batch_prompts': 0,
   'rollout.prompts': 0,
   'rollout.generations_per_prompt': 0,
   'rollout.decode_steps_per_call': 0,
-  'keep': 0,
+  'max_to_keep': 0,
   'evaluation.k': -1,
   'temperature': 0.0,
   'batch.prompt_buckets': (0, 8),
@@ -54,27 +55,32 @@ WRONG = {
   'optimizer.schedule': 'linear',
   'profile_steps': '3',
 }
-SETTINGS = [
+WITH_OTHER_WORDS = [
   ({'temperature': float('nan')}, setting('temperature', 'nan')),
   (
-    {'minibatches': 32, 'steps': 64},
-    (*setting('prompts', 16), *setting('minibatches', 32)),
+    {'num_minibatches': 32, 'steps': 64},
+    (*setting('num_minibatches', 32), *setting('prompts_per_rollout', 16)),
   ),
-  ({'minibatches': 3}, (*setting('steps', 16), 'config.num_minibatches', 3)),
+  (
+    {'num_minibatches': 3},
+    (*setting('steps', 16), 'config.num_minibatches', 3),
+  ),
   ({'steps': 1}, setting('optimizer.warmup_steps', 1)),
 ]
 
 
 @pytest.mark.parametrize(
   'changes, words',
-  [({k: v}, setting(k, v)) for k, v in WRONG.items()] + SETTINGS,
+  [({k: v}, setting(k, v)) for k, v in WRONG.items()] + WITH_OTHER_WORDS,
 )
-def test_settings(given, tmp_path, monkeypatch, changes, words):
-  monkeypatch.setattr(grpo_train.told, 'load', None)  # no row is read
-  config = given.config(**changes)
+def test_settings_are_checked_before_data_is_read(
+  runner, tmp_path, monkeypatch, changes, words
+):
+  monkeypatch.setattr(grpo_train.labelled_examples, 'load', None)
+  config = runner.config(**changes)
   with pytest.raises(UserError, match=naming(*words)):
     grpo_train.check(config, str(tmp_path))
-  mistake(config, tmp_path)
+  error_of(config, tmp_path)
 
 
 BEFORE_WEIGHTS = [
@@ -86,7 +92,8 @@ BEFORE_WEIGHTS = [
   ({'prompt.too_long': 'cut'}, setting('prompt.too_long', 'cut')),
   ({'data': ''}, setting('data', "''")),
   ({'data': 'nowhere.jsonl'}, ['nowhere.jsonl']),
-  ({'order': 'up'}, setting('order', 'up')),
+  ({'reward': 'length'}, setting('reward', "'length'")),
+  ({'response_order': 'up'}, setting('response_order', 'up')),
   (
     {'batch.micro_batch_prompts': 12},
     (*setting('batch.micro_batch_prompts', 12), 8),
@@ -94,15 +101,17 @@ BEFORE_WEIGHTS = [
   ({'checkpoint': ''}, ['config.checkpoint']),
   ({'checkpoint': 'nowhere'}, ['nowhere']),
   ({'checkpoint': 'scratch'}, setting('checkpoint', 'scratch')),
-  ({'step': 7}, [7, 0]),
+  ({'checkpoint_step': 7}, [7, 0]),
   ({'mesh.tensor': 3}, ['tensor', 3]),
 ]
 
 
 @pytest.mark.parametrize('changes, words', BEFORE_WEIGHTS)
-def test_sources(given, tmp_path, monkeypatch, changes, words):
-  monkeypatch.setattr(grpo_train.runs, 'take_over', None)
-  line = mistake(given.config(**changes), tmp_path)
+def test_mistakes_found_before_weights_are_read(
+  runner, tmp_path, monkeypatch, changes, words
+):
+  monkeypatch.setattr(grpo_train.training_run, 'init_from_checkpoint', None)
+  line = error_of(runner.config(**changes), tmp_path)
   assert names(line, *words)
   assert not (tmp_path / 'model').exists()
 
@@ -115,32 +124,34 @@ AFTER = [
 
 
 @pytest.mark.parametrize('changes, words', AFTER)
-def test_before_the_first_rollout(given, tmp_path, monkeypatch, changes, words):
-  monkeypatch.setattr(grpo_train, '_train', None)
-  assert names(mistake(given.config(**changes), tmp_path), *words)
+def test_mistakes_found_before_the_first_rollout(
+  runner, tmp_path, monkeypatch, changes, words
+):
+  monkeypatch.setattr(RolloutSampler, 'sample', None)
+  assert names(error_of(runner.config(**changes), tmp_path), *words)
   assert not steps_in(tmp_path)
 
 
-def test_a_reference_of_another_size(given, tmp_path):
-  grpo_runs.write_model(tmp_path / 'wide', mlp_width=64)
-  config = given.config(**{'reference.checkpoint': f'{tmp_path}/wide'})
-  line = mistake(config, tmp_path / 'run')
+def test_the_reference_has_another_size(runner, tmp_path):
+  fixtures.write_model(tmp_path / 'wide', mlp_width=64)
+  config = runner.config(**{'reference.checkpoint': f'{tmp_path}/wide'})
+  line = error_of(config, tmp_path / 'run')
   assert names(line, *setting('reference.checkpoint', f'{tmp_path}/wide'))
 
 
-def test_a_model_with_a_scalar_head(given, tmp_path):
+def test_the_model_has_a_scalar_head(runner, tmp_path):
   write_model(tmp_path / 'run/model', scalar=True)
-  config = given.config(checkpoint=f'{tmp_path}/run/model')
-  line = mistake(config, tmp_path / 'other')
+  config = runner.config(checkpoint=f'{tmp_path}/run/model')
+  line = error_of(config, tmp_path / 'other')
   assert names(line, tmp_path / 'run/model', 'head')
-  # The workdir of a run of the stage meta_rm.
-  line = mistake(given.config(), tmp_path / 'run')
+  # The workdir of a reward model.
+  line = error_of(runner.config(), tmp_path / 'run')
   assert names(line, tmp_path / 'run/model', 'head', '--workdir')
 
 
-def test_the_workdir_of_another_stage(given, tmp_path):
-  grpo_runs.write_model(tmp_path / 'model')
-  line = mistake(given.config(), tmp_path)
+def test_the_workdir_belongs_to_another_stage(runner, tmp_path):
+  fixtures.write_model(tmp_path / 'model')
+  line = error_of(runner.config(), tmp_path)
   assert names(line, tmp_path / 'model', '--workdir')
 
 
@@ -151,19 +162,19 @@ def test_the_workdir_of_another_stage(given, tmp_path):
     ({'responses': ['a'], 'rewards': [1]}, 'config.prompt.single'),
   ],
 )
-def test_examples_that_cannot_be_rewarded(given, tmp_path, row, word):
+def test_examples_that_cannot_be_rewarded(runner, tmp_path, row, word):
   path = tmp_path / 'rows.jsonl'
   path.write_text(json.dumps({'id': 'x', 'query': 'q', **row}))
-  config = given.config(data=str(path), **{'prompt.single': ''})
-  assert names(mistake(config, tmp_path), path, word)
+  config = runner.config(data=str(path), **{'prompt.single': ''})
+  assert names(error_of(config, tmp_path), path, word)
 
 
-def test_without_a_workdir(given):
-  assert names(mistake(given.config(), ''), '--workdir')
+def test_without_a_workdir(runner):
+  assert names(error_of(runner.config(), ''), '--workdir')
 
 
-def test_a_mistake_at_the_command_line_is_one_line(given, tmp_path):
+def test_a_mistake_at_the_command_line_is_one_line(runner, tmp_path):
   line = test_main.error_of(
-    *given.arguments(group_size=1), f'--workdir={tmp_path}'
+    *runner.arguments(group_size=1), f'--workdir={tmp_path}'
   )
   assert names(line, *setting('group_size', 1), 2)
