@@ -66,7 +66,7 @@ def from_config(
   del options['weights']  # the layouts have it
   judge = load(
     config.checkpoint,
-    model_directory.step_of(config.checkpoint_step),
+    model_directory.step_or_latest(config.checkpoint_step),
     config.meta_checkpoint,
     judge_config,
     ComputeConfig(**config.compute),
@@ -99,7 +99,7 @@ def _value_judge(
   sampling, compute = config.sampling, ComputeConfig(**config.compute)
   shapes = {x: sampling[x] for x in _SCORER_SHAPES}
   decode_layout, layout = layouts
-  step = model_directory.step_of(config.checkpoint_step)
+  step = model_directory.step_or_latest(config.checkpoint_step)
   source = (config.checkpoint, step, compute, layout)
   # A scalar reward model may lack the head; it scores by log-probabilities.
   if config.judge != 'scalar' and _has_scalar_head(*source) is False:
@@ -255,7 +255,7 @@ def _has_scalar_head(
   """
   if directory in ('', model_directory.RANDOM):
     return None
-  return model_directory.build(directory, step, compute, layout).scalar
+  return model_directory.build_model(directory, step, compute, layout).scalar
 
 
 def meta_template_of(directory: str) -> str:

@@ -13,8 +13,12 @@ import numpy as np
 from grm_jax.errors import UserError
 from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample
-from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
-from grm_jax.judges.baselines.scalar_rm import in_batches
+from grm_jax.judgement.judgement import ExampleError, JudgedExample
+from grm_jax.judges.baselines.scalar_rm import (
+  in_batches,
+  score_groups,
+  single_judgement,
+)
 from grm_jax.sampling.padding import PromptWithTexts
 from grm_jax.sampling.scalar_scorer import ScalarScorer
 from grm_jax.tokenizer import chat_format
@@ -66,21 +70,12 @@ class PairJudge:
     )
 
   def _judge_batch(self, examples):
-    results = [self._items(example) for example in examples]
-    items = [
-      item
-      for result in results
-      if not isinstance(result, ExampleError)
-      for item in result
-    ]
-    values = iter(self.scorer.score(items))
-    for example, result in zip(examples, results, strict=True):
-      if isinstance(result, ExampleError):
-        yield result
-        continue
-      scores = tuple(win_probabilities([next(values) for _ in result]))
-      order = tuple(range(len(scores)))
-      yield JudgedExample(example, (Judgement(order, '', 0, '', scores),))
+    scores = score_groups(self.scorer, [self._items(x) for x in examples])
+    for example, logits in zip(examples, scores, strict=True):
+      if isinstance(logits, ExampleError):
+        yield logits
+      else:
+        yield single_judgement(example, win_probabilities(logits))
 
   def _items(
     self, example: JudgingExample | ExampleError

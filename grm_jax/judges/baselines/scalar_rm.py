@@ -5,6 +5,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
 import tqdm
 
 from grm_jax.errors import UserError
@@ -96,6 +97,41 @@ def in_batches(
       bar.update(len(batch))
 
 
+def score_groups(
+  scorer: ScalarScorer,
+  groups: Sequence[list[PromptWithTexts] | ExampleError],
+) -> list[list[np.ndarray] | ExampleError]:
+  """Scores the items of all groups together.
+
+  Args:
+    scorer: the scalar model.
+    groups: items of each example, or why it has none.
+
+  Returns:
+    For each group, one array of scores per item, or its error.
+  """
+  items = [
+    item
+    for group in groups
+    if not isinstance(group, ExampleError)
+    for item in group
+  ]
+  scores = iter(scorer.score(items))
+  return [
+    group if isinstance(group, ExampleError) else [next(scores) for _ in group]
+    for group in groups
+  ]
+
+
+def single_judgement(
+  example: JudgingExample, scores: Sequence[float]
+) -> JudgedExample:
+  """Returns an example with one judgement that has scores but no text."""
+  order = tuple(range(len(scores)))
+  judgement = Judgement(order, '', 0, '', tuple(map(float, scores)))
+  return JudgedExample(example, (judgement,))
+
+
 class ScalarJudge:
   """Scores responses by a scalar head; see generative.Judge.
 
@@ -121,21 +157,17 @@ class ScalarJudge:
     )
 
   def _judge_batch(self, examples):
-    items = [self._item(example) for example in examples]
-    valid = [item for item in items if not isinstance(item, ExampleError)]
-    values = iter(self.scorer.score(valid))
-    for example, item in zip(examples, items, strict=True):
-      if isinstance(item, ExampleError):
-        yield item
-        continue
-      scores = tuple(float(x) for x in next(values))
-      order = tuple(range(len(scores)))
-      yield JudgedExample(example, (Judgement(order, '', 0, '', scores),))
+    scores = score_groups(self.scorer, [self._items(x) for x in examples])
+    for example, values in zip(examples, scores, strict=True):
+      if isinstance(values, ExampleError):
+        yield values
+      else:
+        yield single_judgement(example, values[0])
 
-  def _item(
+  def _items(
     self, example: JudgingExample | ExampleError
-  ) -> PromptWithTexts | ExampleError:
-    """Returns the example's tokens, or why it cannot be judged."""
+  ) -> list[PromptWithTexts] | ExampleError:
+    """Returns the example's only item, or why it cannot be judged."""
     if isinstance(example, ExampleError):
       return example
     try:
@@ -143,7 +175,7 @@ class ScalarJudge:
     except UserError as error:
       return ExampleError(example.id, str(error))
     reason = self.scorer.rejection_reason(item)
-    return ExampleError(example.id, reason) if reason else item
+    return ExampleError(example.id, reason) if reason else [item]
 
 
 class MetaJudge:

@@ -17,7 +17,7 @@ from grm_jax.errors import UserError
 from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
-from grm_jax.judges.baselines.scalar_rm import meta_text
+from grm_jax.judges.baselines.scalar_rm import meta_text, score_groups
 from grm_jax.judges.generative import Judge
 from grm_jax.sampling.padding import PromptWithTexts
 from grm_jax.sampling.scalar_scorer import ScalarScorer
@@ -93,25 +93,19 @@ class SemiScalarJudge:
       yield example, [first, *rest]
 
   def _score(self, chunk: Sequence[_Critiques | ExampleError]):
-    results = [
+    groups = [
       x if isinstance(x, ExampleError) else self._items(*x) for x in chunk
     ]
-    items = [
-      item
-      for result in results
-      if not isinstance(result, ExampleError)
-      for item in result
-    ]
-    values = iter(self.scorer.score(items))
-    for critiques, result in zip(chunk, results, strict=True):
+    scores = score_groups(self.scorer, groups)
+    for critiques, values in zip(chunk, scores, strict=True):
       if isinstance(critiques, ExampleError):
         yield critiques
-      elif isinstance(result, ExampleError):
-        yield result
+      elif isinstance(values, ExampleError):
+        yield values
       else:
         example, parts = critiques
         judged = [x for x in parts if isinstance(x, JudgedExample)]  # all
-        yield _merge(example, judged, [next(values) for _ in judged])
+        yield _merge(example, judged, values)
 
   def _items(
     self, example: JudgingExample, parts
