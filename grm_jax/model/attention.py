@@ -34,6 +34,7 @@ Letters in shapes and einsums:
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,30 +94,14 @@ class SequenceLayout:
     return jnp.concatenate([prompt, lengths + ones * offsets[None]], axis=1)
 
   def attend(
-    self,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    window: int | None,
-    cap: float | None,
-    compute: ComputeConfig,
-    layout: ShardingLayout,
+    self, query: jax.Array, key: jax.Array, value: jax.Array, **options: Any
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-    """Returns the attention output and, with `return_kv`, (key, value).
+    """Calls the function `attend`, whose arguments these are.
 
-    The arguments are those of the function `attend`.
+    Returns:
+      (attention output, (key, value) if `return_kv` else None).
     """
-    out = attend(
-      query,
-      key,
-      value,
-      self,
-      window=window,
-      cap=cap,
-      compute=compute,
-      layout=layout,
-    )
+    out = attend(query, key, value, self, **options)
     return out, (key, value) if self.return_kv else None
 
 

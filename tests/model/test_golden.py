@@ -21,7 +21,7 @@ from tests.golden import make_gemma2
 def test_logits_equal_stored_logits(tmp_path):
   fields = gemma2_files.CONFIGS[make_gemma2.CONFIG]
   gemma2_files.write(tmp_path, fields, make_gemma2.SEED)
-  size, scalar = hf_config.read_size(tmp_path)
+  size, scalar = hf_config.read_config(tmp_path)
   model = Transformer(size, ComputeConfig(), mesh.one_device(), scalar)
   source = hf_load.open_source(tmp_path)
   params = hf_load.load_params(source, model, 'source')
