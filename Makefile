@@ -6,7 +6,7 @@
 #                  start, with a report; DATA=pandalm:PATH or gsm8k_pairs:PATH
 #                  for pairs that are here, else those of GSM8K are downloaded
 # make test        the tests that need only JAX
-# make lint        style
+# make lint        style and types
 # make long        tests that take minutes each: all by two processes, in a bucket
 # make page        the service's page in Chromium, which must be installed
 # make peers       compare with transformers; compile for TPU pods with libtpu
@@ -68,7 +68,7 @@ smollm2: $(STAMPS)/requirements-smollm2 $(SMOLLM2)
 	@test -d runs/smollm2/model/0 || JAX_PLATFORMS=cpu \
 		$(BIN)/python -m grm_jax.main --config=configs/convert.py:smollm2
 
-# Less of everything: under ten minutes on two cores, see benchmarks/RESULTS.md.
+# Less of everything: under ten minutes on two cores, see docs/results.md.
 REAL := --config.stages=sft,evaluate --config.sft.steps=5 \
 	--config.sft.optimizer.warmup_steps=2 --config.examples.held_out=50 \
 	--config.evaluation.k=2 --config.evaluation.k_intermediate=2 \
@@ -85,6 +85,7 @@ test: $(STAMPS)/requirements-test
 lint: $(STAMPS)/requirements-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 long: $(STAMPS)/requirements-test
 	$(BIN)/python -m pytest tests/long -q

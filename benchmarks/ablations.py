@@ -19,7 +19,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from benchmarks import seeds as seeds_lib
+from benchmarks import seed_runs as seeds_lib
 from grm_jax.evaluation import judgement_io, pipeline_report
 from grm_jax.evaluation.metrics import ScoredItem
 

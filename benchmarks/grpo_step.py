@@ -43,11 +43,11 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from benchmarks import grpo_step_contenders as peers
-from benchmarks import sampler, steps
-from benchmarks.case import Case
-from benchmarks.grpo_step_contenders import OURS, PARTS, Contender, Setting
-from benchmarks.turns import Timed, ratio, turns
+from benchmarks import grpo_step_baselines as peers
+from benchmarks import harness, sampler
+from benchmarks.grpo_step_baselines import OURS, PARTS, Contender, Setting
+from benchmarks.interleaved_timing import Timed, ratio, turns
+from benchmarks.workload import Case
 from grm_jax.checkpoint import model_directory
 from grm_jax.model.compute_config import REMAT, ComputeConfig
 from grm_jax.model.transformer import Transformer
@@ -65,7 +65,7 @@ def memory_here(name: str, case: Case, setting: Setting) -> int:
   for _ in range(_FIRST_STEPS):
     made.step()
   made.close()
-  return steps.most_resident()
+  return harness.most_resident()
 
 
 def check_same(
@@ -74,7 +74,7 @@ def check_same(
   """The most that log-probabilities differ; RuntimeError if it is much."""
   rng = np.random.default_rng(1)
   shape = (case.prompts, case.rows, case.new_tokens)
-  tokens = rng.integers(4, model.size.vocab_size, shape, np.int32)
+  tokens = rng.integers(4, model.config.vocab_size, shape, np.int32)
   found = {name: x.reference_logps(tokens) for name, x in made.items()}
   apart = max(float(np.abs(x - found[OURS]).max()) for x in found.values())
   if apart > _MOST_APART:
@@ -87,7 +87,7 @@ def compare(
 ) -> dict:
   """The table of a case."""
   known = peers.contenders()
-  peaks, left_out = steps.peaks(MODULE, name, known, setting.checkpoint, args)
+  peaks, left_out = harness.peaks(MODULE, name, known, setting.checkpoint, args)
   made = {contender: known[contender](case, setting) for contender in peaks}
   apart = check_same(made, case, setting.model)
   runs = {who: lambda _, x=x: x.step() for who, x in made.items()}
@@ -187,14 +187,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setting = _setting(options, directory)
     print(memory_here(contender, known[name], setting))
     return
-  names = steps.chosen(options.only, known)
+  names = harness.chosen(options.only, known)
   with tempfile.TemporaryDirectory() as directory:
     setting = _setting(options, directory)
 
     def compared(name):
       return compare(name, known[name], setting, options.repeats, arguments)
 
-    steps.report(options, names, compared)
+    harness.report(options, names, compared)
 
 
 if __name__ == '__main__':

@@ -26,11 +26,11 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from benchmarks import machine, steps
+from benchmarks import hardware, harness
 from grm_jax.checkpoint.huggingface import config as config_lib
 from grm_jax.checkpoint.huggingface import load as hf_load
 from grm_jax.checkpoint.huggingface import param_mapping
-from grm_jax.model.config import SIZES
+from grm_jax.model.config import MODEL_CONFIGS
 
 ROOT = pathlib.Path(__file__).parents[1]
 _FILE_BYTES = 2 * 10**9
@@ -38,12 +38,12 @@ _FILE_BYTES = 2 * 10**9
 
 def write_checkpoint(directory: pathlib.Path, size_name: str) -> int:
   """Random tensors in files of about 2 GB; returns their bytes."""
-  size = SIZES[size_name]
+  size = MODEL_CONFIGS[size_name]
   rng = np.random.default_rng(0)
   parts, held, total = [], {}, 0
-  for entry in param_mapping.entries(size, scalar=False):
-    for key in entry.keys(size):
-      values = rng.standard_normal(entry.shape(size), np.float32) * 0.02
+  for entry in param_mapping.param_mappings(size, scalar=False):
+    for key in entry.hf_keys(size):
+      values = rng.standard_normal(entry.hf_shape(size), np.float32) * 0.02
       held[key] = values.astype(ml_dtypes.bfloat16)
       total += held[key].nbytes
       if sum(x.nbytes for x in held.values()) > _FILE_BYTES:
@@ -53,7 +53,7 @@ def write_checkpoint(directory: pathlib.Path, size_name: str) -> int:
   weight_map = {key: name for name, keys in parts for key in keys}
   index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
   (directory / hf_load.INDEX).write_text(json.dumps(index))
-  fields = config_lib.write_config(size, False, 'bfloat16')
+  fields = config_lib.to_hf_config(size, False, 'bfloat16')
   (directory / 'config.json').write_text(json.dumps(fields))
   return total
 
@@ -121,14 +121,16 @@ def run(size_name: str, repeats: int, root: pathlib.Path) -> dict:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--size', default='gemma2_2b', choices=sorted(SIZES))
+  parser.add_argument(
+    '--size', default='gemma2_2b', choices=sorted(MODEL_CONFIGS)
+  )
   parser.add_argument('--repeats', type=int, default=3)
   parser.add_argument('--directory', help='for temporary files')
   parser.add_argument('--json', help='also write the rows there')
   options = parser.parse_args()
   jax.config.update('jax_platforms', 'cpu')
-  here = machine.here()
-  print(machine.line(here))
+  here = hardware.here()
+  print(hardware.line(here))
   with tempfile.TemporaryDirectory(dir=options.directory) as directory:
     row = run(options.size, options.repeats, pathlib.Path(directory))
   peaks = [x / 1e9 for x in row['peak_anonymous_bytes']]
@@ -138,7 +140,7 @@ def main() -> None:
     f'({min(peaks):.2f}-{max(peaks):.2f}), {row["ratio"]:.2f} of it; '
     f'{statistics.median(row["seconds"]):.1f} s'
   )
-  steps.write(options.json, {'settings': vars(options), **here, **row})
+  harness.write(options.json, {'settings': vars(options), **here, **row})
 
 
 if __name__ == '__main__':

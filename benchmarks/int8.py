@@ -30,7 +30,7 @@ import optax
 from scipy import stats
 from tqdm import tqdm
 
-from benchmarks import steps
+from benchmarks import harness
 from grm_jax.checkpoint import model_directory
 from grm_jax.model import logprobs, quantization
 from grm_jax.model.batch import Batch
@@ -222,9 +222,9 @@ def small_models(options: argparse.Namespace, text: str) -> list[dict]:
 def one_checkpoint(options: argparse.Namespace, text: str) -> list[dict]:
   """The measured model of a directory."""
   layout = mesh.one_device()
-  model = model_directory.build(options.checkpoint, None, COMPUTE, layout)
+  model = model_directory.build_model(options.checkpoint, None, COMPUTE, layout)
   params = model_directory.load_params(options.checkpoint, None, model)
-  tokenizer = model_directory.load_tokenizer(options.checkpoint, model.size)
+  tokenizer = model_directory.load_tokenizer(options.checkpoint, model.config)
   held_out = text[round(len(text) * (1 - HELD_OUT)) :]
   rows = windows(tokenizer, held_out, options.tokens)
   found = measure(model, params, rows, options.batch_size)
@@ -297,7 +297,7 @@ def main() -> None:
     'runs': runs,
     'summary': rows,
   }
-  steps.write(options.json, result)
+  harness.write(options.json, result)
 
 
 if __name__ == '__main__':

@@ -35,10 +35,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import sampler_peers, steps
-from benchmarks.case import Case
-from benchmarks.sampler_bound import against_machine
-from benchmarks.sampler_ours import (
+from benchmarks import harness, sampler_baselines
+from benchmarks.interleaved_timing import ratio, turns
+from benchmarks.sampler_engine import (
   Bench,
   cache_bytes,
   engine_run,
@@ -47,8 +46,9 @@ from benchmarks.sampler_ours import (
   ours,
   random_prompts,
 )
-from benchmarks.sampler_uneven import uneven
-from benchmarks.turns import ratio, turns
+from benchmarks.sampler_ragged import uneven
+from benchmarks.sampler_roofline import against_machine
+from benchmarks.workload import Case
 from grm_jax.model.config import ModelConfig
 
 SIZE = ModelConfig(
@@ -113,9 +113,9 @@ def versus(bench: Bench, case: Case) -> dict:
 
 
 @functools.cache
-def contenders(bench: Bench) -> dict[str, sampler_peers.Contender]:
+def contenders(bench: Bench) -> dict[str, sampler_baselines.Contender]:
   """Ours and the installed peers."""
-  peers = sampler_peers.peers(bench.model, bench.params)
+  peers = sampler_baselines.peers(bench.model, bench.params)
   return {OURS: ours(bench), **peers}
 
 
@@ -145,9 +145,10 @@ def growth(bench: Bench) -> dict:
     engines[name] = make_engine(
       bench, 1, case.rows, case.new_tokens, (case.prompt_size,)
     )
-    runs[name], cases[name] = engine_run(
-      engines[name], bench.weights, case, prompts
-    ), case
+    runs[name], cases[name] = (
+      engine_run(engines[name], bench.weights, case, prompts),
+      case,
+    )
   found = turns(runs, options.repeats, 'growth')
   print(f'\nP=1 S={options.prompt_size} T={options.new_tokens}, R grows')
   print(
@@ -197,7 +198,7 @@ def repeated_bytes(bench: Bench, case: Case) -> tuple[int, str]:
   """Bytes of S + T places on every layer for every row, and who says so."""
   rows, places = case.rows * case.prompts, case.prompt_size + case.new_tokens
   if importlib.util.find_spec('tunix'):
-    network = sampler_peers.tunix_model(bench.model, bench.params)
+    network = sampler_baselines.tunix_model(bench.model, bench.params)
     cache = network.init_cache(rows, places, jnp.float32)
     made = [x[name] for x in cache.values() for name in ('k', 'v')]
     return sum(x.nbytes for x in made), 'google-tunix makes it'
@@ -265,9 +266,9 @@ def main() -> None:
   sys.stdout.reconfigure(line_buffering=True)
   jax.config.update('jax_platforms', 'cpu')
   known = measurements(options)
-  names = steps.chosen(options.only, known)
+  names = harness.chosen(options.only, known)
   bench = make_bench(size_of(options), options)
-  steps.report(options, names, lambda name: known[name](bench))
+  harness.report(options, names, lambda name: known[name](bench))
 
 
 if __name__ == '__main__':

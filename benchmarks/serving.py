@@ -97,7 +97,9 @@ def judge_alone() -> None:
   from grm_jax.judges import factory as judge_factory
 
   config = _config(sys.argv[1:])
-  judge = judge_factory.from_config(config, judge_factory.make_judge_config(config))
+  judge = judge_factory.from_config(
+    config, judge_factory.make_judge_config(config)
+  )
   rows = json.load(sys.stdin)
   asked = [
     JudgementRequest(

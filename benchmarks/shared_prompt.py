@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import machine, steps
-from benchmarks.turns import Timed, ratio, turns
+from benchmarks import hardware, harness
+from benchmarks.interleaved_timing import Timed, ratio, turns
 from grm_jax.checkpoint.huggingface import save as hf_save
 from grm_jax.model import logprobs
 from grm_jax.model.batch import Batch
@@ -130,8 +130,8 @@ def main() -> None:
   if importlib.util.find_spec('transformers'):
     name = 'transformers, prompt repeated'
     contenders[name] = theirs(model, params, repeated, cut)
-  here = machine.here()
-  print(machine.line(here))
+  here = hardware.here()
+  print(hardware.line(here))
   found = measure(contenders, options.repeats)
   print(f'{"":32} {"seconds":>8} {"ratio, spread":>18}')
   for name, timed in found.items():
@@ -148,7 +148,7 @@ def main() -> None:
       for name, timed in found.items()
     },
   }
-  steps.write(options.json, result)
+  harness.write(options.json, result)
 
 
 def _tokens(batch: Batch) -> int:

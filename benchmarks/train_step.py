@@ -48,15 +48,15 @@ from collections.abc import Collection, Sequence
 import jax
 import numpy as np
 
-from benchmarks import sampler, steps
-from benchmarks.case import Case
-from benchmarks.train_step_contenders import (
+from benchmarks import harness, sampler
+from benchmarks.interleaved_timing import Timed, ratio, turns
+from benchmarks.train_step_baselines import (
   OURS,
   Contender,
   Weights,
   contenders,
 )
-from benchmarks.turns import Timed, ratio, turns
+from benchmarks.workload import Case
 from grm_jax.checkpoint.huggingface import save as hf_save
 from grm_jax.model.compute_config import REMAT, ComputeConfig
 from grm_jax.model.init import init_params
@@ -75,7 +75,7 @@ def memory_here(make: Contender, case: Case, weights: Weights) -> int:
   step = make(case, weights)
   for _ in range(_FIRST_STEPS):
     step()
-  return steps.most_resident()
+  return harness.most_resident()
 
 
 def times(
@@ -104,7 +104,7 @@ def compare(
   arguments: Sequence[str],
 ) -> dict:
   """The table of a case."""
-  peaks, left_out = steps.peaks(
+  peaks, left_out = harness.peaks(
     MODULE, name, contenders(case), weights.directory, arguments
   )
   found = times(case, weights, repeats, peaks)
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     make = contenders(known[name])[contender]
     print(memory_here(make, known[name], Weights(model, directory)))
     return
-  names = steps.chosen(options.only, known)
+  names = harness.chosen(options.only, known)
   with tempfile.TemporaryDirectory() as directory:
     params = init_params(model, jax.random.key(0))
     hf_save.save_directory(directory, params, model)
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def compared(name):
       return compare(name, known[name], weights, options.repeats, arguments)
 
-    steps.report(options, names, compared)
+    harness.report(options, names, compared)
 
 
 if __name__ == '__main__':

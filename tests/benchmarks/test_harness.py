@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import steps
+from benchmarks import harness
 from tests.messages import names, naming
 
 # What a benchmark is when it is asked for one contender's bytes.
@@ -30,7 +30,7 @@ def peaks(tmp_path, monkeypatch):
   """Bytes and reasons of contenders of a benchmark made for this test."""
   (tmp_path / 'a_benchmark.py').write_text(_BENCHMARK)
   monkeypatch.setenv('PYTHONPATH', str(tmp_path))
-  return lambda *names: steps.peaks('a_benchmark', 'case', names, 'dir', [])
+  return lambda *names: harness.peaks('a_benchmark', 'case', names, 'dir', [])
 
 
 def test_contenders_without_memory_are_named_and_left_out(peaks, capsys):

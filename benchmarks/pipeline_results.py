@@ -4,7 +4,7 @@ r"""What each stage of the method brings: runs of several seeds in one table.
     python -m grm_jax.main --config=configs/spct.py:tiny \
       --workdir=runs/method/$seed --config.seed=$seed
   done
-  python -m benchmarks.method runs/method/*
+  python -m benchmarks.pipeline_results runs/method/*
 
 Prints tables in Markdown: accuracy on held-out examples of two responses or
 more, stage by stage; on pairs alone, where a tie is wrong; how the judges
@@ -22,7 +22,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from benchmarks import seeds
+from benchmarks import seed_runs
 from grm_jax.evaluation import (
   generation_stats,
   judgement_io,
@@ -57,19 +57,19 @@ class Stage:
   ks: Sequence[int]
 
   @functools.cache  # noqa: B019 - a stage lives as long as the script
-  def items(self, k: int, num_meta: int | None = None) -> seeds.Items:
+  def items(self, k: int, num_meta: int | None = None) -> seed_runs.Items:
     """By example the mean over runs of Voting@k or MetaRM@k; 0 is greedy."""
     found = [pipeline_report.items(run, k, num_meta) for run in self.runs]
-    return seeds.average(found, self.name)
+    return seed_runs.average(found, self.name)
 
   @functools.cache  # noqa: B019 - as above
-  def pairs(self, greedy: bool) -> seeds.Items:
+  def pairs(self, greedy: bool) -> seed_runs.Items:
     """By pair the share of judgements that are right, and a tie is not."""
     found = [_strict(run, greedy) for run in self.runs]
-    return seeds.average(found, self.name)
+    return seed_runs.average(found, self.name)
 
 
-def _strict(run: Sequence[JudgedExample], greedy: bool) -> seeds.Items:
+def _strict(run: Sequence[JudgedExample], greedy: bool) -> seed_runs.Items:
   return {
     x.example.id: metrics.ScoredItem(
       '',
@@ -95,7 +95,7 @@ def read(workdirs: Sequence[str], ks: Sequence[int] = KS) -> list[Stage]:
   """
   found = []
   for key, name in STAGES.items():
-    paths = [seeds.path_of(workdir, key) for workdir in workdirs]
+    paths = [seed_runs.path_of(workdir, key) for workdir in workdirs]
     there = [os.path.exists(path) for path in paths]
     if not any(there):
       continue
@@ -111,11 +111,11 @@ def read(workdirs: Sequence[str], ks: Sequence[int] = KS) -> list[Stage]:
 
 def accuracies(stage: Stage) -> dict[str, Estimate]:
   """Column -> percent with its interval."""
-  found = {'greedy': seeds.percent(stage.items(0))}
+  found = {'greedy': seed_runs.percent(stage.items(0))}
   for k in stage.ks:
-    found[f'Voting@{k}'] = seeds.percent(stage.items(k))
+    found[f'Voting@{k}'] = seed_runs.percent(stage.items(k))
     if k > 1 and _has_metas(stage):
-      found[f'MetaRM@{k}'] = seeds.percent(stage.items(k, k // 2))
+      found[f'MetaRM@{k}'] = seed_runs.percent(stage.items(k, k // 2))
   return found
 
 
@@ -126,8 +126,8 @@ def _has_metas(stage):
 def strict(stage: Stage) -> dict[str, Estimate]:
   """Column -> percent of pairs that are judged right; a tie is wrong."""
   return {
-    'greedy': seeds.percent(stage.pairs(True)),
-    'one sample': seeds.percent(stage.pairs(False)),
+    'greedy': seed_runs.percent(stage.pairs(True)),
+    'one sample': seed_runs.percent(stage.pairs(False)),
   }
 
 
@@ -163,22 +163,22 @@ def differences(stages: Sequence[Stage]) -> Iterator[tuple[str, Estimate]]:
   for before, after in itertools.pairwise(stages):
     for k, how in ((0, 'greedy'), (1, 'one sample')):
       items = pipeline_report.differences(after.items(k), before.items(k))
-      yield f'{after.name} - {before.name}, {how}', seeds.percent(items)
+      yield f'{after.name} - {before.name}, {how}', seed_runs.percent(items)
     for greedy, how in ((True, 'greedy'), (False, 'one sample')):
       items = pipeline_report.differences(
         after.pairs(greedy), before.pairs(greedy)
       )
       what = f'{after.name} - {before.name}, pairs, strict, {how}'
-      yield what, seeds.percent(items)
+      yield what, seed_runs.percent(items)
   for stage in stages:
     for few, many in itertools.pairwise(stage.ks):
       items = pipeline_report.differences(stage.items(many), stage.items(few))
-      yield f'{stage.name}: Voting@{many} - @{few}', seeds.percent(items)
+      yield f'{stage.name}: Voting@{many} - @{few}', seed_runs.percent(items)
     for k in (x for x in stage.ks if x > 1 and _has_metas(stage)):
       items = pipeline_report.differences(
         stage.items(k, k // 2), stage.items(k)
       )
-      yield f'{stage.name}: MetaRM@{k} - Voting@{k}', seeds.percent(items)
+      yield f'{stage.name}: MetaRM@{k} - Voting@{k}', seed_runs.percent(items)
 
 
 def markdown(stages: Sequence[Stage]) -> str:
@@ -189,7 +189,7 @@ def markdown(stages: Sequence[Stage]) -> str:
   behaviours = {x.name: behaviour(x) for x in stages}
   return '\n\n'.join(
     (
-      seeds.markdown(
+      seed_runs.markdown(
         ('stage', *columns),
         [
           (
@@ -201,21 +201,21 @@ def markdown(stages: Sequence[Stage]) -> str:
           for name, row in rows.items()
         ],
       ),
-      seeds.markdown(
+      seed_runs.markdown(
         ('pairs, strict', *pairs[stages[0].name]),
         [
           (name, *map(pipeline_report.cell, row.values()))
           for name, row in pairs.items()
         ],
       ),
-      seeds.markdown(
+      seed_runs.markdown(
         ('stage', *behaviours[stages[0].name]),
         [
           (name, *('' if x is None else f'{x:.1f}' for x in row.values()))
           for name, row in behaviours.items()
         ],
       ),
-      seeds.markdown(
+      seed_runs.markdown(
         ('difference', 'percent [95 %]'),
         [
           (what, pipeline_report.cell(x, '+'))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Sequence
 
-from benchmarks import machine
+from benchmarks import hardware
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -89,9 +89,9 @@ def report(
   compare: Callable[[str], dict],
 ) -> None:
   """Names this machine, compares case by case; --json grows with each."""
-  here = machine.here()
+  here = hardware.here()
   result = {'settings': vars(options), **here}
-  print(machine.line(here))
+  print(hardware.line(here))
   for name in names:
     result[name] = compare(name)
     write(options.json, result)

@@ -9,16 +9,16 @@ import statistics
 
 import jax
 
-from benchmarks import machine
-from benchmarks.case import Case
-from benchmarks.sampler_ours import (
+from benchmarks import hardware
+from benchmarks.interleaved_timing import Timed, turns
+from benchmarks.sampler_engine import (
   Bench,
   cache_bytes,
   engine_run,
   make_engine,
   random_prompts,
 )
-from benchmarks.turns import Timed, turns
+from benchmarks.workload import Case
 from grm_jax.model.config import ModelConfig
 
 
@@ -29,7 +29,7 @@ class Work:
   flops: float
   bytes: float
 
-  def seconds(self, rates: machine.Rates) -> tuple[float, float]:
+  def seconds(self, rates: hardware.Rates) -> tuple[float, float]:
     """At least, where both overlap fully, and where they do not at all."""
     times = self.flops / rates.flops, self.bytes / rates.bytes
     return max(times), sum(times)
@@ -80,12 +80,12 @@ def against_machine(bench: Bench) -> dict:
   weights = sum(x.nbytes for x in jax.tree.leaves(bench.params))
   # Rates take turns with the rest: another moment may have other ones.
   runs = {
-    'rates': lambda _: machine.measure(weights),
+    'rates': lambda _: hardware.measure(weights),
     'whole': engine_run(engine, bench.weights, case, prompts),
     'first': engine_run(engine, bench.weights, one, prompts),
   }
   found = turns(runs, options.repeats, 'machine')
-  rates = functools.reduce(machine.better, found['rates'].results)
+  rates = functools.reduce(hardware.better, found['rates'].results)
   step = step_work(bench, case, cache_bytes(engine))
   result = {
     'case': dataclasses.asdict(case),

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.case import Case
+from benchmarks.workload import Case
 from grm_jax.model.batch import Batch
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.init import init_params
@@ -41,7 +41,7 @@ class Weights:
 
   @property
   def size(self) -> ModelConfig:
-    return self.model.size
+    return self.model.config
 
 
 Step = Callable[[], float]
@@ -63,7 +63,7 @@ def texts(case: Case, size: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
 def ours(case: Case, weights: Weights, *, repeated: bool = False) -> Step:
   """Steps, as the training stages use it; the weights are made anew."""
   model = weights.model
-  prompts, own = texts(case, model.size)
+  prompts, own = texts(case, model.config)
   if repeated:
     prompts = np.repeat(prompts, case.rows, axis=0)
     own = own.reshape(-1, 1, case.new_tokens)

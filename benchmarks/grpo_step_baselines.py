@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import sampler_peers
-from benchmarks.case import Case
-from benchmarks.sampler_peers import BOS_ID, NO_ID
+from benchmarks import sampler_baselines
+from benchmarks.sampler_baselines import BOS_ID, NO_ID
+from benchmarks.workload import Case
 from grm_jax.data.rollout_prompts import RolloutPromptIterator
 from grm_jax.data.tokenized_example import BatchShape
 from grm_jax.judgement.example import JudgingExample, Turn
@@ -272,7 +272,7 @@ def tunix(case: Case, setting: Setting) -> Contender:
     found = cluster.get_ref_per_token_logps(
       prompt_tokens=jnp.asarray(np.repeat(given, case.rows, axis=0)),
       completion_tokens=jnp.asarray(tokens.reshape(-1, case.new_tokens)),
-      pad_id=sampler_peers.PAD_ID,
+      pad_id=sampler_baselines.PAD_ID,
       eos_id=NO_ID,
       micro_batch_size=setting.micro * case.rows,
     )
@@ -375,12 +375,13 @@ def _tunix_cluster(case: Case, setting: Setting):
     eos_tokens=[NO_ID],
   )
   actor, reference = (
-    sampler_peers.tunix_model(setting.model, setting.params()) for _ in roles
+    sampler_baselines.tunix_model(setting.model, setting.params())
+    for _ in roles
   )
   return rl_cluster.RLCluster(
     actor=actor,
     reference=reference,
-    tokenizer=sampler_peers.Numbers(),
+    tokenizer=sampler_baselines.Numbers(),
     cluster_config=rl_cluster.ClusterConfig(
       role_to_mesh=dict.fromkeys((*roles, rl_cluster.Role.ROLLOUT), mesh),
       training_config=training,

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.case import Case
-from benchmarks.sampler_peers import BOS_ID, Contender
+from benchmarks.sampler_baselines import BOS_ID, Contender
+from benchmarks.workload import Case
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.init import init_params
@@ -68,13 +68,17 @@ def make_engine(
 
 
 def generate(
-  engine: Engine, weights: decode_state.DecodeWeights, requests: Sequence[Request]
+  engine: Engine,
+  weights: decode_state.DecodeWeights,
+  requests: Sequence[Request],
 ) -> list[Generation]:
   """Everything the engine makes of the requests."""
   found = list(engine.run(weights, requests))
   for item in found:
     if isinstance(item, RejectedRequest):
-      raise RuntimeError(f'request {item.request_id} was refused: {item.reason}')
+      raise RuntimeError(
+        f'request {item.request_id} was refused: {item.reason}'
+      )
   return found
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from benchmarks.case import Case
+from benchmarks.workload import Case
 from grm_jax.checkpoint.huggingface import save as hf_save
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.transformer import Transformer
@@ -95,7 +95,7 @@ def tunix(model: Transformer, params: dict) -> Contender:
   """
   from tunix.generate import sampler
 
-  network, size = tunix_model(model, params), model.size
+  network, size = tunix_model(model, params), model.config
 
   def prepare(case, prompts, temperature):
     places = case.prompt_size + case.new_tokens
@@ -127,10 +127,10 @@ def tunix_model(model: Transformer, params: dict):
   from flax import nnx
   from tunix.models.gemma import model as gemma
 
-  config = _tunix_config(gemma, model.size)
+  config = _tunix_config(gemma, model.config)
   made = nnx.eval_shape(lambda: gemma.Gemma(config, rngs=nnx.Rngs(0)))
   graph, state = nnx.split(made)
-  found = _tunix_values(params, model.size)
+  found = _tunix_values(params, model.config)
   flat = dict(nnx.to_flat_state(state))
   if set(flat) != set(found):
     raise RuntimeError(f'tunix has other parameters: {set(flat) ^ set(found)}')
@@ -157,7 +157,7 @@ def _tunix_config(gemma, size: ModelConfig):
   kinds = gemma.AttentionType
   return gemma.ModelConfig(
     num_layers=size.num_layers,
-    num_embed=size.table_rows,
+    num_embed=size.padded_vocab_size,
     embed_dim=size.width,
     hidden_dim=size.mlp_width,
     num_heads=size.num_heads,

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import method
+from benchmarks import pipeline_results
 from grm_jax.evaluation import judgement_io
 from tests import test_main
 from tests.evaluation import fake
@@ -40,22 +40,22 @@ def workdirs(tmp_path):
 
 
 def test_values_are_means_over_runs(workdirs):
-  first, last = method.read(workdirs)
+  first, last = pipeline_results.read(workdirs)
   assert (first.name, last.name) == ('cold start', 'GRPO')
-  assert method.accuracies(first)['greedy'][0] == 25.0
-  assert method.accuracies(last)['greedy'][0] == (50 + 75) / 2
+  assert pipeline_results.accuracies(first)['greedy'][0] == 25.0
+  assert pipeline_results.accuracies(last)['greedy'][0] == (50 + 75) / 2
   # Of one sample: 1, 1/2, 1/2 and 0.
-  assert method.accuracies(last)['Voting@1'][0] == 50.0
-  for value, low, high in method.accuracies(last).values():
+  assert pipeline_results.accuracies(last)['Voting@1'][0] == 50.0
+  for value, low, high in pipeline_results.accuracies(last).values():
     assert low <= value <= high and high - low > 10
 
 
 def test_sizes_of_votes_and_the_untrained_judge(workdirs, tmp_path):
   for seed in '01':
     write(tmp_path / seed, 'before', '')
-  stages = method.read(workdirs, ks=(1, 2, 4))
+  stages = pipeline_results.read(workdirs, ks=(1, 2, 4))
   assert [x.name for x in stages] == ['before training', 'cold start', 'GRPO']
-  found = method.accuracies(stages[0])
+  found = pipeline_results.accuracies(stages[0])
   # 17 : 5 and 11 : 4 are right, 9 : 13 and 4 : 8 are not.
   assert found['Voting@2'][0] == 50.0
   # Of two samples each has; no column for four.
@@ -63,7 +63,7 @@ def test_sizes_of_votes_and_the_untrained_judge(workdirs, tmp_path):
 
 
 def test_differences_are_paired(workdirs):
-  found = dict(method.differences(method.read(workdirs)))
+  found = dict(pipeline_results.differences(pipeline_results.read(workdirs)))
   value, low, high = found['GRPO - cold start, greedy']
   # One of four queries in both runs, one more in one of them.
   assert value == 37.5 and 0 <= low < value < high < 100
@@ -80,18 +80,20 @@ def test_a_tie_is_wrong_where_accuracy_is_strict(workdirs):
     for stage in ('sft', 'grpo'):
       path = f'{workdirs[int(seed)]}/evaluation/{stage}.samples.jsonl'
       judgement_io.write(path, judged)
-  stage = method.read(workdirs)[0]
-  found = method.strict(stage)
+  stage = pipeline_results.read(workdirs)[0]
+  found = pipeline_results.strict(stage)
   assert (found['greedy'][0], found['one sample'][0]) == (50.0, 25.0)
   # Elsewhere it is worth one half.
-  assert method.accuracies(stage)['greedy'][0] == 75.0
-  differences = dict(method.differences(method.read(workdirs)))
+  assert pipeline_results.accuracies(stage)['greedy'][0] == 75.0
+  differences = dict(
+    pipeline_results.differences(pipeline_results.read(workdirs))
+  )
   what = 'GRPO - cold start, pairs, strict, one sample'
   assert differences[what] == (0.0, 0.0, 0.0)
 
 
 def test_how_the_judges_behave(workdirs):
-  own = method.behaviour(method.read(workdirs)[0])
+  own = pipeline_results.behaviour(pipeline_results.read(workdirs)[0])
   assert own['parse failures, greedy'] == 0.0
   assert own['of samples'] == 12.5
   assert own['ties'] == 0.0
@@ -105,15 +107,18 @@ def test_a_judge_of_whom_nothing_parses(tmp_path):
   path = tmp_path / 'evaluation' / 'before.samples.jsonl'
   path.parent.mkdir()
   judgement_io.write(path, judged)
-  (stage,) = method.read([str(tmp_path)])
-  own = method.behaviour(stage)
+  (stage,) = pipeline_results.read([str(tmp_path)])
+  own = pipeline_results.behaviour(stage)
   assert own['parse failures, greedy'] == own['of samples'] == 100.0
   assert own['ties'] is own['first of two wins'] is None
-  assert '| before training | 100.0 | 100.0 |  |  |' in method.markdown([stage])
+  assert (
+    '| before training | 100.0 | 100.0 |  |  |'
+    in pipeline_results.markdown([stage])
+  )
 
 
 def test_the_tables(workdirs):
-  text = method.markdown(method.read(workdirs))
+  text = pipeline_results.markdown(pipeline_results.read(workdirs))
   tables = [
     [line.strip('|').split('|') for line in part.splitlines()]
     for part in text.split('\n\n')
@@ -128,13 +133,13 @@ def test_the_tables(workdirs):
 def test_runs_that_do_not_belong_together(workdirs, tmp_path):
   write(tmp_path / '2', 'sft', 'a', ids='abcx')
   with pytest.raises(ValueError, match=naming('grpo.samples.jsonl')):
-    method.read([*workdirs, str(tmp_path / '2')])
+    pipeline_results.read([*workdirs, str(tmp_path / '2')])
   write(tmp_path / '2', 'grpo', 'a', ids='abcx')
-  stage = method.read([*workdirs, str(tmp_path / '2')])[0]
+  stage = pipeline_results.read([*workdirs, str(tmp_path / '2')])[0]
   with pytest.raises(ValueError, match='cold start'):
     stage.items(0)
   done = subprocess.run(
-    [sys.executable, '-m', 'benchmarks.method', str(tmp_path)],
+    [sys.executable, '-m', 'benchmarks.pipeline_results', str(tmp_path)],
     capture_output=True,
     text=True,
     cwd=test_main.ROOT,

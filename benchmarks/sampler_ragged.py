@@ -11,13 +11,13 @@ import statistics
 
 import numpy as np
 
-from benchmarks.sampler_ours import (
+from benchmarks.interleaved_timing import Timed, turns
+from benchmarks.sampler_engine import (
   Bench,
   generate,
   make_engine,
   random_prompts,
 )
-from benchmarks.turns import Timed, turns
 from grm_jax.sampling.engine import Engine
 from grm_jax.sampling.request import Request
 
@@ -109,7 +109,11 @@ def refilled(
     def run(seed):
       before = engine.stats
       for call in calls:
-        generate(engine, bench.weights, [dataclasses.replace(r, seed=seed) for r in call])
+        generate(
+          engine,
+          bench.weights,
+          [dataclasses.replace(r, seed=seed) for r in call],
+        )
       return {
         name: getattr(engine.stats, name) - getattr(before, name)
         for name in ('tokens', 'row_steps', 'steps', 'generations')
