@@ -191,7 +191,7 @@ recommended() {
 # nothing is to be saved ends with 143, one whose other processes are gone with
 # 134, aborted by JAX.
 ENDING="status=\$?; case \$status in 134 | 143) status=$STOPPED ;; esac; \
-if tail -n 20 run.log | grep -q 'start again to go on\$'; \
+if tail -n 20 run.log | grep -q 'run the same command to resume\$'; \
 then status=$STOPPED; fi; echo \$status > run.exit"
 
 start() {

@@ -144,7 +144,9 @@ class PreemptionPoller:
     """
     self._num_calls += 1
     number = step if jax.process_count() == 1 else self._num_calls
-    self._is_preempted = self._is_preempted or self._preemption.should_stop(number)
+    self._is_preempted = self._is_preempted or self._preemption.should_stop(
+      number
+    )
     return self._is_preempted
 
 

@@ -156,7 +156,7 @@ def on_a_worker(command, folder):
   [
     ('', 0, 0),
     ('error: no', 2, 2),
-    ('stopped after step 5 of 9; start again to go on', 0, 75),
+    ('stopped after step 5 of 9; run the same command to resume', 0, 75),
     ('', 134, 75),
     ('', 143, 75),
     ('', 75, 75),
@@ -210,7 +210,7 @@ def test_a_row_of_the_table_is_what_its_stage_takes(row):
       each.batch.buckets, each.batch.size
     ):
       assert not rules or (bucket + rows * own_size) % mesh.tensor == 0
-  heads = model_config.named(f'gemma2_{size}').num_kv_heads
+  heads = model_config.from_name(f'gemma2_{size}').num_kv_heads
   assert heads % mesh.tensor == 0
   assert heads % (mesh.get('sampling_tensor', 0) or mesh.tensor) == 0
 

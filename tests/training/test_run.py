@@ -32,14 +32,20 @@ def test_several_processes_number_their_calls(monkeypatch, processes, calls):
   monkeypatch.setattr(jax, 'process_count', lambda: processes)
   preemption = FakePreemption(yes=None)
   poller = PreemptionPoller(preemption)
-  assert not any([poller.should_stop(2), poller.should_stop(4), poller.should_stop(4)])
+  assert not any(
+    [poller.should_stop(2), poller.should_stop(4), poller.should_stop(4)]
+  )
   assert preemption.calls == calls
 
 
 def test_a_yes_stays_a_yes(monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   poller = PreemptionPoller(FakePreemption(yes=2))
-  assert [poller.should_stop(10), poller.should_stop(20), poller.should_stop(30)] == [False, True, True]
+  assert [
+    poller.should_stop(10),
+    poller.should_stop(20),
+    poller.should_stop(30),
+  ] == [False, True, True]
 
 
 def test_run_state_round_trip():

@@ -163,7 +163,9 @@ def run(config: ConfigDict, workdir: str) -> None:
             prompts,
             config.prompts_per_rollout,
             config.max_resample_attempts,
-            should_stop=functools.partial(preemption.should_stop, run_state.step),
+            should_stop=functools.partial(
+              preemption.should_stop, run_state.step
+            ),
           )
           del weights  # frees their memory for the update
         if rollout is None:

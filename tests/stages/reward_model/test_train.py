@@ -240,7 +240,7 @@ class PreemptionAt:
   def __exit__(self, *unused):
     pass
 
-  def at(self, step):
+  def should_stop(self, step):
     return step == self.step
 
 
