@@ -44,7 +44,7 @@ LIBRARIES = {
   'transformers': ('stages/convert.py', True),
   'jinja2': ('judgement/template.py', False),
   'flax': ('model/', False),
-  'orbax': ('checkpoint/orbax_checkpoint.py', False),
+  'orbax': ('checkpoint/', False),
   'sentencepiece': ('tokenizer/', False),
   'matplotlib': ('evaluation/plots.py', False),
   'pyarrow': ('io/row_reader.py', True),

@@ -125,7 +125,7 @@ def test_metrics_in_a_bucket():
   with metric_writer.MetricWriter(work) as writer:
     writer.write(1, {'loss': 2.0})
     writer.write(2, {'loss': 1.0})
-    writer.send()
+    writer.upload()
     uploaded = epath.Path(work, metric_writer.FILE).read_text()
     assert [json.loads(x)['step'] for x in uploaded.splitlines()] == [1, 2]
     writer.write(3, {'loss': 0.5})
@@ -133,7 +133,7 @@ def test_metrics_in_a_bucket():
     writer.write(3, {'loss': 0.25})
   lines = epath.Path(work, metric_writer.FILE).read_text().splitlines()
   assert [json.loads(x)['loss'] for x in lines] == [2, 1, 0.25]
-  assert len(list(epath.Path(work, metric_writer.BOARD).iterdir())) == 2
+  assert len(list(epath.Path(work, metric_writer.TENSORBOARD).iterdir())) == 2
 
 
 def test_profile_in_a_bucket():
@@ -158,7 +158,7 @@ def test_tokenizer_and_template_in_a_bucket():
 
 
 def test_checkpoints_in_a_bucket_need_a_package(monkeypatch):
-  monkeypatch.setattr(integrity, '_has_client', lambda: False)
+  monkeypatch.setattr(integrity, '_has_gcs_client', lambda: False)
   for function in (orbax_checkpoint.steps, orbax_checkpoint.CheckpointManager):
     with pytest.raises(
       ValueError, match=naming(f'{BUCKET}/model', 'requirements-tpu.txt')
@@ -168,7 +168,7 @@ def test_checkpoints_in_a_bucket_need_a_package(monkeypatch):
 
 def test_checkpoints_in_a_bucket():
   directory = f'{BUCKET}/model'
-  with orbax_checkpoint.CheckpointManager(directory, keep=2) as writer:
+  with orbax_checkpoint.CheckpointManager(directory, max_to_keep=2) as writer:
     for step in (1, 2, 3):
       writer.save(step, {'a': jnp.full(5, step)}, meta={'step': step})
   assert orbax_checkpoint.steps(directory) == [2, 3]

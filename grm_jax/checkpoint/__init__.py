@@ -1,0 +1,1 @@
+"""Checkpoints: Orbax, model directories, Hugging Face and GGUF files."""

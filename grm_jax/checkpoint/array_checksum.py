@@ -1,12 +1,15 @@
-"""Fingerprints of arrays: one number that changes when any bit of one does.
+"""A 32-bit checksum of an array, independent of its sharding.
 
-Array files need not carry checksums, so a checkpoint keeps a fingerprint of
-every leaf and a restore computes it again. It is a sum modulo 2**32 over the
-elements, so it is exact, and the same however the array is sharded.
+Orbax array files need not carry checksums. A checkpoint therefore stores a
+checksum of every leaf, and a restore computes it again. The checksum is a sum
+modulo 2**32 over the elements, so it is exact and does not depend on the order
+of the summation or on the sharding.
 """
 
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,41 +19,43 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from grm_jax.sharding.rules import HOST_MEMORY
 
-# XLA on CPU does not fuse a reduction into what it sums: more elements at
-# once would make a temporary as large as the array.
-_ELEMENTS_AT_ONCE = 2**20
+# XLA on CPU does not fuse a reduction with the computation of its operand. A
+# larger block would create a temporary as large as the array.
+_BLOCK_ELEMENTS = 2**20
 _UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
 
-def fingerprint(x: jax.Array) -> jax.Array:
-  """A uint32 scalar made of every bit of `x` and of where it stands.
+def array_checksum(x: jax.Array) -> jax.Array:
+  """Returns a uint32 scalar that depends on every bit of `x` and its position.
 
-  With e the elements of `x` in row-major order as unsigned integers (8-byte
-  elements are two 4-byte ones, low half first) and mix a bijection on uint32:
+  With e the elements of `x` in row-major order as unsigned integers (an 8-byte
+  element counts as two 4-byte elements, low half first) and mix a bijection on
+  uint32:
 
       sum over i of mix(e[i] * (mix(i) | 1))   modulo 2**32
 
-  A change within a single element always changes the sum; any other damage,
-  moved elements included, stays unseen with probability 2**-32.
+  A change within a single element always changes the sum. Any other damage,
+  including exchanged elements, goes undetected with probability 2**-32.
 
   Args:
-    x: any shape, 0 elements included, any sharding; bool, integers and floats
-      of 1, 2, 4 or 8 bytes. Every process that holds a part of it must call.
+    x: any shape (0 elements included) and any sharding; bool, integers and
+      floats of 1, 2, 4 or 8 bytes. Every process that holds a part of `x` must
+      call this function.
 
   Returns:
     uint32 [], the same on all devices that hold `x`.
 
   Raises:
-    ValueError: the dtype is another one (PRNG keys, complex, int4).
+    ValueError: unsupported dtype (PRNG keys, complex, int4).
   """
-  real = any(
+  is_supported = any(
     jnp.issubdtype(x.dtype, kind)
     for kind in (jnp.bool_, jnp.integer, jnp.floating)
   )
-  # int4 and its like are one byte in NumPy but not on the device.
-  if not real or x.dtype.name in ('int2', 'uint2', 'int4', 'uint4'):
+  # int4 and similar dtypes take one byte in NumPy but not on the device.
+  if not is_supported or x.dtype.name in ('int2', 'uint2', 'int4', 'uint4'):
     raise ValueError(
-      f'no fingerprint of dtype {x.dtype}; save PRNG keys as '
+      f'dtype {x.dtype} has no checksum; save PRNG keys as '
       'jax.random.key_data(key)'
     )
   if x.size == 0:
@@ -58,22 +63,24 @@ def fingerprint(x: jax.Array) -> jax.Array:
   if x.sharding.memory_kind == HOST_MEMORY:
     x = jax.device_put(x, jax.memory.Space.Device)
   x = _without_small_floats(x)
-  named = isinstance(x.sharding, NamedSharding)
-  found = _fingerprint(x, x.sharding if named else None)
+  is_named = isinstance(x.sharding, NamedSharding)
+  checksum = _checksum(x, x.sharding if is_named else None)
   if len(x.sharding.device_set) > 1 and jax.default_backend() == 'cpu':
-    # Of CPU devices that wait for each other, too many programs at once hang:
-    # between processes for ever, within one until XLA aborts it.
-    found.block_until_ready()
-  return found
+    # Too many queued programs with collectives deadlock on CPU devices:
+    # forever between processes, until XLA aborts within one process.
+    checksum.block_until_ready()
+  return checksum
 
 
-def _without_small_floats(x):
-  """On CPU, a view of floats under 4 bytes as integers; else `x` itself.
+def _without_small_floats(x: jax.Array) -> jax.Array:
+  """Returns a view of floats under 4 bytes as integers on CPU; else `x`.
 
-  XLA on CPU slices them as float32: twice the memory, and some NaNs change.
+  XLA on CPU slices these floats as float32, which doubles the memory and
+  changes some NaN bit patterns.
   """
-  small = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
-  if not small or next(iter(x.sharding.device_set)).platform != 'cpu':
+  is_small = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+  device: Any = next(iter(x.sharding.device_set))
+  if not is_small or device.platform != 'cpu':
     return x
   uint = _UINTS[x.dtype.itemsize]
   views = [
@@ -84,21 +91,22 @@ def _without_small_floats(x):
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _fingerprint(x, sharding):
+def _checksum(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
   if sharding is None:
-    return _local_sum(x, [np.uint32(0)] * x.ndim, x.shape)
-  axes = [_axes(sharding.spec, d) for d in range(x.ndim)]
+    return _shard_sum(x, [np.uint32(0)] * x.ndim, x.shape)
+  axes = [_axes(sharding.spec, dim) for dim in range(x.ndim)]
 
   def shard_sum(shard):
+    # The index of the shard's first element in the global array.
     starts = [
       lax.axis_index(names).astype(jnp.uint32) * np.uint32(size)
       if names
       else np.uint32(0)
       for names, size in zip(axes, shard.shape, strict=True)
     ]
-    total = _local_sum(shard, starts, x.shape)
-    split = sum(axes, ())
-    return lax.psum(total, split) if split else total
+    total = _shard_sum(shard, starts, x.shape)
+    split_axes = sum(axes, ())
+    return lax.psum(total, split_axes) if split_axes else total
 
   return jax.shard_map(
     shard_sum,
@@ -109,67 +117,81 @@ def _fingerprint(x, sharding):
   )(x)
 
 
-def _axes(spec, dim):
-  """The mesh axes that split dimension `dim`, major first."""
+def _axes(spec: PartitionSpec, dim: int) -> tuple[str, ...]:
+  """Returns the mesh axes that split dimension `dim`, major first."""
   names = spec[dim] if dim < len(spec) else None
   return names if isinstance(names, tuple) else (names,) if names else ()
 
 
-def _local_sum(shard, starts, shape):
-  """The part of the sum that `shard`, at `starts` of `shape`, gives.
+def _shard_sum(
+  shard: jax.Array, starts: Sequence[Any], shape: tuple[int, ...]
+) -> jax.Array:
+  """Returns the contribution of one shard to the checksum.
 
-  Walks over blocks: one index on the first dimensions, `rows` on the next
-  (the last block overlaps the one before and leaves those rows out), all of
-  the others.
+  Loops over blocks of the shard: one index of the leading dimensions, a run of
+  `block_rows` indices of the loop dimension, all of the trailing dimensions.
+  The last block of a run is shifted back to fit into the shard, so it overlaps
+  the block before it; rows that were already summed are masked.
+
+  Args:
+    shard: the elements of one device.
+    starts: uint32 index of the shard's first element in each dimension.
+    shape: shape of the global array.
+
+  Returns:
+    uint32 [].
   """
   halves = max(1, shard.dtype.itemsize // 4)
   strides = [math.prod(shape[d + 1 :]) * halves for d in range(len(shape))]
-  loop = _loop_dim(shard.shape)
-  inner = math.prod(shard.shape[loop + 1 :])
-  length = shard.shape[loop] if shard.ndim else 1
-  rows = min(length, max(1, _ELEMENTS_AT_ONCE // inner))
-  outer, steps = shard.shape[:loop], -(-length // rows)
+  loop_dim = _loop_dim(shard.shape)
+  row_elements = math.prod(shard.shape[loop_dim + 1 :])
+  num_rows = shard.shape[loop_dim] if shard.ndim else 1
+  block_rows = min(num_rows, max(1, _BLOCK_ELEMENTS // row_elements))
+  outer, steps = shard.shape[:loop_dim], -(-num_rows // block_rows)
+  block_shape = [1] * len(outer) + [block_rows, *shard.shape[loop_dim + 1 :]]
+  block_shape = block_shape[: shard.ndim]  # a scalar has no loop dimension
 
-  def add(i, total):
-    first = (i % steps) * rows
+  def add_block(i, total):
+    first_row = (i % steps) * block_rows
     at = list(jnp.unravel_index(i // steps, outer)) if outer else []
-    at += [jnp.minimum(first, length - rows)]
+    at += [jnp.minimum(first_row, num_rows - block_rows)]
     at = (at + [0] * shard.ndim)[: shard.ndim]
-    sizes = ([1] * len(outer) + [rows, *shard.shape[loop + 1 :]])[: shard.ndim]
-    bits = _bits(lax.dynamic_slice(shard, at, sizes)).astype(jnp.uint32)
+    bits = _bits(lax.dynamic_slice(shard, at, block_shape)).astype(jnp.uint32)
+    # Position of each element in the global array; 8-byte elements have one
+    # more dimension, of their two halves.
     index = _iota(bits, bits.ndim - 1) if halves > 1 else jnp.zeros_like(bits)
     for d in range(shard.ndim):
       start = jnp.asarray(at[d]).astype(jnp.uint32) + starts[d]
       index += (_iota(bits, d) + start) * np.uint32(strides[d] % 2**32)
     hashes = _mix(bits * (_mix(index) | np.uint32(1)))
     if steps > 1:
-      again = _iota(bits, loop) + at[loop].astype(jnp.uint32)
-      hashes = jnp.where(again >= first.astype(jnp.uint32), hashes, 0)
+      row = _iota(bits, loop_dim) + at[loop_dim].astype(jnp.uint32)
+      hashes = jnp.where(row >= first_row.astype(jnp.uint32), hashes, 0)
     return total + jnp.sum(hashes, dtype=jnp.uint32)
 
-  blocks = math.prod(outer) * steps
-  return lax.fori_loop(0, blocks, add, jnp.uint32(0))
+  num_blocks = math.prod(outer) * steps
+  return lax.fori_loop(0, num_blocks, add_block, jnp.uint32(0))
 
 
-def _loop_dim(shape):
-  """The first dimension whose single rows are small enough for a block."""
+def _loop_dim(shape: tuple[int, ...]) -> int:
+  """Returns the first dimension whose single rows fit into a block."""
   for d in range(len(shape)):
-    if math.prod(shape[d + 1 :]) <= _ELEMENTS_AT_ONCE:
+    if math.prod(shape[d + 1 :]) <= _BLOCK_ELEMENTS:
       return d
   return 0
 
 
-def _iota(like, dim):
+def _iota(like: jax.Array, dim: int) -> jax.Array:
   return lax.broadcasted_iota(jnp.uint32, like.shape, dim)
 
 
-def _bits(x):
+def _bits(x: jax.Array) -> jax.Array:
   x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
   return lax.bitcast_convert_type(x, _UINTS[x.dtype.itemsize])
 
 
-def _mix(x):
-  """A bijection on uint32 after which every bit depends on every other.
+def _mix(x: jax.Array) -> jax.Array:
+  """Mixes the bits of uint32 values with a bijection.
 
   Multipliers and shifts: Chris Wellons, "Prospecting for Hash Functions".
   """

@@ -1,10 +1,10 @@
-"""A GGUF file of a Llama-style model, as a Hugging Face directory would be.
+"""Reads a GGUF file of a Llama-style model as a Hugging Face TensorSource.
 
-The package `gguf` reads and dequantizes it. Tensors appear under the names
-that reading.py asks for; what llama.cpp stores differently (its interleaved
-RoPE wants the rows of queries and keys in another order) is put back here.
+The package `gguf` parses and dequantizes the file. Tensors get their Hugging
+Face names, so huggingface/load.py can load them. llama.cpp interleaves the two
+RoPE halves of query and key rows; this module restores the Hugging Face order.
 
-Source: llama.cpp's convert_hf_to_gguf.py for names and the order of rows.
+Source of names and row order: llama.cpp's convert_hf_to_gguf.py.
 """
 
 import dataclasses
@@ -35,9 +35,9 @@ _LAYER_NAMES = {
   'attn_norm': 'input_layernorm',
   'ffn_norm': 'post_attention_layernorm',
 }
-_IN_LAYER = re.compile(r'blk\.(\d+)\.(\w+)')
+_LAYER_TENSOR = re.compile(r'blk\.(\d+)\.(\w+)')
 _CONTROL = 3  # gguf's TokenType.CONTROL
-# Digits one by one, then GPT-2's split into words: what `pre` smollm means.
+# 'smollm' splits digits one by one and then words as GPT-2 does.
 _PRE_TOKENIZERS = {
   'smollm': {
     'type': 'Sequence',
@@ -54,94 +54,105 @@ class GGUFFile:
   """An open GGUF file.
 
   Attributes:
-    path: where it is.
-    reader: gguf.GGUFReader; tensors are mapped, not read.
+    path: path of the file, for messages.
+    reader: gguf.GGUFReader, which maps tensors into memory lazily.
   """
 
   path: str
   reader: Any
 
   def field(self, key: str, default: Any = None) -> Any:
-    """A metadata value; UserError if it is not there and has no default."""
-    found = self.reader.fields.get(key)
-    if found is not None:
-      return found.contents()
+    """Returns a metadata value.
+
+    Raises:
+      UserError: the key is missing and has no default.
+    """
+    field = self.reader.fields.get(key)
+    if field is not None:
+      return field.contents()
     if default is None:
-      raise UserError(f'{self.path} lacks {key}; give a GGUF of a Llama')
+      raise UserError(
+        f'{self.path} has no key {key}; give the GGUF file of a Llama model'
+      )
     return default
 
 
 def open_file(path: str) -> GGUFFile:
-  """Opens a GGUF file, reading its metadata only.
+  """Opens a GGUF file and reads its metadata.
 
   Raises:
-    UserError: it cannot be read, or is no Llama.
+    UserError: the file cannot be read or is not a Llama model, or the package
+      gguf is not installed.
   """
   try:
     import gguf
   except ImportError as error:
     raise UserError(
-      f'{path} needs the package gguf: pip install -r requirements-smollm2.txt'
+      f'{path} needs the package gguf; pip install -r requirements-smollm2.txt'
     ) from error
   try:
     reader = gguf.GGUFReader(path)
-  except Exception as error:  # a cut file raises whatever numpy finds first
+  except Exception as error:  # truncated files raise various NumPy errors
     raise UserError(
-      f'{path} cannot be read as GGUF, download it again: {error}'
+      f'cannot read {path} as GGUF: {error}; download it again'
     ) from error
   file = GGUFFile(path, reader)
-  kind = file.field('general.architecture')
-  if kind != 'llama':
-    raise UserError(f'{path}: architecture {kind!r}; only "llama" is read')
+  architecture = file.field('general.architecture')
+  if architecture != 'llama':
+    raise UserError(
+      f'{path}: architecture {architecture!r}; only "llama" is supported'
+    )
   return file
 
 
-def size_of(file: GGUFFile) -> ModelConfig:
-  """The Size that the metadata tells.
+def read_config(file: GGUFFile) -> ModelConfig:
+  """Returns the ModelConfig from the metadata.
 
   Raises:
-    UserError: metadata missing, or a feature that we do not have.
+    UserError: missing metadata, or an unsupported feature.
   """
-  heads = file.field('llama.attention.head_count')
+  num_heads = file.field('llama.attention.head_count')
   width = file.field('llama.embedding_length')
-  head_dim = file.field('llama.rope.dimension_count', width // heads)
+  head_dim = file.field('llama.rope.dimension_count', width // num_heads)
   if 'llama.rope.scaling.type' in file.reader.fields:
-    raise UserError(f'{file.path}: scaled RoPE is not implemented')
+    raise UserError(f'{file.path}: scaled RoPE is not supported')
   epsilon = file.field('llama.attention.layer_norm_rms_epsilon')
   return ModelConfig(
     num_layers=file.field('llama.block_count'),
     width=width,
     mlp_width=file.field('llama.feed_forward_length'),
-    num_heads=heads,
-    num_kv_heads=file.field('llama.attention.head_count_kv', heads),
+    num_heads=num_heads,
+    num_kv_heads=file.field('llama.attention.head_count_kv', num_heads),
     head_dim=head_dim,
     query_pre_attn_scalar=head_dim,
     vocab_size=len(file.field('tokenizer.ggml.tokens')),
     rope_base=file.field('llama.rope.freq_base', 10_000.0),
-    # float32 there; the number that was meant has few digits.
+    # Stored as float32: round to the decimal number that was converted.
     norm_eps=float(f'{epsilon:.6g}'),
     **LLAMA,
   )
 
 
 def tokenizer_json(file: GGUFFile) -> str:
-  """Its tokenizer as a tokenizer.json, see bpe_codec.py.
+  """Returns the tokenizer as the text of a tokenizer.json (bpe_codec.py).
 
   Raises:
-    UserError: another kind of tokenizer.
+    UserError: an unsupported kind of tokenizer.
   """
-  kind = file.field('tokenizer.ggml.pre')
-  if kind not in _PRE_TOKENIZERS:
+  pre_tokenizer = file.field('tokenizer.ggml.pre')
+  if pre_tokenizer not in _PRE_TOKENIZERS:
     raise UserError(
-      f'{file.path}: its tokenizer splits text by the rules {kind!r}; known '
-      f'are {", ".join(_PRE_TOKENIZERS)}'
+      f'{file.path}: pre-tokenizer {pre_tokenizer!r} is not supported; '
+      f'supported: {", ".join(_PRE_TOKENIZERS)}'
     )
   pieces = file.field('tokenizer.ggml.tokens')
-  kinds = file.field('tokenizer.ggml.token_type')
-  added = [
+  token_types = file.field('tokenizer.ggml.token_type')
+  control_tokens = [
     {'id': i, 'content': piece, 'special': True}
-    for i, (piece, kind) in enumerate(zip(pieces, kinds, strict=True))
-    if kind == _CONTROL
+    for i, (piece, token_type) in enumerate(
+      zip(pieces, token_types, strict=True)
+    )
+    if token_type == _CONTROL
   ]
   flags = ('single_word', 'lstrip', 'rstrip', 'normalized')
   model = {
@@ -151,68 +162,70 @@ def tokenizer_json(file: GGUFFile) -> str:
   }
   content = {
     'version': '1.0',
-    'added_tokens': [x | dict.fromkeys(flags, False) for x in added],
-    'pre_tokenizer': _PRE_TOKENIZERS[kind],
+    'added_tokens': [x | dict.fromkeys(flags, False) for x in control_tokens],
+    'pre_tokenizer': _PRE_TOKENIZERS[pre_tokenizer],
     'decoder': bpe_codec.BYTE_LEVEL,
     'model': model,
   }
   text = json.dumps(content, ensure_ascii=False)
-  bpe_codec.from_json(text.encode(), file.path)
+  bpe_codec.from_json(text.encode(), file.path)  # validates the text
   return text
 
 
 @dataclasses.dataclass(frozen=True)
 class GGUFTensor:
-  """One tensor, in place of a safetensors file and of its slice.
+  """One tensor with the interface of a safetensors file and of its slice.
 
   Attributes:
-    stored: gguf.ReaderTensor.
-    heads: of queries or keys, whose rows llama.cpp interleaves; else 0.
+    reader_tensor: gguf.ReaderTensor.
+    num_heads: number of query or key heads, whose rows are interleaved; 0 for
+      other tensors.
   """
 
-  stored: Any
-  heads: int
+  reader_tensor: Any
+  num_heads: int
 
   def get_slice(self, key: str) -> 'GGUFTensor':
-    """The view that reading.py indexes; `key` is its name there."""
+    """Returns the lazy view that load.py indexes."""
     del key
     return self
 
   def get_shape(self) -> list[int]:
-    """Sizes of the dimensions as Hugging Face has them."""
-    return [int(n) for n in reversed(self.stored.shape)]
+    """Returns the shape in the order of Hugging Face."""
+    return [int(n) for n in reversed(self.reader_tensor.shape)]
 
   def get_dtype(self) -> str:
-    """What `__getitem__` yields."""
+    """Returns the safetensors name of the dtype of `__getitem__`."""
     return 'F32'
 
   def __getitem__(self, index: Any) -> np.ndarray:
+    """Returns a part of the dequantized tensor, float32."""
     import gguf
 
-    x = gguf.dequantize(self.stored.data, self.stored.tensor_type)
+    stored = self.reader_tensor
+    x = gguf.dequantize(stored.data, stored.tensor_type)
     x = np.asarray(x, np.float32).reshape(self.get_shape())
-    if self.heads:
-      # Rows (i, half) of each head there, (half, i) here.
-      halves = x.reshape(self.heads, -1, 2, x.shape[-1])
+    if self.num_heads:
+      # [heads, H / 2, 2 halves, D] in GGUF -> [heads, 2 halves, H / 2, D].
+      halves = x.reshape(self.num_heads, -1, 2, x.shape[-1])
       x = halves.swapaxes(1, 2).reshape(x.shape)
     return x[index]
 
 
-def source(file: GGUFFile, size: ModelConfig) -> TensorSource:
-  """Its tensors under Hugging Face's names, dequantized when they are read."""
-  heads = {'attn_q': size.num_heads, 'attn_k': size.num_kv_heads}
-  tensors = {}
+def tensor_source(file: GGUFFile, config: ModelConfig) -> TensorSource:
+  """Returns the tensors under Hugging Face names, dequantized when read."""
+  num_heads = {'attn_q': config.num_heads, 'attn_k': config.num_kv_heads}
+  tensors: dict[str, tuple[Any, str]] = {}
   for stored in file.reader.tensors:
-    stem, _, kind = stored.name.rpartition('.')
-    inside = _IN_LAYER.fullmatch(stem)
-    part = inside[2] if inside else stem
-    tensor = GGUFTensor(stored, heads.get(part, 0))
-    tensors[f'{_name(stem, inside)}.{kind}'] = (tensor, file.path)
+    stem, _, suffix = stored.name.rpartition('.')
+    match = _LAYER_TENSOR.fullmatch(stem)
+    tensor = GGUFTensor(stored, num_heads.get(match[2] if match else stem, 0))
+    tensors[f'{_hf_name(stem, match)}.{suffix}'] = (tensor, file.path)
   return TensorSource(file.path, tensors)
 
 
-def _name(stem, inside):
-  """Hugging Face's; one that is not known stays, for reading.py to refuse."""
-  if inside and inside[2] in _LAYER_NAMES:
-    return f'model.layers.{inside[1]}.{_LAYER_NAMES[inside[2]]}'
+def _hf_name(stem: str, match: re.Match | None) -> str:
+  """Returns the Hugging Face name; load.py rejects unknown ones."""
+  if match and match[2] in _LAYER_NAMES:
+    return f'model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}'
   return _NAMES.get(stem, stem)

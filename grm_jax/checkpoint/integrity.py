@@ -1,7 +1,8 @@
-"""What a checkpoint says of itself: JSON items, leaf names, fingerprints.
+"""Checks of a checkpoint step: format version, JSON items, array leaves.
 
-The `index` item of a step holds shape, dtype and fingerprint of every array
-and the names of the other JSON items. Every JSON item carries its SHA-256.
+The `index` item of a step holds the format version, the shape, dtype and
+checksum of every array, and the names of the other JSON items. Every JSON item
+is stored with its SHA-256.
 """
 
 import dataclasses
@@ -17,174 +18,223 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from grm_jax.checkpoint.array_checksum import fingerprint
+from grm_jax.checkpoint.array_checksum import array_checksum
 from grm_jax.errors import UserError
 
-# Bytes that one process restores at once: what Orbax holds beside the arrays
-# is about as much.
-_RESTORED_AT_ONCE = 2**30
+# Increased by every change of the layout or the meaning of what is stored.
+FORMAT_VERSION = 1
+# Bytes that one process restores at once. Orbax needs about as much memory
+# again beside the restored arrays.
+_RESTORE_BATCH_BYTES = 2**30
+
+Path = tuple[str, ...]  # of a leaf: the names of the keys above it
+Leaves = dict[Path, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointStep:
-  """One finished step on disk."""
+  """One finished step on disk.
+
+  Attributes:
+    directory: checkpoint directory.
+    step: number of the step.
+    other_steps: the other steps in `directory`, for messages.
+  """
 
   directory: epath.Path
   step: int
-  others: tuple[int, ...]  # the other steps there
+  other_steps: tuple[int, ...]
+
+  @property
+  def path(self) -> epath.Path:
+    """Folder of the step."""
+    return self.directory / str(self.step)
 
   def read(self, item: str) -> Any:
-    """The value of a JSON item, if its checksum is right."""
-    path = self.directory / str(self.step) / item / 'metadata'
+    """Returns the value of a JSON item after checking its SHA-256.
+
+    Raises:
+      UserError: the item is missing or damaged.
+    """
+    path = self.path / item / 'metadata'
     try:
-      held = json.loads(path.read_text())
-      value, expected = held['value'], held['sha256']
+      content = json.loads(path.read_text())
+      value, expected = content['value'], content['sha256']
     except (OSError, ValueError, KeyError, TypeError) as error:
-      raise self.damaged(item, f'unreadable {path.name}: {error}') from error
+      raise self.damaged(item, f'cannot read {path.name}: {error}') from error
     if _sha256(value) != expected:
       raise self.damaged(item, 'its contents differ from their SHA-256')
     return value
 
+  def read_index(self) -> dict[str, Any]:
+    """Returns the index after checking its format version.
+
+    Raises:
+      UserError: the index is missing or damaged, or has another version.
+    """
+    index = self.read('index')
+    version = index.get('format_version') if isinstance(index, dict) else None
+    if version != FORMAT_VERSION:
+      raise UserError(
+        f'{self.path} has checkpoint format version {version}, this code reads '
+        f'version {FORMAT_VERSION}; use the version of grm_jax that wrote it, '
+        'or train or convert the model again'
+      )
+    return index
+
   def damaged(self, item: str, detail: str) -> UserError:
-    """The error for what is on disk, with a way out."""
+    """Returns the error for an item that is damaged on disk."""
     return UserError(
-      f'step {self.step} in {self.directory} is damaged or not ours, item '
-      f'{item!r}: {detail}. Ask for another step ({list(self.others)}), or '
-      f'delete the folder {self.directory / str(self.step)}'
+      f'step {self.step} in {self.directory} is damaged or not a grm_jax '
+      f'checkpoint, item {item!r}: {detail}; use another step '
+      f'({list(self.other_steps)}) or delete {self.path}'
     )
 
   def mismatch(self, item: str, detail: str) -> UserError:
-    """The error for a request that does not fit what is on disk."""
+    """Returns the error for a request that does not match what is on disk."""
     return UserError(
       f'{item} of step {self.step} in {self.directory}: {detail}'
     )
 
 
-def absolute(directory: str | os.PathLike) -> epath.Path:
-  """`directory` as Orbax wants it; gs:// and the like stay as they are.
+def absolute_path(directory: str | os.PathLike) -> epath.Path:
+  """Returns `directory` as an absolute path; URLs such as gs:// are unchanged.
 
   Raises:
-    UserError: a bucket, and no package by which Orbax could ask for its kind.
+    UserError: a bucket, and the package that accesses it is not installed.
   """
   directory = os.fspath(directory)
-  if directory.startswith('gs://') and not _has_client():
+  if directory.startswith('gs://') and not _has_gcs_client():
     raise UserError(
-      f'{directory}: checkpoints in a bucket need a package besides; '
-      'pip install -r requirements-tpu.txt'
+      f'{directory}: checkpoints in a bucket need the package '
+      'google-cloud-storage; pip install -r requirements-tpu.txt'
     )
-  remote = '://' in directory
-  return epath.Path(directory if remote else os.path.abspath(directory))
+  is_url = '://' in directory
+  return epath.Path(directory if is_url else os.path.abspath(directory))
 
 
-def _has_client():
+def _has_gcs_client() -> bool:
   try:
     return importlib.util.find_spec('google.cloud.storage') is not None
-  except ImportError:  # not even google.cloud
+  except ImportError:  # google.cloud itself is not installed
     return False
 
 
-def leaves_by_path(item: str, tree: Any) -> dict[tuple[str, ...], Any]:
-  """{path: leaf} in the order of jax.tree.leaves; a path is a tuple of names.
+def leaves_by_path(item: str, tree: Any) -> Leaves:
+  """Returns the leaves of `tree` by path, in the order of jax.tree.leaves.
 
   Raises:
-    ValueError: two leaves have one name, or a name is empty or has '/' or '.'.
+    ValueError: two leaves have the same path, or a name is empty or contains
+      '/' or '.'.
   """
-  leaves = {}
+  leaves: Leaves = {}
   for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
     path = tuple(jax.tree_util.keystr((k,), simple=True) for k in keys)
     if not path or path in leaves or any({'/', '.'} & set(p) for p in path):
       raise ValueError(
-        f'{item} has a leaf {"/".join(path)!r}: names must be unique, not '
+        f'{item} has a leaf {"/".join(path)!r}; names must be unique, not '
         "empty, and without '/' and '.'"
       )
     leaves[path] = leaf
   return leaves
 
 
-def describe(item: str, leaves: dict[tuple[str, ...], Any]) -> dict[str, dict]:
-  """{name: shape, dtype, fingerprint}, the same on all processes.
+def describe_leaves(item: str, leaves: Leaves) -> dict[str, dict]:
+  """Returns {name: {shape, dtype, checksum}}, the same on all processes.
 
   Raises:
-    ValueError: a leaf is no jax.Array or its dtype has no fingerprint.
+    ValueError: a leaf is not a jax.Array, or its dtype has no checksum.
   """
   for path, x in leaves.items():
     if not isinstance(x, jax.Array):
       raise ValueError(
         f'{item} has a leaf {"/".join(path)} of type {type(x).__name__}; '
-        'a checkpoint holds jax.Arrays'
+        'convert it to a jax.Array'
       )
-  prints = {}
+  checksums = {}
   for path, x in leaves.items():
     try:
-      prints[path] = fingerprint(x)  # on the devices, while the next starts
+      # Asynchronous: the devices compute while the next one is dispatched.
+      checksums[path] = array_checksum(x)
     except ValueError as error:
       raise ValueError(f'{item} leaf {"/".join(path)}: {error}') from error
   return {
     '/'.join(path): {
       'shape': list(x.shape),
       'dtype': x.dtype.name,
-      'fingerprint': int(np.asarray(prints[path])),
+      'checksum': int(np.asarray(checksums[path])),
     }
     for path, x in leaves.items()
   }
 
 
 def check_leaves(
-  at: CheckpointStep, item: str, wanted: dict[tuple[str, ...], Any], saved: dict
+  step: CheckpointStep, item: str, requested: Leaves, saved: dict[str, dict]
 ) -> None:
-  """Raises a UserError unless the leaves asked for are those saved."""
-  names = {'/'.join(path): leaf for path, leaf in wanted.items()}
-  missing = [name for name in names if name not in saved]
-  extra = [name for name in saved if name not in names]
-  if missing or extra:
-    shapes = {name: tuple(names[name].shape) for name in missing}
-    held = {name: tuple(saved[name]['shape']) for name in extra}
-    raise at.mismatch(
-      item, f'asked for but not saved: {shapes}; saved but not asked: {held}'
-    )
-  for name, leaf in names.items():
-    shape, dtype = tuple(saved[name]['shape']), jnp.dtype(saved[name]['dtype'])
-    if tuple(leaf.shape) != shape:
-      raise at.mismatch(
-        item, f'{name} was saved as {shape}, asked for as {tuple(leaf.shape)}'
-      )
-    floats = [jnp.issubdtype(d, jnp.floating) for d in (dtype, leaf.dtype)]
-    if leaf.dtype != dtype and not all(floats):
-      raise at.mismatch(
-        item, f'{name} was saved as {dtype}, asked for as {leaf.dtype}'
-      )
-    if getattr(leaf, 'sharding', None) is None:
-      raise at.mismatch(item, f'{name} is asked for without a sharding')
-
-
-def batches(
-  wanted: dict[tuple[str, ...], Any], saved: dict
-) -> list[dict[tuple[str, ...], Any]]:
-  """The leaves asked for in parts of about _RESTORED_AT_ONCE bytes a process.
+  """Checks that the requested leaves are exactly the saved ones.
 
   Args:
-    wanted: abstract leaves with shardings, by path.
-    saved: of the index, by name; what is read has the dtype that was saved.
+    step: the step that is read, for messages.
+    item: 'params' or 'opt_state'.
+    requested: abstract leaves by path.
+    saved: the descriptions in the index by name.
+
+  Raises:
+    UserError: a missing or extra leaf, another shape, a dtype that cannot be
+      cast, or no sharding.
   """
-  room = 0
-  made = []
-  for path, leaf in wanted.items():
+  leaves = {'/'.join(path): leaf for path, leaf in requested.items()}
+  missing = {n: tuple(x.shape) for n, x in leaves.items() if n not in saved}
+  extra = {n: tuple(x['shape']) for n, x in saved.items() if n not in leaves}
+  if missing or extra:
+    raise step.mismatch(
+      item,
+      f'requested but not saved: {missing}; saved but not requested: {extra}',
+    )
+  for name, leaf in leaves.items():
+    shape, dtype = tuple(saved[name]['shape']), jnp.dtype(saved[name]['dtype'])
+    if tuple(leaf.shape) != shape:
+      raise step.mismatch(
+        item, f'{name} was saved as {shape}, requested as {tuple(leaf.shape)}'
+      )
+    both_float = all(
+      jnp.issubdtype(d, jnp.floating) for d in (dtype, leaf.dtype)
+    )
+    if leaf.dtype != dtype and not both_float:
+      raise step.mismatch(
+        item, f'{name} was saved as {dtype}, requested as {leaf.dtype}'
+      )
+    if getattr(leaf, 'sharding', None) is None:
+      raise step.mismatch(item, f'{name} is requested without a sharding')
+
+
+def restore_batches(requested: Leaves, saved: dict[str, dict]) -> list[Leaves]:
+  """Splits the leaves into batches of about 1 GiB for each process.
+
+  Args:
+    requested: abstract leaves with shardings, by path.
+    saved: the descriptions in the index by name; a leaf is read in the dtype
+      in which it was saved.
+  """
+  free_bytes = 0
+  batches: list[Leaves] = []
+  for path, leaf in requested.items():
     dtype = jnp.dtype(saved['/'.join(path)]['dtype'])
     size = math.prod(leaf.sharding.shard_shape(leaf.shape)) * dtype.itemsize
     size *= len(leaf.sharding.addressable_devices)
-    if not made or size > room:
-      made.append({})
-      room = _RESTORED_AT_ONCE
-    made[-1][path] = leaf
-    room -= size
-  return made
+    if not batches or size > free_bytes:
+      batches.append({})
+      free_bytes = _RESTORE_BATCH_BYTES
+    batches[-1][path] = leaf
+    free_bytes -= size
+  return batches
 
 
-def with_checksum(item: str, value: Any) -> dict:
-  """`value` with its checksum, as Step.read expects it.
+def with_checksum(item: str, value: Any) -> dict[str, Any]:
+  """Returns `value` with its SHA-256, as `CheckpointStep.read` expects it.
 
   Raises:
-    ValueError: json.dumps does not take `value`.
+    ValueError: json.dumps rejects `value`.
   """
   try:
     value = json.loads(json.dumps(value))
@@ -193,5 +243,5 @@ def with_checksum(item: str, value: Any) -> dict:
   return {'value': value, 'sha256': _sha256(value)}
 
 
-def _sha256(value):
+def _sha256(value: Any) -> str:
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""Models as directories: a checkpoint, its size, and its tokenizer.
+"""Model directories: a checkpoint, the model's configuration, the tokenizer.
 
-A model directory is a checkpoint directory (checkpoints.py) whose `model`
-item says which size it is and whether it has a scalar head, with the
-tokenizer's files beside the steps:
+A model directory is a checkpoint directory (orbax_checkpoint.py) whose `model`
+item holds the ModelConfig and whether the model has a scalar head. The files of
+the tokenizer lie beside the steps:
 
     <directory>/<step>/params, model, ...
     <directory>/tokenizer.model (Gemma-2) or tokenizer.json (SmolLM2)
@@ -31,12 +31,12 @@ from grm_jax.tokenizer import tiny as tiny_tokenizer
 from grm_jax.tokenizer import tokenizer
 
 TOKENIZER = 'tokenizer.model'
-BPE_TOKENIZER = 'tokenizer.json'  # read where there is no tokenizer.model
-RANDOM = 'random'  # in place of a directory: small random weights
-_POST_SCALE = 0.3  # 1 + scale of the post-norms of a new model
+BPE_TOKENIZER = 'tokenizer.json'  # read if there is no tokenizer.model
+RANDOM = 'random'  # instead of a directory: a tiny model with random weights
 SCRATCH = 'scratch'  # the same, with a tokenizer trained on the data
-# Files that travel with a model unchanged, both ways; all but the first two
-# only matter to Hugging Face's side.
+_POST_NORM_SCALE = 0.3  # 1 + scale of the post-norms of a new model
+# Files that conversion copies unchanged in both directions. Only Hugging Face
+# libraries use those after the tokenizers.
 COMPANIONS = (
   TOKENIZER,
   BPE_TOKENIZER,
@@ -45,110 +45,6 @@ COMPANIONS = (
   'generation_config.json',
   'chat_template.jinja',
 )
-
-
-def describe(model: Transformer) -> dict[str, Any]:
-  """The `model` item of a checkpoint of this model."""
-  return {'size': dataclasses.asdict(model.size), 'scalar': model.scalar}
-
-
-def build(
-  directory: str,
-  step: int | None,
-  compute: ComputeConfig,
-  layout: ShardingLayout,
-) -> Transformer:
-  """The model that a checkpoint is of, without its parameters.
-
-  Raises:
-    UserError: no such checkpoint, or it was written by other code.
-  """
-  item = orbax_checkpoint.read_json(directory, 'model', step)
-  try:
-    size = ModelConfig(**item['size'])
-    return Transformer(size, compute, layout, item['scalar'])
-  except (KeyError, TypeError) as error:
-    raise UserError(
-      f'{directory}: item model does not describe a Gemma-2: {error}'
-    ) from error
-
-
-def load_params(
-  directory: str, step: int | None, model: Transformer, dtype: str = 'source'
-) -> dict:
-  """Parameters in the shardings of `model.layout`.
-
-  Args:
-    directory: the model directory.
-    step: None for the newest.
-    model: from `build`.
-    dtype: 'source' keeps what was saved, or 'float32', 'bfloat16'.
-  """
-  abstract = model_init.abstract_params(model)
-  index = orbax_checkpoint.read_json(directory, 'index', step)
-  saved = index['arrays']['params']
-
-  def wanted(path, leaf):
-    name = '/'.join(key.key for key in path)
-    kind = dtype
-    if kind == 'source':
-      # A leaf that was not saved is for the restore to report.
-      kind = saved[name]['dtype'] if name in saved else leaf.dtype
-    return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=leaf.sharding)
-
-  abstract = jax.tree_util.tree_map_with_path(wanted, abstract)
-  return orbax_checkpoint.restore_params(directory, abstract, step)
-
-
-def load_tokenizer(directory: str, size: ModelConfig) -> tokenizer.Tokenizer:
-  """The tokenizer of a model directory.
-
-  Raises:
-    UserError: there is none, or it has pieces that the model has no row for.
-  """
-  path = _tokenizer_path(directory)
-  loaded = tokenizer.load(path)
-  if loaded.vocab_size > size.vocab_size:
-    raise UserError(
-      f'{path} has {loaded.vocab_size} pieces, but the model has '
-      f'{size.vocab_size} embedding rows; they do not belong together'
-    )
-  return loaded
-
-
-def _tokenizer_path(directory):
-  names = (TOKENIZER, BPE_TOKENIZER)
-  there = [x for x in names if (epath.Path(directory) / x).exists()]
-  return os.path.join(directory, (there or names)[0])
-
-
-def save(
-  directory: str, step: int, model: Transformer, params: dict, meta: dict
-) -> None:
-  """Writes parameters as a step of a model directory, whole or not at all."""
-  # One gigabyte at a time: the host need not hold the model twice.
-  with orbax_checkpoint.CheckpointManager(directory, host_gb=1) as writer:
-    writer.save(step, params, model=describe(model), meta=meta)
-
-
-def copy_companions(source: str, target: str) -> None:
-  """Copies the tokenizer's files, each whole or not at all."""
-  if not epath.Path(_tokenizer_path(source)).exists():
-    logging.warning(
-      '%s has no %s; put it into %s before text is scored',
-      source,
-      TOKENIZER,
-      target,
-    )
-  for name in COMPANIONS:
-    path = epath.Path(source) / name
-    if path.exists():
-      atomic_io.write_whole(epath.Path(target) / name, path.read_bytes())
-
-
-def step_of(number: int) -> int | None:
-  """`config.checkpoint_step` as functions take it: None, the newest, for -1."""
-  return None if number < 0 else number
 
 
 def open_model(
@@ -160,83 +56,194 @@ def open_model(
   scalar: bool = False,
   seed: int = 0,
 ) -> tuple[Transformer, tokenizer.Tokenizer, dict]:
-  """(model, tokenizer, parameters) of a model directory.
+  """Returns model, tokenizer and parameters of a model directory.
 
   Args:
     directory: written by the stage `convert` or by training, or 'random' for
-      small random weights that show that everything runs.
-    step: None for the newest.
-    compute, layout: how and where.
+      a tiny model with random weights.
+    step: None for the latest.
+    compute: dtypes and kernels of the model.
+    layout: sharding of the model.
     scalar: whether a random model has a scalar head.
-    seed: of random weights.
+    seed: seed of random weights.
+
+  Raises:
+    UserError: `directory` is empty, or not a model directory.
   """
   if not directory:
     raise UserError(
-      "config.checkpoint is empty; give a directory, or 'random' (to train a "
-      "model also 'scratch')"
+      "config.checkpoint is empty; give a directory, 'random', or for training "
+      "also 'scratch'"
     )
   if directory == RANDOM:
-    model = Transformer(model_config.named('tiny'), compute, layout, scalar)
-    with tempfile.TemporaryDirectory() as made:
-      # Only the first process writes the file, but each gets what was trained.
-      words = tiny_tokenizer.train(os.path.join(made, TOKENIZER))
-    return model, words, random(model, seed)
-  model = build(directory, step, compute, layout)
-  words = load_tokenizer(directory, model.size)
-  return model, words, load_params(directory, step, model)
+    model = Transformer(model_config.from_name('tiny'), compute, layout, scalar)
+    with tempfile.TemporaryDirectory() as folder:
+      # Only the first process writes the file; all return the tokenizer.
+      tiny = tiny_tokenizer.train(os.path.join(folder, TOKENIZER))
+    return model, tiny, random_params(model, seed)
+  model = build_model(directory, step, compute, layout)
+  loaded = load_tokenizer(directory, model.config)
+  return model, loaded, load_params(directory, step, model)
+
+
+def build_model(
+  directory: str,
+  step: int | None,
+  compute: ComputeConfig,
+  layout: ShardingLayout,
+) -> Transformer:
+  """Returns the model of a checkpoint, without its parameters.
+
+  Raises:
+    UserError: no such checkpoint, or its `model` item does not fit this code.
+  """
+  item = orbax_checkpoint.read_json(directory, 'model', step)
+  try:
+    config = ModelConfig(**item['size'])
+    return Transformer(config, compute, layout, item['scalar'])
+  except (KeyError, TypeError) as error:
+    raise UserError(
+      f'{directory}: item model does not describe a model ({error}); give a '
+      'directory that training or configs/convert.py wrote'
+    ) from error
+
+
+def load_params(
+  directory: str, step: int | None, model: Transformer, dtype: str = 'source'
+) -> dict:
+  """Returns the parameters in the shardings of `model.layout`.
+
+  Args:
+    directory: the model directory.
+    step: None for the latest.
+    model: from `build_model`.
+    dtype: 'source' for the saved dtype of each leaf, 'float32' or 'bfloat16'.
+  """
+  abstract = model_init.abstract_params(model)
+  index = orbax_checkpoint.read_json(directory, 'index', step)
+  saved = index['arrays']['params']
+
+  def with_dtype(path, leaf):
+    name = '/'.join(key.key for key in path)
+    leaf_dtype = dtype
+    if dtype == 'source':
+      # The restore reports a leaf that was not saved.
+      leaf_dtype = saved[name]['dtype'] if name in saved else leaf.dtype
+    return jax.ShapeDtypeStruct(leaf.shape, leaf_dtype, sharding=leaf.sharding)
+
+  abstract = jax.tree_util.tree_map_with_path(with_dtype, abstract)
+  return orbax_checkpoint.restore_params(directory, abstract, step)
+
+
+def load_tokenizer(directory: str, config: ModelConfig) -> tokenizer.Tokenizer:
+  """Returns the tokenizer of a model directory.
+
+  Raises:
+    UserError: no tokenizer, or it has more tokens than the model.
+  """
+  path = _tokenizer_path(directory)
+  loaded = tokenizer.load(path)
+  if loaded.vocab_size > config.vocab_size:
+    raise UserError(
+      f'{path} has {loaded.vocab_size} tokens, but the model has '
+      f'{config.vocab_size} embedding rows; use the tokenizer of this model'
+    )
+  return loaded
+
+
+def _tokenizer_path(directory: str) -> str:
+  names = (TOKENIZER, BPE_TOKENIZER)
+  existing = [x for x in names if (epath.Path(directory) / x).exists()]
+  return os.path.join(directory, (existing or names)[0])
+
+
+def step_or_latest(number: int) -> int | None:
+  """Returns config.checkpoint_step, with -1 as None (the latest step)."""
+  return None if number < 0 else number
+
+
+def save(
+  directory: str, step: int, model: Transformer, params: dict, meta: dict
+) -> None:
+  """Writes parameters as one step of a model directory, atomically."""
+  # One gigabyte at a time, so the host need not hold a second copy.
+  with orbax_checkpoint.CheckpointManager(directory, host_gb=1) as writer:
+    writer.save(step, params, model=model_metadata(model), meta=meta)
+
+
+def model_metadata(model: Transformer) -> dict[str, Any]:
+  """Returns the `model` item of a checkpoint of this model."""
+  return {'size': dataclasses.asdict(model.config), 'scalar': model.scalar}
+
+
+def copy_companions(source: str, target: str) -> None:
+  """Copies the tokenizer and its companion files, each atomically."""
+  if not epath.Path(_tokenizer_path(source)).exists():
+    logging.warning(
+      '%s has no %s; copy it into %s before you score text',
+      source,
+      TOKENIZER,
+      target,
+    )
+  for name in COMPANIONS:
+    path = epath.Path(source) / name
+    if path.exists():
+      atomic_io.write_file(epath.Path(target) / name, path.read_bytes())
 
 
 def write_tiny_tokenizer(target: str) -> None:
-  """The tokenizer of size `tiny`, for random models."""
+  """Writes the tokenizer of the model `tiny`, for random models."""
   tiny_tokenizer.train(os.path.join(target, TOKENIZER))
 
 
-def random(model: Transformer, seed: int) -> dict:
-  """Random parameters; the same for a seed whatever the mesh."""
+def random_params(model: Transformer, seed: int) -> dict:
+  """Returns random parameters that depend on the seed but not on the mesh."""
   return model_init.init_params(model, jax.random.key(seed))
 
 
-def scratch(
-  size: str,
+def create_model(
+  name: str,
   lines: Iterable[str],
   target: str,
   compute: ComputeConfig,
   layout: ShardingLayout,
   seed: int,
 ) -> tuple[Transformer, tokenizer.Tokenizer, dict]:
-  """A new model and a tokenizer trained on these lines.
+  """Returns a new model and a tokenizer that is trained on `lines`.
 
   Args:
-    size: a name in model/config.py, whose vocabulary is the tiny tokenizer's.
-    lines: text.
-    target: the model directory, which gets the tokenizer.
-    compute, layout: how and where.
-    seed: of the weights.
+    name: name of a ModelConfig with the vocabulary size of the tiny tokenizer.
+    lines: text to train the tokenizer on.
+    target: the model directory; the tokenizer is written there.
+    compute: dtypes and kernels of the model.
+    layout: sharding of the model.
+    seed: seed of the weights.
 
   Raises:
-    UserError: another size of vocabulary.
+    UserError: a model with another vocabulary size.
   """
-  model = Transformer(model_config.named(size), compute, layout)
-  if model.size.vocab_size != tiny_tokenizer.VOCAB_SIZE:
+  model = Transformer(model_config.from_name(name), compute, layout)
+  if model.config.vocab_size != tiny_tokenizer.VOCAB_SIZE:
     raise UserError(
-      f'config.size={size} has a vocabulary of {model.size.vocab_size}, a '
-      f'tokenizer that is trained has {tiny_tokenizer.VOCAB_SIZE}; give '
+      f'config.size={name} has a vocabulary of {model.config.vocab_size}, a '
+      f'trained tokenizer has {tiny_tokenizer.VOCAB_SIZE}; give '
       'config.checkpoint=DIR'
     )
-  words = tiny_tokenizer.train(os.path.join(target, TOKENIZER), lines)
-  return model, words, _fresh(random(model, seed))
+  trained = tiny_tokenizer.train(os.path.join(target, TOKENIZER), lines)
+  return model, trained, _with_small_post_norms(random_params(model, seed))
 
 
-def _fresh(params: dict) -> dict:
-  """Random parameters, made easier to train.
+def _with_small_post_norms(params: dict) -> dict:
+  """Returns random parameters with small post-norm scales, easier to train.
 
-  Gemma-2 normalises what a layer adds. With scales of 1 from the start, what is
-  random drowns the token itself after a few layers; a tiny model comes to the
-  same loss in a tenth fewer steps where they begin at 0.3.
+  Gemma-2 normalizes the output of each layer before the residual addition.
+  With scales of 1 the random outputs drown the token embedding after a few
+  layers. A tiny model with scales of 0.3 reaches the same loss in 10 % fewer
+  steps.
   """
 
-  def begin(path, x):
-    post = path[-1].key == 'scale' and path[-2].key.startswith('post')
-    return x + (_POST_SCALE - 1.0) if post else x
+  def scaled(path, x):
+    is_post_norm = path[-1].key == 'scale' and path[-2].key.startswith('post')
+    return x + (_POST_NORM_SCALE - 1.0) if is_post_norm else x
 
-  return jax.tree_util.tree_map_with_path(begin, params)
+  return jax.tree_util.tree_map_with_path(scaled, params)

@@ -1,4 +1,7 @@
-"""Errors and messages of Orbax and TensorStore: as ours, or kept quiet."""
+"""Errors and log messages of Orbax and TensorStore.
+
+Errors of a save become a UserError; messages that do not help are dropped.
+"""
 
 import contextlib
 import functools
@@ -13,11 +16,12 @@ from absl import logging
 
 from grm_jax.io import atomic_io
 
-# What TensorStore begins an error with, and how it ends one of the system's.
+# TensorStore errors begin with a status code. Those of the operating system
+# end with its error code.
 _STATUS = re.compile(r'[A-Z_]+: ')
 _SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'")
-# Of the event loop that was closed, and of the interpreter that shuts down.
-_LATE = (
+# Exceptions of threads that outlive their event loop or the interpreter.
+_LATE_ERRORS = (
   'Event loop is closed',
   'sys.meta_path is None, Python is likely shutting down',
 )
@@ -25,8 +29,11 @@ _ORBAX = '/orbax/checkpoint/'
 
 
 @contextlib.contextmanager
-def writing(directory: str | os.PathLike[str]) -> Iterator[None]:
-  """As files.writing, for errors of TensorStore too, which are ValueErrors.
+def wrap_save_errors(directory: str | os.PathLike[str]) -> Iterator[None]:
+  """Turns errors of the operating system and TensorStore into UserErrors.
+
+  Extends atomic_io.wrap_os_errors: TensorStore raises ValueError for a full
+  disk or a missing permission.
 
   Raises:
     UserError: in place of both.
@@ -38,43 +45,45 @@ def writing(directory: str | os.PathLike[str]) -> Iterator[None]:
     if not _STATUS.match(text := str(error)):
       raise
     code = _SYSTEM_ERROR.search(text)
-    why = os.strerror(int(code[1])) if code else text[:300]
-    raise atomic_io.cannot_write(directory, why) from error
+    reason = os.strerror(int(code[1])) if code else text[:300]
+    raise atomic_io.cannot_write(directory, reason) from error
 
 
 def silence_log() -> None:
-  """Drops what Orbax logs a save: some thirty lines, and what threads raise.
+  """Drops the INFO lines and logged exceptions of Orbax.
 
-  Whoever waits for such a thread is told. Warnings pass, and other errors.
+  A save logs about thirty lines. Exceptions of its threads are raised in the
+  caller that waits for them, so the log need not repeat them. Warnings and
+  errors without an exception pass.
   """
-  logging.get_absl_logger().addFilter(_passes)
-  # Where several tasks of a save fail, asyncio tells of all but the first.
+  logging.get_absl_logger().addFilter(_keep_record)
+  # When several tasks of a save fail, asyncio logs all but the first.
   standard_logging.getLogger('asyncio').addFilter(
     lambda record: _ORBAX not in record.getMessage()
   )
 
 
-def _passes(record) -> bool:
-  informs = record.levelno <= standard_logging.INFO
-  return _ORBAX not in record.pathname or not (informs or record.exc_info)
+def _keep_record(record: standard_logging.LogRecord) -> bool:
+  is_info = record.levelno <= standard_logging.INFO
+  return _ORBAX not in record.pathname or not (is_info or record.exc_info)
 
 
 @functools.cache
-def silence_late_work() -> None:
-  """Keeps what comes back after a failed read or write from printing.
+def silence_late_errors() -> None:
+  """Drops tracebacks that background threads print after a failed save.
 
-  When one of them fails, Orbax closes the event loop of all, and TensorStore's
-  threads print a traceback for each that ends later; some do so in the middle
-  of our own message. Coroutines that waited are ended by the interpreter as it
-  shuts down, when they can import nothing any more; some have not begun.
+  When one read or write fails, Orbax closes the shared event loop. The
+  TensorStore threads that finish later then print a traceback each, some in
+  the middle of the error message. Coroutines that never ran are destroyed
+  while the interpreter shuts down and cannot import anything.
   """
   warnings.filterwarnings(
     'ignore', "coroutine 'async_serialize", category=RuntimeWarning
   )
-  before = sys.unraisablehook
+  previous_hook = sys.unraisablehook
 
-  def hook(what):
-    if str(what.exc_value) not in _LATE:
-      before(what)
+  def hook(unraisable):
+    if str(unraisable.exc_value) not in _LATE_ERRORS:
+      previous_hook(unraisable)
 
   sys.unraisablehook = hook

@@ -1,21 +1,22 @@
-"""Exact counts of useful multiplications, and the peak FLOP/s of devices.
+"""Exact FLOP counts of useful computation, and the peak FLOP/s of devices.
 
-A product of [m, k] by [k, n] is 2 m n k FLOPs. Counted are the projections,
-the gated MLP, attention's scores and weighted sums, and the tied head; not
-counted are the embedding lookup, norms, softmax, GELU and softcaps. Useful is
-what true lengths need:
+A product of [m, k] by [k, n] is 2 m n k FLOPs. The counts include the
+projections, the gated MLP, attention scores and weighted sums, and the tied
+head. They exclude the embedding lookup, norms, softmax, GELU and softcaps.
+Useful computation is what the true lengths need:
 
   a prompt is computed once, whatever the number of its generations;
   token i of a prompt sees keys 0..i, token t of a generation behind a prompt
   of length n sees n + t + 1 keys; on local layers at most the window W;
   the head is computed where a generation token is predicted, not on prompts;
-  padding, keys behind the mask and whatever remat computes again are waste.
+  padding, masked keys and rematerialization are not useful.
 
-All numbers are Python ints, summed without rounding and in closed form.
+All counts are exact Python ints in closed form.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,10 +32,10 @@ class Flops:
 
   Attributes:
     prompt: projections and MLPs of prompt tokens.
-    generation: the same of generation tokens.
-    prompt_attention: scores and weighted sums of prompt tokens.
-    generation_attention: the same of generation tokens, over prompt keys and
-      their own.
+    generation: projections and MLPs of generation tokens.
+    prompt_attention: attention of prompt tokens.
+    generation_attention: attention of generation tokens to the prompt and to
+      their own generation.
     head: logits of generation tokens, or the values of a scalar model.
   """
 
@@ -46,120 +47,138 @@ class Flops:
 
   @property
   def total(self) -> int:
+    """Sum of all parts."""
     return sum(dataclasses.astuple(self))
 
   def times(self, factor: int) -> 'Flops':
-    """Every part multiplied."""
+    """Returns the FLOPs with every part multiplied by `factor`."""
     return Flops(*(factor * part for part in dataclasses.astuple(self)))
 
 
 def forward(
-  size: ModelConfig,
+  config: ModelConfig,
   prompt_lengths: ArrayLike,
   generation_lengths: ArrayLike | None = None,
   *,
   scalar: bool = False,
 ) -> Flops:
-  """One pass over prompts and their generations, each prompt once.
+  """Returns the FLOPs of one forward pass; each prompt counts once.
 
-  All tokens go through all layers, the last of a generation as well.
+  All tokens pass through all layers, including the last of a generation.
 
   Args:
-    size: the model.
+    config: configuration of the model.
     prompt_lengths: int [P], true lengths.
-    generation_lengths: int [P, R], true lengths, or None for prompts alone.
-    scalar: count one value per generation (per prompt, if they are alone)
-      instead of logits: what head.values computes.
+    generation_lengths: int [P, R], true lengths; None for prompts alone.
+    scalar: count one value per generation (per prompt without generations)
+      instead of logits, as logprobs.values computes.
 
   Raises:
-    ValueError: shapes that contradict each other.
+    ValueError: inconsistent shapes.
   """
   prompts = np.asarray(prompt_lengths, np.int64)
-  own = np.zeros((*prompts.shape, 0), np.int64)
+  generations = np.zeros((*prompts.shape, 0), np.int64)
   if generation_lengths is not None:
-    own = np.asarray(generation_lengths, np.int64)
-  if prompts.ndim != 1 or own.ndim != 2 or len(own) != len(prompts):
+    generations = np.asarray(generation_lengths, np.int64)
+  if (
+    prompts.ndim != 1
+    or generations.ndim != 2
+    or len(generations) != len(prompts)
+  ):
     raise ValueError(
-      f'prompt_lengths {prompts.shape} and generation_lengths {own.shape} '
-      'should be [P] and [P, R]'
+      f'prompt_lengths {prompts.shape} and generation_lengths '
+      f'{generations.shape} should be [P] and [P, R]'
     )
-  before = np.broadcast_to(prompts[:, None], own.shape)
-  values = len(prompts) if generation_lengths is None else own.size
-  head = values if scalar else _sum(own) * size.vocab_size
+  repeated_prompts = np.broadcast_to(prompts[:, None], generations.shape)
+  num_values = len(prompts) if generation_lengths is None else generations.size
+  num_outputs = num_values if scalar else _sum(generations) * config.vocab_size
   return Flops(
-    prompt=_sum(prompts) * _per_token(size),
-    generation=_sum(own) * _per_token(size),
-    prompt_attention=_attention(size, prompts),
-    # Keys seen by all tokens of the sequence, less those seen by its prompt.
-    generation_attention=_attention(size, before + own)
-    - _attention(size, before),
-    head=2 * size.width * head,
+    prompt=_sum(prompts) * _per_token(config),
+    generation=_sum(generations) * _per_token(config),
+    prompt_attention=_attention(config, prompts),
+    # Keys that the whole sequence sees, less those that its prompt sees.
+    generation_attention=_attention(config, repeated_prompts + generations)
+    - _attention(config, repeated_prompts),
+    head=2 * config.width * num_outputs,
   )
 
 
 def train_step(
-  size: ModelConfig,
+  config: ModelConfig,
   prompt_lengths: ArrayLike,
   generation_lengths: ArrayLike,
   *,
   scalar: bool = False,
 ) -> Flops:
-  """Forward and backward; each product has two in the backward pass."""
-  one = forward(size, prompt_lengths, generation_lengths, scalar=scalar)
-  return one.times(3)
+  """Returns the FLOPs of forward and backward: 3 times the forward pass.
+
+  The backward pass of a matrix product is two products of the same size.
+  """
+  one_pass = forward(config, prompt_lengths, generation_lengths, scalar=scalar)
+  return one_pass.times(3)
 
 
-def decode(size: ModelConfig, keys: int) -> Flops:
-  """Drawing one token, by a step that sees `keys` keys, its own included."""
-  seen = size.num_pairs * int(keys + size.near(keys))
+def decode(config: ModelConfig, num_keys: int) -> Flops:
+  """Returns the FLOPs of decoding one token that sees `num_keys` keys."""
+  # A layer pair has a global layer and a local layer with a window.
+  pairs = config.num_pairs * int(num_keys + config.visible_keys(num_keys))
   return Flops(
-    generation=_per_token(size),
-    generation_attention=_per_pair(size) * seen,
-    head=2 * size.width * size.vocab_size,
+    generation=_per_token(config),
+    generation_attention=_per_query_key_pair(config) * pairs,
+    head=2 * config.width * config.vocab_size,
   )
 
 
 def peak_flops(devices: Sequence[jax.Device]) -> float | None:
-  """bfloat16 FLOP/s of all `devices`; None where one is of an unknown kind.
+  """Returns the bfloat16 FLOP/s of all devices; None if one is unknown.
 
   A chip counts once: some runtimes report a TPU v4 chip as two devices.
   """
-  kinds = {_chip(device): device.device_kind for device in devices}
-  found = [chip_specs.of_kind(kind) for kind in kinds.values()]
-  return None if None in found else sum(chip.flops for chip in found)
+  kinds = {_chip_id(device): device.device_kind for device in devices}
+  total = 0.0
+  for kind in kinds.values():
+    chip = chip_specs.from_device_kind(kind)
+    if chip is None:
+      return None
+    total += chip.peak_flops
+  return total
 
 
-def _chip(device):
+def _chip_id(device: Any) -> Hashable:
   if device.platform != 'tpu':
     return device.id
   # Coordinates are within a slice; a process is part of one slice.
   return device.process_index, *device.coords
 
 
-def _per_token(size):
-  """Projections and MLPs of all layers, for one token."""
-  queries = 2 * size.width * size.num_heads * size.head_dim  # and out
-  keys = 2 * size.width * size.num_kv_heads * size.head_dim  # and values
-  mlp = 3 * size.width * size.mlp_width
-  return 2 * size.num_layers * (queries + keys + mlp)
+def _per_token(config: ModelConfig) -> int:
+  """Returns the FLOPs of projections and MLPs of all layers, for one token."""
+  queries = 2 * config.width * config.num_heads * config.head_dim  # and out
+  keys = 2 * config.width * config.num_kv_heads * config.head_dim  # and values
+  mlp = 3 * config.width * config.mlp_width
+  return 2 * config.num_layers * (queries + keys + mlp)
 
 
-def _per_pair(size):
-  """A query and a key in one layer: the score, and the weighted value."""
-  return 4 * size.num_heads * size.head_dim
+def _per_query_key_pair(config: ModelConfig) -> int:
+  """Returns the FLOPs of one query and one key: score and weighted value."""
+  return 4 * config.num_heads * config.head_dim
 
 
-def _attention(size, lengths):
-  """Causal attention of whole sequences of `lengths`, in all layers."""
-  every = _sum(_pairs(lengths, lengths))
-  near = _sum(_pairs(lengths, size.near(lengths)))
-  return _per_pair(size) * size.num_pairs * (every + near)
+def _attention(config: ModelConfig, lengths: np.ndarray) -> int:
+  """Returns the FLOPs of causal attention of whole sequences, all layers."""
+  global_pairs = _sum(_num_pairs(lengths, lengths))
+  local_pairs = _sum(_num_pairs(lengths, config.visible_keys(lengths)))
+  return (
+    _per_query_key_pair(config)
+    * config.num_pairs
+    * (global_pairs + local_pairs)
+  )
 
 
-def _pairs(lengths, reach):
-  """Keys seen by the tokens of a sequence, where none sees over `reach`."""
-  return reach * (reach + 1) // 2 + (lengths - reach) * reach
+def _num_pairs(lengths: np.ndarray, window: np.ndarray) -> np.ndarray:
+  """Returns the query-key pairs of causal sequences; window <= lengths."""
+  return window * (window + 1) // 2 + (lengths - window) * window
 
 
-def _sum(x):
+def _sum(x: np.ndarray) -> int:
   return int(np.sum(x))

@@ -1,17 +1,17 @@
-"""The GRPO objective: what makes generations of high reward more likely.
+"""The GRPO loss: clipped policy gradient with a KL penalty.
 
-For a generation of advantage A, at each of its tokens, with
+For a generation with advantage A, at each of its tokens, with
 ratio = policy / old policy (DeepSeekMath, arXiv 2402.03300, equation 3):
 
-  maximise min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) - kl_coef kl
+  loss = kl_coef kl - min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A)
 
-One clip for both sides is PPO's and GRPO's, a higher upper one is DAPO's (arXiv
-2503.14476, section 3.1). How tokens are averaged is the loss_agg_mode: GRPO's mean
-over each generation ('sequence'), DAPO's over all tokens ('token', section
-3.3), or Dr. GRPO's sum over a constant length ('constant', arXiv 2503.20783),
-which favours no length.
+clip_low = clip_high is the clip of PPO and GRPO; a larger clip_high is DAPO's
+clip-higher (arXiv 2503.14476, section 3.1). loss_agg_mode selects how tokens
+are averaged: GRPO's mean over each generation ('sequence'), DAPO's mean over
+all tokens ('token', section 3.3), or Dr. GRPO's sum divided by a constant
+length ('constant', arXiv 2503.20783), which favors no length.
 
-Letters: P prompts, R generations of each, T generation places.
+Letters: P prompts, R generations per prompt, T generation tokens.
 """
 
 import dataclasses
@@ -27,32 +27,34 @@ from grm_jax.model.batch import Batch
 from grm_jax.model.transformer import Transformer
 from grm_jax.training.train_step import AuxMetrics
 
-KLS = ('k1', 'k2', 'k3')
-NORMALIZERS = ('sequence', 'token', 'constant')
+KL_ESTIMATORS = ('k1', 'k2', 'k3')
+LOSS_AGG_MODES = ('sequence', 'token', 'constant')
 
-# e^20 is 5e8: far outside of any sound update, and far inside of float32.
-_CLAMP = 20.0
-# A ratio of trainer to sampler outside of these is counted.
-_NEAR = (0.9, 1.1)
+# Bound of |log ratio|. e^20 is 5e8: far outside of any sound update, and far
+# inside of float32.
+_MAX_LOG_RATIO = 20.0
+# Metric: the fraction of tokens whose trainer/sampler ratio is outside.
+_RATIO_RANGE = (0.9, 1.1)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PolicyBatch:
-  """A group of generations for each prompt, and what is known of them.
+  """Groups of generations with advantages and log-probabilities.
+
+  Values past a generation's length, or of generations with weight 0, do not
+  affect the loss or the metrics.
 
   Attributes:
     batch: prompts with generations.
     advantages: float32 [P, R].
-    weights: float32 [P, R]: 1 for a generation that counts, 0 for padding.
-    rollout_logps: float32 [P, R, T], the model's log-probabilities by the
-      sampler; only measured against.
-    ref_logps: float32 [P, R, T] by the reference; None without a reference.
-    old_logps: float32 [P, R, T] by the trainer before the first update on this
-      rollout; None if there is but one update: the ratio is then 1.
-
-  What the arrays hold past a generation's length, or at weight 0, has no part
-  in anything.
+    weights: float32 [P, R], 1 for a generation, 0 for padding.
+    rollout_logps: float32 [P, R, T], the untempered log-probabilities that the
+      sampler computed; for metrics only.
+    ref_logps: float32 [P, R, T] of the reference; None without a reference.
+    old_logps: float32 [P, R, T] that the trainer computed before the first
+      update on this rollout; None if there is only one update, which makes the
+      ratio 1.
   """
 
   batch: Batch
@@ -65,17 +67,19 @@ class PolicyBatch:
 
 @dataclasses.dataclass(frozen=True)
 class GRPOLossConfig:
-  """What is maximised; see the module's text.
+  """Settings of the GRPO loss.
 
   Attributes:
-    kl_coef: weight of the divergence from the reference; 0 needs none.
-    clip_low, clip_high: the ratio is clipped to 1 - clip_low, 1 + clip_high.
+    kl_coef: weight of the KL divergence from the reference; 0 needs no
+      reference.
+    clip_low: the ratio is clipped from below to 1 - clip_low.
+    clip_high: the ratio is clipped from above to 1 + clip_high.
     kl_estimator: 'k1', 'k2' or 'k3', see `kl`.
-    loss_agg_mode: 'sequence': the mean over a generation's tokens, then over
-      generations; 'token': the mean over all tokens of the update; 'constant':
-      a generation's sum over tokens / max_tokens, then the mean over
-      generations. A generation of no tokens counts as 0.
-    max_tokens: the length that 'constant' divides by.
+    loss_agg_mode: 'sequence': mean over the tokens of a generation, then over
+      generations; 'token': mean over all tokens of the update; 'constant': sum
+      over the tokens of a generation / max_tokens, then mean over generations.
+      An empty generation counts as 0.
+    max_tokens: length that 'constant' divides by.
     key: config key of these settings, for messages; not stored.
 
   Raises:
@@ -91,39 +95,142 @@ class GRPOLossConfig:
   key: dataclasses.InitVar[str] = 'config.loss'
 
   def __post_init__(self, key):
-    for name, good, legal in (
+    for name, is_valid, expected in (
       ('kl_coef', 0 <= self.kl_coef < math.inf, '0 or more'),
       ('clip_low', 0 < self.clip_low <= 1, 'above 0, at most 1'),
       ('clip_high', 0 < self.clip_high < math.inf, 'above 0'),
-      ('kl_estimator', self.kl_estimator in KLS, f'one of {", ".join(KLS)}'),
+      (
+        'kl_estimator',
+        self.kl_estimator in KL_ESTIMATORS,
+        f'one of {", ".join(KL_ESTIMATORS)}',
+      ),
       (
         'loss_agg_mode',
-        self.loss_agg_mode in NORMALIZERS,
-        f'one of {", ".join(NORMALIZERS)}',
+        self.loss_agg_mode in LOSS_AGG_MODES,
+        f'one of {", ".join(LOSS_AGG_MODES)}',
       ),
       ('max_tokens', self.max_tokens >= 1, '1 or more'),
     ):
-      if not good:
+      if not is_valid:
         value = dataclasses.asdict(self)[name]
-        raise UserError(f'{key}.{name} is {value!r}; use {legal}')
+        raise UserError(f'{key}.{name} is {value!r}; use {expected}')
 
 
 def logps(model: Transformer, params: dict, batch: Batch) -> jax.Array:
-  """Log-probability of every generation token, by a reference or old policy.
+  """Returns the log-probability of every generation token.
 
   Args:
     model: the network.
-    params: its parameters.
+    params: parameters of the reference or the old policy.
     batch: prompts with generations.
 
   Returns:
     float32 [P, R, T], 0 past each generation's length.
 
   Raises:
-    ValueError: shapes or dtypes that contradict each other, no generations.
+    ValueError: inconsistent shapes or dtypes, or no generations.
   """
-  _check_batch(batch)
+  _generations(batch)
   return logprobs.generation_logps(model, params, batch)[0]
+
+
+def grpo_loss(
+  model: Transformer,
+  loss_config: GRPOLossConfig,
+  params: dict,
+  policy_batch: PolicyBatch,
+) -> tuple[jax.Array, jax.Array, AuxMetrics]:
+  """Returns the GRPO loss of a batch, see `token_loss`.
+
+  With `model` and `loss_config` bound it is a `Loss` of train_step.py.
+
+  Raises:
+    ValueError: inconsistent shapes or dtypes, or kl_coef above 0 without
+      ref_logps.
+  """
+  _check(loss_config, policy_batch)
+  policy_logps, entropy = logprobs.generation_logps(
+    model, params, policy_batch.batch
+  )
+  return token_loss(loss_config, policy_logps, entropy, policy_batch)
+
+
+def token_loss(
+  loss_config: GRPOLossConfig,
+  logps: jax.Array,
+  entropy: jax.Array,
+  policy_batch: PolicyBatch,
+) -> tuple[jax.Array, jax.Array, AuxMetrics]:
+  """Sums kl_coef kl - surrogate over tokens, weighted by loss_agg_mode.
+
+  Micro-batches add up exactly: the loss of an update is the sum of their
+  numerators divided by the sum of their denominators.
+
+  Args:
+    loss_config: settings of the loss.
+    logps: float32 [P, R, T], of the policy.
+    entropy: float32 [P, R, T], of the policy.
+    policy_batch: generations, advantages and log-probabilities.
+
+  Returns:
+    (numerator, denominator, metrics). The denominator counts generations, or
+    tokens for 'token'. Means:
+      policy_loss: the loss without the KL term, in the mode of the loss.
+      kl: per token; only with a reference.
+      entropy: per token.
+      clip_fraction: fraction of tokens where the clipped term is active.
+      logp_diff_mean: |log-probability by the trainer - by the sampler|.
+      ratio_outside_0.9_1.1: fraction of tokens where the ratio of the two is
+        outside [0.9, 1.1].
+    Maximum: logp_diff_max. The trainer's log-probabilities are old_logps if
+    present, since later updates legitimately move away from the sampler.
+  """
+  generations, lengths = _generations(policy_batch.batch)
+  weights = policy_batch.weights
+  positions = jnp.arange(generations.shape[2])[None, None]
+  # Real tokens of generations that are not padding: bool [P, R, T].
+  mask = (positions < lengths[..., None]) & (weights > 0)[..., None]
+
+  # Masked positions may hold NaN or infinity. Replace them before any
+  # arithmetic: 0 * NaN would reach the sums and the gradient.
+  def masked(x):
+    return jnp.where(mask, x, 0.0)
+
+  policy, rollout = masked(logps), masked(policy_batch.rollout_logps)
+  old, ref = (
+    None if x is None else masked(x)
+    for x in (policy_batch.old_logps, policy_batch.ref_logps)
+  )
+  gain, is_clipped = surrogate(
+    policy,
+    old,
+    jnp.where(weights > 0, policy_batch.advantages, 0.0),
+    loss_config.clip_low,
+    loss_config.clip_high,
+  )
+  token_weights = masked(weights[..., None])  # [P, R, T]
+  scale, denominator = _aggregation(
+    loss_config, token_weights, weights, lengths
+  )
+  policy_loss = numerator = -jnp.sum(scale * gain)
+  values = {'entropy': masked(entropy), 'clip_fraction': is_clipped}
+  if ref is not None:
+    values['kl'] = kl(policy, ref, loss_config.kl_estimator)
+    numerator = policy_loss + loss_config.kl_coef * jnp.sum(
+      scale * values['kl']
+    )
+  logp_diff = (policy if old is None else old) - rollout
+  ratio = jnp.exp(logp_diff)
+  values['logp_diff_mean'] = jnp.abs(logp_diff)
+  low, high = _RATIO_RANGE
+  values['ratio_outside_0.9_1.1'] = (ratio < low) | (ratio > high)
+  means = {
+    name: (jnp.sum(token_weights * x), jnp.sum(token_weights))
+    for name, x in values.items()
+  }
+  means['policy_loss'] = (policy_loss, denominator)
+  maxima = {'logp_diff_max': jnp.max(jnp.abs(logp_diff))}
+  return numerator, denominator, AuxMetrics(means, maxima)
 
 
 def surrogate(
@@ -133,180 +240,107 @@ def surrogate(
   clip_low: float,
   clip_high: float,
 ) -> tuple[jax.Array, jax.Array]:
-  """min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A), of each token.
+  """min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) of each token.
 
-  PPO (arXiv 1707.06347, equation 7), which GRPO takes over. Where the second
-  is less, no gradient flows: the ratio has gone far enough the right way.
+  PPO (arXiv 1707.06347, equation 7), as used by GRPO. No gradient flows where
+  the clipped term is smaller.
 
   Args:
     logps: float32 [P, R, T], of the policy.
-    old_logps: float32 [P, R, T]. None: those of the policy itself, held fixed,
-      so that the ratio is exactly 1 and its gradient is that of `logps`.
+    old_logps: float32 [P, R, T]. None for those of the policy itself without a
+      gradient: the ratio is then exactly 1, with the gradient of `logps`.
     advantages: float32 [P, R].
-    clip_low, clip_high: see `Objective`.
+    clip_low: see `GRPOLossConfig`.
+    clip_high: see `GRPOLossConfig`.
 
   Returns:
-    (what to maximise, where the clipped one is the lesser), [P, R, T]. The
-    ratio is held within e^-20 and e^20.
+    (objective to maximize, bool where the clipped term is smaller), [P, R, T].
+    The ratio is bounded to [e^-20, e^20].
   """
   old = jax.lax.stop_gradient(logps) if old_logps is None else old_logps
-  # Infinite ratios would have gradients of 0 * inf even where they lose.
-  ratio = jnp.exp(jnp.clip(logps - old, -_CLAMP, _CLAMP))
-  free = ratio * advantages[..., None]
-  near = jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages[..., None]
-  return jnp.minimum(free, near), near < free
+  # An infinite ratio would have the gradient 0 * inf even where it is clipped.
+  log_ratio = jnp.clip(logps - old, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+  ratio = jnp.exp(log_ratio)
+  unclipped = ratio * advantages[..., None]
+  clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages[..., None]
+  return jnp.minimum(unclipped, clipped), clipped < unclipped
 
 
-def kl(logps: jax.Array, ref_logps: jax.Array, kind: str) -> jax.Array:
-  """Estimates KL(policy || reference) at each token, for a token it drew.
+def kl(logps: jax.Array, ref_logps: jax.Array, estimator: str) -> jax.Array:
+  """Estimates KL(policy || reference) at each token, sampled by the policy.
 
   J. Schulman, "Approximating KL divergence" (2020), with
   d = log reference - log policy:
 
-    k1 = -d             unbiased, of large variance, may be negative
+    k1 = -d             unbiased, high variance, may be negative
     k2 = d^2 / 2        biased, never negative
-    k3 = e^d - d - 1    unbiased, never negative; d is held within -20 and 20
+    k3 = e^d - d - 1    unbiased, never negative; d is bounded to [-20, 20]
 
-  Good estimates do not have the gradient of what they estimate. Used as a
-  loss, in expectation over tokens that the policy drew:
+  The gradient of an estimator is not an estimator of the gradient. As a loss,
+  in expectation over tokens that the policy samples, the gradients are
 
-    k1: log policy's own gradient, whose expectation is zero: noise, no pull
+    k1: that of log policy, whose expectation is zero: noise without a pull
     k2: -d times it, the gradient of KL(policy || reference)
     k3: (1 - e^d) times it, the gradient of KL(reference || policy)
 
-  For d near 0 those of k2 and k3 agree. GRPO uses k3 (DeepSeekMath, equation
+  Those of k2 and k3 agree for d near 0. GRPO uses k3 (DeepSeekMath, equation
   4).
 
   Args:
-    logps, ref_logps: float32 of one shape.
-    kind: 'k1', 'k2' or 'k3'.
+    logps: float32, of the policy.
+    ref_logps: float32 of the same shape.
+    estimator: 'k1', 'k2' or 'k3'.
 
   Returns:
     float32 of that shape.
 
   Raises:
-    ValueError: another kind.
+    ValueError: unknown estimator.
   """
   d = ref_logps - logps
-  if kind == 'k1':
+  if estimator == 'k1':
     return -d
-  if kind == 'k2':
+  if estimator == 'k2':
     return jnp.square(d) / 2
-  if kind != 'k3':
-    raise ValueError(f'kl is {kind!r}; use one of {", ".join(KLS)}')
-  d = jnp.clip(d, -_CLAMP, _CLAMP)
+  if estimator != 'k3':
+    raise ValueError(
+      f'kl_estimator is {estimator!r}; use one of {", ".join(KL_ESTIMATORS)}'
+    )
+  d = jnp.clip(d, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
   return jnp.expm1(d) - d
 
 
-def grpo_loss(
-  model: Transformer,
-  objective: GRPOLossConfig,
-  params: dict,
-  policy_batch: PolicyBatch,
-) -> tuple[jax.Array, jax.Array, AuxMetrics]:
-  """The objective with its sign turned: see `measure`.
-
-  With model and objective bound it is a `Loss` of training/train_step.py.
-
-  Raises:
-    ValueError: shapes or dtypes that contradict each other; kl_coef above 0
-      without ref_logps.
-  """
-  _check(objective, policy_batch)
-  ours, entropy = logprobs.generation_logps(model, params, policy_batch.batch)
-  return measure(objective, ours, entropy, policy_batch)
+def _aggregation(
+  loss_config: GRPOLossConfig,
+  token_weights: jax.Array,
+  weights: jax.Array,
+  lengths: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (factor of each token's loss [P, R, T], denominator)."""
+  if loss_config.loss_agg_mode == 'token':
+    return token_weights, jnp.sum(token_weights)
+  num_generations = jnp.sum(weights)
+  if loss_config.loss_agg_mode == 'constant':
+    return token_weights / loss_config.max_tokens, num_generations
+  return token_weights / jnp.maximum(lengths, 1)[..., None], num_generations
 
 
-def measure(
-  objective: GRPOLossConfig,
-  logps: jax.Array,
-  entropy: jax.Array,
-  policy_batch: PolicyBatch,
-) -> tuple[jax.Array, jax.Array, AuxMetrics]:
-  """Sums over tokens of kl_coef kl - surrogate, weighed by the loss_agg_mode.
-
-  They add up over batches of other sizes: the loss of all is the sum of
-  numerators over that of denominators.
-
-  Args:
-    objective: what to maximise.
-    logps, entropy: float32 [P, R, T], of the policy.
-    policy_batch: the generations and what is known of them.
-
-  Returns:
-    (numerator, denominator, extras). The denominator counts generations, or
-    tokens for 'token'. Means over what counts, per token but for the first:
-    policy_loss (the loss without the divergence), kl (with a reference),
-    entropy, clip_fraction (where the clipped ratio is the active one),
-    sampler_difference (of log-probabilities by trainer and sampler),
-    sampler_outside (their ratio is outside [0.9, 1.1]). Maximum:
-    sampler_difference_max. The trainer's are old_logps if there are any:
-    later updates are not the sampler's doing.
-  """
-  weights = policy_batch.weights
-  counts = _counts(policy_batch)
-
-  def clean(x):
-    return None if x is None else jnp.where(counts, x, 0.0)
-
-  ours, old = clean(logps), clean(policy_batch.old_logps)
-  ref, drawn = clean(policy_batch.ref_logps), clean(policy_batch.rollout_logps)
-  gain, clipped = surrogate(
-    ours,
-    old,
-    jnp.where(weights > 0, policy_batch.advantages, 0.0),
-    objective.clip_low,
-    objective.clip_high,
-  )
-  each = clean(weights[..., None])
-  scale, denominator = _normalizer(objective, each, policy_batch)
-  policy = numerator = -jnp.sum(scale * gain)
-  tokens = {'entropy': clean(entropy), 'clip_fraction': clipped}
-  if ref is not None:
-    tokens['kl'] = kl(ours, ref, objective.kl_estimator)
-    numerator = policy + objective.kl_coef * jnp.sum(scale * tokens['kl'])
-  apart = (ours if old is None else old) - drawn
-  ratio = jnp.exp(apart)
-  tokens['sampler_difference'] = jnp.abs(apart)
-  tokens['sampler_outside'] = (ratio < _NEAR[0]) | (ratio > _NEAR[1])
-  means = {k: (jnp.sum(each * x), jnp.sum(each)) for k, x in tokens.items()}
-  means['policy_loss'] = (policy, denominator)
-  maxima = {'sampler_difference_max': jnp.max(jnp.abs(apart))}
-  return numerator, denominator, AuxMetrics(means, maxima)
+def _generations(batch: Batch) -> tuple[jax.Array, jax.Array]:
+  """Returns generations [P, R, T] and their lengths [P, R], checked."""
+  batches.check_batch(batch)
+  if batch.generations is None or batch.generation_lengths is None:
+    raise ValueError('the batch has no generations; the loss scores them')
+  return batch.generations, batch.generation_lengths
 
 
-def _counts(policy_batch):
-  """Bool [P, R, T]: real tokens of generations that count."""
-  places = jnp.arange(policy_batch.batch.generations.shape[2])[None, None]
-  real = places < policy_batch.batch.generation_lengths[..., None]
-  return real & (policy_batch.weights > 0)[..., None]
-
-
-def _normalizer(objective, each, policy_batch):
-  """(what a token's term is multiplied by [P, R, T], denominator)."""
-  if objective.loss_agg_mode == 'token':
-    return each, jnp.sum(each)
-  generations = jnp.sum(policy_batch.weights)
-  if objective.loss_agg_mode == 'constant':
-    return each / objective.max_tokens, generations
-  lengths = jnp.maximum(policy_batch.batch.generation_lengths, 1)
-  return each / lengths[..., None], generations
-
-
-def _check_batch(batch):
-  batches.check(batch)
-  if batch.generations is None:
-    raise ValueError('a policy has generations to score; the batch has none')
-
-
-def _check(objective, policy_batch):
-  _check_batch(policy_batch.batch)
-  if policy_batch.ref_logps is None and objective.kl_coef > 0:
+def _check(loss_config: GRPOLossConfig, policy_batch: PolicyBatch) -> None:
+  generations, _ = _generations(policy_batch.batch)
+  if policy_batch.ref_logps is None and loss_config.kl_coef > 0:
     raise ValueError(
-      f'config.loss.kl_coef is {objective.kl_coef}, but there are no '
-      'ref_logps; score the reference or use 0'
+      f'config.loss.kl_coef is {loss_config.kl_coef}, but there are no '
+      'ref_logps; score the generations with the reference or set it to 0'
     )
-  shape = policy_batch.batch.generations.shape
+  shape = generations.shape
   for name, x, expected in (
     ('advantages', policy_batch.advantages, shape[:2]),
     ('weights', policy_batch.weights, shape[:2]),

@@ -1,10 +1,10 @@
-"""Numbers of a run: metrics.jsonl and TensorBoard, written by one process.
+"""Writes the metrics of a run to metrics.jsonl and TensorBoard.
 
-A step has one unit everywhere: row n is of the n-th update of the run, and
-a checkpoint of step n holds n updates. metrics.jsonl is the record: each row
-is in the file when `Writer.write` returns; in a bucket, when `Writer.send`
-does, see io/gcs_mirror.py. TensorBoard's files are a view of it and may lack
-the last seconds of a killed run.
+Row n holds the metrics of the n-th update; a checkpoint of step n is the state
+after n updates. metrics.jsonl is the record: a row is in the file when
+`MetricWriter.write` returns, and in a bucket when `MetricWriter.upload` returns
+(see io/gcs_mirror.py). TensorBoard files are a view of it and may lack the last
+seconds of a killed run. One process writes.
 """
 
 import json
@@ -24,14 +24,14 @@ from grm_jax.io import atomic_io
 from grm_jax.io.gcs_mirror import GcsMirror
 
 FILE = 'metrics.jsonl'
-BOARD = 'tensorboard'
-_SCHEME = 'grm_board'
+TENSORBOARD = 'tensorboard'
+_SCHEME = 'grm_tensorboard'  # of paths that _TensorBoardFile writes
 _FLUSH_SECONDS = 10
 _FINITE = ('loss', 'grad_norm', 'param_norm')
 
 
 class MetricWriter:
-  """Writes rows, texts and histograms of steps; use as a context manager."""
+  """Writes rows, texts and histograms; use as a context manager."""
 
   def __init__(
     self, workdir: str | os.PathLike[str], step: int = 0, active: bool = True
@@ -39,74 +39,76 @@ class MetricWriter:
     """Opens WORKDIR/metrics.jsonl and WORKDIR/tensorboard.
 
     Args:
-      workdir: a folder, local or gs://; made if absent.
-      step: updates that the run has already done. Rows of later steps, left
-        by a run that was killed after its last checkpoint, are removed, and
-        so is half a line. At 0 the file begins anew. So write and send the row
-        of a step before its checkpoint, or a run that goes on will lack it.
-      active: whether this process writes; others do nothing at all.
+      workdir: a folder, local or gs://; created if it does not exist.
+      step: number of updates that the run has done. Rows of later steps, which
+        a killed run wrote after its last checkpoint, are removed, as is an
+        incomplete line. At 0 the file is emptied. Write and upload the row of a
+        step before its checkpoint: otherwise a resumed run lacks the row.
+      active: whether this process writes. Otherwise all methods do nothing.
 
     Raises:
       UserError: workdir cannot be written.
     """
-    self._file = self._board = None
+    self._file: BinaryIO | None = None
+    self._board: Any = None
     if not active:
       return
     with atomic_io.wrap_os_errors(workdir):
       rows = GcsMirror(os.path.join(workdir, FILE))
-      board = GcsMirror(os.path.join(workdir, BOARD))
-    self._mirrors = rows, board
-    _keep_until(rows.path, step)
+      board = GcsMirror(os.path.join(workdir, TENSORBOARD))
+    self._rows_mirror, self._mirrors = rows, (rows, board)
+    _drop_later_rows(rows.path, step)
     self._file = rows.path.open('ab')
     with atomic_io.wrap_os_errors(board.path):
-      self._board = _open_board(board.path, step)
+      self._board = _open_tensorboard(board.path, step)
 
   def write(self, step: int, scalars: Mapping[str, Any]) -> None:
-    """Adds a row; it is in metrics.jsonl before this returns.
+    """Appends a row, which is in metrics.jsonl before this returns.
 
     Args:
-      step: what the row is of.
-      scalars: by name; Python numbers or arrays of no dimension, waited
-        for if they are still being computed. What is None is left out. JSON has
-        no NaN or infinity: they are the strings 'nan', 'inf' and '-inf',
-        which float() reads like numbers.
+      step: number of the update.
+      scalars: Python numbers or scalar arrays by name. Waits for arrays that
+        are still being computed. None values are omitted. JSON has no NaN or
+        infinity: they become the strings 'nan', 'inf' and '-inf', which
+        float() accepts.
 
     Raises:
       UserError: the row cannot be written.
     """
     if self._file is None:
       return
-    numbers = _numbers(scalars)
-    row = {'step': step, **{name: _json(x) for name, x in numbers.items()}}
-    with atomic_io.wrap_os_errors(self._mirrors[0].path):
+    numbers = _to_numbers(scalars)
+    row = {'step': step, **{name: _to_json(x) for name, x in numbers.items()}}
+    with atomic_io.wrap_os_errors(self._rows_mirror.path):
       self._file.write(json.dumps(row, allow_nan=False).encode() + b'\n')
+      # A process that is killed loses its own buffer, but not the kernel's.
       self._file.flush()
     for name, x in numbers.items():
       self._board.add_scalar(name, x, step)
     for mirror in self._mirrors:
-      mirror.send(now=False)
+      mirror.upload_if_due()
 
   def text(self, step: int, name: str, text: str) -> None:
-    """Shows a text, such as a generation, as it is: not as Markdown."""
+    """Adds a text, such as a generation, without Markdown formatting."""
     if self._board is not None:
-      # Indented lines are code to Markdown.
+      # Markdown shows indented lines verbatim.
       code = ''.join(f'    {line}\n' for line in text.splitlines())
       self._board.add_text(name, code, step)
 
   def histogram(self, step: int, name: str, values: Any) -> None:
-    """Shows how `values`, numbers of any shape, are distributed."""
+    """Adds a histogram of `values`, numbers of any shape."""
     if self._board is not None:
       self._board.add_histogram(name, np.asarray(values), step)
 
-  def send(self) -> None:
-    """All rows so far are where they are to be when this returns."""
+  def upload(self) -> None:
+    """Uploads metrics.jsonl to the bucket, if workdir is in one."""
     if self._file is not None:
-      self._mirrors[0].send()
+      self._rows_mirror.upload()
 
   def close(self) -> None:
-    """Writes what is pending."""
+    """Writes and uploads everything pending."""
     if self._file is not None:
-      with atomic_io.wrap_os_errors(self._mirrors[0].path):
+      with atomic_io.wrap_os_errors(self._rows_mirror.path):
         self._file.close()
       self._board.close()
       for mirror in self._mirrors:
@@ -119,7 +121,7 @@ class MetricWriter:
     try:
       self.close()
     except UserError:
-      # What already ends the run is the error to tell.
+      # Do not replace the error that already ends the run.
       if kind is None:
         raise
 
@@ -130,80 +132,82 @@ def check_finite(
   workdir: str | os.PathLike[str],
   step: int,
 ) -> None:
-  """Stops the run if its loss or gradient is not finite. All processes call.
+  """Stops the run if its loss or gradient is not finite.
+
+  All processes must call it.
 
   Args:
-    metrics: of the step; has `loss`, `grad_norm` and `param_norm`, that of
-      the parameters after it.
-    ids: of the examples in the batch.
-    workdir: gets nonfinite_STEP.json with step, metrics and ids.
-    step: the update that the metrics are of.
+    metrics: metrics of the update; contains `loss`, `grad_norm` and
+      `param_norm` (after the update).
+    ids: ids of the examples in the batch.
+    workdir: nonfinite_STEP.json with step, metrics and ids is written here.
+    step: number of the update.
 
   Raises:
-    NonFiniteError: one of them is NaN or infinite.
+    NonFiniteError: one of the three is NaN or infinite.
   """
-  numbers = _numbers(metrics)
-  wrong = [name for name in _FINITE if not math.isfinite(numbers[name])]
-  if not wrong:
+  numbers = _to_numbers(metrics)
+  non_finite = [name for name in _FINITE if not math.isfinite(numbers[name])]
+  if not non_finite:
     return
   path = os.path.join(workdir, f'nonfinite_{step}.json')
-  shown = {name: _json(x) for name, x in numbers.items()}
-  report = {'step': step, 'metrics': shown, 'ids': list(ids)}
-  atomic_io.write_whole(path, json.dumps(report, indent=2) + '\n')
-  what = ' and '.join(f'{name} is {shown[name]}' for name in wrong)
+  values = {name: _to_json(x) for name, x in numbers.items()}
+  report = {'step': step, 'metrics': values, 'ids': list(ids)}
+  atomic_io.write_file(path, json.dumps(report, indent=2) + '\n')
+  problem = ' and '.join(f'{name} is {values[name]}' for name in non_finite)
   raise NonFiniteError(
-    f'step {step}: {what}; the ids of its examples are in {path}. Look at '
-    'them, or lower config.optimizer.learning_rate'
+    f'step {step}: {problem}; inspect the examples, whose ids are in {path}, '
+    'or lower config.optimizer.learning_rate'
   )
 
 
-def _open_board(folder: pathlib.Path, step: int):
-  """A tensorboardX.SummaryWriter of a new file in `folder`.
+def _open_tensorboard(folder: pathlib.Path, step: int) -> Any:
+  """Opens a tensorboardX.SummaryWriter with a new file in `folder`.
 
   tensorboardX writes in a thread that ends at the first error of its file, and
-  a caller that adds to its queue later waits forever. The file is therefore
-  opened here: after an error it drops what it gets, with one warning.
+  then a caller that adds to its queue waits forever. The file is therefore a
+  `_TensorBoardFile`, which drops data after an error and warns once.
 
   Args:
-    folder: a local path; made if absent.
-    step: updates that the run has already done; TensorBoard does not show what
-      older files have of later ones.
+    folder: a local path; created if it does not exist.
+    step: number of updates that the run has done. TensorBoard hides data of
+      later steps in older files.
   """
-  # It imports torch where there is one: not before it is needed.
+  # tensorboardX imports torch if it is installed, so import it on demand.
   import tensorboardX
   from tensorboardX import record_writer
 
-  record_writer.register_writer_factory(_SCHEME, _BoardFactory())
+  record_writer.register_writer_factory(_SCHEME, _TensorBoardFactory())
   return tensorboardX.SummaryWriter(
     f'{_SCHEME}:{folder}',
     purge_step=step + 1 if step else 0,
     flush_secs=_FLUSH_SECONDS,
-    # Files are told apart by the second, and one that exists is replaced.
+    # File names differ by the second only, and an existing file is replaced.
     filename_suffix=f'.{time.time_ns()}',
   )
 
 
-class _BoardFactory:
-  """Makes the folders and files that tensorboardX asks for by our scheme."""
+class _TensorBoardFactory:
+  """Creates the folders and files of paths with our scheme."""
 
   def directory_check(self, path: str) -> None:
-    pathlib.Path(_local(path)).mkdir(parents=True, exist_ok=True)
+    pathlib.Path(_local_path(path)).mkdir(parents=True, exist_ok=True)
 
-  def open(self, path: str) -> '_BoardFile':
-    return _BoardFile(_local(path))
+  def open(self, path: str) -> '_TensorBoardFile':
+    return _TensorBoardFile(_local_path(path))
 
 
-def _local(path):
+def _local_path(path: str) -> str:
   return path.removeprefix(f'{_SCHEME}:')
 
 
-class _BoardFile:
+class _TensorBoardFile:
   """A file that writes until its first error and drops the rest."""
 
   def __init__(self, path: str):
     self._path = path
     # Closed by `close`.
-    self._file = open(path, 'wb')  # noqa: SIM115
+    self._file: BinaryIO | None = open(path, 'wb')  # noqa: SIM115
 
   def write(self, data: bytes) -> None:
     self._try(lambda file: file.write(data))
@@ -214,48 +218,49 @@ class _BoardFile:
   def close(self) -> None:
     self._try(lambda file: file.close())
 
-  def _try(self, do: Callable[[BinaryIO], object]) -> None:
+  def _try(self, operation: Callable[[BinaryIO], object]) -> None:
     if self._file is None:
       return
     try:
-      do(self._file)
+      operation(self._file)
     except OSError as error:
-      # After half a record nobody could read another one.
+      # A record after an incomplete one could not be read.
       self._file = None
       logging.warning(
-        'cannot write %s: %s; TensorBoard will not show what comes now',
+        'cannot write %s: %s; TensorBoard will not show later data',
         self._path,
         error.strerror,
       )
 
 
-def _keep_until(path: pathlib.Path, step: int) -> None:
-  """Makes the file hold the whole rows of steps 1..step; none at step 0."""
-  old = path.read_bytes() if path.exists() else b''
-  lines = old.splitlines(keepends=True) if step else []
+def _drop_later_rows(path: pathlib.Path, step: int) -> None:
+  """Keeps the complete rows up to `step`; empties the file at step 0."""
+  content = path.read_bytes() if path.exists() else b''
+  lines = content.splitlines(keepends=True) if step else []
+  # Atomic: a kill during the rewrite leaves the old file.
   with atomic_io.atomic_write(path) as file:
     file.writelines(line for line in lines if _is_kept(line, path, step))
 
 
-def _is_kept(line, path, step):
-  """Whether the line is whole and of a step up to `step`."""
+def _is_kept(line: bytes, path: pathlib.Path, step: int) -> bool:
+  """Returns whether the line is complete and of a step up to `step`."""
   if not line.endswith(b'\n'):
     return False
   try:
     return json.loads(line)['step'] <= step
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f'{path} has a line that is no row of metrics: {line[:60]!r}; delete the '
-      'file or choose another --workdir'
+      f'{path} has a line that is not a row of metrics: {line[:60]!r}; delete '
+      'the file or choose another --workdir'
     ) from error
 
 
-def _numbers(scalars):
-  """Floats (ints stay ints), fetched from the devices at once."""
-  found = {name: x for name, x in scalars.items() if x is not None}
-  found = jax.device_get(found)
-  return {n: x if isinstance(x, int) else float(x) for n, x in found.items()}
+def _to_numbers(scalars: Mapping[str, Any]) -> dict[str, int | float]:
+  """Returns Python numbers; fetches all arrays from the devices at once."""
+  values = {name: x for name, x in scalars.items() if x is not None}
+  values = jax.device_get(values)
+  return {n: x if isinstance(x, int) else float(x) for n, x in values.items()}
 
 
-def _json(x):
+def _to_json(x: int | float) -> int | float | str:
   return x if math.isfinite(x) else str(x)

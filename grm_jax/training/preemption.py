@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM becomes a step at which all processes save."""
+"""Preemption: after SIGTERM all processes save at the same step and exit."""
 
 import signal
 
@@ -8,34 +8,40 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-  """Knows whether this run was asked to stop; use as a context manager.
+  """Listens for a preemption notice; use as a context manager.
 
-  Several processes: JAX's coordination service, which takes the signal of
-  any of them, agrees on a step that none has passed.
+  With several processes, JAX's coordination service receives the signal of any
+  process and chooses a step that no process has passed yet.
   """
 
   def __init__(self):
-    """Begins to listen. Only the main thread may."""
-    self._asked, self._before = False, None
+    """Installs a SIGTERM handler; only the main thread may do so."""
+    self._is_requested, self._previous_handler = False, None
+    # With several processes JAX installs its own handler.
     if jax.process_count() == 1:
-      self._before = signal.signal(signal.SIGTERM, self._ask)
+      self._previous_handler = signal.signal(signal.SIGTERM, self._on_signal)
 
-  def _ask(self, *unused):
-    self._asked = True
+  def _on_signal(self, *unused) -> None:
+    # A signal handler may interrupt any code: only set a flag.
+    self._is_requested = True
 
-  def at(self, step: int) -> bool:
-    """Whether to save and end after this step. All processes call it."""
+  def should_stop(self, step: int) -> bool:
+    """Returns whether to save and exit after this step.
+
+    All processes must call it with the same steps in the same order. After
+    the first True it stays True.
+    """
     if jax.process_count() > 1:
-      self._asked = multihost_utils.reached_preemption_sync_point(step)
-    if self._asked:
-      logging.info('asked to stop: saving after step %d', step)
-    return self._asked
+      self._is_requested = multihost_utils.reached_preemption_sync_point(step)
+    if self._is_requested:
+      logging.info('preemption notice received; saving after step %d', step)
+    return self._is_requested
 
   def close(self) -> None:
-    """Listens no more."""
-    if self._before is not None:
-      signal.signal(signal.SIGTERM, self._before)
-      self._before = None
+    """Restores the previous SIGTERM handler."""
+    if self._previous_handler is not None:
+      signal.signal(signal.SIGTERM, self._previous_handler)
+      self._previous_handler = None
 
   def __enter__(self) -> 'Preemption':
     return self

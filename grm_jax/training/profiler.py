@@ -1,8 +1,7 @@
-"""A profiler trace of some steps: --config.profile_steps=FIRST,LAST.
+"""Profiler traces of a range of steps: --config.profile_steps=FIRST,LAST.
 
-Every process traces its own devices; the files of all lie beside each other
-in WORKDIR/profile, named by host. TensorBoard with its profile plugin, or
-xprof, shows them.
+Every process traces its own devices. The trace files of all hosts are written
+to WORKDIR/profile; open them with xprof or TensorBoard's profile plugin.
 """
 
 import os
@@ -20,14 +19,14 @@ FOLDER = 'profile'
 def parse(
   value: str | tuple[int, ...], key: str = 'config.profile_steps'
 ) -> tuple[int, int] | None:
-  """The first and the last step to trace, from 1; None for no trace.
+  """Returns the first and last step to trace, or None for no trace.
 
   Args:
-    value: 'FIRST,LAST' or a tuple; '' or () is off.
+    value: 'FIRST,LAST' or a tuple, counted from 1; '' or () for no trace.
     key: config key of `value`, for messages.
 
   Raises:
-    UserError: anything else.
+    UserError: any other value.
   """
   if not value:
     return None
@@ -38,13 +37,13 @@ def parse(
     first, last = 0, 0
   if not 1 <= first <= last:
     raise UserError(
-      f'{key} is {value!r}; expected FIRST,LAST such as 10,12, steps from 1'
+      f'{key} is {value!r}; use FIRST,LAST such as 10,12, counted from 1'
     )
   return first, last
 
 
 class Profiler:
-  """Traces the steps it was asked for; use as a context manager.
+  """Traces a range of steps; use as a context manager.
 
   with Profiler(parse(config.profile_steps), workdir) as profiler:
     for step in ...:
@@ -56,42 +55,52 @@ class Profiler:
   def __init__(
     self, steps: tuple[int, int] | None, workdir: str | os.PathLike[str]
   ):
-    """Prepares for the steps (first, last), or for none."""
+    """Sets the range of steps.
+
+    Args:
+      steps: (first, last) from `parse`, or None for no trace.
+      workdir: folder of the run, local or gs://.
+    """
     self._steps = steps
     self._folder = os.path.join(workdir, FOLDER)
-    self._running = self._done = False
+    self._is_running = self._is_done = False
 
   def begin(self, step: int) -> None:
-    """To be called before the work of a step is given to the devices."""
-    if self._steps is None or self._running or self._done:
+    """Starts the trace if needed; call it before a step is dispatched."""
+    if self._steps is None or self._is_running or self._is_done:
       return
     first, last = self._steps
-    # A run that goes on from between the two traces what is left.
+    # A run that resumes within the range traces the remaining steps.
     if first <= step <= last:
       self._mirror = GcsMirror(self._folder)
       jax.profiler.start_trace(os.fspath(self._mirror.path))
-      self._running = True
+      self._is_running = True
 
   def end(self, step: int, results: Any) -> None:
-    """To be called when it is; waits for `results` after the last step."""
-    if self._running and step >= self._steps[1]:
+    """Stops the trace after the last step.
+
+    Args:
+      step: the step that was dispatched.
+      results: its outputs, to wait for the devices.
+    """
+    if self._is_running and self._steps and step >= self._steps[1]:
       jax.block_until_ready(results)
       self._stop()
 
   def close(self) -> None:
-    """Ends a trace that is not over; warns if none was begun."""
-    if self._running:
+    """Stops a running trace; warns if the steps were never reached."""
+    if self._is_running:
       self._stop()
-    elif self._steps is not None and not self._done:
+    elif self._steps is not None and not self._is_done:
       logging.warning(
-        'no trace: none of the steps of config.profile_steps=%d,%d was run',
+        'no trace: the run did not reach config.profile_steps=%d,%d',
         *self._steps,
       )
 
-  def _stop(self):
+  def _stop(self) -> None:
     jax.profiler.stop_trace()
     self._mirror.close()
-    self._running, self._done = False, True
+    self._is_running, self._is_done = False, True
     logging.info('profile -> %s', self._folder)
 
   def __enter__(self) -> 'Profiler':

@@ -1,9 +1,9 @@
-"""The reference policy: frozen parameters that the KL term is measured from.
+"""The reference policy of GRPO's KL penalty: frozen parameters.
 
-They come from a checkpoint of their own and are read from there again when a
-run goes on: no checkpoint of the run holds them, but each says which they are.
-In a dtype of their own, split over devices as the policy is, and if asked for
-in the host's memory while they are not used.
+The parameters come from a checkpoint and are read from it again when a run
+resumes. Checkpoints of the run do not contain them, only their provenance.
+They are sharded like the policy, in a dtype of their own, and can be kept in
+host memory while they are not used.
 """
 
 import functools
@@ -25,11 +25,11 @@ DTYPES = ('float32', 'bfloat16')
 
 
 class ReferencePolicy:
-  """Parameters at rest, and the program that uses them; see `logps`.
+  """Frozen parameters and the compiled function that scores with them.
 
   Attributes:
-    provenance: where they are from, for `check`: checkpoint, step, and a digest
-      of the parameters, as JSON values.
+    provenance: checkpoint, step and digest of the parameters, as JSON values;
+      stored in the run's checkpoints for `check_provenance`.
   """
 
   def __init__(
@@ -42,100 +42,116 @@ class ReferencePolicy:
     offload_to_host: bool,
     seed: int = 0,
   ):
-    """Reads the parameters.
+    """Loads the parameters.
 
     Args:
-      directory: a model directory of the policy's size.
-      step: None for the newest.
+      directory: a model directory with the configuration of the policy.
+      step: None for the latest.
       model: the policy's network.
-      dtype: of the parameters at rest.
-      offload_to_host: keep them in the host's memory between two uses.
-      seed: of random weights.
+      dtype: dtype of the stored parameters.
+      offload_to_host: whether to keep them in host memory between uses.
+      seed: seed of random weights.
 
     Raises:
-      UserError: another dtype; a checkpoint of another size, or one with a
-        scalar head.
+      UserError: unsupported dtype; a checkpoint of another configuration or
+        with a scalar head.
     """
     check_dtype(dtype)
     self.provenance = _provenance(directory, step, seed)
     params = _load(directory, self.provenance['step'], model, dtype, seed)
-    self._homes = jax.tree.map(lambda x: x.sharding, params)
-    self._params, self._on_host = params, offload_to_host
+    self._device_shardings = jax.tree.map(lambda x: x.sharding, params)
+    self._offload_to_host = offload_to_host
     if offload_to_host:
-      rests = jax.tree.map(
-        lambda x: x.with_memory_kind(HOST_MEMORY), self._homes
+      host_shardings = jax.tree.map(
+        lambda x: x.with_memory_kind(HOST_MEMORY), self._device_shardings
       )
-      self._params = jax.device_put(self._params, rests)
+      params = jax.device_put(params, host_shardings)
+    self._params = params
     self._logps = jax.jit(functools.partial(grpo_loss.logps, model))
 
-  def check(self, saved: Mapping[str, Any] | None) -> None:
-    """UserError where a run that goes on was measured from others.
+  def check_provenance(self, saved: Mapping[str, Any] | None) -> None:
+    """Checks that a resumed run has the reference that it started with.
 
     Args:
-      saved: its `provenance`; None if it had no reference.
+      saved: `provenance` from the run's checkpoint; None if the run had no
+        reference.
+
+    Raises:
+      UserError: the parameters differ.
     """
     if saved and saved['digest'] != self.provenance['digest']:
-      ours = self.provenance
+      current = self.provenance
       raise UserError(
-        f'the run was measured from {saved["checkpoint"]}, step '
-        f'{saved["step"]}, this reference is {ours["checkpoint"]}, step '
-        f'{ours["step"]}, of other parameters; give the one that was, as '
-        'config.reference.checkpoint or config.checkpoint, or begin a new run'
+        f'the run used the reference {saved["checkpoint"]}, step '
+        f'{saved["step"]}, but this reference is {current["checkpoint"]}, step '
+        f'{current["step"]}, with other parameters; set '
+        'config.reference.checkpoint or config.checkpoint to the original '
+        'reference, or start a new run'
       )
 
   def logps(self, batches: list[Batch]) -> list[jax.Array]:
-    """float32 [P, R, T] of each batch: log-probabilities of its tokens."""
+    """Returns log-probabilities float32 [P, R, T] of each batch's tokens."""
     params = self._params
-    if self._on_host:
-      params = jax.device_put(params, self._homes)
-    found = [self._logps(params, batch) for batch in batches]
-    if self._on_host:
-      # Or the copy would be freed only some time after the update has begun.
-      jax.block_until_ready(found)
-    return found
+    if self._offload_to_host:
+      params = jax.device_put(params, self._device_shardings)
+    results = [self._logps(params, batch) for batch in batches]
+    if self._offload_to_host:
+      # Without the wait, the device copy would still exist when the update
+      # begins, which needs the memory.
+      jax.block_until_ready(results)
+    return results
 
 
 def check_dtype(dtype: str, key: str = 'config.reference.dtype') -> None:
-  """UserError, with the config key, if a reference cannot have this dtype."""
+  """Checks the dtype of a reference.
+
+  Raises:
+    UserError: unsupported dtype; the message names `key`.
+  """
   if dtype not in DTYPES:
-    raise UserError(f'{key} is {dtype!r}; it can be {", ".join(DTYPES)}')
+    raise UserError(f'{key} is {dtype!r}; use one of {", ".join(DTYPES)}')
 
 
-def _provenance(directory, step, seed) -> dict[str, Any]:
+def _provenance(directory: str, step: int | None, seed: int) -> dict[str, Any]:
   if directory == model_directory.RANDOM:
     return {'checkpoint': directory, 'step': None, 'digest': f'seed {seed}'}
   if not directory:
     raise UserError(
-      'config.reference.checkpoint and config.checkpoint are empty; a run that '
-      'goes on needs its reference, too: give what it began with'
+      'config.reference.checkpoint and config.checkpoint are empty; a resumed '
+      'run also needs its reference: give the checkpoint it started with'
     )
   if step is None:
     step = max(orbax_checkpoint.steps(directory), default=None)
-  arrays = orbax_checkpoint.read_json(directory, 'index', step)['arrays'][
-    'params'
-  ]
-  text = json.dumps(arrays, sort_keys=True).encode()
+  index = orbax_checkpoint.read_json(directory, 'index', step)
+  # Shapes, dtypes and checksums of all parameters identify them, wherever the
+  # checkpoint is.
+  text = json.dumps(index['arrays']['params'], sort_keys=True).encode()
   digest = hashlib.sha256(text).hexdigest()[:12]
   return {'checkpoint': str(directory), 'step': step, 'digest': digest}
 
 
-def _load(directory, step, model, dtype, seed) -> dict:
-  """The parameters in their dtype, where those of the policy are."""
-  if directory == model_directory.RANDOM:
+def _load(
+  directory: str, step: int | None, model: Transformer, dtype: str, seed: int
+) -> dict:
+  """Returns the parameters in `dtype` and in the shardings of the policy."""
+  is_random = directory == model_directory.RANDOM
+  if is_random:
     loaded, _, params = model_directory.open_model(
       directory, step, model.compute, model.layout, seed=seed
     )
   else:
-    loaded = model_directory.build(directory, step, model.compute, model.layout)
-  if (loaded.size, loaded.scalar) != (model.size, model.scalar):
-    raise UserError(
-      f'config.reference.checkpoint={directory} is {_words(loaded)}, the '
-      f'policy {_words(model)}; give one of the same size'
+    loaded = model_directory.build_model(
+      directory, step, model.compute, model.layout
     )
-  if directory == model_directory.RANDOM:
+  if (loaded.config, loaded.scalar) != (model.config, model.scalar):
+    raise UserError(
+      f'config.reference.checkpoint={directory} is {_describe(loaded)}, the '
+      f'policy is {_describe(model)}; give a checkpoint of the same model'
+    )
+  if is_random:
     return jax.tree.map(lambda x: x.astype(dtype), params)
   return model_directory.load_params(directory, step, model, dtype)
 
 
-def _words(model: Transformer) -> str:
-  return f'{model.size}{", with a scalar head" if model.scalar else ""}'
+def _describe(model: Transformer) -> str:
+  return f'{model.config}{" with a scalar head" if model.scalar else ""}'

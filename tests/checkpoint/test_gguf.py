@@ -11,7 +11,7 @@ from grm_jax.errors import UserError
 from grm_jax.tokenizer import tokenizer
 from tests import gemma2_files
 from tests.messages import lines_with, names, naming
-from tests.stages import printed
+from tests.stages import stage_output
 from tests.test_main import error_of, run
 
 # 96 columns are three blocks of Q8_0.
@@ -99,11 +99,11 @@ def test_every_tensor_is_put_back(tmp_path):
   path = str(tmp_path / 'm.gguf')
   tensors = write(path)
   file = gguf_file.open_file(path)
-  size = gguf_file.size_of(file)
+  size = gguf_file.read_config(file)
   assert (size.num_layers, size.width, size.head_dim) == (4, 48, 8)
   assert (size.rope_base, size.norm_eps) == (100_000.0, 1e-5)
   assert size.window is None and not size.post_norms
-  source = gguf_file.source(file, size)
+  source = gguf_file.tensor_source(file, size)
   hf_load.check_keys(source, size, False)
   assert set(source.tensors) == set(tensors)
   for key, x in tensors.items():
@@ -115,7 +115,7 @@ def test_quantized_tensors_are_near(tmp_path):
   name = 'model.layers.1.mlp.down_proj.weight'
   tensors = write(path, quantized=[name])
   file = gguf_file.open_file(path)
-  x = gguf_file.source(file, gguf_file.size_of(file)).slice(name)[:]
+  x = gguf_file.tensor_source(file, gguf_file.read_config(file)).slice(name)[:]
   assert not np.array_equal(x, tensors[name])
   np.testing.assert_allclose(x, tensors[name], atol=5e-3)
 
@@ -127,7 +127,7 @@ def test_its_tokenizer(tmp_path):
   tk = tokenizer.from_bytes(text.encode(), 'tokenizer.json')
   assert tk.control_ids == (0, 1, 2)
   ids = tk.encode('this 12<|im_end|>')
-  assert tk.codec.piece(ids[2]) == 'is'
+  assert tk.codec.id_to_piece(ids[2]) == 'is'
   assert not set(ids) & {0, 1, 2}
   assert tk.decode(ids) == 'this 12<|im_end|>'
 
@@ -141,7 +141,7 @@ def test_convert_and_score(tmp_path):
     f'--config.target={tmp_path}/model',
     '--config.verify=true',
   )
-  assert lines_with(stdout, printed.DIFFERENCE, 'checkpoint', '0.00e+00')
+  assert lines_with(stdout, stage_output.DIFFERENCE, 'checkpoint', '0.00e+00')
   assert (tmp_path / 'model' / 'tokenizer.json').exists()
   run(
     '--config=configs/score.py:tiny',
@@ -184,5 +184,5 @@ def test_other_models_are_refused(tmp_path, changes, words):
   write(path, **changes)
   with pytest.raises(UserError, match=naming(path, *words)):
     file = gguf_file.open_file(path)
-    gguf_file.size_of(file)
+    gguf_file.read_config(file)
     gguf_file.tokenizer_json(file)

@@ -1,4 +1,4 @@
-"""Checkpoints: whole steps or none, any mesh, and nothing damaged is used."""
+"""Checkpoints are atomic, restore on any mesh, and never use damaged data."""
 
 import contextlib
 import gc
@@ -19,16 +19,16 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from grm_jax.checkpoint import integrity, orbax_checkpoint
+from grm_jax.checkpoint import integrity, orbax_checkpoint, orbax_reader
 from grm_jax.checkpoint.orbax_checkpoint import CheckpointManager
 from grm_jax.errors import UserError
 from tests import full_disk
 from tests.messages import lines_with, names, naming
-from tests.processes import HANG, run_together
+from tests.processes import HANG_TIMEOUT_S, run_processes
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
-# Orbax drops the reads that follow a failed one, and Python says so when it
+# Orbax abandons the reads that follow a failed one. Python warns when it
 # collects them, in whichever test that happens.
 pytestmark = pytest.mark.filterwarnings(
   'ignore::pytest.PytestUnraisableExceptionWarning'
@@ -41,7 +41,7 @@ def mesh_of(*shape):
 
 
 def make_params(mesh=None, seed=0):
-  """A tree with every kind of leaf, `w` and `count` large enough to split."""
+  """Returns a tree with every kind of leaf; `w` and `count` are sharded."""
   mesh = mesh or mesh_of(4, 2)
   split = NamedSharding(mesh, PartitionSpec('a', 'b'))
   whole = NamedSharding(mesh, PartitionSpec())
@@ -88,11 +88,11 @@ def saved(tmp_path):
 @pytest.mark.parametrize('shape', [(8, 1), (2, 2), (1, 1), (2, 4)])
 def test_restore_on_other_meshes(saved, shape):
   directory, params = saved
-  wanted = abstract(params, mesh_of(*shape))
-  restored = orbax_checkpoint.restore_params(directory, wanted)
+  abstract_params = abstract(params, mesh_of(*shape))
+  restored = orbax_checkpoint.restore_params(directory, abstract_params)
   assert same_bits(restored, params)
   for leaf, array in zip(
-    jax.tree.leaves(wanted), jax.tree.leaves(restored), strict=True
+    jax.tree.leaves(abstract_params), jax.tree.leaves(restored), strict=True
   ):
     assert array.sharding == leaf.sharding
 
@@ -111,27 +111,28 @@ def test_full_state_round_trip(tmp_path):
   opt_state = jax.tree.map(lambda x: x + 1, opt_state)
   with CheckpointManager(tmp_path) as writer:
     writer.save(7, params, opt_state)
-    writer.save(8, params, optax.EmptyState())
   restored = orbax_checkpoint.restore(
-    tmp_path, abstract(params), abstract(opt_state), step=7
+    tmp_path, abstract(params), abstract(opt_state)
   )
   assert same_bits(restored, (params, opt_state))
   assert same_bits(
     orbax_checkpoint.restore_params(tmp_path, abstract(params)), params
   )
-  empty = orbax_checkpoint.restore(
+  with CheckpointManager(tmp_path) as writer:
+    writer.save(8, params, optax.EmptyState())
+  _, empty_state = orbax_checkpoint.restore(
     tmp_path, abstract(params), optax.EmptyState()
   )
-  assert empty[1] == optax.EmptyState()
+  assert empty_state == optax.EmptyState()
 
 
 def test_restore_in_batches(saved, monkeypatch):
   directory, params = saved
-  monkeypatch.setattr(integrity, '_RESTORED_AT_ONCE', 3000)
+  monkeypatch.setattr(integrity, '_RESTORE_BATCH_BYTES', 3000)
   calls = []
-  read = orbax_checkpoint._read_full
+  read = orbax_reader._read_arrays
   monkeypatch.setattr(
-    orbax_checkpoint, '_read_full', lambda *args: calls.append(1) or read(*args)
+    orbax_reader, '_read_arrays', lambda *args: calls.append(1) or read(*args)
   )
   restored = orbax_checkpoint.restore_params(directory, abstract(params))
   assert same_bits(restored, params)
@@ -143,23 +144,23 @@ def test_json_items(saved):
   assert orbax_checkpoint.read_json(directory, 'model') == {'layers': 2}
   assert orbax_checkpoint.read_json(directory, 'meta') == {'step': 2}
   assert orbax_checkpoint.read_json(directory, 'meta', step=1) == {'step': 1}
-  words = 1, directory, 'index', 'meta', 'model'
-  with pytest.raises(ValueError, match=naming(*words)):
+  parts = 1, directory, 'index', 'meta', 'model'
+  with pytest.raises(ValueError, match=naming(*parts)):
     orbax_checkpoint.read_json(directory, 'model', step=1)
 
 
 def test_cast_between_floats_only(saved):
   directory, params = saved
-  wanted = abstract(params)
-  scale = wanted['block']['scale']
-  wanted['block']['scale'] = scale.update(dtype=jnp.bfloat16)
-  restored = orbax_checkpoint.restore_params(directory, wanted)
+  abstract_params = abstract(params)
+  scale = abstract_params['block']['scale']
+  abstract_params['block']['scale'] = scale.update(dtype=jnp.bfloat16)
+  restored = orbax_checkpoint.restore_params(directory, abstract_params)
   expected = np.asarray(params['block']['scale']).astype(jnp.bfloat16)
   np.testing.assert_array_equal(restored['block']['scale'], expected)
   assert restored['block']['scale'].dtype == jnp.bfloat16
-  wanted['count'] = wanted['count'].update(dtype=jnp.float32)
+  abstract_params['count'] = abstract_params['count'].update(dtype=jnp.float32)
   with pytest.raises(UserError, match=naming('count', 'int32', 'float32')):
-    orbax_checkpoint.restore_params(directory, wanted)
+    orbax_checkpoint.restore_params(directory, abstract_params)
 
 
 @pytest.mark.parametrize(
@@ -182,28 +183,28 @@ def test_cast_between_floats_only(saved):
 )
 def test_mismatch_names_leaf_directory_and_step(saved, change, words):
   directory, params = saved
-  wanted = abstract(params)
-  change(wanted)
+  abstract_params = abstract(params)
+  change(abstract_params)
   with pytest.raises(UserError, match=naming('params', 2, directory, *words)):
-    orbax_checkpoint.restore_params(directory, wanted)
+    orbax_checkpoint.restore_params(directory, abstract_params)
 
 
-def test_what_is_not_there(saved, tmp_path):
+def test_missing_step_item_and_directory(saved, tmp_path):
   directory, params = saved
-  wanted = abstract(params)
+  abstract_params = abstract(params)
   with pytest.raises(UserError, match=naming(9, directory, 1, 2)):
-    orbax_checkpoint.restore_params(directory, wanted, step=9)
+    orbax_checkpoint.restore_params(directory, abstract_params, step=9)
   with pytest.raises(UserError, match=naming('opt_state', 2, directory)):
-    orbax_checkpoint.restore(directory, wanted, {})
+    orbax_checkpoint.restore(directory, abstract_params, {})
   nowhere = tmp_path / 'nowhere'
   assert orbax_checkpoint.steps(nowhere) == []
   with pytest.raises(UserError, match=naming(nowhere)):
-    orbax_checkpoint.restore_params(nowhere, wanted)
+    orbax_checkpoint.restore_params(nowhere, abstract_params)
 
 
-def test_keep_and_steps(tmp_path):
+def test_max_to_keep_and_steps(tmp_path):
   params = {'w': jnp.arange(4.0)}
-  with CheckpointManager(tmp_path, keep=2) as writer:
+  with CheckpointManager(tmp_path, max_to_keep=2) as writer:
     assert writer.steps() == []
     for step in (3, 5, 10):
       writer.save(step, params)
@@ -211,7 +212,7 @@ def test_keep_and_steps(tmp_path):
   assert orbax_checkpoint.steps(tmp_path) == [5, 10]
 
 
-def test_saving_a_step_twice_or_backwards(saved):
+def test_save_rejects_existing_and_older_steps(saved):
   directory, params = saved
   before = (directory / '2' / 'index' / 'metadata').read_text()
   with CheckpointManager(directory) as writer:
@@ -225,7 +226,7 @@ def test_saving_a_step_twice_or_backwards(saved):
   assert (directory / '2' / 'index' / 'metadata').read_text() == before
 
 
-def test_what_cannot_be_saved(tmp_path):
+def test_save_rejects_unsupported_trees(tmp_path):
   ok = {'w': jnp.zeros(2)}
   with CheckpointManager(tmp_path) as writer:
     for params, words in (
@@ -241,8 +242,8 @@ def test_what_cannot_be_saved(tmp_path):
     with pytest.raises(ValueError, match=naming(-1)):
       writer.save(-1, ok)
     assert writer.steps() == []
-  with pytest.raises(ValueError, match=naming('keep', 0)):
-    CheckpointManager(tmp_path, keep=0)
+  with pytest.raises(ValueError, match=naming('max_to_keep', 0)):
+    CheckpointManager(tmp_path, max_to_keep=0)
 
 
 @pytest.mark.parametrize('host_gb', [None, 1])
@@ -252,7 +253,7 @@ def test_arrays_may_be_donated_after_save(tmp_path, host_gb):
     f'w{i}': jax.device_put(np.full((2048, 512), i, np.float32), split)
     for i in range(4)
   }
-  wanted, first = abstract(params), jax.tree.map(np.asarray, params)
+  abstract_params, first = abstract(params), jax.tree.map(np.asarray, params)
   first = jax.tree.map(np.copy, first)
   add = jax.jit(lambda p: jax.tree.map(lambda x: x + 1, p), donate_argnums=0)
   with CheckpointManager(tmp_path, host_gb=host_gb) as writer:
@@ -260,7 +261,9 @@ def test_arrays_may_be_donated_after_save(tmp_path, host_gb):
     assert host_gb is None or (tmp_path / '1' / 'commit_success.txt').exists()
     for _ in range(3):
       params = add(params)
-  assert same_bits(orbax_checkpoint.restore_params(tmp_path, wanted), first)
+  assert same_bits(
+    orbax_checkpoint.restore_params(tmp_path, abstract_params), first
+  )
 
 
 def files_of(step):
@@ -271,68 +274,74 @@ def flipped(data, at):
   return data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
 
 
-def outcome(directory, params, wanted):
-  """The error of reading everything, or None if all is as it was saved."""
+def read_error(directory, params, abstract_params):
+  """Reads everything; returns the error, or None if it equals the saved."""
   try:
-    restored = orbax_checkpoint.restore_params(directory, wanted)
+    restored = orbax_checkpoint.restore_params(directory, abstract_params)
     model = orbax_checkpoint.read_json(directory, 'model')
     meta = orbax_checkpoint.read_json(directory, 'meta')
   except ValueError as error:
     return str(error)
   finally:
-    gc.collect()  # what Orbax left half-read speaks up now, in this test
-  assert same_bits(restored, params), 'damage was not noticed'
+    gc.collect()  # abandoned reads of Orbax warn now, in this test
+  assert same_bits(restored, params), 'damage was not detected'
   assert (model, meta) == ({'layers': 2}, {'step': 2})
   return None
 
 
-def test_every_flipped_byte_of_array_data_is_caught(saved):
+def test_every_flipped_byte_of_array_data_is_detected(saved):
   directory, params = saved
-  wanted = abstract(params)
+  abstract_params = abstract(params)
   shard = np.asarray(params['block']['w'].addressable_shards[3].data).tobytes()
   rest = np.asarray(params['count'].addressable_shards[6].data).tobytes()
   rng = np.random.default_rng(0)
-  found = 0
+  num_matches = 0
   for path in files_of(directory / '2' / 'params'):
     data = path.read_bytes()
     for name, part in (('block/w', shard), ('count', rest)):
       start = data.find(part)
       if start < 0:
         continue
-      found += 1
+      num_matches += 1
       for at in [0, *rng.integers(0, len(part), 12), len(part) - 1]:
         path.write_bytes(flipped(data, start + int(at)))
-        error = outcome(directory, params, wanted)
+        error = read_error(directory, params, abstract_params)
         assert names(error, 2, directory, 'params', name)
       path.write_bytes(data)
-  assert found >= 2
-  assert outcome(directory, params, wanted) is None
+  assert num_matches >= 2
+  assert read_error(directory, params, abstract_params) is None
 
 
 def test_no_damage_to_any_file_is_used_silently(saved):
-  """Flips, cuts and removals: an error that names step and item, or no harm."""
+  """Flips, truncates and removes files: a clear error, or no effect."""
   directory, params = saved
-  wanted = abstract(params, mesh_of(1, 1))
+  abstract_params = abstract(params, mesh_of(1, 1))
   rng = np.random.default_rng(1)
-  harmed = set()
+  damaged_items = set()
   for path in files_of(directory / '2'):
     data = path.read_bytes()
     variants = [data[: len(data) // 2], b'', None]
     variants += [flipped(data, int(at)) for at in rng.integers(0, len(data), 4)]
     for variant in variants:
       path.unlink() if variant is None else path.write_bytes(variant)
-      error = outcome(directory, params, wanted)
+      error = read_error(directory, params, abstract_params)
       if error:
         item = path.relative_to(directory / '2').parts[0]
         assert names(error, 2, directory, item)
         assert names(error, 1)  # the other step
-        harmed.add(item)
+        damaged_items.add(item)
       path.write_bytes(data)
-  assert harmed == {'params', 'index', 'model', 'meta', 'commit_success.txt'}
-  assert outcome(directory, params, wanted) is None
+  assert damaged_items == {
+    'params',
+    'index',
+    'model',
+    'meta',
+    'commit_success.txt',
+  }
+  assert read_error(directory, params, abstract_params) is None
 
 
-def test_altered_json_that_still_parses(saved):
+def test_changed_json_that_still_parses_is_detected(saved):
   directory, _ = saved
   path = directory / '2' / 'meta' / 'metadata'
   path.write_text(path.read_text().replace('"step": 2', '"step": 3'))
@@ -351,8 +360,27 @@ def test_missing_item_of_the_latest_step_raises(saved, item):
   assert same_bits(older, make_params(seed=1))
 
 
-def test_exchanged_arrays_are_caught(tmp_path):
-  """Files that are whole, but of another step."""
+@pytest.mark.parametrize('version', [None, 0, integrity.FORMAT_VERSION + 1])
+def test_other_format_versions_are_rejected(saved, version):
+  directory, params = saved
+  path = directory / '2' / 'index' / 'metadata'
+  index = json.loads(path.read_text())['value']
+  index['format_version'] = version
+  if version is None:
+    del index['format_version']
+  path.write_text(json.dumps(integrity.with_checksum('index', index)))
+  expected = naming(directory / '2', version, integrity.FORMAT_VERSION)
+  for read in (
+    lambda: orbax_checkpoint.restore_params(directory, abstract(params)),
+    lambda: orbax_checkpoint.read_json(directory, 'meta'),
+  ):
+    with pytest.raises(UserError, match=expected) as caught:
+      read()
+    assert '\n' not in str(caught.value)
+
+
+def test_exchanged_arrays_are_detected(tmp_path):
+  """Complete files of another step."""
   params = make_params()
   with CheckpointManager(tmp_path) as writer:
     writer.save(1, make_params(seed=1))
@@ -368,8 +396,8 @@ def test_exchanged_arrays_are_caught(tmp_path):
 CHILD = """
 import sys
 import jax.numpy as jnp
-from grm_jax.checkpoint.orbax_checkpoint import Checkpoints
-with Checkpoints(sys.argv[1], keep=2) as writer:
+from grm_jax.checkpoint.orbax_checkpoint import CheckpointManager
+with CheckpointManager(sys.argv[1], max_to_keep=2) as writer:
   for step in range(int(sys.argv[2]), 1000):
     w = jnp.full((1 << 20,), step, jnp.float32)
     params = {f'w{i}': w + 0 for i in range(4)}
@@ -389,7 +417,7 @@ def child_environment(devices):
 
 
 def kill_in_a_save(directory, first, delay):
-  """Kills a child `delay` seconds into the third save it begins."""
+  """Kills a child process `delay` seconds after its third save begins."""
   child = subprocess.Popen(
     [sys.executable, '-c', CHILD, str(directory), str(first)],
     env=child_environment(1),
@@ -397,7 +425,7 @@ def kill_in_a_save(directory, first, delay):
     stderr=subprocess.DEVNULL,
   )
   tmp = directory / f'{first + 2}.orbax-checkpoint-tmp'
-  limit = time.monotonic() + HANG
+  limit = time.monotonic() + HANG_TIMEOUT_S
   try:
     while not tmp.exists() and not (directory / str(first + 2)).exists():
       assert child.poll() is None and time.monotonic() < limit
@@ -407,10 +435,10 @@ def kill_in_a_save(directory, first, delay):
     child.wait()
 
 
-def test_killed_in_the_middle_of_a_save(tmp_path, caplog):
+def test_kill_during_a_save_leaves_earlier_steps(tmp_path, caplog):
   single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   leaf = jax.ShapeDtypeStruct((1 << 20,), np.float32, sharding=single)
-  wanted = {f'w{i}': leaf for i in range(4)}
+  abstract_params = {f'w{i}': leaf for i in range(4)}
   leftovers = 0
   for delay in (0, 0.003, 0.01, 0.03):
     first = max(orbax_checkpoint.steps(tmp_path), default=0) + 1
@@ -418,7 +446,9 @@ def test_killed_in_the_middle_of_a_save(tmp_path, caplog):
     steps = orbax_checkpoint.steps(tmp_path)
     assert steps and steps[-1] >= first + 1
     for step in steps[-2:]:
-      restored = orbax_checkpoint.restore_params(tmp_path, wanted, step)
+      restored = orbax_checkpoint.restore_params(
+        tmp_path, abstract_params, step
+      )
       assert {float(x) for w in restored.values() for x in w[::9999]} == {step}
       assert orbax_checkpoint.read_json(tmp_path, 'meta', step) == {
         'step': step
@@ -427,13 +457,13 @@ def test_killed_in_the_middle_of_a_save(tmp_path, caplog):
     leftovers += len(unfinished)
     with caplog.at_level(logging.WARNING, 'absl'):
       caplog.clear()
-      orbax_checkpoint.restore_params(tmp_path, wanted)
+      orbax_checkpoint.restore_params(tmp_path, abstract_params)
     for path in unfinished:
       assert lines_with(caplog.text, path)
-  assert leftovers, 'no kill hit a save; choose other delays'
+  assert leftovers, 'no kill interrupted a save; choose other delays'
 
 
-def test_a_leftover_of_the_step_being_saved(saved, caplog):
+def test_leftover_of_the_step_being_saved(saved, caplog):
   directory, params = saved
   shutil.copytree(directory / '2', directory / '5.orbax-checkpoint-tmp')
   (directory / '5.orbax-checkpoint-tmp' / 'commit_success.txt').unlink()
@@ -449,14 +479,16 @@ def test_a_leftover_of_the_step_being_saved(saved, caplog):
   assert orbax_checkpoint.steps(directory) == [1, 2, 5]
 
 
-def test_a_save_that_finds_no_room_is_reported(saved, caplog):
+def test_full_disk_is_reported(saved, caplog):
   directory, params = saved
   writer = CheckpointManager(directory)
-  with full_disk.files_up_to(1000):
+  with full_disk.limit_file_size(1000):
     writer.save(3, {'w': jnp.zeros((100, 100))})
-    with pytest.raises(UserError, match=naming(directory, full_disk.WHY)):
+    with pytest.raises(
+      UserError, match=naming(directory, full_disk.ERROR_TEXT)
+    ):
       writer.wait()
-  # Its threads may still write arrays where the next writer clears up.
+  # Wait for its threads, which may still write where the next writer cleans.
   with contextlib.suppress(ValueError):
     writer.close()
   assert 'Traceback' not in caplog.text
@@ -466,7 +498,7 @@ def test_a_save_that_finds_no_room_is_reported(saved, caplog):
   assert orbax_checkpoint.steps(directory) == [1, 2, 3]
 
 
-def test_a_failed_save_is_reported(saved, monkeypatch):
+def test_failed_save_is_reported(saved, monkeypatch):
   directory, params = saved
   writer = CheckpointManager(directory)
 
@@ -479,7 +511,7 @@ def test_a_failed_save_is_reported(saved, monkeypatch):
     writer.save(3, params)
     with pytest.raises(ValueError, match=naming(directory, 'disk full')):
       writer.wait()
-    # Its threads may still write arrays where the next writer clears up.
+    # Wait for its threads, which may still write where the next writer cleans.
     with contextlib.suppress(ValueError):
       writer.close()
   assert orbax_checkpoint.steps(directory) == [1, 2]
@@ -488,35 +520,35 @@ def test_a_failed_save_is_reported(saved, monkeypatch):
   assert orbax_checkpoint.steps(directory) == [1, 2, 3]
 
 
-def test_orbax_does_not_chatter(tmp_path, caplog):
+def test_orbax_info_lines_are_silenced(tmp_path, caplog):
   with caplog.at_level(logging.INFO):
     with CheckpointManager(tmp_path) as writer:
       writer.save(1, {'w': jnp.zeros(4)})
-    logging.getLogger('absl').info('ours passes')
-  chatter = [r for r in caplog.records if 'orbax' in r.pathname]
-  assert chatter == []
-  assert 'ours passes' in caplog.text
+    logging.getLogger('absl').info('other line')
+  orbax_records = [r for r in caplog.records if '/orbax/' in r.pathname]
+  assert orbax_records == []
+  assert 'other line' in caplog.text
 
 
 def test_two_processes(tmp_path):
-  outputs = run_together(
-    ['-m', 'tests.training.checkpoints_two_processes', tmp_path / 'run']
+  outputs = run_processes(
+    ['-m', 'tests.checkpoint.checkpoints_two_processes', tmp_path / 'run']
   )
-  numbers = set()
+  checksums = set()
   for process, output in enumerate(outputs):
     last = output.strip().splitlines()[-1]
-    assert last.startswith(f'process {process} fingerprint')
-    numbers.add(int(last.split()[-1]))
+    assert last.startswith(f'process {process} checksum')
+    checksums.add(int(last.split()[-1]))
   index = json.loads((tmp_path / 'run/3/index/metadata').read_text())['value']
-  assert numbers == {index['arrays']['params']['w']['fingerprint']}
+  assert checksums == {index['arrays']['params']['w']['checksum']}
   # One process reads what two wrote.
   split = NamedSharding(mesh_of(4, 1), PartitionSpec('a'))
-  wanted = {
+  abstract_params = {
     'w': jax.ShapeDtypeStruct((64, 16), np.float32, sharding=split),
     'count': jax.ShapeDtypeStruct(
       (), np.int32, sharding=NamedSharding(mesh_of(4, 1), PartitionSpec())
     ),
   }
-  restored = orbax_checkpoint.restore_params(tmp_path / 'run', wanted)
+  restored = orbax_checkpoint.restore_params(tmp_path / 'run', abstract_params)
   expected = np.arange(64 * 16, dtype=np.float32).reshape(64, 16)
   np.testing.assert_array_equal(restored['w'], expected)

@@ -1,13 +1,14 @@
-"""Parameters from a Hugging Face directory, each process its own slices.
+"""Loads parameters from a Hugging Face directory into their shards.
 
-The directory holds config.json and one or many .safetensors files of
-Gemma2 or Llama, each ForCausalLM or ForSequenceClassification. Files are
-mapped, not read: only the bytes that a device of this process owns are ever
-touched.
+The directory holds config.json and one or more .safetensors files of a Gemma-2
+or Llama model, ForCausalLM or ForSequenceClassification. The files are
+memory-mapped, and each process reads only the slices that its devices own.
 """
 
 import dataclasses
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,8 @@ from tqdm import tqdm
 from grm_jax.checkpoint.huggingface.config import read_json
 from grm_jax.checkpoint.huggingface.param_mapping import (
   ParamMapping,
-  entries,
-  letter_sizes,
+  dim_sizes,
+  param_mappings,
 )
 from grm_jax.errors import UserError
 from grm_jax.model import init as model_init
@@ -29,61 +30,66 @@ from grm_jax.model.transformer import Transformer
 
 INDEX = 'model.safetensors.index.json'
 _DTYPES = {'F32': np.float32, 'BF16': ml_dtypes.bfloat16, 'F16': np.float16}
-_TIED = 'lm_head.weight'
+_TIED_HEAD = 'lm_head.weight'
+_CHUNK_ROWS = 8192  # of the table, compared at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorSource:
-  """The open safetensors files of a directory.
+  """The open files of a model.
 
   Attributes:
-    directory: where they are.
+    path: directory of the files, for messages.
     tensors: key -> (open file, file name).
   """
 
-  directory: str
-  tensors: dict[str, tuple[object, str]]
+  path: str
+  tensors: dict[str, tuple[Any, str]]
 
-  def slice(self, key: str):
-    """A lazy view of a tensor: indexing it reads only those bytes."""
+  def slice(self, key: str) -> Any:
+    """Returns a lazy view of a tensor; indexing it reads only that part."""
     return self.tensors[key][0].get_slice(key)
 
   def dtype(self, key: str) -> np.dtype:
-    """A tensor's dtype; UserError if it is no float we know."""
+    """Returns the dtype of a tensor.
+
+    Raises:
+      UserError: the dtype is not a supported float.
+    """
     name = self.slice(key).get_dtype()
     if name not in _DTYPES:
       raise UserError(
-        f'{self.directory}: {key} has dtype {name}; expected one of '
-        f'{", ".join(_DTYPES)}. Save the model unquantized'
+        f'{self.path}: {key} has dtype {name}; expected one of '
+        f'{", ".join(_DTYPES)}. Save the model without quantization'
       )
     return np.dtype(_DTYPES[name])
 
 
 def open_source(directory: str) -> TensorSource:
-  """Opens every safetensors file of `directory`, reading headers only.
+  """Opens all safetensors files of a directory and reads their headers.
 
   Raises:
-    UserError: no files, a listed file missing or damaged, a key twice.
+    UserError: no files, a missing or damaged file, or a duplicate key.
   """
-  tensors = {}
+  tensors: dict[str, tuple[Any, str]] = {}
   for name in _file_names(directory):
     path = os.path.join(directory, name)
     try:
       file = safe_open(path, framework='np')
     except (SafetensorError, OSError) as error:
       raise UserError(
-        f'{path} cannot be read, download it again: {error}'
+        f'cannot read {path}: {error}; download it again'
       ) from error
-    for key in file.keys():  # noqa: SIM118 (safe_open is no dict)
+    for key in file.keys():  # noqa: SIM118 (not a dict)
       if key in tensors:
         raise UserError(
-          f'{directory}: {key} is in {tensors[key][1]} and in {name}; keep one'
+          f'{directory}: {key} is in {tensors[key][1]} and {name}; delete one'
         )
       tensors[key] = (file, name)
   return TensorSource(directory, tensors)
 
 
-def _file_names(directory):
+def _file_names(directory: str) -> list[str]:
   index = os.path.join(directory, INDEX)
   if os.path.exists(index):
     files = read_json(index).get('weight_map', {})
@@ -92,190 +98,224 @@ def _file_names(directory):
     names = [n for n in os.listdir(directory) if n.endswith('.safetensors')]
   if not names:
     raise UserError(
-      f'{directory} has no .safetensors file; a checkpoint in another format '
-      'can be saved again with save_pretrained(safe_serialization=True)'
+      f'{directory} has no .safetensors file; save the model again with '
+      'save_pretrained(safe_serialization=True)'
     )
   missing = [n for n in names if not os.path.exists(os.path.join(directory, n))]
   if missing:
-    one = len(missing) == 1
     raise UserError(
-      f'{directory}: {INDEX} lists {", ".join(missing)}, which '
-      f'{"is" if one else "are"} not there; download {"it" if one else "them"}'
+      f'{directory}: {INDEX} lists missing files: {", ".join(missing)}; '
+      'download them again'
     )
   return sorted(names)
 
 
-def check_keys(source: TensorSource, size: ModelConfig, scalar: bool) -> None:
-  """Every key of the table is there with its shape, and no other.
+def check_keys(source: TensorSource, config: ModelConfig, scalar: bool) -> None:
+  """Checks that exactly the expected tensors exist, with their shapes.
 
   Raises:
-    UserError: naming missing or unknown keys, or a wrong shape.
+    UserError: missing or unknown keys, or a wrong shape.
   """
-  table = entries(size, scalar)
-  wanted = {key: entry for entry in table for key in entry.keys(size)}
-  found = set(source.tensors)
-  if _TIED in found and not scalar:
-    _check_tied(source)
-    found.discard(_TIED)
-  if found != set(wanted):
-    raise UserError(_key_difference(source.directory, set(wanted), found))
-  for key, entry in wanted.items():
+  expected = {
+    key: mapping
+    for mapping in param_mappings(config, scalar)
+    for key in mapping.hf_keys(config)
+  }
+  keys = set(source.tensors)
+  if _TIED_HEAD in keys and not scalar:
+    _check_tied_head(source)
+    keys.discard(_TIED_HEAD)
+  if keys != set(expected):
+    raise UserError(_key_difference(source.path, set(expected), keys))
+  for key, mapping in expected.items():
     shape = tuple(source.slice(key).get_shape())
-    if shape != entry.shape(size):
+    if shape != mapping.hf_shape(config):
       raise UserError(
-        f'{source.directory}: {key} has shape {shape}, config.json asks for '
-        f'{entry.shape(size)}'
+        f'{source.path}: {key} has shape {shape}, config.json implies '
+        f'{mapping.hf_shape(config)}; use the files of one model'
       )
 
 
-def _key_difference(directory, wanted, found):
-  def some(keys):
-    keys = sorted(keys)
-    more = f' and {len(keys) - 5} more' if len(keys) > 5 else ''
-    return ', '.join(keys[:5]) + more
+def _key_difference(path: str, expected: set[str], keys: set[str]) -> str:
+  def first_five(names):
+    names = sorted(names)
+    more = f' and {len(names) - 5} more' if len(names) > 5 else ''
+    return ', '.join(names[:5]) + more
 
-  parts = []
-  if wanted - found:
-    parts.append(f'missing {some(wanted - found)}')
-  if found - wanted:
-    parts.append(f'unknown {some(found - wanted)}')
-  return f'{directory}: {"; ".join(parts)}'
+  differences = []
+  if expected - keys:
+    differences.append(f'missing {first_five(expected - keys)}')
+  if keys - expected:
+    differences.append(f'unknown {first_five(keys - expected)}')
+  return f'{path}: {", ".join(differences)}; use an unmodified model'
 
 
-def _check_tied(source):
-  """A separate head is accepted only as a copy of the embedding table."""
-  head, table = source.slice(_TIED), source.slice('model.embed_tokens.weight')
-  same = head.get_shape() == table.get_shape()
-  step, rows = 8192, head.get_shape()[0]
-  for start in range(0, rows if same else 0, step):
-    stop = min(start + step, rows)
-    if head[start:stop].tobytes() != table[start:stop].tobytes():
-      same = False
-      break
-  if not same:
+def _check_tied_head(source: TensorSource) -> None:
+  """Accepts a separate head only if it is a copy of the embedding table."""
+  head = source.slice(_TIED_HEAD)
+  table = source.slice('model.embed_tokens.weight')
+  is_copy = head.get_shape() == table.get_shape() and all(
+    head[rows].tobytes() == table[rows].tobytes()
+    for rows in _chunks(head.get_shape()[0])
+  )
+  if not is_copy:
     raise UserError(
-      f'{source.directory}: {_TIED} differs from model.embed_tokens.weight; '
-      'models here have their head tied to the table'
+      f'{source.path}: {_TIED_HEAD} differs from model.embed_tokens.weight; '
+      'only models with a tied head are supported'
     )
 
 
-def read(
-  source: TensorSource, entry: ParamMapping, size: ModelConfig, index, dtype
-) -> np.ndarray:
-  """The part `index` of a parameter, from the bytes that hold it and no more.
-
-  Args:
-    source: the open files.
-    entry: which parameter.
-    size: the model's size.
-    index: one slice per dimension of ours, as a sharding gives them.
-    dtype: of the result.
-
-  Returns:
-    The part, in our layout; rows past the vocabulary are zero.
-  """
-  keys = entry.keys(size)
-  if entry.layer is None:
-    return _read_tensor(source, keys[0], entry, size, index, dtype)
-  chosen = keys[index[0]]
-  parts = (
-    _read_tensor(source, key, entry, size, index[1:], dtype) for key in chosen
-  )
-  first = next(parts)
-  out = np.empty((len(chosen), *first.shape), dtype)
-  out[0] = first
-  for number, part in enumerate(parts, 1):
-    out[number] = part
-  return out
-
-
-def _read_tensor(source, key, entry, size, index, dtype):
-  """The part `index` of one tensor, in the order of our letters."""
-  view = source.slice(key)
-  if entry.ours[0] == 'V':
-    return _read_table(view, size, index, dtype)
-  sizes = letter_sizes(size)
-  spans = {
-    letter: part.indices(sizes[letter])[:2]
-    for letter, part in zip(entry.ours, index, strict=True)
-  }
-  rows, shape, rest = [], [], []
-  for outer, *inner in entry.theirs:
-    # The outer letter of flattened ones is a run of rows; inner letters are
-    # cut afterwards (a mesh rarely splits them).
-    inner_size = int(np.prod([sizes[c] for c in inner], dtype=int))
-    start, stop = spans[outer]
-    rows.append(slice(start * inner_size, stop * inner_size))
-    shape += [stop - start, *(sizes[c] for c in inner)]
-    rest += [slice(None), *(slice(*spans[c]) for c in inner)]
-  piece = view[tuple(rows)].reshape(shape)[tuple(rest)]
-  flat = ''.join(entry.theirs)
-  piece = piece.transpose([flat.index(c) for c in entry.ours])
-  return np.asarray(piece, dtype)
-
-
-def _read_table(view, size, index, dtype):
-  """Rows of the embedding table; those past the vocabulary are zero."""
-  start, stop, _ = index[0].indices(size.table_rows)
-  first, last = (min(x, size.vocab_size) for x in (start, stop))
-  columns = slice(*index[1].indices(size.width)[:2])
-  if last == stop:
-    return np.asarray(view[first:last, columns], dtype)
-  out = np.zeros((stop - start, columns.stop - columns.start), dtype)
-  if first < last:
-    out[: last - first] = view[first:last, columns]
-  return out
+def _chunks(num_rows: int) -> list[slice]:
+  return [
+    slice(start, min(start + _CHUNK_ROWS, num_rows))
+    for start in range(0, num_rows, _CHUNK_ROWS)
+  ]
 
 
 def load_params(source: TensorSource, model: Transformer, dtype: str) -> dict:
-  """Parameters straight into their shards; each process reads only its own.
+  """Loads parameters into their shards; each process reads only its own.
 
   Args:
-    source: the open files, keys checked.
-    model: size, layout, and whether it is scalar.
-    dtype: 'source' keeps each tensor's own, or 'float32', 'bfloat16'.
+    source: the open files, checked by `check_keys`.
+    model: configuration, sharding, and whether the model has a scalar head.
+    dtype: 'source' keeps the dtype of each tensor; or 'float32', 'bfloat16'.
 
   Returns:
     The parameter tree.
+
+  Raises:
+    UserError: dtype is 'source', but the tensors are float16 or differ.
   """
-  abstract = model_init.abstract_params(model)
-  params = {}
-  for entry in tqdm(
-    entries(model.size, model.scalar), 'reading', unit='tensor', disable=None
+  abstract_params = model_init.abstract_params(model)
+  params: dict = {}
+  for mapping in tqdm(
+    param_mappings(model.config, model.scalar),
+    'reading',
+    unit='tensor',
+    disable=None,
   ):
-    like = abstract
-    for name in entry.path:
-      like = like[name]
-    kind = _stored_dtype(source, entry, model.size, dtype)
+    abstract: Any = abstract_params
+    for name in mapping.path:
+      abstract = abstract[name]
+    leaf_dtype = _leaf_dtype(source, mapping, model.config, dtype)
 
-    def callback(index, entry=entry, kind=kind):
-      return read(source, entry, model.size, index, kind)
+    # Bind the loop variables: JAX calls this for every shard.
+    def read_shard(index, mapping=mapping, leaf_dtype=leaf_dtype):
+      return read_param(source, mapping, model.config, index, leaf_dtype)
 
-    leaf = jax.make_array_from_callback(like.shape, like.sharding, callback)
-    _put(params, entry.path, leaf)
+    leaf = jax.make_array_from_callback(
+      abstract.shape, abstract.sharding, read_shard
+    )
+    _insert(params, mapping.path, leaf)
   return params
 
 
-def _stored_dtype(source, entry, size, dtype):
+def _leaf_dtype(
+  source: TensorSource, mapping: ParamMapping, config: ModelConfig, dtype: str
+) -> np.dtype:
   if dtype != 'source':
     return jnp.dtype(dtype)
-  kinds = {key: source.dtype(key) for key in entry.keys(size)}
-  if len(set(kinds.values())) > 1:
+  dtypes = {source.dtype(key) for key in mapping.hf_keys(config)}
+  if len(dtypes) > 1:
     raise UserError(
-      f'{source.directory}: layers of {entry.key} differ in dtype '
-      f'({", ".join(sorted({str(k) for k in kinds.values()}))}); set '
+      f'{source.path}: layers of {mapping.hf_key} differ in dtype '
+      f'({", ".join(sorted(map(str, dtypes)))}); set '
       '--config.dtype=float32 or bfloat16'
     )
-  kind = next(iter(kinds.values()))
-  if kind == np.float16:
+  (leaf_dtype,) = dtypes
+  if leaf_dtype == np.float16:
     raise UserError(
-      f'{source.directory} is float16, which TPUs do not compute in; set '
+      f'{source.path} is float16, which TPUs do not support; set '
       '--config.dtype=float32 or bfloat16'
     )
-  return kind
+  return leaf_dtype
 
 
-def _put(tree, path, leaf):
+def _insert(tree: dict, path: Sequence[str], leaf: jax.Array) -> None:
   for name in path[:-1]:
     tree = tree.setdefault(name, {})
   tree[path[-1]] = leaf
+
+
+def read_param(
+  source: TensorSource,
+  mapping: ParamMapping,
+  config: ModelConfig,
+  index: tuple[slice, ...],
+  dtype: np.dtype,
+) -> np.ndarray:
+  """Reads a part of a parameter, and no bytes outside of it.
+
+  Args:
+    source: the open files.
+    mapping: the parameter.
+    config: configuration of the model.
+    index: one slice for each dimension of the parameter, from its sharding.
+    dtype: dtype of the result.
+
+  Returns:
+    The part in the layout of the parameter; rows of the embedding table past
+    the vocabulary are zero.
+  """
+  keys = mapping.hf_keys(config)
+  if mapping.layer is None:
+    return _read_tensor(source.slice(keys[0]), mapping, config, index, dtype)
+
+  def read_layer(key):
+    return _read_tensor(source.slice(key), mapping, config, index[1:], dtype)
+
+  # Fill one array layer by layer: stacking would hold all layers twice.
+  layer_keys = keys[index[0]]
+  first = read_layer(layer_keys[0])
+  result = np.empty((len(layer_keys), *first.shape), dtype)
+  result[0] = first
+  for i, key in enumerate(layer_keys[1:], start=1):
+    result[i] = read_layer(key)
+  return result
+
+
+def _read_tensor(
+  view: Any,
+  mapping: ParamMapping,
+  config: ModelConfig,
+  index: tuple[slice, ...],
+  dtype: np.dtype,
+) -> np.ndarray:
+  """Reads a part of one tensor and permutes it to the parameter's axes."""
+  if mapping.dims[0] == 'V':
+    return _read_table(view, config, index, dtype)
+  sizes = dim_sizes(config)
+  bounds = {
+    letter: part.indices(sizes[letter])[:2]
+    for letter, part in zip(mapping.dims, index, strict=True)
+  }
+  file_index, shape, inner_index = [], [], []
+  for letters in mapping.hf_dims:
+    outer, inner = letters[0], letters[1:]
+    # A flattened dimension such as NH: a range of N is a contiguous range of
+    # rows in the file. Inner letters are read in full and cut afterwards,
+    # since a mesh rarely splits them.
+    inner_size = int(np.prod([sizes[c] for c in inner], dtype=int))
+    start, stop = bounds[outer]
+    file_index.append(slice(start * inner_size, stop * inner_size))
+    shape += [stop - start, *(sizes[c] for c in inner)]
+    inner_index += [slice(None), *(slice(*bounds[c]) for c in inner)]
+  part = view[tuple(file_index)].reshape(shape)[tuple(inner_index)]
+  hf_order = ''.join(mapping.hf_dims)
+  part = part.transpose([hf_order.index(c) for c in mapping.dims])
+  return np.asarray(part, dtype)
+
+
+def _read_table(
+  view: Any, config: ModelConfig, index: tuple[slice, ...], dtype: np.dtype
+) -> np.ndarray:
+  """Reads rows of the embedding table; padding rows are zero."""
+  start, stop, _ = index[0].indices(config.padded_vocab_size)
+  first, last = (min(x, config.vocab_size) for x in (start, stop))
+  columns = slice(*index[1].indices(config.width)[:2])
+  if last == stop:
+    return np.asarray(view[first:last, columns], dtype)
+  rows = np.zeros((stop - start, columns.stop - columns.start), dtype)
+  if first < last:
+    rows[: last - first] = view[first:last, columns]
+  return rows

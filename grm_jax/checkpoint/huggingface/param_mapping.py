@@ -1,12 +1,12 @@
-"""One strict table between our parameters and Hugging Face's tensors.
+"""The mapping between grm_jax parameters and Hugging Face tensors.
 
-It names every tensor once, with its dimensions in both layouts. Import and
-export read it in opposite directions, so neither can know a tensor that the
-other does not. Only axes are permuted: a round trip gives back every bit.
+The table lists every tensor once, with its dimensions in both layouts. Import
+and export use the same table, so they cannot disagree. Only axes are permuted,
+so a round trip is bit-identical.
 
-RMSNorm scales are stored alike by both sides: w in 1 + w by Gemma-2, w itself
-by Llama, which calls the norm before the MLP what Gemma-2 calls the one after
-attention. The head is tied to the embedding table.
+Both sides store RMSNorm scales alike: w of 1 + w for Gemma-2, w itself for
+Llama. Llama's norm before the MLP has the name that Gemma-2 uses for the norm
+after attention. The output head is tied to the embedding table.
 
 Letters: V vocabulary, D width, N query heads, K key/value heads, H head dim,
 F MLP width, O outputs of the scalar head (1).
@@ -21,34 +21,36 @@ from grm_jax.model.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class ParamMapping:
-  """One parameter of ours and the tensors of theirs that it is made of.
+  """One grm_jax parameter and the Hugging Face tensors that it consists of.
 
   Attributes:
-    path: below `params`.
-    key: their name; `{layer}` for a parameter stacked over layer pairs.
-    ours: letters of our dimensions, without the leading pair axis.
-    theirs: letters of each of their dimensions; two letters are flattened.
+    path: path of the parameter below `params`.
+    hf_key: name of the tensor; contains `{layer}` for a parameter that is
+      stacked over layer pairs.
+    dims: letters of the parameter's dimensions, without the leading pair axis.
+    hf_dims: letters of each dimension of the tensor; two letters are flattened
+      into one dimension.
     layer: 0 for local layers, 1 for global ones, None if not stacked.
   """
 
   path: tuple[str, ...]
-  key: str
-  ours: str
-  theirs: tuple[str, ...]
+  hf_key: str
+  dims: str
+  hf_dims: tuple[str, ...]
   layer: int | None = None
 
-  def keys(self, size: ModelConfig) -> list[str]:
-    """Their names, in the order of our leading axis."""
+  def hf_keys(self, config: ModelConfig) -> list[str]:
+    """Returns the tensor names, in the order of the leading pair axis."""
     if self.layer is None:
-      return [self.key]
-    layers = range(self.layer, size.num_layers, 2)
-    return [self.key.format(layer=layer) for layer in layers]
+      return [self.hf_key]
+    layers = range(self.layer, config.num_layers, 2)
+    return [self.hf_key.format(layer=layer) for layer in layers]
 
-  def shape(self, size: ModelConfig) -> tuple[int, ...]:
-    """The shape of each of their tensors."""
-    sizes = letter_sizes(size)
+  def hf_shape(self, config: ModelConfig) -> tuple[int, ...]:
+    """Returns the shape of each tensor."""
+    sizes = dim_sizes(config)
     return tuple(
-      int(np.prod([sizes[c] for c in letters])) for letters in self.theirs
+      int(np.prod([sizes[c] for c in letters])) for letters in self.hf_dims
     )
 
 
@@ -72,35 +74,37 @@ _NORMS_WITHOUT_POST = (
 )
 
 
-def entries(size: ModelConfig, scalar: bool) -> tuple[ParamMapping, ...]:
-  """The table. `scalar` models have a value head (`score.weight`)."""
-  norms = _NORMS if size.post_norms else _NORMS_WITHOUT_POST
-  rows = [
+def param_mappings(
+  config: ModelConfig, scalar: bool
+) -> tuple[ParamMapping, ...]:
+  """Returns the table; `scalar` models have a value head (`score.weight`)."""
+  norms = _NORMS if config.post_norms else _NORMS_WITHOUT_POST
+  mappings = [
     ParamMapping(
       ('embedder', 'table'), 'model.embed_tokens.weight', 'VD', ('V', 'D')
     ),
     ParamMapping(('final_norm', 'scale'), 'model.norm.weight', 'D', ('D',)),
   ]
   if scalar:
-    rows.append(
+    mappings.append(
       ParamMapping(('value_head', 'kernel'), 'score.weight', 'DO', ('O', 'D'))
     )
-  for number, kind in enumerate(('local', 'global')):
-    for path, key, ours, theirs in _MATRICES + norms:
-      path = ('pairs', kind, *path.split('/'))
-      key = f'model.layers.{{layer}}.{key}.weight'
-      rows.append(ParamMapping(path, key, ours, theirs, number))
-  return tuple(rows)
+  for layer, kind in enumerate(('local', 'global')):
+    for name, hf_name, dims, hf_dims in _MATRICES + norms:
+      path = ('pairs', kind, *name.split('/'))
+      hf_key = f'model.layers.{{layer}}.{hf_name}.weight'
+      mappings.append(ParamMapping(path, hf_key, dims, hf_dims, layer))
+  return tuple(mappings)
 
 
-def letter_sizes(size: ModelConfig) -> dict[str, int]:
-  """Sizes by letter; V counts live rows."""
+def dim_sizes(config: ModelConfig) -> dict[str, int]:
+  """Returns the size of each letter; V is the unpadded vocabulary."""
   return {
-    'V': size.vocab_size,
-    'D': size.width,
-    'N': size.num_heads,
-    'K': size.num_kv_heads,
-    'H': size.head_dim,
-    'F': size.mlp_width,
+    'V': config.vocab_size,
+    'D': config.width,
+    'N': config.num_heads,
+    'K': config.num_kv_heads,
+    'H': config.head_dim,
+    'F': config.mlp_width,
     'O': 1,
   }

@@ -22,7 +22,7 @@ SHARDABLE = FIELDS | {'num_attention_heads': 4, 'hidden_size': 64}
 
 
 def load(directory, layout=None, dtype='source'):
-  size, scalar = config_lib.read_size(directory)
+  size, scalar = config_lib.read_config(directory)
   source = hf_load.open_source(directory)
   hf_load.check_keys(source, size, scalar)
   model = Transformer(
@@ -32,12 +32,12 @@ def load(directory, layout=None, dtype='source'):
 
 
 def open_and_check(directory):
-  size, scalar = config_lib.read_size(directory)
+  size, scalar = config_lib.read_config(directory)
   hf_load.check_keys(hf_load.open_source(directory), size, scalar)
 
 
 def eight_devices():
-  return rules.layout(mesh.make_mesh(2, 2, 2), rules.RULES)
+  return rules.make_layout(mesh.make_mesh(2, 2, 2), rules.RULES)
 
 
 def test_layout_of_a_few_tensors_by_hand(tmp_path):
@@ -93,7 +93,7 @@ def test_a_device_reads_its_slices_only(tmp_path, monkeypatch):
       return self.view.get_dtype()
 
   source = hf_load.open_source(tmp_path)
-  size, _ = config_lib.read_size(tmp_path)
+  size, _ = config_lib.read_config(tmp_path)
   lazy = hf_load.TensorSource.slice
   monkeypatch.setattr(
     hf_load.TensorSource, 'slice', lambda self, key: Counted(lazy(self, key))
@@ -250,20 +250,20 @@ def test_configs_that_we_are_not(tmp_path, change, words):
   config = gemma2_files.config_json(FIELDS) | change
   (tmp_path / 'config.json').write_text(json.dumps(config))
   with pytest.raises(UserError, match=naming(*words)):
-    config_lib.read_size(tmp_path)
+    config_lib.read_config(tmp_path)
 
 
 def test_config_files_that_are_none(tmp_path):
   with pytest.raises(UserError, match=naming(tmp_path / 'config.json')):
-    config_lib.read_size(tmp_path)
+    config_lib.read_config(tmp_path)
   config = gemma2_files.config_json(FIELDS)
   del config['head_dim'], config['sliding_window']
   (tmp_path / 'config.json').write_text(json.dumps(config))
   with pytest.raises(UserError, match=naming('head_dim', 'sliding_window')):
-    config_lib.read_size(tmp_path)
+    config_lib.read_config(tmp_path)
   (tmp_path / 'config.json').write_text('[]')
   with pytest.raises(UserError, match=naming('model_type', None)):
-    config_lib.read_size(tmp_path)
+    config_lib.read_config(tmp_path)
 
 
 def test_two_labels_are_refused(tmp_path):
@@ -271,17 +271,17 @@ def test_two_labels_are_refused(tmp_path):
   config['id2label'] = {'0': 'bad', '1': 'good'}
   (tmp_path / 'config.json').write_text(json.dumps(config))
   with pytest.raises(UserError, match=naming('labels', 2)):
-    config_lib.read_size(tmp_path)
+    config_lib.read_config(tmp_path)
 
 
 def test_sizes_survive_the_config(tmp_path):
   for name, fields in gemma2_files.ALL.items():
     config = gemma2_files.config_json(fields)
     (tmp_path / 'config.json').write_text(json.dumps(config))
-    size, scalar = config_lib.read_size(tmp_path)
-    back = config_lib.write_config(size, scalar, 'float32')
+    size, scalar = config_lib.read_config(tmp_path)
+    back = config_lib.to_hf_config(size, scalar, 'float32')
     (tmp_path / 'config.json').write_text(json.dumps(back))
-    assert config_lib.read_size(tmp_path) == (size, False), name
+    assert config_lib.read_config(tmp_path) == (size, False), name
     assert size.rope_base == fields.get('rope_theta', 10_000.0)
 
 
@@ -291,7 +291,7 @@ def test_a_llama_by_its_config(tmp_path):
   for name in ('head_dim', 'rope_theta', 'hidden_act'):
     del config[name]
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  size, scalar = config_lib.read_size(tmp_path)
+  size, scalar = config_lib.read_config(tmp_path)
   assert not scalar
   assert (size.head_dim, size.query_pre_attn_scalar) == (8, 8)
   assert (size.window, size.attn_softcap, size.final_softcap) == (None,) * 3
@@ -315,35 +315,35 @@ def test_llamas_that_we_are_not(tmp_path, change, words):
   config = gemma2_files.config_json(gemma2_files.LLAMA) | change
   (tmp_path / 'config.json').write_text(json.dumps(config))
   with pytest.raises(UserError, match=naming(*words)):
-    config_lib.read_size(tmp_path)
+    config_lib.read_config(tmp_path)
 
 
 @pytest.mark.parametrize('scalar', [False, True])
 def test_table_has_every_tensor_of_a_llama_once(tmp_path, scalar):
   fields = gemma2_files.LLAMA
   gemma2_files.write(tmp_path, fields, 3, scalar=scalar)
-  size, found = config_lib.read_size(tmp_path)
+  size, found = config_lib.read_config(tmp_path)
   assert found == scalar
   table_keys = [
-    (key, entry.shape(size))
-    for entry in param_mapping.entries(size, scalar)
-    for key in entry.keys(size)
+    (key, entry.hf_shape(size))
+    for entry in param_mapping.param_mappings(size, scalar)
+    for key in entry.hf_keys(size)
   ]
-  assert dict(table_keys) == gemma2_files.shapes(fields, scalar)
+  assert dict(table_keys) == gemma2_files.tensor_shapes(fields, scalar)
   assert len(table_keys) == len(dict(table_keys))
 
 
 def test_table_has_every_tensor_once():
   fields = gemma2_files.CONFIGS['like_27b']
   for scalar in (False, True):
-    expected = gemma2_files.shapes(fields, scalar)
+    expected = gemma2_files.tensor_shapes(fields, scalar)
     size = config_lib.Size(
       6, 72, 144, 4, 2, 16, 18, vocab_size=512, window=17, rope_base=500.0
     )
     found = [
-      (key, entry.shape(size))
-      for entry in param_mapping.entries(size, scalar)
-      for key in entry.keys(size)
+      (key, entry.hf_shape(size))
+      for entry in param_mapping.param_mappings(size, scalar)
+      for key in entry.hf_keys(size)
     ]
     assert len(found) == len(expected)
     assert dict(found) == expected

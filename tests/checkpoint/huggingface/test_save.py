@@ -23,7 +23,7 @@ FIELDS = gemma2_files.CONFIGS['odd_heads'] | {
 
 
 def round_trip(source, target, layout, file_bytes):
-  size, scalar = config_lib.read_size(source)
+  size, scalar = config_lib.read_config(source)
   model = Transformer(size, ComputeConfig(), layout, scalar)
   params = hf_load.load_params(hf_load.open_source(source), model, 'source')
   hf_save.save_directory(target, params, model, file_bytes)
@@ -35,7 +35,7 @@ def round_trip(source, target, layout, file_bytes):
 def test_round_trip_is_bit_identical(tmp_path, dtype, devices, scalar):
   layout = mesh.one_device()
   if devices == 8:
-    layout = rules.layout(mesh.make_mesh(2, 2, 2), rules.RULES)
+    layout = rules.make_layout(mesh.make_mesh(2, 2, 2), rules.RULES)
   check_round_trip(tmp_path, FIELDS, layout, dtype, scalar)
 
 
@@ -59,7 +59,7 @@ def check_round_trip(tmp_path, fields, layout, dtype, scalar):
     assert back[key].tobytes() == tensor.tobytes(), key
   config = json.loads((tmp_path / 'out' / 'config.json').read_text())
   assert config['torch_dtype'] == dtype
-  assert config_lib.read_size(tmp_path / 'out') == config_lib.read_size(
+  assert config_lib.read_config(tmp_path / 'out') == config_lib.read_config(
     tmp_path / 'in'
   )
 
@@ -84,15 +84,15 @@ def test_many_files(tmp_path):
       np.testing.assert_array_equal(tensor, theirs[key])
   assert not list((tmp_path / 'out').glob('part-*'))
   # And it reads back as a source.
-  size, _ = config_lib.read_size(tmp_path / 'out')
+  size, _ = config_lib.read_config(tmp_path / 'out')
   hf_load.check_keys(hf_load.open_source(tmp_path / 'out'), size, False)
 
 
 def test_a_full_disk_is_named(tmp_path):
   gemma2_files.write(tmp_path / 'in', FIELDS, 0, False, 'float32', 2)
-  message = naming(f'{tmp_path}/out/part-0', full_disk.WHY)
+  message = naming(f'{tmp_path}/out/part-0', full_disk.ERROR_TEXT)
   with (
-    full_disk.files_up_to(1000),
+    full_disk.limit_file_size(1000),
     pytest.raises(UserError, match=message),
   ):
     round_trip(tmp_path / 'in', tmp_path / 'out', mesh.one_device(), 10**9)

@@ -1,6 +1,8 @@
-"""One of two processes of 4 CPU devices; run by test_checkpoints.py.
+"""One of two processes with 4 CPU devices each; saves and restores.
 
-Usage: python -m tests.training.checkpoints_two_processes DIRECTORY
+Run by test_orbax_checkpoint.py:
+
+    python -m tests.checkpoint.checkpoints_two_processes DIRECTORY
 """
 
 import sys
@@ -9,7 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from grm_jax.checkpoint import array_checksum, orbax_checkpoint
+from grm_jax.checkpoint import orbax_checkpoint
+from grm_jax.checkpoint.array_checksum import array_checksum
 from grm_jax.sharding import distributed
 
 
@@ -24,26 +27,28 @@ def main(directory: str) -> None:
     'count': np.int32(7),
   }
 
-  def placed(value, spec):
+  def make_global(value, spec):
     return jax.make_array_from_callback(
       value.shape, NamedSharding(mesh, spec), lambda index: value[index]
     )
 
   params = {
-    'w': placed(values['w'], PartitionSpec('a', 'b')),
-    'count': placed(values['count'], PartitionSpec()),
+    'w': make_global(values['w'], PartitionSpec('a', 'b')),
+    'count': make_global(values['count'], PartitionSpec()),
   }
-  with orbax_checkpoint.CheckpointManager(directory, keep=2) as saved:
+  with orbax_checkpoint.CheckpointManager(directory, max_to_keep=2) as writer:
     for step in (1, 2, 3):
-      saved.save(step, params, {'mu': params['w']}, meta={'step': step})
-    assert saved.steps() == [2, 3]
-  # Process order is reversed: every process reads what the other one wrote.
-  other = Mesh(devices[::-1].reshape(2, 4), ('a', 'b'), (AxisType.Auto,) * 2)
-  sharding = NamedSharding(other, PartitionSpec('a', 'b'))
-  whole = NamedSharding(other, PartitionSpec())
+      writer.save(step, params, {'mu': params['w']}, meta={'step': step})
+    assert writer.steps() == [2, 3]
+  # Reversed device order: every process reads what the other one wrote.
+  reversed_mesh = Mesh(
+    devices[::-1].reshape(2, 4), ('a', 'b'), (AxisType.Auto,) * 2
+  )
+  sharding = NamedSharding(reversed_mesh, PartitionSpec('a', 'b'))
+  replicated = NamedSharding(reversed_mesh, PartitionSpec())
   abstract = {
     'w': jax.ShapeDtypeStruct((64, 16), np.float32, sharding=sharding),
-    'count': jax.ShapeDtypeStruct((), np.int32, sharding=whole),
+    'count': jax.ShapeDtypeStruct((), np.int32, sharding=replicated),
   }
   mu = {'mu': abstract['w']}
   restored, opt_state = orbax_checkpoint.restore(directory, abstract, mu)
@@ -53,8 +58,8 @@ def main(directory: str) -> None:
     for shard in array.addressable_shards:
       np.testing.assert_array_equal(shard.data, expected[shard.index])
   assert orbax_checkpoint.read_json(directory, 'meta') == {'step': 3}
-  number = int(array_checksum.fingerprint(restored['w']))
-  print(f'process {jax.process_index()} fingerprint {number}')
+  checksum = int(array_checksum(restored['w']))
+  print(f'process {jax.process_index()} checksum {checksum}')
 
 
 if __name__ == '__main__':
