@@ -130,7 +130,7 @@ def test_gsm8k_equal_solutions_count_once():
 
 
 @pytest.mark.parametrize(
-  'solution, shown',
+  'solution, cleaned',
   [
     ('a 48/2 = <<48/2=24>>24\nb $<<9*2=18>>18.\nA: 18',
      'a 48/2 = 24\nb $18.\nA: 18'),

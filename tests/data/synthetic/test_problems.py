@@ -187,9 +187,9 @@ def test_an_exhausted_family_repeats():
 @pytest.mark.parametrize('family', task_format.ANSWERS)
 def test_answers_are_balanced(family):
   answers = task_format.ANSWERS[family]
-  answers = [problem.answer for problem in take(family, 'held_out', 48)]
+  stream = [problem.answer for problem in take(family, 'held_out', 48)]
   for start in range(0, 48, len(answers)):
-    assert sorted(answers[start : start + len(answers)]) == list(answers)
+    assert sorted(stream[start : start + len(answers)]) == list(answers)
 
 
 def test_settings_change_the_difficulty():
