@@ -1,4 +1,4 @@
-r"""Compiles what a step runs for a TPU slice, on a machine without one.
+r"""Compiles what a step runs for a TPU slice, on a machine without a TPU.
 
   pip install libtpu
   python -m grm_jax.main --config=configs/aot.py \
@@ -9,77 +9,92 @@ r"""Compiles what a step runs for a TPU slice, on a machine without one.
     --config.topology=v5p:2x2x2 --config.mesh.tensor=8 --config.mesh.fsdp=1 \
     --config.micro_batch_prompts=8 --config.num_generations=8
 
-Prints, per device: memory and whether it fits; FLOPs that are needed and that
-are computed; bytes to and from HBM and over the network; the least time that
-these take, what bounds it, and the MFU then. --config.sweep=fsdp,tensor
-compiles every such mesh and ranks them. LIBTPU_INIT_ARGS is as on a TPU, and
-configs/tpu.txt has good ones. `:tiny` compiles for the devices here.
+Prints per device: memory and whether the program fits, useful and computed
+FLOPs, bytes to and from HBM and over the network, and a roofline, which is a
+bound and not a prediction. --config.sweep=fsdp,tensor compiles and ranks every
+such mesh. A 27B training step compiles in one to five minutes on one CPU core.
+LIBTPU_INIT_ARGS is used as on a TPU; configs/tpu.txt has good values. `:tiny`
+compiles a tiny model for the devices of this machine.
 """
 
 from ml_collections import ConfigDict
 
 from grm_jax.sharding.rules import RULES
 
+BASE = dict(
+  stage='aot',
+  # 'sft_step', 'grpo_update', 'reward_model_step': gradients and the update.
+  # 'reference': log-probabilities by a frozen policy. 'prefill', 'decode': the
+  # sampler, in its own layout. 'prompts', 'generations': log-probabilities.
+  program='grpo_update',
+  topology='v5p:4x4x4',  # GENERATION:SHAPE; 'local': the devices here
+  size='gemma2_27b',  # model, see grm_jax/model/config.py
+  num_layers=0,  # 0: as in `size`; fewer compile faster
+  micro_batch_prompts=128,  # P of a micro-batch, over all devices
+  grad_accum_steps=1,  # micro-batches of a step
+  prompt_size=2048,  # S
+  num_generations=4,  # R
+  generation_size=1024,  # T
+  json='',  # also write the report to this file
+  sweep='',  # mesh axes whose sizes are tried, such as fsdp,tensor
+  optimizer=dict(  # as in the configs of training stages
+    kind='adamw',  # or 'muon'
+    learning_rate=4e-7,  # does not change the program
+    warmup_steps=5,  # does not change the program
+    schedule='constant',  # does not change the program
+    weight_decay=0.0,  # decoupled, times the learning rate
+    max_grad_norm=1.0,  # 0: no clipping
+    b2=0.95,  # decay of the second moment
+    moment_dtype='float32',  # of the first moment
+    offload_to_host=False,  # moments and float32 kernels in host memory
+  ),
+  loss=dict(  # of grpo_update, see grm_jax/training/grpo_loss.py
+    kl_coef=0.08,  # 0: no reference policy
+    kl_estimator='k3',  # or 'k1', 'k2'
+    clip_low=0.2,  # the ratio is clipped to 1 - clip_low
+    clip_high=0.2,  # and 1 + clip_high
+    loss_agg_mode='sequence',  # or 'token', 'constant'
+  ),
+  reference=dict(  # of grpo_update and reference
+    dtype='bfloat16',
+    offload_to_host=False,  # in host memory while it is not used
+  ),
+  mesh=dict(  # see docs/pods.md
+    data=1,  # devices that replicate weights
+    fsdp=-1,  # devices that split weights and prompts; -1: the rest
+    tensor=1,  # devices that split heads, MLP and vocabulary
+    decode_tensor=0,  # `tensor` of prefill and decode; 0: the same
+    num_slices=1,  # slices, a factor of `data`
+    logical_axis_rules=RULES,  # see grm_jax/sharding/rules.py
+  ),
+  sampling=dict(  # of prefill and decode
+    weights='resident',  # or 'fsdp': gathered layer by layer
+    int8=False,  # int8 kernels
+  ),
+  compute=dict(
+    dtype='bfloat16',  # of activations and of kernels in products
+    param_dtype='float32',  # of parameters at rest
+    remat='nothing_saveable',  # what the backward pass keeps; or 'dots'
+    attention='splash',  # or 'xla'
+    query_block=512,  # queries at once in xla attention
+    splash_block=512,  # tile of the splash kernel
+    head_chunk=4096,  # tokens at once in the output head
+  ),
+)
+TINY = {
+  'topology': 'local',
+  'size': 'tiny',
+  'micro_batch_prompts': 8,
+  'prompt_size': 128,
+  'generation_size': 64,
+  'compute.attention': 'xla',
+}
+VARIANTS = {'': {}, 'tiny': TINY}
+
 
 def get_config(arg: str = '') -> ConfigDict:
-  if arg not in ('', 'tiny'):
+  if arg not in VARIANTS:
     raise ValueError(f'configs/aot.py:{arg}: only :tiny exists')
-  tiny = arg == 'tiny'
-  return ConfigDict(
-    dict(
-      stage='aot',
-      # What a step of a stage runs: 'sft_step', 'grpo_update', 'reward_model_step'
-      # (gradients and update), 'reference' (log-probabilities by frozen
-      # parameters); 'prefill' and 'decode' of the sampler, in its own layout;
-      # 'prompts' and 'generations', log-probabilities of these alone.
-      program='grpo_update',
-      topology='local' if tiny else 'v5p:4x4x4',  # 'local': devices here
-      size='tiny' if tiny else 'gemma2_27b',
-      num_layers=0,  # 0: as the size says; fewer only help decode and prefill
-      micro_batch_prompts=8 if tiny else 128,  # P at once, over all devices
-      grad_accum_steps=1,  # times that a step does so
-      prompt_size=128 if tiny else 2048,  # S
-      num_generations=4,  # R
-      generation_size=64 if tiny else 1024,  # T
-      json='',  # also write the report there
-      sweep='',  # mesh axes whose sizes are tried, such as fsdp,tensor
-      optimizer=dict(  # of sft_step, grpo_update and reward_model_step
-        kind='adamw',  # or 'muon'
-        learning_rate=4e-7,
-        warmup_steps=5,
-        schedule='constant',
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        b2=0.95,
-        moment_dtype='float32',
-        offload_to_host=False,  # moments and float32 kernels in the host's memory
-      ),
-      loss=dict(  # of grpo_update, see training/grpo_loss.py
-        kl_coef=0.08,
-        kl_estimator='k3',
-        clip_low=0.2,
-        clip_high=0.2,
-        loss_agg_mode='sequence',
-      ),
-      reference=dict(dtype='bfloat16', offload_to_host=False),
-      # decode_tensor is `tensor` while tokens are drawn; 0: the same.
-      mesh=dict(
-        data=1,
-        fsdp=-1,
-        tensor=1,
-        decode_tensor=0,
-        num_slices=1,
-        logical_axis_rules=RULES,
-      ),
-      sampling=dict(weights='resident', int8=False),  # prefill and decode
-      compute=dict(
-        dtype='bfloat16',
-        param_dtype='float32',
-        remat='nothing_saveable',
-        attention='xla' if tiny else 'splash',
-        query_block=512,
-        splash_block=512,
-        head_chunk=4096,  # as stages have it
-      ),
-    )
-  )
+  config = ConfigDict(BASE)
+  config.update_from_flattened_dict(VARIANTS[arg])
+  return config

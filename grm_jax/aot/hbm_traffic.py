@@ -12,7 +12,7 @@ conditions of loops. A kernel reads its operands and writes its results once.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from grm_jax.aot import hlo_parser
 from grm_jax.aot.hlo_parser import (
@@ -90,7 +90,7 @@ def main_loop(module: HloModule) -> str:
   return max(bodies, key=lambda name: _total(_moves(module, name, 1)))
 
 
-def _total(moves: _Moves) -> int:
+def _total(moves: Iterable[tuple[int, Instruction]]) -> int:
   return sum(count for count, _ in moves)
 
 
@@ -102,8 +102,9 @@ def _moves(module: HloModule, name: str, executions: int) -> _Moves:
       branches = [_moves(module, branch, executions) for branch in x.called]
       moves += min(branches, key=_total)
     elif x.op == 'while':
+      (body,) = x.called
       times = executions * hlo_parser.trip_count(module, x)
-      moves += _moves(module, *x.called, times)
+      moves += _moves(module, body, times)
     elif x.op not in _FREE and not x.op.endswith('-done'):
       shapes = [lines[operand].shape for operand in x.operands]
       read = sum(_read(module, x, i, shape) for i, shape in enumerate(shapes))

@@ -166,8 +166,9 @@ def walk(
     frame_line = line or x.name
     yield ExecutedInstruction(x, name, frame, executions, frame_line)
     if x.op == 'while':
+      (body,) = x.called
       times = executions * trip_count(module, x)
-      yield from walk(module, *x.called, executions=times)
+      yield from walk(module, body, executions=times)
     elif x.op == 'conditional':
       smallest = min(x.called, key=lambda branch: len(module[branch].lines))
       yield from walk(module, smallest, executions=executions)

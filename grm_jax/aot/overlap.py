@@ -36,7 +36,7 @@ def exposed_seconds(
     Exposed seconds of each collective, over all its executions.
   """
   # Network seconds of one execution of a frame, by the line that starts them.
-  network: collections.Counter[Line] = collections.Counter()
+  network: dict[Line, float] = collections.defaultdict(float)
   for x, taken in zip(collectives, seconds, strict=True):
     if not x.fused:
       network[x.frame, x.line] += taken / x.executions

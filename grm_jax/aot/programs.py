@@ -55,7 +55,7 @@ class AotProgram:
   """
 
   name: str
-  jitted: Callable
+  jitted: Any
   arguments: tuple
   runs_per_step: int = 1
   useful_flops: int = 0
@@ -133,7 +133,7 @@ def _update(config, model, loss, batch, resident=()) -> list[AotProgram]:
   optim, _ = optimizer.make(1000, **config.optimizer)
   update = train_step.TrainStep(model, optim, loss)
   state = train_state.abstract_state(model, optim)
-  first = jax.eval_shape(update.first, state.params, batch)
+  first = jax.eval_shape(update.grad, state.params, batch)
   replicated = model.layout.sharding(())
 
   def scalar(x):
@@ -141,7 +141,7 @@ def _update(config, model, loss, batch, resident=()) -> list[AotProgram]:
 
   sums = train_step.AccumulatedGrads(
     model_init.abstract_params(model),
-    *jax.tree.map(scalar, (first.numerator, first.denominator, first.extras)),
+    *jax.tree.map(scalar, (first.numerator, first.denominator, first.aux)),
   )
   useful = flops.train_step(
     model.config, *_lengths(config), scalar=model.scalar
@@ -150,13 +150,13 @@ def _update(config, model, loss, batch, resident=()) -> list[AotProgram]:
   return [
     AotProgram(
       'gradients',
-      update.add if several else update.first,
+      update.accumulate if several else update.grad,
       (state.params, sums, batch) if several else (state.params, batch),
       config.grad_accum_steps,
       useful,
       resident=(state.opt_state, resident),
     ),
-    AotProgram('update', update.apply, (state, sums), resident=resident),
+    AotProgram('update', update.apply_update, (state, sums), resident=resident),
   ]
 
 
@@ -290,7 +290,7 @@ def _batch(config, layout: ShardingLayout, generations: bool = True) -> Batch:
   )
 
 
-def _floats(config, layout, ndim) -> jax.ShapeDtypeStruct:
+def _floats(config, layout, ndim) -> Any:
   """float32 [P, R] or [P, R, T]."""
   shape = (
     config.micro_batch_prompts,
@@ -300,7 +300,8 @@ def _floats(config, layout, ndim) -> jax.ShapeDtypeStruct:
   return _array(layout, jnp.float32, *shape[:ndim])
 
 
-def _array(layout, dtype, *shape) -> jax.ShapeDtypeStruct:
+def _array(layout, dtype, *shape) -> Any:
+  """A ShapeDtypeStruct; typed Any because it stands for an array."""
   names = ('prompts', 'tokens', 'tokens')[: len(shape)]
   sharding = layout.sharding(names, shape)
   return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -27,7 +28,7 @@ def devices(name: str, num_slices: int = 1) -> Sequence[jax.Device]:
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   # libtpu locks the chip against a second process; here there is no chip.
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-  options = {'num_slices': num_slices}
+  options: dict[str, Any] = {'num_slices': num_slices}
   if name.startswith('v4:'):
     # JAX uses the two cores of a v4 chip as one device ("megacore").
     options['chip_config_name'] = 'megacore'
