@@ -153,8 +153,10 @@ def generation_logps(
     generations.reshape(shape[0], -1),
   )
   real = jnp.arange(shape[2])[None, None] < lengths[..., None]
-  logps, entropy = logps.reshape(shape), entropy.reshape(shape)
-  return jnp.where(real, logps, 0.0), jnp.where(real, entropy, 0.0)
+  logps, entropy = (
+    jnp.where(real, x.reshape(shape), 0.0) for x in (logps, entropy)
+  )
+  return logps, entropy
 
 
 def prompt_logps(

@@ -21,8 +21,8 @@ from tests.golden import make_gemma2
 def test_logits_equal_stored_logits(tmp_path):
   fields = gemma2_files.CONFIGS[make_gemma2.CONFIG]
   gemma2_files.write(tmp_path, fields, make_gemma2.SEED)
-  size, scalar = hf_config.read_config(tmp_path)
-  model = Transformer(size, ComputeConfig(), mesh.one_device(), scalar)
+  config, scalar = hf_config.read_config(tmp_path)
+  model = Transformer(config, ComputeConfig(), mesh.one_device(), scalar)
   source = hf_load.open_source(tmp_path)
   params = hf_load.load_params(source, model, 'source')
   tokens = jnp.asarray(make_gemma2.tokens(), jnp.int32)
