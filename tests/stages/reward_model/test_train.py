@@ -244,7 +244,7 @@ class PreemptionAt:
     return step == self.step
 
 
-def test_a_preempted_evaluation_is_made_up_for(
+def test_a_resumed_run_does_the_pending_evaluation(
   runner, clean_run, tmp_path, monkeypatch
 ):
   """A run that is preempted when an evaluation is due resumes with it."""
