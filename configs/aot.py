@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from grm_jax.sharding.rules import RULES
 
-BASE = dict(
+_DEFAULTS = dict(
   stage='aot',
   # 'sft_step', 'grpo_update', 'reward_model_step': gradients and the update.
   # 'reference': log-probabilities by a frozen policy. 'prefill', 'decode': the
@@ -81,7 +81,9 @@ BASE = dict(
     head_chunk=4096,  # tokens at once in the output head
   ),
 )
-TINY = {
+
+# A tiny model on the devices of this machine.
+_TINY = {
   'topology': 'local',
   'size': 'tiny',
   'micro_batch_prompts': 8,
@@ -89,12 +91,13 @@ TINY = {
   'generation_size': 64,
   'compute.attention': 'xla',
 }
-VARIANTS = {'': {}, 'tiny': TINY}
+
+_OVERRIDES = {'': {}, 'tiny': _TINY}
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  if arg not in VARIANTS:
+  if arg not in _OVERRIDES:
     raise ValueError(f'configs/aot.py:{arg}: only :tiny exists')
-  config = ConfigDict(BASE)
-  config.update_from_flattened_dict(VARIANTS[arg])
+  config = ConfigDict(_DEFAULTS)
+  config.update_from_flattened_dict(_OVERRIDES[arg])
   return config

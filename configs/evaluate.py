@@ -1,24 +1,99 @@
-r"""Evaluates a judge on benchmarks and writes a report one can look at.
+r"""Evaluates a judge on benchmark suites and writes a report.
 
-  python -m grm_jax.main --config=configs/evaluate.py --workdir=runs/eval \
+  python -m grm_jax.main --config=configs/evaluate.py --workdir=runs/evaluate \
     --config.checkpoint=DIR --config.suites.rewardbench=PATH
 
-PATH is a benchmark's published file or folder, local or gs://, or a name as
-tfds:NAME:SPLIT or seqio:MODULE/NAME:SPLIT. Every query is
-judged k times and once greedily; the report has accuracy at k = 1, 2, 4, ...
-Killed and started again, it goes on. The report alone, without a model:
+Needs a model directory and published benchmark files: PATH is a file or folder,
+local or gs://, or tfds:NAME:SPLIT or seqio:MODULE/NAME:SPLIT. Judges each query
+k times and once greedily; WORKDIR/report.html has accuracy at k = 1, 2, 4, ...
+Resumes after an interruption. To write the report again without a model:
 
   python -m grm_jax.main --config=configs/evaluate.py --workdir=runs/again \
-    --config.reuse_samples=runs/eval
+    --config.reuse_samples=runs/evaluate
 
-`:tiny` judges with a small random model: it shows that everything runs.
+`:tiny` judges with a small random model.
 """
 
 from ml_collections import ConfigDict
 
 from grm_jax.sharding.rules import RULES
 
-# A small pretrained model, by what fits two CPU cores.
+# Gemma-2 on TPUs.
+_DEFAULTS = dict(
+  stage='evaluate',
+  # 'grm': a generative reward model. Baselines: 'llm' names the best response
+  # (LLM-as-a-Judge), 'token_probability' uses the probability of that name,
+  # 'scalar' has a value per response (Bradley-Terry), 'pair' one per pair
+  # (PairRM), 'semi_scalar' a critique and a value per response (CLoud).
+  judge='grm',
+  checkpoint='',  # model directory; 'random': small random weights
+  checkpoint_step=-1,  # step of the checkpoint; -1: the newest
+  meta_checkpoint='',  # model directory of a meta RM; '': none
+  suites=dict(  # file, folder or data set of each; '': not evaluated
+    rewardbench='',
+    rewardbench2='',
+    ppe='',
+    rmb='',
+    judgebench='',
+    realmistake='',
+    llmbar='',
+    pandalm='',
+  ),
+  max_rows=0,  # of each suite; 0: all
+  reuse_samples='',  # WORKDIR of an earlier run: only write its report again
+  k=32,  # samples of each query, used for all points of a curve
+  greedy=True,  # also one greedy judgement of each query
+  temperature=0.5,  # of the samples
+  response_order='balanced',  # 'random' is the paper's; or 'fixed'
+  seed=0,  # of samples, orders and bootstrap intervals
+  prompt=dict(
+    template='',  # name in judgement/templates/, or a path; '': the judge's own
+    # Template that writes principles for an example that has none; used by
+    # the template 'critique'.
+    principles='principles',
+    too_long='shorten',  # or 'refuse': report examples that do not fit
+    meta='',  # template of the meta RM; '': the one that it was trained with
+  ),
+  sampling=dict(
+    weights='resident',  # or 'fsdp': split as in training, gathered per layer
+    int8=False,  # int8 kernels, one scale per output channel
+    prompts=16,  # P, prompts on the devices at once
+    generations_per_prompt=4,  # R, samples of a prompt at once
+    max_new_tokens=1024,  # T, the longest generation
+    decode_steps_per_call=16,  # decode steps between two refills
+    prompt_buckets=(1024, 2048, 4096),  # padded prompt lengths
+  ),
+  mesh=dict(  # see docs/pods.md
+    data=1,  # devices that replicate weights
+    fsdp=-1,  # devices that split weights; -1: the remaining ones
+    tensor=1,  # devices that split heads, MLP and vocabulary
+    decode_tensor=0,  # tensor axis while decoding; 0: as `tensor`
+    num_slices=1,  # TPU slices, part of the data axis
+    logical_axis_rules=RULES,  # see grm_jax/sharding/rules.py
+  ),
+  compute=dict(
+    dtype='bfloat16',  # of layers; or 'float32'
+    attention='splash',  # TPU kernel; 'xla' runs everywhere
+    query_block=512,  # queries at once in xla attention
+    splash_block=512,  # tile of the splash kernel
+    head_chunk=4096,  # tokens at once in the output head
+  ),
+)
+
+# A small random model, on a CPU.
+_TINY = {
+  'checkpoint': 'random',
+  'k': 4,
+  'sampling.prompts': 2,
+  'sampling.generations_per_prompt': 2,
+  'sampling.max_new_tokens': 24,
+  'sampling.decode_steps_per_call': 8,
+  'sampling.prompt_buckets': (1024, 2048),
+  'compute.dtype': 'float32',
+  'compute.attention': 'xla',
+}
+
+# SmolLM2-135M on two CPU cores.
 _SMOLLM2 = {
   'checkpoint': 'runs/smollm2/model',
   'k': 8,
@@ -31,72 +106,16 @@ _SMOLLM2 = {
   'compute.attention': 'xla',
 }
 
+_OVERRIDES = {'': {}, 'tiny': _TINY, 'smollm2': _SMOLLM2}
+
 
 def get_config(arg: str = '') -> ConfigDict:
-  if arg not in ('', 'tiny', 'smollm2'):
+  """Returns the config; `arg` follows configs/evaluate.py: on the flag."""
+  if arg not in _OVERRIDES:
     raise ValueError(
-      f'configs/evaluate.py:{arg}: only :tiny and :smollm2 exist'
+      f'configs/evaluate.py:{arg} does not exist; use :tiny, :smollm2 or '
+      'nothing'
     )
-  tiny = arg == 'tiny'
-  config = ConfigDict(
-    dict(
-      stage='evaluate',
-      # 'grm'; 'llm': asked for the best response only (LLM-as-a-Judge);
-      # 'token_probability': its scores are how likely each is named;
-      # 'scalar': a value per response, nothing written; 'pair': one per pair
-      # of them (PairRM); 'semi_scalar': a critique per response, then a value
-      # for it (CLoud).
-      judge='grm',
-      checkpoint='random' if tiny else '',  # see configs/score.py
-      checkpoint_step=-1,
-      meta_checkpoint='',
-      suites=dict(
-        rewardbench='',
-        rewardbench2='',
-        ppe='',
-        rmb='',
-        judgebench='',
-        realmistake='',
-        llmbar='',
-        pandalm='',
-      ),
-      max_rows=0,  # of each suite; 0: all
-      reuse_samples='',  # a workdir of before: only write its report again
-      k=4 if tiny else 32,  # samples of each query, for the whole curve
-      greedy=True,  # besides, one greedy judgement of each
-      temperature=0.5,
-      response_order='balanced',  # 'random' is the paper's; 'fixed'
-      seed=0,
-      prompt=dict(  # see configs/score.py
-        template='', principles='principles', too_long='shorten', meta=''
-      ),
-      sampling=dict(  # see configs/score.py
-        weights='resident',
-        int8=False,
-        prompts=2 if tiny else 16,
-        generations_per_prompt=2 if tiny else 4,
-        max_new_tokens=24 if tiny else 1024,
-        decode_steps_per_call=8 if tiny else 16,
-        prompt_buckets=(1024, 2048) if tiny else (1024, 2048, 4096),
-      ),
-      # decode_tensor is `tensor` while tokens are drawn; 0: the same.
-      mesh=dict(
-        data=1,
-        fsdp=-1,
-        tensor=1,
-        decode_tensor=0,
-        num_slices=1,
-        logical_axis_rules=RULES,
-      ),
-      compute=dict(
-        dtype='float32' if tiny else 'bfloat16',
-        attention='xla' if tiny else 'splash',
-        query_block=512,
-        splash_block=512,
-        head_chunk=4096,
-      ),
-    )
-  )
-  if arg == 'smollm2':
-    config.update_from_flattened_dict(_SMOLLM2)
+  config = ConfigDict(_DEFAULTS)
+  config.update_from_flattened_dict(_OVERRIDES[arg])
   return config

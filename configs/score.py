@@ -1,21 +1,94 @@
 r"""Scores the responses of a file with a generative reward model.
 
-  python -m grm_jax.main --config=configs/score.py \
-    --config.checkpoint=DIR --config.input=rows.jsonl --config.output=out.jsonl
+  python -m grm_jax.main --config=configs/score.py --workdir=runs/score \
+    --config.checkpoint=DIR --config.input=rows.jsonl
 
-The file is JSON, JSONL or Parquet, by its suffix. Rows are
-{query | messages, responses[, id, best, reference]}. Each is judged k times;
-out.jsonl gets votes, scores and generations, rows that cannot be judged are
-reported in out.errors.jsonl. Killed and started again, it goes on.
-`--config.judge=scalar` scores with a scalar reward model instead.
-`:tiny` scores with a small random model: it shows that everything runs.
+Needs a model directory (configs/convert.py or a training stage writes one) and
+a JSON, JSONL or Parquet file with rows {query or messages, responses[, id,
+best, reference]}. Judges each row k times and writes votes, scores and
+generations to WORKDIR/scores.jsonl, and rows that cannot be judged to
+WORKDIR/scores.errors.jsonl. Resumes after an interruption.
+
+`:tiny` judges three rows with a small random model, in a minute on a CPU.
 """
 
 from ml_collections import ConfigDict
 
 from grm_jax.sharding.rules import RULES
 
-# A small pretrained model, by what fits two CPU cores.
+# Gemma-2 on TPUs.
+_DEFAULTS = dict(
+  stage='score',
+  # 'grm': a generative reward model. Baselines: 'llm' names the best response
+  # (LLM-as-a-Judge), 'token_probability' uses the probability of that name,
+  # 'scalar' has a value per response (Bradley-Terry), 'pair' one per pair
+  # (PairRM), 'semi_scalar' a critique and a value per response (CLoud).
+  judge='grm',
+  checkpoint='',  # model directory; 'random': small random weights
+  checkpoint_step=-1,  # step of the checkpoint; -1: the newest
+  meta_checkpoint='',  # model directory of a meta RM; '': none
+  input='',  # file with rows
+  output='',  # '': WORKDIR/scores.jsonl
+  fail_on_bad_rows=False,  # stop at the first row that cannot be judged
+  k=8,  # samples of each row; 0: one greedy judgement
+  temperature=0.5,  # of the samples
+  response_order='balanced',  # of responses in the prompt; 'random', 'fixed'
+  # 'sum' of scores, 'mean', 'majority' of pairwise winners. With a meta RM:
+  # 'guided', the sum of the k_meta samples that it values most, or 'best'.
+  vote='sum',
+  k_meta=0,  # samples that a guided vote uses; 0: half of k
+  seed=0,  # of samples and orders
+  prompt=dict(
+    template='',  # name in judgement/templates/, or a path; '': the judge's own
+    # Template that writes principles for an example that has none; used by
+    # the template 'critique'.
+    principles='principles',
+    too_long='shorten',  # or 'refuse': report examples that do not fit
+    meta='',  # template of the meta RM; '': the one that it was trained with
+  ),
+  sampling=dict(
+    weights='resident',  # or 'fsdp': split as in training, gathered per layer
+    int8=False,  # int8 kernels, one scale per output channel
+    prompts=16,  # P, prompts on the devices at once
+    generations_per_prompt=4,  # R, samples of a prompt at once
+    max_new_tokens=1024,  # T, the longest generation
+    decode_steps_per_call=16,  # decode steps between two refills
+    prompt_buckets=(1024, 2048, 4096),  # padded prompt lengths
+  ),
+  # Several processes: True gives each a model and a share of the rows; False
+  # splits one model over all of them.
+  apart=False,
+  mesh=dict(  # see docs/pods.md
+    data=1,  # devices that replicate weights
+    fsdp=-1,  # devices that split weights; -1: the remaining ones
+    tensor=1,  # devices that split heads, MLP and vocabulary
+    decode_tensor=0,  # tensor axis while decoding; 0: as `tensor`
+    num_slices=1,  # TPU slices, part of the data axis
+    logical_axis_rules=RULES,  # see grm_jax/sharding/rules.py
+  ),
+  compute=dict(
+    dtype='bfloat16',  # of layers; or 'float32'
+    attention='splash',  # TPU kernel; 'xla' runs everywhere
+    query_block=512,  # queries at once in xla attention
+    splash_block=512,  # tile of the splash kernel
+    head_chunk=4096,  # tokens at once in the output head
+  ),
+)
+
+# A small random model, on a CPU.
+_TINY = {
+  'checkpoint': 'random',
+  'input': 'launch/demo/rows.jsonl',
+  'k': 4,
+  'sampling.prompts': 2,
+  'sampling.generations_per_prompt': 2,
+  'sampling.max_new_tokens': 96,
+  'sampling.prompt_buckets': (1024, 2048),
+  'compute.dtype': 'float32',
+  'compute.attention': 'xla',
+}
+
+# SmolLM2-135M on two CPU cores.
 _SMOLLM2 = {
   'checkpoint': 'runs/smollm2/model',
   'prompt.template': 'brief',
@@ -27,76 +100,15 @@ _SMOLLM2 = {
   'compute.attention': 'xla',
 }
 
+_OVERRIDES = {'': {}, 'tiny': _TINY, 'smollm2': _SMOLLM2}
+
 
 def get_config(arg: str = '') -> ConfigDict:
-  if arg not in ('', 'tiny', 'smollm2'):
-    raise ValueError(f'configs/score.py:{arg}: only :tiny and :smollm2 exist')
-  tiny = arg == 'tiny'
-  config = ConfigDict(
-    dict(
-      stage='score',
-      # 'grm'; 'llm': asked for the best response only (LLM-as-a-Judge);
-      # 'token_probability': its scores are how likely each is named;
-      # 'scalar': a value per response, nothing written; 'pair': one per pair
-      # of them (PairRM); 'semi_scalar': a critique per response, then a value
-      # for it (CLoud).
-      judge='grm',
-      # Directory written by configs/convert.py; 'random' for tiny weights.
-      checkpoint='random' if tiny else '',
-      checkpoint_step=-1,  # which step of the checkpoint; -1 is the newest
-      meta_checkpoint='',  # of a meta RM, for votes guided by it
-      input='launch/demo/rows.jsonl' if tiny else '',
-      output='',  # default: WORKDIR/scores.jsonl
-      fail_on_bad_rows=False,  # stop at the first row that cannot be judged
-      k=4 if tiny else 8,  # samples of each row; 0: one greedy judgement
-      temperature=0.5,
-      response_order='balanced',  # of responses in the prompt; 'random', 'fixed'
-      # 'mean', 'majority' (of pairwise winners); with a meta RM 'guided' (the
-      # sum of the k_meta samples that it likes most) or 'best' (of them).
-      vote='sum',
-      k_meta=0,  # 0: half of k
-      seed=0,
-      prompt=dict(
-        template='',  # a name in judging/templates/, or a path; '': the judge's
-        # 'critique' judges by principles: those of the row, or written once
-        # for the row by this template.
-        principles='principles',
-        too_long='shorten',  # or 'refuse'
-        meta='',  # of the meta RM; '': the one that it was trained with
-      ),
-      sampling=dict(
-        weights='resident',  # or 'fsdp': split as in training, gathered
-        int8=False,  # weights per output channel
-        prompts=2 if tiny else 16,  # P, prompts at work at once
-        generations_per_prompt=2
-        if tiny
-        else 4,  # R, samples of a prompt drawn at once
-        max_new_tokens=96 if tiny else 1024,  # T, most tokens of a generation
-        decode_steps_per_call=16,  # steps between two refills
-        # Lengths that prompts are padded to; the last is the longest.
-        prompt_buckets=(1024, 2048) if tiny else (1024, 2048, 4096),
-      ),
-      # Several processes: whether each has a model of its own and judges its
-      # own share of the rows, or all of them hold one model together.
-      apart=False,
-      # decode_tensor is `tensor` while tokens are drawn; 0: the same.
-      mesh=dict(
-        data=1,
-        fsdp=-1,
-        tensor=1,
-        decode_tensor=0,
-        num_slices=1,
-        logical_axis_rules=RULES,
-      ),
-      compute=dict(
-        dtype='float32' if tiny else 'bfloat16',
-        attention='xla' if tiny else 'splash',
-        query_block=512,
-        splash_block=512,
-        head_chunk=4096,
-      ),
+  """Returns the config; `arg` is what follows configs/score.py: on the flag."""
+  if arg not in _OVERRIDES:
+    raise ValueError(
+      f'configs/score.py:{arg} does not exist; use :tiny, :smollm2 or nothing'
     )
-  )
-  if arg == 'smollm2':
-    config.update_from_flattened_dict(_SMOLLM2)
+  config = ConfigDict(_DEFAULTS)
+  config.update_from_flattened_dict(_OVERRIDES[arg])
   return config

@@ -5,15 +5,92 @@ r"""Serves a judge over HTTP: a reward for RL trainers, a page for people.
   curl http://127.0.0.1:8080/v1/score -H 'content-type: application/json' \
     -d '{"query": "2 + 3?", "responses": ["5", "6"], "k": 4}'
 
-http://127.0.0.1:8080/docs describes all of it. SIGTERM answers what was taken
-and ends. `:tiny` serves a small random model: it shows that everything runs.
+Needs a model directory and requirements-serve.txt. http://127.0.0.1:8080/docs
+describes the API, see also docs/serving.md. On SIGTERM the server finishes
+accepted requests and exits. `:tiny` serves a small random model.
 """
 
 from ml_collections import ConfigDict
 
 from grm_jax.sharding.rules import RULES
 
-# A small pretrained model, by what fits two CPU cores.
+# Gemma-2 on TPUs.
+_DEFAULTS = dict(
+  stage='serve',
+  judge='grm',  # or 'llm', see configs/score.py
+  checkpoint='',  # model directory; 'random': small random weights
+  checkpoint_step=-1,  # step of the checkpoint; -1: the newest
+  meta_checkpoint='',  # model directory of a meta RM; '': none
+  host='127.0.0.1',  # address to listen on; '0.0.0.0': all of this machine
+  port=8080,  # 0: any free port
+  # Host names that requests may use, such as a proxy's. (): on a loopback
+  # address only its own names, on other addresses any name.
+  allowed_hosts=(),
+  token_file='',  # file with the bearer token that clients must send
+  limits=dict(  # above them a request gets status 413, 422, 429 or 504
+    body_bytes=4_000_000,  # of a request
+    characters=400_000,  # of all texts of an example
+    responses=16,  # of an example
+    k=64,  # samples of an example
+    batch=256,  # examples of a request
+    max_queue=1024,  # examples that wait, of all clients
+    timeout_s=600.0,  # seconds until an example is cancelled
+  ),
+  k=8,  # default of requests: samples; 0: one greedy judgement
+  temperature=0.5,  # default of requests
+  response_order='balanced',  # or 'random', 'fixed'
+  vote='sum',  # default of requests, see configs/score.py
+  k_meta=0,  # default of requests; 0: half of k
+  seed=0,  # default of requests
+  prompt=dict(
+    template='',  # name in judgement/templates/, or a path; '': the judge's own
+    # Template that writes principles for an example that has none; used by
+    # the template 'critique'.
+    principles='principles',
+    too_long='shorten',  # or 'refuse': report examples that do not fit
+    meta='',  # template of the meta RM; '': the one that it was trained with
+  ),
+  sampling=dict(
+    weights='resident',  # or 'fsdp': split as in training, gathered per layer
+    int8=False,  # int8 kernels, one scale per output channel
+    prompts=16,  # P, prompts on the devices at once
+    generations_per_prompt=4,  # R, samples of a prompt at once
+    max_new_tokens=1024,  # T, the longest generation
+    decode_steps_per_call=16,  # decode steps between two refills
+    # One length: with several, the last bits of a sum can depend on the other
+    # prompts on the devices, and rarely a sample with them.
+    prompt_buckets=(4096,),
+  ),
+  mesh=dict(  # see docs/pods.md
+    data=1,  # devices that replicate weights
+    fsdp=-1,  # devices that split weights; -1: the remaining ones
+    tensor=1,  # devices that split heads, MLP and vocabulary
+    decode_tensor=0,  # tensor axis while decoding; 0: as `tensor`
+    num_slices=1,  # TPU slices, part of the data axis
+    logical_axis_rules=RULES,  # see grm_jax/sharding/rules.py
+  ),
+  compute=dict(
+    dtype='bfloat16',  # of layers; or 'float32'
+    attention='splash',  # TPU kernel; 'xla' runs everywhere
+    query_block=512,  # queries at once in xla attention
+    splash_block=512,  # tile of the splash kernel
+    head_chunk=4096,  # tokens at once in the output head
+  ),
+)
+
+# A small random model, on a CPU.
+_TINY = {
+  'checkpoint': 'random',
+  'k': 4,
+  'sampling.prompts': 4,
+  'sampling.generations_per_prompt': 2,
+  'sampling.max_new_tokens': 96,
+  'sampling.prompt_buckets': (2048,),
+  'compute.dtype': 'float32',
+  'compute.attention': 'xla',
+}
+
+# SmolLM2-135M on two CPU cores.
 _SMOLLM2 = {
   'checkpoint': 'runs/smollm2/model',
   'prompt.template': 'brief',
@@ -25,75 +102,15 @@ _SMOLLM2 = {
   'compute.attention': 'xla',
 }
 
+_OVERRIDES = {'': {}, 'tiny': _TINY, 'smollm2': _SMOLLM2}
+
 
 def get_config(arg: str = '') -> ConfigDict:
-  if arg not in ('', 'tiny', 'smollm2'):
-    raise ValueError(f'configs/serve.py:{arg}: only :tiny and :smollm2 exist')
-  tiny = arg == 'tiny'
-  config = ConfigDict(
-    dict(
-      stage='serve',
-      judge='grm',  # or 'llm', see configs/score.py
-      # Directory written by configs/convert.py; 'random' for tiny weights.
-      checkpoint='random' if tiny else '',
-      checkpoint_step=-1,  # which step of the checkpoint; -1 is the newest
-      meta_checkpoint='',  # of a meta RM, for votes guided by it
-      host='127.0.0.1',  # '0.0.0.0': all who reach this machine
-      port=8080,  # 0: any free one
-      # Names that clients may call it by, such as a proxy's; (): on a loopback
-      # address its names only, elsewhere any.
-      allowed_hosts=(),
-      token_file='',  # holds what clients must send as a bearer token
-      limits=dict(  # above them: 413, 422, 429 or 504, with the limit's name
-        body_bytes=4_000_000,
-        characters=400_000,  # of all texts of an example
-        responses=16,
-        k=64,
-        batch=256,  # examples of a request
-        max_queue=1024,  # examples of all clients
-        timeout_s=600.0,  # until an example is given up
-      ),
-      # What requests leave open; see configs/score.py.
-      k=4 if tiny else 8,
-      temperature=0.5,
-      response_order='balanced',
-      vote='sum',
-      k_meta=0,
-      seed=0,
-      prompt=dict(
-        template='',
-        principles='principles',
-        too_long='shorten',
-        meta='',
-      ),
-      sampling=dict(
-        weights='resident',
-        int8=False,
-        prompts=4 if tiny else 16,
-        generations_per_prompt=2 if tiny else 4,
-        max_new_tokens=96 if tiny else 1024,
-        decode_steps_per_call=16,
-        # One length: with several, the last bits of a sum may depend on which
-        # other prompts are at work, and with them now and then a draw.
-        prompt_buckets=(2048,) if tiny else (4096,),
-      ),
-      mesh=dict(
-        data=1,
-        fsdp=-1,
-        tensor=1,
-        decode_tensor=0,
-        num_slices=1,
-        logical_axis_rules=RULES,
-      ),
-      compute=dict(
-        dtype='float32' if tiny else 'bfloat16',
-        attention='xla' if tiny else 'splash',
-        query_block=512,
-        splash_block=512,
-        head_chunk=4096,
-      ),
+  """Returns the config; `arg` is what follows configs/serve.py: on the flag."""
+  if arg not in _OVERRIDES:
+    raise ValueError(
+      f'configs/serve.py:{arg} does not exist; use :tiny, :smollm2 or nothing'
     )
-  )
-  if arg == 'smollm2':
-    config.update_from_flattened_dict(_SMOLLM2)
+  config = ConfigDict(_DEFAULTS)
+  config.update_from_flattened_dict(_OVERRIDES[arg])
   return config
