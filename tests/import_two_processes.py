@@ -36,7 +36,7 @@ class CountedSlice:
 
 def main(directory):
   distributed.initialize()
-  model_config, scalar = hf_config.read_size(directory)
+  model_config, scalar = hf_config.read_config(directory)
   read_slice = hf_load.TensorSource.slice
   hf_load.TensorSource.slice = lambda self, key: CountedSlice(
     read_slice(self, key)

@@ -1,4 +1,4 @@
-"""GGUF files written here by the package gguf, as llama.cpp would."""
+"""Reads GGUF files that the package gguf writes, as llama.cpp does."""
 
 import gguf
 import numpy as np
@@ -27,42 +27,43 @@ NAMES = {
   'input_layernorm': 'attn_norm',
   'post_attention_layernorm': 'ffn_norm',
 }
-ENDS = {'embed_tokens': 'token_embd', 'norm': 'output_norm'}
+OUTER_NAMES = {'embed_tokens': 'token_embd', 'norm': 'output_norm'}
 
 
-def their_name(key):
-  """llama.cpp's name of a tensor of Hugging Face."""
+def gguf_name(key):
+  """Returns the llama.cpp name of a Hugging Face tensor."""
   parts = key.split('.')
   if parts[1] == 'layers':
     return f'blk.{parts[2]}.{NAMES[".".join(parts[3:-1])]}.weight'
-  return f'{ENDS[parts[1]]}.weight'
+  return f'{OUTER_NAMES[parts[1]]}.weight'
 
 
-def interleaved(x, heads):
-  """llama.cpp's order of the rows of queries and keys."""
+def interleave(x, heads):
+  """Returns the rows of queries or keys in the order of llama.cpp."""
   halves = x.reshape(heads, 2, x.shape[0] // heads // 2, -1)
   return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(x.shape)
 
 
-def stored(key, x):
+def to_gguf(key, x):
+  """Returns a Hugging Face tensor as GGUF stores it."""
   if 'q_proj' in key:
-    return interleaved(x, FIELDS['num_attention_heads'])
+    return interleave(x, FIELDS['num_attention_heads'])
   if 'k_proj' in key:
-    return interleaved(x, FIELDS['num_key_value_heads'])
+    return interleave(x, FIELDS['num_key_value_heads'])
   return x
 
 
-def pieces():
-  """A vocabulary of bytes, a merge, and control tokens in front."""
+def make_vocabulary():
+  """Returns control tokens, all bytes, and one merged token."""
   control = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
   alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
   return [*control, *alphabet, 'is']
 
 
 def write(path, arch='llama', pre='smollm', quantized=(), scaled=False):
-  """The tensors that Hugging Face would have."""
-  words = pieces()
-  fields = FIELDS | {'vocab_size': len(words)}
+  """Writes a GGUF file; returns its tensors as Hugging Face has them."""
+  vocabulary = make_vocabulary()
+  fields = FIELDS | {'vocab_size': len(vocabulary)}
   tensors = gemma2_files.random_tensors(fields, 5)
   out = gguf.GGUFWriter(path, arch)
   out.add_block_count(fields['num_hidden_layers'])
@@ -77,17 +78,17 @@ def write(path, arch='llama', pre='smollm', quantized=(), scaled=False):
     out.add_rope_scaling_type(gguf.RopeScalingType.YARN)
   out.add_tokenizer_model('gpt2')
   out.add_tokenizer_pre(pre)
-  out.add_token_list(words)
-  out.add_token_types([3] * 3 + [1] * (len(words) - 3))
+  out.add_token_list(vocabulary)
+  out.add_token_types([3] * 3 + [1] * (len(vocabulary) - 3))
   out.add_token_merges(['i s'])
   for key, x in tensors.items():
-    x = stored(key, x)
+    x = to_gguf(key, x)
     kind = gguf.GGMLQuantizationType.Q8_0
     if key in quantized:
       packed = gguf.quants.quantize(x, kind)
-      out.add_tensor(their_name(key), packed, raw_dtype=kind)
+      out.add_tensor(gguf_name(key), packed, raw_dtype=kind)
     else:
-      out.add_tensor(their_name(key), x)
+      out.add_tensor(gguf_name(key), x)
   out.write_header_to_file()
   out.write_kv_data_to_file()
   out.write_tensors_to_file()
@@ -95,22 +96,22 @@ def write(path, arch='llama', pre='smollm', quantized=(), scaled=False):
   return tensors
 
 
-def test_every_tensor_is_put_back(tmp_path):
+def test_every_tensor_equals_the_hugging_face_one(tmp_path):
   path = str(tmp_path / 'm.gguf')
   tensors = write(path)
   file = gguf_file.open_file(path)
-  size = gguf_file.read_config(file)
-  assert (size.num_layers, size.width, size.head_dim) == (4, 48, 8)
-  assert (size.rope_base, size.norm_eps) == (100_000.0, 1e-5)
-  assert size.window is None and not size.post_norms
-  source = gguf_file.tensor_source(file, size)
-  hf_load.check_keys(source, size, False)
+  config = gguf_file.read_config(file)
+  assert (config.num_layers, config.width, config.head_dim) == (4, 48, 8)
+  assert (config.rope_base, config.norm_eps) == (100_000.0, 1e-5)
+  assert config.window is None and not config.post_norms
+  source = gguf_file.tensor_source(file, config)
+  hf_load.check_keys(source, config, False)
   assert set(source.tensors) == set(tensors)
   for key, x in tensors.items():
     np.testing.assert_array_equal(source.slice(key)[:], x, err_msg=key)
 
 
-def test_quantized_tensors_are_near(tmp_path):
+def test_quantized_tensors_are_dequantized(tmp_path):
   path = str(tmp_path / 'm.gguf')
   name = 'model.layers.1.mlp.down_proj.weight'
   tensors = write(path, quantized=[name])
@@ -120,7 +121,7 @@ def test_quantized_tensors_are_near(tmp_path):
   np.testing.assert_allclose(x, tensors[name], atol=5e-3)
 
 
-def test_its_tokenizer(tmp_path):
+def test_tokenizer(tmp_path):
   path = str(tmp_path / 'm.gguf')
   write(path)
   text = gguf_file.tokenizer_json(gguf_file.open_file(path))
@@ -133,7 +134,7 @@ def test_its_tokenizer(tmp_path):
 
 
 def test_convert_and_score(tmp_path):
-  """Through main: a checkpoint with its tokenizer, which judges."""
+  """Converts a GGUF file with the command line, then scores with it."""
   write(tmp_path / 'm.gguf')
   stdout, _ = run(
     '--config=configs/convert.py',
@@ -155,19 +156,19 @@ def test_convert_and_score(tmp_path):
   assert scores.count('\n') == 3
 
 
-def test_what_is_refused(tmp_path):
+def test_unreadable_files_are_rejected(tmp_path):
   convert = ('--config=configs/convert.py', f'--config.target={tmp_path}/to')
 
-  def refused(name):
+  def error_for(name):
     return error_of(*convert, f'--config.source={tmp_path}/{name}')
 
-  assert names(refused('m.gguf'), tmp_path / 'm.gguf')
+  assert names(error_for('m.gguf'), tmp_path / 'm.gguf')
   write(tmp_path / 'm.gguf')
-  whole = (tmp_path / 'm.gguf').read_bytes()
-  (tmp_path / 'cut.gguf').write_bytes(whole[: len(whole) // 2])
-  assert names(refused('cut.gguf'), tmp_path / 'cut.gguf')
+  content = (tmp_path / 'm.gguf').read_bytes()
+  (tmp_path / 'cut.gguf').write_bytes(content[: len(content) // 2])
+  assert names(error_for('cut.gguf'), tmp_path / 'cut.gguf')
   (tmp_path / 'no.gguf').write_text('not a GGUF')
-  assert names(refused('no.gguf'), tmp_path / 'no.gguf')
+  assert names(error_for('no.gguf'), tmp_path / 'no.gguf')
   assert not (tmp_path / 'to').exists()
 
 
@@ -179,7 +180,7 @@ def test_what_is_refused(tmp_path):
     ({'scaled': True}, ['RoPE']),
   ],
 )
-def test_other_models_are_refused(tmp_path, changes, words):
+def test_unsupported_models_are_rejected(tmp_path, changes, words):
   path = str(tmp_path / 'm.gguf')
   write(path, **changes)
   with pytest.raises(UserError, match=naming(path, *words)):

@@ -15,7 +15,7 @@ from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import mesh
 from tests import gemma2_files
 from tests.messages import lines_with, names
-from tests.stages import printed
+from tests.stages import stage_output
 from tests.test_main import run
 
 
@@ -40,7 +40,7 @@ def exported(request, tmp_path_factory):
 
 def test_verify_compares_with_transformers(exported):
   _, _, stdout = exported
-  line = lines_with(stdout, printed.DIFFERENCE, 'transformers')[0]
+  line = lines_with(stdout, stage_output.DIFFERENCE, 'transformers')[0]
   assert names(line, transformers.__version__)
   assert float(line.split()[-1]) <= 1e-4
 
@@ -60,7 +60,7 @@ def test_loads_without_a_warning(exported, caplog, recwarn):
   assert not [w for w in recwarn if 'transformers' in str(w.filename)]
   assert theirs.dtype == torch.float32
 
-  size = model_config.named('tiny')
+  size = model_config.from_name('tiny')
   model = Transformer(size, ComputeConfig(), mesh.one_device(), scalar)
   params = model_directory.load_params(str(root / 'ours'), None, model)
   tokens = np.random.default_rng(0).integers(3, size.vocab_size, (2, 90))
@@ -91,5 +91,5 @@ def test_what_transformers_saves_comes_in(tmp_path):
     '--config.mesh.data=-1',
     '--config.mesh.fsdp=2',
   )
-  (line,) = lines_with(stdout, printed.DIFFERENCE, 'transformers')
+  (line,) = lines_with(stdout, stage_output.DIFFERENCE, 'transformers')
   assert float(line.split()[-1]) <= 1e-4

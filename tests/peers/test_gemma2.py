@@ -26,7 +26,7 @@ TOKENS = 40
 
 
 def load(directory):
-  size, scalar = huggingface_config.read_size(directory)
+  size, scalar = huggingface_config.read_config(directory)
   source = hf_load.open_source(directory)
   hf_load.check_keys(source, size, scalar)
   compute = ComputeConfig(query_block=16, head_chunk=24)

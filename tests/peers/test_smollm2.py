@@ -18,7 +18,7 @@ from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import mesh
 from grm_jax.tokenizer import chat_format, tokenizer
 from tests.messages import lines_with, names
-from tests.stages import printed
+from tests.stages import stage_output
 from tests.test_main import run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -35,8 +35,8 @@ TEXT = (
 @pytest.fixture(scope='module')
 def ours():
   file = gguf_file.open_file(str(GGUF))
-  size = gguf_file.size_of(file)
-  source = gguf_file.source(file, size)
+  size = gguf_file.read_config(file)
+  source = gguf_file.tensor_source(file, size)
   hf_load.check_keys(source, size, False)
   model = Transformer(size, ComputeConfig(), mesh.one_device())
   params = hf_load.load_params(source, model, 'float32')
@@ -59,7 +59,7 @@ def logits(ours, ids):
   batch = Batch(jnp.asarray([ids], jnp.int32), jnp.asarray([len(ids)]))
   hidden = model.apply({'params': params}, batch).prompt
   x = logprobs.logits(model, params['embedder']['table'], hidden)
-  return np.asarray(x)[0, :, : model.size.vocab_size]
+  return np.asarray(x)[0, :, : model.config.vocab_size]
 
 
 def test_logits_equal(ours, theirs):
@@ -123,6 +123,6 @@ def test_main_verifies_it(tmp_path):
     f'--config.target={tmp_path}/model',
     '--config.verify=true',
   )
-  (line,) = lines_with(stdout, printed.DIFFERENCE, 'checkpoint')
+  (line,) = lines_with(stdout, stage_output.DIFFERENCE, 'checkpoint')
   assert names(line, '0.00e+00')
-  assert lines_with(stdout, printed.DIFFERENCE, 'transformers'), stdout
+  assert lines_with(stdout, stage_output.DIFFERENCE, 'transformers'), stdout

@@ -1,4 +1,4 @@
-"""FLOPs against a loop over tokens and keys, the model itself, and literals."""
+"""FLOP counts against a loop over tokens, the model, and literals."""
 
 import dataclasses
 import math
@@ -15,8 +15,8 @@ from grm_jax.training import flops
 from tests.messages import naming
 from tests.model import tiny
 
-# L 2, D 3, F 5, N 4, K 2, H 2, V 7: every letter another number where it may.
-SIZE = model_config.ModelConfig(
+# L 2, D 3, F 5, N 4, K 2, H 2, V 7: different numbers where possible.
+CONFIG = model_config.ModelConfig(
   num_layers=2,
   width=3,
   mlp_width=5,
@@ -32,128 +32,133 @@ PER_TOKEN = 468
 PER_PAIR = 32  # 2 * N*H for the score, 2 * N*H for the value
 
 
-def looped(size, prompts, generations):
-  """(prompt, generation) query-key pairs of all layers, one by one."""
-  of_prompts = of_generations = 0
-  for layer in range(size.num_layers):
-    window = size.window if layer % 2 == 0 else math.inf
+def count_pairs(config, prompts, generations):
+  """Counts (prompt, generation) query-key pairs of all layers in a loop."""
+  prompt_pairs = generation_pairs = 0
+  for layer in range(config.num_layers):
+    window = config.window if layer % 2 == 0 else math.inf
     for length, lengths in zip(prompts, generations, strict=True):
       for query in range(length):
-        of_prompts += sum(query - key < window for key in range(query + 1))
-      for own in lengths:
-        for query in range(length, length + own):
-          of_generations += sum(
+        prompt_pairs += sum(query - key < window for key in range(query + 1))
+      for generation in lengths:
+        for query in range(length, length + generation):
+          generation_pairs += sum(
             query - key < window for key in range(query + 1)
           )
-  return of_prompts, of_generations
+  return prompt_pairs, generation_pairs
 
 
-def test_hand_counted():
-  """A prompt of 5 with generations of 2 and 0 tokens, window 4."""
-  counted = flops.forward(SIZE, [5], [[2, 0]])
+def test_hand_counted_example():
+  """A prompt of 5 tokens with generations of 2 and 0 tokens, window 4."""
+  count = flops.forward(CONFIG, [5], [[2, 0]])
   # Global: 1+2+3+4+5 and 6+7; local: 1+2+3+4+4 and 4+4.
-  assert counted == flops.Flops(
+  assert count == flops.Flops(
     prompt=5 * PER_TOKEN,
     generation=2 * PER_TOKEN,
     prompt_attention=PER_PAIR * (15 + 14),
     generation_attention=PER_PAIR * (13 + 8),
     head=2 * 2 * 3 * 7,
   )
-  assert counted.total == 7 * 468 + 32 * 50 + 84 == 4960
-  assert isinstance(counted.total, int)
+  assert count.total == 7 * 468 + 32 * 50 + 84 == 4960
+  assert isinstance(count.total, int)
 
 
 @pytest.mark.parametrize('window', [1, 2, 4, 6, 7, 100])
 def test_attention_equals_a_loop_over_pairs(window):
-  size = dataclasses.replace(SIZE, num_layers=4, window=window)
-  prompts, own = [6, 1, 3], [[0, 5, 2], [4, 0, 0], [1, 3, 9]]
-  counted = flops.forward(size, np.array(prompts), np.array(own))
-  of_prompts, of_generations = looped(size, prompts, own)
-  assert counted.prompt_attention == PER_PAIR * of_prompts
-  assert counted.generation_attention == PER_PAIR * of_generations
+  config = dataclasses.replace(CONFIG, num_layers=4, window=window)
+  prompts, generations = [6, 1, 3], [[0, 5, 2], [4, 0, 0], [1, 3, 9]]
+  count = flops.forward(config, np.array(prompts), np.array(generations))
+  prompt_pairs, generation_pairs = count_pairs(config, prompts, generations)
+  assert count.prompt_attention == PER_PAIR * prompt_pairs
+  assert count.generation_attention == PER_PAIR * generation_pairs
 
 
-def test_a_generation_is_its_decoding_steps():
-  counted = flops.forward(SIZE, [3], [[4]])
-  steps = [flops.decode(SIZE, keys) for keys in (4, 5, 6, 7)]
-  of_prompt = flops.forward(SIZE, [3])
-  assert of_prompt.generation == of_prompt.head == 0
-  assert counted.total == of_prompt.total + sum(s.total for s in steps)
-  # Global 7 keys, local 4.
+def test_generation_equals_its_decode_steps():
+  count = flops.forward(CONFIG, [3], [[4]])
+  steps = [flops.decode(CONFIG, keys) for keys in (4, 5, 6, 7)]
+  prompt_only = flops.forward(CONFIG, [3])
+  assert prompt_only.generation == prompt_only.head == 0
+  assert count.total == prompt_only.total + sum(s.total for s in steps)
+  # 7 keys on the global layer, 4 on the local layer.
   assert steps[-1].generation_attention == PER_PAIR * 11
 
 
 def test_prompts_are_counted_once():
-  own = [[2, 0, 3], [1, 1, 1]]
-  shared = flops.forward(SIZE, [5, 2], own)
-  again = flops.forward(SIZE, [5] * 3 + [2] * 3, np.reshape(own, (6, 1)))
-  assert again.prompt == 3 * shared.prompt
-  assert again.prompt_attention == 3 * shared.prompt_attention
-  assert again.generation == shared.generation
-  assert again.generation_attention == shared.generation_attention
-  assert again.head == shared.head == 8 * 2 * 3 * 7
+  generations = [[2, 0, 3], [1, 1, 1]]
+  shared = flops.forward(CONFIG, [5, 2], generations)
+  repeated = flops.forward(
+    CONFIG, [5] * 3 + [2] * 3, np.reshape(generations, (6, 1))
+  )
+  assert repeated.prompt == 3 * shared.prompt
+  assert repeated.prompt_attention == 3 * shared.prompt_attention
+  assert repeated.generation == shared.generation
+  assert repeated.generation_attention == shared.generation_attention
+  assert repeated.head == shared.head == 8 * 2 * 3 * 7
 
 
-def test_a_step_is_three_passes():
-  one = flops.forward(SIZE, [5], [[2, 3]])
-  step = flops.train_step(SIZE, [5], [[2, 3]])
-  assert step.total == 3 * one.total
-  assert step.head == 3 * one.head
-
-
-@pytest.mark.parametrize('own, values', [([[2, 0], [1, 9]], 4), (None, 2)])
-def test_a_scalar_model_reads_one_value_each(own, values):
-  counted = flops.forward(SIZE, [5, 1], own, scalar=True)
-  assert counted.head == 2 * 3 * values
-  assert counted.prompt == flops.forward(SIZE, [5, 1], own).prompt
+def test_train_step_is_three_forward_passes():
+  one_pass = flops.forward(CONFIG, [5], [[2, 3]])
+  step = flops.train_step(CONFIG, [5], [[2, 3]])
+  assert step.total == 3 * one_pass.total
+  assert step.head == 3 * one_pass.head
 
 
 @pytest.mark.parametrize(
-  'prompts, own', [([5], [[1], [1]]), ([5, 5], [1, 1]), ([[5]], [[1]])]
+  'generations, values', [([[2, 0], [1, 9]], 4), (None, 2)]
 )
-def test_shapes_that_disagree(prompts, own):
+def test_scalar_model_computes_one_value_per_generation(generations, values):
+  count = flops.forward(CONFIG, [5, 1], generations, scalar=True)
+  assert count.head == 2 * 3 * values
+  assert count.prompt == flops.forward(CONFIG, [5, 1], generations).prompt
+
+
+@pytest.mark.parametrize(
+  'prompts, generations', [([5], [[1], [1]]), ([5, 5], [1, 1]), ([[5]], [[1]])]
+)
+def test_inconsistent_shapes_are_rejected(prompts, generations):
   with pytest.raises(
     ValueError, match=naming('prompt_lengths', 'generation_lengths')
   ):
-    flops.forward(SIZE, prompts, own)
+    flops.forward(CONFIG, prompts, generations)
 
 
 @pytest.mark.parametrize(
   'name, parameters, width, norms',
   [
-    # Published parameter counts; norms: 4 a layer and the last one.
+    # Published parameter counts; 4 norms per layer and the final norm.
     ('gemma2_2b', 2_614_341_888, 2304, 4 * 26 + 1),
     ('gemma2_9b', 9_241_705_984, 3584, 4 * 42 + 1),
     ('gemma2_27b', 27_227_128_320, 4608, 4 * 46 + 1),
   ],
 )
-def test_a_token_uses_every_matrix_once(name, parameters, width, norms):
-  size = model_config.named(name)
+def test_token_uses_every_matrix_once(name, parameters, width, norms):
+  config = model_config.from_name(name)
   matrices = parameters - 256_000 * width - norms * width
-  assert flops.forward(size, [10]).prompt == 10 * 2 * matrices
+  assert flops.forward(config, [10]).prompt == 10 * 2 * matrices
 
 
 def test_27b_literals():
-  size = model_config.named('gemma2_27b')
-  counted = flops.forward(size, [6000], [[1000] * 4])
-  assert counted.prompt == 6000 * 52_093_255_680
-  assert counted.head == 4000 * 2_359_296_000
-  # Global 6000 * 6001 / 2, local 4096 * 4097 / 2 + 1904 * 4096, 23 of each.
-  assert counted.prompt_attention == 4 * 4096 * 23 * (18_003_000 + 16_189_440)
-  # Global 1000 * 6000 + 1000 * 1001 / 2, local 1000 * 4096, of 4 generations.
-  assert counted.generation_attention == 4 * 4 * 4096 * 23 * (
+  config = model_config.from_name('gemma2_27b')
+  count = flops.forward(config, [6000], [[1000] * 4])
+  assert count.prompt == 6000 * 52_093_255_680
+  assert count.head == 4000 * 2_359_296_000
+  # 23 global layers with 6000 * 6001 / 2 pairs, 23 local layers with
+  # 4096 * 4097 / 2 + 1904 * 4096 pairs.
+  assert count.prompt_attention == 4 * 4096 * 23 * (18_003_000 + 16_189_440)
+  # 4 generations: global 1000 * 6000 + 1000 * 1001 / 2, local 1000 * 4096.
+  assert count.generation_attention == 4 * 4 * 4096 * 23 * (
     6_500_500 + 4_096_000
   )
 
 
 def test_sums_beyond_64_bits():
-  size = model_config.named('gemma2_27b')
-  counted = flops.train_step(size, [2048] * 100_000, [[512] * 4] * 100_000)
-  assert counted.prompt == 3 * 204_800_000 * 52_093_255_680 > 2**63
+  config = model_config.from_name('gemma2_27b')
+  count = flops.train_step(config, [2048] * 100_000, [[512] * 4] * 100_000)
+  assert count.prompt == 3 * 204_800_000 * 52_093_255_680 > 2**63
 
 
-def products(jaxpr, times=1):
-  """FLOPs of the matrix products of a jaxpr, bodies of scans included."""
+def matmul_flops(jaxpr, times=1):
+  """Returns the FLOPs of all matrix products, with the bodies of scans."""
   total = 0
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'dot_general':
@@ -165,14 +170,14 @@ def products(jaxpr, times=1):
     for part in jax.tree.leaves(list(equation.params.values())):
       body = getattr(part, 'jaxpr', part)
       if hasattr(body, 'eqns'):
-        total += products(body, inner)
+        total += matmul_flops(body, inner)
   return total
 
 
-def test_the_model_multiplies_as_much():
-  """Traced, without padding; attention there computes full rectangles."""
+def test_count_equals_the_traced_model():
+  """Without padding; the model computes full attention rectangles."""
   p, s, r, t = 3, 5, 2, 4
-  # A window that cuts nothing, and no dead rows of the table.
+  # A window that masks nothing, and no padding rows of the table.
   model = tiny.gemma(
     compute=ComputeConfig(head_chunk=p * r * t), window=100, vocab_size=256
   )
@@ -180,18 +185,18 @@ def test_the_model_multiplies_as_much():
   traced = jax.make_jaxpr(
     lambda params: logprobs.generation_logps(model, params, batch)
   )(abstract_params(model))
-  counted = flops.forward(
-    model.size, batch.prompt_lengths, batch.generation_lengths
+  count = flops.forward(
+    model.config, batch.prompt_lengths, batch.generation_lengths
   )
-  rectangles = model.size.num_layers * p * (s * s + r * t * (s + t))
-  rectangles *= 4 * model.size.num_heads * model.size.head_dim
-  dense = counted.prompt + counted.generation + counted.head
-  assert products(traced.jaxpr) == dense + rectangles
+  rectangles = model.config.num_layers * p * (s * s + r * t * (s + t))
+  rectangles *= 4 * model.config.num_heads * model.config.head_dim
+  dense = count.prompt + count.generation + count.head
+  assert matmul_flops(traced.jaxpr) == dense + rectangles
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """What peak_flops asks of a device."""
+  """The attributes of a device that peak_flops reads."""
 
   id: int
   device_kind: str
@@ -200,22 +205,22 @@ class Device:
   process_index: int = 0
 
 
-def test_peaks():
+def test_peak_flops():
   two = [Device(i, 'TPU v5 lite', coords=(i, 0, 0)) for i in range(2)]
   assert flops.peak_flops(two) == 394e12
   gpu = Device(0, 'NVIDIA H100 80GB HBM3', 'gpu')
   assert flops.peak_flops([gpu, dataclasses.replace(gpu, id=1)]) == 1978e12
 
 
-def test_a_v4_chip_of_two_devices_counts_once():
+def test_v4_chip_with_two_devices_counts_once():
   cores = [Device(i, 'TPU v4', coords=(i // 2, 0, 0)) for i in range(4)]
   assert flops.peak_flops(cores) == 2 * 275e12
-  # The same coordinates in another slice, which other processes belong to.
+  # The same coordinates in another slice, which has other processes.
   other = [dataclasses.replace(d, process_index=1) for d in cores]
   assert flops.peak_flops([*cores, *other]) == 4 * 275e12
 
 
-def test_no_peak_is_made_up():
+def test_unknown_devices_have_no_peak():
   assert flops.peak_flops(jax.devices()) is None
   known = Device(0, 'TPU v4', coords=(0, 0, 0))
   unknown = Device(1, 'TPU v99', coords=(1, 0, 0))

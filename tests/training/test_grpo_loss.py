@@ -1,4 +1,4 @@
-"""The GRPO objective, against numbers computed by hand."""
+"""The GRPO loss against hand-computed numbers."""
 
 import dataclasses
 import functools
@@ -42,32 +42,32 @@ def cube(x):
     (-0.5, -1.0, 0.2, -0.8, True),
     (-0.5, 1.0, 0.2, 0.6065, False),
     (0.5, 0.0, 0.2, 0.0, False),
-    # Clip-higher: 1.25 is inside of 0.8 to 1.28, below is as it was.
+    # Clip-higher: 1.25 is inside of [0.8, 1.28]; the lower bound is unchanged.
     (0.5, 2.0, 0.28, 2.56, True),
     (math.log(1.25), 1.0, 0.28, 1.25, False),
     (math.log(1.25), 1.0, 0.2, 1.2, True),
     (-0.5, -1.0, 0.28, -0.8, True),
-    # The least a ratio can be is e^-20, the most e^20.
+    # The ratio is bounded to [e^-20, e^20].
     (200.0, -1.0, 0.2, -485165195.4, False),
     (200.0, 0.0, 0.2, 0.0, False),
   ],
 )
 def test_surrogate(log_ratio, advantage, high, expected, clipped):
-  """And its gradient: that of ratio * A, or none where clipped or held."""
+  """Also the gradient: that of ratio * A, zero where clipped or bounded."""
 
   def total(logps):
-    found, where = grpo_loss.surrogate(
+    gain, is_clipped = grpo_loss.surrogate(
       logps, cube(-1.0), cube(advantage)[..., 0], 0.2, high
     )
-    return found.sum(), where
+    return gain.sum(), is_clipped
 
-  (found, where), grad = jax.value_and_grad(total, has_aux=True)(
+  (gain, is_clipped), grad = jax.value_and_grad(total, has_aux=True)(
     cube(log_ratio - 1.0)
   )
-  assert float(found) == pytest.approx(expected, rel=1e-4)
-  assert bool(where.all()) == clipped
-  still = clipped or log_ratio == 200.0
-  assert float(grad.sum()) == pytest.approx(0 if still else expected, rel=1e-4)
+  assert float(gain) == pytest.approx(expected, rel=1e-4)
+  assert bool(is_clipped.all()) == clipped
+  slope = 0 if clipped or log_ratio == 200.0 else expected
+  assert float(grad.sum()) == pytest.approx(slope, rel=1e-4)
 
 
 @pytest.mark.parametrize('advantage', [2.0, -3.0])
@@ -76,15 +76,15 @@ def test_without_old_logps_the_ratio_is_one_with_a_gradient(advantage):
     a = cube(advantage)[..., 0]
     return grpo_loss.surrogate(logps, None, a, 0.2, 0.2)[0].sum()
 
-  found, grad = jax.value_and_grad(total)(cube(-7.3))
-  assert float(found) == advantage
+  gain, grad = jax.value_and_grad(total)(cube(-7.3))
+  assert float(gain) == advantage
   assert float(grad.sum()) == advantage
 
 
 @pytest.mark.parametrize(
   'kind, d, expected, slope',
   [
-    # The slope is by log policy: 1, -d, 1 - e^d.
+    # The slope is d/d(log policy): 1, -d, 1 - e^d.
     ('k1', LN2, -0.6931, 1.0),
     ('k2', LN2, 0.2402, -0.6931),
     ('k3', LN2, 0.3069, -1.0),
@@ -92,7 +92,7 @@ def test_without_old_logps_the_ratio_is_one_with_a_gradient(advantage):
     ('k2', -LN2, 0.2402, 0.6931),
     ('k3', -LN2, 0.19315, 0.5),
     ('k3', 0.0, 0.0, 0.0),
-    # Held within -20 and 20: e^20 - 21, and e^-20 + 19.
+    # d is bounded to [-20, 20]: e^20 - 21 and e^-20 + 19.
     ('k3', 30.0, 485165174.4, 0.0),
     ('k3', -30.0, 19.0, 0.0),
     ('k1', 30.0, -30.0, 1.0),
@@ -100,49 +100,49 @@ def test_without_old_logps_the_ratio_is_one_with_a_gradient(advantage):
   ],
 )
 def test_kl(kind, d, expected, slope):
-  found, grad = jax.value_and_grad(
+  value, grad = jax.value_and_grad(
     lambda logp: grpo_loss.kl(logp, jnp.float32(d - 2.0), kind)
   )(jnp.float32(-2.0))
-  assert float(found) == pytest.approx(expected, rel=2e-4)
+  assert float(value) == pytest.approx(expected, rel=2e-4)
   assert float(grad) == pytest.approx(slope, rel=2e-4)
 
 
-def test_what_the_kls_estimate_and_what_their_gradients_do():
-  """Over all three outcomes of a distribution, as the docstring says."""
+def test_kl_estimates_and_their_gradients():
+  """The claims of the docstring, summed over three outcomes."""
   ref = jax.nn.log_softmax(jnp.array([0.3, -0.8, 0.1]))
   logits = jnp.array([-0.5, 0.4, 0.9])
 
   def expected(logits, kind):
     logps = jax.nn.log_softmax(logits)
-    drawn = jax.lax.stop_gradient(jnp.exp(logps))
-    return jnp.sum(drawn * grpo_loss.kl(logps, ref, kind))
+    probs = jax.lax.stop_gradient(jnp.exp(logps))
+    return jnp.sum(probs * grpo_loss.kl(logps, ref, kind))
 
-  def divergence(logits):
+  def forward_kl(logits):
     logps = jax.nn.log_softmax(logits)
     return jnp.sum(jnp.exp(logps) * (logps - ref))
 
-  def backward(logits):
+  def reverse_kl(logits):
     return jnp.sum(jnp.exp(ref) * (ref - jax.nn.log_softmax(logits)))
 
   for kind in ('k1', 'k3'):
     assert float(expected(logits, kind)) == pytest.approx(
-      float(divergence(logits)), rel=1e-5
+      float(forward_kl(logits)), rel=1e-5
     )
-  for kind, goal in (
+  for kind, target in (
     ('k1', lambda logits: 0.0 * logits.sum()),
-    ('k2', divergence),
-    ('k3', backward),
+    ('k2', forward_kl),
+    ('k3', reverse_kl),
   ):
     np.testing.assert_allclose(
-      jax.grad(expected)(logits, kind), jax.grad(goal)(logits), atol=1e-6
+      jax.grad(expected)(logits, kind), jax.grad(target)(logits), atol=1e-6
     )
 
 
-def ragged(garbage=0.0):
-  """A group of lengths 3, 1, 0 and 2; the last does not count.
+def ragged_batch(garbage=0.0):
+  """Returns one group with lengths 3, 1, 0 and 2; the last has weight 0.
 
   Returns:
-    (logps, entropy, policy batch) with `garbage` wherever nothing counts.
+    (logps, entropy, policy batch) with `garbage` at masked positions.
   """
   lengths = np.array([[3, 1, 0, 2]], np.int32)
   batch = Batch(
@@ -152,93 +152,101 @@ def ragged(garbage=0.0):
     lengths,
   )
   weights = np.array([[1, 1, 1, 0]], np.float32)
-  counts = (np.arange(3)[None, None] < lengths[..., None]) & (
+  mask = (np.arange(3)[None, None] < lengths[..., None]) & (
     weights[..., None] > 0
   )
 
   def fill(*values):
     x = np.full((1, 4, 3), garbage, np.float32)
-    x[counts] = values
+    x[mask] = values
     return x
 
-  known = PolicyBatch(
+  policy_batch = PolicyBatch(
     batch,
     np.array([[3, -1, 2, garbage]], np.float32),
     weights,
     rollout_logps=fill(-1.0 - math.log(1.05), -2.0, -3.2, -4.0),
     ref_logps=fill(-1.0 + LN2, -2.0 + LN2, -3.0 + LN2, -4.0 + LN2),
   )
-  return fill(-1.0, -2.0, -3.0, -4.0), fill(0.5, 1.0, 1.5, 2.0), known
+  return fill(-1.0, -2.0, -3.0, -4.0), fill(0.5, 1.0, 1.5, 2.0), policy_batch
 
 
-# Sums of A over tokens: 3 * 3, -1, 0. k3 of ln 2 is 0.3069 at each token.
+# The sums of A over tokens are 3 * 3, -1 and 0. k3 of ln 2 is 0.3069.
 @pytest.mark.parametrize(
-  'normalizer, policy_sum, kl_sum, denominator',
+  'loss_agg_mode, policy_sum, kl_sum, denominator',
   [
     ('sequence', -2.0, 2 * 0.30685, 3.0),
     ('token', -8.0, 4 * 0.30685, 4.0),
     ('constant', -1.6, 0.8 * 0.30685, 3.0),
   ],
 )
-def test_normalizers(normalizer, policy_sum, kl_sum, denominator):
-  objective = dataclasses.replace(GRPO, loss_agg_mode=normalizer, kl_coef=0.5)
-  numerator, count, extras = grpo_loss.measure(objective, *ragged())
+def test_loss_agg_modes(loss_agg_mode, policy_sum, kl_sum, denominator):
+  loss_config = dataclasses.replace(
+    GRPO, loss_agg_mode=loss_agg_mode, kl_coef=0.5
+  )
+  numerator, count, metrics = grpo_loss.token_loss(loss_config, *ragged_batch())
   assert float(numerator) == pytest.approx(policy_sum + kl_sum / 2, rel=1e-4)
   assert float(count) == denominator
-  found = [float(x) for x in extras.means['policy_loss']]
-  assert found == pytest.approx([policy_sum, denominator], rel=1e-5)
+  policy_loss = [float(x) for x in metrics.means['policy_loss']]
+  assert policy_loss == pytest.approx([policy_sum, denominator], rel=1e-5)
 
 
-def test_metrics_are_of_tokens_that_count():
-  logps, entropy, known = ragged(garbage=float('nan'))
-  numerator, _, extras = grpo_loss.measure(GRPO, logps, entropy, known)
+def test_metrics_ignore_masked_tokens():
+  logps, entropy, policy_batch = ragged_batch(garbage=float('nan'))
+  numerator, _, metrics = grpo_loss.token_loss(
+    GRPO, logps, entropy, policy_batch
+  )
   assert float(numerator) == pytest.approx(-2.0)
-  means = {k: [float(x) for x in v] for k, v in extras.means.items()}
+  means = {k: [float(x) for x in v] for k, v in metrics.means.items()}
   del means['policy_loss']
   assert means == {
     'entropy': [5.0, 4.0],
     'kl': [pytest.approx(4 * 0.30685, rel=1e-4), 4.0],
     'clip_fraction': [0.0, 4.0],
-    # 1.05 is near enough, e^0.2 is not.
-    'sampler_difference': [pytest.approx(0.2 + math.log(1.05), rel=1e-5), 4.0],
-    'sampler_outside': [1.0, 4.0],
+    # A ratio of 1.05 is inside of [0.9, 1.1], e^0.2 is outside.
+    'logp_diff_mean': [pytest.approx(0.2 + math.log(1.05), rel=1e-5), 4.0],
+    'ratio_outside_0.9_1.1': [1.0, 4.0],
   }
-  assert float(extras.maxima['sampler_difference_max']) == pytest.approx(0.2)
+  assert float(metrics.maxima['logp_diff_max']) == pytest.approx(0.2)
 
 
 def test_with_old_logps():
-  """Ratios e^0.5 of A = 3 are clipped, that of A = -1 is not."""
-  logps, entropy, known = ragged()
-  old = dataclasses.replace(known, old_logps=logps - np.float32(0.5))
-  numerator, _, extras = grpo_loss.measure(GRPO, logps, entropy, old)
+  """Ratios e^0.5 with A = 3 are clipped, that with A = -1 is not."""
+  logps, entropy, policy_batch = ragged_batch()
+  old = dataclasses.replace(policy_batch, old_logps=logps - np.float32(0.5))
+  numerator, _, metrics = grpo_loss.token_loss(GRPO, logps, entropy, old)
   assert float(numerator) == pytest.approx(-3.6 + 1.6487, rel=1e-4)
-  assert float(extras.means['clip_fraction'][0]) == 3.0
-  # The sampler is held against the policy that it was: -0.5 to each.
+  assert float(metrics.means['clip_fraction'][0]) == 3.0
+  # The sampler is compared with the old policy: -0.5 at each token.
   expected = 3 * 0.5 + 0.3 - math.log(1.05)
-  assert float(extras.means['sampler_difference'][0]) == pytest.approx(expected)
-  assert float(extras.maxima['sampler_difference_max']) == pytest.approx(0.5)
+  assert float(metrics.means['logp_diff_mean'][0]) == pytest.approx(expected)
+  assert float(metrics.maxima['logp_diff_max']) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize('loss_agg_mode', grpo_loss.NORMALIZERS)
-def test_what_does_not_count_has_no_part_in_the_gradient(normalizer):
-  objective = dataclasses.replace(GRPO, loss_agg_mode=normalizer, kl_coef=0.5)
+@pytest.mark.parametrize('loss_agg_mode', grpo_loss.LOSS_AGG_MODES)
+def test_masked_tokens_have_no_gradient(loss_agg_mode):
+  loss_config = dataclasses.replace(
+    GRPO, loss_agg_mode=loss_agg_mode, kl_coef=0.5
+  )
 
   def grad(garbage):
-    logps, entropy, known = ragged(garbage)
-    known = dataclasses.replace(known, old_logps=logps - np.float32(0.1))
+    logps, entropy, policy_batch = ragged_batch(garbage)
+    policy_batch = dataclasses.replace(
+      policy_batch, old_logps=logps - np.float32(0.1)
+    )
     return jax.grad(
-      lambda x: grpo_loss.measure(objective, x, entropy, known)[0]
+      lambda x: grpo_loss.token_loss(loss_config, x, entropy, policy_batch)[0]
     )(jnp.asarray(logps))
 
-  found = grad(float('nan'))
-  np.testing.assert_array_equal(found, grad(0.0))
-  counts = np.zeros((1, 4, 3), bool)
-  counts[0, 0], counts[0, 1, 0] = True, True
-  assert ((found != 0) == counts).all()
+  with_nan = grad(float('nan'))
+  np.testing.assert_array_equal(with_nan, grad(0.0))
+  mask = np.zeros((1, 4, 3), bool)
+  mask[0, 0], mask[0, 1, 0] = True, True
+  assert ((with_nan != 0) == mask).all()
 
 
-def drawn(model, params, prompts=4, seed=0):
-  """A ragged batch of 2 generations a prompt, policies near the model's."""
+def random_batch(model, params, prompts=4, seed=0):
+  """Returns a ragged batch, R=2, with log-probabilities near the model's."""
   rng = np.random.default_rng(seed)
   batch = Batch(
     rng.integers(4, 250, (prompts, 6)).astype(np.int32),
@@ -248,13 +256,13 @@ def drawn(model, params, prompts=4, seed=0):
       np.array([[5, 2], [0, 1], [4, 4], [3, 5]], np.int32), (prompts, 2)
     ),
   )
-  ours = np.asarray(
+  policy_logps = np.asarray(
     jax.jit(functools.partial(grpo_loss.logps, model))(params, batch)
   )
 
-  def near(scale):
-    noise = scale * rng.standard_normal(ours.shape)
-    return (ours + noise).astype(np.float32)
+  def perturbed(scale):
+    noise = scale * rng.standard_normal(policy_logps.shape)
+    return (policy_logps + noise).astype(np.float32)
 
   return PolicyBatch(
     batch,
@@ -262,13 +270,14 @@ def drawn(model, params, prompts=4, seed=0):
     np.resize(
       np.array([[1, 1], [1, 1], [0, 1], [1, 1]], np.float32), (prompts, 2)
     ),
-    near(0.1),
-    near(0.5),
-    near(0.3),
+    perturbed(0.1),
+    perturbed(0.5),
+    perturbed(0.3),
   )
 
 
-def parts_of(batch, sizes):
+def split(batch, sizes):
+  """Splits a batch into batches with these numbers of prompts."""
   ends = np.cumsum(sizes)
   return [
     jax.tree.map(lambda x, a=a, b=b: x[a:b], batch)
@@ -276,66 +285,72 @@ def parts_of(batch, sizes):
   ]
 
 
-def updated(model, objective, batches):
-  """(parameters after one step of the gradient itself, metrics)."""
+def update_once(model, loss_config, batches):
+  """Returns (parameters after one SGD step with rate 1, metrics)."""
   optimizer = optax.sgd(1.0)
-  loss = functools.partial(grpo_loss.grpo_loss, model, objective)
+  loss = functools.partial(grpo_loss.grpo_loss, model, loss_config)
   state = train_state.init_state(model, optimizer, tiny.params(model))
   state, metrics = train_step.TrainStep(model, optimizer, loss)(state, batches)
   return jax.device_get(state.params), jax.device_get(metrics)
 
 
-def assert_same_update(ours, theirs):
-  (params, metrics), (their_params, their_metrics) = ours, theirs
-  assert metrics.keys() == their_metrics.keys()
+def assert_same_update(left, right):
+  (params, metrics), (other_params, other_metrics) = left, right
+  assert metrics.keys() == other_metrics.keys()
   for name, value in metrics.items():
-    assert their_metrics[name] == pytest.approx(value, rel=1e-4), name
+    assert other_metrics[name] == pytest.approx(value, rel=1e-4), name
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
     params,
-    their_params,
+    other_params,
   )
 
 
 @pytest.fixture
-def quick(monkeypatch):
-  """A network that compiles fast: a token's probability is its own row's."""
+def fast_model(monkeypatch):
+  """Makes the network compile fast: a token's logp depends on its row only."""
 
   def generation_logps(model, params, batch):
     rows = params['embedder']['table'][batch.generations]
     logps = jax.nn.log_sigmoid(rows.sum(-1))
-    places = jnp.arange(batch.generations.shape[2])[None, None]
-    real = places < batch.generation_lengths[..., None]
-    return jnp.where(real, logps, 0.0), jnp.where(real, -logps, 0.0)
+    positions = jnp.arange(batch.generations.shape[2])[None, None]
+    is_real = positions < batch.generation_lengths[..., None]
+    return jnp.where(is_real, logps, 0.0), jnp.where(is_real, -logps, 0.0)
 
   monkeypatch.setattr(logprobs, 'generation_logps', generation_logps)
 
 
-@pytest.mark.parametrize('loss_agg_mode', grpo_loss.NORMALIZERS)
-def test_small_batches_add_up_to_a_large_one(quick, normalizer):
-  """Of other sizes, token counts and numbers of padding rows."""
+@pytest.mark.parametrize('loss_agg_mode', grpo_loss.LOSS_AGG_MODES)
+def test_micro_batches_add_up_to_one_batch(fast_model, loss_agg_mode):
+  """Micro-batches differ in size, token count and padding."""
   model = tiny.gemma()
-  objective = dataclasses.replace(GRPO, loss_agg_mode=normalizer, kl_coef=0.1)
-  batch = drawn(model, tiny.params(model))
-  whole = updated(model, objective, [batch])
-  parts = updated(model, objective, parts_of(batch, np.array([2, 1, 1])))
-  assert_same_update(whole, parts)
-  assert set(whole[1]) == {
+  loss_config = dataclasses.replace(
+    GRPO, loss_agg_mode=loss_agg_mode, kl_coef=0.1
+  )
+  batch = random_batch(model, tiny.params(model))
+  full = update_once(model, loss_config, [batch])
+  accumulated = update_once(
+    model, loss_config, split(batch, np.array([2, 1, 1]))
+  )
+  assert_same_update(full, accumulated)
+  assert set(full[1]) == {
     *('loss', 'count', 'grad_norm', 'param_norm', 'policy_loss', 'kl'),
-    *('entropy', 'clip_fraction', 'sampler_difference', 'sampler_outside'),
-    'sampler_difference_max',
+    *('entropy', 'clip_fraction', 'logp_diff_mean', 'ratio_outside_0.9_1.1'),
+    'logp_diff_max',
   }
-  assert whole[1]['count'] == (20.0 if normalizer == 'token' else 7.0)
-  assert 0 < whole[1]['clip_fraction'] < 1
-  assert whole[1]['grad_norm'] > 0.01
+  assert full[1]['count'] == (20.0 if loss_agg_mode == 'token' else 7.0)
+  assert 0 < full[1]['clip_fraction'] < 1
+  assert full[1]['grad_norm'] > 0.01
 
 
-@pytest.mark.parametrize('loss_agg_mode', grpo_loss.NORMALIZERS)
-def test_padding_rows_change_nothing(quick, normalizer):
+@pytest.mark.parametrize('loss_agg_mode', grpo_loss.LOSS_AGG_MODES)
+def test_padding_rows_do_not_change_the_update(fast_model, loss_agg_mode):
   model = tiny.gemma()
-  objective = dataclasses.replace(GRPO, loss_agg_mode=normalizer, kl_coef=0.1)
-  batch = drawn(model, tiny.params(model), prompts=2)
-  row = dataclasses.replace(
+  loss_config = dataclasses.replace(
+    GRPO, loss_agg_mode=loss_agg_mode, kl_coef=0.1
+  )
+  batch = random_batch(model, tiny.params(model), prompts=2)
+  padding_row = dataclasses.replace(
     jax.tree.map(lambda x: x[:1], batch),
     advantages=np.full((1, 2), 1e9, np.float32),
     weights=np.zeros((1, 2), np.float32),
@@ -343,52 +358,60 @@ def test_padding_rows_change_nothing(quick, normalizer):
     ref_logps=np.full((1, 2, 5), np.nan, np.float32),
     old_logps=np.full((1, 2, 5), 1e9, np.float32),
   )
-  padded = jax.tree.map(lambda a, b: np.concatenate([a, b]), batch, row)
+  padded = jax.tree.map(lambda a, b: np.concatenate([a, b]), batch, padding_row)
   assert_same_update(
-    updated(model, objective, [batch]), updated(model, objective, [padded])
+    update_once(model, loss_config, [batch]),
+    update_once(model, loss_config, [padded]),
   )
 
 
 def test_eight_devices_and_two_batches_equal_one():
-  """With the network itself."""
-  layout = rules.layout(mesh.make_mesh(2, 2, 2), rules.RULES)
-  objective = dataclasses.replace(GRPO, kl_coef=0.1)
-  one = tiny.gemma()
-  batch = drawn(one, tiny.params(one), prompts=8)
+  """With the real network."""
+  layout = rules.make_layout(mesh.make_mesh(2, 2, 2), rules.RULES)
+  loss_config = dataclasses.replace(GRPO, kl_coef=0.1)
+  model = tiny.gemma()
+  batch = random_batch(model, tiny.params(model), prompts=8)
   assert_same_update(
-    updated(one, objective, [batch]),
-    updated(tiny.gemma(layout), objective, parts_of(batch, np.array([4, 4]))),
+    update_once(model, loss_config, [batch]),
+    update_once(
+      tiny.gemma(layout), loss_config, split(batch, np.array([4, 4]))
+    ),
   )
 
 
-def test_at_ratio_one_it_is_the_policy_gradient():
-  """-A grad log p, the mean over tokens of each generation; and no KL yet."""
+def test_gradient_at_ratio_one_is_the_policy_gradient():
+  """-A grad log p, averaged over tokens of each generation; the KL is 0."""
   model = tiny.gemma()
   params = tiny.params(model)
-  batch = drawn(model, params)
-  own = jax.jit(functools.partial(grpo_loss.logps, model))(params, batch.batch)
-  batch = dataclasses.replace(
-    batch, rollout_logps=own, ref_logps=own, old_logps=None
+  batch = random_batch(model, params)
+  policy_logps = jax.jit(functools.partial(grpo_loss.logps, model))(
+    params, batch.batch
   )
-  objective = dataclasses.replace(GRPO, kl_coef=0.1)
-  loss = functools.partial(grpo_loss.grpo_loss, model, objective)
+  batch = dataclasses.replace(
+    batch,
+    rollout_logps=policy_logps,
+    ref_logps=policy_logps,
+    old_logps=None,
+  )
+  loss_config = dataclasses.replace(GRPO, kl_coef=0.1)
+  loss = functools.partial(grpo_loss.grpo_loss, model, loss_config)
   sums = jax.jit(functools.partial(train_step.grad, loss, model.compute))(
     params, batch
   )
 
-  def by_hand(params):
+  def expected_loss(params):
     logps, _ = logprobs.generation_logps(model, params, batch.batch)
     means = logps.sum(-1) / np.maximum(batch.batch.generation_lengths, 1)
     return -jnp.sum(batch.advantages * batch.weights * means)
 
   tiny.assert_close(
     jax.device_get(sums.grads),
-    jax.device_get(jax.jit(jax.grad(by_hand))(params)),
+    jax.device_get(jax.jit(jax.grad(expected_loss))(params)),
     1e-5,
   )
-  assert float(sums.extras.means['kl'][0]) == pytest.approx(0, abs=1e-5)
-  assert float(sums.extras.means['clip_fraction'][0]) == 0.0
-  assert float(sums.extras.maxima['sampler_difference_max']) < 1e-5
+  assert float(sums.aux.means['kl'][0]) == pytest.approx(0, abs=1e-5)
+  assert float(sums.aux.means['clip_fraction'][0]) == 0.0
+  assert float(sums.aux.maxima['logp_diff_max']) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -405,7 +428,7 @@ def test_at_ratio_one_it_is_the_policy_gradient():
     ('max_tokens', 0),
   ],
 )
-def test_wrong_settings_are_named(key, value):
+def test_invalid_settings_name_the_config_key(key, value):
   with pytest.raises(UserError, match=naming(*setting(f'loss.{key}', value))):
     dataclasses.replace(GRPO, **{key: value})
 
@@ -431,14 +454,14 @@ def test_wrong_settings_are_named(key, value):
     ),
   ],
 )
-def test_arrays_that_do_not_fit_are_named(name, x, words):
+def test_inconsistent_arrays_are_rejected(name, x, words):
   model = tiny.gemma()
-  objective = dataclasses.replace(GRPO, kl_coef=0.5)
-  known = dataclasses.replace(ragged()[2], **{name: x})
+  loss_config = dataclasses.replace(GRPO, kl_coef=0.5)
+  policy_batch = dataclasses.replace(ragged_batch()[2], **{name: x})
   with pytest.raises(ValueError, match=naming(name, *words)):
-    grpo_loss.grpo_loss(model, objective, {}, known)
+    grpo_loss.grpo_loss(model, loss_config, {}, policy_batch)
 
 
-def test_a_kl_of_no_kind():
+def test_unknown_kl_estimator_is_rejected():
   with pytest.raises(ValueError, match=naming('kl_estimator', 'k4')):
     grpo_loss.kl(cube(0.0), cube(0.0), 'k4')

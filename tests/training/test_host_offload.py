@@ -1,4 +1,4 @@
-"""A state in the host's memory: the numbers of one on the devices."""
+"""Host offload gives the same numbers as a state on the devices."""
 
 import functools
 
@@ -26,14 +26,16 @@ DEFAULTS = dict(
 )
 
 
-def made(
+def make_model_and_optimizer(
   offload_to_host, sizes=(2, 2, 2), scalar=False, dtype='float32', **changes
 ):
-  """A model and its optimizer on so many devices."""
+  """Returns a model and its optimizer on a mesh with these axis sizes."""
   devices = jax.devices()[: int(np.prod(sizes))]
-  layout = rules.layout(mesh.make_mesh(*sizes, devices=devices), rules.RULES)
+  layout = rules.make_layout(
+    mesh.make_mesh(*sizes, devices=devices), rules.RULES
+  )
   model = Transformer(
-    tiny.SIZE, ComputeConfig(dtype=dtype, head_chunk=8), layout, scalar=scalar
+    tiny.CONFIG, ComputeConfig(dtype=dtype, head_chunk=8), layout, scalar=scalar
   )
   optim, _ = optimizer.make(
     10, offload_to_host=offload_to_host, **{**DEFAULTS, **changes}
@@ -41,33 +43,33 @@ def made(
   return model, optim
 
 
-def pulled(params, aim):
-  """A loss of all parameters that is cheap to compile."""
-  away = [jnp.sum(jnp.square(x - aim)) for x in jax.tree.leaves(params)]
-  return sum(away), jnp.float32(100), train_step.AuxMetrics()
+def quadratic_loss(params, target):
+  """A loss of all parameters that compiles fast."""
+  losses = [jnp.sum(jnp.square(x - target)) for x in jax.tree.leaves(params)]
+  return sum(losses), jnp.float32(100), train_step.AuxMetrics()
 
 
 def train(model, optim, state=None, steps=3):
   if state is None:
     params = model_init.init_params(model, jax.random.key(1))
     state = train_state.init_state(model, optim, params)
-  update = train_step.TrainStep(model, optim, pulled)
+  update = train_step.TrainStep(model, optim, quadratic_loss)
   rows = []
-  for aim in (0.5, -2.0, 1.0)[:steps]:
-    state, metrics = update(state, [np.float32(aim), np.float32(aim / 2)])
+  for target in (0.5, -2.0, 1.0)[:steps]:
+    state, metrics = update(state, [np.float32(target), np.float32(target / 2)])
     rows.append({name: float(x) for name, x in metrics.items()})
   return state, rows
 
 
-def kinds(tree):
+def memory_kinds(tree):
   return {x.sharding.memory_kind for x in jax.tree.leaves(tree)}
 
 
-def assert_same(ours, theirs):
-  """Numbers, wherever the arrays are."""
+def assert_same(left, right):
+  """Compares the numbers, in whichever memory the arrays are."""
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
-    *(jax.tree.map(np.asarray, tree) for tree in (ours, theirs)),
+    *(jax.tree.map(np.asarray, tree) for tree in (left, right)),
   )
 
 
@@ -92,27 +94,29 @@ def assert_same(ours, theirs):
     'bfloat16_muon',
   ],
 )
-def test_three_steps_equal_a_state_on_the_devices(changes):
-  theirs, rows = train(*made(False, **changes))
-  ours, our_rows = train(*made(True, **changes))
+def test_three_steps_equal_those_without_offload(changes):
+  expected, expected_rows = train(*make_model_and_optimizer(False, **changes))
+  state, rows = train(*make_model_and_optimizer(True, **changes))
   if changes.get('max_grad_norm', 1):
-    assert min(row['grad_norm'] for row in rows) > 0.5  # clipping does happen
-  for row, other in zip(our_rows, rows, strict=True):
-    assert row == pytest.approx(other, rel=1e-5)
-  assert theirs.masters is None
+    assert (
+      min(row['grad_norm'] for row in expected_rows) > 0.5
+    )  # clipping happens
+  for row, expected_row in zip(rows, expected_rows, strict=True):
+    assert row == pytest.approx(expected_row, rel=1e-5)
+  assert expected.masters is None
   assert_same(
-    (ours.step, ours.exact(), ours.opt_state),
-    (theirs.step, theirs.params, theirs.opt_state),
+    (state.step, state.master_params(), state.opt_state),
+    (expected.step, expected.params, expected.opt_state),
   )
 
 
-def test_what_gradients_need_is_on_the_devices():
-  model, optim = made(True, dtype='bfloat16')
+def test_compute_params_are_on_the_devices():
+  model, optim = make_model_and_optimizer(True, dtype='bfloat16')
   state, _ = train(model, optim, steps=2)
   device = jax.devices()[0].default_memory().kind
-  assert kinds(state.params) == {device}
-  assert kinds(state.masters) == {'pinned_host'}
-  rounded = model_init.cast_kernels(state.exact(), jnp.bfloat16)
+  assert memory_kinds(state.params) == {device}
+  assert memory_kinds(state.masters) == {'pinned_host'}
+  rounded = model_init.cast_kernels(state.master_params(), jnp.bfloat16)
   kernel = state.params['pairs']['local']['mlp']['gate']
   assert kernel.dtype == jnp.bfloat16
   jax.tree.map(
@@ -121,47 +125,50 @@ def test_what_gradients_need_is_on_the_devices():
   )
   _, inner = state.opt_state
   (adam, *_) = inner
-  assert kinds((adam.mu, adam.nu)) == {'pinned_host'}
-  assert kinds(adam.count) == {device}
+  assert memory_kinds((adam.mu, adam.nu)) == {'pinned_host'}
+  assert memory_kinds(adam.count) == {device}
   assert int(adam.count) == int(state.step) == 2
   expected = train_state.abstract_state(model, optim)
-  for leaf, other in zip(
+  for leaf, target in zip(
     jax.tree.leaves(state), jax.tree.leaves(expected), strict=True
   ):
-    assert leaf.sharding == other.sharding
-    assert leaf.shape == other.shape and leaf.dtype == other.dtype
+    assert leaf.sharding == target.sharding
+    assert leaf.shape == target.shape and leaf.dtype == target.dtype
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('after', [True, False])
 @pytest.mark.parametrize('before', [True, False])
-def test_a_checkpoint_goes_on_with_or_without(tmp_path, before, after, dtype):
-  """Saved after one step with a state here, then a second with it there."""
-  model, optim = made(before, dtype=dtype)
+def test_offload_can_change_at_a_resume(tmp_path, before, after, dtype):
+  """Saves after one step with `before`, takes a second step with `after`."""
+  model, optim = make_model_and_optimizer(before, dtype=dtype)
   state, _ = train(model, optim, steps=1)
-  with orbax_checkpoint.CheckpointManager(tmp_path) as saved:
-    saved.save(1, state.exact(), state.opt_state)
-  model, other = made(after, dtype=dtype)
-  abstract = train_state.abstract_state(model, other)
-  again = train_state.from_master_params(
+  with orbax_checkpoint.CheckpointManager(tmp_path) as writer:
+    writer.save(1, state.master_params(), state.opt_state)
+  model, new_optim = make_model_and_optimizer(after, dtype=dtype)
+  abstract = train_state.abstract_state(model, new_optim)
+  resumed = train_state.from_master_params(
     abstract,
     1,
-    *orbax_checkpoint.restore(tmp_path, abstract.exact(), abstract.opt_state),
+    *orbax_checkpoint.restore(
+      tmp_path, abstract.master_params(), abstract.opt_state
+    ),
   )
-  for leaf, like in zip(
-    jax.tree.leaves(again), jax.tree.leaves(abstract), strict=True
+  for leaf, target in zip(
+    jax.tree.leaves(resumed), jax.tree.leaves(abstract), strict=True
   ):
-    assert (leaf.dtype, leaf.sharding) == (like.dtype, like.sharding)
-  found, _ = train(model, other, again, steps=1)
-  model, same = made(before, dtype=dtype)
-  expected, _ = train(model, same, state, steps=1)
+    assert (leaf.dtype, leaf.sharding) == (target.dtype, target.sharding)
+  result, _ = train(model, new_optim, resumed, steps=1)
+  model, optim = make_model_and_optimizer(before, dtype=dtype)
+  expected, _ = train(model, optim, state, steps=1)
   assert_same(
-    (found.exact(), found.opt_state), (expected.exact(), expected.opt_state)
+    (result.master_params(), result.opt_state),
+    (expected.master_params(), expected.opt_state),
   )
 
 
-def test_masters_leave_no_second_copy_on_the_devices():
-  model, optim = made(True, dtype='bfloat16')
+def test_offloaded_masters_have_no_copy_on_the_devices():
+  model, optim = make_model_and_optimizer(True, dtype='bfloat16')
   params = model_init.init_params(model, jax.random.key(1))
   kernel = params['pairs']['local']['mlp']['gate']
   state = train_state.init_state(model, optim, params)

@@ -1,4 +1,4 @@
-"""Which steps are traced, and that a trace is written."""
+"""The profiler traces the requested steps and writes the trace."""
 
 import jax
 import jax.numpy as jnp
@@ -26,20 +26,20 @@ def test_parse(value, expected):
 @pytest.mark.parametrize(
   'value', ['10', '10,12,14', 'a,b', '12,10', '0,3', '-1,3', (5,), (0, 0), ',']
 )
-def test_parse_says_what_is_wrong(value):
+def test_parse_rejects_invalid_ranges(value):
   with pytest.raises(UserError, match=naming(*setting('profile_steps', value))):
     profiling.parse(value)
 
 
 @pytest.fixture
-def happened(monkeypatch):
-  """What jax is told, instead of doing it."""
+def calls(monkeypatch):
+  """Records calls of the JAX profiler instead of making them."""
   log = []
-  told = {
+  functions = {
     'start_trace': lambda folder: log.append(f'start {folder}'),
     'stop_trace': lambda: log.append('stop'),
   }
-  for name, function in told.items():
+  for name, function in functions.items():
     monkeypatch.setattr(jax.profiler, name, function)
   monkeypatch.setattr(
     jax, 'block_until_ready', lambda x: log.append(f'wait {x}')
@@ -59,7 +59,7 @@ def run(profiler, first, last, log):
   [
     ((2, 3), 1, 4, [1, 'start', 2, 3, 'wait results of 3', 'stop', 4]),
     ((1, 1), 1, 2, ['start', 1, 'wait results of 1', 'stop', 2]),
-    # A run that goes on at step 3; one that ends before the last step.
+    # A run that resumes at step 3; a run that ends before the last step.
     ((2, 4), 3, 5, ['start', 3, 4, 'wait results of 4', 'stop', 5]),
     ((2, 9), 1, 2, [1, 'start', 2, 'stop']),
     ((7, 9), 1, 2, [1, 2]),
@@ -67,32 +67,32 @@ def run(profiler, first, last, log):
     (None, 1, 2, [1, 2]),
   ],
 )
-def test_steps_that_are_traced(happened, steps, first, last, expected):
+def test_traced_steps(calls, steps, first, last, expected):
   with profiling.Profiler(steps, 'runs/x') as profiler:
-    run(profiler, first, last, happened)
+    run(profiler, first, last, calls)
   start = 'start runs/x/profile'
-  assert happened == [start if x == 'start' else x for x in expected]
+  assert calls == [start if x == 'start' else x for x in expected]
 
 
-def test_a_run_that_fails_leaves_its_trace(happened):
+def test_failed_run_writes_its_trace(calls):
   with (
     pytest.raises(KeyError),
     profiling.Profiler((1, 5), 'runs/x') as profiler,
   ):
-    run(profiler, 1, 2, happened)
+    run(profiler, 1, 2, calls)
     raise KeyError
-  assert happened[-1] == 'stop'
+  assert calls[-1] == 'stop'
 
 
 @pytest.mark.parametrize(
   'steps, warned',
   [((7, 9), True), ((2, 3), False), ((2, 9), False), (None, False)],
 )
-def test_a_trace_that_never_began_is_told(happened, caplog, steps, warned):
+def test_warning_if_the_steps_are_never_reached(calls, caplog, steps, warned):
   with profiling.Profiler(steps, 'runs/x') as profiler:
-    run(profiler, 1, 4, happened)
-  found = lines_with(caplog.text, *setting('profile_steps', '7,9'))
-  assert bool(found) == bool(caplog.messages) == warned
+    run(profiler, 1, 4, calls)
+  warnings = lines_with(caplog.text, *setting('profile_steps', '7,9'))
+  assert bool(warnings) == bool(caplog.messages) == warned
 
 
 def test_a_trace_is_written(tmp_path):

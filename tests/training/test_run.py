@@ -1,4 +1,4 @@
-"""Run state, the stop rule, and polling for preemption."""
+"""Run state, the parse failure stop, and polling for preemption."""
 
 import dataclasses
 
@@ -16,21 +16,21 @@ from tests.messages import names, naming, setting
 
 
 class FakePreemption:
-  """Says yes at one number, like JAX's service, and records all calls."""
+  """Requests a stop at one number, like JAX's service; records all calls."""
 
-  def __init__(self, yes):
-    self.yes, self.calls = yes, []
+  def __init__(self, stop_at):
+    self.stop_at, self.calls = stop_at, []
 
   def should_stop(self, step):
     self.calls.append(step)
-    return step == self.yes
+    return step == self.stop_at
 
 
 @pytest.mark.parametrize('processes, calls', [(1, [2, 4, 4]), (2, [1, 2, 3])])
 def test_several_processes_number_their_calls(monkeypatch, processes, calls):
-  """JAX stops at the number after the last that any process asked with."""
+  """JAX stops all processes at a number that none of them has used yet."""
   monkeypatch.setattr(jax, 'process_count', lambda: processes)
-  preemption = FakePreemption(yes=None)
+  preemption = FakePreemption(stop_at=None)
   poller = PreemptionPoller(preemption)
   assert not any(
     [poller.should_stop(2), poller.should_stop(4), poller.should_stop(4)]
@@ -38,9 +38,9 @@ def test_several_processes_number_their_calls(monkeypatch, processes, calls):
   assert preemption.calls == calls
 
 
-def test_a_yes_stays_a_yes(monkeypatch):
+def test_stop_request_persists(monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  poller = PreemptionPoller(FakePreemption(yes=2))
+  poller = PreemptionPoller(FakePreemption(stop_at=2))
   assert [
     poller.should_stop(10),
     poller.should_stop(20),
@@ -94,7 +94,7 @@ def test_parse_failures_stop_a_run(patience, rates, ends):
   assert state.step == 5
 
 
-def test_failures_before_a_resume_count():
+def test_failures_before_a_resume_are_counted():
   state = RunState(3, consecutive_failures=2)
   assert ParseFailureStop(0.2, 3).update(state, 0.3)[1]
 
@@ -108,6 +108,6 @@ def test_failures_before_a_resume_count():
     ((0.2, -1), setting('evaluation.patience', -1)),
   ],
 )
-def test_mistakes_in_the_stop_rule(arguments, words):
+def test_invalid_stop_settings_name_the_config_key(arguments, words):
   with pytest.raises(UserError, match=naming(*words)):
     ParseFailureStop(*arguments)

@@ -1,12 +1,12 @@
-"""Laps against a clock set by hand."""
+"""Laps of StepTimer with a fake clock."""
 
 import pytest
 
 from grm_jax.training import step_timer
 
 
-class Hands:
-  """A clock that shows what it is set to."""
+class FakeClock:
+  """A clock that the test advances."""
 
   def __init__(self):
     self.seconds = 100.0
@@ -15,22 +15,22 @@ class Hands:
     return self.seconds
 
 
-def spend(watch, hands, name, seconds):
-  with watch.part(name):
-    hands.seconds += seconds
+def spend(timer, clock, name, seconds):
+  with timer.part(name):
+    clock.seconds += seconds
 
 
-def test_a_lap():
-  hands = Hands()
-  watch = step_timer.StepTimer(hands)
-  spend(watch, hands, 'data', 2)
-  spend(watch, hands, 'step', 3)
-  hands.seconds += 4  # in no part
-  spend(watch, hands, 'data', 1)
-  watch.add('tokens', 30)
-  watch.add('tokens', 20)
-  watch.add('generation_tokens', 5)
-  assert watch.lap() == {
+def test_lap_reports_parts_total_and_rates():
+  clock = FakeClock()
+  timer = step_timer.StepTimer(clock)
+  spend(timer, clock, 'data', 2)
+  spend(timer, clock, 'step', 3)
+  clock.seconds += 4  # outside of all parts
+  spend(timer, clock, 'data', 1)
+  timer.add('tokens', 30)
+  timer.add('tokens', 20)
+  timer.add('generation_tokens', 5)
+  assert timer.lap() == {
     'time/data': 3.0,
     'time/step': 3.0,
     'time/total': 10.0,
@@ -39,21 +39,21 @@ def test_a_lap():
   }
 
 
-def test_the_next_lap_begins_empty_and_without_a_gap():
-  hands = Hands()
-  watch = step_timer.StepTimer(hands)
-  spend(watch, hands, 'data', 2)
-  watch.add('tokens', 7)
-  watch.lap()
-  hands.seconds += 1
-  spend(watch, hands, 'step', 3)
-  assert watch.lap() == {'time/step': 3.0, 'time/total': 4.0}
+def test_next_lap_starts_empty_and_without_a_gap():
+  clock = FakeClock()
+  timer = step_timer.StepTimer(clock)
+  spend(timer, clock, 'data', 2)
+  timer.add('tokens', 7)
+  timer.lap()
+  clock.seconds += 1
+  spend(timer, clock, 'step', 3)
+  assert timer.lap() == {'time/step': 3.0, 'time/total': 4.0}
 
 
-def test_a_part_that_fails_is_measured():
-  hands = Hands()
-  watch = step_timer.StepTimer(hands)
-  with pytest.raises(KeyError), watch.part('data'):
-    hands.seconds += 2
+def test_failed_part_is_measured():
+  clock = FakeClock()
+  timer = step_timer.StepTimer(clock)
+  with pytest.raises(KeyError), timer.part('data'):
+    clock.seconds += 2
     raise KeyError
-  assert watch.lap()['time/data'] == 2.0
+  assert timer.lap()['time/data'] == 2.0

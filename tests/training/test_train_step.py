@@ -1,4 +1,4 @@
-"""A training step on 2x2x2 devices does what it does on one."""
+"""The training step: sharding, accumulation, token weighting, packing."""
 
 import functools
 
@@ -19,8 +19,8 @@ from tests.model import tiny
 OPTIMIZER = optax.adamw(1e-2, weight_decay=0.1)
 
 
-def batches(count):
-  """Ragged batches of 4 prompts with 2 generations each."""
+def random_batches(count):
+  """Yields ragged batches of 4 prompts with 2 generations each."""
   rng = np.random.default_rng(0)
   for _ in range(count):
     yield Batch(
@@ -32,9 +32,11 @@ def batches(count):
 
 
 def train(devices, sizes, remat, steps=3, optim=OPTIMIZER):
-  layout = rules.layout(mesh.make_mesh(*sizes, devices=devices), rules.RULES)
+  layout = rules.make_layout(
+    mesh.make_mesh(*sizes, devices=devices), rules.RULES
+  )
   model = Transformer(
-    tiny.SIZE, ComputeConfig(remat=remat, head_chunk=8), layout
+    tiny.CONFIG, ComputeConfig(remat=remat, head_chunk=8), layout
   )
   params = model_init.init_params(model, jax.random.key(1))
   state = train_state.init_state(model, optim, params)
@@ -42,7 +44,7 @@ def train(devices, sizes, remat, steps=3, optim=OPTIMIZER):
   loss = functools.partial(train_step.supervised_loss, model)
   update = train_step.TrainStep(model, optim, loss)
   losses = []
-  for batch in batches(steps):
+  for batch in random_batches(steps):
     state, metrics = update(state, [batch])
     losses.append(float(metrics['loss']))
   return state, abstract, losses
@@ -59,14 +61,15 @@ def eight_devices():
 
 
 def test_three_steps_equal_one_device(one_device, eight_devices):
-  (one, _, losses), (many, _, their_losses) = one_device, eight_devices
-  assert losses[0] != pytest.approx(losses[2], abs=1e-2)  # it does train
-  np.testing.assert_allclose(their_losses, losses, atol=1e-5)
-  assert int(many.step) == int(one.step) == 3
+  (single, _, expected), (sharded, _, losses) = one_device, eight_devices
+  assert losses[0] != pytest.approx(losses[2], abs=1e-2)  # the loss changes
+  np.testing.assert_allclose(losses, expected, atol=1e-5)
+  assert int(sharded.step) == int(single.step) == 3
   for a, b in zip(
-    jax.tree.leaves(many.params), jax.tree.leaves(one.params), strict=True
+    jax.tree.leaves(sharded.params), jax.tree.leaves(single.params), strict=True
   ):
-    # Adam divides by the root of tiny second moments: far looser than the loss.
+    # Adam divides by the root of tiny second moments, so the tolerance is much
+    # larger than that of the loss.
     np.testing.assert_allclose(a, b, atol=2e-3)
 
 
@@ -82,18 +85,18 @@ def test_three_steps_of_muon_equal_one_device():
     b2=0.95,
     moment_dtype='float32',
   )
-  one, _, losses = train(jax.devices()[:1], (1, 1, 1), 'none', optim=muon)
-  many, _, theirs = train(jax.devices(), (2, 2, 2), 'none', optim=muon)
+  single, _, expected = train(jax.devices()[:1], (1, 1, 1), 'none', optim=muon)
+  sharded, _, losses = train(jax.devices(), (2, 2, 2), 'none', optim=muon)
   assert losses[0] != pytest.approx(losses[2], abs=1e-2)
-  np.testing.assert_allclose(theirs, losses, atol=1e-4)
+  np.testing.assert_allclose(losses, expected, atol=1e-4)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3),
-    many.params,
-    one.params,
+    sharded.params,
+    single.params,
   )
 
 
-def test_moments_are_split_as_their_parameter(eight_devices):
+def test_moments_are_sharded_like_their_parameters(eight_devices):
   state, abstract, _ = eight_devices
   moments = state.opt_state[0].mu
   for moment, param in zip(
@@ -111,28 +114,28 @@ def test_moments_are_split_as_their_parameter(eight_devices):
 
 
 def test_loss_is_weighted_by_token():
-  """One long and one empty generation: the mean is over tokens, literally."""
+  """The mean is over tokens, also with long and empty generations."""
   layout = mesh.one_device()
-  model = Transformer(tiny.SIZE, ComputeConfig(), layout)
+  model = Transformer(tiny.CONFIG, ComputeConfig(), layout)
   params = model_init.init_params(model, jax.random.key(2))
-  batch = next(batches(1)).replace(
+  batch = next(random_batches(1)).replace(
     generation_lengths=np.array([[7, 0], [1, 2], [0, 0], [3, 3]], np.int32)
   )
   total, count, _ = train_step.supervised_loss(model, params, batch)
   assert float(count) == 16.0
-  parts = []
+  sums = []
   for p, r in np.ndindex(4, 2):
-    alone = Batch(*(x[p : p + 1] for x in jax.tree.leaves(batch)))
-    alone = alone.replace(
-      generations=alone.generations[:, r : r + 1],
-      generation_lengths=alone.generation_lengths[:, r : r + 1],
+    single = Batch(*(x[p : p + 1] for x in jax.tree.leaves(batch)))
+    single = single.replace(
+      generations=single.generations[:, r : r + 1],
+      generation_lengths=single.generation_lengths[:, r : r + 1],
     )
-    parts.append(float(train_step.supervised_loss(model, params, alone)[0]))
-  assert float(total) == pytest.approx(sum(parts), abs=1e-3)
+    sums.append(float(train_step.supervised_loss(model, params, single)[0]))
+  assert float(total) == pytest.approx(sum(sums), abs=1e-3)
 
 
-def parts_of(batch, sizes):
-  """The batch cut into batches of so many prompts."""
+def split(batch, sizes):
+  """Splits a batch into batches with these numbers of prompts."""
   ends = np.cumsum(sizes)
   return [
     jax.tree.map(lambda x, a=a, b=b: x[a:b], batch)
@@ -141,139 +144,149 @@ def parts_of(batch, sizes):
 
 
 def test_accumulation_equals_one_batch():
-  """Of other sizes and token counts: a mean of means would be off."""
-  model = Transformer(tiny.SIZE, ComputeConfig(), mesh.one_device())
+  """Micro-batches differ in token counts: a mean of means would be wrong."""
+  model = Transformer(tiny.CONFIG, ComputeConfig(), mesh.one_device())
   optimizer = optax.sgd(1.0)  # the update is the gradient itself
   loss = functools.partial(train_step.supervised_loss, model)
   update = train_step.TrainStep(model, optimizer, loss)
-  batch = next(batches(1)).replace(
+  batch = next(random_batches(1)).replace(
     generation_lengths=np.array([[7, 6], [1, 0], [0, 0], [5, 7]], np.int32)
   )
-  found = []
+  results = []
   for sizes in ((4,), (1, 2, 1)):
     params = model_init.init_params(model, jax.random.key(3))
     state = train_state.init_state(model, optimizer, params)
-    state, metrics = update(state, parts_of(batch, np.array(sizes)))
-    found.append((jax.device_get(state.params), jax.device_get(metrics)))
-  (whole, metrics), (parts, their_metrics) = found
+    state, metrics = update(state, split(batch, np.array(sizes)))
+    results.append((jax.device_get(state.params), jax.device_get(metrics)))
+  (params, metrics), (other_params, other_metrics) = results
   assert metrics['count'] == 26.0
   for name, value in metrics.items():
-    assert their_metrics[name] == pytest.approx(value, rel=1e-5), name
-  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+    assert other_metrics[name] == pytest.approx(value, rel=1e-5), name
+  for a, b in zip(
+    jax.tree.leaves(params), jax.tree.leaves(other_params), strict=True
+  ):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_gradients_are_those_of_the_parameters():
-  """Kernels are cast before they are differentiated by: the same gradient."""
+def test_gradients_equal_those_of_float32_parameters():
+  """Casting kernels before the differentiation gives the same gradient."""
   model = Transformer(
-    tiny.SIZE, ComputeConfig(dtype='bfloat16', head_chunk=8), mesh.one_device()
+    tiny.CONFIG,
+    ComputeConfig(dtype='bfloat16', head_chunk=8),
+    mesh.one_device(),
   )
   loss = functools.partial(train_step.supervised_loss, model)
   params = model_init.init_params(model, jax.random.key(4))
-  batch = next(batches(1))
-  ours = train_step.grad(loss, model.compute, params, batch)
-  theirs = jax.grad(lambda params: loss(params, batch)[0])(params)
-  both = zip(jax.tree.leaves(ours.grads), jax.tree.leaves(theirs), strict=True)
+  batch = next(random_batches(1))
+  grads = train_step.grad(loss, model.compute, params, batch)
+  expected = jax.grad(lambda params: loss(params, batch)[0])(params)
+  both = zip(
+    jax.tree.leaves(grads.grads), jax.tree.leaves(expected), strict=True
+  )
   for a, b in both:
     assert a.dtype == b.dtype == jnp.float32
     assert np.abs(b).max() > 1e-3
     np.testing.assert_array_equal(a, b)
 
 
-def measured(params, batch):
-  """A loss of any tree, cheap to compile, with one mean and one maximum."""
+def weighted_loss(params, batch):
+  """A loss that compiles fast, with one mean and one maximum."""
   x, weights = batch['x'], batch['weights']
   total, count = jnp.sum(weights * x), jnp.sum(weights)
-  extras = train_step.AuxMetrics({'x': (total, count)}, {'largest': jnp.max(x)})
-  return total * jnp.mean(jax.tree.leaves(params)[0]), count, extras
+  aux = train_step.AuxMetrics({'x': (total, count)}, {'largest': jnp.max(x)})
+  return total * jnp.mean(jax.tree.leaves(params)[0]), count, aux
 
 
-def measure(loss, weights, sizes):
+def run_step(loss, weights, sizes):
   model, optimizer = tiny.gemma(), optax.sgd(1.0)
   state = train_state.init_state(model, optimizer, tiny.params(model))
   batch = {
     'x': np.array([-1, -2, -5, -7], np.float32),
     'weights': np.array(weights, np.float32),
   }
-  some = parts_of(batch, np.array(sizes))
-  return train_step.TrainStep(model, optimizer, loss)(state, some)[1]
+  batches = split(batch, np.array(sizes))
+  return train_step.TrainStep(model, optimizer, loss)(state, batches)[1]
 
 
 @pytest.mark.parametrize('sizes', [(4,), (1, 2, 1), (2, 2)])
-def test_extras_over_batches(sizes):
-  """-1, -5 and -7 count; a maximum begins at the first batch, not at 0."""
-  metrics = measure(measured, [1, 0, 2, 1], sizes)
+def test_metrics_over_micro_batches(sizes):
+  """The maximum is that of the values, not of the values and 0."""
+  metrics = run_step(weighted_loss, [1, 0, 2, 1], sizes)
   assert float(metrics['x']) == -4.5  # (-1 - 10 - 7) / 4
   assert float(metrics['largest']) == -1.0
   assert float(metrics['count']) == 4.0
 
 
-def test_a_mean_of_nothing_is_zero():
-  assert float(measure(measured, [0, 0, 0, 0], (1, 3))['x']) == 0.0
+def test_mean_without_weights_is_zero():
+  assert float(run_step(weighted_loss, [0, 0, 0, 0], (1, 3))['x']) == 0.0
 
 
 @pytest.mark.parametrize('kind', ['means', 'maxima'])
-def test_metrics_have_names_of_their_own(kind):
+def test_reserved_metric_names_are_rejected(kind):
   def loss(params, batch):
-    numerator, count, _ = measured(params, batch)
-    mine = (count, count) if kind == 'means' else count
+    numerator, count, _ = weighted_loss(params, batch)
+    value = (count, count) if kind == 'means' else count
     return (
       numerator,
       count,
-      train_step.AuxMetrics(**{kind: {'grad_norm': mine}}),
+      train_step.AuxMetrics(**{kind: {'grad_norm': value}}),
     )
 
   with pytest.raises(ValueError, match='grad_norm'):
-    measure(loss, [1, 1, 1, 1], (4,))
+    run_step(loss, [1, 1, 1, 1], (4,))
 
 
-def test_packed_rows_equal_texts_apart():
+def test_packed_rows_equal_separate_texts():
   """Losses and gradients, with texts longer than the window of 6."""
   model = Transformer(
-    tiny.SIZE, ComputeConfig(query_block=7), mesh.one_device()
+    tiny.CONFIG, ComputeConfig(query_block=7), mesh.one_device()
   )
   params = model_init.init_params(model, jax.random.key(4))
   rng = np.random.default_rng(5)
   lengths = [(9, 8), (1, 3), (4, 12), (2, 0), (13, 5)]  # prompt, generation
   texts = [rng.integers(4, 250, sum(pair)).astype(np.int32) for pair in lengths]
   packed = packed_batch(texts, lengths, [[0, 1, 3], [2, 4]], 36)
-  apart = apart_batch(texts, lengths)
+  separate = separate_batch(texts, lengths)
   loss = functools.partial(train_step.supervised_loss, model)
-  both = [
+  results = [
     jax.jit(functools.partial(train_step.grad, loss, model.compute))(params, x)
-    for x in (packed, apart)
+    for x in (packed, separate)
   ]
-  ours, theirs = both
-  assert float(ours.denominator) == float(theirs.denominator) == 28.0
-  assert float(ours.numerator) == pytest.approx(
-    float(theirs.numerator), rel=1e-6
+  packed_sums, separate_sums = results
+  assert (
+    float(packed_sums.denominator) == float(separate_sums.denominator) == 28.0
+  )
+  assert float(packed_sums.numerator) == pytest.approx(
+    float(separate_sums.numerator), rel=1e-6
   )
   for a, b in zip(
-    jax.tree.leaves(ours.grads), jax.tree.leaves(theirs.grads), strict=True
+    jax.tree.leaves(packed_sums.grads),
+    jax.tree.leaves(separate_sums.grads),
+    strict=True,
   ):
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def packed_batch(texts, lengths, rows, size):
   shape = (len(rows), size)
-  tokens, targets = np.zeros(shape, np.int32), np.zeros(shape, bool)
+  tokens, loss_mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
   segments = np.full(shape, 99, np.int32)
   for row, members in enumerate(rows):
     at = 0
     for number, i in enumerate(members):
       end = at + len(texts[i])
       tokens[row, at:end], segments[row, at:end] = texts[i], number
-      targets[row, at + lengths[i][0] : end] = True
+      loss_mask[row, at + lengths[i][0] : end] = True
       at = end
   full = np.full(len(rows), size, np.int32)
-  return Batch(tokens, full, segments=segments, targets=targets)
+  return Batch(tokens, full, segment_ids=segments, loss_mask=loss_mask)
 
 
-def apart_batch(texts, lengths):
+def separate_batch(texts, lengths):
   count = len(texts)
   prompts = np.zeros((count, 13), np.int32)
   generations = np.zeros((count, 1, 12), np.int32)
-  for i, (text, (n, own)) in enumerate(zip(texts, lengths, strict=True)):
-    prompts[i, :n], generations[i, 0, :own] = text[:n], text[n:]
+  for i, (text, (n, size)) in enumerate(zip(texts, lengths, strict=True)):
+    prompts[i, :n], generations[i, 0, :size] = text[:n], text[n:]
   sizes = np.array(lengths, np.int32)
   return Batch(prompts, sizes[:, 0], generations, sizes[:, 1:])

@@ -1,4 +1,4 @@
-"""Import: every byte in its place, nothing read twice, every fault named."""
+"""Import: correct layout, each byte read once, clear errors."""
 
 import json
 
@@ -12,113 +12,119 @@ from grm_jax.checkpoint.huggingface import load as hf_load
 from grm_jax.checkpoint.huggingface import param_mapping
 from grm_jax.errors import UserError
 from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.config import ModelConfig
 from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import mesh, rules
 from tests import gemma2_files
 from tests.messages import naming, setting
 
-FIELDS = gemma2_files.CONFIGS['odd_heads']  # 300 rows, so 212 dead ones
+FIELDS = gemma2_files.CONFIGS['odd_heads']  # 300 rows and 212 padding rows
 SHARDABLE = FIELDS | {'num_attention_heads': 4, 'hidden_size': 64}
 
 
 def load(directory, layout=None, dtype='source'):
-  size, scalar = config_lib.read_config(directory)
+  model_config, scalar = config_lib.read_config(directory)
   source = hf_load.open_source(directory)
-  hf_load.check_keys(source, size, scalar)
+  hf_load.check_keys(source, model_config, scalar)
   model = Transformer(
-    size, ComputeConfig(), layout or mesh.one_device(), scalar
+    model_config, ComputeConfig(), layout or mesh.one_device(), scalar
   )
   return hf_load.load_params(source, model, dtype)
 
 
 def open_and_check(directory):
-  size, scalar = config_lib.read_config(directory)
-  hf_load.check_keys(hf_load.open_source(directory), size, scalar)
+  model_config, scalar = config_lib.read_config(directory)
+  hf_load.check_keys(hf_load.open_source(directory), model_config, scalar)
 
 
 def eight_devices():
   return rules.make_layout(mesh.make_mesh(2, 2, 2), rules.RULES)
 
 
-def test_layout_of_a_few_tensors_by_hand(tmp_path):
-  """The literal meaning of the table, without using it."""
-  theirs = gemma2_files.write(tmp_path, FIELDS, seed=0, scalar=True)
+def test_layout_of_some_tensors(tmp_path):
+  """Checks the layout without the mapping table."""
+  tensors = gemma2_files.write(tmp_path, FIELDS, seed=0, scalar=True)
   params = load(tmp_path)
   pairs = params['pairs']
-  q = theirs['model.layers.2.self_attn.q_proj.weight']  # [6 * 16, 48]
-  # Layer 2 is the local layer of pair 1; head 4, place 3 of it is row 67.
+  q = tensors['model.layers.2.self_attn.q_proj.weight']  # [6 * 16, 48]
+  # Layer 2 is the local layer of pair 1; head 4, component 3 is row 67.
   ours = pairs['local']['attention']['query'][1]
   np.testing.assert_array_equal(ours[:, 4, 3], q[4 * 16 + 3])
-  out = theirs['model.layers.1.self_attn.o_proj.weight']  # [48, 6 * 16]
+  out = tensors['model.layers.1.self_attn.o_proj.weight']  # [48, 6 * 16]
   ours = pairs['global']['attention']['out'][0]
   np.testing.assert_array_equal(ours[5, 7], out[:, 5 * 16 + 7])
-  down = theirs['model.layers.3.mlp.down_proj.weight']
+  down = tensors['model.layers.3.mlp.down_proj.weight']
   np.testing.assert_array_equal(pairs['global']['mlp']['down'][1], down.T)
   rows = params['embedder']['table']
-  np.testing.assert_array_equal(rows[:300], theirs['model.embed_tokens.weight'])
+  np.testing.assert_array_equal(
+    rows[:300], tensors['model.embed_tokens.weight']
+  )
   assert rows.shape == (512, 48)
   assert not np.any(rows[300:])
   np.testing.assert_array_equal(
-    params['value_head']['kernel'][:, 0], theirs['score.weight'][0]
+    params['value_head']['kernel'][:, 0], tensors['score.weight'][0]
   )
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_shards_equal_the_whole(tmp_path, dtype):
+def test_shards_equal_the_unsharded_parameters(tmp_path, dtype):
   gemma2_files.write(tmp_path, SHARDABLE, 1, dtype=dtype, files=3)
-  whole, parts = load(tmp_path), load(tmp_path, eight_devices())
-  flat = jax.tree_util.tree_leaves_with_path(whole)
-  for (path, a), b in zip(flat, jax.tree.leaves(parts), strict=True):
+  unsharded, sharded = load(tmp_path), load(tmp_path, eight_devices())
+  flat = jax.tree_util.tree_leaves_with_path(unsharded)
+  for (path, a), b in zip(flat, jax.tree.leaves(sharded), strict=True):
     assert a.dtype == b.dtype == dtype, path
     np.testing.assert_array_equal(np.asarray(a), np.asarray(b), str(path))
-  query = parts['pairs']['local']['attention']['query']
+  query = sharded['pairs']['local']['attention']['query']
   assert query.addressable_shards[0].data.shape == (2, 32, 2, 16)
 
 
-def test_a_device_reads_its_slices_only(tmp_path, monkeypatch):
-  """Bytes touched are the bytes of the shards, not of the tensors."""
-  theirs = gemma2_files.write(tmp_path, SHARDABLE, 2)
-  read = []
+def test_a_device_reads_only_its_slices(tmp_path, monkeypatch):
+  """The bytes that are read are those of the shards, not of the tensors."""
+  tensors = gemma2_files.write(tmp_path, SHARDABLE, 2)
+  bytes_read = []
 
-  class Counted:
+  class CountedSlice:
     def __init__(self, view):
       self.view = view
 
     def __getitem__(self, index):
-      piece = self.view[index]
-      read.append(piece.nbytes)
-      return piece
+      values = self.view[index]
+      bytes_read.append(values.nbytes)
+      return values
 
     def get_dtype(self):
       return self.view.get_dtype()
 
   source = hf_load.open_source(tmp_path)
-  size, _ = config_lib.read_config(tmp_path)
-  lazy = hf_load.TensorSource.slice
+  model_config, _ = config_lib.read_config(tmp_path)
+  read_slice = hf_load.TensorSource.slice
   monkeypatch.setattr(
-    hf_load.TensorSource, 'slice', lambda self, key: Counted(lazy(self, key))
+    hf_load.TensorSource,
+    'slice',
+    lambda self, key: CountedSlice(read_slice(self, key)),
   )
-  model = Transformer(size, ComputeConfig(), eight_devices())
+  model = Transformer(model_config, ComputeConfig(), eight_devices())
   params = hf_load.load_params(source, model, 'source')
-  held = sum(
+  shard_bytes = sum(
     shard.data.nbytes
     for leaf in jax.tree.leaves(params)
-    # JAX asks once for what all devices share.
+    # JAX reads a fully replicated array once.
     for shard in leaf.addressable_shards[
       : 1 if leaf.is_fully_replicated else None
     ]
   )
-  dead = (512 - 300) * 64 * 4 * 2  # zeros are not read; data=2 holds all twice
-  assert sum(read) == held - dead
-  total = sum(x.nbytes for x in theirs.values())
-  assert sum(read) < 8 * total / 2  # far from eight whole copies
+  # Padding rows are not read; data=2 stores everything twice.
+  padding_bytes = (512 - 300) * 64 * 4 * 2
+  assert sum(bytes_read) == shard_bytes - padding_bytes
+  total = sum(x.nbytes for x in tensors.values())
+  assert sum(bytes_read) < 8 * total / 2  # far less than eight full copies
 
 
-def test_cast_on_import(tmp_path):
-  theirs = gemma2_files.write(tmp_path, FIELDS, 3)
+def test_import_casts_to_the_requested_dtype(tmp_path):
+  tensors = gemma2_files.write(tmp_path, FIELDS, 3)
   params = load(tmp_path, dtype='bfloat16')
   assert {x.dtype.name for x in jax.tree.leaves(params)} == {'bfloat16'}
-  norm = theirs['model.norm.weight'].astype(ml_dtypes.bfloat16)
+  norm = tensors['model.norm.weight'].astype(ml_dtypes.bfloat16)
   np.testing.assert_array_equal(params['final_norm']['scale'], norm)
 
 
@@ -148,7 +154,7 @@ def test_a_copy_of_the_tied_head_is_accepted(tmp_path):
       ['model.norm.weight', '(7,)', '(48,)'],
     ),
     (
-      # A transposed square would pass a check of sizes alone; this is not one.
+      # The same number of elements, transposed.
       lambda t: t.update(
         {
           'model.layers.1.mlp.up_proj.weight': np.zeros((48, 80), np.float32),
@@ -158,7 +164,7 @@ def test_a_copy_of_the_tied_head_is_accepted(tmp_path):
     ),
   ],
 )
-def test_strict_keys_and_shapes(tmp_path, change, words):
+def test_wrong_keys_and_shapes_are_rejected(tmp_path, change, words):
   tensors = gemma2_files.write(tmp_path, FIELDS, 5)
   change(tensors)
   gemma2_files.write_tensors(tmp_path, tensors)
@@ -168,13 +174,13 @@ def test_strict_keys_and_shapes(tmp_path, change, words):
 
 def test_missing_keys_are_counted(tmp_path):
   tensors = gemma2_files.write(tmp_path, FIELDS, 5)
-  some = {k: v for k, v in tensors.items() if 'layers.3' not in k}
-  gemma2_files.write_tensors(tmp_path, some)
+  incomplete = {k: v for k, v in tensors.items() if 'layers.3' not in k}
+  gemma2_files.write_tensors(tmp_path, incomplete)
   with pytest.raises(UserError, match=naming(tmp_path, 6)):
     open_and_check(tmp_path)
 
 
-def test_a_key_in_two_files(tmp_path):
+def test_duplicate_key_is_rejected(tmp_path):
   tensors = gemma2_files.write(tmp_path, FIELDS, 6, files=2)
   name = 'model-00001-of-00002.safetensors'
   gemma2_files.save_file(tensors, tmp_path / name, {'format': 'pt'})
@@ -183,7 +189,7 @@ def test_a_key_in_two_files(tmp_path):
     open_and_check(tmp_path)
 
 
-def test_missing_and_damaged_files(tmp_path):
+def test_missing_and_damaged_files_are_named(tmp_path):
   gemma2_files.write(tmp_path, FIELDS, 7, files=2)
   part = tmp_path / 'model-00002-of-00002.safetensors'
   data = part.read_bytes()
@@ -198,7 +204,7 @@ def test_missing_and_damaged_files(tmp_path):
     open_and_check(tmp_path)
 
 
-def test_no_files(tmp_path):
+def test_directory_without_safetensors_is_rejected(tmp_path):
   gemma2_files.write(tmp_path, FIELDS, 8)
   (tmp_path / 'model.safetensors').unlink()
   (tmp_path / 'pytorch_model.bin').write_bytes(b'')
@@ -206,7 +212,7 @@ def test_no_files(tmp_path):
     open_and_check(tmp_path)
 
 
-def test_odd_dtypes(tmp_path):
+def test_unsupported_dtypes_are_rejected(tmp_path):
   tensors = gemma2_files.write(tmp_path, FIELDS, 9)
   half = {k: v.astype(np.float16) for k, v in tensors.items()}
   gemma2_files.write_tensors(tmp_path, half)
@@ -222,8 +228,8 @@ def test_odd_dtypes(tmp_path):
     UserError, match=naming('mlp.up_proj.weight', 'config.dtype')
   ):
     load(tmp_path)
-  whole = tensors | {key: tensors[key].astype(np.int8)}
-  gemma2_files.write_tensors(tmp_path, whole)
+  quantized = tensors | {key: tensors[key].astype(np.int8)}
+  gemma2_files.write_tensors(tmp_path, quantized)
   with pytest.raises(UserError, match=naming(key, 'I8')):
     load(tmp_path)
 
@@ -246,14 +252,14 @@ def test_odd_dtypes(tmp_path):
     ({'num_key_value_heads': 4}, ['num_heads', 6, 'num_kv_heads', 4]),
   ],
 )
-def test_configs_that_we_are_not(tmp_path, change, words):
+def test_unsupported_gemma2_configs_are_rejected(tmp_path, change, words):
   config = gemma2_files.config_json(FIELDS) | change
   (tmp_path / 'config.json').write_text(json.dumps(config))
   with pytest.raises(UserError, match=naming(*words)):
     config_lib.read_config(tmp_path)
 
 
-def test_config_files_that_are_none(tmp_path):
+def test_invalid_config_files_are_rejected(tmp_path):
   with pytest.raises(UserError, match=naming(tmp_path / 'config.json')):
     config_lib.read_config(tmp_path)
   config = gemma2_files.config_json(FIELDS)
@@ -266,7 +272,7 @@ def test_config_files_that_are_none(tmp_path):
     config_lib.read_config(tmp_path)
 
 
-def test_two_labels_are_refused(tmp_path):
+def test_two_labels_are_rejected(tmp_path):
   config = gemma2_files.config_json(FIELDS, scalar=True)
   config['id2label'] = {'0': 'bad', '1': 'good'}
   (tmp_path / 'config.json').write_text(json.dumps(config))
@@ -274,30 +280,34 @@ def test_two_labels_are_refused(tmp_path):
     config_lib.read_config(tmp_path)
 
 
-def test_sizes_survive_the_config(tmp_path):
+def test_config_round_trip(tmp_path):
   for name, fields in gemma2_files.ALL.items():
     config = gemma2_files.config_json(fields)
     (tmp_path / 'config.json').write_text(json.dumps(config))
-    size, scalar = config_lib.read_config(tmp_path)
-    back = config_lib.to_hf_config(size, scalar, 'float32')
-    (tmp_path / 'config.json').write_text(json.dumps(back))
-    assert config_lib.read_config(tmp_path) == (size, False), name
-    assert size.rope_base == fields.get('rope_theta', 10_000.0)
+    model_config, scalar = config_lib.read_config(tmp_path)
+    exported = config_lib.to_hf_config(model_config, scalar, 'float32')
+    (tmp_path / 'config.json').write_text(json.dumps(exported))
+    assert config_lib.read_config(tmp_path) == (model_config, False), name
+    assert model_config.rope_base == fields.get('rope_theta', 10_000.0)
 
 
-def test_a_llama_by_its_config(tmp_path):
-  """What its config.json does not say is what every Llama is."""
+def test_llama_config_defaults(tmp_path):
+  """Missing fields have the defaults of Llama."""
   config = gemma2_files.config_json(gemma2_files.LLAMA)
   for name in ('head_dim', 'rope_theta', 'hidden_act'):
     del config[name]
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  size, scalar = config_lib.read_config(tmp_path)
+  model_config, scalar = config_lib.read_config(tmp_path)
   assert not scalar
-  assert (size.head_dim, size.query_pre_attn_scalar) == (8, 8)
-  assert (size.window, size.attn_softcap, size.final_softcap) == (None,) * 3
-  assert (size.norm_offset, size.activation) == (0.0, 'silu')
-  assert not size.post_norms and not size.embed_scale
-  assert (size.rope_base, size.norm_eps) == (10_000.0, 1e-5)
+  assert (model_config.head_dim, model_config.query_pre_attn_scalar) == (8, 8)
+  assert (
+    model_config.window,
+    model_config.attn_softcap,
+    model_config.final_softcap,
+  ) == (None,) * 3
+  assert (model_config.norm_offset, model_config.activation) == (0.0, 'silu')
+  assert not model_config.post_norms and not model_config.embed_scale
+  assert (model_config.rope_base, model_config.norm_eps) == (10_000.0, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +321,7 @@ def test_a_llama_by_its_config(tmp_path):
     ({'architectures': ['Gemma2ForCausalLM']}, ['LlamaForCausalLM']),
   ],
 )
-def test_llamas_that_we_are_not(tmp_path, change, words):
+def test_unsupported_llama_configs_are_rejected(tmp_path, change, words):
   config = gemma2_files.config_json(gemma2_files.LLAMA) | change
   (tmp_path / 'config.json').write_text(json.dumps(config))
   with pytest.raises(UserError, match=naming(*words)):
@@ -319,31 +329,31 @@ def test_llamas_that_we_are_not(tmp_path, change, words):
 
 
 @pytest.mark.parametrize('scalar', [False, True])
-def test_table_has_every_tensor_of_a_llama_once(tmp_path, scalar):
+def test_mapping_has_every_llama_tensor_once(tmp_path, scalar):
   fields = gemma2_files.LLAMA
   gemma2_files.write(tmp_path, fields, 3, scalar=scalar)
-  size, found = config_lib.read_config(tmp_path)
-  assert found == scalar
-  table_keys = [
-    (key, entry.hf_shape(size))
-    for entry in param_mapping.param_mappings(size, scalar)
-    for key in entry.hf_keys(size)
+  model_config, is_scalar = config_lib.read_config(tmp_path)
+  assert is_scalar == scalar
+  shapes = [
+    (key, mapping.hf_shape(model_config))
+    for mapping in param_mapping.param_mappings(model_config, scalar)
+    for key in mapping.hf_keys(model_config)
   ]
-  assert dict(table_keys) == gemma2_files.tensor_shapes(fields, scalar)
-  assert len(table_keys) == len(dict(table_keys))
+  assert dict(shapes) == gemma2_files.tensor_shapes(fields, scalar)
+  assert len(shapes) == len(dict(shapes))
 
 
-def test_table_has_every_tensor_once():
+def test_mapping_has_every_gemma2_tensor_once():
   fields = gemma2_files.CONFIGS['like_27b']
   for scalar in (False, True):
     expected = gemma2_files.tensor_shapes(fields, scalar)
-    size = config_lib.Size(
+    model_config = ModelConfig(
       6, 72, 144, 4, 2, 16, 18, vocab_size=512, window=17, rope_base=500.0
     )
-    found = [
-      (key, entry.hf_shape(size))
-      for entry in param_mapping.param_mappings(size, scalar)
-      for key in entry.hf_keys(size)
+    shapes = [
+      (key, mapping.hf_shape(model_config))
+      for mapping in param_mapping.param_mappings(model_config, scalar)
+      for key in mapping.hf_keys(model_config)
     ]
-    assert len(found) == len(expected)
-    assert dict(found) == expected
+    assert len(shapes) == len(expected)
+    assert dict(shapes) == expected

@@ -1,4 +1,4 @@
-"""Export: a round trip gives back every bit, in one file or many."""
+"""Export: a round trip is bit-identical, with one file or several."""
 
 import json
 
@@ -23,8 +23,8 @@ FIELDS = gemma2_files.CONFIGS['odd_heads'] | {
 
 
 def round_trip(source, target, layout, file_bytes):
-  size, scalar = config_lib.read_config(source)
-  model = Transformer(size, ComputeConfig(), layout, scalar)
+  config, scalar = config_lib.read_config(source)
+  model = Transformer(config, ComputeConfig(), layout, scalar)
   params = hf_load.load_params(hf_load.open_source(source), model, 'source')
   hf_save.save_directory(target, params, model, file_bytes)
 
@@ -40,7 +40,7 @@ def test_round_trip_is_bit_identical(tmp_path, dtype, devices, scalar):
 
 
 @pytest.mark.parametrize('scalar', [False, True])
-def test_a_llama_comes_back(tmp_path, scalar):
+def test_llama_round_trip(tmp_path, scalar):
   layout = mesh.one_device()
   check_round_trip(tmp_path, gemma2_files.LLAMA, layout, 'bfloat16', scalar)
   config = json.loads((tmp_path / 'out' / 'config.json').read_text())
@@ -50,13 +50,13 @@ def test_a_llama_comes_back(tmp_path, scalar):
 
 
 def check_round_trip(tmp_path, fields, layout, dtype, scalar):
-  theirs = gemma2_files.write(tmp_path / 'in', fields, 0, scalar, dtype, 2)
+  tensors = gemma2_files.write(tmp_path / 'in', fields, 0, scalar, dtype, 2)
   round_trip(tmp_path / 'in', tmp_path / 'out', layout, 10**9)
-  back = load_file(tmp_path / 'out' / 'model.safetensors')
-  assert set(back) == set(theirs)
-  for key, tensor in theirs.items():
-    assert back[key].dtype == tensor.dtype, key
-    assert back[key].tobytes() == tensor.tobytes(), key
+  exported = load_file(tmp_path / 'out' / 'model.safetensors')
+  assert set(exported) == set(tensors)
+  for key, tensor in tensors.items():
+    assert exported[key].dtype == tensor.dtype, key
+    assert exported[key].tobytes() == tensor.tobytes(), key
   config = json.loads((tmp_path / 'out' / 'config.json').read_text())
   assert config['torch_dtype'] == dtype
   assert config_lib.read_config(tmp_path / 'out') == config_lib.read_config(
@@ -64,31 +64,31 @@ def check_round_trip(tmp_path, fields, layout, dtype, scalar):
   )
 
 
-def test_many_files(tmp_path):
-  theirs = gemma2_files.write(tmp_path / 'in', FIELDS, 1)
+def test_export_into_several_files(tmp_path):
+  tensors = gemma2_files.write(tmp_path / 'in', FIELDS, 1)
   limit = 64 * 300 * 4  # the largest tensor
   round_trip(tmp_path / 'in', tmp_path / 'out', mesh.one_device(), limit)
   files = sorted((tmp_path / 'out').glob('*.safetensors'))
   assert len(files) > 3
   assert files[0].name == f'model-00001-of-{len(files):05d}.safetensors'
   index = json.loads((tmp_path / 'out' / hf_load.INDEX).read_text())
-  assert set(index['weight_map']) == set(theirs)
+  assert set(index['weight_map']) == set(tensors)
   assert index['metadata']['total_size'] == sum(
-    x.nbytes for x in theirs.values()
+    x.nbytes for x in tensors.values()
   )
   for file in files:
-    held = load_file(file)
-    assert sum(x.nbytes for x in held.values()) <= limit
-    for key, tensor in held.items():
+    content = load_file(file)
+    assert sum(x.nbytes for x in content.values()) <= limit
+    for key, tensor in content.items():
       assert index['weight_map'][key] == file.name
-      np.testing.assert_array_equal(tensor, theirs[key])
+      np.testing.assert_array_equal(tensor, tensors[key])
   assert not list((tmp_path / 'out').glob('part-*'))
-  # And it reads back as a source.
-  size, _ = config_lib.read_config(tmp_path / 'out')
-  hf_load.check_keys(hf_load.open_source(tmp_path / 'out'), size, False)
+  # The exported directory can be imported.
+  config, _ = config_lib.read_config(tmp_path / 'out')
+  hf_load.check_keys(hf_load.open_source(tmp_path / 'out'), config, False)
 
 
-def test_a_full_disk_is_named(tmp_path):
+def test_full_disk_is_reported(tmp_path):
   gemma2_files.write(tmp_path / 'in', FIELDS, 0, False, 'float32', 2)
   message = naming(f'{tmp_path}/out/part-0', full_disk.ERROR_TEXT)
   with (
