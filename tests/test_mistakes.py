@@ -110,7 +110,7 @@ MISTAKES = {
   'checkpoint of a reward model': (
     SCORE,
     'checkpoint={scalar}',
-    ['config.checkpoint', 'config.judge=scalar'],
+    ['config.checkpoint', 'config.judge', 'scalar'],
   ),
   'meta_checkpoint of a judge': (
     SCORE,
