@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from grm_jax.sharding.rules import RULES
 
 _DEFAULTS = dict(
-  stage='aot',
+  stage='aot',  # see grm_jax/main.py
   # 'sft_step', 'grpo_update', 'reward_model_step': gradients and the update.
   # 'reference': log-probabilities by a frozen policy. 'prefill', 'decode': the
   # sampler, in its own layout. 'prompts', 'generations': log-probabilities.

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from grm_jax.sharding.rules import RULES
 
 _DEFAULTS = dict(
-  stage='convert',
+  stage='convert',  # see grm_jax/main.py
   direction='checkpoint',  # what is written: 'checkpoint' or 'huggingface'
   # Directory of the other kind, file that ends in .gguf, or 'random'.
   source='',
@@ -48,7 +48,7 @@ _OVERRIDES = {'': {}, 'tiny': _TINY, 'smollm2': _SMOLLM2}
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  """Returns the config; `arg` is what follows configs/convert.py: on the flag."""
+  """Returns the config; `arg` follows configs/convert.py: on the flag."""
   if arg not in _OVERRIDES:
     raise ValueError(
       f'configs/convert.py:{arg} does not exist; use :tiny, :smollm2 or nothing'

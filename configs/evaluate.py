@@ -20,7 +20,7 @@ from grm_jax.sharding.rules import RULES
 
 # Gemma-2 on TPUs.
 _DEFAULTS = dict(
-  stage='evaluate',
+  stage='evaluate',  # see grm_jax/main.py
   # 'grm': a generative reward model. Baselines: 'llm' names the best response
   # (LLM-as-a-Judge), 'token_probability' uses the probability of that name,
   # 'scalar' has a value per response (Bradley-Terry), 'pair' one per pair

@@ -17,7 +17,7 @@ Published variants:
 `:tiny` trains the model of configs/rft.py:tiny on a CPU. `make demo` does it
 with other settings, in 222 s on two CPU cores. Expect rollout/reward in
 metrics.jsonl to rise; on practice data GRPO raised greedy accuracy from 70.3 %
-to 75.4 % (benchmarks/RESULTS.md).
+to 75.4 % (docs/results.md).
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +26,7 @@ from grm_jax.sharding.rules import RULES
 
 # Gemma-2 on TPUs.
 _DEFAULTS = dict(
-  stage='grpo',
+  stage='grpo',  # see grm_jax/main.py
   checkpoint='',  # model directory of the initial policy
   checkpoint_step=-1,  # step of the checkpoint; -1: the newest
   data='',  # labelled examples, see data/example_sources.py
@@ -34,7 +34,7 @@ _DEFAULTS = dict(
   # reward: 'path/to/file.py:function', see judgement/correctness.py.
   reward='outcome',
   fail_on_bad_rows=False,  # stop at the first bad row instead of skipping it
-  seed=0,
+  seed=0,  # of data order and samples
   prompt=dict(
     template='pointwise',  # name in judgement/templates/, or a path
     single='single',  # template for one response
@@ -45,7 +45,7 @@ _DEFAULTS = dict(
   response_order='stratified',
   prompts_per_rollout=128,  # groups per rollout
   group_size=4,  # generations per group
-  temperature=1.0,
+  temperature=1.0,  # of rollouts
   # How often groups whose rewards are all equal are replaced by new ones.
   max_resample_attempts=0,
   num_minibatches=1,  # updates that a rollout is split into
@@ -72,11 +72,11 @@ _DEFAULTS = dict(
   optimizer=dict(
     kind='adamw',  # or 'muon'
     learning_rate=4e-7,  # the highest
-    warmup_steps=5,
+    warmup_steps=5,  # updates of linear warm-up
     schedule='constant',  # or 'cosine'
-    weight_decay=0.0,
+    weight_decay=0.0,  # decoupled, times the learning rate
     max_grad_norm=1.0,  # 0: no clipping
-    b2=0.95,
+    b2=0.95,  # decay of the second moment
     moment_dtype='float32',  # of the first moment; or 'bfloat16'
     offload_to_host=False,  # keep moments and float32 kernels in host memory
   ),
@@ -99,12 +99,12 @@ _DEFAULTS = dict(
     int8=False,  # sample and evaluate with int8 kernels
   ),
   mesh=dict(
-    data=1,
+    data=1,  # devices that replicate weights
     fsdp=-1,  # -1: the remaining devices
-    tensor=1,
+    tensor=1,  # devices that split heads, MLP and vocabulary
     decode_tensor=0,  # tensor axis while decoding; 0: as `tensor`
     num_slices=1,  # TPU slices, part of the data axis
-    logical_axis_rules=RULES,
+    logical_axis_rules=RULES,  # see grm_jax/sharding/rules.py
   ),
   compute=dict(
     dtype='bfloat16',  # of layers; or 'float32'

@@ -26,7 +26,7 @@ from grm_jax.sharding.rules import RULES
 
 # Gemma-2 on TPUs.
 _DEFAULTS = dict(
-  stage='reward_model',
+  stage='reward_model',  # see grm_jax/main.py
   kind='meta',  # or 'bradley_terry', 'pair'
   # A model directory; without a scalar head it gets one. 'random': for tests.
   checkpoint='',
@@ -34,7 +34,7 @@ _DEFAULTS = dict(
   data='',  # labelled examples, see data/example_sources.py
   samples='',  # judgements: files of the stage rft, separated by commas
   fail_on_bad_rows=False,  # stop at the first bad row instead of skipping it
-  seed=0,
+  seed=0,  # of data order and samples
   prompt=dict(
     # Template of the meta RM's prompts. The checkpoint stores it for judges.
     meta='meta',
@@ -48,15 +48,15 @@ _DEFAULTS = dict(
     prompt_buckets=(1024, 2048),  # padded prompt lengths
     generation_buckets=(512, 1024),  # padded lengths of judgements or responses
   ),
-  steps=900,
+  steps=900,  # updates
   optimizer=dict(
     kind='adamw',  # or 'muon'
     learning_rate=1e-5,  # the highest
-    warmup_steps=40,
+    warmup_steps=40,  # updates of linear warm-up
     schedule='cosine',  # or 'constant'
-    weight_decay=0.0,
+    weight_decay=0.0,  # decoupled, times the learning rate
     max_grad_norm=1.0,  # 0: no clipping
-    b2=0.95,
+    b2=0.95,  # decay of the second moment
     moment_dtype='float32',  # of the first moment; or 'bfloat16'
     offload_to_host=False,  # keep moments and float32 kernels in host memory
   ),
@@ -72,11 +72,11 @@ _DEFAULTS = dict(
     prompts=64,  # prompts on the devices at once
   ),
   mesh=dict(
-    data=1,
+    data=1,  # devices that replicate weights
     fsdp=-1,  # -1: the remaining devices
-    tensor=1,
+    tensor=1,  # devices that split heads, MLP and vocabulary
     num_slices=1,  # TPU slices, part of the data axis
-    logical_axis_rules=RULES,
+    logical_axis_rules=RULES,  # see grm_jax/sharding/rules.py
   ),
   compute=dict(
     dtype='bfloat16',  # of layers; or 'float32'

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 # Gemma-2 on TPUs; `train` is the config of the stage sft, see get_config.
 _DEFAULTS = dict(
-  stage='rft',
+  stage='rft',  # see grm_jax/main.py
   phases='sample,filter,train',  # phases to run
   checkpoint='',  # model directory of the sampling model
   checkpoint_step=-1,  # step of the checkpoint; -1: the newest

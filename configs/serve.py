@@ -16,7 +16,7 @@ from grm_jax.sharding.rules import RULES
 
 # Gemma-2 on TPUs.
 _DEFAULTS = dict(
-  stage='serve',
+  stage='serve',  # see grm_jax/main.py
   judge='grm',  # or 'llm', see configs/score.py
   checkpoint='',  # model directory; 'random': small random weights
   checkpoint_step=-1,  # step of the checkpoint; -1: the newest

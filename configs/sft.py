@@ -14,7 +14,7 @@ Without any data or checkpoint, on a CPU:
 
 `make demo` trains both with fewer steps, in 162 s and 150 s on two CPU cores.
 Expect the loss in metrics.jsonl to fall, and the held-out judgements of `:tiny`
-to parse (eval/parse_failures near 0.02; benchmarks/RESULTS.md).
+to parse (eval/parse_failures near 0.02; docs/results.md).
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ from grm_jax.sharding.rules import RULES
 
 # Gemma-2 on TPUs.
 _DEFAULTS = dict(
-  stage='sft',
+  stage='sft',  # see grm_jax/main.py
   # A model directory. 'scratch': a new model of `size`, with a tokenizer
   # trained on the texts. 'random': small random weights, for tests.
   checkpoint='',
@@ -37,7 +37,7 @@ _DEFAULTS = dict(
     teacher_error_rate=0.65,
   ),
   fail_on_bad_rows=False,  # stop at the first bad row instead of skipping it
-  seed=0,
+  seed=0,  # of data order and samples
   prompt=dict(
     template='pointwise',  # name in judgement/templates/, or a path
     single='single',  # template for one response
@@ -53,15 +53,15 @@ _DEFAULTS = dict(
     # prompt bucket and the longest generation bucket together.
     packed=False,
   ),
-  steps=900,
+  steps=900,  # updates
   optimizer=dict(
     kind='adamw',  # or 'muon'
     learning_rate=5e-6,  # the highest
-    warmup_steps=40,
+    warmup_steps=40,  # updates of linear warm-up
     schedule='cosine',  # or 'constant'
-    weight_decay=0.0,
+    weight_decay=0.0,  # decoupled, times the learning rate
     max_grad_norm=1.0,  # 0: no clipping
-    b2=0.95,
+    b2=0.95,  # decay of the second moment
     moment_dtype='float32',  # of the first moment; or 'bfloat16'
     offload_to_host=False,  # keep moments and float32 kernels in host memory
   ),
@@ -74,12 +74,12 @@ _DEFAULTS = dict(
     prompts=64,  # prompts on the devices at once
   ),
   mesh=dict(
-    data=1,
+    data=1,  # devices that replicate weights
     fsdp=-1,  # -1: the remaining devices
-    tensor=1,
+    tensor=1,  # devices that split heads, MLP and vocabulary
     decode_tensor=0,  # tensor axis while decoding; 0: as `tensor`
     num_slices=1,  # TPU slices, part of the data axis
-    logical_axis_rules=RULES,
+    logical_axis_rules=RULES,  # see grm_jax/sharding/rules.py
   ),
   compute=dict(
     dtype='bfloat16',  # of layers; or 'float32'

@@ -76,7 +76,7 @@ def reads(path):
 def reads_of_stage(stage):
   """Chains read by a stage's file, main, and all they import of ours."""
   todo = [module_path(main.STAGES[stage]), ROOT / 'grm_jax/main.py']
-  seen, chains = set(), set()
+  seen, chains = set(), {'stage'}  # main looks the stage up in STAGES
   while todo:
     path = todo.pop()
     if path not in seen:
