@@ -120,27 +120,12 @@ class CheckpointManager:
     trees = {'params': params}
     if opt_state is not None:
       trees['opt_state'] = opt_state
-    leaves = {item: leaves_by_path(item, tree) for item, tree in trees.items()}
     json_items = {
       item: value
       for item, value in (('model', model), ('meta', meta))
       if value is not None
     }
-    index = {
-      'format_version': FORMAT_VERSION,
-      'arrays': {
-        item: describe_leaves(item, by_path) for item, by_path in leaves.items()
-      },
-      'json_items': sorted(json_items),
-    }
-    items = {
-      item: ocp.args.JsonSave(with_checksum(item, value))
-      for item, value in {**json_items, 'index': index}.items()
-    }
-    for item, by_path in leaves.items():
-      # Orbax saves neither empty arrays nor empty trees; the index has them.
-      if not_empty := {path: x for path, x in by_path.items() if x.size}:
-        items[item] = ocp.args.PyTreeSave(ocp.tree.from_flat_dict(not_empty))
+    items = _items_to_save(trees, json_items)
     with orbax_errors.wrap_save_errors(self.directory):
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
     if self._is_blocking:
@@ -181,6 +166,29 @@ class CheckpointManager:
 
   def __exit__(self, *unused) -> None:
     self.close()
+
+
+def _items_to_save(
+  trees: dict[str, Any], json_items: dict[str, Any]
+) -> dict[str, Any]:
+  """Returns the Orbax arguments of all items, including the index."""
+  leaves = {item: leaves_by_path(item, tree) for item, tree in trees.items()}
+  index = {
+    'format_version': FORMAT_VERSION,
+    'arrays': {
+      item: describe_leaves(item, by_path) for item, by_path in leaves.items()
+    },
+    'json_items': sorted(json_items),
+  }
+  items: dict[str, Any] = {
+    item: ocp.args.JsonSave(with_checksum(item, value))
+    for item, value in {**json_items, 'index': index}.items()
+  }
+  for item, by_path in leaves.items():
+    # Orbax saves neither empty arrays nor empty trees; the index has them.
+    if not_empty := {path: x for path, x in by_path.items() if x.size}:
+      items[item] = ocp.args.PyTreeSave(ocp.tree.from_flat_dict(not_empty))
+  return items
 
 
 def _handlers(host_gb: int | None):
