@@ -135,7 +135,7 @@ MISTAKES = {
   'mesh is larger than the devices': (
     SCORE,
     'mesh.data=3 mesh.fsdp=1',
-    ['config.mesh', 'data=3', 3, 1],
+    ['config.mesh.data=3', 3, 1],
   ),
   'misspelled key': (
     SCORE,
