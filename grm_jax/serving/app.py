@@ -1,4 +1,4 @@
-"""The reward service: HTTP in front of a judge."""
+"""The HTTP application: routes, authorization and error responses."""
 
 import asyncio
 import contextlib
@@ -17,10 +17,10 @@ from grm_jax.errors import UserError
 from grm_jax.serving import handlers, openrlhf, playground, server_metrics
 from grm_jax.serving.handlers import Service
 from grm_jax.serving.middleware import (
+  AllowedHosts,
   BodyLimit,
-  KnownHosts,
   RequestCounter,
-  refusal,
+  error_response,
 )
 from grm_jax.serving.schemas import (
   BatchRequest,
@@ -30,142 +30,156 @@ from grm_jax.serving.schemas import (
   ScoreResponse,
 )
 
-_REFUSALS = {
-  400: 'The body is no JSON.',
+_ERRORS = {
+  400: 'The body is not valid JSON.',
   401: 'The bearer token is missing or wrong.',
   413: 'The body is too large.',
-  415: 'The body is not sent as JSON.',
-  421: 'The request is meant for another host.',
-  422: 'The request is wrong, or more than the limits allow.',
-  429: 'As many wait as may; Retry-After says when to come back.',
-  503: 'The server is stopping, or its judge has failed.',
-  504: 'The judge was not done in time.',
+  415: 'The content type is not application/json.',
+  421: 'The Host header is not an allowed host.',
+  422: 'The request is invalid or exceeds a limit.',
+  429: 'The request queue is full; retry after Retry-After seconds.',
+  503: 'The server is stopping, or the judge has failed.',
+  504: 'The judge did not finish within the timeout.',
 }
 
 
-def make(service: Service) -> FastAPI:
-  """The application; stopping it closes the desk when its work is done."""
+def make_app(service: Service) -> FastAPI:
+  """Returns the application; its shutdown finishes the accepted requests."""
 
   @contextlib.asynccontextmanager
   async def lifespan(app):
     yield
-    await asyncio.to_thread(service.desk.close)
+    # In a thread, since `close` blocks until the judge is done.
+    await asyncio.to_thread(service.worker.close)
 
   app = FastAPI(
     title='grm_jax',
     description='Votes, scores and critiques of a generative reward model.',
     lifespan=lifespan,
     responses={
-      code: {'model': ErrorResponse, 'description': words}
-      for code, words in _REFUSALS.items()
+      status: {'model': ErrorResponse, 'description': description}
+      for status, description in _ERRORS.items()
     },
   )
   app.state.service = service
-  app.add_exception_handler(RequestValidationError, _say_what_is_wrong)
-  app.add_exception_handler(starlette.exceptions.HTTPException, _say)
-  app.include_router(_scores)
+  app.add_exception_handler(RequestValidationError, _on_validation_error)
+  app.add_exception_handler(starlette.exceptions.HTTPException, _on_http_error)
+  app.include_router(_v1)
   app.include_router(_trainers)
-  app.include_router(_health)
-  app.include_router(playground.router())
-  app.add_middleware(BodyLimit, most=service.limits.body_bytes)
-  if service.hosts:
-    app.add_middleware(KnownHosts, hosts=service.hosts)
-  # The last one is the outermost: refusals of the others are counted, too.
-  paths, told = app.openapi()['paths'], service.meters.answered
-  app.add_middleware(RequestCounter, paths=paths, told=told)
+  app.include_router(_monitoring)
+  app.include_router(playground.make_router())
+  app.add_middleware(BodyLimit, max_bytes=service.limits.body_bytes)
+  if service.allowed_hosts:
+    app.add_middleware(AllowedHosts, hosts=service.allowed_hosts)
+  # Added last, so it is the outermost and counts the errors of the others.
+  app.add_middleware(
+    RequestCounter,
+    paths=app.openapi()['paths'],
+    on_response=service.metrics.count_response,
+  )
   return app
 
 
-async def _say_what_is_wrong(request: Request, error) -> JSONResponse:
-  """One line; what the client has sent is not told again."""
-  # Not by default, so that no page of another site can post from a browser.
+async def _on_validation_error(request: Request, error: Any) -> JSONResponse:
+  """Returns one line with the first error, without the client's input."""
+  # A page of another site can post text/plain without the browser's permission
+  # check (CORS preflight), but not application/json.
   if 'json' not in request.headers.get('content-type', ''):
-    return refusal(415, 'send it as Content-Type: application/json')
+    return error_response(
+      415, 'send the body as Content-Type: application/json'
+    )
   first = error.errors()[0]
   if first['type'] == 'json_invalid':
-    return refusal(400, f'the body is no JSON: {first["msg"]}')
-  where = '.'.join(map(str, first['loc'][1:])) or 'body'
-  return refusal(422, f'{where}: {first["msg"]}')
+    return error_response(400, f'the body is not valid JSON: {first["msg"]}')
+  field = '.'.join(map(str, first['loc'][1:])) or 'body'
+  return error_response(422, f'{field}: {first["msg"]}')
 
 
-async def _say(request: Request, error) -> JSONResponse:
-  return refusal(error.status_code, error.detail, error.headers)
+async def _on_http_error(request: Request, error: Any) -> JSONResponse:
+  return error_response(error.status_code, error.detail, error.headers)
 
 
-def _service(request: Request) -> Service:
+def _get_service(request: Request) -> Service:
   return request.app.state.service
 
 
-_ASKS = Annotated[Service, Depends(_service)]
+_ServiceParam = Annotated[Service, Depends(_get_service)]
 
 
-def _authorized(
-  service: _ASKS,
-  given: Annotated[
+def _check_token(
+  service: _ServiceParam,
+  credentials: Annotated[
     HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))
   ],
 ) -> None:
   if not service.token:
     return
-  token = '' if given is None else given.credentials
+  token = '' if credentials is None else credentials.credentials
+  # Constant time: the duration does not reveal a common prefix.
   if not secrets.compare_digest(token.encode(), service.token.encode()):
     raise HTTPException(
       401,
-      'give the token of this server as Authorization: Bearer TOKEN',
+      'missing or wrong token; send Authorization: Bearer TOKEN',
       {'WWW-Authenticate': 'Bearer'},
     )
 
 
-_scores = fastapi.APIRouter(prefix='/v1', dependencies=[Depends(_authorized)])
-_trainers = fastapi.APIRouter(dependencies=[Depends(_authorized)])
-_health = fastapi.APIRouter()
+_v1 = fastapi.APIRouter(prefix='/v1', dependencies=[Depends(_check_token)])
+_trainers = fastapi.APIRouter(dependencies=[Depends(_check_token)])
+_monitoring = fastapi.APIRouter()
 
 
-@_scores.post('/score', response_model=ScoreResponse)
-async def score(request: Request, asked: ScoreRequest, service: _ASKS) -> Any:
-  """Judges responses; with `stream` as server-sent events.
-
-  Events are `sample` (a judgement), then `result` (the whole answer) or
-  `error`.
-  """
-  if asked.stream:
-    return handlers.stream(service, asked)
-  (found,) = await handlers.of(request, service, [asked])
-  if isinstance(found, ErrorResponse):
-    raise HTTPException(422, found.error)
-  return found
-
-
-@_scores.post('/score_batch', response_model=BatchResponse)
-async def score_batch(
-  request: Request, asked: BatchRequest, service: _ASKS
+@_v1.post('/score', response_model=ScoreResponse)
+async def score(
+  request: Request, score_request: ScoreRequest, service: _ServiceParam
 ) -> Any:
-  """Judges many at once; one that cannot be judged does not stop the others."""
-  if any(x.stream for x in asked.requests):
-    raise HTTPException(422, 'requests of a batch cannot stream')
-  found = await handlers.of(request, service, asked.requests)
-  return BatchResponse(results=found)
+  """Judges the responses to one query.
+
+  With `stream`, the response is a stream of server-sent events: `sample` for
+  each judgement, then `result` (the same as without `stream`) or `error`.
+  """
+  if score_request.stream:
+    return handlers.stream(service, score_request)
+  (result,) = await handlers.score(request, service, [score_request])
+  if isinstance(result, ErrorResponse):
+    raise HTTPException(422, result.error)
+  return result
+
+
+@_v1.post('/score_batch', response_model=BatchResponse)
+async def score_batch(
+  request: Request, batch: BatchRequest, service: _ServiceParam
+) -> Any:
+  """Judges many examples; each gets its own result or error."""
+  if any(x.stream for x in batch.requests):
+    raise HTTPException(422, 'stream is true; a batch cannot be streamed')
+  results = await handlers.score(request, service, batch.requests)
+  return BatchResponse(results=results)
 
 
 @_trainers.post('/openrlhf')
-async def rewards(
-  request: Request, asked: openrlhf.RewardRequest, service: _ASKS
+async def openrlhf_rewards(
+  request: Request,
+  reward_request: openrlhf.RewardRequest,
+  service: _ServiceParam,
 ) -> openrlhf.RewardResponse:
-  """Rewards for OpenRLHF's --remote_rm_url."""
+  """Returns rewards for OpenRLHF's --remote_rm_url."""
   try:
-    groups, wanted = openrlhf.read(asked, service.limits.responses)
+    groups, score_requests = openrlhf.parse(
+      reward_request, service.limits.responses
+    )
   except UserError as error:
     raise HTTPException(422, str(error)) from None
-  found = []
-  for first in range(0, len(wanted), service.limits.batch):
-    some = wanted[first : first + service.limits.batch]
-    found += await handlers.of(request, service, some)
-  return openrlhf.rewards(groups, found, asked.missing)
+  results: list[ScoreResponse | ErrorResponse] = []
+  for start in range(0, len(score_requests), service.limits.batch):
+    chunk = score_requests[start : start + service.limits.batch]
+    results += await handlers.score(request, service, chunk)
+  return openrlhf.make_response(groups, results, reward_request.missing)
 
 
-@_scores.get('/about')
-async def about(service: _ASKS) -> dict[str, Any]:
-  """The model, what requests leave open, and the limits."""
+@_v1.get('/about')
+async def about(service: _ServiceParam) -> dict[str, Any]:
+  """Returns the model, the defaults of requests, and the limits."""
   return {
     **service.about,
     'defaults': dataclasses.asdict(service.defaults),
@@ -173,25 +187,27 @@ async def about(service: _ASKS) -> dict[str, Any]:
   }
 
 
-@_health.get('/healthz')
+@_monitoring.get('/healthz')
 async def healthz() -> dict[str, str]:
-  """The server runs."""
+  """Responds while the server runs."""
   return {'status': 'ok'}
 
 
-@_health.get('/readyz')
-async def readyz(service: _ASKS) -> dict[str, str]:
-  """The judge takes requests."""
-  if not service.desk.open:
-    raise HTTPException(503, 'no requests are taken')
+@_monitoring.get('/readyz')
+async def readyz(service: _ServiceParam) -> dict[str, str]:
+  """Responds with 200 while requests are accepted, otherwise with 503."""
+  if not service.worker.is_open:
+    raise HTTPException(503, 'the server accepts no requests')
   return {'status': 'ready'}
 
 
-@_health.get(
+@_monitoring.get(
   '/metrics',
   response_class=Response,
   responses={200: {'content': {'text/plain': {}}}},
 )
-async def metrics(service: _ASKS) -> Response:
-  """For Prometheus."""
-  return Response(service.meters.text(), media_type=server_metrics.CONTENT_TYPE)
+async def metrics(service: _ServiceParam) -> Response:
+  """Returns metrics for Prometheus."""
+  return Response(
+    service.metrics.exposition(), media_type=server_metrics.CONTENT_TYPE
+  )

@@ -1,4 +1,4 @@
-"""From requests to tickets, and from what becomes of these to answers."""
+"""Request handling: submits examples to the worker and waits for results."""
 
 import asyncio
 import contextlib
@@ -37,213 +37,236 @@ from grm_jax.serving.worker import (
 
 @dataclasses.dataclass(frozen=True)
 class Service:
-  """What the application is made of.
+  """The parts of the application.
 
   Attributes:
-    desk: where judgements come from.
-    defaults, limits: of requests.
-    meters: what is counted.
-    token: that clients must bear; '' for none.
-    about: what /v1/about tells of the model.
-    hosts: names by which clients may call this server; () for any.
+    worker: runs the judge.
+    defaults: values of fields that a request leaves out.
+    limits: limits on requests.
+    metrics: metrics of the service.
+    token: bearer token that clients must send; '' for none.
+    about: description of the model, returned by /v1/about.
+    allowed_hosts: names by which clients may address the server; () for any.
   """
 
-  desk: JudgeWorker
+  worker: JudgeWorker
   defaults: Defaults
   limits: ServerLimits
-  meters: ServerMetrics
+  metrics: ServerMetrics
   token: str = ''
   about: dict[str, Any] = dataclasses.field(default_factory=dict)
-  hosts: tuple[str, ...] = ()
+  allowed_hosts: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class _RequestWork:
-  """An example on its way, and how its samples will vote."""
+class _SubmittedExample:
+  """A submitted example and the vote over its samples."""
 
-  ticket: PendingRequest
-  voting: VoteConfig
+  pending: PendingRequest
+  vote_config: VoteConfig
 
 
-async def of(
-  request: Request, service: Service, wanted: Sequence[ScoreRequest]
+async def score(
+  request: Request, service: Service, score_requests: Sequence[ScoreRequest]
 ) -> list[ScoreResponse | ErrorResponse]:
-  """An answer or a refusal for each of these, when all are there.
+  """Returns a result or an error for each example, when all are finished.
+
+  Args:
+    request: the HTTP request; its disconnection cancels the examples.
+    service: the service.
+    score_requests: the examples.
 
   Raises:
-    HTTPException: one is wrong or there is no room, before any is begun; it
-      takes too long, the client is gone, or the judge has failed.
+    HTTPException: 422, 429 or 503 before any example is queued; 504 after
+      limits.timeout_s; 499 if the client disconnects; 503 if the judge fails.
   """
-  queues = [asyncio.Queue() for _ in wanted]
-  works = _begin(service, wanted, queues)
+  queues: list[asyncio.Queue[Event]] = [asyncio.Queue() for _ in score_requests]
+  submitted = _submit(service, score_requests, queues)
   try:
-    every = asyncio.gather(*map(_last, queues))
-    found = await _wait(request, service, works, every)
+    all_results = asyncio.gather(*map(_wait_result, queues))
+    results = await _wait_all(request, service, len(submitted), all_results)
     return [
-      _answer(service, work, item)
-      for work, item in zip(works, found, strict=True)
+      _make_response(service, example, result)
+      for example, result in zip(submitted, results, strict=True)
     ]
   finally:
-    service.desk.drop(work.ticket for work in works)
+    # Also after an error; finished examples are not affected.
+    service.worker.cancel(example.pending for example in submitted)
 
 
-def stream(service: Service, wanted: ScoreRequest) -> StreamingResponse:
-  """Server-sent events; HTTPException if nothing can be begun."""
-  events: asyncio.Queue[Event] = asyncio.Queue()
-  (work,) = _begin(service, [wanted], [events])
-  told = _told(service, work, events)
-  return _Stream(told, lambda: service.desk.drop([work.ticket]))
+def stream(service: Service, score_request: ScoreRequest) -> StreamingResponse:
+  """Returns server-sent events of one example.
+
+  Raises:
+    HTTPException: the example cannot be queued.
+  """
+  queue: asyncio.Queue[Event] = asyncio.Queue()
+  (example,) = _submit(service, [score_request], [queue])
+  return _EventStreamResponse(
+    _event_stream(service, example, queue),
+    on_end=lambda: service.worker.cancel([example.pending]),
+  )
 
 
-class _Stream(StreamingResponse):
-  """Events, and what is to be done however they end.
+class _EventStreamResponse(StreamingResponse):
+  """Server-sent events with a cleanup that always runs.
 
-  A generator could not do it: where a client leaves before the first event, it
-  is never begun, and does not end.
+  A `finally` in the generator would not be enough: if the client disconnects
+  before the first event, the generator never starts, so it never ends either.
   """
 
-  def __init__(self, told: AsyncIterator[str], ended: Callable[[], None]):
-    super().__init__(told, media_type='text/event-stream')
-    self._ended = ended
+  def __init__(self, events: AsyncIterator[str], on_end: Callable[[], None]):
+    super().__init__(events, media_type='text/event-stream')
+    self._on_end = on_end
 
   async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
     try:
       await super().__call__(scope, receive, send)
     finally:
-      self._ended()
+      self._on_end()
 
 
-def _begin(
+def _submit(
   service: Service,
-  requests: Sequence[ScoreRequest],
-  queues: Sequence[asyncio.Queue],
-) -> list[_RequestWork]:
-  """Puts all of them on the desk, or raises HTTPException."""
+  score_requests: Sequence[ScoreRequest],
+  queues: Sequence[asyncio.Queue[Event]],
+) -> list[_SubmittedExample]:
+  """Submits all examples, or raises HTTPException."""
   loop = asyncio.get_running_loop()
   try:
-    service.limits.check_batch(len(requests))
-    read = [schemas.read(x, service.defaults, service.limits) for x in requests]
+    service.limits.check_batch(len(score_requests))
+    parsed = [
+      schemas.parse(x, service.defaults, service.limits) for x in score_requests
+    ]
   except UserError as error:
     raise HTTPException(422, str(error)) from None
-  wanted = [
-    (asked, _teller(loop, queue))
-    for (asked, _), queue in zip(read, queues, strict=True)
-  ]
   try:
-    tickets = service.desk.ask(wanted)
+    pending = service.worker.submit(
+      (request, _callback(loop, queue))
+      for (request, _), queue in zip(parsed, queues, strict=True)
+    )
   except QueueFull as error:
     raise HTTPException(
-      429, f'too many wait: {error}', {'Retry-After': '1'}
+      429, f'the request queue is full: {error}', {'Retry-After': '1'}
     ) from None
   except ShuttingDown as error:
     raise HTTPException(503, str(error), {'Retry-After': '10'}) from None
   return [
-    _RequestWork(ticket, voting)
-    for ticket, (_, voting) in zip(tickets, read, strict=True)
+    _SubmittedExample(x, vote_config)
+    for x, (_, vote_config) in zip(pending, parsed, strict=True)
   ]
 
 
-def _teller(loop, queue) -> Callable[[Event], None]:
-  """From the judge's thread to the loop's."""
+def _callback(loop, queue) -> Callable[[Event], None]:
+  """Returns a function that passes events from the judge's thread to the loop.
 
-  def tell(event: Event) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop has ended
+  asyncio.Queue is not thread-safe: the loop must do the put.
+  """
+
+  def on_event(event: Event) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed
       loop.call_soon_threadsafe(queue.put_nowait, event)
 
-  return tell
+  return on_event
 
 
-async def _last(events: asyncio.Queue) -> JudgedExample | ExampleError:
-  """What came of an example; HTTPException where nothing will."""
+async def _wait_result(queue) -> JudgedExample | ExampleError:
+  """Returns the result of an example; HTTPException if the judge fails."""
   while True:
-    event = await events.get()
+    event = await queue.get()
     if isinstance(event, WorkerFailed):
       raise HTTPException(503, event.reason)
     if isinstance(event, JudgedExample | ExampleError):
       return event
 
 
-async def _wait(
+async def _wait_all(
   request: Request,
   service: Service,
-  works: list[_RequestWork],
-  wanted: asyncio.Future,
+  num_examples: int,
+  all_results: asyncio.Future,
 ) -> list[JudgedExample | ExampleError]:
-  """Waits while the client does, and not too long; else HTTPException."""
-  gone = asyncio.ensure_future(_gone(request))
+  """Waits for the results, a disconnection or the timeout."""
+  disconnected = asyncio.ensure_future(_wait_disconnect(request))
   try:
     await asyncio.wait(
-      (wanted, gone),
+      (all_results, disconnected),
       timeout=service.limits.timeout_s,
       return_when=asyncio.FIRST_COMPLETED,
     )
-    if wanted.done():
-      return wanted.result()
-    _give_up(service, works, 'gone' if gone.done() else 'late')
-    if gone.done():
-      raise HTTPException(499, 'the client is gone')
-    raise HTTPException(504, _late(service))
+    if all_results.done():
+      return all_results.result()
+    outcome = 'disconnect' if disconnected.done() else 'timeout'
+    for _ in range(num_examples):
+      service.metrics.count_not_judged(outcome)
+    if disconnected.done():
+      raise HTTPException(499, 'the client has disconnected')
+    raise HTTPException(504, _timeout_message(service))
   finally:
-    wanted.cancel(), gone.cancel()
-    # Or asyncio would log that nobody has looked at how they ended.
-    await asyncio.gather(wanted, gone, return_exceptions=True)
+    all_results.cancel(), disconnected.cancel()
+    # Awaited, or asyncio logs exceptions that were never retrieved.
+    await asyncio.gather(all_results, disconnected, return_exceptions=True)
 
 
-def _late(service) -> str:
+def _timeout_message(service) -> str:
   return (
-    f'the judge was not done in {service.limits.timeout_s:g} s '
-    '(config.limits.timeout_s); ask for fewer samples or try again later'
+    f'no result after {service.limits.timeout_s:g} s '
+    '(config.limits.timeout_s); request fewer samples or retry later'
   )
 
 
-def _give_up(service, works, why) -> None:
-  for _ in works:
-    service.meters.gave_up(why)
-
-
-async def _gone(request: Request) -> None:
+async def _wait_disconnect(request: Request) -> None:
   """Returns when the client has closed the connection."""
   while (await request.receive())['type'] != 'http.disconnect':
     pass
 
 
-def _answer(
-  service: Service, work: _RequestWork, found: JudgedExample | ExampleError
+def _make_response(
+  service: Service,
+  example: _SubmittedExample,
+  result: JudgedExample | ExampleError,
 ) -> ScoreResponse | ErrorResponse:
-  if isinstance(found, ExampleError):
-    service.meters.gave_up('fault')
-    return ErrorResponse(error=found.reason)
-  ticket, now = work.ticket, time.monotonic()
+  """Converts a result to its JSON form and counts it."""
+  if isinstance(result, ExampleError):
+    service.metrics.count_not_judged('error')
+    return ErrorResponse(error=result.reason)
+  pending, now = example.pending, time.monotonic()
+  assert pending.start_time is not None  # a judged example has left the queue
   timings = Timings(
-    queued_seconds=ticket.begun - ticket.came, seconds=now - ticket.came
+    queued_seconds=pending.start_time - pending.arrival_time,
+    seconds=now - pending.arrival_time,
   )
-  service.meters.judged(found, timings.queued_seconds, timings.seconds)
-  return schemas.response(found, work.voting, ticket.asked.seed, timings)
+  service.metrics.count_judged(result, timings.queued_seconds, timings.seconds)
+  return schemas.make_response(
+    result, example.vote_config, pending.request.seed, timings
+  )
 
 
-async def _told(service, work, events) -> AsyncIterator[str]:
-  """Server-sent events; the client's going away ends the generator."""
+async def _event_stream(service, example, queue) -> AsyncIterator[str]:
+  """Yields server-sent events: samples, then the result or an error."""
   try:
     async with asyncio.timeout(service.limits.timeout_s):
       while True:
-        event = await events.get()
+        event = await queue.get()
         if isinstance(event, WorkerFailed):
-          yield _event('error', ErrorResponse(error=event.reason))
+          yield _format_event('error', ErrorResponse(error=event.reason))
           return
         if isinstance(event, JudgedExample | ExampleError):
-          found = _answer(service, work, event)
-          kind = 'error' if isinstance(found, ErrorResponse) else 'result'
-          yield _event(kind, found)
+          response = _make_response(service, example, event)
+          is_error = isinstance(response, ErrorResponse)
+          yield _format_event('error' if is_error else 'result', response)
           return
-        yield _event('sample', schemas.sample(event.place, event.judgement))
+        sample = schemas.make_sample(event.place, event.judgement)
+        yield _format_event('sample', sample)
   except TimeoutError:
-    _give_up(service, [work], 'late')
-    yield _event('error', ErrorResponse(error=_late(service)))
-  except (asyncio.CancelledError, GeneratorExit):
-    _give_up(service, [work], 'gone')
+    service.metrics.count_not_judged('timeout')
+    message = _timeout_message(service)
+    yield _format_event('error', ErrorResponse(error=message))
+  except (asyncio.CancelledError, GeneratorExit):  # the client disconnected
+    service.metrics.count_not_judged('disconnect')
     raise
 
 
-def _event(kind: str, content) -> str:
+def _format_event(kind: str, content) -> str:
   data = json.dumps(content.model_dump(), allow_nan=False)
   return f'event: {kind}\ndata: {data}\n\n'

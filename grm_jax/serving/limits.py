@@ -1,4 +1,4 @@
-"""How much one client may ask for at once."""
+"""Limits on the size of requests and on the length of the queue."""
 
 import dataclasses
 
@@ -8,16 +8,18 @@ from grm_jax.judgement.example import JudgingExample
 
 @dataclasses.dataclass(frozen=True)
 class ServerLimits:
-  """Above each of them a request is refused, with the limit's name.
+  """Limits of the service; an error response names the exceeded limit.
+
+  The attributes are the leaves of config.limits.
 
   Attributes:
-    body_bytes: of a request as it is sent.
-    characters: of all texts of an example.
-    responses: of an example.
-    k: samples of an example.
-    batch: examples of a request.
-    waiting: examples of all clients that wait for the model.
-    seconds: until a request is given up.
+    body_bytes: maximum size of a request body, in bytes.
+    characters: maximum number of characters in all texts of an example.
+    responses: maximum number of responses of an example.
+    k: maximum number of samples of an example.
+    batch: maximum number of examples in a request.
+    max_queue: maximum number of queued examples, over all clients.
+    timeout_s: seconds after which a request is cancelled.
   """
 
   body_bytes: int
@@ -25,8 +27,8 @@ class ServerLimits:
   responses: int
   k: int
   batch: int
-  waiting: int
-  seconds: float
+  max_queue: int
+  timeout_s: float
 
   def __post_init__(self):
     for name, value in dataclasses.asdict(self).items():
@@ -34,21 +36,24 @@ class ServerLimits:
         raise UserError(f'config.limits.{name} is {value}; it must be above 0')
 
   def check_example(self, example: JudgingExample) -> None:
-    """UserError for an example that is too large."""
-    _most('responses', len(example.responses), self.responses)
+    """Raises UserError if the example is too large."""
+    _check_maximum('responses', len(example.responses), self.responses)
     texts = (*example.responses, example.principles, example.reference)
-    count = sum(map(len, texts)) + sum(len(x.text) for x in example.query)
-    _most('characters', count, self.characters)
+    num_characters = sum(map(len, texts))
+    num_characters += sum(len(turn.text) for turn in example.query)
+    _check_maximum('characters', num_characters, self.characters)
 
   def check_samples(self, k: int) -> None:
-    """UserError for too many samples."""
-    _most('k', k, self.k)
+    """Raises UserError if an example asks for too many samples."""
+    _check_maximum('k', k, self.k)
 
-  def check_batch(self, count: int) -> None:
-    """UserError for too many examples in a request."""
-    _most('requests', count, self.batch)
+  def check_batch(self, num_examples: int) -> None:
+    """Raises UserError if a request has too many examples."""
+    _check_maximum('requests', num_examples, self.batch)
 
 
-def _most(what, count, most):
-  if count > most:
-    raise UserError(f'{what}: {count}; this server takes at most {most}')
+def _check_maximum(name, value, maximum):
+  if value > maximum:
+    raise UserError(
+      f'{name} is {value}; the maximum of this server is {maximum}'
+    )

@@ -1,9 +1,11 @@
-"""OpenRLHF's remote reward: texts in, one number for each out.
+"""OpenRLHF's remote reward protocol: texts in, one reward per text out.
 
-Its trainers post {query, prompts, labels}: whole texts as the policy's
-tokenizer decodes them, control tokens included, the prompts that they begin
-with, and known answers. They read `rewards`, `scores` and `extra_logs` of the
-answer (openrlhf/utils/remote_rm_utils.py and its documentation).
+OpenRLHF trainers post {query, prompts, labels}: query holds whole texts as the
+policy's tokenizer decodes them, including control tokens; prompts holds the
+prompt of each text; labels holds reference answers. They read `rewards`,
+`scores` and `extra_logs` of the response.
+
+Source: openrlhf/utils/remote_rm_utils.py of OpenRLHF and its documentation.
 """
 
 import re
@@ -13,7 +15,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from grm_jax.errors import UserError
-from grm_jax.serving.reward_client import together
+from grm_jax.serving.reward_client import group_by_prompt
 from grm_jax.serving.schemas import (
   ErrorResponse,
   ScoreRequest,
@@ -21,101 +23,123 @@ from grm_jax.serving.schemas import (
   Text,
 )
 
-# What tokenizers put at the end of a turn: `<|im_end|>`, `</s>`, `<eos>`.
-_END = re.compile(
+# Control tokens at the end of a turn: `<|im_end|>`, `</s>`, `<eos>`.
+_END_TOKENS = re.compile(
   r'(?:\s*(?:<\|[a-z_]+\|>|</s>|<eos>|<end_of_turn>|<｜[^>]{1,40}｜>))+\s*$',
   re.IGNORECASE,
 )
+# A mean score is in 1 to 10; OpenRLHF's `scores` are in 0 to 1.
+_MIN_SCORE, _MAX_SCORE = 1, 10
 
 
 class RewardRequest(BaseModel):
-  """What OpenRLHF posts; `missing` can be given by others."""
+  """The request of OpenRLHF; it does not send `missing`, other clients can."""
 
   query: Annotated[list[Text], Field(min_length=1)]
   prompts: list[Text] | None = Field(
-    None, description='What each query begins with; needed.'
+    default=None,
+    description='The prompt that each query begins with; required.',
   )
   labels: list[Text | None] | None = Field(
-    None, description='Answers known to be right.'
+    default=None, description='Known correct answers.'
   )
   missing: float = Field(
-    0.0,
+    default=0.0,
     allow_inf_nan=False,
-    description='The reward where no judgement parses.',
+    description='The reward of a response without a judgement that parses.',
   )
 
 
 class RewardResponse(BaseModel):
-  """What OpenRLHF reads."""
+  """The response that OpenRLHF reads."""
 
-  rewards: list[float] = Field(description='1 to 10.')
+  rewards: list[float] = Field(description='Mean scores, 1 to 10.')
   scores: list[float] = Field(
-    description='The same from 0 to 1, for dynamic filtering.'
+    description='The rewards scaled to 0 to 1, for dynamic filtering.'
   )
   extra_logs: dict[str, list[float]]
 
 
-def read(
-  asked: RewardRequest, most: int
+def parse(
+  request: RewardRequest, max_responses: int
 ) -> tuple[list[list[int]], list[ScoreRequest]]:
-  """Which texts are judged together, and what is asked of each group.
+  """Groups texts with equal prompt and label into score requests.
 
   Args:
-    asked: what was posted.
-    most: responses of a request.
+    request: the request.
+    max_responses: maximum number of responses of a score request.
+
+  Returns:
+    The text indices of each group, and the score request of each group.
 
   Raises:
-    UserError: there is not one prompt for each text, or a text does not
-      begin with it.
+    UserError: the number of prompts or labels differs from the number of
+      texts, or a text does not contain its prompt.
   """
-  count = len(asked.query)
-  if asked.prompts is None:
+  num_texts = len(request.query)
+  if request.prompts is None:
     raise UserError(
-      'prompts are missing: without them it is not known where a response '
-      'begins; OpenRLHF sends them from release 0.5 on'
+      'prompts are missing, so the start of each response is unknown; OpenRLHF '
+      'sends them since release 0.5'
     )
-  labels = asked.labels or [None] * count
-  for name, found in (('prompts', asked.prompts), ('labels', labels)):
-    if len(found) != count:
-      raise UserError(f'{len(found)} {name} for {count} texts in query')
-  groups = together(list(zip(asked.prompts, labels, strict=True)), most)
-  return groups, [_request(asked, labels, places) for places in groups]
-
-
-def _request(asked, labels, places) -> ScoreRequest:
-  prompt, label = asked.prompts[places[0]], labels[places[0]]
-  return ScoreRequest(
-    query=prompt,
-    responses=[_response(asked.query[i], prompt, i) for i in places],
-    reference=label or '',
+  labels = request.labels or [None] * num_texts
+  for name, values in (('prompts', request.prompts), ('labels', labels)):
+    if len(values) != num_texts:
+      raise UserError(
+        f'{len(values)} {name} for {num_texts} texts in query; send one for '
+        'each text'
+      )
+  prompts = request.prompts
+  groups = group_by_prompt(
+    list(zip(prompts, labels, strict=True)), max_responses
   )
+  score_requests = [
+    ScoreRequest(
+      query=prompts[indices[0]],
+      responses=[_response(request.query[i], prompts[i], i) for i in indices],
+      reference=labels[indices[0]] or '',
+    )
+    for indices in groups
+  ]
+  return groups, score_requests
 
 
-def _response(text: str, prompt: str, i: int) -> str:
-  """What the policy wrote; a token may stand before the prompt."""
-  begin = text.find(prompt)
-  if begin < 0:
-    raise UserError(f'query {i} does not begin with its prompt')
-  return _END.sub('', text[begin + len(prompt) :])
+def _response(text: str, prompt: str, index: int) -> str:
+  """Returns the text after the prompt, without control tokens at its end."""
+  # Not `startswith`: a beginning-of-sequence token may precede the prompt.
+  start = text.find(prompt)
+  if start < 0:
+    raise UserError(
+      f'query {index} does not begin with its prompt; send the text of prompt '
+      'and response together'
+    )
+  return _END_TOKENS.sub('', text[start + len(prompt) :])
 
 
-def rewards(
+def make_response(
   groups: Sequence[Sequence[int]],
-  found: Sequence[ScoreResponse | ErrorResponse],
+  results: Sequence[ScoreResponse | ErrorResponse],
   missing: float,
 ) -> RewardResponse:
-  """One number for each text, in their order."""
-  count = sum(map(len, groups))
-  values, failed = [missing] * count, [1.0] * count
-  for places, answer in zip(groups, found, strict=True):
-    if isinstance(answer, ErrorResponse):
+  """Returns a reward for each text, in the order of the request.
+
+  Args:
+    groups: text indices of each group, as returned by `parse`.
+    results: the result of each group.
+    missing: reward of a text without a score.
+  """
+  num_texts = sum(map(len, groups))
+  rewards, failure_rates = [missing] * num_texts, [1.0] * num_texts
+  for indices, result in zip(groups, results, strict=True):
+    if isinstance(result, ErrorResponse):
       continue
-    for i, place in enumerate(places):
-      failed[place] = answer.failures / len(answer.samples)
-      if answer.scores is not None:
-        values[place] = answer.scores[i]
+    for i, index in enumerate(indices):
+      failure_rates[index] = result.failures / len(result.samples)
+      if result.scores is not None:
+        rewards[index] = result.scores[i]
+  scale = _MAX_SCORE - _MIN_SCORE
   return RewardResponse(
-    rewards=values,
-    scores=[min(1.0, max(0.0, (x - 1) / 9)) for x in values],
-    extra_logs={'parse_failures': failed},
+    rewards=rewards,
+    scores=[min(1.0, max(0.0, (x - _MIN_SCORE) / scale)) for x in rewards],
+    extra_logs={'parse_failures': failure_rates},
   )

@@ -1,17 +1,17 @@
-"""The page at /, for people who want to look at judgements."""
+"""The page at /: a form that judges responses and shows the judgements."""
 
 import pathlib
 
 import fastapi
 from fastapi.responses import FileResponse
 
-_FOLDER = pathlib.Path(__file__).with_name('page')
+_FOLDER = pathlib.Path(__file__).with_name('static')
 _FILES = {
   '/': ('index.html', 'text/html'),
   '/page.css': ('page.css', 'text/css'),
   '/page.js': ('page.js', 'text/javascript'),
 }
-# Nothing but these files runs in it, whatever a model or a user writes.
+# The page runs its own script only, whatever a user or a model writes.
 _HEADERS = {
   'Content-Security-Policy': (
     "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -24,16 +24,16 @@ _HEADERS = {
 }
 
 
-def router() -> fastapi.APIRouter:
-  """Routes of the page's files."""
-  made = fastapi.APIRouter(include_in_schema=False)
-  for path, (name, kind) in _FILES.items():
-    made.add_api_route(path, _sender(name, kind), methods=['GET'])
-  return made
+def make_router() -> fastapi.APIRouter:
+  """Returns the routes of the page's files."""
+  router = fastapi.APIRouter(include_in_schema=False)
+  for path, (name, media_type) in _FILES.items():
+    router.add_api_route(path, _file_route(name, media_type), methods=['GET'])
+  return router
 
 
-def _sender(name, kind):
-  async def send() -> FileResponse:
-    return FileResponse(_FOLDER / name, media_type=kind, headers=_HEADERS)
+def _file_route(name, media_type):
+  async def send_file() -> FileResponse:
+    return FileResponse(_FOLDER / name, media_type=media_type, headers=_HEADERS)
 
-  return send
+  return send_file

@@ -1,4 +1,4 @@
-"""What clients of the service send and get."""
+"""JSON schemas of requests and responses."""
 
 import dataclasses
 import hashlib
@@ -10,29 +10,28 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from grm_jax.errors import UserError
 from grm_jax.judgement import example as examples
-from grm_jax.judgement import sections
-from grm_jax.judgement import voting as voting_module
+from grm_jax.judgement import sections, voting
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import JudgedExample, Judgement
 from grm_jax.judgement.judgement_request import JudgementRequest
-from grm_jax.judgement.verdict import VoteConfig, counted, verdict
+from grm_jax.judgement.verdict import VoteConfig, counted_samples, verdict
 from grm_jax.serving.limits import ServerLimits
 
 
-def _whole(text: str) -> str:
-  """JSON can hold half a surrogate pair, which no tokenizer or answer can."""
+def _check_unicode(text: str) -> str:
+  """Rejects unpaired surrogates: valid in JSON, but not encodable as UTF-8."""
   try:
     text.encode()
   except UnicodeEncodeError:
-    raise UserError('the text has half of a surrogate pair') from None
+    raise UserError('the text has an unpaired surrogate; remove it') from None
   return text
 
 
-Text = Annotated[str, AfterValidator(_whole)]
+Text = Annotated[str, AfterValidator(_check_unicode)]
 
 
 class Message(BaseModel):
-  """A turn of the conversation."""
+  """A turn of a conversation."""
 
   model_config = ConfigDict(extra='forbid')
   role: Literal['system', 'user', 'assistant']
@@ -40,7 +39,7 @@ class Message(BaseModel):
 
 
 class ScoreRequest(BaseModel):
-  """Responses to judge. Give `query` or `messages`; the rest has defaults."""
+  """Responses to judge. `query` or `messages` is required."""
 
   model_config = ConfigDict(
     extra='forbid',
@@ -54,43 +53,52 @@ class ScoreRequest(BaseModel):
       ]
     },
   )
-  query: Text | None = Field(None, description='What the user asked.')
+  query: Text | None = Field(default=None, description="The user's question.")
   messages: list[Message] | None = Field(
-    None, description='A whole conversation, which ends with the user.'
+    default=None, description='A conversation that ends with a user turn.'
   )
   responses: Annotated[
-    list[Text], Field(min_length=1, description='Candidates; one or more.')
+    list[Text],
+    Field(min_length=1, description='One or more responses to judge.'),
   ]
   id: Text | None = Field(
-    None,
+    default=None,
     description=(
-      'The draws depend on it and on the seed. By default it is made from what '
-      'is judged: the same request has the same answer.'
+      'Samples depend on the id and the seed. The default is a hash of the '
+      'texts, so the same request has the same result.'
     ),
   )
   k: int | None = Field(
-    None, ge=0, description='Judgements to sample; 0 is one greedy judgement.'
+    default=None,
+    ge=0,
+    description='Number of sampled judgements; 0 for one greedy judgement.',
   )
-  temperature: float | None = Field(None, ge=0, allow_inf_nan=False)
+  temperature: float | None = Field(
+    default=None, ge=0, allow_inf_nan=False, description='Of sampling.'
+  )
   order: Literal['balanced', 'random', 'fixed'] | None = Field(
-    None, description='In which the judge sees the responses.'
+    default=None, description='Order in which the judge sees the responses.'
   )
-  seed: int | None = None
+  seed: int | None = Field(default=None, description='Seed of sampling.')
   meta: bool | None = Field(
-    None, description='Whether the meta RM picks the judgements that count.'
+    default=None,
+    description='Whether the meta RM selects the judgements that vote.',
   )
   k_meta: int | None = Field(
-    None, ge=0, description='How many it picks; 0 is half of k.'
+    default=None,
+    ge=0,
+    description='Number of judgements the meta RM selects; 0 for half of k.',
   )
-  principles: Text = Field('', description='What to judge by.')
-  reference: Text = Field('', description='An answer known to be right.')
+  principles: Text = Field(default='', description='Principles to judge by.')
+  reference: Text = Field(default='', description='A known correct answer.')
   stream: bool = Field(
-    False, description='Send each judgement as it is written, as events.'
+    default=False,
+    description='Send each judgement when it is finished, as an event.',
   )
 
 
 class BatchRequest(BaseModel):
-  """Many requests at once; none of them streams."""
+  """Many requests; none of them can stream."""
 
   model_config = ConfigDict(extra='forbid')
   requests: Annotated[list[ScoreRequest], Field(min_length=1)]
@@ -99,68 +107,78 @@ class BatchRequest(BaseModel):
 class Sample(BaseModel):
   """One judgement."""
 
-  place: int = Field(description='Which of the k it is, from 0.')
+  place: int = Field(description='Index of the judgement, from 0 to k - 1.')
   order: list[int] = Field(
-    description='order[i] is the response that was shown as number i + 1.'
+    description='order[i] is the index of the response shown as number i + 1.'
   )
   scores: list[float] | None = Field(
-    description='One per response, in your order; null if it does not parse.'
+    description=(
+      'A score per response, in the order of the request; null if the '
+      'judgement does not parse.'
+    )
   )
   principles: str
   critique: str
-  text: str = Field(description='All that was written.')
-  tokens: int
-  finish: str = Field(description='"stop", or "length" if it was cut off.')
-  meta: float | None = Field(description="The meta RM's opinion of it.")
+  text: str = Field(description='The whole generation.')
+  tokens: int = Field(description='Length of the generation.')
+  finish: str = Field(
+    description='"stop", or "length" if the generation was truncated.'
+  )
+  meta: float | None = Field(description="The meta RM's score; null if none.")
 
 
 class Timings(BaseModel):
-  """Of one request."""
+  """Durations of one request."""
 
-  queued_seconds: float
-  seconds: float = Field(description='In all, from the request on.')
+  queued_seconds: float = Field(description='Time in the queue.')
+  seconds: float = Field(description='Time from arrival to result.')
 
 
 class ScoreResponse(BaseModel):
-  """Votes, what they come from, and how long it took."""
+  """The votes, the judgements behind them, and durations."""
 
   id: str
   votes: list[float] | None = Field(
-    description='One per response; null if no judgement parses.'
+    description='Combined vote per response; null if no judgement parses.'
   )
   scores: list[float] | None = Field(
-    description='Mean score of each response over judgements that parse.'
+    description='Mean score per response over the judgements that parse.'
   )
-  best: int | None = Field(description='The winner; one of the winners by lot.')
-  winners: list[int]
-  failures: int = Field(description='Judgements that do not parse.')
+  best: int | None = Field(
+    description='Index of the winner; a random one of the winners if tied.'
+  )
+  winners: list[int] = Field(description='All responses with the top vote.')
+  failures: int = Field(description='Number of judgements that do not parse.')
   samples: list[Sample]
   counted: list[int] = Field(
-    description='Places of the judgements whose scores are in the votes.'
+    description='Indices of the judgements whose scores are in the votes.'
   )
   timings: Timings
 
 
 class ErrorResponse(BaseModel):
-  """Why there is no answer, and what to do."""
+  """The reason of a failure and how to fix it."""
 
   error: str
 
 
 class BatchResponse(BaseModel):
-  """An answer or a refusal for each request, in their order."""
+  """A result or an error for each request, in the same order."""
 
   results: list[ScoreResponse | ErrorResponse]
 
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-  """What requests leave open.
+  """Values of fields that a request leaves out.
 
   Attributes:
-    k, order, temperature, seed: see judgement/judgement_request.py.
+    k: number of samples.
+    order: order of the responses.
+    temperature: sampling temperature.
+    seed: seed of sampling.
     voting: how samples vote.
-    has_meta: whether there is a meta RM to ask.
+    has_meta: whether the server has a meta RM.
   """
 
   k: int
@@ -171,85 +189,96 @@ class Defaults:
   has_meta: bool
 
 
-def read(
+def parse(
   request: ScoreRequest, defaults: Defaults, limits: ServerLimits
 ) -> tuple[JudgementRequest, VoteConfig]:
-  """What is asked of the judge, and how its samples vote.
+  """Returns the request for the judge and the vote over its samples.
+
+  Args:
+    request: the request.
+    defaults: values of fields that the request leaves out.
+    limits: limits that the request must not exceed.
 
   Raises:
-    UserError: the request is no example, or more than the limits allow.
+    UserError: the request is invalid or exceeds a limit.
   """
-  example = _example(request)
+  example = _make_example(request)
   limits.check_example(example)
-  asked = JudgementRequest(
+  judgement_request = JudgementRequest(
     example,
-    _given(request.k, defaults.k),
-    _given(request.order, defaults.order),
-    _given(request.temperature, defaults.temperature),
-    _given(request.seed, defaults.seed),
+    _or_default(request.k, defaults.k),
+    _or_default(request.order, defaults.order),
+    _or_default(request.temperature, defaults.temperature),
+    _or_default(request.seed, defaults.seed),
   )
-  limits.check_samples(asked.k)
-  return asked, _voting(request, defaults)
+  limits.check_samples(judgement_request.k)
+  return judgement_request, _vote_config(request, defaults)
 
 
-def _given(value, default):
+def _or_default(value, default):
   return default if value is None else value
 
 
-def _example(request) -> JudgingExample:
+def _make_example(request) -> JudgingExample:
   row = request.model_dump(
     include={'query', 'messages', 'responses', 'principles', 'reference', 'id'},
     exclude_none=True,
   )
-  row.setdefault('id', _digest(row))
+  row.setdefault('id', _content_hash(row))
   return examples.from_row(row, 0)
 
 
-def _digest(row: dict[str, Any]) -> str:
+def _content_hash(row: dict[str, Any]) -> str:
   data = json.dumps(row, sort_keys=True).encode()
   return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
-def _voting(request, defaults) -> VoteConfig:
+def _vote_config(request, defaults) -> VoteConfig:
   kind = defaults.voting.kind
   if request.meta is not None:
     kind = 'guided' if request.meta else 'sum'
-  made = VoteConfig(kind, _given(request.k_meta, defaults.voting.k_meta))
-  if made.needs_meta and not defaults.has_meta:
-    raise UserError('meta is true, and this server has no meta RM')
-  return made
+  config = VoteConfig(kind, _or_default(request.k_meta, defaults.voting.k_meta))
+  if config.needs_meta and not defaults.has_meta:
+    raise UserError(
+      'meta is true, but this server has no meta RM; leave meta out, or start '
+      'the server with config.meta_checkpoint'
+    )
+  return config
 
 
-def sample(place: int, found: Judgement) -> Sample:
-  """A judgement for the client."""
-  principles, critique = sections.split(found.text)
+def make_sample(place: int, judgement: Judgement) -> Sample:
+  """Returns the JSON form of a judgement."""
+  principles, critique = sections.split(judgement.text)
+  scores = judgement.scores
   return Sample(
     place=place,
-    order=found.order,
-    scores=found.scores,
+    order=list(judgement.order),
+    scores=None if scores is None else list(scores),
     principles=principles,
     critique=critique,
-    text=found.text,
-    tokens=found.num_tokens,
-    finish=found.finish,
-    meta=_finite(found.meta),
+    text=judgement.text,
+    tokens=judgement.num_tokens,
+    finish=judgement.finish,
+    meta=_finite_or_none(judgement.meta),
   )
 
 
-def _finite(value: float | None) -> float | None:
-  """JSON has no other numbers."""
+def _finite_or_none(value: float | None) -> float | None:
+  """Returns None for infinities and NaN, which JSON cannot represent."""
   return value if value is not None and math.isfinite(value) else None
 
 
-def response(
-  judged: JudgedExample, voting: VoteConfig, seed: int, timings: Timings
+def make_response(
+  judged: JudgedExample, vote_config: VoteConfig, seed: int, timings: Timings
 ) -> ScoreResponse:
-  """The answer to a request."""
-  parsed = [x.scores for x in judged.samples]
+  """Returns the JSON form of a judged example."""
+  sample_scores = [x.scores for x in judged.samples]
+  num_responses = len(judged.example.responses)
+  scores = voting.mean_scores(sample_scores, num_responses)
   return ScoreResponse(
-    **verdict(judged, voting, seed),
-    scores=voting_module.mean(parsed, len(judged.example.responses)),
-    samples=[sample(i, x) for i, x in enumerate(judged.samples)],
-    counted=counted(judged, voting),
+    **verdict(judged, vote_config, seed),
+    scores=None if scores is None else list(scores),
+    samples=[make_sample(i, x) for i, x in enumerate(judged.samples)],
+    counted=list(counted_samples(judged, vote_config)),
     timings=timings,
   )

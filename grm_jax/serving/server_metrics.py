@@ -1,4 +1,4 @@
-"""What /metrics tells, in Prometheus' text form."""
+"""Metrics of the service in Prometheus' text format."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -11,88 +11,101 @@ from grm_jax.judgement.judgement import JudgedExample
 from grm_jax.serving.worker import JudgeWorker
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
-_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-# Of the engine: what it counts, and in which words it is told.
-_ENGINE = {
-  'tokens': 'Tokens that were drawn.',
-  'row_steps': 'Tokens that would have been, had all rows been busy.',
-  'prompts': 'Prompts that were computed.',
-  'generations': 'Generations that were written.',
+_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+# Counters of the sampling engine and their help texts.
+_ENGINE_COUNTERS = {
+  'tokens': 'Sampled tokens.',
+  'row_steps': 'Tokens that could be sampled if no row were idle.',
+  'prompts': 'Prefilled prompts.',
+  'generations': 'Finished generations.',
 }
 
 
 class ServerMetrics:
-  """Counters of a service, with a registry of their own."""
+  """Counters and histograms of one service, in their own registry."""
 
   def __init__(
-    self, desk: JudgeWorker, counts: Callable[[], Mapping[str, float]]
+    self,
+    worker: JudgeWorker,
+    engine_counts: Callable[[], Mapping[str, float]],
   ):
-    """Begins at zero.
+    """Starts all counters at zero.
 
     Args:
-      desk: whose queue is told.
-      counts: of the engine, see _ENGINE.
+      worker: the worker whose queue is measured.
+      engine_counts: returns a value for each key of _ENGINE_COUNTERS.
     """
-    self.registry = CollectorRegistry()
-    given = {'registry': self.registry}
+    self.registry = registry = CollectorRegistry()
     self._requests = Counter(
       'grm_requests',
-      'Requests, by path and HTTP status.',
+      'Requests by path and HTTP status.',
       ['path', 'status'],
-      **given,
+      registry=registry,
     )
     self._examples = Counter(
-      'grm_examples', 'Examples, by what came of them.', ['outcome'], **given
+      'grm_examples', 'Examples by outcome.', ['outcome'], registry=registry
     )
-    self._samples = Counter('grm_samples', 'Judgements written.', **given)
-    self._failures = Counter(
-      'grm_parse_failures', 'Judgements that do not parse.', **given
+    self._samples = Counter(
+      'grm_samples', 'Sampled judgements.', registry=registry
     )
-    self._waited = Histogram(
-      'grm_queued_seconds',
-      'From a request to the begin of its work.',
-      buckets=_SECONDS,
-      **given,
+    self._parse_failures = Counter(
+      'grm_parse_failures',
+      'Sampled judgements that do not parse.',
+      registry=registry,
     )
-    self._took = Histogram(
-      'grm_seconds', 'From a request to its answer.', buckets=_SECONDS, **given
+    self._queue_wait = Histogram(
+      'grm_queue_wait_seconds',
+      'Time of an example in the queue.',
+      buckets=_BUCKETS_S,
+      registry=registry,
     )
-    self.registry.register(_Gauges(desk, counts))
+    self._request_duration = Histogram(
+      'grm_request_duration_seconds',
+      'Time from the arrival of an example to its result.',
+      buckets=_BUCKETS_S,
+      registry=registry,
+    )
+    registry.register(_CurrentValues(worker, engine_counts))
 
-  def answered(self, path: str, status: int) -> None:
-    """A request to this path has its status."""
+  def count_response(self, path: str, status: int) -> None:
+    """Counts an HTTP response."""
     self._requests.labels(path, str(status)).inc()
 
-  def judged(self, judged: JudgedExample, waited: float, took: float) -> None:
-    """An example was judged."""
+  def count_judged(
+    self, judged: JudgedExample, queue_wait_s: float, duration_s: float
+  ) -> None:
+    """Counts a judged example, its samples and its parse failures."""
     self._examples.labels('judged').inc()
     self._samples.inc(len(judged.samples))
-    self._failures.inc(sum(x.scores is None for x in judged.samples))
-    self._waited.observe(waited)
-    self._took.observe(took)
+    self._parse_failures.inc(sum(x.scores is None for x in judged.samples))
+    self._queue_wait.observe(queue_wait_s)
+    self._request_duration.observe(duration_s)
 
-  def gave_up(self, why: str) -> None:
-    """An example was taken and not judged: 'fault', 'late' or 'gone'."""
-    self._examples.labels(why).inc()
+  def count_not_judged(self, outcome: str) -> None:
+    """Counts an accepted example without a result.
 
-  def text(self) -> bytes:
-    """All of them, see CONTENT_TYPE."""
+    Args:
+      outcome: 'error', 'timeout' or 'disconnect'.
+    """
+    self._examples.labels(outcome).inc()
+
+  def exposition(self) -> bytes:
+    """Returns all metrics in the format CONTENT_TYPE."""
     return prometheus_client.generate_latest(self.registry)
 
 
-class _Gauges(Collector):
-  """What is read when it is asked for."""
+class _CurrentValues(Collector):
+  """Reads queue lengths and engine counters when the metrics are scraped."""
 
-  def __init__(self, desk, counts):
-    self._desk, self._counts = desk, counts
+  def __init__(self, worker, engine_counts):
+    self._worker, self._engine_counts = worker, engine_counts
 
   def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-    waiting, at_work = self._desk.counts()
-    for name, words, value in (
-      ('grm_waiting', 'Examples that wait.', waiting),
-      ('grm_at_work', 'Examples that are judged now.', at_work),
-    ):
-      yield GaugeMetricFamily(name, words, value)
-    counts = self._counts()
-    for name, words in _ENGINE.items():
-      yield CounterMetricFamily(f'grm_engine_{name}', words, counts[name])
+    num_queued, num_in_flight = self._worker.counts()
+    yield GaugeMetricFamily('grm_queue_depth', 'Queued examples.', num_queued)
+    yield GaugeMetricFamily(
+      'grm_in_flight', 'Examples that are being judged.', num_in_flight
+    )
+    counts = self._engine_counts()
+    for name, help_text in _ENGINE_COUNTERS.items():
+      yield CounterMetricFamily(f'grm_engine_{name}', help_text, counts[name])

@@ -37,12 +37,12 @@ def run(config: ConfigDict, workdir: str) -> None:
     RuntimeError: the judge has failed.
   """
   allowed = _check(config)
-  settings = judge_factory.voting_settings_of(config)
+  settings = judge_factory.make_voting_judge_config(config)
   token = _token(config.token_file)
   # A port that is taken should not wait for weights. Nobody is let in yet.
   with _bind(config) as bound:
     judge = judge_factory.from_config(config, settings)
-    count = judge.engine.warm_up()
+    count = judge.engine.warm_up(judge.weights)
     logging.info('%d programs compiled', count)
     _serve(judge, config, allowed, token, bound)
 
@@ -63,7 +63,7 @@ def _check(config: ConfigDict) -> ServerLimits:
       "'grm' or 'llm'"
     )
   allowed = ServerLimits(**config.limits)
-  training_run.check_least(('k', config.k, 0))
+  training_run.check_minimum(('k', config.k, 0))
   allowed.check_samples(config.k)
   if not 0 <= config.port < 2**16:
     raise UserError(f'config.port is {config.port}; 0 is any free one')
@@ -119,30 +119,30 @@ def _serve(
 
   from grm_jax.serving import app, schemas, server_metrics, worker
 
-  settings = judge.settings
-  made = worker.JudgeWorker(judge.stream, allowed.waiting)
+  settings = judge.config
+  made = worker.JudgeWorker(judge.stream, allowed.max_queue)
   service = app.Service(
-    desk=made,
+    worker=made,
     defaults=schemas.Defaults(
       k=config.k,
       order=settings.order,
       temperature=settings.temperature,
       seed=settings.seed,
-      voting=settings.voting(),
+      voting=settings.vote_config(),
       has_meta=judge.meta is not None,
     ),
     limits=allowed,
-    meters=server_metrics.ServerMetrics(made, lambda: _counts(judge)),
+    metrics=server_metrics.ServerMetrics(made, lambda: _counts(judge)),
     token=token,
     about=_about(config, judge),
-    hosts=_hosts(config),
+    allowed_hosts=_hosts(config),
   )
   server = uvicorn.Server(
     uvicorn.Config(
-      app.make(service),
+      app.make_app(service),
       log_level='warning',
       access_log=False,
-      timeout_graceful_shutdown=int(allowed.seconds) + 1,
+      timeout_graceful_shutdown=int(allowed.timeout_s) + 1,
     )
   )
   _until_failure(made, server)
@@ -169,9 +169,9 @@ def _about(config, judge) -> dict[str, Any]:
   return {
     'checkpoint': config.checkpoint,
     'meta_checkpoint': config.meta_checkpoint,
-    'template': judge.settings.template,
-    'prompt_tokens': judge.engine.limits.prompt,
-    'judgement_tokens': judge.engine.limits.new,
+    'template': judge.config.template,
+    'prompt_tokens': judge.engine.limits.max_prompt_tokens,
+    'judgement_tokens': judge.engine.limits.max_new_tokens,
   }
 
 

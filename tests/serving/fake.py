@@ -1,4 +1,4 @@
-"""Judges by a known rule, and one whose pace a test decides."""
+"""A judge whose pace a test controls, and a service around a judge."""
 
 import contextlib
 import socket
@@ -13,79 +13,89 @@ from grm_jax.serving import app, limits, schemas, server_metrics, worker
 COUNTS = {'tokens': 7, 'row_steps': 9, 'prompts': 3, 'generations': 2}
 
 
-class Paced:
-  """Judges what `let` allows, an example a sample at a time, in order.
+class PacedJudge:
+  """Samples only as many judgements as the test allows, one at a time.
 
-  A response is as good as its last digit. What it was told to drop is noted.
+  The score of a response is its last digit.
+
+  Attributes:
+    requests: the requests it took.
+    cancelled: numbers of the requests that were cancelled.
+    error: if set, raised in place of the next judgement.
   """
 
   def __init__(self):
     self.allowed = threading.Semaphore(0)
-    self.dropped, self.error = [], None
+    self.requests, self.cancelled, self.error = [], [], None
 
-  def let(self, samples=10_000):
+  def allow(self, samples=10_000):
     for _ in range(samples):
       self.allowed.release()
 
-  def __call__(self, examples, hand_out, show, dropped):
-    todo, number, examples = {}, 0, iter(examples)
+  def __call__(self, requests, on_result, on_sample, take_cancelled):
+    in_flight, number, requests = {}, 0, iter(requests)
     while True:
-      self.dropped += (gone := list(dropped()))
-      for x in gone:
-        todo.pop(x, None)
+      cancelled = list(take_cancelled())
+      self.cancelled += cancelled
+      for x in cancelled:
+        in_flight.pop(x, None)
       try:
-        item = next(examples)
+        request = next(requests)
       except StopIteration:
         return
-      if item is not None:
-        todo[number] = [item, []]
+      if request is not None:
+        self.requests.append(request)
+        in_flight[number] = [request, []]
         number += 1
-      for each in list(todo):
+      for x in list(in_flight):
         if not self.allowed.acquire(timeout=0.002):
           break
         if self.error:
           raise self.error
-        self._advance(each, todo, hand_out, show)
+        self._advance(x, in_flight, on_result, on_sample)
 
-  def _advance(self, number, todo, hand_out, show):
-    asked, found = todo[number]
-    example = asked.example
+  def _advance(self, number, in_flight, on_result, on_sample):
+    request, samples = in_flight[number]
+    example = request.example
     if 'unjudgeable' in example.responses[0]:
-      del todo[number]
-      hand_out(number, ExampleError(example.id, 'it cannot be judged'))
+      del in_flight[number]
+      on_result(number, ExampleError(example.id, 'it cannot be judged'))
       return
     order = tuple(range(len(example.responses)))
     scores = tuple(_last_digit(x) for x in example.responses)
     text = f'Specific Criteria:\nc\n\nAnalysis:\na\n\nScores: {scores}'
-    found.append(Judgement(order, text, 5, 'stop', scores))
-    show(number, len(found) - 1, found[-1])
-    if len(found) == max(1, asked.k):
-      del todo[number]
-      hand_out(number, JudgedExample(example, tuple(found)))
+    samples.append(Judgement(order, text, 5, 'stop', scores))
+    on_sample(number, len(samples) - 1, samples[-1])
+    if len(samples) == max(1, request.k):
+      del in_flight[number]
+      on_result(number, JudgedExample(example, tuple(samples)))
 
 
 def _last_digit(text):
   return int(text[-1]) if text[-1:] in tuple('0123456789') else 0
 
 
-def limit(**changes):
+def make_limits(**changes):
   values = dict(
     body_bytes=20_000,
     characters=5000,
     responses=4,
     k=8,
     batch=3,
-    waiting=4,
-    seconds=20.0,
+    max_queue=4,
+    timeout_s=20.0,
   )
   return limits.ServerLimits(**values | changes)
 
 
-def service(judge, token='', has_meta=False, voting=None, hosts=(), **changes):
-  """A Service over a stream of judgements."""
-  made = worker.JudgeWorker(judge, limit(**changes).waiting)
+def make_service(
+  judge, token='', has_meta=False, voting=None, allowed_hosts=(), **changes
+):
+  """Returns a service around a judge; `changes` are of the limits."""
+  service_limits = make_limits(**changes)
+  judge_worker = worker.JudgeWorker(judge, service_limits.max_queue)
   return app.Service(
-    desk=made,
+    worker=judge_worker,
     defaults=schemas.Defaults(
       k=2,
       order='balanced',
@@ -94,26 +104,26 @@ def service(judge, token='', has_meta=False, voting=None, hosts=(), **changes):
       voting=voting or VoteConfig(),
       has_meta=has_meta,
     ),
-    limits=limit(**changes),
-    meters=server_metrics.ServerMetrics(made, lambda: COUNTS),
+    limits=service_limits,
+    metrics=server_metrics.ServerMetrics(judge_worker, lambda: COUNTS),
     token=token,
     about={'checkpoint': 'fake'},
-    hosts=hosts,
+    allowed_hosts=allowed_hosts,
   )
 
 
 @contextlib.contextmanager
-def listening(made):
-  """The address of a real server of this Service."""
-  with socket.socket() as bound:
-    bound.bind(('127.0.0.1', 0))
-    bound.listen()
-    config = uvicorn.Config(app.make(made), log_level='warning')
+def listening(service):
+  """Runs a real server of a service and yields its URL."""
+  with socket.socket() as bound_socket:
+    bound_socket.bind(('127.0.0.1', 0))
+    bound_socket.listen()
+    config = uvicorn.Config(app.make_app(service), log_level='warning')
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([bound],))
+    thread = threading.Thread(target=server.run, args=([bound_socket],))
     thread.start()
     try:
-      yield f'http://127.0.0.1:{bound.getsockname()[1]}'
+      yield f'http://127.0.0.1:{bound_socket.getsockname()[1]}'
     finally:
       server.should_exit = True
       thread.join()

@@ -1,4 +1,4 @@
-"""Requests made from the service's own description, right and wrong ones."""
+"""Fuzzes the service with requests generated from its OpenAPI schema."""
 
 import pytest
 import schemathesis
@@ -6,20 +6,20 @@ from hypothesis import HealthCheck, settings
 from schemathesis.checks import positive_data_acceptance
 
 from grm_jax.serving import app
-from tests.serving.fake import Paced, listening, service
+from tests.serving.fake import PacedJudge, listening, make_service
 
 _TOKEN = {'Authorization': 'Bearer secret'}
 schema = schemathesis.openapi.from_dict(
-  app.make(service(Paced(), token='secret')).openapi()
+  app.make_app(make_service(PacedJudge(), token='secret')).openapi()
 )
 
 
 @pytest.fixture(scope='module')
 def address():
-  judge = Paced()
-  judge.let(10**6)
-  with listening(service(judge, token='secret')) as found:
-    yield found
+  judge = PacedJudge()
+  judge.allow(10**6)
+  with listening(make_service(judge, token='secret')) as url:
+    yield url
 
 
 @schema.parametrize()
@@ -29,11 +29,11 @@ def address():
   derandomize=True,
   suppress_health_check=list(HealthCheck),
 )
-def test_answers_are_as_described_and_nothing_breaks(case, address):
-  """No 5xx, no undescribed status, no answer of another form."""
+def test_responses_match_the_openapi_schema(case, address):
+  """No 5xx, no undocumented status, no body that differs from the schema."""
   case.call_and_validate(
     base_url=address,
     headers=_TOKEN,
-    # A schema cannot say that there must be one prompt for each text.
+    # The schema cannot express that each text needs a prompt.
     excluded_checks=[positive_data_acceptance],
   )

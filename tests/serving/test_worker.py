@@ -1,4 +1,4 @@
-"""Who waits, who is told, and what becomes of those who leave."""
+"""Tests of the judge's thread: queue, events, cancellation, shutdown."""
 
 import queue
 import time
@@ -7,7 +7,6 @@ import pytest
 
 from grm_jax.judgement.judgement import JudgedExample
 from grm_jax.judgement.judgement_request import JudgementRequest
-from grm_jax.serving import worker
 from grm_jax.serving.worker import (
   JudgeWorker,
   QueueFull,
@@ -17,152 +16,152 @@ from grm_jax.serving.worker import (
 )
 from tests.judges.fake import example
 from tests.messages import names, naming
-from tests.serving.fake import Paced
+from tests.serving.fake import PacedJudge
 
-WAIT = 30  # seconds; a hang is a failure
+TIMEOUT_S = 30  # a hang is a failure
 
 
-def asked(name, k=2):
+def make_request(name, k=2):
   return JudgementRequest(example(name, 'x 3', 'y 4'), k)
 
 
 class Client:
-  """Whoever asks; `events` are what it was told."""
+  """Submits one request and collects its events."""
 
-  def __init__(self, made, name='a', k=2):
+  def __init__(self, worker, name='a', k=2):
     self.events = queue.Queue()
-    self.desk = made
-    (self.ticket,) = made.ask([(asked(name, k), self.events.put)])
+    self.worker = worker
+    (self.pending,) = worker.submit([(make_request(name, k), self.events.put)])
 
-  def next(self):
-    return self.events.get(timeout=WAIT)
+  def next_event(self):
+    return self.events.get(timeout=TIMEOUT_S)
 
-  def leave(self):
-    self.desk.drop([self.ticket])
+  def wait_judged(self):
+    while not isinstance(self.next_event(), JudgedExample):
+      pass
+
+  def cancel(self):
+    self.worker.cancel([self.pending])
 
 
 @pytest.fixture
 def judge():
-  return Paced()
+  return PacedJudge()
 
 
 @pytest.fixture
-def made(judge):
-  built = JudgeWorker(judge, 3)
-  yield built
-  judge.let()
-  assert built.close(WAIT)
+def worker(judge):
+  worker = JudgeWorker(judge, max_queue=3)
+  yield worker
+  judge.allow()
+  assert worker.close(TIMEOUT_S)
 
 
-def until(condition):
-  for _ in range(int(WAIT / 0.01)):
+def wait_until(condition):
+  for _ in range(int(TIMEOUT_S / 0.01)):
     if condition():
       return
     time.sleep(0.01)
-  raise AssertionError('it did not come about')
+  raise AssertionError(f'the condition is still false after {TIMEOUT_S} s')
 
 
-def test_samples_come_before_the_answer(judge, made):
-  judge.let()
-  client = Client(made, k=3)
-  found = [client.next() for _ in range(4)]
-  assert [x.place for x in found[:3]] == [0, 1, 2]
-  assert all(isinstance(x, SampleEvent) for x in found[:3])
-  assert isinstance(found[3], JudgedExample)
-  assert found[3].samples == tuple(x.judgement for x in found[:3])
-  assert client.ticket.begun >= client.ticket.came
-  assert made.counts() == (0, 0)
+def test_samples_precede_the_result(judge, worker):
+  judge.allow()
+  client = Client(worker, k=3)
+  events = [client.next_event() for _ in range(4)]
+  assert [x.place for x in events[:3]] == [0, 1, 2]
+  assert all(isinstance(x, SampleEvent) for x in events[:3])
+  assert isinstance(events[3], JudgedExample)
+  assert events[3].samples == tuple(x.judgement for x in events[:3])
+  assert client.pending.start_time >= client.pending.arrival_time
+  assert worker.counts() == (0, 0)
 
 
-class Stuck(Paced):
-  """Takes nothing until it is let."""
+class BlockedJudge(PacedJudge):
+  """Takes no request before the first `allow`."""
 
-  def __call__(self, examples, *others):
+  def __call__(self, requests, *callbacks):
     self.allowed.acquire()
-    super().__call__(examples, *others)
+    super().__call__(requests, *callbacks)
 
 
-def test_no_more_than_so_many_wait():
-  judge = Stuck()
-  made = JudgeWorker(judge, 3)
-  clients = [Client(made, str(i)) for i in range(3)]
+def test_queue_is_bounded():
+  judge = BlockedJudge()
+  worker = JudgeWorker(judge, max_queue=3)
+  clients = [Client(worker, str(i)) for i in range(3)]
   with pytest.raises(QueueFull, match=naming(3)):
-    Client(made, 'one too many')
-  assert made.counts() == (3, 0)
-  judge.let()
+    Client(worker, 'one too many')
+  assert worker.counts() == (3, 0)
+  judge.allow()
   for client in clients:
-    while not isinstance(client.next(), JudgedExample):
-      pass
-  assert made.close(WAIT)
+    client.wait_judged()
+  assert worker.close(TIMEOUT_S)
 
 
-def test_all_of_a_batch_or_none(judge, made):
-  told = queue.Queue()
+def test_batch_is_queued_whole_or_not_at_all(judge, worker):
+  events = queue.Queue()
   with pytest.raises(QueueFull):
-    made.ask([(asked(str(i)), told.put) for i in range(4)])
-  assert made.counts() == (0, 0)
-  judge.let()
-  made.ask([(asked(str(i)), told.put) for i in range(3)])
-  answers = set()
-  while len(answers) < 3:
-    event = told.get(timeout=WAIT)
+    worker.submit([(make_request(str(i)), events.put) for i in range(4)])
+  assert worker.counts() == (0, 0)
+  judge.allow()
+  worker.submit([(make_request(str(i)), events.put) for i in range(3)])
+  judged_ids = set()
+  while len(judged_ids) < 3:
+    event = events.get(timeout=TIMEOUT_S)
     if isinstance(event, JudgedExample):
-      answers.add(event.example.id)
+      judged_ids.add(event.example.id)
 
 
-def test_who_leaves_is_told_nothing_and_takes_no_place(judge, made):
-  gone, stays = Client(made, 'gone'), Client(made, 'stays')
-  until(lambda: made.counts() == (0, 2))
-  gone.leave()
-  gone.leave()
-  until(lambda: judge.dropped == [0])
-  judge.let()
-  while not isinstance(stays.next(), JudgedExample):
-    pass
-  assert gone.events.empty()
+def test_cancelled_in_flight_gets_no_event_and_frees_its_place(judge, worker):
+  cancelled, remaining = Client(worker, 'a'), Client(worker, 'b')
+  wait_until(lambda: worker.counts() == (0, 2))
+  cancelled.cancel()
+  cancelled.cancel()  # the second call has no effect
+  wait_until(lambda: judge.cancelled == [0])
+  judge.allow()
+  remaining.wait_judged()
+  assert cancelled.events.empty()
 
 
-def test_who_leaves_while_waiting():
-  judge = Stuck()
-  made = JudgeWorker(judge, 3)
-  gone, stays = Client(made, 'gone'), Client(made, 'stays')
-  assert made.counts() == (2, 0)
-  gone.leave()
-  assert made.counts() == (1, 0)
-  judge.let()
-  while not isinstance(stays.next(), JudgedExample):
-    pass
-  assert gone.events.empty() and judge.dropped == []
-  assert made.close(WAIT)
+def test_cancelled_in_queue_never_reaches_the_judge():
+  judge = BlockedJudge()
+  worker = JudgeWorker(judge, max_queue=3)
+  cancelled, remaining = Client(worker, 'a'), Client(worker, 'b')
+  assert worker.counts() == (2, 0)
+  cancelled.cancel()
+  assert worker.counts() == (1, 0)
+  judge.allow()
+  remaining.wait_judged()
+  assert cancelled.events.empty() and judge.cancelled == []
+  assert worker.close(TIMEOUT_S)
 
 
-def test_closing_answers_what_was_taken(judge, made):
-  clients = [Client(made, str(i)) for i in range(3)]
-  assert not made.close(0.05)  # nothing was allowed yet
+def test_close_finishes_accepted_requests(judge, worker):
+  clients = [Client(worker, str(i)) for i in range(3)]
+  assert not worker.close(0.05)  # the judge is not allowed to finish
   with pytest.raises(ShuttingDown):
-    Client(made)
-  assert not made.open
-  judge.let()
-  assert made.close(WAIT)
+    Client(worker)
+  assert not worker.is_open
+  judge.allow()
+  assert worker.close(TIMEOUT_S)
   for client in clients:
-    while not isinstance(client.next(), JudgedExample):
-      pass
+    client.wait_judged()
 
 
 @pytest.mark.filterwarnings(
   'ignore::pytest.PytestUnhandledThreadExceptionWarning'
 )
-def test_a_judge_that_fails_is_told_to_all():
-  judge = Paced()
+def test_failure_of_the_judge_reaches_all_clients():
+  judge = PacedJudge()
   judge.error = MemoryError('no room')
-  made = JudgeWorker(judge, 3)
-  clients = [Client(made, str(i)) for i in range(3)]
-  judge.let()
+  worker = JudgeWorker(judge, max_queue=3)
+  clients = [Client(worker, str(i)) for i in range(3)]
+  judge.allow()
   for client in clients:
-    event = client.next()
+    event = client.next_event()
     assert isinstance(event, WorkerFailed)
     assert names(event.reason, 'MemoryError', 'no room')
-  assert made.failed.wait(WAIT)
-  with pytest.raises(worker.ShuttingDown, match='no room'):
-    Client(made)
-  assert made.close(WAIT)
+  assert worker.failed.wait(TIMEOUT_S)
+  with pytest.raises(ShuttingDown, match='no room'):
+    Client(worker)
+  assert worker.close(TIMEOUT_S)

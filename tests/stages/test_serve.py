@@ -15,7 +15,7 @@ import pytest
 
 from tests import processes
 from tests.messages import names
-from tests.stages import printed
+from tests.stages import stage_output
 
 REQUEST = {'query': 'What is 2 + 3?', 'responses': ['It is 5.', '6'], 'k': 3}
 
@@ -28,9 +28,9 @@ def command(*flags):
 @contextlib.contextmanager
 def started(*flags):
   """(process, its address) of a server that is ready."""
-  with processes.begun(command(*flags), count=1, devices=1) as (made,):
+  with processes.start_processes(command(*flags), count=1, devices=1) as (made,):
     for line in made.stdout:
-      if found := printed.ADDRESS.search(line):
+      if found := stage_output.ADDRESS.search(line):
         break
     else:
       raise AssertionError(made.stderr.read())
@@ -38,7 +38,7 @@ def started(*flags):
 
 
 def get(address, path):
-  with urllib.request.urlopen(address + path, timeout=processes.HANG) as found:
+  with urllib.request.urlopen(address + path, timeout=processes.HANG_TIMEOUT_S) as found:
     return found.read().decode()
 
 
@@ -48,7 +48,7 @@ def post(address, **changes):
     json.dumps({**REQUEST, **changes}).encode(),
     {'Content-Type': 'application/json'},
   )
-  with urllib.request.urlopen(asked, timeout=processes.HANG) as found:
+  with urllib.request.urlopen(asked, timeout=processes.HANG_TIMEOUT_S) as found:
     return json.load(found)
 
 
@@ -62,7 +62,7 @@ def metric(address, name):
 def until(condition):
   begin = time.monotonic()
   while not condition():
-    assert time.monotonic() - begin < processes.HANG
+    assert time.monotonic() - begin < processes.HANG_TIMEOUT_S
     time.sleep(0.05)
 
 
@@ -86,7 +86,7 @@ def test_an_answer_does_not_depend_on_what_else_runs(served):
     found = [pool.submit(post, address) for _ in range(3)]
     assert all(answer_of(x.result()) == alone for x in found)
     assert all(x.result()['samples'] for x in busy)
-  assert metric(address, 'grm_at_work') == 0
+  assert metric(address, 'grm_in_flight') == 0
   assert metric(address, 'grm_engine_tokens_total') > 0
 
 
@@ -105,7 +105,7 @@ def test_text_of_users_is_no_control_token(served):
 @pytest.mark.parametrize('stream', [False, True])
 def test_a_client_that_goes_away_frees_its_rows(served, stream):
   _, address = served
-  name = 'grm_examples_total{outcome="gone"}'
+  name = 'grm_examples_total{outcome="disconnect"}'
   before = metric(address, name)
   body = json.dumps({**REQUEST, 'k': 64, 'stream': stream}).encode()
   host, port = address.removeprefix('http://').split(':')
@@ -115,9 +115,9 @@ def test_a_client_that_goes_away_frees_its_rows(served, stream):
       b'Content-Type: application/json\r\n'
       b'Content-Length: %d\r\n\r\n%b' % (len(body), body)
     )
-    until(lambda: metric(address, 'grm_at_work') == 1)
+    until(lambda: metric(address, 'grm_in_flight') == 1)
   until(lambda: metric(address, name) == before + 1)
-  until(lambda: metric(address, 'grm_at_work') == 0)
+  until(lambda: metric(address, 'grm_in_flight') == 0)
   assert len(post(address)['samples']) == 3
 
 
@@ -125,10 +125,10 @@ def test_sigterm_answers_what_was_taken(served):
   made, address = served
   with futures.ThreadPoolExecutor(4) as pool:
     asked = [pool.submit(post, address, k=8, seed=i) for i in range(4)]
-    until(lambda: metric(address, 'grm_at_work') > 0)
+    until(lambda: metric(address, 'grm_in_flight') > 0)
     made.send_signal(signal.SIGTERM)
     assert all(len(x.result()['samples']) == 8 for x in asked)
-  assert made.wait(processes.HANG) == 0
+  assert made.wait(processes.HANG_TIMEOUT_S) == 0
   told = made.stderr.read()  # of all clients so far, those that left, too
   assert 'Traceback' not in told and 'never retrieved' not in told
 
@@ -152,7 +152,7 @@ def test_a_mistake_is_one_line(flags, words):
     cwd=processes.ROOT,
     capture_output=True,
     text=True,
-    timeout=processes.HANG,
+    timeout=processes.HANG_TIMEOUT_S,
   )
   assert done.returncode == 2, done.stderr
   last = done.stderr.strip().splitlines()[-1]

@@ -1,5 +1,5 @@
-// The page at /: asks /v1/score for judgements and shows them as they arrive.
-// All that is shown of users and models is text, never markup.
+// The page at /: requests judgements from /v1/score and shows them as they
+// arrive. Texts of users and models are inserted as text, never as markup.
 'use strict';
 
 const EXAMPLES = [
@@ -23,88 +23,88 @@ const EXAMPLES = [
     ],
   },
 ];
-const FEWEST = 1;
-let most = 4;
-let running = null; // the AbortController of what is asked now
-let answer = null; // all that came, for copying
+const MIN_RESPONSES = 1;
+let maxResponses = 4;
+let abortController = null; // of the current request; null if there is none
+let result = null; // the last result, for copying
 
-const find = (id) => document.getElementById(id);
+const byId = (id) => document.getElementById(id);
 
-/** An element with text in it. */
-function made(tag, text = '', name = '') {
+/** Returns a new element that contains a text. */
+function makeElement(tag, text = '', className = '') {
   const element = document.createElement(tag);
   element.textContent = text;
-  if (name) element.className = name;
+  if (className) element.className = className;
   return element;
 }
 
-function boxes() {
+function responseBoxes() {
   return [...document.querySelectorAll('#responses textarea')];
 }
 
 function addResponse(text = '') {
-  const number = boxes().length + 1;
-  const line = made('p');
-  const label = made('label', `Response ${number}`);
-  const box = made('textarea');
+  const number = responseBoxes().length + 1;
+  const item = makeElement('p');
+  const label = makeElement('label', `Response ${number}`);
+  const box = makeElement('textarea');
   box.id = `response-${number}`;
   label.htmlFor = box.id;
   box.rows = 3;
   box.required = true;
   box.value = text;
-  line.append(label, box);
-  find('responses').append(line);
-  countResponses();
+  item.append(label, box);
+  byId('responses').append(item);
+  updateResponseButtons();
   return box;
 }
 
 function removeResponse() {
-  find('responses').lastElementChild.remove();
-  countResponses();
+  byId('responses').lastElementChild.remove();
+  updateResponseButtons();
 }
 
-function countResponses() {
-  find('add').disabled = boxes().length >= most;
-  find('remove').disabled = boxes().length <= FEWEST;
+function updateResponseButtons() {
+  byId('add').disabled = responseBoxes().length >= maxResponses;
+  byId('remove').disabled = responseBoxes().length <= MIN_RESPONSES;
 }
 
-function fill(example) {
-  find('query').value = example.query;
-  find('responses').replaceChildren();
+function fillForm(example) {
+  byId('query').value = example.query;
+  byId('responses').replaceChildren();
   example.responses.forEach((text) => addResponse(text));
 }
 
-function say(text, bad = false) {
-  find('status').textContent = text;
-  find('status').className = bad ? 'error' : '';
+function setStatus(text, isError = false) {
+  byId('status').textContent = text;
+  byId('status').className = isError ? 'error' : '';
 }
 
-function headers() {
-  const token = find('token').value;
+function authHeaders() {
+  const token = byId('token').value;
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 
-/** What the form asks for. */
-function request() {
+/** Returns the body of a score request. */
+function readForm() {
   return {
-    query: find('query').value,
-    responses: boxes().map((box) => box.value),
-    k: Number(find('k').value),
-    temperature: Number(find('temperature').value),
-    order: find('order').value,
+    query: byId('query').value,
+    responses: responseBoxes().map((box) => box.value),
+    k: Number(byId('k').value),
+    temperature: Number(byId('temperature').value),
+    order: byId('order').value,
     stream: true,
   };
 }
 
-/** {event, data} of a stream of server-sent events. */
-async function* events(stream) {
+/** Yields {event, data} of a stream of server-sent events. */
+async function* readEvents(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
-  let left = '';
+  let buffer = ''; // the incomplete event at the end
   for (;;) {
     const { done, value } = await reader.read();
     if (done) return;
-    const blocks = (left + value).split('\n\n');
-    left = blocks.pop();
+    const blocks = (buffer + value).split('\n\n');
+    buffer = blocks.pop();
     for (const block of blocks) {
       const [event, data] = block.split('\n');
       yield {
@@ -115,196 +115,200 @@ async function* events(stream) {
   }
 }
 
-/** The words of a refusal. */
-async function refusal(reply) {
+/** Returns the message of an error response. */
+async function errorMessage(response) {
   try {
-    return (await reply.json()).error;
+    return (await response.json()).error;
   } catch {
-    return `the server answers ${reply.status}`;
+    return `the server responded with status ${response.status}`;
   }
 }
 
 async function judge() {
-  if (running) return;
-  const asked = request();
-  clear();
-  running = new AbortController();
-  working(true);
-  say(`Waiting for ${asked.k} judgements.`);
+  if (abortController) return;
+  const request = readForm();
+  clearResult();
+  abortController = new AbortController();
+  setBusy(true);
+  setStatus(`Waiting for ${request.k} judgements.`);
   try {
-    const reply = await fetch('v1/score', {
+    const response = await fetch('v1/score', {
       method: 'POST',
-      headers: { 'Content-Type': 'application/json', ...headers() },
-      body: JSON.stringify(asked),
-      signal: running.signal,
+      headers: { 'Content-Type': 'application/json', ...authHeaders() },
+      body: JSON.stringify(request),
+      signal: abortController.signal,
     });
-    if (reply.status === 401) find('bearer').hidden = false;
-    if (!reply.ok) throw new Error(await refusal(reply));
-    await show(asked, reply.body);
+    if (response.status === 401) byId('token-row').hidden = false;
+    if (!response.ok) throw new Error(await errorMessage(response));
+    await showEvents(request, response.body);
   } catch (error) {
     const stopped = error.name === 'AbortError';
-    say(stopped ? 'Stopped.' : `No answer: ${error.message}`, !stopped);
+    setStatus(stopped ? 'Stopped.' : `Failed: ${error.message}`, !stopped);
   } finally {
-    running = null;
-    working(false);
+    abortController = null;
+    setBusy(false);
   }
 }
 
-async function show(asked, stream) {
+async function showEvents(request, stream) {
   const samples = [];
-  for await (const { event, data } of events(stream)) {
+  for await (const { event, data } of readEvents(stream)) {
     if (event === 'error') throw new Error(data.error);
     if (event === 'sample') {
       samples.push(data);
       showSample(data);
-      showVotes(sums(samples, asked.responses.length), [], samples.length);
-      say(`${samples.length} of ${asked.k} judgements.`);
+      const votes = sumScores(samples, request.responses.length);
+      showVotes(votes, [], samples.length);
+      setStatus(`${samples.length} of ${request.k} judgements.`);
     } else {
-      answer = data;
-      finish(data, asked.k);
+      result = data;
+      showResult(data, request.k);
       return;
     }
   }
-  throw new Error('the connection has ended before the answer');
+  throw new Error('the connection was closed before the result arrived');
 }
 
-/** What the votes are so far: sums of scores that parse. */
-function sums(samples, count) {
+/** Returns the votes so far: sums of the scores that parse. */
+function sumScores(samples, count) {
   const parsed = samples.filter((sample) => sample.scores);
   if (!parsed.length) return null;
   return Array.from({ length: count }, (_, i) =>
     parsed.reduce((sum, sample) => sum + sample.scores[i], 0));
 }
 
-function finish(data, k) {
-  find('samples').replaceChildren();
+function showResult(data, k) {
+  byId('samples').replaceChildren();
   data.samples.forEach((sample) =>
     showSample(sample, data.counted.includes(sample.place)));
   showVotes(data.votes, data.winners, data.counted.length);
-  find('copy').disabled = false;
-  const failed = data.failures ? `; ${data.failures} do not parse` : '';
+  byId('copy').disabled = false;
+  const failures = data.failures ? `; ${data.failures} do not parse` : '';
   const best = data.winners.map((i) => `response ${i + 1}`).join(' and ');
-  const won = data.votes ? `Best: ${best}` : 'No judgement parses';
-  say(`${won}. ${k} judgements in ${data.timings.seconds.toFixed(1)} s` +
-    `${failed}.`);
+  const winner = data.votes ? `Best: ${best}` : 'No judgement parses';
+  const seconds = data.timings.seconds.toFixed(1);
+  setStatus(`${winner}. ${k} judgements in ${seconds} s${failures}.`);
 }
 
 function showVotes(votes, winners, counted) {
-  find('votes').hidden = false;
-  find('votes-title').textContent =
+  byId('votes').hidden = false;
+  byId('votes-title').textContent =
     `Votes of ${counted} judgement${counted === 1 ? '' : 's'}`;
-  const top = Math.max(1e-9, ...(votes || [0]));
-  find('bars').replaceChildren(...(votes || []).map((vote, i) => {
-    const line = made('li');
+  const maxVote = Math.max(1e-9, ...(votes || [0]));
+  byId('bars').replaceChildren(...(votes || []).map((vote, i) => {
+    const item = makeElement('li');
     const best = winners.includes(i);
-    const name = made('div', '', best ? 'name best' : 'name');
+    const name = makeElement('div', '', best ? 'name best' : 'name');
     name.append(
-      made('span', `Response ${i + 1}${best ? ' (best)' : ''}`),
-      made('span', String(vote)));
-    const track = made('div', '', 'track');
-    track.setAttribute('aria-hidden', 'true'); // the number says it
-    const bar = made('div', '', 'fill');
-    bar.style.width = `${Math.max(0, 100 * vote / top)}%`;
+      makeElement('span', `Response ${i + 1}${best ? ' (best)' : ''}`),
+      makeElement('span', String(vote)));
+    const track = makeElement('div', '', 'track');
+    track.setAttribute('aria-hidden', 'true'); // screen readers read the number
+    const bar = makeElement('div', '', 'fill');
+    bar.style.width = `${Math.max(0, 100 * vote / maxVote)}%`;
     track.append(bar);
-    line.append(name, track);
-    return line;
+    item.append(name, track);
+    return item;
   }));
 }
 
 function showSample(sample, counted = false) {
-  find('judged').hidden = false;
-  const box = made('article', '', counted ? 'counted' : '');
-  const title = made('h3', `Judgement ${sample.place + 1}`);
+  byId('judged').hidden = false;
+  const box = makeElement('article', '', counted ? 'counted' : '');
+  const title = makeElement('h3', `Judgement ${sample.place + 1}`);
   title.id = `judgement-${sample.place}`;
   box.setAttribute('aria-labelledby', title.id);
-  box.append(title, made('p', facts(sample, counted), 'facts'));
+  box.append(title, makeElement('p', describeSample(sample, counted), 'facts'));
   for (const [name, text] of [
     ['Principles', sample.principles],
     ['Critique', sample.critique],
   ]) {
-    if (text) box.append(made('h4', name), made('pre', text));
+    if (text) box.append(makeElement('h4', name), makeElement('pre', text));
   }
-  const parts = sample.principles + sample.critique;
-  if (!parts) box.append(made('h4', 'Written'), made('pre', sample.text));
-  find('samples').append(box);
+  const hasSections = sample.principles || sample.critique;
+  if (!hasSections) {
+    box.append(
+      makeElement('h4', 'Generation'), makeElement('pre', sample.text));
+  }
+  byId('samples').append(box);
 }
 
-function facts(sample, counted) {
-  const shown = sample.order.map((i) => i + 1).join(', ');
+function describeSample(sample, counted) {
+  const order = sample.order.map((i) => i + 1).join(', ');
   const scores = sample.scores
     ? sample.scores.map((x, i) => `response ${i + 1}: ${x}`).join(', ')
     : 'do not parse';
-  const parts = [`Scores: ${scores}`, `shown in the order ${shown}`];
-  if (sample.meta !== null) parts.push(`meta RM ${sample.meta.toFixed(2)}`);
-  if (sample.meta !== null && counted) parts.push('picked by the meta RM');
-  if (sample.finish === 'length') parts.push('cut off');
-  return parts.join(' · ');
+  const facts = [`Scores: ${scores}`, `shown in the order ${order}`];
+  if (sample.meta !== null) facts.push(`meta RM ${sample.meta.toFixed(2)}`);
+  if (sample.meta !== null && counted) facts.push('selected by the meta RM');
+  if (sample.finish === 'length') facts.push('truncated');
+  return facts.join(' · ');
 }
 
-function clear() {
-  answer = null;
-  find('copy').disabled = true;
-  for (const id of ['bars', 'samples']) find(id).replaceChildren();
-  for (const id of ['votes', 'judged']) find(id).hidden = true;
+function clearResult() {
+  result = null;
+  byId('copy').disabled = true;
+  for (const id of ['bars', 'samples']) byId(id).replaceChildren();
+  for (const id of ['votes', 'judged']) byId(id).hidden = true;
 }
 
-function working(yes) {
-  find('judge').disabled = yes;
-  find('stop').disabled = !yes;
+function setBusy(busy) {
+  byId('judge').disabled = busy;
+  byId('stop').disabled = !busy;
 }
 
-async function copy() {
-  const text = JSON.stringify(answer, null, 2);
+async function copyResult() {
+  const text = JSON.stringify(result, null, 2);
   try {
     await navigator.clipboard.writeText(text);
-    say('Copied.');
+    setStatus('Copied.');
   } catch {
-    say('The browser does not allow copying here.', true);
+    setStatus('The browser does not allow copying on this page.', true);
   }
 }
 
-/** What this server serves and allows; asks for its token if it has one. */
-async function about() {
-  const reply = await fetch('v1/about', { headers: headers() });
-  if (reply.status === 401) {
-    find('bearer').hidden = false;
+/** Reads defaults and limits; shows the token field if one is required. */
+async function loadAbout() {
+  const response = await fetch('v1/about', { headers: authHeaders() });
+  if (response.status === 401) {
+    byId('token-row').hidden = false;
     return;
   }
-  if (!reply.ok) return;
-  const found = await reply.json();
-  most = Math.min(4, found.limits.responses);
-  countResponses();
-  find('k').max = found.limits.k;
-  find('k').value = Math.max(1, found.defaults.k);
-  find('temperature').value = found.defaults.temperature;
-  find('order').value = found.defaults.order;
-  const meta = found.meta_checkpoint ? `, meta RM ${found.meta_checkpoint}` : '';
-  find('about').textContent =
-    `A generative reward model (${found.checkpoint}${meta}) writes ` +
+  if (!response.ok) return;
+  const info = await response.json();
+  maxResponses = Math.min(4, info.limits.responses);
+  updateResponseButtons();
+  byId('k').max = info.limits.k;
+  byId('k').value = Math.max(1, info.defaults.k);
+  byId('temperature').value = info.defaults.temperature;
+  byId('order').value = info.defaults.order;
+  const meta = info.meta_checkpoint ? `, meta RM ${info.meta_checkpoint}` : '';
+  byId('about').textContent =
+    `A generative reward model (${info.checkpoint}${meta}) writes ` +
     'principles, a critique and a score for each response.';
 }
 
 EXAMPLES.forEach((example, i) => {
-  const option = made('option', example.name);
+  const option = makeElement('option', example.name);
   option.value = i;
-  find('example').append(option);
+  byId('example').append(option);
 });
-find('example').addEventListener('change', (event) =>
-  fill(EXAMPLES[event.target.value]));
-find('add').addEventListener('click', () => addResponse().focus());
-find('remove').addEventListener('click', removeResponse);
-find('stop').addEventListener('click', () => running?.abort());
-find('copy').addEventListener('click', copy);
-find('token').addEventListener('change', about);
-find('ask').addEventListener('submit', (event) => {
+byId('example').addEventListener('change', (event) =>
+  fillForm(EXAMPLES[event.target.value]));
+byId('add').addEventListener('click', () => addResponse().focus());
+byId('remove').addEventListener('click', removeResponse);
+byId('stop').addEventListener('click', () => abortController?.abort());
+byId('copy').addEventListener('click', copyResult);
+byId('token').addEventListener('change', loadAbout);
+byId('form').addEventListener('submit', (event) => {
   event.preventDefault();
   judge();
 });
-find('ask').addEventListener('keydown', (event) => {
+byId('form').addEventListener('keydown', (event) => {
   if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
-    find('ask').requestSubmit();
+    byId('form').requestSubmit();
   }
 });
-find('temperature').value = 0.5;
-fill(EXAMPLES[0]);
-about().catch(() => say('The server cannot be reached.', true));
+byId('temperature').value = 0.5;
+fillForm(EXAMPLES[0]);
+loadAbout().catch(() => setStatus('Cannot reach the server.', true));
