@@ -13,6 +13,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from grm_jax.model.batch import Batch
 from grm_jax.model.transformer import Transformer
@@ -54,7 +55,7 @@ def init_params(model: Transformer, key: jax.Array) -> dict:
   )(key)
 
 
-def cast_kernels(params: dict, dtype: jnp.dtype) -> dict:
+def cast_kernels(params: dict, dtype: DTypeLike) -> dict:
   """Casts the kernels of all layers; the other parameters stay as they are.
 
   Layers cast kernels to the compute dtype anyway. The table stays, because its

@@ -1,0 +1,1 @@
+"""Losses, optimizer, training state and step, and what stages share."""

@@ -1,12 +1,14 @@
-"""What only an update needs, resting in the host's memory.
+"""Optimizer state and master parameters in the host's memory.
 
-AdamW's two moments are half of a training state, and gradients are computed
-with kernels of fewer bits than the parameters have. With an optimizer from here
-moments and the exact parameters of layers (masters, arXiv 1710.03740) are in
-the host's memory while gradients are computed; an update moves those of one
-pair of layers at a time to the devices and back. The devices hold kernels as
-layers compute with them, all other parameters, and gradients: these stay where
-they are and are not copied.
+AdamW's two moments are half of a training state, and layers compute gradients
+with kernels of fewer bits than float32. With a HostOffloadedOptimizer, moments
+and the float32 parameters of layers ("masters", arXiv 1710.03740) rest in the
+host's memory while gradients are computed. An update moves those of one pair
+of layers at a time to the devices and back. The devices keep the kernels in
+the compute dtype, all other parameters, and the gradients.
+
+A single program that moved everything would start all copies at once and need
+device memory for all of them. A loop over layers bounds this to one pair.
 """
 
 import dataclasses
@@ -18,70 +20,80 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-LAYERS = 'pairs'  # the parameters that have a row for each pair of layers
-_COUNTER = ''  # what of a state belongs to no parameter
+LAYERS = 'pairs'  # the branch of parameters with a leading axis of layer pairs
+_COUNTER = ''  # the branch of a state that belongs to no parameter
 
 
 @dataclasses.dataclass(frozen=True)
 class HostOffloadedOptimizer:
-  """An optimizer whose state training/train_state.py puts into the host's memory.
+  """An optimizer whose state train_state.py places in the host's memory.
 
-  Its state has the form of optax.chain(clip, optimizer), so that a run may go
-  on with or without it.
+  Its state has the structure of optax.chain(clip, optimizer), so that a run
+  can resume with or without host offload.
 
   Attributes:
     optimizer: updates each parameter by its own gradient and moments.
-    clip: highest norm of the gradient of all parameters; 0 is off.
+    max_grad_norm: largest norm of the gradient of all parameters; 0 is off.
   """
 
   optimizer: optax.GradientTransformation
-  clip: float
+  max_grad_norm: float
 
   def init(self, params: Any) -> optax.OptState:
-    """The first state; see optax.GradientTransformation."""
+    """Returns the first state, as optax.GradientTransformation.init does."""
     return optax.EmptyState(), self.optimizer.init(params)
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerSlice:
-  """What one call of the optimizer updates: a pair of layers, or all else.
+  """The arrays of one call of the optimizer: a layer pair, or all the others.
 
   Attributes:
-    at: which pair; None is all else.
+    index: index of the layer pair; None for all parameters that are not in
+      layers.
   """
 
-  at: jax.Array | None
+  index: jax.Array | None
 
-  def has(self, kind: str) -> bool:
-    """Whether arrays of the kind are updated; counters are, after layers."""
-    return (kind == LAYERS) == (self.at is not None)
+  def contains(self, branch: str) -> bool:
+    """Returns whether a branch of the parameters is updated in this call.
 
-  def take(self, x: jax.Array, kind: str) -> jax.Array:
-    """What is updated of an array; of others one zero, with no work behind."""
-    if kind == _COUNTER:
+    Counters are updated once, together with the parameters outside of layers.
+    """
+    return (branch == LAYERS) == (self.index is not None)
+
+  def take(self, x: jax.Array, branch: str) -> jax.Array:
+    """Returns the slice of an array that this call updates.
+
+    For an array that it does not update, this is a single zero, so that the
+    optimizer sees a tree of the same structure and does no work on it.
+    """
+    if branch == _COUNTER:
       return x
-    if not self.has(kind):
+    if not self.contains(branch):
       return jnp.zeros((1,) * x.ndim, x.dtype)
-    return x if self.at is None else lax.dynamic_slice_in_dim(x, self.at, 1)
-
-  def put(self, x: jax.Array, new: jax.Array, kind: str) -> jax.Array:
-    """The array with that updated."""
-    if not self.has(kind):
+    if self.index is None:
       return x
-    if self.at is None:
+    return lax.dynamic_slice_in_dim(x, self.index, 1)
+
+  def put(self, x: jax.Array, new: jax.Array, branch: str) -> jax.Array:
+    """Returns the array with its slice replaced by `new`."""
+    if not self.contains(branch):
+      return x
+    if self.index is None:
       return new
-    return lax.dynamic_update_slice_in_dim(x, new, self.at, 0)
+    return lax.dynamic_update_slice_in_dim(x, new, self.index, 0)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class OffloadedState:
-  """What an update changes; donate all of it, or all of it is copied.
+  """The arrays that an update changes. Donate them, or all are copied.
 
   Attributes:
-    params: on the devices.
-    masters: of the layers, {LAYERS: as params has, but exact}, on the host.
-    opt_state: as of `OnHost.init`, its moments on the host.
+    params: parameters on the devices.
+    masters: {LAYERS: float32 parameters of layers}, in the host's memory.
+    opt_state: from HostOffloadedOptimizer.init; moments in the host's memory.
   """
 
   params: dict
@@ -90,80 +102,102 @@ class OffloadedState:
 
 
 def update(
-  host: HostOffloadedOptimizer,
+  optimizer: HostOffloadedOptimizer,
   grads: dict,
   count: jax.Array,
-  held: OffloadedState,
+  state: OffloadedState,
 ) -> tuple[OffloadedState, jax.Array, jax.Array]:
-  """What is held after an update, within a jitted program.
+  """Makes an update; call it inside a jitted program.
 
   Args:
-    host: the optimizer.
+    optimizer: the optimizer.
     grads: sums of gradients, a tree like the parameters.
-    count: float32 scalar; sums are divided by it.
-    held: before it.
+    count: float32 scalar that divides the sums.
+    state: state before the update.
 
   Returns:
-    What is held next, the mean gradient's norm, and that of the next exact
-    parameters.
+    The next state, the norm of the mean gradient, and the norm of the new
+    master parameters.
   """
   norm = optax.tree.norm(grads) / count
 
-  def mean(x):
+  def mean_and_clip(x):
     x /= count.astype(x.dtype)
-    if not host.clip:
+    if not optimizer.max_grad_norm:
       return x
-    # As optax.clip_by_global_norm, which here would see a part of the norm.
-    clipped = (x / norm.astype(x.dtype)) * host.clip
-    return jnp.where(norm < host.clip, x, clipped)
+    # The formula of optax.clip_by_global_norm, which would see only the norm
+    # of one slice here.
+    clipped = (x / norm.astype(x.dtype)) * optimizer.max_grad_norm
+    return jnp.where(norm < optimizer.max_grad_norm, x, clipped)
 
-  def step(at, carried):
-    held, squares = carried
-    held, own = _updated(host, LayerSlice(at), mean, grads, held)
-    return held, squares + own
+  def update_slice(index, carry):
+    state, squares = carry
+    layer_slice = LayerSlice(index)
+    state, slice_squares = _update_slice(
+      optimizer, layer_slice, mean_and_clip, grads, state
+    )
+    return state, squares + slice_squares
 
-  layers = len(jax.tree.leaves(held.masters)[0])
-  carried = lax.fori_loop(0, layers, step, (held, jnp.float32(0)))
-  held, squares = step(None, carried)
-  return held, norm, jnp.sqrt(squares)
+  num_pairs = len(jax.tree.leaves(state.masters)[0])
+  carry = lax.fori_loop(0, num_pairs, update_slice, (state, jnp.float32(0)))
+  state, squares = update_slice(None, carry)
+  return state, norm, jnp.sqrt(squares)
 
 
-def _updated(host, part, mean, grads, held):
-  """What is held with one part updated, and the sum of that part's squares."""
-  # Of each array the branch of the parameters that it belongs to, its kind.
-  kinds = {
+def _update_slice(
+  optimizer: HostOffloadedOptimizer,
+  layer_slice: LayerSlice,
+  mean_and_clip: Callable,
+  grads: dict,
+  state: OffloadedState,
+) -> tuple[OffloadedState, jax.Array]:
+  """The state with one slice updated, and the sum of that slice's squares."""
+  # For each array, the branch of the parameters that it belongs to.
+  branches = {
     name: jax.tree.map(lambda _, name=name: name, tree)
-    for name, tree in held.params.items()
+    for name, tree in state.params.items()
   }
-  held_kinds = map_moments(
-    host, lambda _, kind: kind, held.opt_state, kinds, lambda _: _COUNTER
+  state_branches = map_moments(
+    optimizer,
+    lambda _, branch: branch,
+    state.opt_state,
+    branches,
+    lambda _: _COUNTER,
   )
 
-  def fetch(x, kind):
-    return jax.device_put(part.take(x, kind), jax.memory.Space.Device)
+  def fetch(x, branch):
+    return jax.device_put(layer_slice.take(x, branch), jax.memory.Space.Device)
 
-  own = jax.tree.map(fetch, held.params | held.masters, kinds)
-  own_grads = jax.tree.map(lambda *x: mean(part.take(*x)), grads, kinds)
-  clip, moments = jax.tree.map(fetch, held.opt_state, held_kinds)
-  changes, moments = host.optimizer.update(own_grads, moments, own)
-  own = optax.apply_updates(own, changes)
+  params = jax.tree.map(fetch, state.params | state.masters, branches)
+  slice_grads = jax.tree.map(
+    lambda *x: mean_and_clip(layer_slice.take(*x)), grads, branches
+  )
+  clip_state, moments = jax.tree.map(fetch, state.opt_state, state_branches)
+  changes, moments = optimizer.optimizer.update(slice_grads, moments, params)
+  params = optax.apply_updates(params, changes)
 
-  def keep(x, new, kind):
-    return part.put(x, new.astype(x.dtype), kind)
+  def put(x, new, branch):
+    return layer_slice.put(x, new.astype(x.dtype), branch)
 
-  def put_back(x, new, kind):
-    if kind != _COUNTER:
+  def put_on_host(x, new, branch):
+    if branch != _COUNTER:
       new = jax.device_put(new, jax.memory.Space.Host)
-    return part.put(x, new, kind)
+    return layer_slice.put(x, new, branch)
 
-  masters = {LAYERS: own[LAYERS]}
   updated = OffloadedState(
-    jax.tree.map(keep, held.params, own, kinds),
-    jax.tree.map(put_back, held.masters, masters, {LAYERS: kinds[LAYERS]}),
-    jax.tree.map(put_back, held.opt_state, (clip, moments), held_kinds),
+    params=jax.tree.map(put, state.params, params, branches),
+    masters=jax.tree.map(
+      put_on_host,
+      state.masters,
+      {LAYERS: params[LAYERS]},
+      {LAYERS: branches[LAYERS]},
+    ),
+    opt_state=jax.tree.map(
+      put_on_host, state.opt_state, (clip_state, moments), state_branches
+    ),
   )
-  mine = {name: tree for name, tree in own.items() if part.has(name)}
-  return updated, optax.tree.norm(mine, squared=True)
+  in_slice = {k: v for k, v in params.items() if layer_slice.contains(k)}
+  return updated, optax.tree.norm(in_slice, squared=True)
 
 
 def map_moments(
@@ -173,25 +207,25 @@ def map_moments(
   params: Any,
   counters: Callable,
 ) -> optax.OptState:
-  """The state of an optimizer with functions applied to all that it holds.
+  """Maps functions over the arrays of an optimizer state.
 
   Args:
     optimizer: has `init`.
-    function: takes a moment, and what `params` has for its parameter.
-    state: the optimizer's.
+    function: takes a moment, and the leaf of `params` for its parameter.
+    state: state of the optimizer.
     params: a tree like the parameters.
-    counters: takes what belongs to no parameter.
+    counters: takes an array that belongs to no parameter.
   """
 
-  def masked(x):
-    # Of a parameter that another part of the optimizer updates.
+  def is_masked(x):
+    # A parameter that another part of the optimizer updates.
     return isinstance(x, optax.MaskedNode)
 
   return optax.tree_map_params(
     optimizer,
-    lambda x, param: x if masked(x) else function(x, param),
+    lambda x, param: x if is_masked(x) else function(x, param),
     state,
     params,
     transform_non_params=counters,
-    is_leaf=masked,
+    is_leaf=is_masked,
   )

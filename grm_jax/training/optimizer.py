@@ -1,12 +1,12 @@
 """AdamW or Muon with warm-up, a schedule, clipping, and no decay of norms.
 
-Gradient accumulation is done outside: one update per call, one count per
-update. The learning rate of the n-th update is schedule(n - 1), n from 1.
+Gradients are accumulated before (train_step.py): one call is one update. The
+learning rate of the n-th update is schedule(n - 1), with n from 1.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import optax
@@ -15,13 +15,13 @@ from optax import contrib
 from grm_jax.errors import UserError
 from grm_jax.training.host_offload import HostOffloadedOptimizer
 
-Optimizer = optax.GradientTransformation | HostOffloadedOptimizer
+Optimizer: TypeAlias = optax.GradientTransformation | HostOffloadedOptimizer
 
 KINDS = ('adamw', 'muon')
 SCHEDULES = ('constant', 'cosine')
 MOMENT_DTYPES = ('float32', 'bfloat16')
 
-# Setting -> what it must be, in words and as a test. NaN passes none of them.
+# Setting -> its range, in words and as a test. NaN fails every test.
 _BOUNDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
   'kind': (f'one of {", ".join(KINDS)}', lambda x: x in KINDS),
   'learning_rate': ('positive', lambda x: 0 < x < math.inf),
@@ -38,8 +38,8 @@ _BOUNDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     lambda x: x in MOMENT_DTYPES,
   ),
 }
-# Kernels that Muon orthogonalizes, as matrices from the axes of inputs to those
-# of outputs. Axis 0 counts layers, each of which is a matrix of its own.
+# Kernels that Muon orthogonalizes, as matrices from input axes to output axes.
+# Axis 0 counts layers: each layer is a separate matrix.
 _IN_1 = contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
 _TO_HEADS = contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=(2, 3))
 _FROM_HEADS = contrib.MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)
@@ -52,8 +52,8 @@ _MATRICES = {
   'up': _IN_1,
   'down': _IN_1,
 }
-# Root mean square of Muon's updates, times the learning rate: that of AdamW's
-# in practice (arXiv 2502.16982), so that both take the same rates.
+# Root mean square of Muon's updates relative to the learning rate. It is about
+# that of AdamW (arXiv 2502.16982), so that both use the same learning rates.
 _MUON_RMS = 0.2
 
 
@@ -74,33 +74,34 @@ def make(
   end_fraction: float = 0.1,
   key: str = 'config.optimizer',
 ) -> tuple[Optimizer, optax.Schedule]:
-  """The optimizer and its learning rate as a function of updates done.
+  """Returns the optimizer, and its learning rate by the number of updates.
 
   Args:
-    total_steps: updates of the whole run; where the cosine ends.
-    learning_rate: the highest; reached after the warm-up.
-    warmup_steps: updates of the linear warm-up. The first has a rate of
-      1 / (warmup_steps + 1) of the highest, so that none is lost at 0.
-    schedule: after the warm-up; 'constant' or 'cosine'.
-    end_fraction: of the highest rate, where the cosine ends; not used by
-      'constant'.
-    weight_decay: decoupled (AdamW), times the learning rate; see `decays`.
-    max_grad_norm: highest norm of the gradient of all parameters together; larger
-      ones are scaled down to it. 0 is off.
-    b1, b2: decay of the first and second moments.
+    total_steps: updates of the whole run; the cosine schedule ends there.
+    learning_rate: the highest rate, reached after the warm-up.
+    warmup_steps: updates of the linear warm-up. The first has the highest rate
+      divided by warmup_steps + 1, so that no update has rate 0.
+    schedule: schedule after the warm-up, 'constant' or 'cosine'.
+    weight_decay: decoupled decay (AdamW), times the learning rate; see
+      `weight_decay_mask`.
+    max_grad_norm: largest norm of the gradient of all parameters; a larger
+      gradient is scaled down to it. 0 is off.
+    b2: decay of the second moment.
+    moment_dtype: dtype of the first moment. The second moment has its
+      parameter's dtype, which should be float32: with b2 near 1, bfloat16
+      would round its changes away.
+    offload_to_host: keep moments and master parameters of layers in the host's
+      memory, see host_offload.py.
+    kind: 'adamw', or 'muon': Muon for the kernels of layers, and for
+      embeddings, norms and heads Adam with Nesterov momentum and no decay (as
+      in optax). Small models from scratch learn faster with it.
+    b1: decay of the first moment.
     eps: added to the root of the second moment.
-    kind: 'adamw', or 'muon': the kernels of layers by Muon, embeddings, norms
-      and heads by Adam with Nesterov's momentum and no decay, as optax has it.
-      Small models from scratch learn faster by it.
-    moment_dtype: of the first moment only. The second one has its parameter's
-      dtype, which should be float32: at b2 near 1 bfloat16 would round its
-      changes away.
+    end_fraction: where the cosine ends, as a fraction of the highest rate.
     key: config key of these settings, for messages.
-    offload_to_host: moments and exact parameters of layers rest in the host's memory,
-      see host_state.py.
 
   Raises:
-    UserError: a value out of bounds.
+    UserError: a value is out of range.
   """
   _check(total_steps, locals(), key)
   rate = _rate(total_steps, learning_rate, warmup_steps, schedule, end_fraction)
@@ -111,13 +112,14 @@ def make(
   )
   if offload_to_host:
     return HostOffloadedOptimizer(inner, max_grad_norm), rate
-  # Off or on, the state has the same structure and so have checkpoints.
-  first = (
+  # With and without clipping the state, and so a checkpoint, has the same
+  # structure.
+  clip = (
     optax.clip_by_global_norm(max_grad_norm)
     if max_grad_norm
     else optax.identity()
   )
-  return optax.chain(first, inner), rate
+  return optax.chain(clip, inner), rate
 
 
 def _adamw(rate, b1, b2, eps, weight_decay, moment_dtype):
@@ -145,17 +147,16 @@ def _muon(rate, b1, b2, weight_decay, moment_dtype):
 
 
 def muon_dims(params: Any) -> Any:
-  """Tree of what Muon orthogonalizes, and by which axes; None: by Adam."""
+  """Returns the axes of matrices for Muon; None for parameters of Adam."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: _MATRICES.get(path[-1].key), params
   )
 
 
 def weight_decay_mask(params: Any) -> Any:
-  """Tree of bools: which parameters decay, all but the scales of norms.
+  """Returns which parameters decay: all but the scales of norms.
 
-  A norm multiplies by 1 + scale, so that decay would pull it to 1; it has no
-  matrix whose size could grow.
+  A norm multiplies by 1 + scale, so decay would pull the factor to 1.
   """
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key != 'scale', params
@@ -163,21 +164,23 @@ def weight_decay_mask(params: Any) -> Any:
 
 
 def _rate(total_steps, highest, warmup_steps, schedule, end_fraction):
-  begin = highest / (warmup_steps + 1)
+  first = highest / (warmup_steps + 1)
   if schedule == 'constant':
-    return optax.warmup_constant_schedule(begin, highest, warmup_steps)
+    return optax.warmup_constant_schedule(first, highest, warmup_steps)
   return optax.warmup_cosine_decay_schedule(
-    begin, highest, warmup_steps, total_steps, highest * end_fraction
+    first, highest, warmup_steps, total_steps, highest * end_fraction
   )
 
 
 def _check(total_steps: int, settings: Mapping[str, Any], key: str) -> None:
-  for name, (what, fits) in _BOUNDS.items():
-    if not fits(settings[name]):
-      raise UserError(f'{key}.{name} is {settings[name]!r}; it must be {what}')
+  for name, (allowed, is_valid) in _BOUNDS.items():
+    if not is_valid(settings[name]):
+      raise UserError(
+        f'{key}.{name} is {settings[name]!r}; it must be {allowed}'
+      )
   warmup_steps = settings['warmup_steps']
   if warmup_steps >= total_steps:
     raise UserError(
-      f'{key}.warmup_steps is {warmup_steps}, the run has '
-      f'{total_steps} steps; it must be fewer'
+      f'{key}.warmup_steps ({warmup_steps}) must be less than config.steps '
+      f'({total_steps})'
     )

@@ -1,7 +1,8 @@
-"""The training state: parameters, optimizer state, step."""
+"""The training state: parameters, optimizer state and step."""
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +19,15 @@ from grm_jax.training.optimizer import Optimizer
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """What a step changes.
+  """Everything that a training step changes.
 
   Attributes:
-    step: int32 scalar, updates done so far.
-    params: the parameter tree that gradients are computed with.
-    opt_state: optax's state; moments are split as their parameter is.
-    masters: None; with an optimizer that is an OnHost the exact parameters of
-      layers, in the host's memory. Those in params are then in the dtype that
-      layers compute in, see training/host_offload.py.
+    step: int32 scalar, number of finished updates.
+    params: parameters that gradients are computed with.
+    opt_state: optax state; a moment has its parameter's sharding.
+    masters: None without host offload. With it, the float32 parameters of
+      layers in the host's memory; those in `params` then have the dtype that
+      layers compute in, see host_offload.py.
   """
 
   step: jax.Array
@@ -34,31 +35,36 @@ class TrainState:
   opt_state: optax.OptState
   masters: dict | None = None
 
-  def exact(self) -> dict:
-    """The parameters that an update adds to; a checkpoint has these."""
+  def master_params(self) -> dict:
+    """Returns the parameters that updates add to and checkpoints contain."""
     return self.params | (self.masters or {})
 
 
 def abstract_state(model: Transformer, optimizer: Optimizer) -> TrainState:
-  """The state as ShapeDtypeStructs with shardings; no array is made.
+  """Returns the state as ShapeDtypeStructs with shardings, without arrays.
 
-  An optimizer moment has its parameter's sharding, in the host's memory if the
-  optimizer is an OnHost, as masters are; counters are replicated.
+  An optimizer moment has its parameter's sharding, in the host's memory for a
+  HostOffloadedOptimizer, and so have master parameters. Counters are
+  replicated.
+
+  Args:
+    model: the network.
+    optimizer: its optimizer.
   """
   params = model_init.abstract_params(model)
-  everywhere = jax.sharding.NamedSharding(
+  replicated = jax.sharding.NamedSharding(
     model.layout.mesh, jax.sharding.PartitionSpec()
   )
-  has_masters = isinstance(optimizer, host_offload.HostOffloadedOptimizer)
+  offload = isinstance(optimizer, host_offload.HostOffloadedOptimizer)
 
   def moment(leaf, param):
     sharding = param.sharding
-    if has_masters:
+    if offload:
       sharding = sharding.with_memory_kind(HOST_MEMORY)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
   def counter(leaf):
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
 
   opt_state = host_offload.map_moments(
     optimizer,
@@ -67,15 +73,16 @@ def abstract_state(model: Transformer, optimizer: Optimizer) -> TrainState:
     params,
     counter,
   )
-  step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-  if not has_masters:
+  # A ShapeDtypeStruct stands for an array here.
+  step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+  if not offload:
     return TrainState(step, params, opt_state)
   layers = {host_offload.LAYERS: params[host_offload.LAYERS]}
   masters = jax.tree.map(moment, layers, layers)
-  return TrainState(step, _as_computed(model, params), opt_state, masters)
+  return TrainState(step, _in_compute_dtype(model, params), opt_state, masters)
 
 
-def _as_computed(model, params):
+def _in_compute_dtype(model: Transformer, params: dict) -> dict:
   """Abstract parameters with kernels in the dtype that layers compute in."""
   cast = functools.partial(model_init.cast_kernels, dtype=model.compute.dtype)
   return jax.tree.map(
@@ -88,9 +95,14 @@ def _as_computed(model, params):
 def init_state(
   model: Transformer, optimizer: Optimizer, params: dict
 ) -> TrainState:
-  """A fresh state around `params`, each moment made where it will live.
+  """Returns the state before the first update.
 
-  The parameters are used up, see `of_exact`.
+  Each moment is created with its own sharding, never unsharded.
+
+  Args:
+    model: the network.
+    optimizer: its optimizer.
+    params: its parameters; consumed, see `from_master_params`.
   """
   abstract = abstract_state(model, optimizer)
   shardings = jax.tree.map(lambda x: x.sharding, abstract.opt_state)
@@ -101,35 +113,37 @@ def init_state(
 def from_master_params(
   abstract: TrainState, step: int, params: dict, opt_state: optax.OptState
 ) -> TrainState:
-  """The state around exact parameters, as a checkpoint has them.
+  """Returns the state for parameters as a checkpoint contains them.
 
   Args:
-    abstract: as of `abstract_state`.
-    step: updates done so far.
-    params: where `abstract.exact()` has them, or on the devices.
-      Used up: what of them becomes a master is no longer on the devices.
-    opt_state: where it rests.
+    abstract: from `abstract_state`.
+    step: number of finished updates.
+    params: parameters in full precision, on the devices or where
+      `abstract.master_params()` has them. Consumed: those that become masters
+      are freed on the devices.
+    opt_state: optimizer state with its final shardings.
   """
-  step = jax.device_put(np.int32(step), abstract.step.sharding)
+  step_array = jax.device_put(np.int32(step), abstract.step.sharding)
   if abstract.masters is None:
-    return TrainState(step, params, opt_state)
+    return TrainState(step_array, params, opt_state)
   masters = jax.tree.map(
-    lambda x, to: jax.device_put(x, to.sharding),
+    lambda x, target: jax.device_put(x, target.sharding),
     {name: params[name] for name in abstract.masters},
     abstract.masters,
   )
-  # One after another: the devices may have no room for all of them twice.
-  made = jax.tree.map(_computed_with, params, abstract.params)
-  return TrainState(step, made, opt_state, masters)
+  # One parameter at a time: the devices may not have room for two copies of
+  # all of them.
+  compute_params = jax.tree.map(_to_compute_param, params, abstract.params)
+  return TrainState(step_array, compute_params, opt_state, masters)
 
 
-def _computed_with(x, to):
-  """A parameter on the devices in its dtype there, the exact one freed."""
-  found = jax.device_put(x, to.sharding)
-  if found.dtype == to.dtype:
-    return found
-  made = found.astype(to.dtype).block_until_ready()
-  found.delete()
+def _to_compute_param(x: jax.Array, target: jax.ShapeDtypeStruct) -> jax.Array:
+  """Casts a parameter on the devices and frees its float32 copy there."""
+  on_device = jax.device_put(x, target.sharding)
+  if on_device.dtype == target.dtype:
+    return on_device
+  cast = on_device.astype(target.dtype).block_until_ready()
+  on_device.delete()
   if x.sharding.memory_kind != HOST_MEMORY:
     x.delete()
-  return made
+  return cast

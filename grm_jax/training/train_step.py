@@ -1,10 +1,10 @@
-"""One update of the parameters, by any loss, over one or several batches.
+"""One update of the parameters, for any loss, over one or more micro-batches.
 
-A loss is a pure function (params, batch) -> (numerator, denominator, extras):
-float32 scalars, and what else is to be measured. A batch is any tree of
-arrays. Gradients of numerators and the denominators are added up over batches
-and devices and divided once: a mean of means is wrong for ragged lengths
-(which is why optax.MultiSteps is not used).
+A loss is a pure function (params, batch) -> (numerator, denominator, aux):
+float32 scalars and other metrics. A batch is any tree of arrays. Gradients of
+numerators, and denominators, are summed over micro-batches and devices and
+divided once. A mean of means would be wrong for sequences of different
+lengths, which is why optax.MultiSteps is not used.
 """
 
 import dataclasses
@@ -31,15 +31,15 @@ Metrics = dict[str, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AuxMetrics:
-  """What a loss measures beside itself; no gradient flows from here.
+  """Metrics of a loss besides its value; no gradient flows through them.
 
-  The names are metrics, so that none may be one of `apply`'s own, or both a
-  mean and a maximum.
+  A name must not be one of the metrics of `apply_update`, and not both a mean
+  and a maximum.
 
   Attributes:
-    means: name -> (sum, count), float32 scalars, added up over batches. The
-      metric is sum / count, 0 where nothing was counted.
-    maxima: name -> float32 scalar, the maximum over batches.
+    means: name -> (sum, count), float32 scalars, summed over micro-batches.
+      The metric is sum / count, and 0 if count is 0.
+    maxima: name -> float32 scalar, the maximum over micro-batches.
   """
 
   means: dict[str, tuple[jax.Array, jax.Array]] = dataclasses.field(
@@ -54,24 +54,25 @@ Loss = Callable[[dict, Any], tuple[jax.Array, jax.Array, AuxMetrics]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AccumulatedGrads:
-  """What batches add up to.
+  """Sums over micro-batches.
 
   Attributes:
-    grads: of the numerators, a tree like the parameters.
-    numerator, denominator: float32 scalars.
-    extras: means added up, maxima so far.
+    grads: gradients of the numerators, a tree like the parameters.
+    numerator: float32 scalar.
+    denominator: float32 scalar.
+    aux: sums of means, and maxima so far.
   """
 
   grads: dict
   numerator: jax.Array
   denominator: jax.Array
-  extras: AuxMetrics
+  aux: AuxMetrics
 
 
 def supervised_loss(
   model: Transformer, params: dict, batch: Batch
 ) -> tuple[jax.Array, jax.Array, AuxMetrics]:
-  """Cross-entropy of generation tokens: (sum over tokens, token count).
+  """Cross-entropy of generation tokens: sum over tokens, number of tokens.
 
   Args:
     model: the network.
@@ -79,51 +80,55 @@ def supervised_loss(
     batch: prompts with generations, or packed rows; prompts carry no loss.
 
   Returns:
-    float32 scalars, and no extras.
+    float32 scalars, and no other metrics.
   """
-  if batch.segments is None:
+  if batch.segment_ids is None:
+    assert batch.generation_lengths is not None  # check_batch
     logps, _ = logprobs.generation_logps(model, params, batch)
     count = jnp.sum(batch.generation_lengths)
   else:
-    # Place s is predicted at s - 1, which is in the same text: a text begins
-    # with its prompt.
+    # The token at s is predicted at s - 1. Both are of the same text, because
+    # each packed text begins with its prompt.
     logps, _ = logprobs.prompt_logps(model, params, batch)
-    targets = batch.targets[:, 1:]
-    logps, count = jnp.where(targets, logps, 0.0), jnp.sum(targets)
+    assert batch.loss_mask is not None  # check_batch
+    mask = batch.loss_mask[:, 1:]
+    logps, count = jnp.where(mask, logps, 0.0), jnp.sum(mask)
   return -jnp.sum(logps), count.astype(jnp.float32), AuxMetrics()
 
 
 def grad(
   loss: Loss, compute: ComputeConfig, params: dict, batch: Any
 ) -> AccumulatedGrads:
-  """The sums of one batch.
+  """Computes the sums of one micro-batch.
 
   Args:
-    loss: of the parameters and the batch.
-    compute: of the model: the dtypes that layers compute in, and of the sums
-      (as parameters at rest).
-    params: the parameters, or with kernels already in the former dtype.
-    batch: what the loss takes.
+    loss: function of the parameters and the batch.
+    compute: dtypes of the model; sums have the dtype of parameters at rest.
+    params: parameters, whose kernels may already be in the compute dtype.
+    batch: argument of the loss.
   """
-  sums = _sums(loss, compute, params, batch)
+  sums = _grad_in_compute_dtype(loss, compute, params, batch)
   grads = jax.tree.map(lambda x: x.astype(compute.param_dtype), sums.grads)
   return dataclasses.replace(sums, grads=grads)
 
 
-def _sums(loss, compute, params, batch) -> AccumulatedGrads:
-  """As `first`, with gradients of kernels in the dtype they are computed in.
+def _grad_in_compute_dtype(
+  loss: Loss, compute: ComputeConfig, params: dict, batch: Any
+) -> AccumulatedGrads:
+  """As `grad`, with kernel gradients in the dtype they are computed in.
 
-  They would only be cast, and in float32 take twice the memory.
+  A cast to float32 would add no precision and take twice the memory.
   """
 
-  def scalar(params):
+  def numerator_first(params):
     numerator, *others = loss(params, batch)
     return numerator, others
 
   cast = model_init.cast_kernels(params, compute.dtype)
-  (numerator, others), grads = jax.value_and_grad(scalar, has_aux=True)(cast)
-  denominator, extras = others
-  return AccumulatedGrads(grads, numerator, denominator, extras)
+  value_and_grad = jax.value_and_grad(numerator_first, has_aux=True)
+  (numerator, others), grads = value_and_grad(cast)
+  denominator, aux = others
+  return AccumulatedGrads(grads, numerator, denominator, aux)
 
 
 def accumulate(
@@ -133,29 +138,34 @@ def accumulate(
   sums: AccumulatedGrads,
   batch: Any,
 ) -> AccumulatedGrads:
-  """`sums` with one more batch."""
-  more = _sums(loss, compute, params, batch)
-  maxima = jax.tree.map(jnp.maximum, sums.extras.maxima, more.extras.maxima)
-  total = jax.tree.map(jnp.add, sums, more)
-  extras = dataclasses.replace(total.extras, maxima=maxima)
-  return dataclasses.replace(total, extras=extras)
+  """Adds one micro-batch to `sums`; the other arguments are as in `grad`."""
+  new = _grad_in_compute_dtype(loss, compute, params, batch)
+  maxima = jax.tree.map(jnp.maximum, sums.aux.maxima, new.aux.maxima)
+  total = jax.tree.map(jnp.add, sums, new)
+  aux = dataclasses.replace(total.aux, maxima=maxima)
+  return dataclasses.replace(total, aux=aux)
 
 
 def apply_update(
   optimizer: Optimizer, state: TrainState, sums: AccumulatedGrads
 ) -> tuple[TrainState, Metrics]:
-  """The update by the mean gradient of all that was summed.
+  """Updates the parameters by the mean gradient of all summed micro-batches.
+
+  Args:
+    optimizer: the optimizer.
+    state: state before the update.
+    sums: from `grad` and `accumulate`.
 
   Returns:
     The next state, and float32 scalars: loss (the mean), count (the
-    denominator), grad_norm, param_norm, and each of the extras by its name.
+    denominator), grad_norm, param_norm, and the metrics of `sums.aux`.
 
   Raises:
-    ValueError: two metrics of one name.
+    ValueError: two metrics have the same name.
   """
   count = jnp.maximum(sums.denominator, 1.0)
-  on_host = isinstance(optimizer, host_offload.HostOffloadedOptimizer)
-  update = _on_host if on_host else _on_devices
+  offload = isinstance(optimizer, host_offload.HostOffloadedOptimizer)
+  update = _update_on_host if offload else _update_on_devices
   state, grad_norm, param_norm = update(optimizer, state, sums.grads, count)
   metrics = {
     'loss': sums.numerator / count,
@@ -163,15 +173,15 @@ def apply_update(
     'grad_norm': grad_norm,
     'param_norm': param_norm,
   }
-  for more in (_means(sums.extras), sums.extras.maxima):
-    if twice := metrics.keys() & more.keys():
-      raise ValueError(f'two metrics of one step are named {sorted(twice)}')
-    metrics |= more
+  for aux in (_means(sums.aux), sums.aux.maxima):
+    if duplicates := metrics.keys() & aux.keys():
+      raise ValueError(f'two metrics of a step are named {sorted(duplicates)}')
+    metrics |= aux
   return state, metrics
 
 
-def _on_devices(optimizer, state, grads, count):
-  """The next state; norms of the mean gradient and the next parameters."""
+def _update_on_devices(optimizer, state, grads, count):
+  """The next state; norms of the mean gradient and of the new parameters."""
   grads = jax.tree.map(lambda x: x / count.astype(x.dtype), grads)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -179,61 +189,71 @@ def _on_devices(optimizer, state, grads, count):
   return state, optax.tree.norm(grads), optax.tree.norm(params)
 
 
-def _on_host(optimizer, state, grads, count):
-  """As `_on_devices`, with what rests in the host's memory."""
-  held = host_offload.OffloadedState(
+def _update_on_host(optimizer, state, grads, count):
+  """As `_update_on_devices`, for a state that rests in the host's memory."""
+  offloaded = host_offload.OffloadedState(
     state.params, state.masters, state.opt_state
   )
-  held, *norms = host_offload.update(optimizer, grads, count, held)
-  state = TrainState(state.step + 1, held.params, held.opt_state, held.masters)
+  offloaded, *norms = host_offload.update(optimizer, grads, count, offloaded)
+  state = TrainState(
+    state.step + 1, offloaded.params, offloaded.opt_state, offloaded.masters
+  )
   return state, *norms
 
 
-def _means(extras):
+def _means(aux: AuxMetrics) -> Metrics:
   return {
     name: total / jnp.maximum(count, 1.0)
-    for name, (total, count) in extras.means.items()
+    for name, (total, count) in aux.means.items()
   }
 
 
 class TrainStep:
-  """The programs of an update, jitted with shardings and donation.
+  """The jitted programs of an update, with shardings and donation.
 
-  `first` makes the sums of a batch, `add` those of one more, `apply` the next
-  state of both.
+  Micro-batches of another shape compile again: a stage has as many programs as
+  its data has pairs of prompt and generation buckets. Gradients are a program
+  of their own that does not depend on the optimizer or its schedule, so that
+  stages with the same loss and shapes share it in JAX's compilation cache.
 
-  Batches of other shapes compile again: a stage has as many programs as its
-  data has pairs of buckets. Gradients are a program of their own, which knows
-  neither schedule nor optimizer: stages that train by the same loss on the same
-  shapes find it in JAX's compilation cache.
+  Attributes:
+    grad: (params, batch) -> AccumulatedGrads.
+    accumulate: (params, sums, batch) -> AccumulatedGrads.
+    apply_update: (state, sums) -> (state, metrics).
   """
 
   def __init__(self, model: Transformer, optimizer: Optimizer, loss: Loss):
     """`loss` takes (params, batch); bind the model to it before."""
     abstract = train_state.abstract_state(model, optimizer)
     state = jax.tree.map(lambda x: x.sharding, abstract)
-    whole = model.layout.sharding(())
-    sums = AccumulatedGrads(state.params, whole, whole, whole)
+    replicated: Any = model.layout.sharding(())
+    sums = AccumulatedGrads(state.params, replicated, replicated, replicated)
     compute = model.compute
-    self.first = jax.jit(
+    self.grad = jax.jit(
       functools.partial(grad, loss, compute), out_shardings=sums
     )
-    self.add = jax.jit(
+    # Donation updates the sums, and then the state, in place.
+    self.accumulate = jax.jit(
       functools.partial(accumulate, loss, compute),
       donate_argnums=1,
       out_shardings=sums,
     )
-    self.apply = jax.jit(
+    self.apply_update = jax.jit(
       functools.partial(apply_update, optimizer),
       donate_argnums=0,
-      out_shardings=(state, whole),
+      out_shardings=(state, replicated),
     )
 
   def __call__(
     self, state: TrainState, batches: Sequence[Any]
   ) -> tuple[TrainState, Metrics]:
-    """One update by the mean over all batches; `state` is used up."""
-    sums = self.first(state.params, batches[0])
+    """Makes one update by the mean over all micro-batches.
+
+    Args:
+      state: state before the update; donated.
+      batches: micro-batches.
+    """
+    sums = self.grad(state.params, batches[0])
     for batch in batches[1:]:
-      sums = self.add(state.params, sums, batch)
-    return self.apply(state, sums)
+      sums = self.accumulate(state.params, sums, batch)
+    return self.apply_update(state, sums)
