@@ -4,12 +4,15 @@ r"""The whole method: cold start, RFT, GRPO, meta RM, evaluation and report.
     --config.checkpoint=DIR --config.data=ultrafeedback:PATH \
     --config.sft.data.texts=judged:PATH.jsonl
 
-Each stage works in a folder of its own in WORKDIR and is skipped when it is
-finished. Killed or stopped by SIGTERM and started again, the run goes on.
-What stages share stands here once; config.base, config.sft, config.rft,
-config.grpo and config.meta_rm are their own configs without it. Ablations are
-one override each, see launch/ablations.sh. `:tiny` trains a small model from
-scratch on practice problems, or on real data with --config.data=gsm8k:PATH.
+Each stage works in its own folder of WORKDIR. Finished stages are skipped.
+Resumes after an interruption.
+
+Settings that stages share are at the top level. config.base, config.sft,
+config.rft, config.grpo and config.meta_rm are the configs of the stages without
+them. An ablation is one override each, see launch/ablations.sh.
+
+`:tiny` trains a small model from scratch on practice problems, or on real data
+with --config.data=gsm8k:PATH.
 """
 
 import pathlib
@@ -19,9 +22,71 @@ from ml_collections import ConfigDict
 
 from grm_jax.sharding.rules import RULES
 
-_HERE = pathlib.Path(__file__).parent
-# What all stages are given from the top.
-_GIVEN = (
+# Gemma-2 on TPUs; see get_config for the configs of the stages.
+_DEFAULTS = dict(
+  stage='spct',
+  stages='base,sft,rft,grpo,meta_rm,evaluate',  # stages to run
+  # Model directory of the initial model. 'scratch': a new model; the stage base
+  # trains it.
+  checkpoint='',
+  checkpoint_step=-1,  # step of the checkpoint; -1: the newest
+  data='',  # labelled examples, see data/example_sources.py
+  examples=dict(  # maximum number of examples
+    texts=100_000,  # of the cold start
+    rft=200_000,
+    grpo=237_000,
+    meta_rm_samples=20_000,  # sampled for the meta RM
+    validation=500,  # judged during training; 0: none
+    held_out=2000,  # judged at the end
+  ),
+  fail_on_bad_rows=False,  # stop at the first bad row instead of skipping it
+  seed=0,
+  principles=True,  # False: judgements without principles
+  prompt=dict(
+    template='pointwise',
+    single='single',  # of examples with one response
+    too_long='shorten',  # or 'refuse'
+    meta='meta',  # of the meta RM
+  ),
+  # Lengths that prompts are padded to, except those of practice problems; ():
+  # the lengths in the configs of the stages.
+  prompt_buckets=(),
+  meta_rm_samples=dict(  # judgements by the last GRM to train the meta RM on
+    num_samples=4,
+    temperature=0.7,
+  ),
+  evaluation=dict(
+    k=32,  # samples of a query by the last GRM
+    k_intermediate=8,  # by the other GRMs; k of the columns of the table
+    evaluate_initial=False,  # also judge with config.checkpoint
+    temperature=0.5,
+    response_order='balanced',  # 'random' as in the paper; 'fixed'
+    sampling=dict(  # see configs/score.py
+      weights='resident',  # or 'fsdp'
+      int8=False,  # int8 kernels
+      prompts=16,  # P, prompts on the devices at once
+      generations_per_prompt=4,  # R, samples of a prompt at once
+      max_new_tokens=1024,  # T, the longest generation
+      decode_steps_per_call=16,  # decode steps between two refills
+      prompt_buckets=(1024, 2048),
+    ),
+  ),
+  mesh=dict(
+    data=1,
+    fsdp=-1,
+    tensor=1,
+    decode_tensor=0,  # tensor axis during sampling; 0: the same as tensor
+    num_slices=1,
+    logical_axis_rules=RULES,
+  ),
+  compute=dict(
+    dtype='bfloat16',
+    attention='splash',  # or 'xla'
+  ),
+)
+
+# Leaves of the stages' configs that the top level replaces.
+_SHARED = (
   'stage',
   'checkpoint_step',
   'fail_on_bad_rows',
@@ -32,61 +97,68 @@ _GIVEN = (
   'compute.attention',
   'evaluation.data',
 )
-
-
-def _stage(name: str, arg: str, also: tuple[str, ...]) -> ConfigDict:
-  """The config of a stage, without what it is given."""
-  config = runpy.run_path(str(_HERE / f'{name}.py'))['get_config'](arg)
-  _remove(config, also)
-  return config
-
-
-def _remove(config: ConfigDict, keys: tuple[str, ...]) -> None:
-  with config.unlocked():
-    for key in keys:
-      *above, last = key.split('.')
-      branch = config
-      for part in above:
-        branch = branch[part]
-      del branch[last]
-
-
-def _stages(arg: str) -> dict[str, ConfigDict]:
-  base = _stage('sft', 'base', (*_GIVEN, 'checkpoint'))
-  sft = _stage('sft', arg, (*_GIVEN, 'checkpoint'))
-  # '': judgements by the practice teacher, or of other data known verdicts.
-  sft.data.texts = ''
-  given = (
+# Leaves of each stage's config that the stages before it determine.
+_REMOVED = {
+  'base': (*_SHARED, 'checkpoint'),
+  'sft': (*_SHARED, 'checkpoint'),
+  'rft': (
     'stage',
+    'checkpoint',
     'checkpoint_step',
     'fail_on_bad_rows',
-    'checkpoint',
     'data',
     'phases',
     'samples',
-  )
-  rft = _stage('rft', arg, given)
-  _remove(rft.train, (*_GIVEN, 'checkpoint', 'data.texts'))
-  # In rft.train.data.general, '' are the texts of the cold start.
-  grpo = _stage('grpo', arg, (*_GIVEN, 'checkpoint', 'data'))
-  given = (*_GIVEN, 'kind', 'data', 'samples', 'evaluation.samples')
-  meta_rm = _stage('reward_model', arg, given)
-  meta_rm.checkpoint = ''  # where it begins; '': the GRM that it will guide
-  if arg == 'tiny':  # less of everything than alone: minutes, not an hour
-    base.steps = 560
-    sft.steps = 300
-    rft.train.steps = 70
-    rft.train.optimizer.warmup_steps = 10
-    grpo.steps = 30
-    meta_rm.steps = 100
-    meta_rm.batch.micro_batch_prompts = 20
-    for stage in (sft, rft.train, grpo):
-      stage.evaluation.every = 0  # at the end only
-    grpo.evaluation.k = 0
-  return dict(base=base, sft=sft, rft=rft, grpo=grpo, meta_rm=meta_rm)
+    'train.checkpoint',
+    'train.data.texts',
+    *(f'train.{key}' for key in _SHARED),
+  ),
+  'grpo': (*_SHARED, 'checkpoint', 'data'),
+  'meta_rm': (*_SHARED, 'kind', 'data', 'samples', 'evaluation.samples'),
+}
+# Changes of the stages' configs. In rft.train.data.general, '' means the texts
+# of the cold start.
+_STAGES = {
+  # '': judgements by the teacher of practice problems, or for other data
+  # judgements without reasoning made from labels.
+  'sft.data.texts': '',
+  'meta_rm.checkpoint': '',  # initial model; '': the GRM that it guides
+}
 
+# The tiny model, on a CPU. Stages are shorter than alone: minutes, not an hour.
+_TINY = {
+  'checkpoint': 'scratch',
+  'data': 'practice',
+  'examples.texts': 8000,
+  'examples.rft': 400,
+  'examples.grpo': 480,
+  'examples.meta_rm_samples': 320,
+  'examples.validation': 0,
+  'examples.held_out': 72,
+  'prompt.template': 'practice',
+  'prompt.single': 'practice_single',
+  'prompt.meta': 'practice_meta',
+  'prompt_buckets': (256, 512, 1024),
+  'meta_rm_samples.num_samples': 8,
+  'evaluation.sampling.prompts': 32,
+  'evaluation.sampling.max_new_tokens': 192,
+  'evaluation.sampling.prompt_buckets': (128,),
+  'compute.dtype': 'float32',
+  'compute.attention': 'xla',
+  'base.steps': 560,
+  'sft.steps': 300,
+  'sft.evaluation.every': 0,  # at the end only
+  'rft.train.steps': 70,
+  'rft.train.optimizer.warmup_steps': 10,
+  'rft.train.evaluation.every': 0,
+  'grpo.steps': 30,
+  'grpo.evaluation.every': 0,
+  'grpo.evaluation.k': 0,
+  'meta_rm.steps': 100,
+  'meta_rm.batch.micro_batch_prompts': 20,
+}
 
-# A small pretrained model, by what fits two CPU cores.
+# SmolLM2-135M on two CPU cores.
 _SMOLLM2 = {
   'checkpoint': 'runs/smollm2/model',
   'examples.texts': 300,
@@ -97,91 +169,52 @@ _SMOLLM2 = {
   'examples.held_out': 100,
   'prompt.template': 'brief',
   'prompt.single': 'brief_single',
-  'prompt_buckets': (
-    320,
-    512,
-  ),  # prompts of real pairs; texts have those of sft
+  'prompt_buckets': (320, 512),
   'meta_rm_samples.num_samples': 6,
   'evaluation.evaluate_initial': True,
   'evaluation.k': 16,
   'evaluation.k_intermediate': 4,
   'evaluation.sampling.prompts': 32,
-  'evaluation.sampling.generations_per_prompt': 2,  # each order of a pair has k / 2 samples
+  # Each of the two orders of a pair has k / 2 samples.
+  'evaluation.sampling.generations_per_prompt': 2,
   'evaluation.sampling.max_new_tokens': 256,
   'compute.dtype': 'float32',
   'compute.attention': 'xla',
 }
 
+_OVERRIDES = {'': {}, 'tiny': _TINY, 'smollm2': _SMOLLM2}
+
 
 def get_config(arg: str = '') -> ConfigDict:
-  if arg not in ('', 'tiny', 'smollm2'):
-    raise ValueError(f'configs/spct.py:{arg}: only :tiny and :smollm2 exist')
-  tiny = arg == 'tiny'
-  config = ConfigDict(
-    dict(
-      stage='spct',
-      stages='base,sft,rft,grpo,meta_rm,evaluate',  # those of them to run
-      # Where the first of them begins: a model directory; 'scratch': a new
-      # model, trained by the stage base.
-      checkpoint='scratch' if tiny else '',
-      checkpoint_step=-1,  # which step of the checkpoint; -1 is the newest
-      data='practice' if tiny else '',  # see data/example_sources.py
-      examples=dict(  # at most so many
-        texts=8000 if tiny else 100_000,  # of the cold start
-        rft=400 if tiny else 200_000,
-        grpo=480 if tiny else 237_000,
-        meta_rm_samples=320 if tiny else 20_000,  # judged anew for the meta RM
-        validation=0 if tiny else 500,  # judged while training; 0: none
-        held_out=72 if tiny else 2000,  # judged at the end
-      ),
-      fail_on_bad_rows=False,  # stop at the first row that is bad
-      seed=0,
-      principles=True,  # False: judgements without them
-      prompt=dict(
-        template='practice' if tiny else 'pointwise',
-        single='practice_single' if tiny else 'single',  # of one response
-        too_long='shorten',
-        meta='practice_meta' if tiny else 'meta',  # of the meta RM
-      ),
-      # Lengths that prompts of data other than practice are padded to; ():
-      # those of each stage.
-      prompt_buckets=(256, 512, 1024) if tiny else (),
-      meta_rm_samples=dict(  # judgements by the last GRM for the meta RM to learn from
-        num_samples=8 if tiny else 4,
-        temperature=0.7,
-      ),
-      evaluation=dict(
-        k=32,  # samples of each query, by the last GRM
-        k_intermediate=8,  # by those before it; k of the table
-        evaluate_initial=False,  # judge also as config.checkpoint does, untrained
-        temperature=0.5,
-        response_order='balanced',  # 'random' is the paper's; 'fixed'
-        sampling=dict(  # see configs/score.py
-          weights='resident',
-          int8=False,
-          prompts=32 if tiny else 16,
-          generations_per_prompt=4,
-          max_new_tokens=192 if tiny else 1024,
-          decode_steps_per_call=16,
-          prompt_buckets=(128,) if tiny else (1024, 2048),
-        ),
-      ),
-      # decode_tensor is `tensor` while tokens are drawn; 0: the same.
-      mesh=dict(
-        data=1,
-        fsdp=-1,
-        tensor=1,
-        decode_tensor=0,
-        num_slices=1,
-        logical_axis_rules=RULES,
-      ),
-      compute=dict(
-        dtype='float32' if tiny else 'bfloat16',
-        attention='xla' if tiny else 'splash',
-      ),
-      **_stages(arg),
+  """Returns the config; `arg` is what follows configs/spct.py: on the flag."""
+  if arg not in _OVERRIDES:
+    raise ValueError(
+      f'configs/spct.py:{arg} does not exist; use :tiny, :smollm2 or nothing'
     )
-  )
-  if arg == 'smollm2':
-    config.update_from_flattened_dict(_SMOLLM2)
+  stages = {
+    'base': _load('sft', 'base'),
+    'sft': _load('sft', arg),
+    'rft': _load('rft', arg),
+    'grpo': _load('grpo', arg),
+    'meta_rm': _load('reward_model', arg),
+  }
+  for name, keys in _REMOVED.items():
+    for key in keys:
+      _remove(stages[name], key)
+  config = ConfigDict(_DEFAULTS | stages)
+  config.update_from_flattened_dict(_STAGES | _OVERRIDES[arg])
   return config
+
+
+def _load(name: str, arg: str) -> ConfigDict:
+  """Returns the config of a stage."""
+  path = pathlib.Path(__file__).with_name(f'{name}.py')
+  return runpy.run_path(str(path))['get_config'](arg)
+
+
+def _remove(config: ConfigDict, key: str) -> None:
+  *branches, leaf = key.split('.')
+  for branch in branches:
+    config = config[branch]
+  with config.unlocked():
+    del config[leaf]

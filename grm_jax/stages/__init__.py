@@ -1,0 +1,1 @@
+"""Stages of the pipeline; grm_jax.main runs one of them."""

@@ -1,6 +1,7 @@
-"""Child of test_bucket: the whole method in a bucket in memory, twice.
+"""Child process of test_bucket: runs the whole method twice.
 
-Prints what it prints, and a line of the names that are there in the end.
+The workdir is a bucket in memory. The last line of output is a JSON list of the
+files in it.
 """
 
 import json
@@ -16,9 +17,9 @@ from tests.stages import spct_run
 
 def main(folder: str) -> None:
   config = spct_run.parse(*spct_run.arguments(pathlib.Path(folder)))
-  with pytest.MonkeyPatch.context() as patch, fake_bucket.bucket(patch) as at:
+  with pytest.MonkeyPatch.context() as patch, fake_bucket.bucket(patch) as url:
     for _ in range(2):
-      spct_run_module.run(config, f'{at}/work')
+      spct_run_module.run(config, f'{url}/work')
     print(json.dumps(sorted(fake_bucket.Memory.store)))
 
 

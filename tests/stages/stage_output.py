@@ -7,7 +7,7 @@ rest of the wording is free.
 import re
 
 STOPPED = 'stopped'  # a preempted run, with its last step
-INTERRUPTED = 'stop'  # the stage of a pipeline in which it was preempted
+INTERRUPTED = 'interrupted'  # the stage of a pipeline in which it was preempted
 SKIPPED = 'finished'  # a stage of a pipeline that had finished before
 RANDOM = 'random'  # the parameters are random
 HELD_OUT = 'accuracy'  # an evaluation during training

@@ -1,0 +1,1 @@
+"""Rejective fine-tuning (RFT)."""

@@ -1,18 +1,19 @@
-"""Rejective fine-tuning (RFT): sample, filter, fine-tune on what is kept.
+"""Rejective fine-tuning (RFT): sample, filter, fine-tune on what is selected.
 
-  examples -> unhinted samples -> hinted ones for those never right
-           -> verdicts, rules -> kept.jsonl -> the stage sft
+  examples -> unhinted samples -> hinted samples if no unhinted one is correct
+           -> rejection sampling -> kept.jsonl -> the stage sft
 
-The three parts (config.phases) run together or alone, in WORKDIR:
+config.phases selects the phases to run: all of them, or one at a time. They
+write into WORKDIR:
 
-  samples.jsonl   one line a generation, with scores and verdict
-  samples.json    how they were drawn
-  kept.jsonl      what is fine-tuned on
-  filter.json     by which rules, and how many went which way
-  model/, ...     what the stage sft writes
+  samples.jsonl   one row per generation, with its scores and outcome
+  samples.json    the settings of sampling
+  kept.jsonl      the generations to fine-tune on, in prompts without hints
+  filter.json     the selection rules and the counts of all outcomes
+  model/, ...     written by the stage sft
 
-Sampling goes on where it was killed. The filter can be run again with other
-rules without sampling. Rows of kept.jsonl are rendered without their hints.
+Sampling resumes after an interruption. Filtering with other rules reuses the
+samples.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ from grm_jax.errors import UserError
 from grm_jax.io import atomic_io
 from grm_jax.judgement import example as examples_lib
 from grm_jax.judgement import rejection_sampling, template
+from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judgement.rejection_sampling import FilterConfig
 from grm_jax.sharding import distributed
@@ -38,61 +40,78 @@ from grm_jax.stages.rft import sampling as rft_sampling
 from grm_jax.stages.sft import train as sft_train
 from grm_jax.training import run as training_run
 
-PARTS = ('sample', 'filter', 'train')
+PHASES = ('sample', 'filter', 'train')
 KEPT, FILTER = 'kept.jsonl', 'filter.json'
 
 
 def run(config: ConfigDict, workdir: str) -> None:
-  """Runs the parts of `config.phases`.
+  """Runs the phases in `config.phases`.
+
+  Args:
+    config: as configs/rft.py.
+    workdir: folder of the samples and the model.
 
   Raises:
-    UserError: a path, a row or a setting is wrong, or nothing is kept.
+    UserError: a path, a row or a setting is wrong, or no generation is
+      selected.
   """
   if not workdir:
-    raise UserError('give --workdir=DIR, where samples and model are written')
+    raise UserError(
+      '--workdir is empty; set it to the folder of the samples and the model'
+    )
   check(config, workdir)
-  parts = _parts(config)
-  rules, forms = FilterConfig(**config.filter), _forms(config)
-  if 'sample' in parts or 'filter' in parts:
-    found = labelled_examples.load(config.data, config.fail_on_bad_rows, forms)
-    examples = {example.id: example for example in found}
-    asked = {'data': _digest(map(examples_lib.to_row, examples.values()))}
-    asked['data'] = f'{len(examples)} examples, {asked["data"]}'
-    asked |= _prompts(config)
-  if 'sample' in parts:
-    rft_sampling.sample(config, workdir, examples, forms, asked)
-  if 'filter' in parts:
-    _filter(config, workdir, examples, forms, rules, asked)
+  phases = _phases(config)
+  filter_config = FilterConfig(**config.filter)
+  prompt_format = _prompt_format(config)
+  if 'sample' in phases or 'filter' in phases:
+    loaded = labelled_examples.load(
+      config.data, config.fail_on_bad_rows, prompt_format
+    )
+    examples = {example.id: example for example in loaded}
+    inputs = _data_setting(examples) | _prompt_settings(config)
+  if 'sample' in phases:
+    rft_sampling.sample(config, workdir, examples, prompt_format, inputs)
+  if 'filter' in phases:
+    path = config.samples or rft_sampling.samples_path(workdir, inputs)
+    samples = sample_files.read(path, examples, config.fail_on_bad_rows)
+    kept, counts = _select(samples, examples, prompt_format, filter_config)
+    report = {
+      'filter': dataclasses.asdict(filter_config),
+      'samples': path,
+      'inputs': inputs,
+      'counts': counts,
+    }
+    _write_kept(workdir, kept, report)
     distributed.barrier('filter')
-  if 'train' in parts:
+  if 'train' in phases:
     _train(config, workdir)
 
 
 def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
-  """Checks settings whose faults would show after hours, or never.
+  """Checks the settings before any expensive work.
 
   Args:
-    config: of this stage.
-    workdir: where it writes.
-    key: config key of `config`, for messages; 'config' is the whole.
+    config: as configs/rft.py.
+    workdir: folder of the samples and the model.
+    key: config key of `config` in error messages.
 
   Raises:
     UserError: a setting is wrong.
   """
-  parts = _parts(config)
-  if 'train' in parts:
+  phases = _phases(config)
+  if 'train' in phases:
     sft_train.check(config.train, workdir, f'{key}.train')
-  wrong = [x for x in parts if x not in PARTS]
-  if wrong:
+  for phase in phases:
+    if phase not in PHASES:
+      raise UserError(
+        f'{key}.phases contains {phase!r}; use some of {", ".join(PHASES)}'
+      )
+  if config.samples and 'sample' in phases:
     raise UserError(
-      f'{key}.parts has {wrong[0]!r}; it is of {", ".join(PARTS)}'
+      f'{key}.samples={config.samples} replaces sampling, but {key}.phases is '
+      f'{config.phases}; set --{key}.phases=filter,train'
     )
-  if config.samples and 'sample' in parts:
-    raise UserError(
-      f'{key}.samples is given, so that none are drawn; give '
-      f'--{key}.parts=filter,train'
-    )
-  training_run.check_least(
+  training_run.check_minimum(
     ('num_samples', config.num_samples, 1),
     ('num_hinted_samples', config.num_hinted_samples, 0),
     key=key,
@@ -102,120 +121,146 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
     ('hinted_temperature', config.hinted_temperature),
   ):
     if not 0 <= value < float('inf'):
-      raise UserError(f'{key}.{name} is {value}; it must be 0 or more')
-  read = tokenized_example.lengths(
-    f'{key}.sampling.buckets', config.sampling.prompt_buckets
+      raise UserError(
+        f'{key}.{name} is {value}; set it to a finite value of 0 or more'
+      )
+  _check_buckets(config, key)
+
+
+def _check_buckets(config: ConfigDict, key: str) -> None:
+  """Raises UserError if sampling and training shorten prompts differently."""
+  sampling_buckets = tokenized_example.parse_buckets(
+    f'{key}.sampling.prompt_buckets', config.sampling.prompt_buckets
   )
-  trained = tokenized_example.lengths(
-    f'{key}.train.batch.buckets', config.train.batch.prompt_buckets
+  train_buckets = tokenized_example.parse_buckets(
+    f'{key}.train.batch.prompt_buckets', config.train.batch.prompt_buckets
   )
+  longest, train_longest = max(sampling_buckets), max(train_buckets)
   shortens = config.train.prompt.too_long == 'shorten'
-  if shortens and not config.samples and max(read) != max(trained):
+  if shortens and not config.samples and longest != train_longest:
     raise UserError(
-      f'{key}.sampling.buckets end at {max(read)} tokens and '
-      f'{key}.train.batch.buckets at {max(trained)}: long prompts would be '
-      'shortened in one way to sample and in another to fine-tune; let both '
-      'end at the same'
+      f'{key}.sampling.prompt_buckets end at {longest} tokens but '
+      f'{key}.train.batch.prompt_buckets at {train_longest}, which would '
+      'shorten long prompts to two lengths; set both to the same last length'
     )
 
 
-def _parts(config) -> list[str]:
-  return [x.strip() for x in config.phases.split(',')]
+def _phases(config: ConfigDict) -> list[str]:
+  return [phase.strip() for phase in config.phases.split(',')]
 
 
-def _forms(config) -> PromptFormat:
-  p = config.train.prompt
-  forms = PromptFormat(
-    p.template, p.single, p.too_long, key='config.train.prompt'
+def _prompt_format(config: ConfigDict) -> PromptFormat:
+  prompt = config.train.prompt
+  prompt_format = PromptFormat(
+    prompt.template, prompt.single, prompt.too_long, key='config.train.prompt'
   )
-  forms.check()
-  return forms
+  prompt_format.check()
+  return prompt_format
 
 
-def _prompts(config) -> dict[str, str]:
-  """The prompts' settings, with the content of the templates."""
-  p = config.train.prompt
-  names = {'template': p.template, 'single': p.single}
-  found = {
-    f'train.prompt.{key}': name
-    and f'{name}, {_digest([template.load(name).source])}'
-    for key, name in names.items()
-  }
-  return found | {'train.prompt.too_long': p.too_long}
+def _data_setting(examples: Mapping[str, JudgingExample]) -> dict[str, str]:
+  """Returns the number and a digest of the examples, by config key."""
+  digest = _digest(map(examples_lib.to_row, examples.values()))
+  return {'data': f'{len(examples)} examples, {digest}'}
+
+
+def _prompt_settings(config: ConfigDict) -> dict[str, str]:
+  """Returns prompt settings with digests of the templates, by config key."""
+  prompt = config.train.prompt
+  settings = {'train.prompt.too_long': prompt.too_long}
+  for key in ('template', 'single'):
+    name = prompt[key]
+    digest = _digest([template.load(name).source]) if name else ''
+    settings[f'train.prompt.{key}'] = name and f'{name}, {digest}'
+  return settings
 
 
 def _digest(values: Iterable[Any]) -> str:
-  found = hashlib.sha256()
+  """Returns 12 hexadecimal digits of a sequence of JSON values."""
+  sha256 = hashlib.sha256()
   for value in values:
-    found.update(json.dumps(value).encode() + b'\n')
-  return found.hexdigest()[:12]
+    sha256.update(json.dumps(value).encode() + b'\n')
+  return sha256.hexdigest()[:12]
 
 
-def _filter(config, workdir, examples, forms, rules, asked) -> None:
-  """Writes KEPT and FILTER from SAMPLES or config.samples, and a table."""
-  path = config.samples or rft_sampling.drawn(workdir, asked)
-  by_example = sample_files.read(path, examples, config.fail_on_bad_rows)
-  verdicts, kept = {}, {}
-  for name, own in by_example.items():
-    verdicts[name] = [
-      rejection_sampling.verdict(sample, examples[name], forms)
-      for sample in own
+def _select(
+  samples: Mapping[str, list[rejection_sampling.FilterSample]],
+  examples: Mapping[str, JudgingExample],
+  prompt_format: PromptFormat,
+  filter_config: FilterConfig,
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
+  """Returns the rows of KEPT, and the counts of outcomes by source."""
+  outcomes, selected = {}, {}
+  for id, example_samples in samples.items():
+    outcomes[id] = [
+      rejection_sampling.outcome(sample, examples[id], prompt_format)
+      for sample in example_samples
     ]
-    kept[name] = rejection_sampling.keep(own, verdicts[name], rules)
-  found = rejection_sampling.table(examples, by_example, verdicts, kept)
-  lines = [
-    json.dumps(row)
-    for name, own in kept.items()
-    for row in sample_files.kept_rows(examples[name], own)
+    selected[id] = rejection_sampling.select(
+      example_samples, outcomes[id], filter_config
+    )
+  rows = [
+    row
+    for id, example_samples in selected.items()
+    for row in sample_files.kept_rows(examples[id], example_samples)
   ]
-  report = {
-    'rules': dataclasses.asdict(rules),
-    'samples': path,
-    'asked': asked,
-    'counts': found,
-  }
+  counts = rejection_sampling.count_by_source(
+    examples, samples, outcomes, selected
+  )
+  return rows, counts
+
+
+def _write_kept(
+  workdir: str, rows: list[dict[str, Any]], report: Mapping[str, Any]
+) -> None:
+  """Writes KEPT and FILTER, and prints the counts.
+
+  Raises:
+    UserError: there are no rows.
+  """
   target = os.path.join(workdir, KEPT)
-  if lines:
-    atomic_io.write_lines(target, lines)
+  if rows:
+    atomic_io.write_lines(target, map(json.dumps, rows))
   elif not jax.process_index():
-    atomic_io.remove(target)  # what other rules kept
-  atomic_io.write_whole(
+    # An older file was selected by other rules; do not train on it.
+    atomic_io.remove(target)
+  atomic_io.write_file(
     os.path.join(workdir, FILTER), json.dumps(report, indent=2) + '\n'
   )
-  print(_words(found))
-  if not lines:
+  print(_count_table(report['counts']))
+  if not rows:
     raise UserError(
-      f'{path}: the filter keeps no generation of any example; the table above '
-      'says why. A judge that is hardly ever right needs a cold start (sft)'
+      f'{report["samples"]}: the filter selects no generation; see the counts '
+      'above. A judge that is almost never correct needs SFT first (stage sft)'
     )
-  print(f'{len(lines)} prompts -> {target}')
+  print(f'{len(rows)} prompts -> {target}')
 
 
-def _words(found: Mapping[str, Mapping[str, int]]) -> str:
-  """The table, for a person."""
-  columns = list(dict.fromkeys(key for row in found.values() for key in row))
-  wide = max(map(len, columns))
-  head = ' ' * wide + ''.join(f'{source:>16}' for source in found)
-  lines = [head] + [
-    f'{column:<{wide}}'
-    + ''.join(f'{row.get(column, 0):>16}' for row in found.values())
-    for column in columns
-  ]
+def _count_table(counts: Mapping[str, Mapping[str, int]]) -> str:
+  """Returns a text table with a column per source."""
+  names = list(dict.fromkeys(name for row in counts.values() for name in row))
+  width = max(map(len, names))
+  lines = [' ' * width + ''.join(f'{source:>16}' for source in counts)]
+  for name in names:
+    cells = (f'{row.get(name, 0):>16}' for row in counts.values())
+    lines.append(f'{name:<{width}}' + ''.join(cells))
   return '\n'.join(lines)
 
 
-def _train(config, workdir) -> None:
-  """Fine-tunes on what was kept, by the stage sft."""
-  path, cure = os.path.join(workdir, KEPT), 'run the filter first or again'
-  cure += ' (--config.phases=filter,train)'
+def _train(config: ConfigDict, workdir: str) -> None:
+  """Runs the stage sft on KEPT, by default from the sampling model."""
+  path = os.path.join(workdir, KEPT)
+  remedy = 'run the filter (--config.phases=filter,train)'
   if not atomic_io.exists(path):
-    raise UserError(f'{path} is not there; {cure}')
-  report = rft_sampling.read_json(os.path.join(workdir, FILTER), cure)
-  rft_sampling.check_same(path, report['asked'], _prompts(config), cure)
-  inner = config.train.copy_and_resolve_references()
-  with inner.unlocked():
-    inner.data.texts = f'judged:{path}'
-    if not inner.checkpoint:
-      inner.checkpoint = config.checkpoint
-      inner.step = config.checkpoint_step
-  sft_train.run(inner, workdir)
+    raise UserError(f'{path} does not exist; {remedy}')
+  report = rft_sampling.read_json(os.path.join(workdir, FILTER), remedy)
+  rft_sampling.check_same(
+    path, report['inputs'], _prompt_settings(config), remedy
+  )
+  train_config = config.train.copy_and_resolve_references()
+  with train_config.unlocked():
+    train_config.data.texts = f'judged:{path}'
+    if not train_config.checkpoint:
+      train_config.checkpoint = config.checkpoint
+      train_config.checkpoint_step = config.checkpoint_step
+  sft_train.run(train_config, workdir)

@@ -1,4 +1,4 @@
-"""Rows of the files of the stage rft: samples, and what is kept of them."""
+"""Rows of the files of RFT: the samples, and the selected generations."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,91 +11,116 @@ from grm_jax.judgement import example as examples_lib
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.rejection_sampling import FilterSample
 
-_SHOWN = 5  # bad rows in the log
+_MAX_LOGGED_ERRORS = 5
 
 
 def read(
-  path: str, examples: Mapping[str, JudgingExample], strict: bool
+  path: str, examples: Mapping[str, JudgingExample], fail_on_bad_rows: bool
 ) -> dict[str, list[FilterSample]]:
-  """Samples by example; rows that are wrong are named and left out.
+  """Reads samples; logs and skips bad rows.
 
   Args:
-    path: a .json, .jsonl or .parquet file of rows of ours or of any other
-      model, {id, text[, hinted, order, truncated]}; without an order the
-      responses were shown as they are stored. A file with another suffix is
-      JSON Lines.
-    examples: by id.
-    strict: whether the first bad row stops.
+    path: a .json, .jsonl or .parquet file of rows {id, text[, hinted, order,
+      truncated]}, by this project or any other model. Without `order` the
+      prompt had the responses in their stored order. Other suffixes are read
+      as JSON Lines.
+    examples: labelled examples by id.
+    fail_on_bad_rows: raise an error at the first bad row instead of skipping
+      it.
+
+  Returns:
+    Samples by example id.
 
   Raises:
-    UserError: the file cannot be read; with `strict` a row; none is left.
+    UserError: the file cannot be read, no row is good, or with
+      `fail_on_bad_rows` a row is bad.
   """
-  found, faults = {}, []
+  samples: dict[str, list[FilterSample]] = {}
+  errors = []
   for number, row in row_reader.read_rows(path, '.jsonl'):
     try:
-      sample = _of_row(row, examples)
+      sample = _parse_row(row, examples)
     except UserError as error:
-      faults.append(f'{path}:{number}: {error}')
-      if strict:
-        raise UserError(faults[0]) from error
+      errors.append(f'{path}:{number}: {error}')
+      if fail_on_bad_rows:
+        raise UserError(errors[0]) from error
       continue
-    found.setdefault(sample.example, []).append(sample)
-  for fault in faults[:_SHOWN]:
-    logging.warning('%s', fault)
-  if faults:
-    logging.warning('%s: bad rows left out: %d', path, len(faults))
-  if not found:
-    bad = f'; bad rows: {len(faults)}, the first: {faults[0]}' if faults else ''
-    raise UserError(f'{path} has no samples of these examples{bad}')
-  return found
+    samples.setdefault(sample.example_id, []).append(sample)
+  for message in errors[:_MAX_LOGGED_ERRORS]:
+    logging.warning('%s', message)
+  if errors:
+    logging.warning('%s: skipped %d bad rows', path, len(errors))
+  if not samples:
+    bad = f'; bad rows: {len(errors)}, first: {errors[0]}' if errors else ''
+    raise UserError(f'{path} has no samples of the examples{bad}')
+  return samples
 
 
-def _of_row(row, examples) -> FilterSample:
+def _parse_row(
+  row: Any, examples: Mapping[str, JudgingExample]
+) -> FilterSample:
   if isinstance(row, row_reader.UnreadableRow):
     raise UserError(row.reason)
   if not isinstance(row, dict):
     raise UserError('the row is not a JSON object')
-  name, text = row.get('id'), row.get('text')
-  # As a row of data names its example: 7 is '7'.
-  name = str(name) if type(name) is int else name
-  if not isinstance(name, str) or name not in examples:
-    raise UserError(
-      f'config.data has no example {name!r} that says what is right'
-    )
+  id, text = row.get('id'), row.get('text')
+  # Rows of examples convert integer ids to strings, too.
+  id = str(id) if type(id) is int else id
+  if not isinstance(id, str) or id not in examples:
+    raise UserError(f'config.data has no labelled example {id!r}')
   if not isinstance(text, str):
-    raise UserError('text must be a text')
-  n = len(examples[name].responses)
+    raise UserError('text is not a string')
+  hinted, truncated = (_flag(row, key) for key in ('hinted', 'truncated'))
+  order = _order(row, len(examples[id].responses))
+  return FilterSample(id, order, text, hinted, truncated)
+
+
+def _flag(row: Mapping[str, Any], key: str) -> bool:
+  value = row.get(key)
+  if value is None:
+    return False
+  if not isinstance(value, bool):
+    raise UserError(f'{key} is {value!r}; it must be true or false')
+  return value
+
+
+def _order(row: Mapping[str, Any], n: int) -> tuple[int, ...]:
   order = row.get('order')
-  order = list(range(n)) if order is None else order
-  whole = isinstance(order, list) and all(type(x) is int for x in order)
-  if not whole or sorted(order) != list(range(n)):
-    raise UserError(f'order {order!r} is no permutation of {n} responses')
-  flags = [row.get(key) for key in ('hinted', 'truncated')]
-  flags = [False if flag is None else flag for flag in flags]
-  if not all(isinstance(flag, bool) for flag in flags):
-    raise UserError('hinted and truncated must be true or false')
-  return FilterSample(name, tuple(order), text, *flags)
+  if order is None:
+    return tuple(range(n))
+  # type(x): True is an instance of int.
+  ints = isinstance(order, list) and all(type(x) is int for x in order)
+  if not ints or sorted(order) != list(range(n)):
+    raise UserError(f'order {order!r} is not a permutation of {n} responses')
+  return tuple(order)
 
 
-def sample_of(row: Mapping[str, Any], name: str, hinted: bool) -> FilterSample:
-  """The sample of a row by judgement.to_row about the example `name`."""
-  cut = row['finish'] == 'length'
-  return FilterSample(name, tuple(row['order']), row['text'], hinted, cut)
+def sample_of(
+  row: Mapping[str, Any], example_id: str, hinted: bool
+) -> FilterSample:
+  """Returns the sample in a row that judgement.to_row wrote."""
+  return FilterSample(
+    example_id=example_id,
+    order=tuple(row['order']),
+    text=row['text'],
+    hinted=hinted,
+    truncated=row['finish'] == 'length',
+  )
 
 
 def kept_rows(
   example: JudgingExample, samples: Sequence[FilterSample]
 ) -> Iterator[dict[str, Any]]:
-  """One row for each order: a prompt, and all that was written after it.
+  """Yields a row per order of responses: a prompt and all its generations.
 
-  The row is what data/sft_sources.py reads as judged. All that is known of the
-  example is in it, which its prompt shows or does not by the template alone;
-  that a sample was hinted is not.
+  data/sft_sources.py reads these rows as `judged:PATH`. A row has all fields of
+  the example; the template decides which of them the prompt shows. It does not
+  store that a sample was hinted: fine-tuning must not see hints.
   """
-  by_order = {}
+  by_order: dict[tuple[int, ...], list[str]] = {}
   for sample in samples:
     by_order.setdefault(sample.order, []).append(sample.text)
   for order, generations in by_order.items():
+    id = f'{example.id} {",".join(map(str, order))}'
     row = examples_lib.to_row(example)
-    name = f'{example.id} {",".join(map(str, order))}'
-    yield row | {'id': name, 'order': order, 'generations': generations}
+    yield row | {'id': id, 'order': order, 'generations': generations}

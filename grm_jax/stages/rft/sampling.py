@@ -1,14 +1,15 @@
-"""Sampling for the stage rft: unhinted, then hinted for what was never right.
+"""Samples generations for RFT: unhinted first, then hinted where none is right.
 
-Each pass goes through a journal, so that a run that was killed goes on. How
-samples were drawn is written beside them, so that a run of other settings does
-not take them for its own.
+Each of the two passes has a journal, so that an interrupted run resumes. The
+settings of sampling are stored beside the samples, so that a run with other
+settings does not use them by mistake.
 """
 
 import dataclasses
+import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from grm_jax.io import journal as journals
 from grm_jax.io.journal import Journal
 from grm_jax.judgement import judgement, rejection_sampling
 from grm_jax.judgement.example import JudgingExample
-from grm_jax.judgement.judgement import ExampleError
+from grm_jax.judgement.judgement import ExampleError, JudgedExample
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judges import factory as judge_factory
 from grm_jax.judges.generative import Judge, JudgeConfig
@@ -31,232 +32,292 @@ from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.sharding import distributed, mesh
 from grm_jax.stages.rft import sample_files
 
-SAMPLES, DRAWN = 'samples.jsonl', 'samples.json'
+SAMPLES, SETTINGS = 'samples.jsonl', 'samples.json'
+# The config leaves that samples depend on, besides examples and prompts.
+_SAMPLING_KEYS = (
+  'checkpoint',
+  'checkpoint_step',
+  'num_samples',
+  'num_hinted_samples',
+  'response_order',
+  'temperature',
+  'hinted_temperature',
+  'train.seed',
+  'sampling.max_new_tokens',
+  'sampling.int8',
+)
 
 
 def sample(
   config: ConfigDict,
   workdir: str,
   examples: Mapping[str, JudgingExample],
-  forms: PromptFormat,
-  asked: Mapping[str, Any],
+  prompt_format: PromptFormat,
+  inputs: Mapping[str, Any],
 ) -> None:
-  """Writes SAMPLES and DRAWN, or leaves them if they are of these settings.
+  """Writes SAMPLES and SETTINGS, unless SAMPLES has these settings already.
 
   Args:
     config: as configs/rft.py.
-    workdir: where to write, and keep the journals.
-    examples: by id.
-    forms: how they are asked.
-    asked: what tells these examples and prompts from others, by config key.
+    workdir: folder of the samples and the journals.
+    examples: labelled examples by id.
+    prompt_format: format of the prompts.
+    inputs: descriptions of the examples and prompts, by config key.
 
   Raises:
-    UserError: SAMPLES or a journal is of other settings; the checkpoint
-      cannot be loaded; with `config.fail_on_bad_rows` an example that cannot be asked.
+    UserError: SAMPLES or a journal has other settings, the checkpoint cannot
+      be loaded, or with `config.fail_on_bad_rows` an example cannot be judged.
   """
-  settings = json.loads(json.dumps({**asked, **_drawing(config)}))
+  settings = json.loads(json.dumps({**inputs, **_sampling_settings(config)}))
   target = os.path.join(workdir, SAMPLES)
   if atomic_io.exists(target):
-    cure = (
-      'filter what was drawn with --config.phases=filter,train, or choose '
-      f'another --workdir, or delete {target} to sample again'
-    )
-    header = os.path.join(workdir, DRAWN)
-    check_same(target, read_json(header, cure), settings, cure)
-    logging.info('%s is there: nothing is sampled again', target)
-    _remove_journals(workdir)  # of a run that was killed when it had ended
+    _check_existing(workdir, settings)
+    logging.info('%s exists and has these settings; skip sampling', target)
+    _remove_journals(workdir)  # left by a kill after SAMPLES was written
     return
-  judges = _judges(config)
-  everything = list(examples.values())
-  first = _pass(config, workdir, judges, False, everything, settings)
-  never = [
-    examples[name]
-    for name, own in first.items()
-    if own and not _right(examples[name], own, forms)
+  load_unhinted = functools.cache(lambda: _load_judge(config))
+  load_hinted = functools.cache(
+    lambda: _with_hint(load_unhinted(), config.hinted_temperature)
+  )
+  unhinted = _sample_pass(
+    config,
+    _journal_path(workdir, hinted=False),
+    load_unhinted,
+    config.num_samples,
+    list(examples.values()),
+    settings,
+  )
+  # An example that cannot be judged has no samples, with or without a hint.
+  never_right = [
+    examples[id]
+    for id, rows in unhinted.items()
+    if rows and not _any_correct(examples[id], rows, prompt_format)
   ]
-  logging.info('%d of %d examples were never right', len(never), len(first))
-  second = {}
-  if config.num_hinted_samples and never:
-    second = _pass(config, workdir, judges, True, never, settings)
-  lines = (
-    json.dumps(row)
-    for name, example in examples.items()
-    for hinted, own in ((False, first), (True, second))
-    for row in _rows(example, own.get(name, ()), hinted, forms)
+  logging.info(
+    '%d of %d examples have no correct unhinted sample',
+    len(never_right),
+    len(unhinted),
   )
-  # Before the samples: where they are, it is known how they were drawn.
-  atomic_io.write_whole(
-    os.path.join(workdir, DRAWN), json.dumps(settings, indent=2) + '\n'
+  hinted = {}
+  if config.num_hinted_samples and never_right:
+    hinted = _sample_pass(
+      config,
+      _journal_path(workdir, hinted=True),
+      load_hinted,
+      config.num_hinted_samples,
+      never_right,
+      settings,
+    )
+  rows = (
+    row
+    for id, example in examples.items()
+    for is_hinted, rows_by_id in ((False, unhinted), (True, hinted))
+    for row in _sample_rows(
+      example, rows_by_id.get(id, ()), is_hinted, prompt_format
+    )
   )
-  atomic_io.write_lines(target, lines)
+  # SETTINGS come first: wherever SAMPLES exist, their settings are known.
+  atomic_io.write_file(
+    os.path.join(workdir, SETTINGS), json.dumps(settings, indent=2) + '\n'
+  )
+  atomic_io.write_lines(target, map(json.dumps, rows))
   distributed.barrier('samples')
   _remove_journals(workdir)
   print(f'samples -> {target}')
 
 
-def _judges(config):
-  """Hinted -> Judge, made when it is first asked for; one engine for both."""
-  made: dict[bool, Judge] = {}
-
-  def judge(hinted: bool) -> Judge:
-    if not made:
-      made[False] = _load(config)
-    plain = made[False]
-    if hinted and True not in made:
-      settings = dataclasses.replace(
-        plain.settings, hint=True, temperature=config.hinted_temperature
-      )
-      made[True] = Judge(plain.engine, plain.tokenizer, settings)
-    return made[hinted]
-
-  return judge
+def _sampling_settings(config: ConfigDict) -> dict[str, Any]:
+  settings = {}
+  for key in _SAMPLING_KEYS:
+    value = config
+    for part in key.split('.'):
+      value = value[part]
+    settings[key] = value
+  # Shorter buckets change only the padding.
+  longest = max(config.sampling.prompt_buckets)
+  return settings | {'sampling.prompt_buckets': longest}
 
 
-def _load(config) -> Judge:
-  p, sampling = config.train.prompt, config.sampling.to_dict()
-  settings = JudgeConfig(
-    template=p.template,
-    single=p.single,
-    too_long=p.too_long,
+def _check_existing(workdir: str, settings: Mapping[str, Any]) -> None:
+  target = os.path.join(workdir, SAMPLES)
+  remedy = (
+    'filter these samples with --config.phases=filter,train, or set another '
+    f'--workdir, or delete {target} to sample again'
+  )
+  stored = read_json(os.path.join(workdir, SETTINGS), remedy)
+  check_same(target, stored, settings, remedy)
+
+
+def _load_judge(config: ConfigDict) -> Judge:
+  """Returns the judge that samples without hints."""
+  prompt = config.train.prompt
+  judge_config = JudgeConfig(
+    template=prompt.template,
+    single=prompt.single,
+    too_long=prompt.too_long,
     order=config.response_order,
     temperature=config.temperature,
     seed=config.train.seed,
   )
+  options = config.sampling.to_dict()
   layouts = (
-    mesh.from_config(config.train, weights=sampling.pop('weights')),
+    mesh.from_config(config.train, weights=options.pop('weights')),
     mesh.from_config(config.train),
   )
-  step = model_directory.step_of(config.checkpoint_step)
-  compute = ComputeConfig(**config.train.compute)
   return judge_factory.load(
-    config.checkpoint, step, '', settings, compute, layouts, **sampling
+    config.checkpoint,
+    model_directory.step_or_latest(config.checkpoint_step),
+    '',
+    judge_config,
+    ComputeConfig(**config.train.compute),
+    layouts,
+    **options,
   )
 
 
-def _journal_path(workdir, hinted):
+def _with_hint(judge: Judge, temperature: float) -> Judge:
+  """Returns a judge with hints that shares the engine and the weights."""
+  judge_config = dataclasses.replace(
+    judge.config, hint=True, temperature=temperature
+  )
+  return Judge(judge.engine, judge.weights, judge.tokenizer, judge_config)
+
+
+def _journal_path(workdir: str, hinted: bool) -> str:
   name = 'hinted' if hinted else 'unhinted'
   return os.path.join(workdir, f'{name}.partial')
 
 
-def _remove_journals(workdir):
-  for hinted in (False, True):
-    if not jax.process_index():
+def _remove_journals(workdir: str) -> None:
+  if not jax.process_index():
+    for hinted in (False, True):
       atomic_io.remove(_journal_path(workdir, hinted))
 
 
-def _pass(
-  config,
-  workdir,
-  judges,
-  hinted: bool,
+def _sample_pass(
+  config: ConfigDict,
+  journal_path: str,
+  load_judge: Callable[[], Judge],
+  num_samples: int,
   examples: Sequence[JudgingExample],
   settings: Mapping[str, Any],
-) -> dict[str, list[dict]]:
-  """Judgements as rows by example id; those in the journal are not redrawn."""
-  k = config.num_hinted_samples if hinted else config.num_samples
-  path, first = _journal_path(workdir, hinted), not jax.process_index()
-  if not distributed.broadcast_from_host0(int(atomic_io.exists(path))):
-    # A mistake in loading must leave no journal, which would bind the next run.
-    judges(hinted)
-  journal = Journal(path, settings) if first else None
-  done = distributed.broadcast_from_host0(journal.count if journal else 0)
-  items = ()
-  if done < len(examples):
-    items = judges(hinted).judge(
-      examples[done:],
-      k,
-      progress='hinted' if hinted else 'unhinted',
-      total=len(examples) - done,
+) -> dict[str, list[dict[str, Any]]]:
+  """Samples the examples that are not in the journal yet.
+
+  Returns:
+    example id -> judgements as rows; an empty list if it cannot be judged.
+  """
+  is_host0 = not jax.process_index()
+  if not distributed.broadcast_from_host0(int(atomic_io.exists(journal_path))):
+    # A loading error must not leave a journal, whose settings would then be
+    # required of the next run.
+    load_judge()
+  journal = Journal(journal_path, settings) if is_host0 else None
+  num_done = distributed.broadcast_from_host0(journal.count if journal else 0)
+  remaining = examples[num_done:]
+  results: Iterable[JudgedExample | ExampleError] = ()
+  if remaining:
+    name, _ = os.path.splitext(os.path.basename(journal_path))
+    results = load_judge().judge(
+      remaining, num_samples, progress=name, total=len(remaining)
     )
-  for example, item in zip(examples[done:], items, strict=True):
-    own = []
-    if not isinstance(item, ExampleError):
-      own = [judgement.to_row(sample) for sample in item.samples]
+  for example, result in zip(remaining, results, strict=True):
+    rows = []
+    if isinstance(result, JudgedExample):
+      rows = [judgement.to_row(x) for x in result.samples]
     elif config.fail_on_bad_rows:
-      raise UserError(f'{config.data}: {item.id}: {item.reason}')
+      raise UserError(f'{config.data}: {result.id}: {result.reason}')
     else:
-      logging.warning('%s: %s', item.id, item.reason)
+      logging.warning('%s: %s', result.id, result.reason)
     if journal:
-      journal.append({'id': example.id, 'samples': own})
+      journal.append({'id': example.id, 'samples': rows})
   if journal:
     journal.close()
-  distributed.barrier(path)
-  return {row['id']: row['samples'] for row in journals.rows(path)}
+  distributed.barrier(journal_path)
+  return {row['id']: row['samples'] for row in journals.rows(journal_path)}
 
 
-def _right(example, own, forms) -> bool:
-  """Whether one of these unhinted judgements is right."""
-  samples = (sample_files.sample_of(x, example.id, False) for x in own)
+def _any_correct(
+  example: JudgingExample,
+  rows: Iterable[Mapping[str, Any]],
+  prompt_format: PromptFormat,
+) -> bool:
+  samples = (sample_files.sample_of(row, example.id, False) for row in rows)
   return any(
-    rejection_sampling.verdict(x, example, forms) == 'correct' for x in samples
+    rejection_sampling.outcome(x, example, prompt_format) == 'correct'
+    for x in samples
   )
 
 
-def _rows(example, own, hinted, forms):
-  """Lines of SAMPLES."""
-  for number, x in enumerate(own):
-    sample = sample_files.sample_of(x, example.id, hinted)
+def _sample_rows(
+  example: JudgingExample,
+  rows: Iterable[Mapping[str, Any]],
+  hinted: bool,
+  prompt_format: PromptFormat,
+) -> Iterator[dict[str, Any]]:
+  """Yields the rows of SAMPLES of an example."""
+  for number, row in enumerate(rows):
+    parsed = sample_files.sample_of(row, example.id, hinted)
     yield {
       'id': example.id,
       'hinted': hinted,
       'sample': number,
-      'order': x['order'],
-      'text': x['text'],
-      'truncated': sample.truncated,
-      'num_tokens': x['num_tokens'],
-      'scores': x['scores'],
-      'verdict': rejection_sampling.verdict(sample, example, forms),
+      'order': row['order'],
+      'text': row['text'],
+      'truncated': parsed.truncated,
+      'num_tokens': row['num_tokens'],
+      'scores': row['scores'],
+      'outcome': rejection_sampling.outcome(parsed, example, prompt_format),
     }
 
 
-def drawn(workdir: str, asked: Mapping[str, Any]) -> str:
-  """The path of SAMPLES, which are of these examples and prompts."""
+def samples_path(workdir: str, inputs: Mapping[str, Any]) -> str:
+  """Returns the path of SAMPLES.
+
+  Raises:
+    UserError: there are none, or they have other examples or prompts than
+      `inputs` describes.
+  """
   path = os.path.join(workdir, SAMPLES)
   if not atomic_io.exists(path):
     raise UserError(
-      f'{path} is not there; sample first (--config.phases=sample,filter), or '
-      'give --config.samples=FILE'
+      f'{path} does not exist; sample first (--config.phases=sample,filter), '
+      'or set --config.samples=FILE'
     )
-  cure = (
-    f'to filter them all the same give --config.samples={path} '
+  remedy = (
+    f'to filter these samples anyway, set --config.samples={path} '
     '--config.phases=filter,train'
   )
-  header = read_json(os.path.join(workdir, DRAWN), cure)
-  check_same(path, header, asked, cure)
+  stored = read_json(os.path.join(workdir, SETTINGS), remedy)
+  check_same(path, stored, inputs, remedy)
   return path
 
 
 def check_same(
-  path: str, found: Mapping[str, Any], wanted: Mapping[str, Any], cure: str
+  path: str, stored: Mapping[str, Any], current: Mapping[str, Any], remedy: str
 ) -> None:
-  """UserError naming the first setting that was another one then."""
-  for key, value in wanted.items():
-    if found.get(key) != value:
+  """Raises UserError for the first current setting with another stored value.
+
+  Args:
+    path: file with the stored settings, for the message.
+    stored: settings by config key; may have more keys than `current`.
+    current: settings of this run.
+    remedy: what the user can do, for the message.
+  """
+  for key, value in current.items():
+    if stored.get(key) != value:
       raise UserError(
-        f'{path} was made with config.{key}={found.get(key)!r}, this run has '
-        f'{value!r}; {cure}'
+        f'{path} was written with config.{key}={stored.get(key)!r}, but this '
+        f'run has {value!r}; {remedy}'
       )
 
 
-def read_json(path: str, cure: str) -> dict[str, Any]:
-  """The content of a file that an earlier part wrote."""
+def read_json(path: str, remedy: str) -> dict[str, Any]:
+  """Returns the content of a file that an earlier phase wrote.
+
+  Raises:
+    UserError: it does not exist; the message ends with `remedy`.
+  """
   if not atomic_io.exists(path):
-    raise UserError(f'{path} is not there; {cure}')
+    raise UserError(f'{path} does not exist; {remedy}')
   return json.loads(epath.Path(path).read_text())
-
-
-def _drawing(config) -> dict[str, Any]:
-  """What samples depend on, beside examples and prompts."""
-  return {
-    'checkpoint': config.checkpoint,
-    'step': config.checkpoint_step,
-    'num_samples': config.num_samples,
-    'num_hinted': config.num_hinted_samples,
-    'order': config.response_order,
-    'temperature': config.temperature,
-    'hinted_temperature': config.hinted_temperature,
-    'train.seed': config.train.seed,
-    'sampling.max_new_tokens': config.sampling.max_new_tokens,
-    'sampling.int8': config.sampling.int8,
-    'sampling.prompt_buckets': max(config.sampling.prompt_buckets),
-  }

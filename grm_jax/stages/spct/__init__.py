@@ -1,0 +1,1 @@
+"""The whole method (SPCT): all stages in one command."""

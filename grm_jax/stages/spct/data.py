@@ -1,17 +1,18 @@
-"""The examples of a whole run, written once into a folder of its own.
+"""Writes the examples of all stages of a run, once, into one folder.
 
-  cold_start.jsonl  to be told verdicts of; not for practice data
-  rft.jsonl, grpo.jsonl, fresh.jsonl
-                    of training examples: the first ones, the first ones, the
-                    last ones, so that the meta RM also sees judgements of
-                    examples that few stages have learnt from
-  train.jsonl       all that these three hold
-  validation.jsonl  judged while training
+  cold_start.jsonl  examples whose labels become texts of the stage sft; not
+                    written for practice problems
+  rft.jsonl         the first training examples
+  grpo.jsonl        the first training examples
+  fresh.jsonl       the last training examples, to sample from for the meta RM;
+                    few stages have trained on them
+  train.jsonl       the union of these three
+  validation.jsonl  judged during training
   held_out.jsonl    judged at the end
 
-No query is both in the cold start and in train.jsonl, and the splits share
-none (data/splits.py). Which examples are used depends on no seed, so that runs
-of several seeds are judged by the same ones.
+cold_start.jsonl and train.jsonl share no query, and neither do the splits (see
+data/example_sources.py). The selection does not depend on a seed, so that runs
+with different seeds are evaluated on the same examples.
 """
 
 import json
@@ -32,122 +33,134 @@ from grm_jax.sharding import distributed
 
 COLD_START, TRAIN, VALIDATION = 'cold_start', 'train', 'validation'
 RFT, GRPO, FRESH, HELD_OUT = 'rft', 'grpo', 'fresh', 'held_out'
-# Of files at most this share of the queries is told verdicts of.
-_COLD_SHARE = 3
+# The cold start gets at most a third of the training examples.
+_COLD_START_DIVISOR = 3
 
 
 def is_practice(spec: str) -> bool:
-  """Whether the examples are made, as many as are asked for."""
+  """Returns whether the examples are practice problems, of any number."""
   return spec == sft_sources.PRACTICE
 
 
 def path(folder: str, part: str) -> str:
-  """The file of a part."""
+  """Returns the file of a part."""
   return os.path.join(folder, f'{part}.jsonl')
 
 
 def check(config: ConfigDict) -> None:
-  """UserError for counts that make no sense."""
+  """Raises UserError if config.data or config.examples is wrong."""
   for key, value in config.examples.items():
-    least = 0 if key in ('texts', VALIDATION) else 1
-    if value < least:
+    minimum = 0 if key in ('texts', VALIDATION) else 1
+    if value < minimum:
       raise UserError(
-        f'config.examples.{key} is {value}; it must be {least} or more'
+        f'config.examples.{key} is {value}; set it to {minimum} or more'
       )
   if config.data.startswith(f'{sft_sources.PRACTICE}:'):
     raise UserError(
-      f'config.data={config.data}: give practice; how many examples each stage '
-      'gets is in config.examples'
+      f'config.data is {config.data}; set it to practice, and the number of '
+      'examples of each stage in config.examples'
     )
   if not config.data:
-    raise UserError('config.data is empty; see grm_jax/data/example_sources.py')
+    raise UserError(
+      'config.data is empty; set it to a source, see '
+      'grm_jax/data/example_sources.py'
+    )
 
 
 def write(config: ConfigDict, folder: str) -> bool:
-  """Writes all files; with several processes the first one does.
+  """Writes all files; of several processes, process 0 does.
 
   Args:
     config: as configs/spct.py.
-    folder: where to.
+    folder: where to write.
 
   Returns:
-    True, when the files are there for all.
+    True: the stage always finishes.
 
   Raises:
-    UserError: a source cannot be read, or has no example of use.
+    UserError: a source cannot be read, or has no suitable examples.
   """
   counts = config.examples
-  cold, train = _training(config)
+  cold_start, train = _training_examples(config)
   parts = {
     RFT: train[: counts.rft],
     GRPO: train[: counts.grpo],
-    FRESH: train[-counts.fresh :],
+    FRESH: train[-counts.meta_rm_samples :],
     TRAIN: train,
-    HELD_OUT: _told(config, HELD_OUT, counts.held_out),
+    HELD_OUT: _load_labelled(config, HELD_OUT, counts.held_out),
   }
-  if cold:
-    parts[COLD_START] = cold
+  if cold_start:
+    parts[COLD_START] = cold_start
   if counts.validation:
-    parts[VALIDATION] = _told(config, VALIDATION, counts.validation)
+    parts[VALIDATION] = _load_labelled(config, VALIDATION, counts.validation)
   if not any(x.best is not None for x in parts[HELD_OUT]):
     raise UserError(
-      f'config.data={config.data}: no held-out example has two responses or '
-      'more of which one is known to be best; there is nothing to vote on'
+      f'config.data={config.data}: no held-out example has two or more '
+      'responses and a known best one, which votes need; use other data'
     )
-  for part, found in parts.items():
-    rows = (json.dumps(examples_lib.to_row(x)) for x in found)
+  for part, examples in parts.items():
+    rows = (json.dumps(examples_lib.to_row(x)) for x in examples)
     atomic_io.write_lines(path(folder, part), rows)
   distributed.barrier('data')
-  sizes = ', '.join(f'{part} {len(found)}' for part, found in parts.items())
-  logging.info('%s: %s', folder, sizes)
+  sizes = ', '.join(f'{part} {len(x)}' for part, x in parts.items())
+  logging.info('%s: examples: %s', folder, sizes)
   return True
 
 
-def _training(config) -> tuple[list[JudgingExample], list[JudgingExample]]:
-  """(examples of the cold start, all others that are trained on)."""
+def _training_examples(
+  config: ConfigDict,
+) -> tuple[list[JudgingExample], list[JudgingExample]]:
+  """Returns the examples of the cold start, and those of all other stages."""
   counts = config.examples
-  wanted = max(counts.rft, counts.grpo) + counts.fresh
+  num_train = max(counts.rft, counts.grpo) + counts.meta_rm_samples
   if is_practice(config.data):
-    # The teacher writes about the first ones, see spct_plan.py.
-    cold = counts.texts
-    return [], _told(config, TRAIN, cold + wanted)[cold:]
-  everything = _told(config, TRAIN, 0)
+    # The teacher of the cold start writes about the first `texts` problems.
+    loaded = _load_labelled(config, TRAIN, counts.texts + num_train)
+    return [], loaded[counts.texts :]
+  loaded = _load_labelled(config, TRAIN, 0)
   if config.sft.data.texts or 'sft' not in config.stages:
-    return [], everything[:wanted]
-  most = min(counts.texts, len(everything) // _COLD_SHARE)
-  cold = _whole_queries(everything, most)
-  others = everything[len(cold) :]
-  if not cold or not others:
+    return [], loaded[:num_train]
+  limit = len(loaded) // _COLD_START_DIVISOR
+  cold_start = _complete_queries(loaded, min(counts.texts, limit))
+  remaining = loaded[len(cold_start) :]
+  if not cold_start or not remaining:
     raise UserError(
-      f'config.data={config.data} has {len(everything)} training examples, too '
-      'few for a cold start and all else; give more, or texts of your own in '
-      'config.sft.data.texts'
+      f'config.data={config.data} has {len(loaded)} training examples, too few '
+      'for the cold start and the other stages; use more data, or set '
+      'config.sft.data.texts to other texts for the cold start'
     )
-  return cold, others[:wanted]
+  return cold_start, remaining[:num_train]
 
 
-def _whole_queries(found, most) -> list[JudgingExample]:
-  """The first ones, about `most`, none of whose queries comes again."""
-  end = most
-  while 0 < end < len(found) and metrics.query_of(
-    found[end]
-  ) == metrics.query_of(found[end - 1]):
+def _complete_queries(
+  examples: Sequence[JudgingExample], count: int
+) -> list[JudgingExample]:
+  """Returns the first `count` examples, and the rest of the last query.
+
+  Examples of a query must be adjacent.
+  """
+  end = count
+  while 0 < end < len(examples) and metrics.query_of(
+    examples[end]
+  ) == metrics.query_of(examples[end - 1]):
     end += 1
-  return list(found[:end])
+  return list(examples[:end])
 
 
-def _told(config, split, count) -> list[JudgingExample]:
-  """Examples that say what is right, those of a query beside each other.
+def _load_labelled(
+  config: ConfigDict, split: str, count: int
+) -> list[JudgingExample]:
+  """Returns labelled examples of a split; examples of a query are adjacent.
 
-  Practice examples come as they are drawn, the families in turn; others in an
-  order that depends on the queries alone.
+  Practice problems alternate between families. Other examples are shuffled by
+  a hash of their queries. A `count` of 0 means all.
   """
   spec = f'{config.data}:{count}' if is_practice(config.data) else config.data
-  found, _ = example_sources.load(spec, split, config.fail_on_bad_rows)
-  used = labelled_examples.keep_labelled(found, f'{spec}, {split}')
+  loaded, _ = example_sources.load(spec, split, config.fail_on_bad_rows)
+  labelled = labelled_examples.keep_labelled(loaded, f'{spec}, {split}')
   if is_practice(config.data):
-    return used
-  return _shuffled(used)[: count or None]
+    return labelled
+  return _shuffled(labelled)[: count or None]
 
 
 def _shuffled(examples: Sequence[JudgingExample]) -> list[JudgingExample]:

@@ -1,11 +1,11 @@
-"""The evaluation of a whole run: GRMs and meta RM on held-out examples.
+"""Evaluates the GRMs and the meta RM of a run on held-out examples.
 
-Every GRM judges each example greedily and k times; accuracy at smaller k comes
-from subsets of these samples. What was judged is kept, so that a run that was
-killed goes on, and the report can be written again.
+Every GRM judges each example greedily and with k samples; the accuracy at
+smaller k comes from subsets of these samples. The judgements are stored, so
+that an interrupted run resumes.
 
-  MODEL.samples.jsonl  what each GRM judged, with the meta RM's opinions
-  summary.json         the table in numbers
+  MODEL.samples.jsonl  judgements of a GRM, with scores of the meta RM
+  summary.json         the table as JSON
   report.html, *.png, results.json
 """
 
@@ -14,6 +14,7 @@ import functools
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 
 import jax
 from absl import logging
@@ -24,10 +25,11 @@ from grm_jax.checkpoint import model_directory
 from grm_jax.data import example_sources
 from grm_jax.errors import UserError
 from grm_jax.evaluation import judgement_io, pipeline_report
-from grm_jax.evaluation.pipeline_report import StageResult as JudgeReport
+from grm_jax.evaluation.pipeline_report import StageResult
 from grm_jax.io import atomic_io
 from grm_jax.judgement import judgement_request
-from grm_jax.judgement.judgement import JudgedExample
+from grm_jax.judgement.example import JudgingExample
+from grm_jax.judgement.judgement import ExampleError, JudgedExample
 from grm_jax.judges import factory as judge_factory
 from grm_jax.judges import resumable
 from grm_jax.judges.baselines.scalar_rm import MetaJudge
@@ -50,38 +52,44 @@ TITLES = {
 
 
 def check(config: ConfigDict) -> None:
-  """UserError for settings that would only be seen after hours."""
-  e = config.evaluation
-  if e.k < 1:
-    raise UserError(f'config.evaluation.k is {e.k}; it must be 1 or more')
-  power = e.k_intermediate > 0 and not e.k_intermediate & (e.k_intermediate - 1)
-  if not (power and e.k_intermediate < e.k) and e.k_intermediate != e.k:
+  """Raises UserError if config.evaluation is wrong."""
+  evaluation = config.evaluation
+  k, k_intermediate = evaluation.k, evaluation.k_intermediate
+  if k < 1:
+    raise UserError(f'config.evaluation.k is {k}; set it to 1 or more')
+  # Curves have points at powers of 2 and at k.
+  is_power_of_2 = k_intermediate > 0 and not k_intermediate & (
+    k_intermediate - 1
+  )
+  if not (is_power_of_2 and k_intermediate < k) and k_intermediate != k:
     raise UserError(
-      f'config.evaluation.k_intermediate is {e.k_intermediate}; it must be '
-      f'config.evaluation.k={e.k} or a power of 2 below, to be a point of its '
-      'curve'
+      f'config.evaluation.k_intermediate is {k_intermediate}; set it to a '
+      f'power of 2 below config.evaluation.k={k}, or to {k}'
     )
-  if e.evaluate_initial and config.checkpoint == model_directory.SCRATCH:
+  if (
+    evaluation.evaluate_initial and config.checkpoint == model_directory.SCRATCH
+  ):
     raise UserError(
-      'config.evaluation.evaluate_initial is true and config.checkpoint is scratch: '
-      'there is no judge before training; give a model directory'
+      'config.evaluation.evaluate_initial is true, but config.checkpoint is '
+      'scratch, which has no judge before training; set config.checkpoint to a '
+      'model directory'
     )
   judgement_request.check(
-    e.k, e.response_order, e.temperature, 'config.evaluation'
+    k, evaluation.response_order, evaluation.temperature, 'config.evaluation'
   )
-  _settings(config)
+  _judge_config(config)
 
 
 def run(config: ConfigDict, workdir: str, folder: str) -> bool:
-  """Judges what is not judged yet, and writes summary and report.
+  """Judges with all models that have no samples yet, and writes the report.
 
   Args:
     config: as configs/spct.py.
-    workdir: with the folders of the stages before.
-    folder: of this one.
+    workdir: folder of the folders of all stages.
+    folder: folder of this stage.
 
   Returns:
-    True, when all is written.
+    True: the stage always finishes.
   """
   held_out = spct_data.path(
     os.path.join(workdir, spct_plan.DATA), spct_data.HELD_OUT
@@ -89,30 +97,35 @@ def run(config: ConfigDict, workdir: str, folder: str) -> bool:
   examples, _ = example_sources.load(
     held_out, 'held_out', config.fail_on_bad_rows
   )
-  models = spct_plan.judges(config, workdir)
-  meta = ''
-  if 'meta_rm' in spct_plan.chosen(config):
-    meta = os.path.join(workdir, 'meta_rm', training_run.MODEL)
-  judge, found = None, {}
-  for name, directory in models.items():
+  directories = spct_plan.judge_directories(config, workdir)
+  *_, last = directories
+  meta_checkpoint = ''
+  if 'meta_rm' in spct_plan.selected_stages(config):
+    meta_checkpoint = os.path.join(workdir, 'meta_rm', training_run.MODEL)
+  judge: Judge | None = None
+  judged = {}
+  for name, directory in directories.items():
     path = _samples_path(folder, name)
     if not atomic_io.exists(path):
       step = None
       if name == spct_plan.BEFORE:
-        step = model_directory.step_of(config.checkpoint_step)
-      judge = _with_weights(config, judge, (directory, step), meta)
-      k = config.evaluation.k_intermediate
-      k = config.evaluation.k if directory == list(models.values())[-1] else k
+        step = model_directory.step_or_latest(config.checkpoint_step)
+      if judge is None:
+        judge = _load_judge(config, directory, step, meta_checkpoint)
+      else:
+        judge = _load_weights(config, judge, directory, step)
+      is_last = name == last
+      k = config.evaluation.k if is_last else config.evaluation.k_intermediate
       _judge_all(judge, examples, folder, name, k)
-    found[name] = list(judgement_io.read(path))
+    judged[name] = list(judgement_io.read(path))
   if not jax.process_index():
-    _write(config, workdir, folder, found)
+    _write_report(config, workdir, folder, judged)
   distributed.barrier('report')
   return True
 
 
-def say(workdir: str) -> None:
-  """Prints the table and where the report is."""
+def print_summary(workdir: str) -> None:
+  """Prints the table and the path of the report."""
   folder = os.path.join(workdir, spct_plan.EVALUATION)
   summary = json.loads((epath.Path(folder) / SUMMARY).read_text())
   training_run.print_on_host0(pipeline_report.table_of(summary))
@@ -123,59 +136,84 @@ def _samples_path(folder: str, name: str) -> str:
   return os.path.join(folder, f'{name}.samples.jsonl')
 
 
-def _settings(config) -> JudgeConfig:
-  e = config.evaluation
+def _judge_config(config: ConfigDict) -> JudgeConfig:
+  evaluation, prompt = config.evaluation, spct_plan.prompt_settings(config)
   return JudgeConfig(
-    **spct_plan.prompts(config),
-    order=e.response_order,
-    temperature=e.temperature,
+    template=prompt['template'],
+    single=prompt['single'],
+    too_long=prompt['too_long'],
+    order=evaluation.response_order,
+    temperature=evaluation.temperature,
     seed=config.seed,
     meta=config.prompt.meta,
   )
 
 
-def _with_weights(config, judge, checkpoint, meta) -> Judge:
-  """A judge of (directory, step), by the programs and the meta RM of before."""
-  if judge is None:
-    sampling = config.evaluation.sampling.to_dict()
-    sampling['prompt_buckets'] = spct_plan.buckets(
-      config, sampling['prompt_buckets']
-    )
-    weights = sampling.pop('weights')
-    layouts = (
-      mesh.from_config(config, weights=weights),
-      mesh.from_config(config),
-    )
-    compute = ComputeConfig(**config.compute)
-    settings = _settings(config)
-    return judge_factory.load(
-      *checkpoint, meta, settings, compute, layouts, **sampling
-    )
-  programs = judge.engine.programs
-  params = model_directory.load_params(*checkpoint, programs.model)
-  programs.weights, _ = decode_weights.place(
-    programs.model, params, config.evaluation.sampling.int8
+def _load_judge(
+  config: ConfigDict, directory: str, step: int | None, meta_checkpoint: str
+) -> Judge:
+  """Returns a judge with the weights of a model directory."""
+  options = config.evaluation.sampling.to_dict()
+  options['prompt_buckets'] = spct_plan.prompt_buckets(
+    config, options['prompt_buckets']
   )
-  return judge
+  layouts = (
+    mesh.from_config(config, weights=options.pop('weights')),
+    mesh.from_config(config),
+  )
+  return judge_factory.load(
+    directory,
+    step,
+    meta_checkpoint,
+    _judge_config(config),
+    ComputeConfig(**config.compute),
+    layouts,
+    **options,
+  )
 
 
-def _judge_all(judge, examples, folder, name, k) -> None:
+def _load_weights(
+  config: ConfigDict, judge: Judge, directory: str, step: int | None
+) -> Judge:
+  """Returns the judge with other weights; it keeps programs and meta RM."""
+  model = judge.engine.model
+  params = model_directory.load_params(directory, step, model)
+  int8 = config.evaluation.sampling.int8
+  weights, _ = decode_weights.place(model, params, int8)
+  return judge.with_weights(weights)
+
+
+def _judge_all(
+  judge: Judge,
+  examples: Sequence[JudgingExample],
+  folder: str,
+  name: str,
+  k: int,
+) -> None:
   """Writes the samples and the greedy judgements of a model."""
-  plain = Judge(judge.engine, judge.tokenizer, judge.settings)
+  # Without the meta RM, which `postprocess` applies: it must not fail examples
+  # that only the meta RM cannot read.
+  grm = Judge(judge.engine, judge.weights, judge.tokenizer, judge.config)
   path = _samples_path(folder, name)
-  header, rate = {'judge': name}, functools.partial(_rated, judge.meta)
-  drawn = resumable.judge_all(
-    plain, examples, k, f'{path}.partial', header, f'{name}, {k} samples', rate
+  header = {'judge': name}
+  sampled = resumable.judge_all(
+    grm,
+    examples,
+    k,
+    f'{path}.partial',
+    header,
+    f'{name}, {k} samples',
+    postprocess=functools.partial(_add_meta_scores, judge.meta),
   )
   greedy = resumable.judge_all(
-    plain, examples, 0, f'{path}.greedy', header, f'{name}, greedy'
+    grm, examples, 0, f'{path}.greedy', header, f'{name}, greedy'
   )
   if not jax.process_index():
     judgement_io.write(
       path,
       (
         JudgedExample(x.example, x.samples, y.samples[0])
-        for x, y in zip(drawn, greedy, strict=True)
+        for x, y in zip(sampled, greedy, strict=True)
       ),
     )
     for journal in (f'{path}.partial', f'{path}.greedy'):
@@ -183,83 +221,93 @@ def _judge_all(judge, examples, folder, name, k) -> None:
   distributed.barrier(path)
 
 
-def _rated(meta: MetaJudge | None, judged: JudgedExample) -> JudgedExample:
-  """With the meta RM's opinions, if there is one; NaN where it cannot read.
+def _add_meta_scores(
+  meta: MetaJudge | None, judged: JudgedExample
+) -> JudgedExample:
+  """Adds the scores of the meta RM, if there is one.
 
-  NaN is the least. The meta RM's prompts are longer than the judge's, whose
-  votes count all the same.
+  The prompts of the meta RM are longer than the judge's. The scores of an
+  example whose prompts are too long are NaN, which ranks last; its votes count
+  without the meta RM.
   """
   if meta is None:
     return judged
   rated = meta.rate(judged)
-  if isinstance(rated, JudgedExample):
-    return rated
-  logging.warning('%s: %s', rated.id, rated.reason)
-  unread = (dataclasses.replace(x, meta=math.nan) for x in judged.samples)
-  return dataclasses.replace(judged, samples=tuple(unread))
+  if isinstance(rated, ExampleError):
+    logging.warning('%s: %s', rated.id, rated.reason)
+    unrated = (dataclasses.replace(x, meta=math.nan) for x in judged.samples)
+    return dataclasses.replace(judged, samples=tuple(unrated))
+  return rated
 
 
-def _write(config, workdir, folder, found) -> None:
-  """The report of all that was judged, and its table in numbers."""
-  judges = {
-    name: JudgeReport.of(TITLES[name], judged, config.seed)
-    for name, judged in found.items()
+def _write_report(
+  config: ConfigDict,
+  workdir: str,
+  folder: str,
+  judged: Mapping[str, Sequence[JudgedExample]],
+) -> None:
+  """Writes the report and SUMMARY."""
+  results = {
+    name: StageResult.of(TITLES[name], examples, config.seed)
+    for name, examples in judged.items()
   }
-  facts = _facts(config, workdir, found)
+  num_examples = len(next(iter(judged.values())))
   summary = pipeline_report.summary(
-    judges, config.evaluation.k_intermediate, facts
+    results,
+    config.evaluation.k_intermediate,
+    _facts(config, workdir, num_examples),
   )
-  training = {
-    name: _rows(os.path.join(workdir, name, metric_writer.FILE))
-    for name in ('base', *found, 'meta_rm')
+  metrics = {
+    name: _read_metrics(os.path.join(workdir, name, metric_writer.FILE))
+    for name in ('base', *judged, 'meta_rm')
     if name != spct_plan.BEFORE
   }
-  pipeline_report.write(
-    folder, judges, summary, training, atomic_io.write_whole
-  )
-  # Last: where it is, all is there.
-  atomic_io.write_whole(
+  pipeline_report.write(folder, results, summary, metrics, atomic_io.write_file)
+  # SUMMARY comes last: where it exists, all other files do.
+  atomic_io.write_file(
     os.path.join(folder, SUMMARY), json.dumps(summary, indent=2) + '\n'
   )
 
 
-def _rows(path: str) -> list[dict]:
-  """The rows of metrics.jsonl, if the stage was run."""
+def _read_metrics(path: str) -> list[dict]:
+  """Returns the rows of metrics.jsonl; none if the stage did not run."""
   if not atomic_io.exists(path):
     return []
   return [json.loads(x) for x in epath.Path(path).read_text().splitlines()]
 
 
-def _facts(config, workdir, found) -> dict[str, str]:
-  """What the report says at its top."""
-  e, p = config.evaluation, spct_plan.prompts(config)
+def _facts(
+  config: ConfigDict, workdir: str, num_examples: int
+) -> dict[str, str]:
+  """Returns the settings at the top of the report."""
+  initial = config.checkpoint
+  if initial == model_directory.SCRATCH:
+    initial = f'{initial} ({config.sft.size})'
   return {
     'data': config.data,
-    'begins with': f'{config.checkpoint} ({config.sft.size})'
-    if config.checkpoint == model_directory.SCRATCH
-    else config.checkpoint,
-    'cold start': _cold_start(config, workdir),
-    'stages': ', '.join(spct_plan.chosen(config)),
-    'held-out examples': str(len(next(iter(found.values())))),
-    'template': p['template'],
-    'temperature': str(e.temperature),
-    'order of responses': e.response_order,
+    'initial model': initial,
+    'cold start': _describe_cold_start(config, workdir),
+    'stages': ', '.join(spct_plan.selected_stages(config)),
+    'held-out examples': str(num_examples),
+    'template': spct_plan.prompt_settings(config)['template'],
+    'temperature': str(config.evaluation.temperature),
+    'response order': config.evaluation.response_order,
     'seed': str(config.seed),
   }
 
 
-def _cold_start(config, workdir) -> str:
-  if 'sft' not in spct_plan.chosen(config):
+def _describe_cold_start(config: ConfigDict, workdir: str) -> str:
+  if 'sft' not in spct_plan.selected_stages(config):
     return 'none'
   spec = spct_plan.cold_start_texts(config, workdir)
   if 'verdicts:' in spec:
     return (
-      'known verdicts of training examples in the form of judgements; they '
-      'carry no reasoning, so that none can be expected of the judges'
+      'labels of training examples, written as judgements without reasoning; '
+      'do not expect reasoning from the judges'
     )
   if config.sft.data.texts:
     return spec
   return (
-    f'{config.examples.texts} judgements by the practice teacher, '
+    f'{config.examples.texts} judgements by the teacher of practice problems, '
     f'{config.sft.data.teacher_error_rate:.0%} of them with a mistake'
   )

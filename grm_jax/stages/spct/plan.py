@@ -1,8 +1,9 @@
-"""The stages of a whole run, each with its folder, config and fingerprint.
+"""Plans the stages of a whole run: folder, config and fingerprint of each.
 
-What the stages share stands once at the top of configs/spct.py and is written
-into their own configs here. A stage's fingerprint is made of all settings that
-its result depends on, and of the fingerprints of the stages that it reads.
+configs/spct.py has the settings that stages share once, at the top level; this
+module copies them into the config of each stage. The fingerprint of a stage
+covers all settings that its result depends on, and the fingerprints of the
+stages whose files it reads.
 """
 
 import dataclasses
@@ -23,15 +24,15 @@ from grm_jax.training import run as training_run
 STAGES = ('base', 'sft', 'rft', 'grpo', 'meta_rm', 'evaluate')
 DATA, SAMPLES, EVALUATION = 'data', 'samples', 'evaluation'  # folders
 BASE, BEFORE = 'base', 'before'
-JUDGES = ('sft', 'rft', 'grpo')  # stages after which there is a GRM
+JUDGES = ('sft', 'rft', 'grpo')  # stages that train a GRM
 
-# Templates that ask for judgements without principles.
-_PLAIN = {
+# The variant without principles of each template that requests them.
+_NO_PRINCIPLES = {
   'practice': 'practice_no_principles',
   'practice_single': 'practice_no_principles_single',
   'pointwise': 'no_principles',
 }
-# What all steps that ask or train models depend on.
+# Settings of every stage that samples from a model or trains one.
 _MODEL_KEYS = (
   'seed',
   'prompt.too_long',
@@ -47,11 +48,11 @@ class PipelineStage:
   """A stage to run.
 
   Attributes:
-    name: of its folder in WORKDIR.
-    stage: of STAGES, or 'data' or 'samples'.
-    config: of that stage; of 'data' and 'evaluate' that of the whole run.
-    settings: what its result depends on, as JSON values by the user's keys.
-    reads: fingerprints of the steps that it reads, by name.
+    name: name of its folder in WORKDIR.
+    stage: one of STAGES, 'data' or 'samples'.
+    config: config of the stage; 'data' and 'evaluate' have the whole config.
+    settings: what its result depends on, as JSON values by config key.
+    reads: fingerprints of the stages whose files it reads, by name.
   """
 
   name: str
@@ -62,355 +63,414 @@ class PipelineStage:
 
   @property
   def fingerprint(self) -> str:
-    """Twelve hexadecimal digits."""
+    """Twelve hexadecimal digits of `settings` and `reads`."""
     return spct_fingerprint.digest([self.settings, self.reads])
 
 
 @dataclasses.dataclass
 class PipelinePlan:
-  """The steps so far, by name, and those of them in JUDGES."""
+  """The stages that are planned so far.
+
+  Attributes:
+    workdir: folder of the folders of all stages.
+    stages: by name, in the order in which they run.
+    judges: names of the stages that train a GRM.
+  """
 
   workdir: str
-  steps: dict[str, PipelineStage] = dataclasses.field(default_factory=dict)
+  stages: dict[str, PipelineStage] = dataclasses.field(default_factory=dict)
   judges: list[str] = dataclasses.field(default_factory=list)
 
-  def add(self, name, config, settings, *reads, stage='') -> None:
-    found = {x: self.steps[x].fingerprint for x in reads}
-    self.steps[name] = PipelineStage(
-      name, stage or name, config, settings, found
+  def add(
+    self,
+    name: str,
+    config: ConfigDict,
+    settings: Mapping[str, Any],
+    *reads: str,
+    stage: str = '',
+  ) -> None:
+    """Adds a stage that reads files of the earlier stages `reads`."""
+    fingerprints = {x: self.stages[x].fingerprint for x in reads}
+    self.stages[name] = PipelineStage(
+      name, stage or name, config, settings, fingerprints
     )
     if name in JUDGES:
       self.judges.append(name)
 
-  def file(self, part: str) -> str:
+  def data_path(self, part: str) -> str:
+    """Returns the file of a part of the examples."""
     return spct_data.path(os.path.join(self.workdir, DATA), part)
 
-  def model(self, stage: str) -> str:
+  def model_path(self, stage: str) -> str:
+    """Returns the model directory of a stage."""
     return os.path.join(self.workdir, stage, training_run.MODEL)
 
 
 def plan(config: ConfigDict, workdir: str) -> list[PipelineStage]:
-  """All steps in order; each has what it reads before it.
+  """Returns all stages in the order in which they run.
 
   Args:
     config: as configs/spct.py.
-    workdir: whose folders the steps work in.
+    workdir: folder of the folders of all stages.
 
   Raises:
-    UserError: config.stages is wrong, or a template is not there.
+    UserError: config.stages is wrong, or a template does not exist.
   """
-  made = PipelinePlan(workdir)
-  _data(config, made)
-  for stage in chosen(config):
-    _BUILDERS[stage](config, made)
-  return list(made.steps.values())
+  pipeline = PipelinePlan(workdir)
+  _add_data(config, pipeline)
+  for stage in selected_stages(config):
+    _ADD_STAGE[stage](config, pipeline)
+  return list(pipeline.stages.values())
 
 
-def chosen(config: ConfigDict) -> tuple[str, ...]:
-  """The stages of `config.stages`, in the order of the method.
+def selected_stages(config: ConfigDict) -> tuple[str, ...]:
+  """Returns the stages in `config.stages`, in the order of STAGES.
 
   Raises:
-    UserError: an unknown one, or a set of them that makes no sense.
+    UserError: a stage is unknown, or a stage that the others need is missing.
   """
   names = [x.strip() for x in config.stages.split(',') if x.strip()]
-  unknown = [x for x in names if x not in STAGES]
-  if unknown or not names:
+  if not names or not set(names) <= set(STAGES):
     raise UserError(
-      f'config.stages={config.stages!r}: it is some of {",".join(STAGES)}'
+      f'config.stages is {config.stages!r}; use some of {",".join(STAGES)}'
     )
-  found = tuple(x for x in STAGES if x in names)
-  if not set(found) & set(JUDGES):
+  selected = tuple(x for x in STAGES if x in names)
+  if not set(selected) & set(JUDGES):
     raise UserError(
-      f'config.stages={config.stages!r} trains no judge; name one of '
-      f'{",".join(JUDGES)} too'
+      f'config.stages={config.stages!r} trains no judge; add one of '
+      f'{",".join(JUDGES)}'
     )
-  if 'sft' not in found and config.checkpoint == model_directory.SCRATCH:
+  if 'sft' not in selected and config.checkpoint == model_directory.SCRATCH:
     raise UserError(
-      f'config.stages={config.stages!r} has no sft and config.checkpoint is '
-      'scratch: give a model that can judge in config.checkpoint'
+      f'config.stages={config.stages!r} lacks sft, but config.checkpoint is '
+      'scratch; add sft, or set config.checkpoint to a model that can judge'
     )
-  return found
+  return selected
 
 
-def judges(config: ConfigDict, workdir: str) -> dict[str, str]:
-  """The model directories of the GRMs, by the stage that trained them.
+def judge_directories(config: ConfigDict, workdir: str) -> dict[str, str]:
+  """Returns the model directories of the GRMs, by the stage that trains them.
 
-  With config.evaluation.evaluate_initial that of the user comes first.
+  With config.evaluation.evaluate_initial, config.checkpoint comes first.
   """
-  names = [x for x in chosen(config) if x in JUDGES]
-  found = {x: os.path.join(workdir, x, training_run.MODEL) for x in names}
+  names = [x for x in selected_stages(config) if x in JUDGES]
+  trained = {x: os.path.join(workdir, x, training_run.MODEL) for x in names}
   if config.evaluation.evaluate_initial:
-    found = {BEFORE: config.checkpoint, **found}
-  return found
+    return {BEFORE: config.checkpoint, **trained}
+  return trained
 
 
-def prompts(config: ConfigDict) -> dict[str, str]:
-  """The settings of prompts that all stages ask with.
+def prompt_settings(config: ConfigDict) -> dict[str, str]:
+  """Returns the settings of the judges' prompts.
 
   Raises:
-    UserError: no template without principles is known for these.
+    UserError: config.principles is false, and the template has no variant
+      without principles.
   """
-  p = config.prompt
-  names = {'template': p.template, 'single': p.single}
+  prompt = config.prompt
+  names = {'template': prompt.template, 'single': prompt.single}
   if not config.principles:
-    if p.template not in _PLAIN:
+    if prompt.template not in _NO_PRINCIPLES:
       raise UserError(
-        f'config.principles is false; for config.prompt.template={p.template} '
-        'there is no template without them; give one of your own as '
-        'config.prompt.template'
+        'config.principles is false, but config.prompt.template='
+        f'{prompt.template} has no variant without principles; set '
+        'config.prompt.template to a template without them'
       )
-    names = {key: _PLAIN.get(name, name) for key, name in names.items()}
-  return names | {'too_long': p.too_long}
+    names = {key: _NO_PRINCIPLES.get(name, name) for key, name in names.items()}
+  return names | {'too_long': prompt.too_long}
 
 
 def cold_start_texts(config: ConfigDict, workdir: str) -> str:
-  """What the stage sft trains on, see data/sft_sources.py."""
+  """Returns the source of the stage sft, see data/sft_sources.py."""
   spec = config.sft.data.texts
   if not spec and spct_data.is_practice(config.data):
     spec = f'{sft_sources.PRACTICE}:{config.examples.texts}'
   elif not spec:
-    made = os.path.join(workdir, DATA)
-    spec = (
-      f'{sft_sources.VERDICTS}:{spct_data.path(made, spct_data.COLD_START)}'
-    )
+    folder = os.path.join(workdir, DATA)
+    path = spct_data.path(folder, spct_data.COLD_START)
+    spec = f'{sft_sources.VERDICTS}:{path}'
   return spec if config.principles else f'{sft_sources.NO_PRINCIPLES}:{spec}'
 
 
-def buckets(config: ConfigDict, own: tuple[int, ...]) -> tuple[int, ...]:
-  """Lengths that a stage pads prompts to; `own` are those of its config."""
-  practice = spct_data.is_practice(config.data)
-  return (
-    config.prompt_buckets if config.prompt_buckets and not practice else own
-  )
+def prompt_buckets(
+  config: ConfigDict, stage_buckets: tuple[int, ...]
+) -> tuple[int, ...]:
+  """Returns config.prompt_buckets if they apply, else those of the stage.
 
-
-def _rows_of(config, batch, key: str) -> dict[str, Any]:
-  """A batch's buckets, and how many packed rows, which are as long as those.
-
-  The rows of a model from scratch, which is small, become fewer as they become
-  longer: a step has as many tokens, and takes as long.
+  Practice problems are short; they always have the buckets of the stage.
   """
-  longest = buckets(config, batch.prompt_buckets)
-  found = {'prompt_buckets': longest}
-  if batch.packed and config.checkpoint == model_directory.SCRATCH:
-    size = max(
-      tokenized_example.lengths(
-        f'{key}.generation_buckets', batch.generation_buckets
-      )
+  if config.prompt_buckets and not spct_data.is_practice(config.data):
+    return config.prompt_buckets
+  return stage_buckets
+
+
+def _batch_shape(
+  config: ConfigDict, batch: ConfigDict, key: str
+) -> dict[str, Any]:
+  """Returns prompt buckets, and the number of packed rows that fits them.
+
+  A packed row is as long as the longest prompt and generation. A model from
+  scratch is small, and has as many tokens in a step whatever the row length:
+  longer rows mean fewer rows.
+  """
+  buckets = prompt_buckets(config, batch.prompt_buckets)
+  shape: dict[str, Any] = {'prompt_buckets': buckets}
+  if not batch.packed or config.checkpoint != model_directory.SCRATCH:
+    return shape
+  generation_length = max(
+    tokenized_example.parse_buckets(
+      f'{key}.generation_buckets', batch.generation_buckets
     )
-    before, after = (
-      max(tokenized_example.lengths(f'{key}.prompt_buckets', x)) + size
-      for x in (batch.prompt_buckets, longest)
-    )
-    # An even number, which two devices can share.
-    found['micro_batch_prompts'] = 2 * max(
-      1, round(batch.micro_batch_prompts * before / after / 2)
-    )
-  return found
+  )
+  old_length, new_length = (
+    max(tokenized_example.parse_buckets(f'{key}.prompt_buckets', x))
+    + generation_length
+    for x in (batch.prompt_buckets, buckets)
+  )
+  pairs = round(batch.micro_batch_prompts * old_length / new_length / 2)
+  # An even number can be split over two devices.
+  return shape | {'micro_batch_prompts': 2 * max(1, pairs)}
 
 
-def _data(config, made) -> None:
-  found = spct_fingerprint.of(config, 'data', 'examples', 'sft.data.texts')
-  found['data'] = spct_fingerprint.of_source(config.data)
-  # Which examples are left for the other stages depends on it.
-  found['stages has sft'] = 'sft' in chosen(config)
-  made.add(DATA, config, found)
+def _add_data(config: ConfigDict, pipeline: PipelinePlan) -> None:
+  settings = spct_fingerprint.of(config, 'data', 'examples', 'sft.data.texts')
+  settings['data'] = spct_fingerprint.of_source(config.data)
+  # The cold start takes examples away from the other stages.
+  settings['stages has sft'] = 'sft' in selected_stages(config)
+  pipeline.add(DATA, config, settings)
 
 
-def _from_scratch(config, made) -> None:
-  """A base model of our own; nothing where there is one to begin with."""
-  texts_of_base = config.base.data.texts
-  if config.checkpoint != model_directory.SCRATCH or not texts_of_base:
+def _add_base(config: ConfigDict, pipeline: PipelinePlan) -> None:
+  """Adds the training of a base model, unless config.checkpoint is one."""
+  texts = config.base.data.texts
+  if config.checkpoint != model_directory.SCRATCH or not texts:
     return
-  if _is_of_other_problems(config, texts_of_base):
+  if _is_for_practice_only(config, texts):
     return
-  found = _settings(config, 'base')
-  found['base.data.texts'] = spct_fingerprint.of_source(texts_of_base)
-  own = _copy(config.base)
-  with own.unlocked():
-    own.update(stage='sft', checkpoint=config.checkpoint, checkpoint_step=-1)
-    own.update(**_given(config))
-    own.compute.update(config.compute)
-    own.evaluation.data = ''
-  made.add(BASE, own, found)
-
-
-def _sft(config, made) -> None:
-  found = _settings(config, 'sft', 'examples.texts')
-  found['sft.data.texts'] = spct_fingerprint.of_source(config.sft.data.texts)
-  own = _copy(config.sft)
-  begin = _begin(config, made, found)
-  with own.unlocked():
-    own.update(stage='sft', **_given(config), **begin)
-    own.compute.update(config.compute)
-    own.data.texts = cold_start_texts(config, made.workdir)
-    own.evaluation.data = _validation(config, made)
-    own.batch.update(_rows_of(config, own.batch, 'config.sft.batch'))
-    if _is_of_other_problems(config, own.data.general):
-      own.data.update(general='', general_fraction=0.0)
-  base = [BASE] if BASE in made.steps else []
-  made.add('sft', own, found, DATA, *base)
-
-
-def _is_of_other_problems(config, spec) -> bool:
-  """Basics of practice problems are no general data for other ones."""
-  practice = spct_data.is_practice(config.data)
-  return spec.partition(':')[0] == sft_sources.BASICS and not practice
-
-
-def _rft(config, made) -> None:
-  found = _settings(config, 'rft', *_COLD_START_KEYS)
-  own = _rft_config(config, made, found)
-  with own.unlocked():
-    own.update(phases='sample,filter,train', data=made.file(spct_data.RFT))
-  made.add('rft', own, found, DATA, *made.judges[-1:])
-
-
-def _rft_config(config, made, found) -> ConfigDict:
-  """That of the stage rft, but for its parts and examples."""
-  own = _copy(config.rft)
-  begin = _begin(config, made, found)
-  with own.unlocked():
-    own.update(
-      stage='rft', samples='', fail_on_bad_rows=config.fail_on_bad_rows, **begin
+  settings = _model_settings(config, 'base')
+  settings['base.data.texts'] = spct_fingerprint.of_source(texts)
+  stage_config = _copy(config.base)
+  with stage_config.unlocked():
+    stage_config.update(
+      stage='sft', checkpoint=config.checkpoint, checkpoint_step=-1
     )
-    own.sampling.prompt_buckets = buckets(config, own.sampling.prompt_buckets)
-    # From the model that was sampled.
-    own.train.update(
-      stage='sft', checkpoint='', checkpoint_step=-1, **_given(config)
+    stage_config.update(**_shared(config))
+    stage_config.compute.update(config.compute)
+    stage_config.evaluation.data = ''
+  pipeline.add(BASE, stage_config, settings)
+
+
+def _add_sft(config: ConfigDict, pipeline: PipelinePlan) -> None:
+  settings = _model_settings(config, 'sft', 'examples.texts')
+  settings['sft.data.texts'] = spct_fingerprint.of_source(config.sft.data.texts)
+  settings |= _checkpoint_settings(config, pipeline)
+  stage_config = _copy(config.sft)
+  with stage_config.unlocked():
+    stage_config.update(
+      stage='sft', **_shared(config), **_initial_checkpoint(config, pipeline)
     )
-    own.train.compute.update(config.compute)
-    data = own.train.data
-    data.texts = ''
-    if _is_of_other_problems(config, data.general):
-      data.general = ''
-    if data.general_fraction and not data.general:
-      data.general = cold_start_texts(config, made.workdir)
-    own.train.evaluation.data = _validation(config, made)
-    own.train.batch.update(
-      _rows_of(config, own.train.batch, 'config.rft.train.batch')
+    stage_config.compute.update(config.compute)
+    stage_config.data.texts = cold_start_texts(config, pipeline.workdir)
+    stage_config.evaluation.data = _validation(config, pipeline)
+    stage_config.batch.update(
+      _batch_shape(config, stage_config.batch, 'config.sft.batch')
     )
-  return own
+    if _is_for_practice_only(config, stage_config.data.general):
+      stage_config.data.update(general='', general_fraction=0.0)
+  base = [BASE] if BASE in pipeline.stages else []
+  pipeline.add('sft', stage_config, settings, DATA, *base)
 
 
-def _grpo(config, made) -> None:
-  found = _settings(config, 'grpo')
-  own = _copy(config.grpo)
-  begin = _begin(config, made, found)
-  with own.unlocked():
-    own.update(stage='grpo', **_given(config), **begin)
-    own.compute.update(config.compute)
-    own.data = made.file(spct_data.GRPO)
-    own.evaluation.data = _validation(config, made)
-    own.batch.prompt_buckets = buckets(config, own.batch.prompt_buckets)
-  made.add('grpo', own, found, DATA, *made.judges[-1:])
+def _is_for_practice_only(config: ConfigDict, spec: str) -> bool:
+  """Whether texts drill practice problems, and the data are something else."""
+  is_basics = spec.partition(':')[0] == sft_sources.BASICS
+  return is_basics and not spct_data.is_practice(config.data)
 
 
-def _meta_rm(config, made) -> None:
-  _fresh(config, made)
-  found = _settings(config, 'meta_rm')
-  found['prompt.meta'] = spct_fingerprint.of_template(
+def _add_rft(config: ConfigDict, pipeline: PipelinePlan) -> None:
+  settings = _model_settings(config, 'rft', *_COLD_START_KEYS)
+  settings |= _checkpoint_settings(config, pipeline)
+  stage_config = _rft_config(config, pipeline)
+  with stage_config.unlocked():
+    stage_config.update(
+      phases='sample,filter,train', data=pipeline.data_path(spct_data.RFT)
+    )
+  pipeline.add('rft', stage_config, settings, DATA, *pipeline.judges[-1:])
+
+
+def _rft_config(config: ConfigDict, pipeline: PipelinePlan) -> ConfigDict:
+  """Returns the config of the stage rft, without its phases and examples."""
+  stage_config = _copy(config.rft)
+  with stage_config.unlocked():
+    stage_config.update(
+      stage='rft',
+      samples='',
+      fail_on_bad_rows=config.fail_on_bad_rows,
+      **_initial_checkpoint(config, pipeline),
+    )
+    sampling, train = stage_config.sampling, stage_config.train
+    sampling.prompt_buckets = prompt_buckets(config, sampling.prompt_buckets)
+    # '': training starts from the sampling model.
+    train.update(
+      stage='sft', checkpoint='', checkpoint_step=-1, **_shared(config)
+    )
+    train.compute.update(config.compute)
+    train.data.texts = ''
+    if _is_for_practice_only(config, train.data.general):
+      train.data.general = ''
+    if train.data.general_fraction and not train.data.general:
+      train.data.general = cold_start_texts(config, pipeline.workdir)
+    train.evaluation.data = _validation(config, pipeline)
+    train.batch.update(
+      _batch_shape(config, train.batch, 'config.rft.train.batch')
+    )
+  return stage_config
+
+
+def _add_grpo(config: ConfigDict, pipeline: PipelinePlan) -> None:
+  settings = _model_settings(config, 'grpo')
+  settings |= _checkpoint_settings(config, pipeline)
+  stage_config = _copy(config.grpo)
+  with stage_config.unlocked():
+    stage_config.update(
+      stage='grpo', **_shared(config), **_initial_checkpoint(config, pipeline)
+    )
+    stage_config.compute.update(config.compute)
+    stage_config.data = pipeline.data_path(spct_data.GRPO)
+    stage_config.evaluation.data = _validation(config, pipeline)
+    batch = stage_config.batch
+    batch.prompt_buckets = prompt_buckets(config, batch.prompt_buckets)
+  pipeline.add('grpo', stage_config, settings, DATA, *pipeline.judges[-1:])
+
+
+def _add_meta_rm(config: ConfigDict, pipeline: PipelinePlan) -> None:
+  """Adds the sampling for the meta RM, and its training."""
+  _add_meta_rm_samples(config, pipeline)
+  settings = _model_settings(config, 'meta_rm')
+  settings['prompt.meta'] = spct_fingerprint.of_template(
     config.prompt.meta, 'config.prompt.meta'
   )
-  own = _copy(config.meta_rm)
-  drawn = [x for x in ('rft', SAMPLES) if x in made.steps]
-  begin = _meta_begin(config, made, found)
-  with own.unlocked():
-    own.update(stage='reward_model', kind='meta', **_given(config), **begin)
-    own.prompt.meta = config.prompt.meta
-    own.compute.update(config.compute)
-    own.data = made.file(spct_data.TRAIN)
-    own.samples = ','.join(
-      os.path.join(made.workdir, x, rft_sampling.SAMPLES) for x in drawn
-    )
-    own.evaluation.update(data='', samples='')
-    own.batch.prompt_buckets = buckets(config, own.batch.prompt_buckets)
-  made.add('meta_rm', own, found, DATA, *made.judges[-1:], *drawn)
-
-
-def _meta_begin(config, made, found) -> dict[str, Any]:
-  """Where the meta RM begins: by default where the GRM that it guides is.
-
-  That one knows best what such judgements are made of: among judgements of one
-  query a small meta RM orders more of them than from the cold start.
-  """
+  # By default the meta RM starts from the GRM that it guides. A small meta RM
+  # then ranks more judgements of a query correctly than from the cold start.
   if config.meta_rm.checkpoint:
-    return {'checkpoint': config.meta_rm.checkpoint, 'checkpoint_step': -1}
-  return _begin(config, made, found)
+    initial = {'checkpoint': config.meta_rm.checkpoint, 'checkpoint_step': -1}
+  else:
+    initial = _initial_checkpoint(config, pipeline)
+    settings |= _checkpoint_settings(config, pipeline)
+  sample_stages = [x for x in ('rft', SAMPLES) if x in pipeline.stages]
+  stage_config = _copy(config.meta_rm)
+  with stage_config.unlocked():
+    stage_config.update(
+      stage='reward_model', kind='meta', **_shared(config), **initial
+    )
+    stage_config.prompt.meta = config.prompt.meta
+    stage_config.compute.update(config.compute)
+    stage_config.data = pipeline.data_path(spct_data.TRAIN)
+    stage_config.samples = ','.join(
+      os.path.join(pipeline.workdir, x, rft_sampling.SAMPLES)
+      for x in sample_stages
+    )
+    stage_config.evaluation.update(data='', samples='')
+    batch = stage_config.batch
+    batch.prompt_buckets = prompt_buckets(config, batch.prompt_buckets)
+  pipeline.add(
+    'meta_rm',
+    stage_config,
+    settings,
+    DATA,
+    *pipeline.judges[-1:],
+    *sample_stages,
+  )
 
 
-def _fresh(config, made) -> None:
-  """Unhinted samples of the GRM that the meta RM is to guide."""
-  found = _settings(
+def _add_meta_rm_samples(config: ConfigDict, pipeline: PipelinePlan) -> None:
+  """Adds unhinted sampling from the GRM that the meta RM will guide."""
+  settings = _model_settings(
     config, 'meta_rm_samples', 'evaluation.response_order', 'rft.sampling'
   )
-  own = _rft_config(config, made, found)
-  with own.unlocked():
-    own.update(
-      phases='sample', data=made.file(spct_data.FRESH), num_hinted_samples=0
+  settings |= _checkpoint_settings(config, pipeline)
+  stage_config = _rft_config(config, pipeline)
+  with stage_config.unlocked():
+    stage_config.update(
+      phases='sample',
+      data=pipeline.data_path(spct_data.FRESH),
+      num_hinted_samples=0,
     )
-    own.update(config.meta_rm_samples)
-    # As the GRM will be asked when the meta RM guides it.
-    own.response_order = config.evaluation.response_order
-  made.add(SAMPLES, own, found, DATA, *made.judges[-1:])
+    stage_config.update(config.meta_rm_samples)
+    # The meta RM will read judgements in the order of the evaluation.
+    stage_config.response_order = config.evaluation.response_order
+  pipeline.add(SAMPLES, stage_config, settings, DATA, *pipeline.judges[-1:])
 
 
-def _evaluate(config, made) -> None:
-  reads = [x for x in (*made.judges, 'meta_rm') if x in made.steps]
-  found = _settings(config, 'evaluation')
+def _add_evaluation(config: ConfigDict, pipeline: PipelinePlan) -> None:
+  settings = _model_settings(config, 'evaluation')
   if config.evaluation.evaluate_initial:
-    found |= spct_fingerprint.of(config, 'checkpoint', 'checkpoint_step')
-  made.add(EVALUATION, config, found, DATA, *reads, stage='evaluate')
+    settings |= spct_fingerprint.of(config, 'checkpoint', 'checkpoint_step')
+  reads = [x for x in (*pipeline.judges, 'meta_rm') if x in pipeline.stages]
+  pipeline.add(EVALUATION, config, settings, DATA, *reads, stage='evaluate')
 
 
-_BUILDERS = {
-  'base': _from_scratch,
-  'sft': _sft,
-  'rft': _rft,
-  'grpo': _grpo,
-  'meta_rm': _meta_rm,
-  'evaluate': _evaluate,
+_ADD_STAGE = {
+  'base': _add_base,
+  'sft': _add_sft,
+  'rft': _add_rft,
+  'grpo': _add_grpo,
+  'meta_rm': _add_meta_rm,
+  'evaluate': _add_evaluation,
 }
 
 
-def _settings(config, *keys) -> dict[str, Any]:
-  """Those of a step that asks or trains models."""
-  found = spct_fingerprint.of(config, *_MODEL_KEYS, *keys)
+def _model_settings(config: ConfigDict, *keys: str) -> dict[str, Any]:
+  """Returns the settings of a stage that samples from or trains a model."""
+  settings = spct_fingerprint.of(config, *_MODEL_KEYS, *keys)
   for key in ('template', 'single'):
-    name = prompts(config)[key]
-    found[f'prompt.{key}'] = spct_fingerprint.of_template(
+    name = prompt_settings(config)[key]
+    settings[f'prompt.{key}'] = spct_fingerprint.of_template(
       name, f'config.prompt.{key}'
     )
-  return found
+  return settings
 
 
-def _begin(config, made, found) -> dict[str, Any]:
-  """The newest model; without any the user's, which joins the settings."""
-  if made.judges:
-    return {'checkpoint': made.model(made.judges[-1]), 'checkpoint_step': -1}
-  if BASE in made.steps:
-    return {'checkpoint': made.model(BASE), 'checkpoint_step': -1}
-  found |= spct_fingerprint.of(config, 'checkpoint', 'checkpoint_step')
+def _initial_checkpoint(
+  config: ConfigDict, pipeline: PipelinePlan
+) -> dict[str, Any]:
+  """Returns the newest model so far, or else config.checkpoint."""
+  if pipeline.judges:
+    path = pipeline.model_path(pipeline.judges[-1])
+    return {'checkpoint': path, 'checkpoint_step': -1}
+  if BASE in pipeline.stages:
+    return {'checkpoint': pipeline.model_path(BASE), 'checkpoint_step': -1}
   return {
     'checkpoint': config.checkpoint,
     'checkpoint_step': config.checkpoint_step,
   }
 
 
+def _checkpoint_settings(
+  config: ConfigDict, pipeline: PipelinePlan
+) -> dict[str, Any]:
+  """Returns config.checkpoint and its step if the next stage starts there."""
+  if pipeline.judges or BASE in pipeline.stages:
+    return {}  # the fingerprint of an earlier stage covers its model
+  return spct_fingerprint.of(config, 'checkpoint', 'checkpoint_step')
+
+
 def _copy(config: ConfigDict) -> ConfigDict:
   return config.copy_and_resolve_references()
 
 
-def _given(config) -> dict[str, Any]:
-  """What all stages share."""
+def _shared(config: ConfigDict) -> dict[str, Any]:
+  """Returns the settings that all stages share."""
   return {
     'fail_on_bad_rows': config.fail_on_bad_rows,
     'seed': config.seed,
-    'prompt': ConfigDict(prompts(config)),
+    'prompt': ConfigDict(prompt_settings(config)),
     'mesh': _copy(config.mesh),
   }
 
 
-def _validation(config, made) -> str:
-  """What is judged while training, '' for nothing."""
-  return made.file(spct_data.VALIDATION) if config.examples.validation else ''
+def _validation(config: ConfigDict, pipeline: PipelinePlan) -> str:
+  """Returns the examples to judge during training; '' for none."""
+  if not config.examples.validation:
+    return ''
+  return pipeline.data_path(spct_data.VALIDATION)

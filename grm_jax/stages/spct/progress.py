@@ -1,16 +1,17 @@
-"""Marks in the folders of a run: what was begun and finished, by what settings.
+"""Files that record which stages of a run started and finished.
 
-  begun.json     written when a stage begins
-  finished.json  the same, when all that it writes is there
+  started.json   written when a stage starts, with its settings
+  finished.json  the same content, written when all files of the stage exist
 
-A stage that is finished is skipped, one that was begun goes on by itself. One
-of other settings is refused, so that two runs are never mixed; but where
-nothing was made yet that would be mixed, it begins anew.
+Finished stages are skipped; a started stage resumes by itself. A stage with
+other settings than before is an error, so that results of two runs are never
+mixed. If the stage has not written anything to resume from, it starts again.
 """
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -21,75 +22,81 @@ from grm_jax.stages.spct import fingerprint as spct_fingerprint
 from grm_jax.stages.spct.plan import PipelineStage
 from grm_jax.training import run as training_run
 
-BEGUN, FINISHED = 'begun.json', 'finished.json'
-# What stages write that a run goes on from, beside checkpoints.
-_WORK = ('*.partial', '*.greedy', '*samples.jsonl')
+STARTED, FINISHED = 'started.json', 'finished.json'
+# Files that stages resume from, besides checkpoints.
+_RESUMABLE_FILES = ('*.partial', '*.greedy', '*samples.jsonl')
 
 
-def check(workdir: str, steps: Sequence[PipelineStage]) -> None:
-  """UserError if a folder holds work of other settings than this run's."""
-  for place, step in enumerate(steps):
-    folder = os.path.join(workdir, step.name)
-    found = _read(folder, FINISHED)
-    if found is None and _has_work(folder):
-      found = _read(folder, BEGUN)
-    if found is not None:
-      _compare(workdir, folder, found, step, steps[place:])
+def check(workdir: str, stages: Sequence[PipelineStage]) -> None:
+  """Raises UserError if a folder has results of other settings."""
+  for index, stage in enumerate(stages):
+    folder = os.path.join(workdir, stage.name)
+    record = _read(folder, FINISHED)
+    if record is None and _can_resume(folder):
+      record = _read(folder, STARTED)
+    if record is not None:
+      _check_record(workdir, record, stages[index:])
 
 
-def is_finished(workdir: str, step: PipelineStage) -> bool:
-  """Whether the step was finished, by whatever settings; see `check`."""
-  return atomic_io.exists(os.path.join(workdir, step.name, FINISHED))
+def is_finished(workdir: str, stage: PipelineStage) -> bool:
+  """Returns whether the stage finished; `check` compares its settings."""
+  return atomic_io.exists(os.path.join(workdir, stage.name, FINISHED))
 
 
-def begin(workdir: str, step: PipelineStage) -> None:
-  """Marks the step as begun; all processes may call."""
-  _write(os.path.join(workdir, step.name, BEGUN), step)
+def mark_started(workdir: str, stage: PipelineStage) -> None:
+  """Records the start; all processes may call this."""
+  _write(os.path.join(workdir, stage.name, STARTED), stage)
 
 
-def finish(workdir: str, step: PipelineStage) -> None:
-  """Marks the step as finished; all processes may call."""
-  _write(os.path.join(workdir, step.name, FINISHED), step)
+def mark_finished(workdir: str, stage: PipelineStage) -> None:
+  """Records the end; all processes may call this."""
+  _write(os.path.join(workdir, stage.name, FINISHED), stage)
 
 
-def _write(path: str, step: PipelineStage) -> None:
-  content = {
-    'fingerprint': step.fingerprint,
-    'settings': dict(step.settings),
-    'reads': dict(step.reads),
+def _write(path: str, stage: PipelineStage) -> None:
+  record = {
+    'fingerprint': stage.fingerprint,
+    'settings': dict(stage.settings),
+    'reads': dict(stage.reads),
   }
-  atomic_io.write_whole(path, json.dumps(content, indent=2) + '\n')
+  atomic_io.write_file(path, json.dumps(record, indent=2) + '\n')
 
 
-def _read(folder: str, name: str):
+def _read(folder: str, name: str) -> dict[str, Any] | None:
   path = epath.Path(folder) / name
   return json.loads(path.read_text()) if path.exists() else None
 
 
-def _has_work(folder: str) -> bool:
-  """Whether there is anything that a run would go on from."""
+def _can_resume(folder: str) -> bool:
+  """Returns whether the stage has written anything to resume from."""
   if orbax_checkpoint.steps(os.path.join(folder, training_run.MODEL)):
     return True
-  return bool(atomic_io.matching(folder, *_WORK))
+  return bool(atomic_io.list_files(folder, *_RESUMABLE_FILES))
 
 
-def _compare(workdir, folder, found, step, following) -> None:
-  there = [x.name for x in following if _exists(workdir, x.name)]
-  cure = (
-    f'choose another --workdir, or delete {", ".join(there)} in {workdir} to '
-    'make that anew'
+def _check_record(
+  workdir: str, record: Mapping[str, Any], stages: Sequence[PipelineStage]
+) -> None:
+  """Raises UserError if the record is not of the first of these stages."""
+  stage = stages[0]
+  folder = os.path.join(workdir, stage.name)
+  # Later stages depend on this one, so that their folders are stale, too.
+  stale = [x.name for x in stages if (epath.Path(workdir) / x.name).exists()]
+  remedy = (
+    f'set another --workdir, or delete {", ".join(stale)} in {workdir} to run '
+    'these stages again'
   )
-  for key in spct_fingerprint.differing(found['settings'], step.settings)[:1]:
+  stored = record['settings']
+  key = spct_fingerprint.first_difference(stored, stage.settings)
+  if key is not None:
     raise UserError(
-      f'{folder} was made with config.{key}={found["settings"].get(key)!r}, '
-      f'this run has {step.settings.get(key)!r}; {cure}'
+      f'{folder} was written with config.{key}={stored.get(key)!r}, but this '
+      f'run has {stage.settings.get(key)!r}; {remedy}'
     )
-  for name in spct_fingerprint.differing(found['reads'], step.reads)[:1]:
+  stored = record['reads']
+  name = spct_fingerprint.first_difference(stored, stage.reads)
+  if name is not None:
     raise UserError(
-      f'{folder} was made from {name} {found["reads"].get(name, "(none)")}, '
-      f'this run has {step.reads.get(name, "(none)")}; {cure}'
+      f'{folder} was written from {name} {stored.get(name, "(none)")}, but '
+      f'this run has {stage.reads.get(name, "(none)")}; {remedy}'
     )
-
-
-def _exists(workdir: str, name: str) -> bool:
-  return (epath.Path(workdir) / name).exists()

@@ -1,18 +1,18 @@
 """The whole method in one command (SPCT, arXiv 2504.02495).
 
-  examples -> base -> cold start (sft) -> rft -> grpo -> fresh samples
-           -> meta RM -> evaluation and report
+  examples -> base model -> cold start (sft) -> rft -> grpo
+           -> samples for the meta RM -> meta RM -> evaluation and report
 
-Every stage works in a folder of its own in WORKDIR, by its own code; here is
-only what joins them. A stage that is finished is skipped. A run that was
-killed, or stopped by SIGTERM, goes on when it is started again.
+Every stage runs its own code in its own folder of WORKDIR; this module joins
+them. Finished stages are skipped. A run that was killed or stopped by SIGTERM
+resumes when the same command runs again.
 """
 
 import functools
 import gc
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from ml_collections import ConfigDict
@@ -31,107 +31,71 @@ from grm_jax.stages.spct import progress as spct_progress
 from grm_jax.stages.spct.plan import PipelineStage
 from grm_jax.training import run as training_run
 
-# What is said when a stage begins.
 _TITLES = {
   'data': 'examples for all stages',
-  'base': 'a base model from scratch',
-  'sft': 'cold start: fine-tuning on judgements',
-  'rft': 'rejective fine-tuning',
-  'grpo': 'reinforcement learning by rules',
-  'samples': 'fresh samples for the meta RM',
-  'meta_rm': 'training of the meta RM',
+  'base': 'base model from scratch',
+  'sft': 'cold start: fine-tuning on judgements (SFT)',
+  'rft': 'rejective fine-tuning (RFT)',
+  'grpo': 'reinforcement learning with rule-based rewards (GRPO)',
+  'samples': 'samples for the meta RM',
+  'meta_rm': 'meta RM training',
   'evaluate': 'evaluation of all judges on held-out examples',
 }
 
 
 def run(config: ConfigDict, workdir: str) -> None:
-  """Runs the stages of `config.stages` that are not finished.
+  """Runs the stages in `config.stages` that have not finished.
+
+  Args:
+    config: as configs/spct.py.
+    workdir: folder of the folders of all stages.
 
   Raises:
-    UserError: a path or a setting is wrong, or WORKDIR is of another run.
+    UserError: a path or a setting is wrong, or `workdir` has results of other
+      settings.
   """
   if not workdir:
-    raise UserError('give --workdir=DIR, where all stages write')
+    raise UserError('--workdir is empty; set it to the folder of all stages')
   workdir = workdir if '://' in workdir else os.path.normpath(workdir)
-  spct_data.check(config)
-  spct_evaluate.check(config)
-  steps = spct_plan.plan(config, workdir)
-  _check_stages(steps, workdir)
-  spct_progress.check(workdir, steps)
-  distributed.barrier('checked')  # before anybody marks anything
-  for number, step in enumerate(steps, 1):
-    head = f'[{number}/{len(steps)}] {_TITLES[step.stage]}'
-    if spct_progress.is_finished(workdir, step):
-      training_run.print_on_host0(f'{head}: finished before')
+  stages = _plan_and_check(config, workdir)
+  for number, stage in enumerate(stages, 1):
+    title = f'[{number}/{len(stages)}] {_TITLES[stage.stage]}'
+    if spct_progress.is_finished(workdir, stage):
+      training_run.print_on_host0(f'{title}: already finished, skipped')
       continue
-    training_run.print_on_host0(f'{head} -> {os.path.join(workdir, step.name)}')
-    begin = time.monotonic()
-    if not _run_step(config, workdir, step):
+    folder = os.path.join(workdir, stage.name)
+    training_run.print_on_host0(f'{title} -> {folder}')
+    start_s = time.monotonic()
+    if not _run_stage(config, workdir, stage):
       training_run.print_on_host0(
-        f'{step.name} was asked to stop; start again to go on'
+        f'stage {stage.name} was interrupted; run the same command to resume'
       )
       return
     training_run.print_on_host0(
-      f'{step.name} took {time.monotonic() - begin:.0f} s'
+      f'{stage.name} took {time.monotonic() - start_s:.0f} s'
     )
-  if spct_plan.EVALUATION in {step.name for step in steps}:
-    spct_evaluate.say(workdir)
+  if spct_plan.EVALUATION in {stage.name for stage in stages}:
+    spct_evaluate.print_summary(workdir)
 
 
-def _run_step(config, workdir, step: PipelineStage) -> bool:
-  """Runs a step to its end; False if it was asked to stop before that."""
-  folder = os.path.join(workdir, step.name)
-  spct_progress.begin(workdir, step)
-  distributed.barrier(f'begin {step.name}')
-  if not _runner(config, workdir, step)(folder):
-    return False
-  distributed.barrier(f'finish {step.name}')
-  spct_progress.finish(workdir, step)
-  # Programs and arrays of a stage are of no use to the next one.
-  jax.clear_caches()
-  gc.collect()
-  return True
+def _plan_and_check(config: ConfigDict, workdir: str) -> list[PipelineStage]:
+  """Returns the stages; finds mistakes before hours of work.
+
+  Raises:
+    UserError: see `run`.
+  """
+  spct_data.check(config)
+  spct_evaluate.check(config)
+  stages = spct_plan.plan(config, workdir)
+  _check_configs(stages, workdir)
+  spct_progress.check(workdir, stages)
+  # All processes have read the records before any process writes one.
+  distributed.barrier('checked')
+  return stages
 
 
-def _runner(config, workdir, step: PipelineStage) -> Callable[[str], bool]:
-  """What runs the step, given its folder; see `_run_step`."""
-  if step.stage == 'data':
-    return functools.partial(spct_data.write, config)
-  if step.stage == 'evaluate':
-    return lambda folder: spct_evaluate.run(config, workdir, folder)
-  if step.stage == 'samples':
-    return functools.partial(_sample, step.config)
-  runners = {
-    'base': (sft_train.run, step.config),
-    'sft': (sft_train.run, step.config),
-    'rft': (rft_run.run, step.config),
-    'grpo': (grpo_train.run, step.config),
-    'meta_rm': (rm_train.run, step.config),
-  }
-  return functools.partial(_train, *runners[step.stage])
-
-
-def _sample(config, folder) -> bool:
-  rft_run.run(config, folder)
-  return True
-
-
-def _train(run_stage, config, folder) -> bool:
-  """A training stage; it ends early, without an error, on SIGTERM."""
-  run_stage(config, folder)
-  return _done(os.path.join(folder, training_run.MODEL)) >= _total(config)
-
-
-def _done(model: str) -> int:
-  return max(orbax_checkpoint.steps(model), default=0)
-
-
-def _total(config) -> int:
-  return config.train.steps if 'train' in config else config.steps
-
-
-def _check_stages(steps, workdir) -> None:
-  """What each stage would say of its settings, before hours are spent."""
+def _check_configs(stages: Sequence[PipelineStage], workdir: str) -> None:
+  """Runs the checks of the stages themselves."""
   checks = {
     'base': sft_train.check,
     'sft': sft_train.check,
@@ -139,7 +103,63 @@ def _check_stages(steps, workdir) -> None:
     'grpo': grpo_train.check,
     'meta_rm': rm_train.check,
   }
-  for step in steps:
-    if step.stage in checks:
-      folder = os.path.join(workdir, step.name)
-      checks[step.stage](step.config, folder, f'config.{step.stage}')
+  for stage in stages:
+    if stage.stage in checks:
+      folder = os.path.join(workdir, stage.name)
+      checks[stage.stage](stage.config, folder, f'config.{stage.stage}')
+
+
+def _run_stage(config: ConfigDict, workdir: str, stage: PipelineStage) -> bool:
+  """Runs a stage and records it; returns False if SIGTERM stopped it."""
+  folder = os.path.join(workdir, stage.name)
+  spct_progress.mark_started(workdir, stage)
+  distributed.barrier(f'begin {stage.name}')
+  if not _runner(config, workdir, stage)(folder):
+    return False
+  distributed.barrier(f'finish {stage.name}')
+  spct_progress.mark_finished(workdir, stage)
+  # Frees compiled programs and arrays that the next stage cannot use.
+  jax.clear_caches()
+  gc.collect()
+  return True
+
+
+def _runner(
+  config: ConfigDict, workdir: str, stage: PipelineStage
+) -> Callable[[str], bool]:
+  """Returns the function that runs a stage in its folder; see `_run_stage`."""
+  if stage.stage == 'data':
+    return functools.partial(spct_data.write, config)
+  if stage.stage == 'evaluate':
+    return functools.partial(spct_evaluate.run, config, workdir)
+  if stage.stage == 'samples':
+    return functools.partial(_sample, stage.config)
+  run_functions = {
+    'base': sft_train.run,
+    'sft': sft_train.run,
+    'rft': rft_run.run,
+    'grpo': grpo_train.run,
+    'meta_rm': rm_train.run,
+  }
+  return functools.partial(_train, run_functions[stage.stage], stage.config)
+
+
+def _sample(config: ConfigDict, folder: str) -> bool:
+  rft_run.run(config, folder)
+  return True
+
+
+def _train(
+  run_function: Callable[[ConfigDict, str], None],
+  config: ConfigDict,
+  folder: str,
+) -> bool:
+  """Runs a training stage; returns whether it reached its last step.
+
+  On SIGTERM a training stage saves and returns early, without an error.
+  """
+  run_function(config, folder)
+  steps = orbax_checkpoint.steps(os.path.join(folder, training_run.MODEL))
+  # The stage rft has the config of its training in `train`.
+  train_config = config.train if 'train' in config else config
+  return max(steps, default=0) >= train_config.steps

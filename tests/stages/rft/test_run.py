@@ -15,40 +15,23 @@ from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.stages.rft import run as rft_run
 from grm_jax.tokenizer import chat_format
 from tests import test_main
-from tests.judges.fake import words
+from tests.judges.fake import load_tokenizer
 from tests.messages import lines_with, names
-from tests.stages import planned
-from tests.stages.planned import (
+from tests.stages.rft.fixtures import (
   FILTER,
+  HINT,
   ROWS,
   SAMPLE,
-  TOLD,
-  Planned,
-  Taught,
+  ScriptedEngine,
+  TeacherEngine,
   kept_texts,
+  read_rows,
   row,
-  rows_of,
   write_rows,
 )
 
 # config_flags loads a config's file so.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
-
-
-@pytest.fixture
-def made(tmp_path):
-  """WORKDIR, beside rows to judge."""
-  return planned.workdir(tmp_path)
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-  return planned.runner(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def mistake(run):
-  return planned.mistakes(run)
 
 
 TABLE = {
@@ -69,17 +52,17 @@ TABLE = {
 }
 
 
-def test_what_is_kept_and_why(made, run, capsys):
-  run('--config.phases=sample,filter', SAMPLE[1], engine=Planned())
-  assert kept_texts(made) == {
+def test_what_is_kept_and_why(workdir, run, capsys):
+  run('--config.phases=sample,filter', SAMPLE[1], engine=ScriptedEngine())
+  assert kept_texts(workdir) == {
     'mixed 0,1': 'r1',
     'saved 0,1,2': 'r0',
     'single 0': 'r0',
     'single2 0': 'r0 r1',
   }
-  report = json.loads((made / 'filter.json').read_text())
-  assert report['counts'] == {'made': TABLE}
-  assert report['rules']['reject'] is True
+  report = json.loads((workdir / 'filter.json').read_text())
+  assert report['counts'] == {'synthetic': TABLE}
+  assert report['filter']['reject'] is True
   table = capsys.readouterr().out
   assert re.search(r'^never_right +3$', table, re.MULTILINE)
   assert re.search(r'^generations_kept +5$', table, re.MULTILINE)
@@ -117,33 +100,33 @@ def test_what_is_kept_and_why(made, run, capsys):
     ),
   ],
 )
-def test_other_rules_need_no_model(made, run, change, kept):
+def test_other_rules_need_no_model(workdir, run, change, kept):
   """Each ablation that is a rule is one override, on samples as they are."""
-  run('--config.phases=sample,filter', SAMPLE[1], engine=Planned())
-  before = {x.name: x.read_bytes() for x in made.iterdir()}
+  run('--config.phases=sample,filter', SAMPLE[1], engine=ScriptedEngine())
+  before = {x.name: x.read_bytes() for x in workdir.iterdir()}
   run(*FILTER, change)
   assert {
-    name.split(' ')[0]: texts for name, texts in kept_texts(made).items()
+    name.split(' ')[0]: texts for name, texts in kept_texts(workdir).items()
   } == kept
-  after = {x.name: x.read_bytes() for x in made.iterdir()}
+  after = {x.name: x.read_bytes() for x in workdir.iterdir()}
   changed = {name for name in before if after[name] != before[name]}
   assert changed == {'kept.jsonl', 'filter.json'}
   run(*FILTER)
-  assert (made / 'kept.jsonl').read_bytes() == before['kept.jsonl']
+  assert (workdir / 'kept.jsonl').read_bytes() == before['kept.jsonl']
 
 
-def test_examples_that_do_not_say_what_is_right(made, run, caplog):
+def test_examples_that_do_not_say_what_is_right(workdir, run, caplog):
   unknown = [
     row('pair', 'rrr/r') | {'best': None},
     row('none', 'rrr/r', n=1) | {'rewards': None},
     row('half', 'rrr/r', n=1) | {'rewards': [0.5]},
   ]
-  write_rows(made.parent / 'rows.jsonl', [*unknown, ROWS[1]])
-  engine = Planned()
+  write_rows(workdir.parent / 'rows.jsonl', [*unknown, ROWS[1]])
+  engine = ScriptedEngine()
   with caplog.at_level('WARNING'):
     run(*SAMPLE, engine=engine)
   assert [x.key for x in engine.requests] == ['mixed 0,1']
-  path = made.parent / 'rows.jsonl'
+  path = workdir.parent / 'rows.jsonl'
   assert any(names(x, path, 3, 4) for x in caplog.messages)
 
 
@@ -164,7 +147,9 @@ def fixed_words():
 def trained(monkeypatch):
   """Configs that the stage sft was run with, instead of running it."""
   found = []
-  monkeypatch.setattr(rft_run.sft, 'run', lambda *given: found.append(given))
+  monkeypatch.setattr(
+    rft_run.sft_train, 'run', lambda *given: found.append(given)
+  )
   return found
 
 
@@ -174,7 +159,7 @@ def records(config):
   forms = PromptFormat(p.template, p.single, p.too_long)
   longest = config.batch.prompt_buckets[-1]
   return [
-    (text, sft_sources.record(text, forms, words(), limit=longest))
+    (text, sft_sources.tokenize(text, forms, load_tokenizer(), limit=longest))
     for text in sft_sources.read(config.data.texts, 'train', 'texts')
   ]
 
@@ -196,27 +181,27 @@ LONG = (
 
 
 @pytest.fixture(params=['practice', 'no_principles'])
-def hinted(made, run, trained, request):
+def hinted(workdir, run, trained, request):
   """(config of sft, prompts asked without a hint, those with one)."""
-  write_rows(made.parent / 'rows.jsonl', ORDERED)
-  engine = Planned()
+  write_rows(workdir.parent / 'rows.jsonl', ORDERED)
+  engine = ScriptedEngine()
   name = f'--config.train.prompt.template={request.param}'
   run('--config.num_hinted_samples=2', name, *LONG, engine=engine)
-  ((config, workdir),) = trained
-  assert workdir == str(made)
-  assert config.data.texts == f'judged:{made}/kept.jsonl'
-  found = [x for x in rows_of(made / 'samples.jsonl') if x['hinted']]
-  assert {x['verdict'] for x in found} == {'correct'} and len(found) == 8
+  ((config, trained_in),) = trained
+  assert trained_in == str(workdir)
+  assert config.data.texts == f'judged:{workdir}/kept.jsonl'
+  found = [x for x in read_rows(workdir / 'samples.jsonl') if x['hinted']]
+  assert {x['outcome'] for x in found} == {'correct'} and len(found) == 8
   asked = {tuple(x.prompt) for x in engine.requests}
-  plain = {x for x in asked if TOLD not in words().decode(x)}
+  plain = {x for x in asked if HINT not in load_tokenizer().decode(x)}
   assert asked - plain
   return config, plain, asked - plain
 
 
-def test_what_is_trained_on_is_what_was_asked_without_a_hint(made, hinted):
+def test_what_is_trained_on_is_what_was_asked_without_a_hint(workdir, hinted):
   config, plain, told = hinted
   found = records(config)
-  render = functools.partial(chat_format.render_user, words())
+  render = functools.partial(chat_format.render_user, load_tokenizer())
   p = config.prompt
   forms = PromptFormat(p.template, p.single, p.too_long)
   examples = {x['id']: examples_lib.from_row(x, 0) for x in ORDERED}
@@ -230,21 +215,23 @@ def test_what_is_trained_on_is_what_was_asked_without_a_hint(made, hinted):
     got[name, text.order] = set(text.generations)
   # All that is right, under the example and the order that it was written of.
   written = collections.defaultdict(set)
-  for x in rows_of(made / 'samples.jsonl'):
-    if x['verdict'] == 'correct':
+  for x in read_rows(workdir / 'samples.jsonl'):
+    if x['outcome'] == 'correct':
       written[x['id'], tuple(x['order'])].add(x['text'])
   assert got == written
 
 
-def test_hints_never_reach_the_fine_tuning(made, hinted):
+def test_hints_never_reach_the_fine_tuning(workdir, hinted):
   config, _, told = hinted
   decoded = [
-    words().decode([*record.prompt, *sum(map(list, record.generations), [])])
+    load_tokenizer().decode(
+      [*record.prompt, *sum(map(list, record.generations), [])]
+    )
     for _, record in records(config)
   ]
   assert len(decoded) > 4
-  everything = [(made / 'kept.jsonl').read_text(), *decoded]
-  asked = [words().decode(x) for x in told]
+  everything = [(workdir / 'kept.jsonl').read_text(), *decoded]
+  asked = [load_tokenizer().decode(x) for x in told]
   pieces = {
     'For your eyes only',
     'is known to be the best',
@@ -257,8 +244,8 @@ def test_hints_never_reach_the_fine_tuning(made, hinted):
     assert not any(piece in x for x in everything)
 
 
-def test_no_principles_is_asked_for_and_trained_on(made, run, trained):
-  engine = Planned()
+def test_no_principles_is_asked_for_and_trained_on(workdir, run, trained):
+  engine = ScriptedEngine()
   run(
     '--config.response_order=fixed',
     '--config.train.prompt.template=no_principles',
@@ -272,19 +259,23 @@ def test_no_principles_is_asked_for_and_trained_on(made, run, trained):
   for record in pairs:
     prompt = tuple(record.prompt.tolist())
     assert prompt in asked
-    assert 'Specific Criteria' not in words().decode(prompt)
-    assert 'Write two parts' in words().decode(prompt)
+    assert 'Specific Criteria' not in load_tokenizer().decode(prompt)
+    assert 'Write two parts' in load_tokenizer().decode(prompt)
 
 
-def test_general_data_are_one_override(made, run, trained):
-  run('--config.checkpoint=c', '--config.checkpoint_step=4', engine=Planned())
+def test_general_data_are_one_override(workdir, run, trained):
+  run(
+    '--config.checkpoint=c',
+    '--config.checkpoint_step=4',
+    engine=ScriptedEngine(),
+  )
   run('--config.train.data.general_fraction=0.0', '--config.phases=train')
   run('--config.train.checkpoint=base', '--config.phases=train')
-  rates = [x.data.general_rate for x, _ in trained]
+  rates = [x.data.general_fraction for x, _ in trained]
   assert rates == [0.2, 0.0, 0.2]
   assert [x.data.general for x, _ in trained] == ['basics:8000'] * 3
   # From the model that was sampled, unless it is said otherwise.
-  assert [(x.checkpoint, x.step) for x, _ in trained] == [
+  assert [(x.checkpoint, x.checkpoint_step) for x, _ in trained] == [
     ('c', 4),
     ('runs/sft/model', -1),
     ('base', -1),
@@ -349,52 +340,52 @@ SHORTER = '--config.sampling.prompt_buckets=(192,)'
     ),
   ],
 )
-def test_mistakes_are_one_line(made, mistake, arguments, words_):
-  line = mistake(*arguments)
+def test_mistakes_are_one_line(workdir, error_of, arguments, words_):
+  line = error_of(*arguments)
   assert names(line, *words_)
-  assert not made.exists()
+  assert not workdir.exists()
 
 
-def test_without_a_workdir(made, mistake):
-  assert names(mistake(workdir=''), '--workdir')
+def test_without_a_workdir(workdir, error_of):
+  assert names(error_of(workdir=''), '--workdir')
 
 
-def test_no_example_says_what_is_right(made, mistake):
+def test_no_example_says_what_is_right(workdir, error_of):
   rows = [
     row('pair', 'rrr/r') | {'best': None},
     row('single', 'rrr/r', n=1) | {'rewards': [7.0]},
   ]
-  write_rows(made.parent / 'rows.jsonl', rows)
-  line = mistake()
-  assert names(line, made.parent / 'rows.jsonl', 'rewards')
+  write_rows(workdir.parent / 'rows.jsonl', rows)
+  line = error_of()
+  assert names(line, workdir.parent / 'rows.jsonl', 'rewards')
 
 
-def test_given_principles(made, run):
-  write_rows(made.parent / 'rows.jsonl', [ROWS[1] | {'principles': 'Truth'}])
-  engine = Planned()
+def test_given_principles(workdir, run):
+  write_rows(workdir.parent / 'rows.jsonl', [ROWS[1] | {'principles': 'Truth'}])
+  engine = ScriptedEngine()
   run(*SAMPLE, '--config.train.prompt.template=critique', engine=engine)
-  assert 'Truth' in words().decode(engine.requests[0].prompt)
+  assert 'Truth' in load_tokenizer().decode(engine.requests[0].prompt)
 
 
-def test_nothing_is_kept(made, run, mistake, trained, capsys):
-  run('--config.phases=sample,filter', SAMPLE[1], engine=Planned())
+def test_nothing_is_kept(workdir, run, error_of, trained, capsys):
+  run('--config.phases=sample,filter', SAMPLE[1], engine=ScriptedEngine())
   capsys.readouterr()
   nothing = ['--config.filter.unhinted=false', '--config.filter.hinted=false']
-  line = mistake('--config.phases=filter,train', SAMPLE[1], *nothing)
-  assert names(line, made / 'samples.jsonl', 'filter')
+  line = error_of('--config.phases=filter,train', SAMPLE[1], *nothing)
+  assert names(line, workdir / 'samples.jsonl', 'filter')
   # It is said why, and what other rules kept is not trained on instead.
   assert re.search(r'^generations_kept +0$', capsys.readouterr().out, re.M)
-  assert not (made / 'kept.jsonl').exists()
-  assert names(mistake('--config.phases=train'), made / 'kept.jsonl')
+  assert not (workdir / 'kept.jsonl').exists()
+  assert names(error_of('--config.phases=train'), workdir / 'kept.jsonl')
   assert not trained
 
 
-def test_a_template_that_was_edited(made, run, mistake, trained):
-  path = made.parent / 'mine.txt'
+def test_a_template_that_was_edited(workdir, run, error_of, trained):
+  path = workdir.parent / 'mine.txt'
   text = template._DIRECTORY.joinpath('practice.txt').read_text()
   path.write_text(text)
   mine = [SAMPLE[1], f'--config.train.prompt.template={path}']
-  run(*mine, engine=Planned())
+  run(*mine, engine=ScriptedEngine())
   assert len(trained) == 1
   path.write_text(text.replace('Judge', 'Rate'))
   template.load.cache_clear()
@@ -403,15 +394,15 @@ def test_a_template_that_was_edited(made, run, mistake, trained):
     ('filter', 'samples.jsonl'),
     ('train', 'kept.jsonl'),
   ):
-    line = mistake(f'--config.phases={parts}', *mine)
-    assert names(line, made / file, 'config.train.prompt.template')
+    line = error_of(f'--config.phases={parts}', *mine)
+    assert names(line, workdir / file, 'config.train.prompt.template')
   assert len(trained) == 1
 
 
 def test_fine_tunes_and_does_not_do_it_twice(tmp_path, run, environment):
   """Judgements of the practice teacher, from a file and as drawn here."""
   examples = practice.examples('train', 24)
-  made = tmp_path / 'work'
+  workdir = tmp_path / 'work'
   write_rows(tmp_path / 'rows.jsonl', map(examples_lib.to_row, examples))
   arguments = [
     '--config.checkpoint=random',
@@ -420,8 +411,8 @@ def test_fine_tunes_and_does_not_do_it_twice(tmp_path, run, environment):
     '--config.sampling.max_new_tokens=192',
     '--config.train.batch.prompt_buckets=(384,)',
   ]
-  run('--config.phases=sample', *arguments, engine=Taught(examples))
-  drawn = rows_of(made / 'samples.jsonl')
+  run('--config.phases=sample', *arguments, engine=TeacherEngine(examples))
+  drawn = read_rows(workdir / 'samples.jsonl')
   assert len(drawn) == 72
   path = tmp_path / 'other.jsonl'
   write_rows(
@@ -431,7 +422,7 @@ def test_fine_tunes_and_does_not_do_it_twice(tmp_path, run, environment):
     '--config=configs/rft.py:tiny',
     *arguments,
     f'--config.data={tmp_path}/rows.jsonl',
-    f'--workdir={made}',
+    f'--workdir={workdir}',
     '--config.train.data.general=practice:40',
     '--config.train.evaluation.data=',
     '--config.train.steps=3',
@@ -446,19 +437,19 @@ def test_fine_tunes_and_does_not_do_it_twice(tmp_path, run, environment):
     '--config.filter.too_easy=false',  # all of that file is right
     env=environment,
   )
-  assert lines_with(stdout, made / 'kept.jsonl', 24)
-  steps = [x['step'] for x in rows_of(made / 'metrics.jsonl')]
+  assert lines_with(stdout, workdir / 'kept.jsonl', 24)
+  steps = [x['step'] for x in read_rows(workdir / 'metrics.jsonl')]
   assert steps == [1, 2, 3]
-  assert (made / 'model' / 'tokenizer.model').exists()
-  assert (made / 'model' / '3').is_dir()
-  kept = (made / 'kept.jsonl').read_bytes()
-  before = {x: x.stat().st_mtime_ns for x in (made / 'model').rglob('*')}
+  assert (workdir / 'model' / 'tokenizer.model').exists()
+  assert (workdir / 'model' / '3').is_dir()
+  kept = (workdir / 'kept.jsonl').read_bytes()
+  before = {x: x.stat().st_mtime_ns for x in (workdir / 'model').rglob('*')}
   # The whole command on what was drawn here, which has the same right texts.
   stdout, _ = test_main.run(*arguments, env=environment)
-  assert lines_with(stdout, made / 'model', 3)
-  assert (made / 'kept.jsonl').read_bytes() == kept
-  assert rows_of(made / 'samples.jsonl') == drawn
-  after = {x: x.stat().st_mtime_ns for x in (made / 'model').rglob('*')}
+  assert lines_with(stdout, workdir / 'model', 3)
+  assert (workdir / 'kept.jsonl').read_bytes() == kept
+  assert read_rows(workdir / 'samples.jsonl') == drawn
+  after = {x: x.stat().st_mtime_ns for x in (workdir / 'model').rglob('*')}
   assert after == before
 
 

@@ -6,27 +6,16 @@ import pytest
 
 from tests.evaluation.suites import published
 from tests.messages import names
-from tests.stages import planned
-from tests.stages.planned import FILTER, kept_texts, row, rows_of, write_rows
+from tests.stages.rft.fixtures import (
+  FILTER,
+  kept_texts,
+  read_rows,
+  row,
+  write_rows,
+)
 
 # config_flags loads a config's file so.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
-
-
-@pytest.fixture
-def made(tmp_path):
-  """WORKDIR, beside rows to judge."""
-  return planned.workdir(tmp_path)
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-  return planned.runner(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def mistake(run):
-  return planned.mistakes(run)
 
 
 OTHER = [
@@ -57,37 +46,39 @@ OTHER = [
 ]
 
 
-def test_samples_of_another_model(made, run, mistake, caplog):
-  path = made.parent / 'other.jsonl'
+def test_samples_of_another_model(workdir, run, error_of, caplog):
+  path = workdir.parent / 'other.jsonl'
   write_rows(path, [x for x, _ in OTHER])
   arguments = [*FILTER, f'--config.samples={path}']
   with caplog.at_level('WARNING'):
     run(*arguments)
-  assert kept_texts(made) == {'mixed 0,1': 'a ', 'saved 1,2,0': 'd '}
+  assert kept_texts(workdir) == {'mixed 0,1': 'a ', 'saved 1,2,0': 'd '}
   bad = [(i, words) for i, (_, words) in enumerate(OTHER, 1) if words]
   # The first ones are named, all are counted.
   for number, words in bad[:5]:
     assert any(names(x, path, number, *words) for x in caplog.messages)
   assert any(names(x, path, len(bad)) for x in caplog.messages)
-  counts = json.loads((made / 'filter.json').read_text())['counts']['made']
+  counts = json.loads((workdir / 'filter.json').read_text())['counts'][
+    'synthetic'
+  ]
   assert counts['unhinted_correct'] == counts['hinted_correct'] == 1
   assert counts['unhinted_incorrect'] == counts['unhinted_truncated'] == 1
-  line = mistake(*arguments, '--config.fail_on_bad_rows=true')
+  line = error_of(*arguments, '--config.fail_on_bad_rows=true')
   assert names(line, path, 3, 'config.data', 'nobody')
 
 
 @pytest.mark.parametrize('number', [i for i, x in enumerate(OTHER) if x[1]])
-def test_each_bad_sample_is_named(made, mistake, number):
-  path = made.parent / 'other.jsonl'
+def test_each_bad_sample_is_named(workdir, error_of, number):
+  path = workdir.parent / 'other.jsonl'
   write_rows(path, [OTHER[0][0], '', OTHER[number][0]])
-  line = mistake(
+  line = error_of(
     *FILTER, f'--config.samples={path}', '--config.fail_on_bad_rows=true'
   )
   assert names(line, path, 3, *OTHER[number][1])
 
 
 @pytest.mark.parametrize('suffix', ['json', 'parquet', 'txt'])
-def test_samples_in_another_format(made, run, suffix):
+def test_samples_in_another_format(workdir, run, suffix):
   rows = [
     {'id': 'mixed', 'text': r'a \boxed{1, 2}', 'order': [0, 1]},
     {'id': 'mixed', 'text': r'b \boxed{2, 1}'},  # wrong
@@ -96,29 +87,29 @@ def test_samples_in_another_format(made, run, suffix):
   # Parquet has every column in every row.
   empty = dict.fromkeys(('order', 'hinted', 'truncated'))
   rows = [empty | row for row in rows]
-  path = published.write(made.parent / f'other.{suffix}', rows)
+  path = published.write(workdir.parent / f'other.{suffix}', rows)
   run(*FILTER, f'--config.samples={path}')
-  assert kept_texts(made) == {'mixed 0,1': 'a ', 'saved 0,1,2': 'd '}
+  assert kept_texts(workdir) == {'mixed 0,1': 'a ', 'saved 0,1,2': 'd '}
 
 
-def test_no_sample_is_usable(made, mistake):
-  path = made.parent / 'other.jsonl'
+def test_no_sample_is_usable(workdir, error_of):
+  path = workdir.parent / 'other.jsonl'
   write_rows(path, ['{', {'id': 'nobody', 'text': 'x'}])
-  line = mistake(*FILTER, f'--config.samples={path}')
+  line = error_of(*FILTER, f'--config.samples={path}')
   assert names(line, path, 2, 1, 'JSON')
 
 
-def test_ids_may_be_numbers(made, run):
-  write_rows(made.parent / 'rows.jsonl', [row(7, 'rrr/r')])
-  path = made.parent / 'other.jsonl'
+def test_ids_may_be_numbers(workdir, run):
+  write_rows(workdir.parent / 'rows.jsonl', [row(7, 'rrr/r')])
+  path = workdir.parent / 'other.jsonl'
   write_rows(path, [{'id': 7, 'text': r'a \boxed{9, 1}', 'hinted': True}])
   run(*FILTER, f'--config.samples={path}')
-  assert kept_texts(made) == {'7 0,1': 'a '}
+  assert kept_texts(workdir) == {'7 0,1': 'a '}
 
 
-def test_orders_of_an_example_are_prompts_of_their_own(made, run):
+def test_orders_of_an_example_are_prompts_of_their_own(workdir, run):
   write_rows(
-    made.parent / 'other.jsonl',
+    workdir.parent / 'other.jsonl',
     [
       {'id': 'mixed', 'text': r'a \boxed{1, 2}'},
       {'id': 'mixed', 'text': r'b \boxed{2, 1}', 'order': [1, 0]},
@@ -126,8 +117,8 @@ def test_orders_of_an_example_are_prompts_of_their_own(made, run):
       {'id': 'mixed', 'text': r'd \boxed{9, 3}'},
     ],
   )
-  run(*FILTER, f'--config.samples={made.parent}/other.jsonl')
-  found = rows_of(made / 'kept.jsonl')
+  run(*FILTER, f'--config.samples={workdir.parent}/other.jsonl')
+  found = read_rows(workdir / 'kept.jsonl')
   assert [(x['id'], x['order'], x['generations']) for x in found] == [
     ('mixed 0,1', [0, 1], [r'a \boxed{1, 2}', r'c \boxed{3, 9}']),
     ('mixed 1,0', [1, 0], [r'b \boxed{2, 1}']),

@@ -8,38 +8,21 @@ import time
 import pytest
 
 from tests import test_main
-from tests.judges.fake import words
+from tests.judges.fake import load_tokenizer
 from tests.messages import names, setting
-from tests.stages import planned
-from tests.stages.planned import (
+from tests.stages.rft.fixtures import (
   FILTER,
+  HINT,
   ROWS,
   SAMPLE,
-  TOLD,
-  Planned,
+  ScriptedEngine,
+  read_rows,
   row,
-  rows_of,
   write_rows,
 )
 
 # config_flags loads a config's file so.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
-
-
-@pytest.fixture
-def made(tmp_path):
-  """WORKDIR, beside rows to judge."""
-  return planned.workdir(tmp_path)
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-  return planned.runner(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def mistake(run):
-  return planned.mistakes(run)
 
 
 SHORT = (
@@ -48,11 +31,11 @@ SHORT = (
 )
 
 
-def test_samples_have_their_verdicts(made, run):
-  run(*SAMPLE, engine=Planned())
-  found = rows_of(made / 'samples.jsonl')
+def test_samples_have_their_verdicts(workdir, run):
+  run(*SAMPLE, engine=ScriptedEngine())
+  found = read_rows(workdir / 'samples.jsonl')
   assert [
-    (x['id'], x['hinted'], x['sample'], x['verdict'], x['scores'])
+    (x['id'], x['hinted'], x['sample'], x['outcome'], x['scores'])
     for x in found
   ] == [
     ('easy', False, 0, 'correct', [9, 2]),
@@ -78,17 +61,17 @@ def test_samples_have_their_verdicts(made, run):
     ('single2', False, 2, 'incorrect', [0]),
   ]
   first = found[9]
-  assert first['text'] == r'r0 told. Scores: \boxed{2, 2, 9}'
+  assert first['text'] == r'r0 hinted. Scores: \boxed{2, 2, 9}'
   assert first['order'] == [0, 1, 2]
-  assert first['num_tokens'] == len(words().encode(first['text']))
-  assert sorted(x.name for x in made.iterdir()) == [
+  assert first['num_tokens'] == len(load_tokenizer().encode(first['text']))
+  assert sorted(x.name for x in workdir.iterdir()) == [
     'samples.json',
     'samples.jsonl',
   ]
 
 
-def test_what_is_asked(made, run):
-  engine = Planned()
+def test_what_is_asked(workdir, run):
+  engine = ScriptedEngine()
   loaded = run(
     *SAMPLE,
     '--config.num_samples=2',
@@ -103,7 +86,10 @@ def test_what_is_asked(made, run):
   )
   (opened,) = loaded  # one model for both passes
   assert opened[:3] == ('some/model', 300, '')
-  assert (opened[3]['size'], opened[3]['buckets']) == (160, (96, 160))
+  assert (opened[3]['max_new_tokens'], opened[3]['prompt_buckets']) == (
+    160,
+    (96, 160),
+  )
   asked = [
     (x.key, x.num_samples, x.temperature, x.seed) for x in engine.requests
   ]
@@ -118,8 +104,8 @@ def test_what_is_asked(made, run):
     ('lost 0,1', 1, 0.75, 7),
     ('single 0', 1, 0.75, 7),
   ]
-  prompts = [words().decode(x.prompt) for x in engine.requests]
-  assert [TOLD in x for x in prompts] == [False] * 6 + [True] * 3
+  prompts = [load_tokenizer().decode(x.prompt) for x in engine.requests]
+  assert [HINT in x for x in prompts] == [False] * 6 + [True] * 3
   for text, hint in zip(
     prompts[6:],
     [
@@ -133,15 +119,15 @@ def test_what_is_asked(made, run):
 
 
 @pytest.mark.parametrize('order, prompts', [('balanced', 2), ('random', None)])
-def test_orders_are_mapped_back(made, run, order, prompts):
-  engine = Planned()
+def test_orders_are_mapped_back(workdir, run, order, prompts):
+  engine = ScriptedEngine()
   run(
     '--config.phases=sample',
     f'--config.response_order={order}',
     '--config.num_samples=2',
     engine=engine,
   )
-  found = [x for x in rows_of(made / 'samples.jsonl') if x['id'] == 'easy']
+  found = [x for x in read_rows(workdir / 'samples.jsonl') if x['id'] == 'easy']
   assert [x['scores'] for x in found] == [[9, 2]] * 2
   for x in found:
     shown = [9, 2] if x['order'] == [0, 1] else [2, 9]
@@ -150,57 +136,57 @@ def test_orders_are_mapped_back(made, run, order, prompts):
     assert len({tuple(x['order']) for x in found}) == prompts
 
 
-def test_no_hinted_samples(made, run):
-  engine = Planned()
+def test_no_hinted_samples(workdir, run):
+  engine = ScriptedEngine()
   run(*SAMPLE, '--config.num_hinted_samples=0', engine=engine)
   assert len(engine.requests) == 6
-  assert not any(x['hinted'] for x in rows_of(made / 'samples.jsonl'))
+  assert not any(x['hinted'] for x in read_rows(workdir / 'samples.jsonl'))
 
 
-def test_more_hinted_samples(made, run):
-  write_rows(made.parent / 'rows.jsonl', [row('saved', 'www/xrr')])
-  run(*SAMPLE, '--config.num_hinted_samples=3', engine=Planned())
-  hinted = [x for x in rows_of(made / 'samples.jsonl') if x['hinted']]
-  assert [x['verdict'] for x in hinted] == [
+def test_more_hinted_samples(workdir, run):
+  write_rows(workdir.parent / 'rows.jsonl', [row('saved', 'www/xrr')])
+  run(*SAMPLE, '--config.num_hinted_samples=3', engine=ScriptedEngine())
+  hinted = [x for x in read_rows(workdir / 'samples.jsonl') if x['hinted']]
+  assert [x['outcome'] for x in hinted] == [
     'parse_failure',
     'correct',
     'correct',
   ]
 
 
-def test_no_example_was_never_right(made, run):
-  write_rows(made.parent / 'rows.jsonl', ROWS[:2])
-  engine = Planned()
+def test_no_example_was_never_right(workdir, run):
+  write_rows(workdir.parent / 'rows.jsonl', ROWS[:2])
+  engine = ScriptedEngine()
   run(*SAMPLE, engine=engine)
   assert len(engine.requests) == 2
 
 
-def test_samples_that_are_there_are_not_drawn_again(made, run):
-  run(*SAMPLE, engine=Planned())
-  before = (made / 'samples.jsonl').read_bytes()
-  (made / 'hinted.partial').write_text('left by a kill at the very end')
+def test_samples_that_are_there_are_not_drawn_again(workdir, run):
+  run(*SAMPLE, engine=ScriptedEngine())
+  before = (workdir / 'samples.jsonl').read_bytes()
+  (workdir / 'hinted.partial').write_text('left by a kill at the very end')
   run(*SAMPLE)
-  assert (made / 'samples.jsonl').read_bytes() == before
-  assert not (made / 'hinted.partial').exists()
+  assert (workdir / 'samples.jsonl').read_bytes() == before
+  assert not (workdir / 'hinted.partial').exists()
 
 
-def test_examples_that_cannot_be_asked(made, run, mistake, caplog):
+def test_examples_that_cannot_be_asked(workdir, run, error_of, caplog):
   long = row('long', 'rrr/r')
   long['query'] = 'x' * 9000
-  write_rows(made.parent / 'rows.jsonl', [long, ROWS[1]])
+  write_rows(workdir.parent / 'rows.jsonl', [long, ROWS[1]])
   refuse = [*SAMPLE, '--config.train.prompt.too_long=refuse']
   with caplog.at_level('WARNING'):
-    run(*refuse, engine=Planned())
-  assert {x['id'] for x in rows_of(made / 'samples.jsonl')} == {'mixed'}
+    run(*refuse, engine=ScriptedEngine())
+  assert {x['id'] for x in read_rows(workdir / 'samples.jsonl')} == {'mixed'}
   # Once, and not again with a hint.
   assert sum(names(x, 'long') for x in caplog.messages) == 1
-  line = mistake(
+  line = error_of(
     *refuse,
     '--config.fail_on_bad_rows=true',
-    engine=Planned(),
-    workdir=made.parent / 'strict',
+    engine=ScriptedEngine(),
+    workdir=workdir.parent / 'strict',
   )
-  assert names(line, made.parent / 'rows.jsonl', 'long')
+  assert names(line, workdir.parent / 'rows.jsonl', 'long')
 
 
 class Killed(Exception):
@@ -209,11 +195,11 @@ class Killed(Exception):
 
 # 6 unhinted prompts, then 3 hinted ones.
 @pytest.mark.parametrize('asked', [0, 1, 5, 6, 7])
-def test_sampling_goes_on_where_it_stopped(made, run, asked):
+def test_sampling_goes_on_where_it_stopped(workdir, run, asked):
   """In this process; a real kill is below."""
 
-  class Stopping(Planned):
-    def run(self, requests, **unused):
+  class Stopping(ScriptedEngine):
+    def run(self, weights, requests, **unused):
       for request in requests:
         if len(self.requests) == asked:
           raise Killed
@@ -225,22 +211,22 @@ def test_sampling_goes_on_where_it_stopped(made, run, asked):
   for _ in range(2):
     with pytest.raises(Killed):
       run(*SAMPLE, engine=engine)
-    assert not (made / 'samples.jsonl').exists()
+    assert not (workdir / 'samples.jsonl').exists()
     assert len(engine.requests) == asked
-  engine = Planned()
+  engine = ScriptedEngine()
   run(*SAMPLE, engine=engine)
   assert len(engine.requests) == 9 - asked
-  run(*SAMPLE, engine=Planned(), workdir=made.parent / 'calm')
-  calm = (made.parent / 'calm' / 'samples.jsonl').read_bytes()
-  assert (made / 'samples.jsonl').read_bytes() == calm
+  run(*SAMPLE, engine=ScriptedEngine(), workdir=workdir.parent / 'calm')
+  calm = (workdir.parent / 'calm' / 'samples.jsonl').read_bytes()
+  assert (workdir / 'samples.jsonl').read_bytes() == calm
 
 
 CHANGES = [
   ('--config.checkpoint=other', 'checkpoint', 'runs/sft/model'),
-  ('--config.checkpoint_step=5', 'step', -1),
+  ('--config.checkpoint_step=5', 'checkpoint_step', -1),
   ('--config.num_samples=2', 'num_samples', 3),
-  ('--config.num_hinted_samples=0', 'num_hinted', 1),
-  ('--config.response_order=random', 'order', 'fixed'),
+  ('--config.num_hinted_samples=0', 'num_hinted_samples', 1),
+  ('--config.response_order=random', 'response_order', 'fixed'),
   ('--config.temperature=0.5', 'temperature', 0.7),
   ('--config.hinted_temperature=0.5', 'hinted_temperature', 0.7),
   ('--config.train.seed=1', 'train.seed', 0),
@@ -265,59 +251,59 @@ ASKED = [
 
 
 @pytest.mark.parametrize('change, key, was', CHANGES + ASKED)
-def test_samples_of_other_settings(made, run, mistake, change, key, was):
-  run('--config.phases=sample,filter', SAMPLE[1], engine=Planned())
-  before = {x.name: x.read_bytes() for x in made.iterdir()}
-  line = mistake('--config.response_order=fixed', change)
-  samples = f'{made}/samples.jsonl'
+def test_samples_of_other_settings(workdir, run, error_of, change, key, was):
+  run('--config.phases=sample,filter', SAMPLE[1], engine=ScriptedEngine())
+  before = {x.name: x.read_bytes() for x in workdir.iterdir()}
+  line = error_of('--config.response_order=fixed', change)
+  samples = f'{workdir}/samples.jsonl'
   assert names(line, samples, *setting(key, was), 'config.phases')
   again = [*FILTER, change]
   if (change, key, was) in CHANGES:  # they can still be filtered
     run(*again)
   else:
-    line = mistake(*again)
+    line = error_of(*again)
     assert names(line, *setting(key, was), 'config.samples', samples)
     run(*again, f'--config.samples={samples}')
-  after = {x.name: x.read_bytes() for x in made.iterdir()}
+  after = {x.name: x.read_bytes() for x in workdir.iterdir()}
   assert after['samples.jsonl'] == before['samples.jsonl']
   assert after['kept.jsonl'] == before['kept.jsonl']
 
 
 @pytest.mark.parametrize('parts', ['sample', 'filter'])
-def test_samples_of_other_examples(made, run, mistake, parts):
-  run(*SAMPLE, engine=Planned())
+def test_samples_of_other_examples(workdir, run, error_of, parts):
+  run(*SAMPLE, engine=ScriptedEngine())
   other = [*ROWS[:1], ROWS[1] | {'best': 0}, *ROWS[2:]]
-  write_rows(made.parent / 'rows.jsonl', other)
-  line = mistake(f'--config.phases={parts}', SAMPLE[1])
+  write_rows(workdir.parent / 'rows.jsonl', other)
+  line = error_of(f'--config.phases={parts}', SAMPLE[1])
   assert names(line, *setting('data', 6))
-  write_rows(made.parent / 'rows.jsonl', ROWS)
+  write_rows(workdir.parent / 'rows.jsonl', ROWS)
   run(f'--config.phases={parts}', SAMPLE[1])
 
 
-def test_samples_that_do_not_say_how_they_were_drawn(made, run, mistake):
-  run(*SAMPLE, engine=Planned())
-  (made / 'samples.json').unlink()
-  assert names(mistake(*SAMPLE), made / 'samples.json')
-  line = mistake(*FILTER)
-  assert names(line, *setting('samples', made / 'samples.jsonl'))
+def test_samples_that_do_not_say_how_they_were_drawn(workdir, run, error_of):
+  run(*SAMPLE, engine=ScriptedEngine())
+  (workdir / 'samples.json').unlink()
+  assert names(error_of(*SAMPLE), workdir / 'samples.json')
+  line = error_of(*FILTER)
+  assert names(line, *setting('samples', workdir / 'samples.jsonl'))
 
 
 @pytest.mark.parametrize('change, key, was', CHANGES)
-def test_a_journal_of_other_settings(made, run, mistake, change, key, was):
-  class Stopping(Planned):
+def test_a_journal_of_other_settings(workdir, run, error_of, change, key, was):
+  class Stopping(ScriptedEngine):
     def generation(self, request, sample):
       raise ValueError('stopped')
 
   with pytest.raises(ValueError, match='stopped'):
     run(*SAMPLE, engine=Stopping())
-  line = mistake(*SAMPLE, change, engine=Planned())
-  assert names(line, made / 'unhinted.partial', key, was)
+  line = error_of(*SAMPLE, change, engine=ScriptedEngine())
+  assert names(line, workdir / 'unhinted.partial', key, was)
 
 
-def test_a_model_that_cannot_be_loaded_leaves_no_journal(made, run):
+def test_a_model_that_cannot_be_loaded_leaves_no_journal(workdir, run):
   with pytest.raises(AssertionError, match='a model was loaded'):
     run(*SAMPLE)
-  run(*SAMPLE, '--config.checkpoint=the/right/one', engine=Planned())
+  run(*SAMPLE, '--config.checkpoint=the/right/one', engine=ScriptedEngine())
 
 
 def start(arguments, env):
@@ -356,24 +342,26 @@ def test_killed_at_any_moment_the_samples_are_the_same(tmp_path, environment):
     '--config.train.batch.prompt_buckets=(128,)',
     '--config.num_samples=2',
   ]
-  made = tmp_path / 'killed'
-  here = [*arguments, f'--workdir={made}']
-  unhinted, hinted = made / 'unhinted.partial', made / 'hinted.partial'
+  workdir = tmp_path / 'killed'
+  here = [*arguments, f'--workdir={workdir}']
+  unhinted, hinted = workdir / 'unhinted.partial', workdir / 'hinted.partial'
   kill_when(start(here, environment), unhinted, 14)
   assert not hinted.exists()
   # Between the two passes: 40 rows and the header, no second journal.
   kill_when(start(here, environment), unhinted, 41)
   hinted.unlink(missing_ok=True)
   kill_when(start(here, environment), hinted, 14)
-  assert not (made / 'samples.jsonl').exists()
+  assert not (workdir / 'samples.jsonl').exists()
   test_main.run(*here, env=environment)
   calm = [*arguments, f'--workdir={tmp_path}/calm']
   test_main.run(*calm, env=environment)
   names = ['samples.json', 'samples.jsonl']
-  assert sorted(x.name for x in made.iterdir()) == names
+  assert sorted(x.name for x in workdir.iterdir()) == names
   for name in names:
-    assert (made / name).read_bytes() == (tmp_path / 'calm' / name).read_bytes()
-  found = rows_of(made / 'samples.jsonl')
+    assert (workdir / name).read_bytes() == (
+      tmp_path / 'calm' / name
+    ).read_bytes()
+  found = read_rows(workdir / 'samples.jsonl')
   assert [(x['id'], x['hinted'], x['sample']) for x in found] == [
     (f'r{i}', told, n)
     for i in range(40)

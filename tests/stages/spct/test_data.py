@@ -1,4 +1,4 @@
-"""The examples of a whole run: who gets which, and that none is in two."""
+"""The examples of a whole run: which stage gets which."""
 
 import json
 
@@ -19,13 +19,17 @@ def root(monkeypatch):
   monkeypatch.chdir(test_main.ROOT)
 
 
-COUNTS = dict(texts=10, rft=6, grpo=9, fresh=5, validation=4, held_out=7)
+COUNTS = dict(
+  texts=10, rft=6, grpo=9, meta_rm_samples=5, validation=4, held_out=7
+)
 
 
-def made(folder, *arguments, **counts):
-  """part -> rows of what is written."""
-  given = [f'--config.examples.{k}={v}' for k, v in (COUNTS | counts).items()]
-  config = spct_run.parse(*given, *arguments)
+def write(folder, *arguments, **counts):
+  """Writes the examples; returns their rows by part."""
+  settings = [
+    f'--config.examples.{k}={v}' for k, v in (COUNTS | counts).items()
+  ]
+  config = spct_run.parse(*settings, *arguments)
   spct_data.check(config)
   assert spct_data.write(config, str(folder))
   return {
@@ -43,9 +47,9 @@ def queries(rows):
 
 
 def rows(tmp_path, count=200, **fields):
-  """Two examples of each query."""
+  """Writes two examples of each query; returns the argument that uses them."""
   path = tmp_path / 'rows.jsonl'
-  some = [
+  examples = [
     {
       'id': f'{i}{x}',
       'query': f'query {i}',
@@ -56,13 +60,13 @@ def rows(tmp_path, count=200, **fields):
     for i in range(count)
     for x in 'xy'
   ]
-  path.write_text(''.join(f'{json.dumps(row)}\n' for row in some))
+  path.write_text(''.join(f'{json.dumps(row)}\n' for row in examples))
   return f'--config.data={path}#split'
 
 
 def test_practice_examples(tmp_path):
-  found = made(tmp_path)
-  assert {part: len(own) for part, own in found.items()} == {
+  parts = write(tmp_path)
+  assert {part: len(rows) for part, rows in parts.items()} == {
     'rft': 6,
     'grpo': 9,
     'fresh': 5,
@@ -70,63 +74,68 @@ def test_practice_examples(tmp_path):
     'validation': 4,
     'held_out': 7,
   }
-  train = ids(found['train'])
-  assert ids(found['rft']) == train[:6] and ids(found['grpo']) == train[:9]
-  assert ids(found['fresh']) == train[9:]
-  # The teacher writes about the ten before: families come in turn.
+  train = ids(parts['train'])
+  assert ids(parts['rft']) == train[:6] and ids(parts['grpo']) == train[:9]
+  assert ids(parts['fresh']) == train[9:]
+  # The teacher writes about the ten before them; the families alternate.
   assert train[0].startswith('practice/') and '/train/' in train[0]
   assert not any(name.endswith('/0') for name in train)
-  assert all('/held_out/' in name for name in ids(found['held_out']))
-  assert all('/validation/' in name for name in ids(found['validation']))
+  assert all('/held_out/' in name for name in ids(parts['held_out']))
+  assert all('/validation/' in name for name in ids(parts['validation']))
 
 
 def test_examples_of_a_file(tmp_path):
-  given = rows(tmp_path)
-  found = made(tmp_path / 'a', given)
-  assert len(found['cold_start']) == 10 and len(found['train']) == 14
-  parts = ('cold_start', 'train', 'validation', 'held_out')
-  sets = [queries(found[part]) for part in parts]
-  for i, one in enumerate(sets):
+  data = rows(tmp_path)
+  parts = write(tmp_path / 'a', data)
+  assert len(parts['cold_start']) == 10 and len(parts['train']) == 14
+  disjoint = ('cold_start', 'train', 'validation', 'held_out')
+  sets = [queries(parts[part]) for part in disjoint]
+  for i, queries_of_part in enumerate(sets):
     for other in sets[i + 1 :]:
-      assert not one & other
-  assert ids(found['fresh']) == ids(found['train'])[-5:]
-  # Not the first rows of the file, and the same for every seed.
-  numbers = [int(name[:-1]) for name in ids(found['train'])]
+      assert not queries_of_part & other
+  assert ids(parts['fresh']) == ids(parts['train'])[-5:]
+  # The examples are shuffled, in the same way for every seed.
+  numbers = [int(name[:-1]) for name in ids(parts['train'])]
   assert numbers != sorted(numbers)
-  assert made(tmp_path / 'b', given, '--config.seed=5') == found
-  assert found['rft'][0]['best'] is not None
+  assert write(tmp_path / 'b', data, '--config.seed=5') == parts
+  assert parts['rft'][0]['best'] is not None
 
 
-def test_a_query_is_not_cut_in_two(tmp_path):
-  """Eleven would end between the two examples of a query."""
-  found = made(tmp_path / 'a', rows(tmp_path), texts=11)
-  assert len(found['cold_start']) == 12
-  assert not queries(found['cold_start']) & queries(found['train'])
+def test_the_cold_start_has_complete_queries(tmp_path):
+  """Eleven examples would end between the two examples of a query."""
+  parts = write(tmp_path / 'a', rows(tmp_path), texts=11)
+  assert len(parts['cold_start']) == 12
+  assert not queries(parts['cold_start']) & queries(parts['train'])
 
 
-def test_few_examples_are_shared(tmp_path):
-  """A third is for the cold start; the last ones are of all stages."""
-  found = made(
-    tmp_path / 'a', rows(tmp_path, 30), texts=999, rft=999, grpo=20, fresh=20
+def test_stages_share_few_examples(tmp_path):
+  """The cold start gets a third; the other stages use the same examples."""
+  parts = write(
+    tmp_path / 'a',
+    rows(tmp_path, 30),
+    texts=999,
+    rft=999,
+    grpo=20,
+    meta_rm_samples=20,
   )
-  cold, train = found['cold_start'], found['train']
-  assert (len(cold), len(train)) == (18, 36)  # of 27 queries
-  assert ids(found['rft']) == ids(train)
-  assert ids(found['fresh']) == ids(train)[-20:]
+  cold, train = parts['cold_start'], parts['train']
+  assert (len(cold), len(train)) == (18, 36)  # 27 queries
+  assert ids(parts['rft']) == ids(train)
+  assert ids(parts['fresh']) == ids(train)[-20:]
 
 
-def test_texts_of_the_users_own_need_no_examples(tmp_path):
-  given = rows(tmp_path)
-  found = made(tmp_path / 'a', given, '--config.sft.data.texts=judged:x.jsonl')
-  assert 'cold_start' not in found and len(found['train']) == 14
-  found = made(
-    tmp_path / 'b', given, '--config.stages=rft', '--config.checkpoint=base'
+def test_cold_start_texts_of_the_user_need_no_examples(tmp_path):
+  data = rows(tmp_path)
+  parts = write(tmp_path / 'a', data, '--config.sft.data.texts=judged:x.jsonl')
+  assert 'cold_start' not in parts and len(parts['train']) == 14
+  parts = write(
+    tmp_path / 'b', data, '--config.stages=rft', '--config.checkpoint=base'
   )
-  assert 'cold_start' not in found
+  assert 'cold_start' not in parts
 
 
-def test_no_validation(tmp_path):
-  assert 'validation' not in made(tmp_path, validation=0)
+def test_no_validation_examples(tmp_path):
+  assert 'validation' not in write(tmp_path, validation=0)
 
 
 @pytest.mark.parametrize(
@@ -139,13 +148,13 @@ def test_no_validation(tmp_path):
     ),
   ],
 )
-def test_examples_of_no_use(tmp_path, fields, words):
+def test_unsuitable_examples_are_an_error(tmp_path, fields, words):
   with pytest.raises(UserError, match=naming(*words)):
-    made(tmp_path / 'a', rows(tmp_path, **fields))
+    write(tmp_path / 'a', rows(tmp_path, **fields))
 
 
-def test_too_few_for_a_cold_start(tmp_path):
+def test_too_few_examples_for_a_cold_start(tmp_path):
   with pytest.raises(
     ValueError, match=naming('config.data', 344, 'config.sft.data.texts')
   ):
-    made(tmp_path / 'a', rows(tmp_path), texts=0)
+    write(tmp_path / 'a', rows(tmp_path), texts=0)

@@ -1,4 +1,4 @@
-"""What each stage of a whole run is given, and what its result depends on."""
+"""The configs of the stages of a whole run, and their fingerprints."""
 
 import pytest
 
@@ -18,13 +18,13 @@ def root(monkeypatch):
 
 
 def plan(*arguments, workdir='w'):
-  steps = spct_plan.plan(spct_run.parse(*arguments), workdir)
-  return {step.name: step for step in steps}
+  stages = spct_plan.plan(spct_run.parse(*arguments), workdir)
+  return {stage.name: stage for stage in stages}
 
 
-def test_the_steps_and_what_they_read():
-  found = plan()
-  assert {name: set(step.reads) for name, step in found.items()} == {
+def test_stages_and_what_they_read():
+  planned = plan()
+  assert {name: set(stage.reads) for name, stage in planned.items()} == {
     'data': set(),
     'base': set(),
     'sft': {'data', 'base'},
@@ -34,43 +34,45 @@ def test_the_steps_and_what_they_read():
     'meta_rm': {'data', 'grpo', 'rft', 'samples'},
     'evaluation': {'data', 'sft', 'rft', 'grpo', 'meta_rm'},
   }
-  for step in found.values():
-    for name, fingerprint in step.reads.items():
-      assert fingerprint == found[name].fingerprint
-  assert len({step.fingerprint for step in found.values()}) == len(found)
+  for stage in planned.values():
+    for name, fingerprint in stage.reads.items():
+      assert fingerprint == planned[name].fingerprint
+  assert len({stage.fingerprint for stage in planned.values()}) == len(planned)
 
 
-def test_files_and_models_go_from_stage_to_stage():
-  found = {name: step.config for name, step in plan().items()}
-  base = found['base']
+def test_stages_read_files_and_models_of_earlier_ones():
+  planned = {name: stage.config for name, stage in plan().items()}
+  base = planned['base']
   assert (base.checkpoint, base.data.texts) == ('scratch', 'basics:12000')
-  assert found['sft'].checkpoint == 'w/base/model'
-  assert found['sft'].data.texts == 'practice:8000'
-  rft = found['rft']
+  assert planned['sft'].checkpoint == 'w/base/model'
+  assert planned['sft'].data.texts == 'practice:8000'
+  rft = planned['rft']
   assert rft.checkpoint == 'w/sft/model' and rft.train.checkpoint == ''
-  assert (rft.data, rft.parts) == ('w/data/rft.jsonl', 'sample,filter,train')
+  assert (rft.data, rft.phases) == ('w/data/rft.jsonl', 'sample,filter,train')
   assert rft.train.data.general == 'basics:8000'
-  assert found['grpo'].checkpoint == 'w/rft/model'
-  assert found['grpo'].data == 'w/data/grpo.jsonl'
-  fresh = found['samples']
+  assert planned['grpo'].checkpoint == 'w/rft/model'
+  assert planned['grpo'].data == 'w/data/grpo.jsonl'
+  fresh = planned['samples']
   assert fresh.checkpoint == 'w/grpo/model'
-  assert (fresh.data, fresh.parts) == ('w/data/fresh.jsonl', 'sample')
-  assert (fresh.num_hinted, fresh.num_samples) == (0, 8)
-  # As the evaluation asks, whatever RFT did.
-  assert (rft.order, fresh.order) == ('random', 'balanced')
-  meta = found['meta_rm']
+  assert (fresh.data, fresh.phases) == ('w/data/fresh.jsonl', 'sample')
+  assert (fresh.num_hinted_samples, fresh.num_samples) == (0, 8)
+  # The order of the evaluation, not that of RFT.
+  assert (rft.response_order, fresh.response_order) == ('random', 'balanced')
+  meta = planned['meta_rm']
   assert meta.checkpoint == 'w/grpo/model' and meta.data == 'w/data/train.jsonl'
   assert meta.samples == 'w/rft/samples.jsonl,w/samples/samples.jsonl'
 
 
-def test_examples_that_are_judged_while_training():
-  found = plan('--config.examples.validation=9')
-  own = [found[x].config for x in ('sft', 'grpo')] + [found['rft'].config.train]
-  assert {x.evaluation.data for x in own} == {'w/data/validation.jsonl'}
+def test_validation_examples_are_judged_during_training():
+  planned = plan('--config.examples.validation=9')
+  configs = [planned[x].config for x in ('sft', 'grpo')] + [
+    planned['rft'].config.train
+  ]
+  assert {x.evaluation.data for x in configs} == {'w/data/validation.jsonl'}
 
 
-def test_what_is_shared_is_said_once():
-  found = plan(
+def test_shared_settings_reach_all_stages():
+  planned = plan(
     '--config.seed=7',
     '--config.fail_on_bad_rows=True',
     '--config.mesh.tensor=2',
@@ -80,8 +82,8 @@ def test_what_is_shared_is_said_once():
     '--config.checkpoint=base',
     '--config.examples.validation=0',
   )
-  configs = [found[x].config for x in ('sft', 'grpo', 'meta_rm')]
-  configs += [found[x].config.train for x in ('rft', 'samples')]
+  configs = [planned[x].config for x in ('sft', 'grpo', 'meta_rm')]
+  configs += [planned[x].config.train for x in ('rft', 'samples')]
   for config in configs:
     assert (config.seed, config.fail_on_bad_rows, config.mesh.tensor) == (
       7,
@@ -90,7 +92,7 @@ def test_what_is_shared_is_said_once():
     )
     assert config.compute.dtype == 'bfloat16'
     prompt = config.prompt.to_dict()
-    # Of the meta RM alone.
+    # Only the meta RM has it.
     assert prompt.pop('meta', '') in ('', 'practice_meta')
     assert prompt == {
       'template': 'practice',
@@ -98,16 +100,16 @@ def test_what_is_shared_is_said_once():
       'too_long': 'refuse',
     }
     assert config.evaluation.data == ''
-  assert found['grpo'].config.compute.remat == 'dots'
-  assert found['sft'].config.compute.remat == 'dots'
+  assert planned['grpo'].config.compute.remat == 'dots'
+  assert planned['sft'].config.compute.remat == 'dots'
   assert (
-    found['rft'].config.fail_on_bad_rows
-    and found['samples'].config.fail_on_bad_rows
+    planned['rft'].config.fail_on_bad_rows
+    and planned['samples'].config.fail_on_bad_rows
   )
-  steps = [
-    found[x].config.checkpoint_step for x in ('sft', 'rft', 'grpo', 'meta_rm')
+  stages = [
+    planned[x].config.checkpoint_step for x in ('sft', 'rft', 'grpo', 'meta_rm')
   ]
-  assert steps == [3, -1, -1, -1]
+  assert stages == [3, -1, -1, -1]
 
 
 @pytest.mark.parametrize(
@@ -132,37 +134,37 @@ def test_what_is_shared_is_said_once():
     ),
   ],
 )
-def test_some_of_the_stages(stages, checkpoints, read):
-  found = plan(f'--config.stages={stages}', '--config.checkpoint=base')
-  own = {
-    name: step.config.checkpoint
-    for name, step in found.items()
+def test_a_subset_of_the_stages(stages, checkpoints, read):
+  planned = plan(f'--config.stages={stages}', '--config.checkpoint=base')
+  initial = {
+    name: stage.config.checkpoint
+    for name, stage in planned.items()
     if name not in ('data', 'evaluation')
   }
-  assert own == checkpoints
+  assert initial == checkpoints
   if read is None:
-    assert 'evaluation' not in found
+    assert 'evaluation' not in planned
   else:
-    assert set(found['evaluation'].reads) == {'data', *read}
-  if 'meta_rm' in found and 'rft' not in found:
-    assert found['meta_rm'].config.samples == 'w/samples/samples.jsonl'
+    assert set(planned['evaluation'].reads) == {'data', *read}
+  if 'meta_rm' in planned and 'rft' not in planned:
+    assert planned['meta_rm'].config.samples == 'w/samples/samples.jsonl'
 
 
-def test_a_base_model_of_our_own_is_for_practice_only():
+def test_only_practice_problems_have_a_base_stage():
   other = '--config.data=gsm8k:somewhere'
-  found = plan(other)
-  assert 'base' not in found
-  sft = found['sft'].config
-  assert sft.checkpoint == 'scratch' and not found['sft'].reads.get('base')
-  assert (sft.data.general, sft.data.general_rate) == ('', 0.0)
-  found = plan(other, '--config.base.data.texts=texts:mine.jsonl')
-  assert found['sft'].config.checkpoint == 'w/base/model'
+  planned = plan(other)
+  assert 'base' not in planned
+  sft = planned['sft'].config
+  assert sft.checkpoint == 'scratch' and not planned['sft'].reads.get('base')
+  assert (sft.data.general, sft.data.general_fraction) == ('', 0.0)
+  planned = plan(other, '--config.base.data.texts=texts:mine.jsonl')
+  assert planned['sft'].config.checkpoint == 'w/base/model'
   assert 'base' not in plan('--config.checkpoint=theirs')
   assert 'base' not in plan('--config.stages=sft,evaluate')
 
 
-def changed(*arguments):
-  """The steps whose fingerprints the arguments change."""
+def changed_stages(*arguments):
+  """Returns the stages whose fingerprints the arguments change."""
   before, after = plan(), plan(*arguments)
   return [x for x in before if before[x].fingerprint != after[x].fingerprint]
 
@@ -186,14 +188,14 @@ def changed(*arguments):
     ('evaluation.k=16', 'evaluation'),
   ],
 )
-def test_a_setting_changes_its_stage_and_all_after_it(change, first):
+def test_a_setting_changes_its_stage_and_all_later_ones(change, first):
   order = ['base', 'sft', 'rft', 'grpo', 'samples', 'meta_rm', 'evaluation']
   after = order[1:] if first == 'data' else order[order.index(first) + 1 :]
-  assert changed(f'--config.{change}') == [first, *after]
+  assert changed_stages(f'--config.{change}') == [first, *after]
 
 
 @pytest.mark.parametrize(
-  'free',
+  'setting',
   [
     'sft.save_every=5',
     'rft.train.max_to_keep=4',
@@ -201,30 +203,30 @@ def test_a_setting_changes_its_stage_and_all_after_it(change, first):
     'grpo.compute.remat=none',
     'meta_rm.profile_steps=1,2',
     'mesh.fsdp=2',
-    'strict=True',
+    'fail_on_bad_rows=True',
   ],
 )
-def test_other_settings_change_nothing(free):
-  assert changed(f'--config.{free}') == []
+def test_settings_without_effect_change_no_fingerprint(setting):
+  assert changed_stages(f'--config.{setting}') == []
 
 
-def test_workdir_changes_nothing():
+def test_workdir_changes_no_fingerprint():
   one, other = plan(), plan(workdir='/else/where')
-  for name, step in one.items():
-    assert step.fingerprint == other[name].fingerprint
+  for name, stage in one.items():
+    assert stage.fingerprint == other[name].fingerprint
 
 
-def test_content_of_files_is_part_of_the_settings(tmp_path):
+def test_fingerprints_cover_the_content_of_files(tmp_path):
   data, template = tmp_path / 'rows.jsonl', tmp_path / 'mine.txt'
   data.write_text('one')
   template.write_text('{{ query }}{{ responses }}')
-  given = [
+  arguments = [
     f'--config.data={data}#split',
     f'--config.prompt.template={template}',
   ]
 
   def fingerprints():
-    return {name: x.fingerprint for name, x in plan(*given).items()}
+    return {name: x.fingerprint for name, x in plan(*arguments).items()}
 
   before = fingerprints()
   assert fingerprints() == before
@@ -237,78 +239,83 @@ def test_content_of_files_is_part_of_the_settings(tmp_path):
   assert after['data'] == before['data'] and after['sft'] != before['sft']
 
 
-def test_other_data_have_no_teacher_and_longer_prompts():
-  found = plan('--config.data=gsm8k:x.jsonl', '--config.buckets=(300,600)')
+def test_other_data_use_labels_and_longer_prompts():
+  planned = plan(
+    '--config.data=gsm8k:x.jsonl', '--config.prompt_buckets=(300,600)'
+  )
   texts = 'verdicts:w/data/cold_start.jsonl'
-  assert found['sft'].config.data.texts == texts
-  assert found['rft'].config.train.data.general == texts
+  assert planned['sft'].config.data.texts == texts
+  assert planned['rft'].config.train.data.general == texts
   for sizes in (
-    found['sft'].config.batch,
-    found['rft'].config.sampling,
-    found['rft'].config.train.batch,
-    found['grpo'].config.batch,
-    found['samples'].config.sampling,
-    found['meta_rm'].config.batch,
+    planned['sft'].config.batch,
+    planned['rft'].config.sampling,
+    planned['rft'].config.train.batch,
+    planned['grpo'].config.batch,
+    planned['samples'].config.sampling,
+    planned['meta_rm'].config.batch,
   ):
-    assert sizes.buckets == (300, 600)
-  # Of a new model fewer packed rows, as they are longer: 12 of 160 + 192, now
-  # 5.3 by their tokens, and an even number.
-  assert found['sft'].config.batch.micro_batch_prompts == 6
+    assert sizes.prompt_buckets == (300, 600)
+  # A model from scratch has fewer packed rows when they are longer: 12 rows of
+  # 160 + 192 tokens are as many tokens as 5.3 rows now; 6 is even.
+  assert planned['sft'].config.batch.micro_batch_prompts == 6
   tuned = plan('--config.data=a.jsonl', '--config.checkpoint=random')
   assert tuned['sft'].config.batch.micro_batch_prompts == 12
-  # Practice prompts are short, and texts of the user's own are used.
-  found = plan('--config.buckets=(300,600)')
-  assert found['sft'].config.batch.prompt_buckets != (300, 600)
-  found = plan(
+  # Practice problems are short; they keep the buckets of the stage.
+  planned = plan('--config.prompt_buckets=(300,600)')
+  assert planned['sft'].config.batch.prompt_buckets != (300, 600)
+  planned = plan(
     '--config.data=gsm8k:x.jsonl',
     '--config.sft.data.texts=judged:y.jsonl',
     '--config.rft.train.data.general=texts:z.jsonl',
   )
-  assert found['sft'].config.data.texts == 'judged:y.jsonl'
-  assert found['rft'].config.train.data.general == 'texts:z.jsonl'
+  assert planned['sft'].config.data.texts == 'judged:y.jsonl'
+  assert planned['rft'].config.train.data.general == 'texts:z.jsonl'
 
 
-def test_the_judge_before_training():
-  """It is what the evaluation then depends on, and nothing else does."""
-  own = ('--config.data=a.jsonl', '--config.checkpoint=random')
-  without = plan(*own)
-  found = plan(*own, '--config.evaluation.evaluate_initial=true')
+def test_only_the_evaluation_depends_on_the_initial_judge():
+  arguments = ('--config.data=a.jsonl', '--config.checkpoint=random')
+  without = plan(*arguments)
+  planned = plan(*arguments, '--config.evaluation.evaluate_initial=true')
   assert {
     name
-    for name in found
-    if found[name].fingerprint != without[name].fingerprint
+    for name in planned
+    if planned[name].fingerprint != without[name].fingerprint
   } == {'evaluation'}
-  config = spct_run.parse(*own, '--config.evaluation.evaluate_initial=true')
-  assert list(spct_plan.judges(config, 'w').items())[:2] == [
+  config = spct_run.parse(
+    *arguments, '--config.evaluation.evaluate_initial=true'
+  )
+  assert list(spct_plan.judge_directories(config, 'w').items())[:2] == [
     ('before', 'random'),
     ('sft', 'w/sft/model'),
   ]
 
 
 @pytest.mark.parametrize('spec', ['{}/a.json', '{}/*.json', '{}'])
-def test_a_source_of_other_content_is_another_one(tmp_path, spec):
+def test_fingerprint_of_a_source_changes_with_its_content(tmp_path, spec):
   spec = f'gsm8k:{spec.format(tmp_path)}'
-  assert spct_fingerprint.of_source(spec) == spec  # nothing is there
+  assert spct_fingerprint.of_source(spec) == spec  # no file exists
   (tmp_path / 'a.json').write_text('[]')
-  found = spct_fingerprint.of_source(spec)
-  assert found.startswith(f'{spec}, ')
+  fingerprint = spct_fingerprint.of_source(spec)
+  assert fingerprint.startswith(f'{spec}, ')
   (tmp_path / 'README').write_text('no data')
-  assert spct_fingerprint.of_source(spec) == found
+  assert spct_fingerprint.of_source(spec) == fingerprint
   (tmp_path / 'a.json').write_text('[1]')
-  assert spct_fingerprint.of_source(spec) != found
+  assert spct_fingerprint.of_source(spec) != fingerprint
 
 
 def test_without_principles():
-  found = plan('--config.principles=False')
-  prompt = found['grpo'].config.prompt
+  planned = plan('--config.principles=False')
+  prompt = planned['grpo'].config.prompt
   assert prompt.template == 'practice_no_principles'
   assert prompt.single == 'practice_no_principles_single'
-  assert found['sft'].config.data.texts == 'no_principles:practice:8000'
-  own = plan('--config.principles=False', '--config.rft.train.data.general=')
-  general = own['rft'].config.train.data.general
+  assert planned['sft'].config.data.texts == 'no_principles:practice:8000'
+  planned = plan(
+    '--config.principles=False', '--config.rft.train.data.general='
+  )
+  general = planned['rft'].config.train.data.general
   assert general == 'no_principles:practice:8000'
-  assert found['meta_rm'].config.prompt.single == prompt.single
-  assert found['meta_rm'].config.prompt.meta == 'practice_meta'
+  assert planned['meta_rm'].config.prompt.single == prompt.single
+  assert planned['meta_rm'].config.prompt.meta == 'practice_meta'
   with pytest.raises(
     ValueError,
     match=naming('config.principles', 'config.prompt.template', 'critique'),
@@ -320,4 +327,4 @@ def test_no_general_data():
   none = '--config.rft.train.data.general_fraction=0.0'
   assert plan(none)['rft'].config.train.data.general_fraction == 0.0
   data = plan(none, '--config.data=gsm8k:x.jsonl')['rft'].config.train.data
-  assert (data.general, data.general_rate) == ('', 0.0)
+  assert (data.general, data.general_fraction) == ('', 0.0)

@@ -1,4 +1,4 @@
-"""What was begun and finished, by what settings: never two runs in one."""
+"""Records of started and finished stages; runs are never mixed."""
 
 import json
 
@@ -11,8 +11,8 @@ from grm_jax.stages.spct.plan import PipelineStage
 from tests.messages import names, naming
 
 
-def steps(a=1, b=1):
-  """Two steps, the second of which reads the first."""
+def make_stages(a=1, b=1):
+  """Returns two stages; the second reads the first."""
   first = PipelineStage(
     'one', 'sft', ConfigDict(), {'sft.a': a, 'x': [1, 2]}, {}
   )
@@ -20,24 +20,24 @@ def steps(a=1, b=1):
   return [first, PipelineStage('two', 'rft', ConfigDict(), {'rft.b': b}, reads)]
 
 
-def test_a_finished_step_is_known(tmp_path):
-  one, two = steps()
-  spct_progress.check(tmp_path, [one, two])
-  spct_progress.begin(tmp_path, one)
-  assert not spct_progress.is_finished(tmp_path, one)
-  spct_progress.finish(tmp_path, one)
-  assert spct_progress.is_finished(tmp_path, one)
-  assert not spct_progress.is_finished(tmp_path, two)
-  spct_progress.check(tmp_path, steps())
+def test_finished_stages_are_recorded(tmp_path):
+  first, second = make_stages()
+  spct_progress.check(tmp_path, [first, second])
+  spct_progress.mark_started(tmp_path, first)
+  assert not spct_progress.is_finished(tmp_path, first)
+  spct_progress.mark_finished(tmp_path, first)
+  assert spct_progress.is_finished(tmp_path, first)
+  assert not spct_progress.is_finished(tmp_path, second)
+  spct_progress.check(tmp_path, make_stages())
   content = json.loads((tmp_path / 'one' / 'finished.json').read_text())
-  assert content['fingerprint'] == one.fingerprint
+  assert content['fingerprint'] == first.fingerprint
   assert content['settings'] == {'sft.a': 1, 'x': [1, 2]}
 
 
-def finished(tmp_path, **settings):
-  for step in steps(**settings):
-    spct_progress.begin(tmp_path, step)
-    spct_progress.finish(tmp_path, step)
+def finish_all(tmp_path, **settings):
+  for stage in make_stages(**settings):
+    spct_progress.mark_started(tmp_path, stage)
+    spct_progress.mark_finished(tmp_path, stage)
 
 
 @pytest.mark.parametrize(
@@ -47,44 +47,44 @@ def finished(tmp_path, **settings):
     (dict(b=3), 'two', ['config.rft.b', 1, 3], []),
   ],
 )
-def test_other_settings_are_refused(tmp_path, change, folder, words, others):
-  """The folders that would have to be deleted are named as well."""
-  finished(tmp_path)
+def test_other_settings_are_an_error(tmp_path, change, folder, words, others):
+  """The message names all folders that have to be deleted."""
+  finish_all(tmp_path)
   with pytest.raises(UserError) as info:
-    spct_progress.check(tmp_path, steps(**change))
+    spct_progress.check(tmp_path, make_stages(**change))
   assert names(info.value, tmp_path / folder, *words)
   listed = [x for x in ('one', 'two') if names(info.value, x)]
   assert listed == [folder, *others]
 
 
-def test_what_was_made_from_something_else_is_refused(tmp_path):
-  """The first folder was deleted and made anew, the second one was not."""
-  finished(tmp_path)
+def test_an_older_result_of_an_earlier_stage_is_an_error(tmp_path):
+  """The first stage ran again with other settings, the second did not."""
+  finish_all(tmp_path)
   for path in (tmp_path / 'one').iterdir():
     path.unlink()
-  spct_progress.finish(tmp_path, steps(a=2)[0])
-  found = [steps(a=a)[0].fingerprint for a in (1, 2)]
-  with pytest.raises(UserError, match=naming(tmp_path / 'two', *found)):
-    spct_progress.check(tmp_path, steps(a=2))
+  spct_progress.mark_finished(tmp_path, make_stages(a=2)[0])
+  fingerprints = [make_stages(a=a)[0].fingerprint for a in (1, 2)]
+  with pytest.raises(UserError, match=naming(tmp_path / 'two', *fingerprints)):
+    spct_progress.check(tmp_path, make_stages(a=2))
 
 
 @pytest.mark.parametrize(
-  'work',
+  'file',
   ['model/20', 'unhinted.partial', 'samples.jsonl', 'sft.samples.jsonl'],
 )
-def test_only_work_binds_a_step_that_was_begun(tmp_path, work):
-  """A mistake in the settings leaves a mark, and can be corrected."""
-  one = steps()[0]
-  spct_progress.begin(tmp_path, one)
+def test_settings_are_free_until_a_stage_can_resume(tmp_path, file):
+  """A stage that started with a mistake in its settings can be corrected."""
+  first = make_stages()[0]
+  spct_progress.mark_started(tmp_path, first)
   (tmp_path / 'one' / 'model').mkdir()
   (tmp_path / 'one' / 'model' / 'tokenizer.model').touch()
-  spct_progress.check(tmp_path, steps(a=2))
-  path = tmp_path / 'one' / work
-  if work.startswith('model'):
+  spct_progress.check(tmp_path, make_stages(a=2))
+  path = tmp_path / 'one' / file
+  if file.startswith('model'):
     path.mkdir()
     (path / '_CHECKPOINT_METADATA').touch()
   else:
     path.touch()
   with pytest.raises(UserError, match=naming('config.sft.a', 1, 2)):
-    spct_progress.check(tmp_path, steps(a=2))
-  spct_progress.check(tmp_path, steps())
+    spct_progress.check(tmp_path, make_stages(a=2))
+  spct_progress.check(tmp_path, make_stages())

@@ -1,4 +1,4 @@
-"""The whole method in one command: run, skipped, refused, killed."""
+"""The whole method in one command; it skips, refuses and resumes stages."""
 
 import base64
 import html
@@ -13,8 +13,8 @@ from grm_jax.errors import UserError
 from grm_jax.stages.spct import run as spct_run_module
 from tests import test_main
 from tests.messages import lines_with, names
-from tests.processes import HANG
-from tests.stages import printed, spct_run
+from tests.processes import HANG_TIMEOUT_S
+from tests.stages import spct_run, stage_output
 
 # config_flags loads a config's file so.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
@@ -24,47 +24,49 @@ FOLDERS = ('data', 'sft', 'rft', 'grpo', 'samples', 'meta_rm', 'evaluation')
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory, environment):
-  """(WORKDIR of a whole run, the arguments but for it, what it printed)."""
+  """Returns the workdir of a whole run, its other arguments and its output."""
   folder = tmp_path_factory.mktemp('spct')
   arguments = spct_run.arguments(folder)
-  made = folder / 'work'
-  stdout = spct_run.run(*arguments, f'--workdir={made}', env=environment)
-  return made, arguments, stdout
+  workdir = folder / 'work'
+  stdout = spct_run.run(*arguments, f'--workdir={workdir}', env=environment)
+  return workdir, arguments, stdout
 
 
-def summary(made):
-  return json.loads((made / 'evaluation' / 'summary.json').read_text())
+def summary(workdir):
+  return json.loads((workdir / 'evaluation' / 'summary.json').read_text())
 
 
-def state(made):
+def file_states(workdir):
   return {
     path: (path.stat().st_mtime_ns, path.stat().st_size)
-    for path in made.rglob('*')
+    for path in workdir.rglob('*')
   }
 
 
-def test_every_stage_is_run_once(finished):
-  made, _, stdout = finished
-  heads = printed.heads(stdout)
-  found = [(*printed.HEAD.match(x).groups(), x.split('/')[-1]) for x in heads]
-  assert found == [(str(i), '7', x) for i, x in enumerate(FOLDERS, 1)]
+def test_every_stage_runs_once(finished):
+  workdir, _, stdout = finished
+  heads = stage_output.heads(stdout)
+  printed = [
+    (*stage_output.HEAD.match(x).groups(), x.split('/')[-1]) for x in heads
+  ]
+  assert printed == [(str(i), '7', x) for i, x in enumerate(FOLDERS, 1)]
   for name in FOLDERS:
-    content = (made / name / 'finished.json').read_text()
-    assert content == (made / name / 'begun.json').read_text()
+    content = (workdir / name / 'finished.json').read_text()
+    assert content == (workdir / name / 'started.json').read_text()
   for name, steps in (('sft', 20), ('rft', 4), ('grpo', 4), ('meta_rm', 4)):
-    assert (made / name / 'model' / str(steps)).is_dir()
+    assert (workdir / name / 'model' / str(steps)).is_dir()
   last = stdout.rstrip().splitlines()[-1]
-  assert names(last, made / 'evaluation/report.html')
+  assert names(last, workdir / 'evaluation/report.html')
 
 
-def test_the_table_is_that_of_what_was_judged(finished):
-  """Counted again from the samples, by hand."""
-  made, _, stdout = finished
-  found = summary(made)
-  assert list(found['judges']) == ['before', 'sft', 'rft', 'grpo']
+def test_the_table_matches_the_judgements(finished):
+  """The test counts correct judgements in the stored samples."""
+  workdir, _, stdout = finished
+  stored = summary(workdir)
+  assert list(stored['judges']) == ['before', 'sft', 'rft', 'grpo']
   queries = None
-  for name, own in found['judges'].items():
-    path = made / 'evaluation' / f'{name}.samples.jsonl'
+  for name, result in stored['judges'].items():
+    path = workdir / 'evaluation' / f'{name}.samples.jsonl'
     rows = [json.loads(x) for x in path.read_text().splitlines()]
     assert {len(x['samples']) for x in rows} == {4 if name == 'grpo' else 2}
     assert all(y['meta'] is not None for x in rows for y in x['samples'])
@@ -72,49 +74,49 @@ def test_the_table_is_that_of_what_was_judged(finished):
     assert queries is None or ids == queries
     queries = ids
     right = [
-      # Of two scores one is 8; what does not parse is not right.
+      # The scores are 4 and 8; a judgement that does not parse is not right.
       bool(x['greedy']['scores'])
       and x['greedy']['scores'][x['example']['best']] == 8
       for x in rows
     ]
-    assert own['greedy']['value'] == pytest.approx(sum(right) / len(right))
-    line = next(x for x in stdout.splitlines() if x.startswith(own['title']))
-    for point in (own['greedy'], own['voting']['2'], own['meta']['2']):
+    assert result['greedy']['value'] == pytest.approx(sum(right) / len(right))
+    line = next(x for x in stdout.splitlines() if x.startswith(result['title']))
+    for point in (result['greedy'], result['voting']['2'], result['meta']['2']):
       assert names(line, f'{100 * point["value"]:.1f}')
-  assert '4' in found['judges']['grpo']['voting']
-  # None of them was trained on.
+  assert '4' in stored['judges']['grpo']['voting']
+  # No stage has trained on them.
   for part in ('rft', 'grpo', 'fresh', 'train'):
     assert not {f'"{x}"' for x in queries} & set(
-      re.findall(r'"e\d+"', (made / 'data' / f'{part}.jsonl').read_text())
+      re.findall(r'"e\d+"', (workdir / 'data' / f'{part}.jsonl').read_text())
     )
 
 
 def test_the_report_is_one_page(finished):
-  made, _, _ = finished
-  page = (made / 'evaluation' / 'report.html').read_text()
-  titles = [own['title'] for own in summary(made)['judges'].values()]
+  workdir, _, _ = finished
+  page = (workdir / 'evaluation' / 'report.html').read_text()
+  titles = [x['title'] for x in summary(workdir)['judges'].values()]
   assert len(titles) == 4
   for words in (*titles, 'MetaRM@2'):
     assert words in page
   for name in ('stages', 'training'):
-    picture = (made / 'evaluation' / f'{name}.png').read_bytes()
+    picture = (workdir / 'evaluation' / f'{name}.png').read_bytes()
     assert base64.b64encode(picture).decode() in page
-  path = made / 'evaluation' / 'grpo.samples.jsonl'
+  path = workdir / 'evaluation' / 'grpo.samples.jsonl'
   rows = [json.loads(x) for x in path.read_text().splitlines()]
   assert any(html.escape(y['text']) in page for x in rows for y in x['samples'])
   assert '://' not in page
 
 
-def test_what_is_finished_is_skipped(finished, environment):
-  made, arguments, before = finished
-  files = state(made)
-  stdout = spct_run.run(*arguments, f'--workdir={made}', env=environment)
-  heads = printed.heads(stdout)
-  assert len(heads) == 7 and all(names(x, printed.SKIPPED) for x in heads)
-  assert state(made) == files
-  # The table is printed again.
+def test_finished_stages_are_skipped(finished, environment):
+  workdir, arguments, before = finished
+  files = file_states(workdir)
+  stdout = spct_run.run(*arguments, f'--workdir={workdir}', env=environment)
+  heads = stage_output.heads(stdout)
+  assert len(heads) == 7 and all(names(x, stage_output.SKIPPED) for x in heads)
+  assert file_states(workdir) == files
+  # It prints the table again.
   table = stdout.split(heads[-1])[1]
-  assert names(table, made / 'evaluation/report.html')
+  assert names(table, workdir / 'evaluation/report.html')
   assert before.endswith(table)
 
 
@@ -141,30 +143,30 @@ def test_what_is_finished_is_skipped(finished, environment):
     ('--config.compute.dtype=bfloat16', '', ['config.compute.dtype']),
   ],
 )
-def test_other_settings_are_refused_by_name(
+def test_other_settings_are_an_error(
   finished, monkeypatch, change, folder, words
 ):
-  made, arguments, _ = finished
+  workdir, arguments, _ = finished
   monkeypatch.chdir(test_main.ROOT)
-  files = state(made)
+  files = file_states(workdir)
   with pytest.raises(UserError) as info:
-    spct_run_module.run(spct_run.parse(*arguments, change), str(made))
-  assert names(info.value, made / folder, *words, '--workdir')
-  assert state(made) == files
+    spct_run_module.run(spct_run.parse(*arguments, change), str(workdir))
+  assert names(info.value, workdir / folder, *words, '--workdir')
+  assert file_states(workdir) == files
 
 
-def test_what_changes_no_result_is_not_refused(finished, monkeypatch, capsys):
-  made, arguments, _ = finished
+def test_settings_without_effect_can_change(finished, monkeypatch, capsys):
+  workdir, arguments, _ = finished
   monkeypatch.chdir(test_main.ROOT)
-  free = [
+  changes = [
     '--config.sft.save_every=7',
     '--config.grpo.max_to_keep=9',
     '--config.mesh.fsdp=4',
     '--config.rft.train.compute.remat=dots',
   ]
-  spct_run_module.run(spct_run.parse(*arguments, *free), str(made))
+  spct_run_module.run(spct_run.parse(*arguments, *changes), str(workdir))
   out = capsys.readouterr().out
-  assert names(out, made / 'evaluation/report.html')
+  assert names(out, workdir / 'evaluation/report.html')
 
 
 @pytest.mark.parametrize(
@@ -212,7 +214,7 @@ def test_what_changes_no_result_is_not_refused(finished, monkeypatch, capsys):
     ('--config.prompt.template=nowhere', ['config.prompt.template', 'nowhere']),
   ],
 )
-def test_mistakes_are_found_before_anything_is_made(
+def test_mistakes_are_found_before_anything_is_written(
   tmp_path, monkeypatch, change, words
 ):
   monkeypatch.chdir(test_main.ROOT)
@@ -227,7 +229,7 @@ def test_without_a_workdir():
     spct_run_module.run(spct_run.parse(), '')
 
 
-# What is there in the middle of each stage.
+# Files that exist in the middle of each stage.
 MIDDLES = (
   'sft/model/10',
   'rft/unhinted.partial',
@@ -238,43 +240,46 @@ MIDDLES = (
 )
 
 
-def test_killed_in_the_middle_of_every_stage(finished, environment):
-  """The figures are those of the run that nobody disturbed."""
-  undisturbed, arguments, _ = finished
-  made = undisturbed.parent / 'killed'
+def test_resumes_after_a_kill_in_every_stage(finished, environment):
+  """The results equal those of the run without a kill."""
+  clean_run, arguments, _ = finished
+  workdir = clean_run.parent / 'killed'
   for middle in MIDDLES:
-    child = spct_run.start(*arguments, f'--workdir={made}', env=environment)
-    until(lambda m=middle: (made / m).exists(), child)
+    child = spct_run.start(*arguments, f'--workdir={workdir}', env=environment)
+    wait_until(lambda m=middle: (workdir / m).exists(), child)
     child.send_signal(signal.SIGKILL)
     child.communicate()
-    assert not (made / middle.split('/')[0] / 'finished.json').exists()
-  stdout = spct_run.run(*arguments, f'--workdir={made}', env=environment)
-  assert summary(made) == summary(undisturbed)
+    assert not (workdir / middle.split('/')[0] / 'finished.json').exists()
+  stdout = spct_run.run(*arguments, f'--workdir={workdir}', env=environment)
+  assert summary(workdir) == summary(clean_run)
   for name in ('sft', 'rft', 'grpo'):
     file = f'evaluation/{name}.samples.jsonl'
-    assert (made / file).read_bytes() == (undisturbed / file).read_bytes()
-  assert lines_with(stdout, printed.SKIPPED)
+    assert (workdir / file).read_bytes() == (clean_run / file).read_bytes()
+  assert lines_with(stdout, stage_output.SKIPPED)
 
 
-def until(there, child):
-  end = time.monotonic() + HANG
-  while not there():
+def wait_until(condition, child):
+  end = time.monotonic() + HANG_TIMEOUT_S
+  while not condition():
     assert child.poll() is None, child.communicate()[1]
-    assert time.monotonic() < end, 'it takes too long'
+    assert time.monotonic() < end, 'timed out'
     time.sleep(0.02)
 
 
-def test_asked_to_stop_it_goes_on_later(finished, environment):
-  """SIGTERM: the stage saves, nothing after it is begun."""
-  undisturbed, arguments, _ = finished
-  made = undisturbed.parent / 'stopped'
-  given = [*arguments, '--config.stages=sft,evaluate', f'--workdir={made}']
-  child = spct_run.start(*given, env=environment)
-  until(lambda: (made / 'sft/model/10').exists(), child)
+def test_sigterm_stops_the_stage_and_starts_no_later_one(finished, environment):
+  clean_run, arguments, _ = finished
+  workdir = clean_run.parent / 'stopped'
+  arguments = [
+    *arguments,
+    '--config.stages=sft,evaluate',
+    f'--workdir={workdir}',
+  ]
+  child = spct_run.start(*arguments, env=environment)
+  wait_until(lambda: (workdir / 'sft/model/10').exists(), child)
   child.send_signal(signal.SIGTERM)
   stdout, _ = child.communicate()
   assert child.returncode == 0
-  if lines_with(stdout, printed.STOPPED):  # and not at its end by then
-    assert lines_with(stdout, 'sft', printed.INTERRUPTED)
-    assert not (made / 'sft/finished.json').exists()
-    assert not (made / 'evaluation').exists()
+  if lines_with(stdout, stage_output.STOPPED):  # it was not at its end yet
+    assert lines_with(stdout, 'sft', stage_output.INTERRUPTED)
+    assert not (workdir / 'sft/finished.json').exists()
+    assert not (workdir / 'evaluation').exists()
