@@ -128,7 +128,7 @@ def bucket(patch):
   patch.setattr(gpath, '_is_tf_installed', lambda: False)
   # Orbax would query the real service for the kind of the bucket.
   patch.setattr(gcs_utils, 'get_bucket', lambda name: object())
-  patch.setattr(integrity, '_has_client', lambda: True)
+  patch.setattr(integrity, '_has_gcs_client', lambda: True)
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Handler)
   host = f'http://127.0.0.1:{server.server_port}'
   patch.setenv('TENSORSTORE_GCS_HTTP_URL', host)
