@@ -1,7 +1,7 @@
-"""Weights between Hugging Face directories (or GGUF) and our checkpoints.
+"""Converts weights from and to Hugging Face directories, and from GGUF files.
 
-Nothing here holds a whole checkpoint beside its arrays: import reads each
-device's slices straight from the files, export writes one file at a time.
+No process holds a whole checkpoint in host memory: import reads the slices of
+each device from the files, export writes one file at a time.
 """
 
 import importlib.metadata
@@ -9,6 +9,7 @@ import importlib.util
 import os
 import shutil
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from grm_jax.checkpoint import gguf as gguf_file
-from grm_jax.checkpoint import model_directory
-from grm_jax.checkpoint.huggingface import config as huggingface_config
+from grm_jax.checkpoint import gguf, model_directory
+from grm_jax.checkpoint.huggingface import config as hf_config
 from grm_jax.checkpoint.huggingface import load as hf_load
 from grm_jax.checkpoint.huggingface import save as hf_save
 from grm_jax.errors import UserError
@@ -33,95 +33,109 @@ from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import mesh
 from grm_jax.sharding.rules import ShardingLayout
 
-# float32 logits of the same weights by two implementations differ by less.
+# Maximum difference of float32 logits of the same weights in two
+# implementations.
 _TOLERANCE = 1e-3
-_VERIFY_SHAPE = (2, 64)
+_VERIFY_SHAPE = (2, 64)  # prompts, tokens
 
 
 def run(config: ConfigDict, workdir: str) -> None:
   """Converts `config.source` to `config.target`.
 
+  Args:
+    config: as configs/convert.py.
+    workdir: folder of the target if `config.target` is empty.
+
   Raises:
-    UserError: a wrong path, a target that exists, a checkpoint that is not
-      what it says it is, or logits that differ (`config.verify`).
+    UserError: a path is wrong, the target exists, the checkpoint is invalid,
+      or `config.verify` finds a difference.
   """
   target = config.target or (workdir and os.path.join(workdir, 'model'))
   _check_paths(config, target)
-  start = time.monotonic()
+  start_s = time.monotonic()
   layout = mesh.from_config(config)
   model, params = _read(config, layout)
-  logging.info('read %s in %.1f s', config.source, time.monotonic() - start)
+  logging.info('read %s in %.1f s', config.source, time.monotonic() - start_s)
   if config.direction == 'checkpoint':
     _copy_files(config, target)
     meta = {'source': config.source, 'step': 0}
     model_directory.save(target, 0, model, params, meta)
   else:
     _export(config, model, params, target)
-  seconds = time.monotonic() - start
-  print(f'{config.source} -> {target} ({config.to}) in {seconds:.1f} s')
+  seconds = time.monotonic() - start_s
+  print(f'{config.source} -> {target} ({config.direction}) in {seconds:.1f} s')
   if config.verify:
     _verify(config, model, params, target)
 
 
-def _check_paths(config, target):
+def _check_paths(config: ConfigDict, target: str) -> None:
   if config.direction not in ('checkpoint', 'huggingface'):
     raise UserError(
-      f"config.direction is {config.to!r}; it can be 'checkpoint' or 'huggingface'"
+      f"config.direction is {config.direction!r}; set it to 'checkpoint' or "
+      "'huggingface'"
     )
   if not config.source:
-    raise UserError("config.source is empty; give a directory or 'random'")
-  for name, path in (('source', config.source), ('target', target)):
-    # These files are mapped into memory, which buckets cannot be.
-    if '://' in path and (name == 'target') == (
-      config.direction == 'huggingface'
-    ):
-      what = 'GGUF file' if _is_gguf(config) else 'Hugging Face directory'
-      raise UserError(
-        f'config.{name}={path}: a {what} must be local; copy it with `gcloud '
-        'storage cp -r`'
-      )
+    raise UserError(
+      "config.source is empty; set it to a directory, a GGUF file or 'random'"
+    )
+  if not target:
+    raise UserError(
+      'config.target and --workdir are empty; set --config.target=DIR or '
+      '--workdir=DIR'
+    )
+  # The side that is not one of our checkpoints is mapped into memory.
+  importing = config.direction == 'checkpoint'
+  key, path = ('source', config.source) if importing else ('target', target)
+  if '://' in path:
+    kind = 'GGUF file' if _is_gguf(config) else 'Hugging Face directory'
+    raise UserError(
+      f'config.{key}={path}: a {kind} must be local; copy it with `gcloud '
+      'storage cp -r`'
+    )
   if _is_gguf(config):
     if not epath.Path(config.source).is_file():
-      raise UserError(f'config.source {config.source} is not there')
+      raise UserError(f'config.source={config.source} is not a file')
   elif config.source != 'random' and not epath.Path(config.source).is_dir():
-    raise UserError(f'config.source {config.source} is not a directory')
-  if not target:
-    raise UserError('give --config.target=DIR or --workdir=DIR')
-  if epath.Path(target).is_file() or _in_use(target, config.direction):
+    raise UserError(f'config.source={config.source} is not a directory')
+  if epath.Path(target).is_file() or _is_in_use(target, config.direction):
     raise UserError(
-      f'config.target {target} exists; choose another or delete it'
+      f'config.target={target} exists; choose another path or delete it'
     )
 
 
-def _is_gguf(config):
+def _is_gguf(config: ConfigDict) -> bool:
   return config.direction == 'checkpoint' and config.source.endswith('.gguf')
 
 
-def _in_use(target, to):
-  """Whether a directory holds more than what a killed conversion leaves."""
+def _is_in_use(target: str, direction: str) -> bool:
+  """Returns whether the target has more than a killed conversion leaves."""
   path = epath.Path(target)
   names = [x.name for x in path.iterdir()] if path.is_dir() else []
-  if to == 'huggingface':
+  if direction == 'huggingface':
     return bool(names)
-  left = (*model_directory.COMPANIONS, '.tmp', '.orbax-checkpoint-tmp')
-  return any(not any(part in name for part in left) for name in names)
+  leftovers = (*model_directory.COMPANIONS, '.tmp', '.orbax-checkpoint-tmp')
+  return any(not any(part in name for part in leftovers) for name in names)
 
 
-def _read(config, layout: ShardingLayout) -> tuple[Transformer, dict]:
-  kind = 'float32' if config.dtype == 'source' else config.dtype
-  if kind not in ('float32', 'bfloat16'):
+def _read(
+  config: ConfigDict, layout: ShardingLayout
+) -> tuple[Transformer, dict]:
+  """Returns the model and the parameters of `config.source`."""
+  dtype = 'float32' if config.dtype == 'source' else config.dtype
+  if dtype not in ('float32', 'bfloat16'):
     raise UserError(
-      f"config.dtype is {config.dtype!r}; it can be 'source', 'float32' or "
+      f"config.dtype is {config.dtype!r}; set it to 'source', 'float32' or "
       "'bfloat16'"
     )
-  compute = ComputeConfig(param_dtype=kind)
+  compute = ComputeConfig(param_dtype=dtype)
   if config.source == 'random':
-    size = model_config.named(config.size)
-    model = Transformer(size, compute, layout, config.scalar)
-    return model, model_directory.random(model, config.seed)
+    model = Transformer(
+      model_config.from_name(config.size), compute, layout, config.scalar
+    )
+    return model, model_directory.random_params(model, config.seed)
   if config.direction == 'huggingface':
-    step = model_directory.step_of(config.checkpoint_step)
-    model = model_directory.build(config.source, step, compute, layout)
+    step = model_directory.step_or_latest(config.checkpoint_step)
+    model = model_directory.build_model(config.source, step, compute, layout)
     params = model_directory.load_params(
       config.source, step, model, config.dtype
     )
@@ -129,125 +143,153 @@ def _read(config, layout: ShardingLayout) -> tuple[Transformer, dict]:
   return _import(config.source, compute, layout, config.dtype)
 
 
-def _import(path, compute, layout, dtype):
-  """(model, parameters) of a Hugging Face directory or a GGUF file."""
+def _import(
+  path: str, compute: ComputeConfig, layout: ShardingLayout, dtype: str
+) -> tuple[Transformer, dict]:
+  """Reads a Hugging Face directory or a GGUF file."""
   if path.endswith('.gguf'):
-    file, scalar = gguf_file.open_file(path), False
-    size = gguf_file.size_of(file)
-    source = gguf_file.source(file, size)
+    file, scalar = gguf.open_file(path), False
+    size = gguf.read_config(file)
+    source = gguf.tensor_source(file, size)
   else:
-    size, scalar = huggingface_config.read_size(path)
+    size, scalar = hf_config.read_config(path)
     source = hf_load.open_source(path)
   hf_load.check_keys(source, size, scalar)
   model = Transformer(size, compute, layout, scalar)
   return model, hf_load.load_params(source, model, dtype)
 
 
-def _copy_files(config, target):
+def _copy_files(config: ConfigDict, target: str) -> None:
+  """Writes the tokenizer and the other small files of a model directory."""
   if config.source == 'random':
     model_directory.write_tiny_tokenizer(target)
   elif _is_gguf(config):
-    text = gguf_file.tokenizer_json(gguf_file.open_file(config.source))
-    atomic_io.write_whole(
+    text = gguf.tokenizer_json(gguf.open_file(config.source))
+    atomic_io.write_file(
       epath.Path(target) / model_directory.BPE_TOKENIZER, text
     )
   else:
     model_directory.copy_companions(config.source, target)
 
 
-def _export(config, model, params, target):
-  """Writes a Hugging Face directory beside `target`, then renames it."""
+def _export(
+  config: ConfigDict, model: Transformer, params: dict, target: str
+) -> None:
+  """Writes a Hugging Face directory next to the target, then renames it."""
   temporary = f'{target}.tmp'
   if not jax.process_index():
-    # What an export that was killed left.
+    # Left by an export that was killed.
     shutil.rmtree(temporary, ignore_errors=True)
   multihost_utils.sync_global_devices('cleared')
   hf_save.save_directory(temporary, params, model)
   _copy_files(config, temporary)
   if not jax.process_index():
     if os.path.isdir(target):
-      os.rmdir(target)
+      os.rmdir(target)  # `_check_paths` has found it empty
     os.replace(temporary, target)
   multihost_utils.sync_global_devices('exported')
 
 
-def _verify(config, model: Transformer, params: dict, target: str) -> None:
-  """Compares float32 logits (or values) of what was read and of what is now
-  on disk, and prints the largest difference.
+def _verify(
+  config: ConfigDict, model: Transformer, params: dict, target: str
+) -> None:
+  """Compares outputs of the source and of the target in float32.
+
+  It also compares with Hugging Face transformers, if they are installed. It
+  prints the largest differences.
+
+  Raises:
+    UserError: a difference is larger than _TOLERANCE.
   """
   rng = np.random.default_rng(0)
-  tokens = rng.integers(3, model.size.vocab_size, _VERIFY_SHAPE)
-  ours = _outputs(model, params, tokens)
-  importing = config.direction == 'checkpoint'
-  if importing:
-    back = model_directory.load_params(target, None, model)
-    found = {'the checkpoint': _outputs(model, back, tokens)}
+  # Ids below 3 are control tokens.
+  tokens = rng.integers(3, model.config.vocab_size, _VERIFY_SHAPE)
+  expected = _outputs(model, params, tokens)
+  if config.direction == 'checkpoint':
+    written_params = model_directory.load_params(target, None, model)
+    outputs = {'the checkpoint': _outputs(model, written_params, tokens)}
+    hf_path = config.source
   else:
-    back = _import(target, model.compute, model.layout, 'source')
-    found = {'the exported files': _outputs(*back, tokens)}
-  theirs = config.source if importing else target
-  if config.source != 'random' or not importing:
-    found |= _transformers_outputs(theirs, model, tokens)
-  for name, values in found.items():
-    difference = float(np.max(np.abs(ours - values)))
+    written_model, written_params = _import(
+      target, model.compute, model.layout, 'source'
+    )
+    outputs = {
+      'the exported files': _outputs(written_model, written_params, tokens)
+    }
+    hf_path = target
+  if hf_path != 'random':
+    outputs |= _transformers_outputs(hf_path, model, tokens)
+  for name, values in outputs.items():
+    difference = float(np.max(np.abs(expected - values)))
     print(f'verify: largest difference to {name}: {difference:.2e}')
-    if not difference <= _TOLERANCE:
+    if not difference <= _TOLERANCE:  # also if it is NaN
       raise UserError(
         f'outputs differ from {name} by {difference:.2e}, more than '
         f'{_TOLERANCE}; do not use {target}'
       )
 
 
-def _outputs(model, params, tokens):
-  """float32 logits [B, M, V] of live rows, or values [B]."""
+def _outputs(
+  model: Transformer, params: dict, tokens: np.ndarray
+) -> np.ndarray:
+  """Returns float32 logits [P, S, V], or values [P] of a scalar head."""
   batch = Batch(
     jnp.asarray(tokens, jnp.int32),
     jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32),
   )
-  # Rows are computed on every device: verification is no time to shard them.
+  # Every device computes all prompts: there are too few of them to shard.
   layout = model.layout
-  rules = dict(layout.rules) | {'prompts': (), 'logit_prompts': ()}
-  rules |= {'lookup_prompts': ()}
+  rules = dict(layout.rules) | {
+    'prompts': (),
+    'logit_prompts': (),
+    'lookup_prompts': (),
+  }
   layout = ShardingLayout(layout.mesh, tuple(sorted(rules.items())))
   model = model.clone(compute=ComputeConfig(dtype='float32'), layout=layout)
 
-  def function(params):
+  def forward(params):
     if model.scalar:
       return logprobs.values(model, params, batch)
     hidden = model.apply({'params': params}, batch).prompt
-    x = logprobs.logits(model, params['embedder']['table'], hidden)
-    return x[..., : model.size.vocab_size]
+    logits = logprobs.logits(model, params['embedder']['table'], hidden)
+    # The table is padded to a multiple that can be sharded.
+    return logits[..., : model.config.vocab_size]
 
-  everywhere = jax.sharding.NamedSharding(
+  replicated = jax.sharding.NamedSharding(
     layout.mesh, jax.sharding.PartitionSpec()
   )
-  out = jax.jit(function, out_shardings=everywhere)(params)
-  return np.asarray(out.addressable_data(0))
+  outputs = jax.jit(forward, out_shardings=replicated)(params)
+  return np.asarray(outputs.addressable_data(0))
 
 
-def _transformers_outputs(path, model, tokens):
-  """The same by Hugging Face transformers, where it is installed."""
-  needed = ['torch', 'transformers']
+def _transformers_outputs(
+  path: str, model: Transformer, tokens: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Returns outputs of Hugging Face transformers by name; {} without it."""
+  packages = ['torch', 'transformers']
   if path.endswith('.gguf'):
-    needed.append('accelerate')
-  missing = [x for x in needed if importlib.util.find_spec(x) is None]
+    packages.append('accelerate')
+  missing = [x for x in packages if importlib.util.find_spec(x) is None]
   if missing:
-    print(f'verify: not compared with transformers: no {", ".join(missing)}')
+    print(
+      'verify: not compared with transformers; not installed: '
+      f'{", ".join(missing)}'
+    )
     return {}
   import torch
   import transformers
 
-  family = huggingface_config.family_of(model.size)
-  name = family.scalar_model if model.scalar else family.language_model
-  directory, gguf = path, {}
+  family = hf_config.family_of(model.config)
+  class_name = family.scalar_model if model.scalar else family.language_model
+  directory, options = path, {}
   if path.endswith('.gguf'):
     directory, file = os.path.split(path)
-    directory, gguf = directory or '.', {'gguf_file': file}
-  kind = getattr(transformers, name)
-  theirs = kind.from_pretrained(
-    directory, attn_implementation='eager', dtype=torch.float32, **gguf
+    directory, options = directory or '.', {'gguf_file': file}
+  model_class: Any = getattr(transformers, class_name)
+  hf_model = model_class.from_pretrained(
+    directory, attn_implementation='eager', dtype=torch.float32, **options
   ).eval()
   with torch.no_grad():
-    out = theirs(torch.tensor(tokens)).logits.numpy()
+    logits = hf_model(torch.tensor(tokens)).logits.numpy()
   version = importlib.metadata.version('transformers')
-  return {f'transformers {version}': out[:, 0] if model.scalar else out}
+  return {f'transformers {version}': logits[:, 0] if model.scalar else logits}

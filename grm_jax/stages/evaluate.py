@@ -1,14 +1,15 @@
-"""Evaluates a judge on benchmarks, and reports it.
+"""Evaluates a judge on benchmarks, and writes a report.
 
-Every suite is judged once, with k samples of each query and one greedy
-judgement; accuracy at smaller k comes from subsets of those samples. What was
-judged is kept in <suite>.samples.jsonl, from which the report can be written
-again without a model. A run that was killed goes on from its journals.
+The judge writes k samples and one greedy judgement of each query; the accuracy
+at smaller k comes from subsets of the samples. <suite>.samples.jsonl stores the
+judgements; the report can be written again from them, without a model. An
+interrupted run resumes from its journals.
 """
 
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -26,169 +27,190 @@ from grm_jax.judges import factory as judge_factory
 from grm_jax.judges import resumable
 from grm_jax.judges.baselines.pairwise_rm import PairJudge
 from grm_jax.judges.baselines.scalar_rm import ScalarJudge
+from grm_jax.judges.factory import AnyJudge
 
-# Orders that a suite's published protocol prescribes.
-ORDERS = {'judgebench': 'fixed'}
-# Suites that read off the names of files or folders what a row is of.
-BY_FILE = ('llmbar', 'ppe', 'realmistake')
-# Suites whose score is no mean over queries.
-MEASURES = {'realmistake': 'ROC-AUC'}
+# Response orders that the published protocol of a suite prescribes.
+RESPONSE_ORDERS = {'judgebench': 'fixed'}
+# Suites that get the subset of a row from the name of its file or folder.
+NEED_FILE_NAMES = ('llmbar', 'ppe', 'realmistake')
+# Scores of suites that are not a mean over queries.
+SCORE_NAMES = {'realmistake': 'ROC-AUC'}
 
 
 def run(config: ConfigDict, workdir: str) -> None:
-  """Judges and reports, into `workdir`.
+  """Judges the suites and writes the report into `workdir`.
+
+  Args:
+    config: as configs/evaluate.py.
+    workdir: folder of the judgements and the report.
 
   Raises:
     UserError: a path, a row or a setting is wrong.
   """
   if not workdir:
-    raise UserError('give --workdir=DIR, where the report is written')
+    raise UserError('--workdir is empty; set it to the folder of the report')
   if config.reuse_samples:
     judged = _read_samples(config.reuse_samples)
   else:
     judged = _judge_suites(config, workdir)
   if jax.process_index():
     return
-  reports = {name: _report(name, found) for name, found in judged.items()}
-  report.write_report(workdir, reports, _facts(config), atomic_io.write_whole)
+  reports = {name: _report(name, examples) for name, examples in judged.items()}
+  report.write_report(workdir, reports, _facts(config), atomic_io.write_file)
   print(report.table(reports))
   if config.checkpoint == model_directory.RANDOM and not config.reuse_samples:
-    print('random weights: this shows only that everything runs')
+    print('random weights: the results have no meaning')
   print(f'report -> {os.path.join(workdir, "report.html")}')
 
 
-def _facts(config) -> dict[str, str]:
-  """What the report says at its top."""
+def _read_samples(directory: str) -> dict[str, list[JudgedExample]]:
+  """Returns the stored judgements of an earlier run, by suite."""
+  paths = {name: _samples_path(directory, name) for name in SUITES}
+  judged = {
+    name: list(judgement_io.read(path))
+    for name, path in paths.items()
+    if atomic_io.exists(path)
+  }
+  if not judged:
+    raise UserError(
+      f'config.reuse_samples={directory} has no file SUITE.samples.jsonl; set '
+      'it to the workdir of an earlier evaluation, with a SUITE of '
+      f'{", ".join(SUITES)}'
+    )
+  return judged
+
+
+def _samples_path(folder: str, suite: str) -> str:
+  return os.path.join(folder, f'{suite}.samples.jsonl')
+
+
+def _judge_suites(
+  config: ConfigDict, workdir: str
+) -> dict[str, list[JudgedExample]]:
+  """Judges all suites that have a path."""
+  # Reads all rows before the weights, to find a wrong path early.
+  suites = {
+    name: SUITES[name].load(_resolve_source(name, path))
+    for name, path in config.suites.items()
+    if path
+  }
+  if not suites:
+    raise UserError(
+      'no suite has a path; set --config.suites.NAME=PATH for a NAME of '
+      f'{", ".join(SUITES)}'
+    )
+  if config.k < 1 and not config.greedy:
+    raise UserError(
+      f'config.k is {config.k} and config.greedy is false, so that nothing is '
+      'judged; set one of them'
+    )
+  judge = judge_factory.from_config(
+    config, judge_factory.make_judge_config(config)
+  )
+  return {
+    name: _judge_suite(
+      config, workdir, judge, name, examples[: config.max_rows or None]
+    )
+    for name, examples in suites.items()
+  }
+
+
+def _resolve_source(suite: str, path: str) -> str | preference_rows.RowTable:
+  """Returns the path, or the rows of a TFDS or seqio name."""
+  if not dataset_files.is_dataset_name(path):
+    return path
+  if suite in NEED_FILE_NAMES:
+    raise UserError(
+      f'config.suites.{suite}={path}: this suite gets the subset of a row from '
+      'the names of files and folders; set the path of its files'
+    )
+  return dataset_files.row_table(path)
+
+
+def _judge_suite(
+  config: ConfigDict,
+  workdir: str,
+  judge: AnyJudge,
+  suite: str,
+  examples: Sequence[JudgingExample],
+) -> list[JudgedExample]:
+  """Writes and returns samples and a greedy judgement of each example."""
+  order = RESPONSE_ORDERS.get(suite, config.response_order)
+  judge = judge_factory.with_order(judge, order)
+  # All samples of a scalar judge are equal, and equal to the greedy judgement.
+  is_scalar = isinstance(judge, ScalarJudge | PairJudge)
+  k = min(1, config.k) if is_scalar else config.k
+  path = _samples_path(workdir, suite)
+  header = _journal_header(config, suite, order, len(examples))
+  progress = f'{suite}, {k} samples' if k else suite
+  judged = resumable.judge_all(
+    judge, examples, k, f'{path}.partial', header, progress
+  )
+  greedy: list[JudgedExample] = []
+  if config.greedy and not is_scalar:
+    greedy = resumable.judge_all(
+      judge, examples, 0, f'{path}.greedy', header, suite
+    )
+  if jax.process_index():
+    return judged  # only process 0 has all judgements, and reports them
+  if greedy:
+    judged = [
+      JudgedExample(x.example, x.samples, y.samples[0])
+      for x, y in zip(judged, greedy, strict=True)
+    ]
+  judgement_io.write(path, judged)
+  for journal in (f'{path}.partial', f'{path}.greedy'):
+    atomic_io.remove(journal)
+  return judged
+
+
+def _journal_header(
+  config: ConfigDict, suite: str, order: str, num_rows: int
+) -> dict[str, Any]:
+  """Returns the settings that identify a journal of this run."""
+  judge_config = judge_factory.make_judge_config(config)
+  return dataclasses.asdict(judge_config) | {
+    'suite': suite,
+    'path': config.suites[suite],
+    'rows': num_rows,
+    'order': order,
+    'judge': config.judge,
+    'checkpoint': config.checkpoint,
+    'checkpoint_step': config.checkpoint_step,
+    'meta_checkpoint': config.meta_checkpoint,
+    'k': config.k,
+    'sampling.max_new_tokens': config.sampling.max_new_tokens,
+    'sampling.int8': config.sampling.int8,
+  }
+
+
+def _report(suite: str, judged: Sequence[JudgedExample]) -> report.SuiteReport:
+  module = SUITES[suite]
+  if suite in SCORE_NAMES:
+    estimate = scaling_curves.mean_of_scores(module.score, module.interval)
+  else:
+    estimate = scaling_curves.mean_of_terms(module.terms)
+  return report.suite_report(
+    suite,
+    judged,
+    scaling_curves.suite_curves(judged, estimate),
+    module.score,
+    module.interval,
+    SCORE_NAMES.get(suite, 'accuracy'),
+  )
+
+
+def _facts(config: ConfigDict) -> dict[str, str]:
+  """Returns the settings at the top of the report."""
   if config.reuse_samples:
     return {'samples': config.reuse_samples}
   return {
     'judge': config.judge,
     'checkpoint': config.checkpoint,
     'meta RM': config.meta_checkpoint or 'none',
-    'template': judge_factory.settings_of(config).template,
-    'samples of a query': str(config.k),
+    'template': judge_factory.make_judge_config(config).template,
+    'samples per query': str(config.k),
     'temperature': str(config.temperature),
-    'order': config.response_order,
+    'response order': config.response_order,
     'seed': str(config.seed),
   }
-
-
-def _read_samples(directory: str) -> dict[str, list[JudgedExample]]:
-  paths = {
-    name: os.path.join(directory, f'{name}.samples.jsonl') for name in SUITES
-  }
-  found = {
-    name: list(judgement_io.read(path))
-    for name, path in paths.items()
-    if atomic_io.exists(path)
-  }
-  if not found:
-    raise UserError(
-      f'config.reuse_samples={directory} has no <suite>.samples.jsonl of '
-      f'{", ".join(SUITES)}'
-    )
-  return found
-
-
-def _judge_suites(config, workdir: str) -> dict[str, list[JudgedExample]]:
-  """Rows first: a wrong path should not wait for weights."""
-  suites = {
-    name: SUITES[name].load(_place(name, path))
-    for name, path in config.suites.items()
-    if path
-  }
-  if not suites:
-    raise UserError(
-      'no suite has a path; give --config.suites.NAME=PATH, NAME one of '
-      f'{", ".join(SUITES)}'
-    )
-  if config.k < 1 and not config.greedy:
-    raise UserError('config.k is 0 and config.greedy false: nothing to judge')
-  judge = judge_factory.from_config(config, judge_factory.settings_of(config))
-  out = {}
-  for name, examples in suites.items():
-    if config.max_rows:
-      examples = examples[: config.max_rows]
-    out[name] = _judge_suite(config, workdir, judge, name, examples)
-  return out
-
-
-def _place(name: str, path: str) -> str | preference_rows.RowTable:
-  """What a suite loads: a path, or the rows of a TFDS or seqio name."""
-  if not dataset_files.is_dataset_name(path):
-    return path
-  if name in BY_FILE:
-    raise UserError(
-      f'config.suites.{name}={path}: this suite reads what a row is of off '
-      'the names of files and folders; give the path of its files'
-    )
-  return dataset_files.table(path)
-
-
-def _judge_suite(
-  config, workdir, judge, name, examples: Sequence[JudgingExample]
-) -> list[JudgedExample]:
-  """K samples of each example, and a greedy judgement of each."""
-  order = ORDERS.get(name, config.response_order)
-  judge = judge_factory.with_order(judge, order)
-  # A scalar judge says the same every time.
-  scalar = isinstance(judge, ScalarJudge | PairJudge)
-  k = min(1, config.k) if scalar else config.k
-  path = os.path.join(workdir, f'{name}.samples.jsonl')
-  header = _header(config, name, order, len(examples))
-  drawn = resumable.judge_all(
-    judge,
-    examples,
-    k,
-    f'{path}.partial',
-    header,
-    f'{name}, {k} samples' if k else name,
-  )
-  greedy = None
-  if config.greedy and not scalar:
-    greedy = resumable.judge_all(
-      judge, examples, 0, f'{path}.greedy', header, name
-    )
-  found = [
-    JudgedExample(x.example, x.samples, y and y.samples[0])
-    for x, y in zip(drawn, greedy or [None] * len(drawn), strict=True)
-  ]
-  if not jax.process_index():
-    judgement_io.write(path, found)
-    for journal in (f'{path}.partial', f'{path}.greedy'):
-      atomic_io.remove(journal)
-  return found
-
-
-def _header(config, name, order, count):
-  """What tells a journal of this run from others."""
-  settings = dataclasses.asdict(judge_factory.settings_of(config))
-  return settings | {
-    'suite': name,
-    'path': config.suites[name],
-    'rows': count,
-    'order': order,
-    'judge': config.judge,
-    'checkpoint': config.checkpoint,
-    'step': config.checkpoint_step,
-    'meta_checkpoint': config.meta_checkpoint,
-    'k': config.k,
-    'size': config.sampling.max_new_tokens,
-    'int8': config.sampling.int8,
-  }
-
-
-def _report(name: str, judged: Sequence[JudgedExample]) -> report.SuiteReport:
-  suite = SUITES[name]
-  if name in MEASURES:
-    estimate = scaling_curves.mean_of_scores(suite.score, suite.interval)
-  else:
-    estimate = scaling_curves.mean_of_terms(suite.terms)
-  return report.suite_report(
-    name,
-    judged,
-    scaling_curves.suite_curves(judged, estimate),
-    suite.score,
-    suite.interval,
-    MEASURES.get(name, 'accuracy'),
-  )

@@ -1,14 +1,14 @@
-"""Scores a file of rows: votes, scores and generations of every row.
+"""Scores the rows of a file: votes, scores and generations of every row.
 
-Rows are read, judged and written one after the other. Memory does not grow with
-the file, unless it is a JSON array. Until the end the results are in a journal
-beside the output; a run that was killed goes on from there.
+Rows are read, judged and written one after the other, so that memory does not
+grow with the file unless it is a JSON array. Until the end, results are in a
+journal next to the output; an interrupted run resumes from it.
 
-With several processes all work on the same rows, whose prompts the mesh
-splits, and the first one keeps the journal. With config.apart each has a model
-of its own, and every n-th row and a journal of its own: where one
-process's devices hold the model, nobody waits for another. The first process
-merges the journals when all have ended.
+With several processes, all judge the same rows, whose prompts the mesh shards,
+and process 0 has the journal. With config.apart, each process has its own copy
+of the model, its own journal and every n-th row: if the devices of one process
+hold the model, no process waits for another. Process 0 merges the journals at
+the end.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import heapq
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -33,186 +33,256 @@ from grm_jax.io import atomic_io, row_reader
 from grm_jax.io import journal as journals
 from grm_jax.io.journal import Journal
 from grm_jax.judgement import verdict
+from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError
 from grm_jax.judges import factory as judge_factory
+from grm_jax.judges.factory import AnyJudge
+from grm_jax.judges.generative import JudgeConfig
 from grm_jax.sharding import distributed
 
-_SHOWN = 5  # rows of the table
+_NUM_PRINTED_ROWS = 5
 
 
 def run(config: ConfigDict, workdir: str) -> None:
-  """Scores `config.input`, writes JSON lines, and prints a short table.
+  """Scores `config.input`, writes JSON Lines, and prints a short table.
+
+  Args:
+    config: as configs/score.py.
+    workdir: folder of the output if `config.output` is empty.
 
   Raises:
-    UserError: a path or a setting is wrong, or with config.fail_on_bad_rows a row; the
-      message has file and line.
+    UserError: a path or a setting is wrong, or with config.fail_on_bad_rows a
+      row is bad; the message has file and line.
   """
-  output = config.output or (workdir and os.path.join(workdir, 'scores.jsonl'))
-  if not output:
-    raise UserError('give --config.output=FILE or --workdir=DIR')
-  if not config.checkpoint:
-    raise UserError("config.checkpoint is empty; give a directory or 'random'")
-  if config.k < 0:
-    raise UserError(f'config.k is {config.k}; 0 is one greedy judgement')
-  total, share = _count(config.input), _share(config)
-  mine = len(range(share.index, total, share.count))
-  journal = _journal(config, output, share)
-  done = journal.count if journal else 0
-  done = done if config.apart else distributed.broadcast_from_host0(done)
-  if done:
-    logging.info('%s: going on after %d rows', output, done)
-  # Rows before weights: a wrong path should not wait for gigabytes.
+  output = _output_path(config, workdir)
+  num_rows = _count_rows(config.input)
+  shard = _row_shard(config)
+  num_shard_rows = len(range(shard.index, num_rows, shard.count))
+  judge_config = judge_factory.make_voting_judge_config(config)
+  journal = _open_journal(config, judge_config, output, shard)
+  num_done = journal.count if journal else 0
+  if not config.apart:
+    num_done = distributed.broadcast_from_host0(num_done)
+  if num_done:
+    logging.info('%s: resuming after %d rows', output, num_done)
+  # Opens the file before reading gigabytes of weights.
   rows = itertools.islice(
-    dataset_files.examples(config.input), share.index, None, share.count
+    dataset_files.read_examples(config.input), shard.index, None, shard.count
   )
-  rows = itertools.islice(rows, done, None)
-  settings = judge_factory.voting_settings_of(config)
-  devices, judge = jax.local_devices() if config.apart else None, None
-  if done < mine:
-    try:
-      judge = judge_factory.from_config(config, settings, devices)
-    except UserError:
-      if journal and not journal.count:
-        journal.delete()  # or it would refuse the run without the mistake
-      raise
+  rows = itertools.islice(rows, num_done, None)
+  num_remaining = num_shard_rows - num_done
+  judge = None
+  if num_remaining > 0:
+    judge = _load_judge(config, judge_config, journal)
   with journal or contextlib.nullcontext():
     if judge is not None:
-      _judge_rows(judge, rows, config, settings, journal, mine - done)
+      items = _judge_rows(judge, rows, config, num_remaining)
+      for row in _result_rows(items, config, judge_config):
+        if journal:
+          journal.append(row)
   distributed.barrier('score')
   if not jax.process_index():
-    _finish(output, _partials(output, share.count), config)
+    _write_results(output, _journal_paths(output, shard.count), config)
+
+
+def _output_path(config: ConfigDict, workdir: str) -> str:
+  """Returns the path of the results, after checks that need no file."""
+  output = config.output or (workdir and os.path.join(workdir, 'scores.jsonl'))
+  if not output:
+    raise UserError(
+      'config.output and --workdir are empty; set --config.output=FILE or '
+      '--workdir=DIR'
+    )
+  if not config.checkpoint:
+    raise UserError(
+      "config.checkpoint is empty; set it to a model directory or 'random'"
+    )
+  if config.k < 0:
+    raise UserError(
+      f'config.k is {config.k}; set it to 1 or more, or to 0 for one greedy '
+      'judgement'
+    )
+  return output
 
 
 @dataclasses.dataclass(frozen=True)
 class RowShard:
-  """Rows index, index + count, ... are this process's."""
+  """The rows index, index + count, ... of the file."""
 
   index: int
   count: int
 
 
-def _share(config) -> RowShard:
+def _row_shard(config: ConfigDict) -> RowShard:
+  """Returns the rows of this process."""
   if config.apart:
     return RowShard(jax.process_index(), jax.process_count())
   return RowShard(0, 1)
 
 
-def _partials(output: str, count: int) -> list[str]:
-  """The journals of a run by `count` shares."""
+def _journal_paths(output: str, count: int) -> list[str]:
+  """Returns the journals of all shards."""
   if count == 1:
     return [f'{output}.partial']
   return [f'{output}.{i}-of-{count}.partial' for i in range(count)]
 
 
-def _judge_rows(judge, rows, config, settings, journal, total):
-  numbers, rows = itertools.tee(rows)
-  items = judge.judge(
-    (row for _, row in rows), config.k, progress='judging', total=total
+def _load_judge(
+  config: ConfigDict, judge_config: JudgeConfig, journal: Journal | None
+) -> AnyJudge:
+  devices = jax.local_devices() if config.apart else None
+  try:
+    return judge_factory.from_config(config, judge_config, devices)
+  except UserError:
+    if journal and not journal.count:
+      # An empty journal would require the wrong settings of the next run.
+      journal.delete()
+    raise
+
+
+def _judge_rows(
+  judge: AnyJudge,
+  rows: Iterable[tuple[int, JudgingExample | ExampleError]],
+  config: ConfigDict,
+  total: int,
+) -> Iterator[tuple[int, Any]]:
+  """Yields (line number, judged example or error) for every row."""
+  # The judge reads ahead; tee keeps the numbers until the results arrive.
+  numbered, rows = itertools.tee(rows)
+  results = judge.judge(
+    (example for _, example in rows),
+    config.k,
+    progress='judging',
+    total=total,
   )
-  for (number, _), item in zip(numbers, items, strict=True):
-    if isinstance(item, ExampleError):
-      where = f'{config.input}:{number}: {item.reason}'
+  for (number, _), result in zip(numbered, results, strict=True):
+    yield number, result
+
+
+def _result_rows(
+  items: Iterable[tuple[int, Any]],
+  config: ConfigDict,
+  judge_config: JudgeConfig,
+) -> Iterator[dict[str, Any]]:
+  """Yields rows of the journal.
+
+  Raises:
+    UserError: with config.fail_on_bad_rows, for the first bad row.
+  """
+  for number, result in items:
+    if isinstance(result, ExampleError):
+      message = f'{config.input}:{number}: {result.reason}'
       if config.fail_on_bad_rows:
-        raise UserError(where)
-      logging.warning('%s', where)
-      row = {'id': item.id, 'error': item.reason}
+        raise UserError(message)
+      logging.warning('%s', message)
+      row = {'id': result.id, 'error': result.reason}
     else:
-      row = verdict.report(item, settings.voting(), settings.seed)
-    if journal:
-      journal.append({'line': number} | row)
+      row = verdict.to_row(
+        result, judge_config.vote_config(), judge_config.seed
+      )
+    yield {'line': number} | row
 
 
-def _count(path):
+def _count_rows(path: str) -> int:
   count = row_reader.count_rows(path, '.jsonl')
   if not count:
-    raise UserError(f'{path} has no rows')
+    raise UserError(f'config.input={path} has no rows; use another file')
   return count
 
 
-def _journal(config, output: str, share: RowShard) -> Journal | None:
-  """This process's; without config.apart only the first has one.
+def _open_journal(
+  config: ConfigDict, judge_config: JudgeConfig, output: str, shard: RowShard
+) -> Journal | None:
+  """Returns the journal of this process; None if it has none.
 
   Raises:
-    UserError: it is of another run, or one of other shares was not ended.
+    UserError: it has other settings, or an unfinished run with another number
+      of shards has left journals.
   """
   if jax.process_index() and not config.apart:
     return None
-  paths = _partials(output, share.count)
+  paths = _journal_paths(output, shard.count)
   folder, name = os.path.split(output)
-  partial = f'{glob.escape(name)}.*partial'
-  others = set(atomic_io.matching(folder, partial)) - set(paths)
-  if others:
+  pattern = f'{glob.escape(name)}.*partial'
+  other_paths = set(atomic_io.list_files(folder, pattern)) - set(paths)
+  if other_paths:
     raise UserError(
-      f'{min(others)} is of a run by another number of processes; go on with '
-      'that number and the same config.apart, or delete the file'
+      f'{min(other_paths)} was written by another number of processes than '
+      f'{shard.count}; resume with that number and the same config.apart, or '
+      'delete the file'
     )
   header = {
     'judge': config.judge,
     'checkpoint': config.checkpoint,
-    'step': config.checkpoint_step,
+    'checkpoint_step': config.checkpoint_step,
     'meta_checkpoint': config.meta_checkpoint,
     'input': config.input,
+    'input_bytes': epath.Path(config.input).stat().length,
     'k': config.k,
+    'sampling.max_new_tokens': config.sampling.max_new_tokens,
+    'sampling.int8': config.sampling.int8,
   }
-  header |= dataclasses.asdict(judge_factory.voting_settings_of(config))
-  header |= {
-    'size': config.sampling.max_new_tokens,
-    'int8': config.sampling.int8,
-  }
-  header['bytes'] = epath.Path(config.input).stat().length
-  return Journal(paths[share.index], header)
+  header |= dataclasses.asdict(judge_config)
+  return Journal(paths[shard.index], header)
 
 
-def _finish(output: str, partials: Sequence[str], config) -> None:
-  """Results and errors in files of their own, and a table of the first."""
-  missing = [path for path in partials if not atomic_io.exists(path)]
-  if missing:
-    raise UserError(
-      f'{missing[0]} is not there: with config.apart all processes must see '
-      'the folder of config.output'
-    )
-  errors = f'{os.path.splitext(output)[0]}.errors.jsonl'
-  good = (row for row in _merged(partials) if 'error' not in row)
-  bad = (row for row in _merged(partials) if 'error' in row)
-  num_bad = atomic_io.write_lines(errors, map(json.dumps, bad))
-  shown = list(itertools.islice(_merged(partials), _SHOWN))
+def _write_results(
+  output: str, journal_paths: Sequence[str], config: ConfigDict
+) -> None:
+  """Writes results and errors into separate files, and prints a table."""
+  for path in journal_paths:
+    if not atomic_io.exists(path):
+      raise UserError(
+        f'{path} does not exist; with config.apart all processes need access '
+        'to the folder of config.output'
+      )
+  errors_path = f'{os.path.splitext(output)[0]}.errors.jsonl'
+  good = (row for row in _merge(journal_paths) if 'error' not in row)
+  bad = (row for row in _merge(journal_paths) if 'error' in row)
+  num_bad = atomic_io.write_lines(errors_path, map(json.dumps, bad))
+  first_rows = list(itertools.islice(_merge(journal_paths), _NUM_PRINTED_ROWS))
+  # Without any result, no output file is written.
   first = next(good, None)
+  num_good = 0
   if first is not None:
-    rows = itertools.chain((first,), good)
-    num_good = atomic_io.write_lines(output, map(json.dumps, rows))
-  for path in partials:
+    results = itertools.chain((first,), good)
+    num_good = atomic_io.write_lines(output, map(json.dumps, results))
+  for path in journal_paths:
     atomic_io.remove(path)
-  if first is None:
+  if not num_good:
     raise UserError(
-      f'none of the {num_bad} rows of {config.input} could be judged, see '
-      f'{errors}; the first: {shown[0]["error"]}'
+      f'all {num_bad} rows of {config.input} are bad, see {errors_path}; the '
+      f'first: {first_rows[0]["error"]}'
     )
-  print(_table(shown))
+  print(_format_table(first_rows))
   if config.checkpoint == model_directory.RANDOM:
-    print('random weights: this shows only that everything runs')
+    print('random weights: the scores have no meaning')
   print(f'{num_good} queries -> {output}')
   if num_bad:
-    print(f'{num_bad} rows could not be judged -> {errors}')
+    print(f'{num_bad} bad rows -> {errors_path}')
   else:
-    atomic_io.remove(errors)
+    atomic_io.remove(errors_path)
 
 
-def _merged(partials: Sequence[str]) -> Iterator[dict[str, Any]]:
-  """Rows of all journals in the order of the input."""
-  return heapq.merge(*map(journals.rows, partials), key=lambda x: x['line'])
+def _merge(journal_paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+  """Yields the rows of all journals in the order of the input."""
+  return heapq.merge(
+    *map(journals.rows, journal_paths), key=lambda row: row['line']
+  )
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-  """The first few rows, for a person."""
+def _format_table(rows: Sequence[dict[str, Any]]) -> str:
+  """Returns a line of text per row."""
   lines = []
   for row in rows:
     if 'error' in row:
       lines.append(f'{row["id"]}: {row["error"]}')
       continue
-    found = row['votes']
-    votes = 'no vote' if found is None else ' '.join(f'{x:g}' for x in found)
+    votes = 'no vote'
+    if row['votes'] is not None:
+      votes = ' '.join(f'{x:g}' for x in row['votes'])
     lines.append(
       f'{row["id"]}: {votes}  best {row["best"]}  '
-      f'({row["failures"]} of {len(row["samples"])} did not parse)'
+      f'({row["failures"]} of {len(row["samples"])} do not parse)'
     )
   return '\n'.join(lines)

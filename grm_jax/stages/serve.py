@@ -5,7 +5,7 @@ import importlib.util
 import signal
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,153 +19,169 @@ from grm_jax.judges.generative import Judge
 from grm_jax.serving.limits import ServerLimits
 from grm_jax.training import run as training_run
 
-_NEEDED = ('fastapi', 'uvicorn', 'prometheus_client')
+_PACKAGES = ('fastapi', 'uvicorn', 'prometheus_client')
 _LOOPBACK = ('127.0.0.1', 'localhost', '::1')
-# As browsers and clients write them.
-_LOOPBACK_NAMES = ('127.0.0.1', 'localhost', '[::1]')
+# The same as host names of requests, which have IPv6 addresses in brackets.
+_LOOPBACK_HOSTS = ('127.0.0.1', 'localhost', '[::1]')
 
 
 def run(config: ConfigDict, workdir: str) -> None:
-  """Serves until SIGTERM or SIGINT; what was taken is answered before.
+  """Serves until SIGTERM or SIGINT, then finishes accepted requests.
 
   Args:
     config: as configs/serve.py.
-    workdir: not used: nothing is written.
+    workdir: not used; nothing is written.
 
   Raises:
     UserError: a setting is wrong.
-    RuntimeError: the judge has failed.
+    RuntimeError: the judge failed.
   """
-  allowed = _check(config)
-  settings = judge_factory.make_voting_judge_config(config)
-  token = _token(config.token_file)
-  # A port that is taken should not wait for weights. Nobody is let in yet.
-  with _bind(config) as bound:
-    judge = judge_factory.from_config(config, settings)
-    count = judge.engine.warm_up(judge.weights)
-    logging.info('%d programs compiled', count)
-    _serve(judge, config, allowed, token, bound)
+  del workdir
+  limits = _check(config)
+  judge_config = judge_factory.make_voting_judge_config(config)
+  token = _read_token(config.token_file)
+  # Binding first finds a port in use before the weights are read. The socket
+  # does not listen until the judge is ready.
+  with _bind(config) as server_socket:
+    judge = judge_factory.from_config(config, judge_config)
+    # `_check` allows only kinds of judges that are a Judge with weights.
+    assert isinstance(judge, Judge) and judge.weights is not None
+    num_programs = judge.engine.warm_up(judge.weights)
+    logging.info('compiled %d programs', num_programs)
+    _serve(judge, config, limits, token, server_socket)
 
 
 def _check(config: ConfigDict) -> ServerLimits:
-  """The limits, if nothing is wrong that is seen before weights are read."""
-  missing = [x for x in _NEEDED if importlib.util.find_spec(x) is None]
+  """Checks what does not need the weights, and returns the limits."""
+  missing = [x for x in _PACKAGES if importlib.util.find_spec(x) is None]
   if missing:
     raise UserError(
-      f'{missing[0]} is not installed; the service needs '
+      f'the package {missing[0]} is not installed; run '
       '`pip install -r requirements-serve.txt`'
     )
   if jax.process_count() > 1:
-    raise UserError('a service is one process; start one for each host')
+    raise UserError(
+      f'a service runs in one process, not in {jax.process_count()}; start one '
+      'service per host'
+    )
   if config.judge not in ('grm', 'llm'):
     raise UserError(
-      f'config.judge is {config.judge!r}; a service has a judge that writes: '
-      "'grm' or 'llm'"
+      f"config.judge is {config.judge!r}; a service needs 'grm' or 'llm', "
+      'which write judgements'
     )
-  allowed = ServerLimits(**config.limits)
+  limits = ServerLimits(**config.limits)
   training_run.check_minimum(('k', config.k, 0))
-  allowed.check_samples(config.k)
+  limits.check_samples(config.k)
   if not 0 <= config.port < 2**16:
-    raise UserError(f'config.port is {config.port}; 0 is any free one')
+    raise UserError(
+      f'config.port is {config.port}; set it to a value from 0 (any free port) '
+      f'to {2**16 - 1}'
+    )
   if config.host not in _LOOPBACK and not config.token_file:
     logging.warning(
-      'config.host=%s: whoever reaches this machine can use the service; '
-      'config.token_file asks them for a token',
+      'config.host=%s: everyone who can reach this machine can use the '
+      'service; set config.token_file to require a token',
       config.host,
     )
-  return allowed
+  return limits
 
 
-def _token(path: str) -> str:
+def _read_token(path: str) -> str:
   if not path:
     return ''
   try:
-    found = epath.Path(path).read_text().strip()
+    token = epath.Path(path).read_text().strip()
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(
       f'config.token_file={path} cannot be read: {error}'
     ) from None
-  if not found:
-    raise UserError(f'config.token_file={path} is empty')
-  return found
+  if not token:
+    raise UserError(
+      f'config.token_file={path} is empty; write the token into it'
+    )
+  return token
 
 
 def _bind(config: ConfigDict) -> socket.socket:
-  """A socket of this address that does not listen yet."""
+  """Returns a bound socket that does not listen yet."""
   try:
     family, kind, *_, address = socket.getaddrinfo(
       config.host, config.port, type=socket.SOCK_STREAM
     )[0]
-    made = socket.socket(family, kind)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.bind(address)
+    bound_socket = socket.socket(family, kind)
+    # Allows a restart while connections of the old server are in TIME_WAIT.
+    bound_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound_socket.bind(address)
   except OSError as error:
     raise UserError(
-      f'config.host={config.host} and config.port={config.port} cannot be '
-      f'used: {error.strerror or error}'
+      f'config.host={config.host} with config.port={config.port} cannot be '
+      f'used ({error.strerror or error}); choose another address'
     ) from None
-  return made
+  return bound_socket
 
 
 def _serve(
   judge: Judge,
   config: ConfigDict,
-  allowed: ServerLimits,
+  limits: ServerLimits,
   token: str,
-  bound: socket.socket,
+  server_socket: socket.socket,
 ) -> None:
-  """Serves with this judge on a bound socket; see `run`."""
+  """Serves on a bound socket; see `run`."""
+  # These need optional packages; `_check` has found them.
   import uvicorn
 
   from grm_jax.serving import app, schemas, server_metrics, worker
 
-  settings = judge.config
-  made = worker.JudgeWorker(judge.stream, allowed.max_queue)
+  judge_worker = worker.JudgeWorker(judge.stream, limits.max_queue)
   service = app.Service(
-    worker=made,
+    worker=judge_worker,
     defaults=schemas.Defaults(
       k=config.k,
-      order=settings.order,
-      temperature=settings.temperature,
-      seed=settings.seed,
-      voting=settings.vote_config(),
+      order=judge.config.order,
+      temperature=judge.config.temperature,
+      seed=judge.config.seed,
+      voting=judge.config.vote_config(),
       has_meta=judge.meta is not None,
     ),
-    limits=allowed,
-    metrics=server_metrics.ServerMetrics(made, lambda: _counts(judge)),
+    limits=limits,
+    metrics=server_metrics.ServerMetrics(
+      judge_worker, lambda: _engine_counts(judge)
+    ),
     token=token,
     about=_about(config, judge),
-    allowed_hosts=_hosts(config),
+    allowed_hosts=_allowed_hosts(config),
   )
   server = uvicorn.Server(
     uvicorn.Config(
       app.make_app(service),
       log_level='warning',
       access_log=False,
-      timeout_graceful_shutdown=int(allowed.timeout_s) + 1,
+      timeout_graceful_shutdown=int(limits.timeout_s) + 1,
     )
   )
-  _until_failure(made, server)
-  bound.listen()
-  host, port = bound.getsockname()[:2]
+  _exit_on_failure(judge_worker, server)
+  server_socket.listen()
+  host, port = server_socket.getsockname()[:2]
   address = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
   training_run.print_on_host0(
-    f'serving on http://{address}, described at http://{address}/docs'
+    f'serving on http://{address}, API description at http://{address}/docs'
   )
-  with _quiet_signals():
-    server.run(sockets=[bound])
-  if made.failed.is_set():
-    raise RuntimeError('the judge has failed, see above')
+  with _ignore_repeated_signals():
+    server.run(sockets=[server_socket])
+  if judge_worker.failed.is_set():
+    raise RuntimeError('the judge failed; see the error above')
 
 
-def _hosts(config) -> tuple[str, ...]:
-  """Names that requests may call the server by; () for any."""
+def _allowed_hosts(config: ConfigDict) -> tuple[str, ...]:
+  """Returns host names that requests may have; () for any."""
   if config.host in _LOOPBACK:
-    return (*_LOOPBACK_NAMES, *config.allowed_hosts)
+    return (*_LOOPBACK_HOSTS, *config.allowed_hosts)
   return tuple(config.allowed_hosts)
 
 
-def _about(config, judge) -> dict[str, Any]:
+def _about(config: ConfigDict, judge: Judge) -> dict[str, Any]:
+  """Returns the description of the judge that clients can read."""
   return {
     'checkpoint': config.checkpoint,
     'meta_checkpoint': config.meta_checkpoint,
@@ -175,7 +191,7 @@ def _about(config, judge) -> dict[str, Any]:
   }
 
 
-def _counts(judge) -> Mapping[str, float]:
+def _engine_counts(judge: Judge) -> Mapping[str, float]:
   stats = judge.engine.stats
   return {
     'tokens': stats.tokens,
@@ -185,27 +201,38 @@ def _counts(judge) -> Mapping[str, float]:
   }
 
 
-def _until_failure(desk, server) -> None:
-  """A judge that has failed ends the server: what restarts it must see it."""
+def _exit_on_failure(judge_worker: Any, server: Any) -> None:
+  """Stops the server when the judge fails, so that it can be restarted.
 
-  def watch():
-    desk.failed.wait()
+  Args:
+    judge_worker: a worker.JudgeWorker.
+    server: a uvicorn.Server.
+  """
+
+  def wait_for_failure():
+    judge_worker.failed.wait()
     server.should_exit = True
 
-  threading.Thread(target=watch, name='watch', daemon=True).start()
+  # A daemon thread does not keep the process alive.
+  threading.Thread(target=wait_for_failure, name='watch', daemon=True).start()
 
 
 @contextlib.contextmanager
-def _quiet_signals():
-  """Uvicorn raises a signal again after it has stopped in good order for it."""
-  kinds = (signal.SIGTERM, signal.SIGINT)
-  before = {kind: signal.signal(kind, _ignored) for kind in kinds}
+def _ignore_repeated_signals() -> Iterator[None]:
+  """Ignores the signals that uvicorn raises again after its shutdown.
+
+  Uvicorn has its own handlers while it runs. Afterwards it restores these ones
+  and raises each signal that it received once more.
+  """
+  signals = (signal.SIGTERM, signal.SIGINT)
+  # Not SIG_IGN, which child processes would inherit.
+  handlers = {x: signal.signal(x, _do_nothing) for x in signals}
   try:
     yield
   finally:
-    for kind, handler in before.items():
-      signal.signal(kind, handler)
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
 
 
-def _ignored(number, frame):
-  """Does nothing."""
+def _do_nothing(number, frame):
+  """Handles a signal."""

@@ -1,4 +1,4 @@
-"""The convert stage through main: there and back, and what stops it."""
+"""The stage convert through main: import, export, and errors."""
 
 import os
 import pathlib
@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from grm_jax.tokenizer import tiny as tiny_tokenizer
 from tests import gemma2_files
 from tests.messages import lines_with, names
-from tests.processes import HANG
-from tests.stages import printed
+from tests.processes import HANG_TIMEOUT_S
+from tests.stages import stage_output
 from tests.test_main import error_of, run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -23,13 +23,13 @@ FIELDS = gemma2_files.CONFIGS['odd_heads'] | {
   'hidden_size': 64,
 }
 CONFIG = '--config=configs/convert.py'
-# Converts on one device, with no 8 virtual ones to start.
-ONE = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+# One device instead of eight virtual ones starts faster.
+ONE_DEVICE = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
 
 
 @pytest.fixture(scope='module')
 def converted(tmp_path_factory):
-  """A random Hugging Face directory, our checkpoint of it, and the tensors."""
+  """Returns (folder of hf/ and its import ours/, tensors of hf/, stdout)."""
   root = tmp_path_factory.mktemp('convert')
   tensors = gemma2_files.write(root / 'hf', FIELDS, 3, dtype='bfloat16')
   tiny_tokenizer.train(root / 'hf' / 'tokenizer.model')
@@ -45,7 +45,7 @@ def converted(tmp_path_factory):
 
 def test_import_is_verified(converted):
   root, _, stdout = converted
-  assert lines_with(stdout, printed.DIFFERENCE, 'checkpoint', '0.00e+00')
+  assert lines_with(stdout, stage_output.DIFFERENCE, 'checkpoint', '0.00e+00')
   names = {path.name for path in (root / 'ours').iterdir()}
   assert {'0', 'tokenizer.model'} <= names
 
@@ -60,7 +60,7 @@ def test_round_trip_is_bit_identical(converted, tmp_path):
     '--config.verify=true',
     '--config.mesh.fsdp=8',
   )
-  assert lines_with(stdout, printed.DIFFERENCE, 'exported', '0.00e+00')
+  assert lines_with(stdout, stage_output.DIFFERENCE, 'exported', '0.00e+00')
   back = load_file(tmp_path / 'back' / 'model.safetensors')
   assert set(back) == set(tensors)
   for key, tensor in tensors.items():
@@ -95,7 +95,7 @@ def test_random_checkpoint_scores(tmp_path):
   assert (tmp_path / 'scores.jsonl').read_text().count('\n') == 3
 
 
-def test_existing_target_is_refused(converted):
+def test_an_existing_target_is_an_error(converted):
   root, _, _ = converted
   arguments = (CONFIG, f'--config.source={root}/hf')
   line = error_of(*arguments, f'--config.target={root}/ours')
@@ -118,12 +118,12 @@ def test_existing_target_is_refused(converted):
     ),
     (
       '--config.direction=gguf',
-      ['config.to', 'gguf', 'checkpoint', 'huggingface'],
+      ['config.direction', 'gguf', 'checkpoint', 'huggingface'],
     ),
     ('--config.dtype=int8', ['config.dtype', 'int8', 'float32']),
   ],
 )
-def test_mistakes(tmp_path, change, words):
+def test_wrong_settings_are_named(tmp_path, change, words):
   gemma2_files.write(tmp_path / 'hf', FIELDS, 3)
   line = error_of(
     CONFIG,
@@ -134,7 +134,7 @@ def test_mistakes(tmp_path, change, words):
   assert names(line, *words)
 
 
-def test_wrong_checkpoint_for_export(tmp_path):
+def test_export_of_an_empty_directory(tmp_path):
   line = error_of(
     CONFIG,
     '--config.direction=huggingface',
@@ -145,7 +145,7 @@ def test_wrong_checkpoint_for_export(tmp_path):
 
 
 def test_killed_import_can_be_repeated(tmp_path):
-  """kill -9 while it writes: nothing that looks whole, and a second try."""
+  """After SIGKILL there is no partial checkpoint, and the command works."""
   command = [
     sys.executable,
     '-m',
@@ -155,9 +155,9 @@ def test_killed_import_can_be_repeated(tmp_path):
     f'--config.target={tmp_path}/ours',
   ]
   child = subprocess.Popen(
-    command, cwd=ROOT, env=ONE, stderr=subprocess.DEVNULL
+    command, cwd=ROOT, env=ONE_DEVICE, stderr=subprocess.DEVNULL
   )
-  deadline = time.monotonic() + HANG
+  deadline = time.monotonic() + HANG_TIMEOUT_S
   while not list(tmp_path.glob('ours/*tmp*')):
     if child.poll() is not None or time.monotonic() > deadline:
       break
@@ -165,7 +165,7 @@ def test_killed_import_can_be_repeated(tmp_path):
   child.send_signal(signal.SIGKILL)
   child.wait()
   if (tmp_path / 'ours' / '0').exists():
-    # It was done before the signal came: then it must be whole.
+    # It finished before the signal; then the checkpoint must be complete.
     subprocess.run(
       [
         *command[:-1],
@@ -174,15 +174,15 @@ def test_killed_import_can_be_repeated(tmp_path):
         f'--config.target={tmp_path}/hf',
       ],
       cwd=ROOT,
-      env=ONE,
+      env=ONE_DEVICE,
       check=True,
     )
     return
-  subprocess.run(command, cwd=ROOT, env=ONE, check=True)
+  subprocess.run(command, cwd=ROOT, env=ONE_DEVICE, check=True)
   assert (tmp_path / 'ours' / '0').exists()
 
 
-def test_a_flipped_bit_stops_the_export(converted, tmp_path):
+def test_a_flipped_bit_is_an_error(converted, tmp_path):
   root, tensors, _ = converted
   copy = tmp_path / 'ours'
   subprocess.run(['cp', '-r', root / 'ours', copy], check=True)
@@ -190,8 +190,8 @@ def test_a_flipped_bit_stops_the_export(converted, tmp_path):
   flipped = 0
   for path in (p for p in (copy / '0').rglob('*') if p.is_file()):
     data = bytearray(path.read_bytes())
-    if (place := data.find(row)) >= 0:
-      data[place + 11] ^= 0x10
+    if (offset := data.find(row)) >= 0:
+      data[offset + 11] ^= 0x10
       path.write_bytes(data)
       flipped += 1
   assert flipped

@@ -1,4 +1,4 @@
-"""Evaluation from files as published to a report, by the command line."""
+"""The stage evaluate through main, from published files to a report."""
 
 import json
 import signal
@@ -19,56 +19,56 @@ TEMPLATE = (
 
 @pytest.fixture(scope='module')
 def fast(tmp_path_factory):
-  """(arguments, environment) of runs that compile little, and once."""
-  made = tmp_path_factory.mktemp('fast')
-  (made / 'short.txt').write_text(TEMPLATE)
+  """Returns (arguments, environment) of runs that compile little, once."""
+  folder = tmp_path_factory.mktemp('fast')
+  (folder / 'short.txt').write_text(TEMPLATE)
   rows = [
     {'input': f'q {i}', 'output_1': 'yes', 'output_2': 'no', 'label': 1 + i % 2}
     for i in range(20)
   ]
-  folder = made / 'LLMBar' / 'Natural'
-  folder.mkdir(parents=True)
-  (folder / 'dataset.json').write_text(json.dumps(rows))
+  suite = folder / 'LLMBar' / 'Natural'
+  suite.mkdir(parents=True)
+  (suite / 'dataset.json').write_text(json.dumps(rows))
   arguments = [
     '--config=configs/evaluate.py:tiny',
-    f'--config.prompt.template={made}/short.txt',
-    f'--config.suites.llmbar={made}/LLMBar',
+    f'--config.prompt.template={folder}/short.txt',
+    f'--config.suites.llmbar={folder}/LLMBar',
     '--config.sampling.max_new_tokens=8',
     '--config.sampling.decode_steps_per_call=4',
     '--config.sampling.prompt_buckets=(128,)',
     '--config.k=2',
   ]
-  return arguments, test_main.environment(made / 'cache')
+  return arguments, test_main.environment(folder / 'cache')
 
 
 @pytest.fixture(scope='module')
-def calm(fast, tmp_path_factory):
-  """The folder of an undisturbed run."""
-  made = tmp_path_factory.mktemp('calm')
+def clean_run(fast, tmp_path_factory):
+  """Returns the workdir of a run without interruption."""
+  workdir = tmp_path_factory.mktemp('clean')
   arguments, env = fast
-  stdout, _ = test_main.run(*arguments, f'--workdir={made}', env=env)
+  stdout, _ = test_main.run(*arguments, f'--workdir={workdir}', env=env)
   assert 'report.html' in stdout and 'llmbar' in stdout
-  return made
+  return workdir
 
 
-def files_of(folder):
+def read_files(folder):
   return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def test_what_a_report_has(calm):
-  found = files_of(calm)
-  assert {'results.json', 'report.html', 'llmbar.samples.jsonl'} <= set(found)
-  assert any(name.endswith('.png') for name in found)
-  assert not [name for name in found if name.endswith(('.partial', '.greedy'))]
-  rows = [json.loads(x) for x in found['llmbar.samples.jsonl'].splitlines()]
+def test_files_of_a_report(clean_run):
+  files = read_files(clean_run)
+  assert {'results.json', 'report.html', 'llmbar.samples.jsonl'} <= set(files)
+  assert any(name.endswith('.png') for name in files)
+  assert not [name for name in files if name.endswith(('.partial', '.greedy'))]
+  rows = [json.loads(x) for x in files['llmbar.samples.jsonl'].splitlines()]
   assert len(rows) == 20
   for row in rows:
     assert len(row['samples']) == 2 and row['greedy'] is not None
-  results = json.loads(found['results.json'])
+  results = json.loads(files['results.json'])
   assert results['suites']['llmbar']['samples']['num_queries'] == 20
 
 
-def test_killed_and_started_again_it_ends_the_same(calm, fast, tmp_path):
+def test_resumes_after_kills_with_the_same_files(clean_run, fast, tmp_path):
   arguments, env = fast
   command = [sys.executable, '-m', 'grm_jax.main', *arguments]
   command.append(f'--workdir={tmp_path}')
@@ -87,19 +87,20 @@ def test_killed_and_started_again_it_ends_the_same(calm, fast, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
   test_main.run(*arguments, f'--workdir={tmp_path}', env=env)
-  assert files_of(tmp_path) == files_of(calm)
+  assert read_files(tmp_path) == read_files(clean_run)
 
 
-def test_the_report_again_without_a_model(calm, fast, tmp_path):
+def test_the_report_is_written_again_without_a_model(clean_run, fast, tmp_path):
   arguments, env = fast
   test_main.run(
     arguments[0],
-    f'--config.reuse_samples={calm}',
+    f'--config.reuse_samples={clean_run}',
     f'--workdir={tmp_path}',
     env=env,
   )
-  ours, theirs = files_of(tmp_path), files_of(calm)
-  results = [json.loads(x['results.json']) for x in (ours, theirs)]
+  results = [
+    json.loads(read_files(x)['results.json']) for x in (tmp_path, clean_run)
+  ]
   assert results[0]['suites'] == results[1]['suites']
 
 
@@ -141,5 +142,5 @@ def test_mistakes_are_one_line(fast, tmp_path, changes, words):
   assert names(line, *words)
 
 
-def test_a_workdir_is_needed(fast):
+def test_a_missing_workdir_is_an_error(fast):
   assert names(test_main.error_of(*fast[0], env=fast[1]), '--workdir')

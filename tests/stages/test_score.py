@@ -1,4 +1,4 @@
-"""Scoring a file from the command line: bad rows, being killed, baselines."""
+"""The stage score through main: bad rows, interruptions, baselines."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 from tests import test_main
 from tests.evaluation.suites import published
 from tests.messages import lines_with, names
-from tests.stages import printed
+from tests.stages import stage_output
 
 TEMPLATE = (
   '{% for turn in query %}{{ turn.text }}{% endfor %}\n'
@@ -22,17 +22,17 @@ TEMPLATE = (
 
 @pytest.fixture(scope='module')
 def fast(tmp_path_factory):
-  """(arguments, environment) of runs that compile little, and once."""
-  made = tmp_path_factory.mktemp('fast')
-  (made / 'short.txt').write_text(TEMPLATE)
+  """Returns (arguments, environment) of runs that compile little, once."""
+  folder = tmp_path_factory.mktemp('fast')
+  (folder / 'short.txt').write_text(TEMPLATE)
   arguments = [
     '--config=configs/score.py:tiny',
-    f'--config.prompt.template={made}/short.txt',
+    f'--config.prompt.template={folder}/short.txt',
     '--config.sampling.max_new_tokens=12',
     '--config.sampling.decode_steps_per_call=4',
     '--config.sampling.prompt_buckets=(128,)',
   ]
-  return arguments, test_main.environment(made / 'cache')
+  return arguments, test_main.environment(folder / 'cache')
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def error_of(fast):
   return lambda *more: test_main.error_of(*fast[0], *more, env=fast[1])
 
 
-def rows_of(path):
+def read_rows(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -59,9 +59,9 @@ def write_rows(path, count):
   )
 
 
-def test_tiny(tmp_path, run):
+def test_the_tiny_config(tmp_path, run):
   stdout, _ = run(f'--workdir={tmp_path}')
-  rows = rows_of(tmp_path / 'scores.jsonl')
+  rows = read_rows(tmp_path / 'scores.jsonl')
   assert [row['id'] for row in rows] == ['sum', 'letters', 'tide']
   assert [row['line'] for row in rows] == [1, 2, 3]
   for row, n in zip(rows, (2, 3, 2), strict=True):
@@ -70,7 +70,7 @@ def test_tiny(tmp_path, run):
     assert all(sorted(order) == list(range(n)) for order in orders)
     parsed = [s['scores'] for s in row['samples'] if s['scores']]
     assert row['failures'] == 4 - len(parsed)
-  assert lines_with(stdout, printed.RANDOM)
+  assert lines_with(stdout, stage_output.RANDOM)
   assert sorted(p.name for p in tmp_path.iterdir()) == ['scores.jsonl']
 
 
@@ -82,7 +82,7 @@ def test_meta_rm_and_greedy(tmp_path, run):
     '--config.k=0',
     f'--workdir={tmp_path}',
   )
-  for row in rows_of(tmp_path / 'scores.jsonl'):
+  for row in read_rows(tmp_path / 'scores.jsonl'):
     (sample,) = row['samples']
     assert isinstance(sample['meta'], float)
 
@@ -90,12 +90,12 @@ def test_meta_rm_and_greedy(tmp_path, run):
 @pytest.mark.parametrize('judge', ['llm', 'token_probability'])
 def test_llm_as_a_judge(tmp_path, run, judge):
   run(f'--config.judge={judge}', '--config.k=1', f'--workdir={tmp_path}')
-  assert len(rows_of(tmp_path / 'scores.jsonl')) == 3
+  assert len(read_rows(tmp_path / 'scores.jsonl')) == 3
 
 
-def test_a_semi_scalar_judge(tmp_path, run):
+def test_semi_scalar_judge(tmp_path, run):
   run('--config.judge=semi_scalar', '--config.k=2', f'--workdir={tmp_path}')
-  rows = rows_of(tmp_path / 'scores.jsonl')
+  rows = read_rows(tmp_path / 'scores.jsonl')
   assert [len(row['votes']) for row in rows] == [2, 3, 2]
   for row in rows:
     assert row['failures'] == 0
@@ -106,7 +106,7 @@ def test_a_semi_scalar_judge(tmp_path, run):
     assert row['votes'] == pytest.approx(sums)
 
 
-def test_principles_written_once(tmp_path, run):
+def test_principles_are_generated_once(tmp_path, run):
   (tmp_path / 'judge.txt').write_text('{{ principles }}' + TEMPLATE)
   (tmp_path / 'write.txt').write_text(TEMPLATE)
   run(
@@ -114,7 +114,7 @@ def test_principles_written_once(tmp_path, run):
     f'--config.prompt.principles={tmp_path}/write.txt',
     f'--workdir={tmp_path}/out',
   )
-  for row in rows_of(tmp_path / 'out' / 'scores.jsonl'):
+  for row in read_rows(tmp_path / 'out' / 'scores.jsonl'):
     texts = [sample['text'] for sample in row['samples']]
     assert len(set(texts)) > 1
     shared = os.path.commonprefix(texts)
@@ -127,7 +127,7 @@ def test_scalar_judge(tmp_path, run):
     '--config.sampling.max_new_tokens=96',
     f'--workdir={tmp_path}',
   )
-  rows = rows_of(tmp_path / 'scores.jsonl')
+  rows = read_rows(tmp_path / 'scores.jsonl')
   assert [len(row['votes']) for row in rows] == [2, 3, 2]
   for row in rows:
     assert row['votes'][row['best']] == max(row['votes'])
@@ -151,16 +151,16 @@ BAD = [
 ]
 
 
-def test_bad_rows_are_reported_and_the_rest_goes_on(tmp_path, run, error_of):
+def test_bad_rows_are_reported_and_skipped(tmp_path, run, error_of):
   rows = tmp_path / 'rows.jsonl'
   good = b'{"query": "q", "responses": ["a", "b"]}'
   bad = [x if isinstance(x, bytes) else x.encode() for x, _ in BAD]
   rows.write_bytes(b'\n'.join([good, *bad, b'', good, b'  ']) + b'\n')
   arguments = [f'--config.input={rows}', f'--workdir={tmp_path}']
   stdout, stderr = run(*arguments)
-  scored = rows_of(tmp_path / 'scores.jsonl')
+  scored = read_rows(tmp_path / 'scores.jsonl')
   assert [row['line'] for row in scored] == [1, len(BAD) + 3]
-  errors = rows_of(tmp_path / 'scores.errors.jsonl')
+  errors = read_rows(tmp_path / 'scores.errors.jsonl')
   assert [row['line'] for row in errors] == list(range(2, len(BAD) + 2))
   for error, (_, words) in zip(errors, BAD, strict=True):
     assert names(error['error'], *words)
@@ -171,10 +171,10 @@ def test_bad_rows_are_reported_and_the_rest_goes_on(tmp_path, run, error_of):
 
 
 @pytest.mark.parametrize('suffix', ['json', 'parquet'])
-def test_other_formats_are_scored_alike(tmp_path, run, suffix):
+def test_other_formats_give_the_same_scores(tmp_path, run, suffix):
   rows = [
     {'id': f'r{i}', 'query': f'q {i}', 'responses': ['a', 'b'], 'best': i}
-    for i in range(3)  # the last one is bad
+    for i in range(3)  # the last row is bad
   ]
   results = {}
   for name in ('jsonl', suffix):
@@ -184,29 +184,29 @@ def test_other_formats_are_scored_alike(tmp_path, run, suffix):
     files = ('scores.jsonl', 'scores.errors.jsonl')
     results[name] = [(tmp_path / name / x).read_bytes() for x in files]
   assert results[suffix] == results['jsonl']
-  scores = rows_of(tmp_path / suffix / 'scores.jsonl')
+  scores = read_rows(tmp_path / suffix / 'scores.jsonl')
   assert [row['line'] for row in scores] == [1, 2]
 
 
-def test_no_row_that_can_be_judged_is_an_error(tmp_path, run, error_of):
+def test_a_file_without_good_rows_is_an_error(tmp_path, run, error_of):
   rows = tmp_path / 'rows.jsonl'
   rows.write_text('{"query": "q"}\nnonsense\n')
   arguments = [f'--config.input={rows}', f'--workdir={tmp_path}']
   line = error_of(*arguments)
   assert names(line, rows, 2, tmp_path / 'scores.errors.jsonl')
-  assert names(line, 'responses')  # what the first one lacks
-  assert len(rows_of(tmp_path / 'scores.errors.jsonl')) == 2
+  assert names(line, 'responses')  # missing in the first row
+  assert len(read_rows(tmp_path / 'scores.errors.jsonl')) == 2
   assert not list(tmp_path.glob('scores.jsonl*'))
-  write_rows(rows, 2)  # mended, it begins anew
+  write_rows(rows, 2)  # the next run starts again
   run(*arguments)
-  assert len(rows_of(tmp_path / 'scores.jsonl')) == 2
+  assert len(read_rows(tmp_path / 'scores.jsonl')) == 2
 
 
-def test_killed_at_any_moment_it_ends_the_same(tmp_path, run, fast):
+def test_resumes_after_kills_with_the_same_scores(tmp_path, run, fast):
   rows = tmp_path / 'rows.jsonl'
   write_rows(rows, 40)
   command = [f'--config.input={rows}', '--config.k=2']
-  run(*command, f'--workdir={tmp_path}/calm')
+  run(*command, f'--workdir={tmp_path}/clean')
   journal = tmp_path / 'killed' / 'scores.jsonl.partial'
   for count in (3, 14, 27):
     process = subprocess.Popen(
@@ -224,15 +224,15 @@ def test_killed_at_any_moment_it_ends_the_same(tmp_path, run, fast):
     process.wait()
     assert not (tmp_path / 'killed' / 'scores.jsonl').exists()
   run(*command, f'--workdir={tmp_path}/killed')
-  calm, killed = (
+  clean, killed = (
     (tmp_path / name / 'scores.jsonl').read_bytes()
-    for name in ('calm', 'killed')
+    for name in ('clean', 'killed')
   )
-  assert killed == calm
+  assert killed == clean
   assert not journal.exists()
 
 
-def test_a_mistyped_checkpoint_leaves_nothing_behind(tmp_path, run, error_of):
+def test_a_wrong_checkpoint_leaves_no_journal(tmp_path, run, error_of):
   rows = tmp_path / 'rows.jsonl'
   write_rows(rows, 2)
   arguments = [f'--config.input={rows}', f'--workdir={tmp_path}/out']
@@ -240,7 +240,7 @@ def test_a_mistyped_checkpoint_leaves_nothing_behind(tmp_path, run, error_of):
   run(*arguments)
 
 
-def test_another_run_does_not_go_on_with_the_journal(tmp_path, error_of):
+def test_a_journal_with_other_settings_is_an_error(tmp_path, error_of):
   rows = tmp_path / 'rows.jsonl'
   write_rows(rows, 2)
   header = json.dumps({'judge': 'grm', 'k': 64}) + '\n'
