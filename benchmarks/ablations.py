@@ -1,15 +1,15 @@
-r"""The ablations of the paper's table, beside the paper's own figures.
+r"""Table of the paper's ablations next to the paper's own numbers.
 
   launch/ablations.sh
   python -m benchmarks.ablations --workdir=runs/ablations --seeds 0 1 2
 
-Reads what the runs of launch/ablations.sh judged, and prints a table in
-Markdown: means over seeds, with 95 % intervals from resampling the held-out
-queries, which all runs share; the lowest and the highest seed; and the
-difference from the full method, paired by query.
+Reads the judgements of the runs of launch/ablations.sh and prints a Markdown
+table: means over seeds with 95 % bootstrap intervals over the held-out queries,
+which all runs share; the lowest and the highest seed; and the difference to the
+full method, paired by query.
 
-The paper's figures are of a 27B model over public benchmarks, ours of a tiny
-one on its own held-out examples: only signs can be compared.
+The paper measures a 27B model on public benchmarks. These runs measure a tiny
+model on its own held-out examples, so only the signs are comparable.
 """
 
 import argparse
@@ -19,20 +19,20 @@ import os
 import sys
 from collections.abc import Sequence
 
-from benchmarks import seed_runs as seeds_lib
+from benchmarks import seed_runs
 from grm_jax.evaluation import judgement_io, pipeline_report
 from grm_jax.evaluation.metrics import ScoredItem
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-  """A row of the table.
+  """Variant of the method, one row of the table.
 
   Attributes:
-    title: for people.
-    run: the name of its run, a folder in WORKDIR.
-    judge: the stage after which it is measured.
-    paper: overall score, greedy; arXiv 2504.02495, table of ablations.
+    title: display name.
+    run: name of the run, a folder in WORKDIR.
+    judge: stage after which the judge is measured.
+    paper: overall greedy score in the ablation table of arXiv 2504.02495.
   """
 
   title: str
@@ -41,17 +41,17 @@ class Variant:
   paper: float
 
 
-# What the first row is compared with is itself.
+# The first variant is the baseline of all differences.
 VARIANTS = (
   Variant('full', 'full', 'grpo', 69.9),
   Variant('no principles', 'no_principles', 'grpo', 67.5),
   Variant(
-    'no rejective sampling, then RL', 'no_rejective_sampling', 'grpo', 68.7
+    'no rejection sampling, then RL', 'no_rejective_sampling', 'grpo', 68.7
   ),
-  Variant('RFT alone', 'full', 'rft', 68.8),
+  Variant('RFT only', 'full', 'rft', 68.8),
   Variant('RFT without hinted samples', 'no_hinted', 'rft', 68.0),
   Variant('RFT without unhinted samples', 'no_unhinted', 'rft', 67.4),
-  Variant('RFT without either: the cold start', 'full', 'sft', 66.1),
+  Variant('no RFT: cold start only', 'full', 'sft', 66.1),
   Variant('RFT without general data', 'no_general_data', 'rft', 63.3),
 )
 
@@ -61,10 +61,12 @@ class Row:
   """Greedy accuracy of a variant in percent.
 
   Attributes:
-    variant: which.
+    variant: the measured variant.
     seeds: accuracy of each seed.
-    mean, low, high: over seeds, and the interval over queries.
-    gain: (difference from the full method, low, high); None for itself.
+    mean: mean over seeds.
+    low: lower end of the 95 % interval over queries.
+    high: upper end of the interval.
+    gain: (difference to the full method, low, high); None for the full method.
   """
 
   variant: Variant
@@ -75,77 +77,85 @@ class Row:
   gain: tuple[float, float, float] | None
 
 
-def table(workdir: str, seeds: Sequence[int]) -> list[Row]:
-  """Rows of the variants that were run with all of these seeds.
+def read_rows(workdir: str, seeds: Sequence[int]) -> list[Row]:
+  """Reads the variants that have runs with all of these seeds.
 
   Raises:
-    ValueError: the full method was not, or runs were judged on other queries.
+    ValueError: the full method has none, or the runs have different queries.
   """
-  found = {}
+  runs_by_variant = {}
   for variant in VARIANTS:
     paths = [_path(workdir, variant, seed) for seed in seeds]
     missing = [path for path in paths if not os.path.exists(path)]
-    if missing and not found:
+    if missing and not runs_by_variant:
       raise ValueError(
-        f'{missing[0]} is not there; run launch/ablations.sh with the same '
+        f'{missing[0]} does not exist; run launch/ablations.sh with the same '
         'WORKDIR and SEEDS first'
       )
     if missing:
-      print(f'left out: {variant.title}: no {missing[0]}', file=sys.stderr)
+      print(
+        f'skipped: {variant.title}: {missing[0]} does not exist',
+        file=sys.stderr,
+      )
       continue
-    found[variant] = [_by_query(path) for path in paths]
-  full = found[VARIANTS[0]]
-  return [_row(variant, own, full) for variant, own in found.items()]
+    runs_by_variant[variant] = [_by_query(path) for path in paths]
+  full = runs_by_variant[VARIANTS[0]]
+  return [
+    _make_row(variant, runs, full) for variant, runs in runs_by_variant.items()
+  ]
 
 
 def _path(workdir: str, variant: Variant, seed: int) -> str:
   run = os.path.join(workdir, variant.run, str(seed))
-  return seeds_lib.path_of(run, variant.judge)
+  return seed_runs.samples_path(run, variant.judge)
 
 
 def _by_query(path: str) -> dict[str, ScoredItem]:
-  """By example id whether the greedy judgement is right."""
+  """Reads the accuracy of the greedy judgement by example id."""
   return pipeline_report.items(list(judgement_io.read(path)))
 
 
-def _row(variant, own, full) -> Row:
-  seeds_lib.average([*own, *full], variant.title)  # the same examples?
-  means = seeds_lib.average(own, variant.title)
+def _make_row(
+  variant: Variant, runs: list[seed_runs.Items], full: list[seed_runs.Items]
+) -> Row:
+  # Averaging checks that the variant and the full method share all examples.
+  seed_runs.average([*runs, *full], variant.title)
+  means = seed_runs.average(runs, variant.title)
   gain = None
-  if own is not full:
-    base = seeds_lib.average(full, 'full')
-    gain = seeds_lib.percent(pipeline_report.differences(means, base))
-  seeds = tuple(seeds_lib.percent(x)[0] for x in own)
-  return Row(variant, seeds, *seeds_lib.percent(means), gain)
+  if runs is not full:
+    base = seed_runs.average(full, 'full')
+    gain = seed_runs.percent(pipeline_report.differences(means, base))
+  seeds = tuple(seed_runs.percent(x)[0] for x in runs)
+  return Row(variant, seeds, *seed_runs.percent(means), gain)
 
 
 def markdown(rows: Sequence[Row]) -> str:
-  """The table."""
+  """Formats the table; the paper's numbers are the last two columns."""
   base = VARIANTS[0].paper
   head = (
     'variant',
     'greedy, mean of seeds [95 %]',
     'lowest, highest seed',
-    'against full [95 %]',
+    'difference to full [95 %]',
     'paper',
-    'against full',
+    'difference to full',
   )
   lines = []
   for row in rows:
     gain, paper = '', ''
     if row.gain is not None:
-      gain = pipeline_report.cell(row.gain, '+')
+      gain = pipeline_report.format_estimate(row.gain, '+')
       paper = f'{row.variant.paper - base:+.1f}'
     cells = (
       row.variant.title,
-      pipeline_report.cell((row.mean, row.low, row.high)),
+      pipeline_report.format_estimate((row.mean, row.low, row.high)),
       f'{min(row.seeds):.1f}, {max(row.seeds):.1f}',
       gain,
       f'{row.variant.paper:.1f}',
       paper,
     )
     lines.append(cells)
-  return seeds_lib.markdown(head, lines)
+  return seed_runs.markdown_table(head, lines)
 
 
 def main() -> None:
@@ -153,15 +163,15 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--workdir', default='runs/ablations')
   parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-  parser.add_argument('--json', help='a file for the numbers')
-  arguments = parser.parse_args()
+  parser.add_argument('--json', help='also write the numbers to this JSON file')
+  options = parser.parse_args()
   try:
-    rows = table(arguments.workdir, arguments.seeds)
+    rows = read_rows(options.workdir, options.seeds)
   except ValueError as error:
     sys.exit(f'error: {error}')
   print(markdown(rows))
-  if arguments.json:
-    with open(arguments.json, 'w') as file:
+  if options.json:
+    with open(options.json, 'w') as file:
       json.dump([dataclasses.asdict(row) for row in rows], file, indent=2)
 
 

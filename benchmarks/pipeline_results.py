@@ -1,4 +1,4 @@
-r"""What each stage of the method brings: runs of several seeds in one table.
+r"""Accuracy after each stage of the pipeline, averaged over seeds.
 
   for seed in 0 1 2; do
     python -m grm_jax.main --config=configs/spct.py:tiny \
@@ -6,11 +6,12 @@ r"""What each stage of the method brings: runs of several seeds in one table.
   done
   python -m benchmarks.pipeline_results runs/method/*
 
-Prints tables in Markdown: accuracy on held-out examples of two responses or
-more, stage by stage; on pairs alone, where a tie is wrong; how the judges
-behave; the differences that the method promises. All are means over the runs.
-95 % intervals resample the held-out queries, which all runs share; differences
-are paired by query.
+Prints Markdown tables: accuracy per stage on held-out examples with two or more
+responses; strict accuracy on pairs, where a tie is wrong; parse failures, ties,
+position bias and length; and the differences between stages and between numbers
+of votes. All values are means over the runs. The 95 % intervals are bootstrap
+intervals over the held-out queries, which all runs share. Differences are
+paired by query.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from benchmarks import seed_runs
 from grm_jax.evaluation import (
@@ -44,12 +45,12 @@ Estimate = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stage:
-  """The judges after a stage, one of each run.
+  """Judgements after one stage, from several runs.
 
   Attributes:
-    name: for people.
-    runs: what each of them judged.
-    ks: sizes of votes.
+    name: display name.
+    runs: judged examples of each run.
+    ks: numbers of votes.
   """
 
   name: str
@@ -58,18 +59,20 @@ class Stage:
 
   @functools.cache  # noqa: B019 - a stage lives as long as the script
   def items(self, k: int, num_meta: int | None = None) -> seed_runs.Items:
-    """By example the mean over runs of Voting@k or MetaRM@k; 0 is greedy."""
-    found = [pipeline_report.items(run, k, num_meta) for run in self.runs]
-    return seed_runs.average(found, self.name)
+    """Returns the mean over runs of Voting@k or MetaRM@k; k=0 is greedy."""
+    runs = [pipeline_report.items(run, k, num_meta) for run in self.runs]
+    return seed_runs.average(runs, self.name)
 
   @functools.cache  # noqa: B019 - as above
   def pairs(self, greedy: bool) -> seed_runs.Items:
-    """By pair the share of judgements that are right, and a tie is not."""
-    found = [_strict(run, greedy) for run in self.runs]
-    return seed_runs.average(found, self.name)
+    """Returns the strict accuracy of each pair; a tie is wrong."""
+    runs = [_strict_accuracies(run, greedy) for run in self.runs]
+    return seed_runs.average(runs, self.name)
 
 
-def _strict(run: Sequence[JudgedExample], greedy: bool) -> seed_runs.Items:
+def _strict_accuracies(
+  run: Sequence[JudgedExample], greedy: bool
+) -> seed_runs.Items:
   return {
     x.example.id: metrics.ScoredItem(
       '',
@@ -83,48 +86,54 @@ def _strict(run: Sequence[JudgedExample], greedy: bool) -> seed_runs.Items:
 
 
 def read(workdirs: Sequence[str], ks: Sequence[int] = KS) -> list[Stage]:
-  """The stages that were evaluated in the first run, of all runs.
+  """Reads the judgements of all evaluated stages.
 
   Args:
-    workdirs: of the runs.
-    ks: sizes of votes in the tables, ascending; those of more samples than a
-      stage has are left out of its row.
+    workdirs: workdirs of the runs.
+    ks: numbers of votes, ascending. A stage skips the numbers that exceed its
+      number of samples.
 
   Raises:
-    ValueError: a run lacks what another has.
+    ValueError: no stage was evaluated, or only some runs evaluated a stage.
   """
-  found = []
+  stages = []
   for key, name in STAGES.items():
-    paths = [seed_runs.path_of(workdir, key) for workdir in workdirs]
-    there = [os.path.exists(path) for path in paths]
-    if not any(there):
+    paths = [seed_runs.samples_path(workdir, key) for workdir in workdirs]
+    missing = [path for path in paths if not os.path.exists(path)]
+    if len(missing) == len(paths):
       continue
-    if not all(there):
-      raise ValueError(f'{paths[there.index(False)]} is not there: run it')
+    if missing:
+      raise ValueError(
+        f'{missing[0]} does not exist, but other runs have this stage; finish '
+        'the run first'
+      )
     runs = [list(judgement_io.read(path)) for path in paths]
-    most = len(runs[0][0].samples)
-    found.append(Stage(name, runs, [k for k in ks if k <= most]))
-  if not found:
-    raise ValueError(f'{workdirs[0]} is no finished run of configs/spct.py')
-  return found
+    num_samples = len(runs[0][0].samples)
+    stages.append(Stage(name, runs, [k for k in ks if k <= num_samples]))
+  if not stages:
+    raise ValueError(
+      f'{workdirs[0]} has no evaluated stage; give workdirs of finished runs '
+      'of configs/spct.py'
+    )
+  return stages
 
 
 def accuracies(stage: Stage) -> dict[str, Estimate]:
-  """Column -> percent with its interval."""
-  found = {'greedy': seed_runs.percent(stage.items(0))}
+  """Returns accuracy in percent with its interval, by column."""
+  columns = {'greedy': seed_runs.percent(stage.items(0))}
   for k in stage.ks:
-    found[f'Voting@{k}'] = seed_runs.percent(stage.items(k))
-    if k > 1 and _has_metas(stage):
-      found[f'MetaRM@{k}'] = seed_runs.percent(stage.items(k, k // 2))
-  return found
+    columns[f'Voting@{k}'] = seed_runs.percent(stage.items(k))
+    if k > 1 and _has_meta_scores(stage):
+      columns[f'MetaRM@{k}'] = seed_runs.percent(stage.items(k, k // 2))
+  return columns
 
 
-def _has_metas(stage):
+def _has_meta_scores(stage: Stage) -> bool:
   return stage.runs[0][0].samples[0].meta is not None
 
 
-def strict(stage: Stage) -> dict[str, Estimate]:
-  """Column -> percent of pairs that are judged right; a tie is wrong."""
+def strict_pairs(stage: Stage) -> dict[str, Estimate]:
+  """Returns strict accuracy on pairs in percent; a tie is wrong."""
   return {
     'greedy': seed_runs.percent(stage.pairs(True)),
     'one sample': seed_runs.percent(stage.pairs(False)),
@@ -132,49 +141,54 @@ def strict(stage: Stage) -> dict[str, Estimate]:
 
 
 def behaviour(stage: Stage) -> dict[str, float | None]:
-  """Column -> percent, or tokens; None where no judgement parsed."""
+  """Returns rates in percent and tokens; None if no judgement parsed."""
   pairs = [
     [x for x in run if len(x.example.responses) == 2] for run in stage.runs
   ]
   sampled = [generation_stats.of_samples(run) for run in stage.runs]
   greedy = [generation_stats.of_greedy(run) for run in stage.runs]
-  first = [generation_stats.of_samples(run) for run in pairs]
+  pair_stats = [generation_stats.of_samples(run) for run in pairs]
   return {
     'parse failures, greedy': _percent(x.parse_failure_rate for x in greedy),
-    'of samples': _percent(x.parse_failure_rate for x in sampled),
+    'parse failures, samples': _percent(x.parse_failure_rate for x in sampled),
     'ties': _percent(x.tie_rate for x in sampled),
-    'first of two wins': _percent(x.first_rate for x in first),
+    'first position wins': _percent(x.first_rate for x in pair_stats),
     'tokens': _mean(x.mean_tokens for x in sampled),
   }
 
 
-def _percent(rates) -> float | None:
-  known = [x for x in rates if x is not None]
-  return 100 * _mean(known) if known else None
+def _percent(rates: Iterable[float | None]) -> float | None:
+  available = [x for x in rates if x is not None]
+  return 100 * _mean(available) if available else None
 
 
-def _mean(values) -> float:
+def _mean(values: Iterable[float]) -> float:
   values = list(values)
   return sum(values) / len(values)
 
 
 def differences(stages: Sequence[Stage]) -> Iterator[tuple[str, Estimate]]:
-  """(what, percent with its interval), paired by query."""
+  """Yields (description, percent with its interval), paired by query."""
   for before, after in itertools.pairwise(stages):
-    for k, how in ((0, 'greedy'), (1, 'one sample')):
+    for k, mode in ((0, 'greedy'), (1, 'one sample')):
       items = pipeline_report.differences(after.items(k), before.items(k))
-      yield f'{after.name} - {before.name}, {how}', seed_runs.percent(items)
-    for greedy, how in ((True, 'greedy'), (False, 'one sample')):
+      yield f'{after.name} - {before.name}, {mode}', seed_runs.percent(items)
+    for greedy, mode in ((True, 'greedy'), (False, 'one sample')):
       items = pipeline_report.differences(
         after.pairs(greedy), before.pairs(greedy)
       )
-      what = f'{after.name} - {before.name}, pairs, strict, {how}'
-      yield what, seed_runs.percent(items)
+      description = f'{after.name} - {before.name}, pairs, strict, {mode}'
+      yield description, seed_runs.percent(items)
   for stage in stages:
-    for few, many in itertools.pairwise(stage.ks):
-      items = pipeline_report.differences(stage.items(many), stage.items(few))
-      yield f'{stage.name}: Voting@{many} - @{few}', seed_runs.percent(items)
-    for k in (x for x in stage.ks if x > 1 and _has_metas(stage)):
+    for smaller, larger in itertools.pairwise(stage.ks):
+      items = pipeline_report.differences(
+        stage.items(larger), stage.items(smaller)
+      )
+      yield (
+        f'{stage.name}: Voting@{larger} - @{smaller}',
+        seed_runs.percent(items),
+      )
+    for k in (x for x in stage.ks if x > 1 and _has_meta_scores(stage)):
       items = pipeline_report.differences(
         stage.items(k, k // 2), stage.items(k)
       )
@@ -182,43 +196,44 @@ def differences(stages: Sequence[Stage]) -> Iterator[tuple[str, Estimate]]:
 
 
 def markdown(stages: Sequence[Stage]) -> str:
-  """The four tables."""
+  """Formats the four tables."""
   rows = {x.name: accuracies(x) for x in stages}
   columns = list(dict.fromkeys(key for row in rows.values() for key in row))
-  pairs = {x.name: strict(x) for x in stages}
+  pairs = {x.name: strict_pairs(x) for x in stages}
   behaviours = {x.name: behaviour(x) for x in stages}
   return '\n\n'.join(
     (
-      seed_runs.markdown(
+      seed_runs.markdown_table(
         ('stage', *columns),
         [
           (
             name,
             *(
-              pipeline_report.cell(row[x]) if x in row else '' for x in columns
+              pipeline_report.format_estimate(row[x]) if x in row else ''
+              for x in columns
             ),
           )
           for name, row in rows.items()
         ],
       ),
-      seed_runs.markdown(
+      seed_runs.markdown_table(
         ('pairs, strict', *pairs[stages[0].name]),
         [
-          (name, *map(pipeline_report.cell, row.values()))
+          (name, *map(pipeline_report.format_estimate, row.values()))
           for name, row in pairs.items()
         ],
       ),
-      seed_runs.markdown(
+      seed_runs.markdown_table(
         ('stage', *behaviours[stages[0].name]),
         [
           (name, *('' if x is None else f'{x:.1f}' for x in row.values()))
           for name, row in behaviours.items()
         ],
       ),
-      seed_runs.markdown(
+      seed_runs.markdown_table(
         ('difference', 'percent [95 %]'),
         [
-          (what, pipeline_report.cell(x, '+'))
+          (what, pipeline_report.format_estimate(x, '+'))
           for what, x in differences(stages)
         ],
       ),
@@ -237,24 +252,24 @@ def main() -> None:
     type=int,
     nargs='+',
     default=KS,
-    help='sizes of votes, the first 1 (default: %(default)s)',
+    help='numbers of votes, ascending from 1 (default: %(default)s)',
   )
-  parser.add_argument('--json', help='a file for the numbers')
-  arguments = parser.parse_args()
+  parser.add_argument('--json', help='also write the numbers to this JSON file')
+  options = parser.parse_args()
   try:
-    stages = read(arguments.workdirs, arguments.ks)
+    stages = read(options.workdirs, options.ks)
     print(markdown(stages))
   except ValueError as error:
     sys.exit(f'error: {error}')
-  if arguments.json:
-    found = {
+  if options.json:
+    result = {
       'accuracies': {x.name: accuracies(x) for x in stages},
-      'pairs, strict': {x.name: strict(x) for x in stages},
+      'pairs, strict': {x.name: strict_pairs(x) for x in stages},
       'behaviour': {x.name: behaviour(x) for x in stages},
       'differences': dict(differences(stages)),
     }
-    with open(arguments.json, 'w') as file:
-      json.dump(found, file, indent=2)
+    with open(options.json, 'w') as file:
+      json.dump(result, file, indent=2)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Runs of several seeds that were judged on the same held-out examples."""
+"""Aggregation over runs of several seeds with the same held-out examples."""
 
 import dataclasses
 import os
@@ -12,26 +12,26 @@ from grm_jax.evaluation.metrics import ScoredItem
 Items = Mapping[str, ScoredItem]
 
 
-def path_of(workdir: str, judge: str) -> str:
-  """What the judge after this stage of configs/spct.py judged in a run."""
+def samples_path(workdir: str, judge: str) -> str:
+  """Returns the file of a judge's judgements in a run of configs/spct.py."""
   return os.path.join(workdir, 'evaluation', f'{judge}.samples.jsonl')
 
 
-def average(runs: Sequence[Items], what: str) -> dict[str, ScoredItem]:
-  """Of each example the mean over runs.
+def average(runs: Sequence[Items], description: str) -> dict[str, ScoredItem]:
+  """Averages the value of each example over runs.
 
   Args:
-    runs: by example id.
-    what: for the message.
+    runs: scored items by example id, one mapping per run.
+    description: name of the runs, for the error message.
 
   Raises:
-    ValueError: runs were judged on other examples.
+    ValueError: the runs have different examples.
   """
   for run in runs:
     if run.keys() != runs[0].keys():
       raise ValueError(
-        f'{what}: runs were judged on other examples; give all runs the same '
-        'data'
+        f'{description}: the runs have different held-out examples; use the '
+        'same data for all runs'
       )
   return {
     name: dataclasses.replace(
@@ -41,13 +41,13 @@ def average(runs: Sequence[Items], what: str) -> dict[str, ScoredItem]:
   }
 
 
-def percent(found: Items) -> tuple[float, float, float]:
-  """(mean, low, high) in percent; the 95 % interval resamples queries."""
-  value, low, high = pipeline_report.mean(found)
+def percent(items: Items) -> tuple[float, float, float]:
+  """Returns (mean, low, high) in percent; 95 % bootstrap over queries."""
+  value, low, high = pipeline_report.mean_with_interval(items)
   return 100 * value, 100 * low, 100 * high
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-  """A table."""
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  """Formats a Markdown table."""
   lines = (head, ['---'] * len(head), *rows)
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)

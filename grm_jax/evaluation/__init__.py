@@ -1,0 +1,1 @@
+"""Benchmarks, metrics, scaling curves, plots and reports of judges."""

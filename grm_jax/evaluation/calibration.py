@@ -1,7 +1,7 @@
-"""How far probabilities can be taken at their word, and how good they are.
+"""Calibration, log loss and accuracy of predicted probabilities.
 
-A value is a logit: sigmoid(value) is how likely its label is 1. Results may be
-weighted, as training weighs them; without a difference give weights of 1.
+Each prediction is a logit: sigmoid(logit) is the probability that its label is
+1. Predictions are weighted, as in training; use weights of 1 for plain means.
 """
 
 import dataclasses
@@ -15,13 +15,14 @@ NUM_BINS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
-  """The results whose probability is in one of the equal parts of 0..1.
+  """A bin of predictions with similar probabilities.
 
   Attributes:
-    low, high: the part; it has its low end, the last one both.
-    share: of the weight of all results.
-    probability: weighted mean, NaN in an empty bin.
-    observed: weighted share of label 1, NaN in an empty bin.
+    low: lower end of the bin, included.
+    high: upper end of the bin, excluded except in the last bin.
+    share: fraction of the total weight that is in the bin.
+    probability: weighted mean probability, NaN in an empty bin.
+    observed: weighted fraction of label 1, NaN in an empty bin.
   """
 
   low: float
@@ -32,8 +33,8 @@ class Bin:
 
 
 def probabilities(values: ArrayLike) -> np.ndarray:
-  """Sigmoid of logits, float64."""
-  # By tanh, which overflows nowhere.
+  """Returns the sigmoid of logits as float64."""
+  # exp would overflow for large negative logits; tanh does not.
   return 0.5 * (1 + np.tanh(0.5 * np.asarray(values, np.float64)))
 
 
@@ -43,45 +44,51 @@ def bins(
   weights: ArrayLike,
   num: int = NUM_BINS,
 ) -> tuple[Bin, ...]:
-  """Results by probability: the points of a calibration plot.
+  """Returns the points of a calibration plot: predictions by probability.
 
   Args:
     values: [N] logits.
-    labels: [N], 0 or 1.
-    weights: [N], not all 0.
-    num: how many equal parts 0..1 has.
+    labels: [N] labels, 0 or 1.
+    weights: [N] weights, not all 0.
+    num: number of equally wide bins.
 
   Raises:
-    ValueError: a value is NaN; no weight.
+    ValueError: a logit is NaN, or all weights are 0.
   """
-  found = probabilities(values)
+  probs = probabilities(values)
   labels, weights = (np.asarray(x, np.float64) for x in (labels, weights))
-  _check(found, weights)
-  places = np.minimum((found * num).astype(int), num - 1)
+  _check(probs, weights)
+  # A probability of 1 belongs to the last bin.
+  bin_indices = np.minimum((probs * num).astype(int), num - 1)
   total = np.sum(weights)
-  made = []
+  result = []
   for i in range(num):
-    own = weights * (places == i)
-    weight = np.sum(own)
-    means = [float('nan')] * 2
+    bin_weights = weights * (bin_indices == i)
+    weight = np.sum(bin_weights)
+    probability = observed = float('nan')
     if weight:
-      means = [float(own @ x / weight) for x in (found, labels)]
-    made.append(Bin(i / num, (i + 1) / num, float(weight / total), *means))
-  return tuple(made)
+      probability = float(bin_weights @ probs / weight)
+      observed = float(bin_weights @ labels / weight)
+    low, high = i / num, (i + 1) / num
+    result.append(Bin(low, high, float(weight / total), probability, observed))
+  return tuple(result)
 
 
-def expected_error(found: Sequence[Bin]) -> float:
-  """ECE: the mean of |observed - probability| over bins by their share.
+def expected_error(bins: Sequence[Bin]) -> float:
+  """Returns the expected calibration error (ECE).
 
-  Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599.
+  ECE = sum over bins of share * |observed - probability|.
+
+  Source: Guo et al., "On Calibration of Modern Neural Networks",
+  arXiv 1706.04599, equation 3.
   """
   return float(
-    sum(x.share * abs(x.observed - x.probability) for x in found if x.share)
+    sum(x.share * abs(x.observed - x.probability) for x in bins if x.share)
   )
 
 
 def log_loss(values: ArrayLike, labels: ArrayLike, weights: ArrayLike) -> float:
-  """Weighted mean of -log of the probability of each label, in nats.
+  """Returns the weighted mean of -log p(label), in nats.
 
   Raises:
     ValueError: see `bins`.
@@ -90,15 +97,15 @@ def log_loss(values: ArrayLike, labels: ArrayLike, weights: ArrayLike) -> float:
     np.asarray(x, np.float64) for x in (values, labels, weights)
   )
   _check(values, weights)
-  # -log sigmoid(v) where the label is 1, of -v where it is 0.
+  # -log sigmoid(x) = log(1 + exp(-x)); x changes its sign for label 0.
   losses = np.logaddexp(0.0, np.where(labels > 0.5, -values, values))
   return float(weights @ losses / np.sum(weights))
 
 
 def accuracy(values: ArrayLike, labels: ArrayLike, weights: ArrayLike) -> float:
-  """Weighted share of labels on whose side of 1/2 the probability is.
+  """Returns the weighted fraction of correct predictions.
 
-  Exactly 1/2 is on the side of 0.
+  A prediction is 1 if its probability is above 1/2, otherwise 0.
 
   Raises:
     ValueError: see `bins`.
@@ -113,6 +120,6 @@ def accuracy(values: ArrayLike, labels: ArrayLike, weights: ArrayLike) -> float:
 
 def _check(values, weights):
   if np.isnan(values).any():
-    raise ValueError('a value is not a number')
+    raise ValueError('a logit is NaN')
   if not np.sum(weights) > 0:
-    raise ValueError('there is no result with a weight')
+    raise ValueError('all weights are 0; at least one must be positive')

@@ -1,4 +1,4 @@
-"""What stands beside every accuracy: how the generations behaved."""
+"""Statistics of generations: parse failures, ties, position bias, lengths."""
 
 import dataclasses
 from collections import Counter
@@ -9,30 +9,33 @@ from grm_jax.judgement import voting
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import JudgedExample, Judgement
 
-# 0 is legal only for a single response with a label.
+# A score of 0 is valid only for a single response with a label.
 SCORES = range(11)
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationStats:
-  """Rates of 0..1; None where nothing could be counted.
+  """Statistics of generations. Rates are in 0 to 1, None without data.
+
+  n is the number of responses of a query.
 
   Attributes:
-    num_queries, num_generations: how many were counted.
-    parse_failure_rate: generations without scores.
-    unvoted_rate: queries none of whose generations has scores.
-    tie_rate: parsed generations, n >= 2, with more than one top score.
-    vote_tie_rate: queries, n >= 2, whose summed scores have such a tie.
-    first_rate: how often the response shown first has the top score, of
-      parsed generations with n >= 2; one of m tied counts 1/m.
-    first_expected: what first_rate is without any preference: the mean of
+    num_queries: number of queries.
+    num_generations: number of generations.
+    parse_failure_rate: fraction of generations without scores.
+    unvoted_rate: fraction of queries without any parsed generation.
+    tie_rate: fraction of parsed generations, n >= 2, whose top score is tied.
+    vote_tie_rate: fraction of queries, n >= 2, whose top vote is tied.
+    first_rate: fraction of parsed generations, n >= 2, whose first shown
+      response has the top score; an m-fold tie counts 1/m.
+    first_expected: first_rate of a judge without position bias: the mean of
       1/n over the same generations.
-    mean_tokens: mean length of a generation, parsed or not.
-    truncated_rate: generations that ended for want of room.
-    scores, right, others: counts of the integer scores 0..10: all, those of
-      the best (or right) response, and those of the other responses. A score
-      whose response is not known to be either is only in the first. Values
-      of a scalar reward model are no integers and not counted.
+    mean_tokens: mean length of all generations, in tokens.
+    truncated_rate: fraction of generations that reached the token limit.
+    scores: number of scores with the values 0 to 10. Values of a scalar reward
+      model are not integers and are not counted.
+    right: the same, of the best or correct responses only.
+    others: the same, of the responses known not to be best or correct.
   """
 
   num_queries: int
@@ -51,23 +54,28 @@ class GenerationStats:
 
 
 def of_samples(judged: Iterable[JudgedExample]) -> GenerationStats:
-  """The summary of all samples."""
-  return _summary([(one.example, one.samples) for one in judged])
+  """Returns the statistics of all samples."""
+  return _stats([(x.example, x.samples) for x in judged])
 
 
 def of_greedy(judged: Iterable[JudgedExample]) -> GenerationStats:
-  """The summary of the greedy generations, where there are any."""
-  return _summary(
-    [(one.example, (one.greedy,)) for one in judged if one.greedy is not None]
+  """Returns the statistics of the greedy generations."""
+  return _stats(
+    [(x.example, (x.greedy,)) for x in judged if x.greedy is not None]
   )
 
 
-def _summary(
+def _stats(
   queries: Sequence[tuple[JudgingExample, Sequence[Judgement]]],
 ) -> GenerationStats:
-  generations = [x for _, some in queries for x in some]
-  compared = [x for x in generations if x.scores and len(x.scores) > 1]
-  parsed = [[x.scores for x in some if x.scores] for _, some in queries if some]
+  generations = [x for _, judgements in queries for x in judgements]
+  # Scores of each query's parsed generations.
+  parsed = [
+    [x.scores for x in judgements if x.scores]
+    for _, judgements in queries
+    if judgements
+  ]
+  multi_response = [x for scores in parsed for x in scores if len(x) > 1]
   votes = [
     voting.sum_scores(scores, len(scores[0])) for scores in parsed if scores
   ]
@@ -80,10 +88,12 @@ def _summary(
     num_generations=len(generations),
     parse_failure_rate=_mean(x.scores is None for x in generations),
     unvoted_rate=_mean(not scores for scores in parsed),
-    tie_rate=_mean(_tied(x.scores) for x in compared),
-    vote_tie_rate=_mean(_tied(vote) for vote in votes if len(vote) > 1),
+    tie_rate=_mean(_is_tied(scores) for scores in multi_response),
+    vote_tie_rate=_mean(
+      _is_tied(vote) for vote in votes if vote and len(vote) > 1
+    ),
     first_rate=preferred / total if total else None,
-    first_expected=_mean(1 / len(x.scores) for x in compared),
+    first_expected=_mean(1 / len(scores) for scores in multi_response),
     mean_tokens=_mean(x.num_tokens for x in generations),
     truncated_rate=_mean(x.finish == 'length' for x in generations),
     scores=scores,
@@ -97,37 +107,41 @@ def _mean(values: Iterable[float]) -> float | None:
   return sum(values) / len(values) if values else None
 
 
-def _tied(scores: Sequence[int]) -> bool:
+def _is_tied(scores: Sequence[float]) -> bool:
   return len(voting.winners(scores)) > 1
 
 
 def _histograms(queries) -> tuple[tuple[int, ...], ...]:
-  """Counts of 0..10: of all scores, of right responses and of others."""
-  counts = {True: Counter(), False: Counter(), None: Counter()}
+  """Counts the scores 0 to 10: of all, of correct and of other responses."""
+  counts: dict[bool | None, Counter] = {
+    True: Counter(),
+    False: Counter(),
+    None: Counter(),
+  }
   for example, generations in queries:
-    right = _right(example)
+    is_correct = _is_correct(example)
     for generation in generations:
       if generation.scores is not None:
-        for kind, score in zip(right, generation.scores, strict=True):
+        for kind, score in zip(is_correct, generation.scores, strict=True):
           if isinstance(score, int):
             counts[kind][score] += 1
-  wrong = sorted(set().union(*counts.values()) - set(SCORES))
-  if wrong:
+  invalid = sorted(set().union(*counts.values()) - set(SCORES))
+  if invalid:
     raise UserError(
-      f'a score is {wrong[0]}; legal are {SCORES[0]} to {SCORES[-1]}'
+      f'a score is {invalid[0]}; it must be from {SCORES[0]} to {SCORES[-1]}'
     )
-  everything = sum(counts.values(), Counter())
+  all_counts = sum(counts.values(), Counter())
   return tuple(
     tuple(count[score] for score in SCORES)
-    for count in (everything, counts[True], counts[False])
+    for count in (all_counts, counts[True], counts[False])
   )
 
 
-def _right(example: JudgingExample) -> list[bool | None]:
-  """Of each response whether it is the right one, None if nobody knows."""
+def _is_correct(example: JudgingExample) -> list[bool | None]:
+  """Returns for each response whether it is correct; None if unknown."""
   if example.best is not None:
     return [i == example.best for i in range(len(example.responses))]
-  # Labels: one response that is right or wrong, or several right ones.
+  # 0/1 labels: a single response, or several correct responses.
   if example.rewards is not None and set(example.rewards) <= {0, 1}:
     return [reward == 1 for reward in example.rewards]
   return [None] * len(example.responses)

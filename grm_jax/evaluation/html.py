@@ -1,6 +1,6 @@
-"""HTML of a page that needs no other file, no network and no scripts.
+"""Builds a self-contained HTML page: no other files, network or scripts.
 
-Every function escapes the texts that it is given; nobody else writes markup.
+Every function escapes its texts. No other module writes markup.
 """
 
 import base64
@@ -10,40 +10,44 @@ import string
 from collections.abc import Iterable, Sequence
 
 _TEMPLATE = 'report.html.template'
-_MOST = 20_000  # Characters of one text.
-# Control characters as their pictures: HTML has none but line feed and tab.
-_PICTURES = {i: 0x2400 + i for i in range(32) if chr(i) not in '\n\t'}
-_PICTURES[0x7F] = 0x2421
+_MAX_CHARACTERS = 20_000  # of one text
+# HTML allows no control characters except line feed and tab. The others are
+# shown as Unicode control pictures.
+_CONTROL_PICTURES = {i: 0x2400 + i for i in range(32) if chr(i) not in '\n\t'}
+_CONTROL_PICTURES[0x7F] = 0x2421
 
 
 def page(title: str, parts: Iterable[str]) -> bytes:
-  """The whole page; `parts` are results of the functions below."""
+  """Returns the page as UTF-8; `parts` come from the functions below."""
   source = importlib.resources.files('grm_jax.evaluation') / _TEMPLATE
   template = string.Template(source.read_text('utf-8'))
-  whole = template.substitute(title=escape(title), body='\n'.join(parts))
-  # UTF-8 has no lone surrogates: they appear as escapes.
-  return whole.encode('utf-8', 'backslashreplace')
+  document = template.substitute(title=escape(title), body='\n'.join(parts))
+  # UTF-8 cannot encode unpaired surrogates; they appear as escapes.
+  return document.encode('utf-8', 'backslashreplace')
 
 
 def escape(text: str) -> str:
-  """The text for any place in HTML, quoted attributes included."""
-  return html.escape(text.translate(_PICTURES), quote=True)
+  """Escapes a text for HTML, including quoted attributes."""
+  return html.escape(text.translate(_CONTROL_PICTURES), quote=True)
 
 
 def heading(level: int, text: str) -> str:
+  """Returns a heading <h1> to <h6>."""
   return f'<h{level}>{escape(text)}</h{level}>'
 
 
 def note(text: str) -> str:
-  """A small paragraph."""
+  """Returns a paragraph in small print."""
   return f'<p class="note">{escape(text)}</p>'
 
 
 def table(rows: Sequence[Sequence[str]], caption: str, name: str = '') -> str:
-  """A table; the first row is its head.
+  """Returns a table.
 
   Args:
-    name: 'texts' if cells are to be wrapped and start at the left.
+    rows: cells; the first row is the header.
+    caption: text above the table.
+    name: CSS class; 'texts' left-aligns and wraps the cells.
   """
   head, *body = rows
   return '\n'.join(
@@ -59,36 +63,37 @@ def table(rows: Sequence[Sequence[str]], caption: str, name: str = '') -> str:
 
 
 def image(png: bytes, description: str) -> str:
-  """A picture that is part of the page."""
+  """Returns an image with its data inline."""
   data = base64.b64encode(png).decode('ascii')
   return f'<img alt="{escape(description)}" src="data:image/png;base64,{data}">'
 
 
-def folded(
-  name: str, summary: str, texts: Iterable[tuple[str, str]], opened: bool
+def details(
+  name: str, summary: str, texts: Iterable[tuple[str, str]], is_open: bool
 ) -> str:
-  """Texts under headings, which a reader can fold.
+  """Returns a section that readers can open and close.
 
   Args:
-    name: the class of the summary: 'right', 'wrong', 'failure' or ''.
-    summary: what is seen of it when folded.
-    texts: (heading, text).
+    name: CSS class of the summary: 'right', 'wrong', 'failure' or ''.
+    summary: the line that is always visible.
+    texts: (heading, text) of each part.
+    is_open: whether the section is open at first.
   """
   return '\n'.join(
     [
-      '<details open>' if opened else '<details>',
+      '<details open>' if is_open else '<details>',
       f'<summary class="{escape(name)}">{escape(summary)}</summary>',
-      *(heading(4, title) + _verbatim(text) for title, text in texts),
+      *(heading(4, title) + _preformatted(text) for title, text in texts),
       '</details>',
     ]
   )
 
 
-def _verbatim(text: str) -> str:
-  left_out = len(text) - _MOST
-  if left_out > 0:
-    text = f'{text[:_MOST]}\n[{left_out:,} more characters]'
-  # A parser drops one line feed after <pre>.
+def _preformatted(text: str) -> str:
+  num_omitted = len(text) - _MAX_CHARACTERS
+  if num_omitted > 0:
+    text = f'{text[:_MAX_CHARACTERS]}\n[{num_omitted:,} more characters]'
+  # HTML parsers drop one line feed after <pre>.
   return f'<pre dir="auto">\n{escape(text)}</pre>'
 
 

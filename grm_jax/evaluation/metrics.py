@@ -1,9 +1,9 @@
-"""What a benchmark says about votes: accuracy, ROC-AUC, 95 % intervals.
+"""Metrics of votes: accuracy, ROC-AUC, and 95 % bootstrap intervals.
 
-A suite's score is a sum of weighted means over its results; its terms say
-which. The score and its interval are both computed from the terms. A query
-without a vote, because nothing parsed, is wrong; it is never left out and
-never half right.
+The score of a suite is a weighted sum of means over its results. The suite
+states it as a list of WeightedSection, from which both the score and its
+interval are computed. A query without a vote (no generation parses) counts as
+wrong; it is never dropped and never counts one half.
 """
 
 import dataclasses
@@ -15,18 +15,18 @@ from grm_jax.errors import UserError
 from grm_jax.judgement import voting
 from grm_jax.judgement.example import JudgingExample
 
-_LEVEL = 0.95
-_CHUNK = 100  # resamples at a time, to bound memory
+_CONFIDENCE = 0.95
+_CHUNK = 100  # resamples at a time; bounds memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a judge said about an example.
+  """The vote on an example.
 
   Attributes:
-    example: what was judged.
-    votes: combined scores, one per response in the example's own order; None
-      if no generation parsed.
+    example: the judged example.
+    votes: combined score per response, in the order of the example; None if no
+      generation parses.
   """
 
   example: JudgingExample
@@ -35,21 +35,23 @@ class Result:
   def __post_init__(self):
     n = len(self.example.responses)
     if self.votes is not None and len(self.votes) != n:
-      name = self.example.id
-      raise ValueError(f'{name!r}: {len(self.votes)} votes for {n} responses')
+      raise ValueError(
+        f'example {self.example.id!r} has {n} responses, but there are '
+        f'{len(self.votes)} votes'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """A suite's result.
+  """The score of a suite.
 
   Attributes:
-    overall: the suite's one number.
-    sections: of its parts, as its authors report them.
-    subsets: of the smallest parts.
-    counts: number of values behind each of subsets.
-    failures: results without a vote.
-    ties: results whose best response is one of several maxima.
+    overall: the headline number of the suite.
+    sections: scores of its sections, as its authors report them.
+    subsets: scores of its subsets.
+    counts: number of values in each subset.
+    failures: number of results without a vote.
+    ties: number of results whose best response shares the top vote.
   """
 
   overall: float
@@ -62,13 +64,13 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class ScoredItem:
-  """One value that goes into a mean.
+  """A value in a mean.
 
   Attributes:
-    subset: where it is reported.
-    query: what it is about; items with the same query, whether or not of one
-      term, are resampled together.
-    value: mostly whether the judge was right.
+    subset: subset that reports the value.
+    query: key of the query. All items of a query, in any section, are resampled
+      together.
+    value: the value, usually the correctness of the judge.
   """
 
   subset: str
@@ -78,10 +80,18 @@ class ScoredItem:
 
 @dataclasses.dataclass(frozen=True)
 class WeightedSection:
-  """A mean and its place in the score.
+  """A mean and its weight in the score of a suite.
 
-  A section is the sum of weight * mean over its terms, the score the sum of
-  share * weight * mean over all terms.
+  A section may have several of them:
+
+    section score = sum over its entries of weight * mean(items)
+    suite score = sum over all entries of share * weight * mean(items)
+
+  Attributes:
+    section: name of the section.
+    share: weight of the section in the suite.
+    weight: weight of the mean in the section.
+    items: the values.
   """
 
   section: str
@@ -91,19 +101,19 @@ class WeightedSection:
 
 
 def correct(result: Result) -> float:
-  """Expected accuracy when a tie at the top is broken at random."""
+  """Returns the expected accuracy if a tied top vote is broken at random."""
   return voting.expected_correct(result.votes, _best(result))
 
 
 def strictly_correct(result: Result) -> float:
-  """1.0 if the best response's vote is above every other, else 0.0."""
+  """Returns 1.0 if the best response has the only top vote, else 0.0."""
   if result.votes is None:
     return 0.0
   return float(voting.winners(result.votes) == (_best(result),))
 
 
 def tied(result: Result) -> bool:
-  """Whether the best response is one of several maxima."""
+  """Whether the best response shares the top vote with another one."""
   if result.example.best is None or result.votes is None:
     return False
   top = voting.winners(result.votes)
@@ -112,23 +122,25 @@ def tied(result: Result) -> bool:
 
 def _best(result):
   if result.example.best is None:
-    raise UserError(f'example {result.example.id!r} has no best response')
+    raise UserError(
+      f'example {result.example.id!r} has no best response; accuracy needs one'
+    )
   return result.example.best
 
 
 def query_of(example: JudgingExample) -> Hashable:
-  """Equal for examples that are about the same query.
+  """Returns a key that is equal for examples with the same query.
 
-  It is the text of the conversation, unless tags['query'] says otherwise.
+  It is tags['query'] if there is one, otherwise the text of the conversation.
   """
-  name = example.tags.get('query')
-  return name or tuple([turn.text for turn in example.query])
+  tag = example.tags.get('query')
+  return tag or tuple([turn.text for turn in example.query])
 
 
 def items(
   results: Iterable[Result], value: Callable[[Result], float] = correct
 ) -> tuple[ScoredItem, ...]:
-  """An item per result, in the subset that its example's tags name."""
+  """Returns an item per result, in the subset of tags['subset']."""
   return tuple(
     ScoredItem(r.example.tags['subset'], query_of(r.example), value(r))
     for r in results
@@ -136,21 +148,21 @@ def items(
 
 
 def by_subset(results: Iterable[Result]) -> dict[str, tuple[ScoredItem, ...]]:
-  """Items of results, by subset, in the order met."""
+  """Returns the items of each subset, by first occurrence."""
   groups = by_tag(results, 'subset')
-  return {subset: items(found) for subset, found in groups.items()}
+  return {subset: items(members) for subset, members in groups.items()}
 
 
 def by_tag(results: Iterable[Result], tag: str) -> dict[str, list[Result]]:
-  """Results by a tag of their examples, in the order met."""
-  groups = {}
+  """Returns the results of each value of a tag, by first occurrence."""
+  groups: dict[str, list[Result]] = {}
   for result in results:
     groups.setdefault(result.example.tags[tag], []).append(result)
   return groups
 
 
 def mean(values: Iterable[float]) -> float:
-  """The arithmetic mean of at least one value."""
+  """Returns the arithmetic mean of at least one value."""
   return float(np.mean(list(values)))
 
 
@@ -158,36 +170,38 @@ def weighted_terms(
   sections: Mapping[str, Mapping[str, float]],
   groups: Mapping[str, tuple[ScoredItem, ...]],
 ) -> tuple[WeightedSection, ...]:
-  """Terms of a score that is the mean of sections, each weighted by subset.
+  """Returns the terms of a mean over sections of weighted subset means.
 
   Args:
-    sections: weights of the subsets of each section; only their ratios count.
-    groups: items by subset. What has none is left out, so that a part of a
-      benchmark can be scored.
+    sections: weights of the subsets of each section, of any sum.
+    groups: items of each subset. Subsets and sections without items are left
+      out, so that a part of a benchmark can be scored.
   """
-  kept = {
+  available = {
     section: {s: w for s, w in weights.items() if s in groups}
     for section, weights in sections.items()
   }
-  kept = {section: weights for section, weights in kept.items() if weights}
+  available = {s: weights for s, weights in available.items() if weights}
   return tuple(
     WeightedSection(
-      section, 1 / len(kept), w / sum(weights.values()), groups[subset]
+      section, 1 / len(available), w / sum(weights.values()), groups[subset]
     )
-    for section, weights in kept.items()
+    for section, weights in available.items()
     for subset, w in weights.items()
   )
 
 
 def score(results: Sequence[Result], terms: Sequence[WeightedSection]) -> Score:
-  """The Score that `terms`, made from `results`, describe."""
+  """Returns the score of results; `terms` are the suite's terms of them."""
   if not results:
-    raise UserError('there are no results to score')
-  sections, overall, subsets = {}, 0.0, {}
+    raise UserError('no results to score; the data has no examples')
+  overall = 0.0
+  sections: dict[str, float] = {}
+  subsets: dict[str, list[float]] = {}
   for term in terms:
-    part = term.weight * mean(item.value for item in term.items)
-    sections[term.section] = sections.get(term.section, 0.0) + part
-    overall += term.share * part
+    contribution = term.weight * mean(item.value for item in term.items)
+    sections[term.section] = sections.get(term.section, 0.0) + contribution
+    overall += term.share * contribution
     for item in term.items:
       subsets.setdefault(item.subset, []).append(item.value)
   return Score(
@@ -201,59 +215,74 @@ def score(results: Sequence[Result], terms: Sequence[WeightedSection]) -> Score:
 
 
 def failures(results: Iterable[Result]) -> int:
-  """How many have no vote."""
+  """Returns the number of results without a vote."""
   return sum(result.votes is None for result in results)
 
 
 def ties(results: Iterable[Result]) -> int:
-  """How many have the best response among several maxima."""
+  """Returns the number of results whose best response shares the top vote."""
   return sum(map(tied, results))
 
 
 def auc(scores: Sequence[float], labels: Sequence[bool]) -> float:
-  """Area under the ROC curve: P(positive above negative), ties 1/2.
+  """Returns the area under the ROC curve.
 
-  Mann and Whitney's U over the number of pairs; exact, from one sort.
+  AUC = P(positive scores higher than negative) + P(equal) / 2, which is the
+  Mann-Whitney U statistic divided by the number of pairs. Exact, from one sort.
+
+  Args:
+    scores: [N] scores.
+    labels: [N], True for a positive.
 
   Raises:
-    UserError: all labels are the same.
+    UserError: all labels are equal.
   """
-  labels = np.asarray(labels, bool)
-  if labels.all() or not labels.any():
-    raise UserError('ROC-AUC needs results with and without the label')
-  order, starts = _levels(scores)
-  return float(_auc(np.ones((1, labels.size)), labels[order], starts)[0])
+  is_positive = np.asarray(labels, bool)
+  if is_positive.all() or not is_positive.any():
+    raise UserError(
+      f'all {is_positive.size} results have the same label; ROC-AUC needs both '
+      'positive and negative ones'
+    )
+  order, starts = _sort_levels(scores)
+  weights = np.ones((1, is_positive.size))
+  return float(_auc(weights, is_positive[order], starts)[0])
 
 
 def bootstrap(
   terms: Sequence[WeightedSection], num: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-  """The 95 % interval of the score of `terms`, resampling its queries.
+  """Returns the 95 % percentile bootstrap interval of a suite score.
 
-  A mean of drawn items depends only on their sum and number, so queries with
-  the same sums and numbers are drawn together, as one multinomial cell.
+  Queries are resampled with replacement. The mean of the resampled items of a
+  term depends only on their sum and number. Queries with equal sums and numbers
+  in all terms are therefore one cell of a multinomial distribution.
 
   Args:
-    terms: see Term.
-    num: how often all queries are drawn with replacement.
-    seed: of the draws.
+    terms: the terms of the score.
+    num: number of resamples.
+    seed: seed of the resampling.
 
   Raises:
-    UserError: there is nothing to resample.
+    UserError: there are no items.
+
+  Source: Efron, "Bootstrap Methods: Another Look at the Jackknife", 1979.
   """
   units = _indices(item.query for term in terms for item in term.items)
   if not units:
-    raise UserError('there are no results to resample')
+    raise UserError('no results to resample; the data has no examples')
+  # Columns 2t and 2t + 1: sum and number of a query's items in term t.
   table = np.zeros((len(units), 2 * len(terms)))
   for t, term in enumerate(terms):
     rows = [units[item.query] for item in term.items]
+    # Unlike table[rows] += ..., add.at adds repeated rows.
     np.add.at(table[:, 2 * t], rows, [item.value for item in term.items])
     np.add.at(table[:, 2 * t + 1], rows, 1)
-  cells, times = np.unique(table, axis=0, return_counts=True)
+  cells, cell_counts = np.unique(table, axis=0, return_counts=True)
   rng = np.random.default_rng(seed)
-  drawn = rng.multinomial(len(units), times / len(units), size=num) @ cells
+  cell_draws = rng.multinomial(len(units), cell_counts / len(units), size=num)
+  totals = cell_draws @ cells  # [num, 2 * len(terms)]
   with np.errstate(invalid='ignore', divide='ignore'):
-    means = drawn[:, ::2] / drawn[:, 1::2]
+    means = totals[:, ::2] / totals[:, 1::2]
   return _interval(means @ np.array([t.share * t.weight for t in terms]))
 
 
@@ -264,45 +293,61 @@ def bootstrap_auc(
   num: int = 1000,
   seed: int = 0,
 ) -> tuple[float, float]:
-  """The 95 % interval of `auc`, resampling the queries."""
+  """Returns the 95 % percentile bootstrap interval of `auc`.
+
+  Args:
+    scores: [N] scores.
+    labels: [N], True for a positive.
+    queries: [N] keys; all results of a query are resampled together.
+    num: number of resamples.
+    seed: seed of the resampling.
+  """
   units = _indices(queries)
-  order, starts = _levels(scores)
-  unit = np.array([units[query] for query in queries])[order]
-  labels = np.asarray(labels, bool)[order]
+  order, starts = _sort_levels(scores)
+  unit = np.array([units[query] for query in queries])[order]  # [N]
+  is_positive = np.asarray(labels, bool)[order]
   rng = np.random.default_rng(seed)
-  found = []
-  for first in range(0, num, _CHUNK):
-    drawn = _drawn(rng, len(units), min(_CHUNK, num - first))
-    found.append(_auc(drawn[:, unit].astype(float), labels, starts))
-  return _interval(np.concatenate(found))
+  aucs = []
+  for start in range(0, num, _CHUNK):
+    counts = _resample_counts(rng, len(units), min(_CHUNK, num - start))
+    aucs.append(_auc(counts[:, unit].astype(float), is_positive, starts))
+  return _interval(np.concatenate(aucs))
 
 
 def _indices(keys):
-  """Key -> index, in the order met."""
+  """Returns the index of each distinct key, by first occurrence."""
   return {key: i for i, key in enumerate(dict.fromkeys(keys))}
 
 
-def _drawn(rng, n, size):
-  """How often each of n is among n draws, [size, n]."""
+def _resample_counts(rng, n, size):
+  """Returns how often each of n units is in a resample, [size, n]."""
+  # Each row has its own range of indices, so one bincount counts all rows.
   draws = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
   return np.bincount(draws.ravel(), minlength=size * n).reshape(size, n)
 
 
-def _levels(scores):
-  """The order that sorts scores, and where in it each new score starts."""
+def _sort_levels(scores):
+  """Returns the sorting order, and the start of each run of equal scores."""
   scores = np.asarray(scores, float)
   if np.isnan(scores).any():
-    raise ValueError('a score is not a number')
+    raise ValueError('a score is NaN')
   order = np.argsort(scores, kind='stable')
-  ranked = scores[order]
-  new = np.concatenate([[True], ranked[1:] != ranked[:-1]])
-  return order, np.flatnonzero(new)
+  sorted_scores = scores[order]
+  is_start = np.concatenate([[True], sorted_scores[1:] != sorted_scores[:-1]])
+  return order, np.flatnonzero(is_start)
 
 
 def _auc(weights, labels, starts):
-  """AUC of every row of weights [num, n]; labels and columns are sorted."""
+  """Returns the weighted AUC of each row of weights, [num].
+
+  Args:
+    weights: [num, N]; columns are in the order of increasing scores.
+    labels: bool [N], in the same order.
+    starts: [levels] start of each run of equal scores.
+  """
   positive = np.add.reduceat(weights * labels, starts, axis=1)
   negative = np.add.reduceat(weights * ~labels, starts, axis=1)
+  # Negatives with a lower score, plus half of those with an equal score.
   below = np.cumsum(negative, axis=1) - negative / 2
   won = (positive * below).sum(axis=1)
   with np.errstate(invalid='ignore'):
@@ -310,7 +355,7 @@ def _auc(weights, labels, starts):
 
 
 def _interval(values):
-  # A resample without any item of a mean, or of one class, says nothing.
-  tail = (1 - _LEVEL) / 2
+  # NaN: a resample without items of a term, or with one class only.
+  tail = (1 - _CONFIDENCE) / 2
   low, high = np.nanquantile(values, [tail, 1 - tail])
   return float(low), float(high)

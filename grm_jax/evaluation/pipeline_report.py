@@ -1,7 +1,7 @@
-"""The report of a whole run: its judges stage by stage, and how it trained.
+"""The report of a pipeline run: accuracy after each stage, training curves.
 
-A page of report.py with parts of its own in front: the table of stages, the
-same as bars, and the curves of training.
+It is a page of report.py with three parts in front: a table of the stages, the
+same numbers as bars, and the training curves.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ from grm_jax.evaluation.scaling_curves import CurvePoint, Curves
 from grm_jax.judgement import voting
 from grm_jax.judgement.judgement import JudgedExample
 
-Rows = Sequence[Mapping[str, Any]]  # of metrics.jsonl
+MetricRows = Sequence[Mapping[str, Any]]  # rows of metrics.jsonl
 
-# Stage -> title of its panel, and label -> key in metrics.jsonl.
+# Stage -> (panel title, series label -> key of metrics.jsonl).
 _PANELS = {
   'base': ('Base', {'loss': 'loss'}),
   'sft': ('Cold start', {'loss': 'loss'}),
@@ -37,31 +37,37 @@ _PANELS = {
     'GRPO',
     {
       'mean reward': 'rollout/reward',
-      'held out, greedy accuracy': 'held_out/accuracy',
+      'held-out greedy accuracy': 'eval/accuracy',
     },
   ),
-  'meta_rm': ('Meta RM', {'loss': 'loss', 'held-out AUC': 'held_out/auc'}),
+  'meta_rm': ('Meta RM', {'loss': 'loss', 'held-out AUC': 'eval/auc'}),
 }
 _NOTE = (
-  'Accuracy on held-out examples of two responses or more, in percent, with '
-  '95% intervals over queries. A tie at the top counts one over the number of '
-  'tied responses, what does not parse is wrong. Voting@k sums the scores of '
-  'k samples; MetaRM@k sums those of the half that the meta RM likes most.'
+  'Accuracy on held-out examples with at least two responses, in percent, with '
+  '95% intervals over queries. An m-fold tie at the top counts 1/m; a parse '
+  'failure counts as wrong. Voting@k sums the scores of k samples; MetaRM@k '
+  'sums those of the half with the highest meta-RM scores.'
 )
 _GAINS = (
-  'Accuracy against that of the stage before, in percent: differences query by '
-  'query, which vary less than the accuracies themselves. One sample is '
+  'Difference to the accuracy of the previous stage, in percent, paired by '
+  'query. Paired differences vary less than the accuracies. One sample is '
   'Voting@1, the mean over the samples of a query.'
 )
 _SINGLES = (
-  'Examples of one response, asked for 0 or 1: share of right verdicts, of '
-  'votes by the mean of all samples.'
+  'Examples with a single response and a 0/1 label: fraction of correct '
+  'verdicts, in percent. Votes are the mean of all samples.'
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class SingleResponseStats:
-  """Accuracy on examples of one response; the votes are of all samples."""
+  """Accuracy on examples with a single response.
+
+  Attributes:
+    count: number of examples.
+    greedy: accuracy of the greedy generations.
+    voting: accuracy of the mean score of all samples.
+  """
 
   count: int
   greedy: float
@@ -70,14 +76,13 @@ class SingleResponseStats:
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
-  """What a GRM judged, and what it is worth.
+  """The evaluation of the GRM after one stage.
 
   Attributes:
-    suite: curves, behaviour, generations to read.
-    singles: of examples of one response, None if there are none.
-    greedy: of examples of several, by id, whether the greedy judgement is
-      right, and the query.
-    one_sample: the same of one sample, the mean over all of them.
+    suite: curves, generation statistics and example generations.
+    singles: accuracy on single responses, None if there are none.
+    greedy: greedy accuracy of each example with several responses, by id.
+    one_sample: the same for Voting@1, the mean over all samples.
   """
 
   suite: SuiteReport
@@ -86,31 +91,38 @@ class StageResult:
   one_sample: Mapping[str, ScoredItem]
 
   @classmethod
-  def of(
+  def from_judged(
     cls, title: str, judged: Sequence[JudgedExample], seed: int
   ) -> 'StageResult':
-    """The figures of what was judged, greedily and by samples.
+    """Returns the evaluation of judged examples.
+
+    Args:
+      title: title of the stage.
+      judged: examples with greedy generation and samples.
+      seed: seed of subsets and resampling.
 
     Raises:
-      UserError: see curves.curves.
+      UserError: see scaling_curves.curves.
     """
-    found = scaling_curves.curves(judged, seed)
-    suite = report.suite_report(title, judged, found)
-    return cls(suite, _singles(judged), items(judged), items(judged, 1))
+    curves = scaling_curves.curves(judged, seed)
+    suite = report.suite_report(title, judged, curves)
+    return cls(suite, _single_stats(judged), items(judged), items(judged, 1))
 
   @property
   def curves(self) -> Curves:
+    """Accuracy over the number of samples."""
     return self.suite.curves
 
 
 def items(
   judged: Sequence[JudgedExample], k: int = 0, num_meta: int | None = None
 ) -> dict[str, ScoredItem]:
-  """By id of each example with a best response, how often it is judged right.
+  """Returns the accuracy of each example with a best response, by id.
 
   Args:
-    k: of Voting@k, the mean over subsets of the samples; 0 is greedy.
-    num_meta: of MetaRM@k, how many of the k it keeps.
+    judged: the judged examples; those without a best response are skipped.
+    k: number of samples of Voting@k, the mean over subsets; 0 for greedy.
+    num_meta: number of the k samples that the meta RM selects; None for all.
   """
   known = [x for x in judged if x.example.best is not None]
   samples = vote_subsets.gather(known)
@@ -119,96 +131,103 @@ def items(
       samples.num_samples,
       k,
       seed=0,
-      most=scaling_curves.MAX_SUBSETS,
-      num=scaling_curves.NUM_SUBSETS,
+      max_exact=scaling_curves.MAX_SUBSETS,
+      num_random=scaling_curves.NUM_SUBSETS,
     )
     values = vote_subsets.expected(samples, members, num_meta)
   else:
     values = vote_subsets.expected_greedy(samples)
   return {
-    one.example.id: ScoredItem('', metrics.query_of(one.example), value)
-    for one, value in zip(known, values.tolist(), strict=True)
+    x.example.id: ScoredItem('', metrics.query_of(x.example), value)
+    for x, value in zip(known, values.tolist(), strict=True)
   }
 
 
-def _singles(judged: Sequence[JudgedExample]) -> SingleResponseStats | None:
-  own = [x for x in judged if len(x.example.responses) == 1]
-  if not own:
+def _single_stats(
+  judged: Sequence[JudgedExample],
+) -> SingleResponseStats | None:
+  singles = [x for x in judged if len(x.example.responses) == 1]
+  if not singles:
     return None
   greedy, votes = [], []
-  for one in own:
-    label = one.example.rewards[0]
-    # Without a score there is no verdict, which is wrong.
-    greedy.append(one.greedy.scores == (label,))
-    mean = voting.mean([x.scores for x in one.samples], 1)
+  for x in singles:
+    (label,) = x.example.rewards or (None,)
+    # A parse failure is never correct.
+    greedy.append(x.greedy is not None and x.greedy.scores == (label,))
+    mean = voting.mean_scores([sample.scores for sample in x.samples], 1)
     votes.append(mean is not None and (mean[0] > 0.5) == label)
-  return SingleResponseStats(
-    len(own), sum(greedy) / len(own), sum(votes) / len(own)
-  )
+  count = len(singles)
+  return SingleResponseStats(count, sum(greedy) / count, sum(votes) / count)
 
 
 def summary(
-  judges: Mapping[str, StageResult], at: int, facts: Mapping[str, str]
+  stages: Mapping[str, StageResult], k: int, facts: Mapping[str, str]
 ) -> dict[str, Any]:
-  """All numbers as JSON values.
+  """Returns all numbers as JSON values.
 
   Args:
-    judges: by stage, in the order of the run.
-    at: k of the table's columns; all curves have it.
-    facts: what the report says at its top.
+    stages: results by stage, in the order of the run.
+    k: number of samples in the table of stages; all curves include it.
+    facts: settings to show at the top of the report.
   """
-  greedy = _gains([judge.greedy for judge in judges.values()])
-  one_sample = _gains([judge.one_sample for judge in judges.values()])
+  greedy_gains = _gains([stage.greedy for stage in stages.values()])
+  sample_gains = _gains([stage.one_sample for stage in stages.values()])
   return {
     'facts': dict(facts),
-    'at': at,
+    'at': k,
     'judges': {
       name: {
-        'title': judge.suite.title,
-        'queries': judge.curves.num_queries,
-        'greedy': _point(judge.curves.greedy),
-        'greedy_gain': gain,
-        'one_sample_gain': sampled,
-        'voting': {str(x.k): _point(x) for x in judge.curves.voting},
-        'meta': {str(x.k): _point(x) for x in judge.curves.meta},
+        'title': stage.suite.title,
+        'queries': stage.curves.num_queries,
+        'greedy': _point(stage.curves.greedy),
+        'greedy_gain': greedy_gain,
+        'one_sample_gain': sample_gain,
+        'voting': {str(x.k): _point(x) for x in stage.curves.voting},
+        'meta': {str(x.k): _point(x) for x in stage.curves.meta},
         'meta_kept': {
-          str(x.num_meta): _point(x) for x in judge.curves.meta_kept
+          str(x.num_meta): _point(x) for x in stage.curves.meta_kept
         },
-        'singles': judge.singles and dataclasses.asdict(judge.singles),
-        'behaviour': dataclasses.asdict(judge.suite.samples),
-        'greedy_behaviour': dataclasses.asdict(judge.suite.greedy),
+        'singles': _asdict(stage.singles),
+        'behaviour': _asdict(stage.suite.samples),
+        'greedy_behaviour': _asdict(stage.suite.greedy),
       }
-      for (name, judge), gain, sampled in zip(
-        judges.items(), greedy, one_sample, strict=True
+      for (name, stage), greedy_gain, sample_gain in zip(
+        stages.items(), greedy_gains, sample_gains, strict=True
       )
     },
   }
 
 
+def _asdict(stats: Any) -> dict[str, Any] | None:
+  return None if stats is None else dataclasses.asdict(stats)
+
+
 def _gains(
-  judges: Sequence[Mapping[str, ScoredItem]],
+  stage_items: Sequence[Mapping[str, ScoredItem]],
 ) -> list[dict[str, float] | None]:
-  """Of each judge the difference from the one before, paired by query."""
-  found: list[dict[str, float] | None] = [None]
-  for before, after in itertools.pairwise(judges):
-    value, low, high = mean(differences(after, before))
-    found.append({'value': value, 'low': low, 'high': high})
-  return found
+  """Returns the difference of each stage to the one before, None for first."""
+  gains: list[dict[str, float] | None] = [None]
+  for before, after in itertools.pairwise(stage_items):
+    value, low, high = mean_with_interval(differences(after, before))
+    gains.append({'value': value, 'low': low, 'high': high})
+  return gains
 
 
 def differences(
   after: Mapping[str, ScoredItem], before: Mapping[str, ScoredItem]
 ) -> dict[str, ScoredItem]:
-  """Example by example; both have the same ones."""
+  """Returns the difference of each example; both have the same examples."""
   return {
     name: dataclasses.replace(item, value=item.value - before[name].value)
     for name, item in after.items()
   }
 
 
-def mean(found: Mapping[str, ScoredItem]) -> tuple[float, float, float]:
-  """(mean, low, high): the 95 % interval resamples queries."""
-  values = tuple(found.values())
+def mean_with_interval(
+  items: Mapping[str, ScoredItem],
+) -> tuple[float, float, float]:
+  """Returns (mean, low, high) with a 95 % interval over queries."""
+  values = tuple(items.values())
   low, high = metrics.bootstrap([metrics.WeightedSection('', 1.0, 1.0, values)])
   return sum(item.value for item in values) / len(values), low, high
 
@@ -219,103 +238,115 @@ def _point(point: CurvePoint | None) -> dict[str, float] | None:
   return {'value': point.value, 'low': point.low, 'high': point.high}
 
 
-def rows_of(found: Mapping[str, Any]) -> tables.Rows:
-  """The table of stages of a `summary`: a head, then a row for each judge.
+def stage_rows(stage_summary: Mapping[str, Any]) -> tables.Rows:
+  """Returns the table of stages: a header, then a row per stage.
 
-  Where the last judge has more samples than the others it has one more row.
+  If the last stage has more samples than the others, it has a second row.
+
+  Args:
+    stage_summary: returned by `summary`.
   """
-  at = str(found['at'])
-  rows = [('stage', 'greedy', 'one sample', f'Voting@{at}', f'MetaRM@{at}')]
-  last = None
-  for last in found['judges'].values():
-    voting = last['voting']
-    cells = (last['greedy'], voting['1'], voting[at], last['meta'].get(at))
-    rows.append((last['title'], *map(_cell, cells)))
-  most = max(last['voting'], key=int)
-  if most != at:
-    cells = (last['voting'][most], last['meta'].get(most))
-    title = f'the same, of {most} samples'
-    rows.append((title, '', '', *map(_cell, cells)))
+  k = str(stage_summary['at'])
+  rows: tables.Rows = [
+    ('stage', 'greedy', 'one sample', f'Voting@{k}', f'MetaRM@{k}')
+  ]
+  stages = list(stage_summary['judges'].values())
+  for stage in stages:
+    votes = stage['voting']
+    points = stage['greedy'], votes['1'], votes[k], stage['meta'].get(k)
+    rows.append((stage['title'], *map(_format_point, points)))
+  last = stages[-1]
+  max_k = max(last['voting'], key=int)
+  if max_k != k:
+    last_points = last['voting'][max_k], last['meta'].get(max_k)
+    title = f'the same, {max_k} samples'
+    rows.append((title, '', '', *map(_format_point, last_points)))
   return rows
 
 
-def _cell(point: Mapping[str, float] | None, sign: str = '') -> str:
+def _format_point(point: Mapping[str, float] | None, sign: str = '') -> str:
   if point is None:
     return '-'
-  return cell([100 * point[x] for x in ('value', 'low', 'high')], sign)
+  percent = [100 * point[x] for x in ('value', 'low', 'high')]
+  return format_estimate(percent, sign)
 
 
-def cell(percent: Sequence[float], sign: str = '') -> str:
-  """A value with its interval, (value, low, high), as tables show it."""
+def format_estimate(percent: Sequence[float], sign: str = '') -> str:
+  """Formats (value, low, high) as 'value [low, high]'.
+
+  Args:
+    percent: value and ends of its interval, in percent.
+    sign: '+' to show the sign of positive numbers.
+  """
   value, low, high = (f'{x:{sign}.1f}' for x in percent)
   return f'{value} [{low}, {high}]'
 
 
-def table_of(found: Mapping[str, Any]) -> str:
-  """What a terminal shows of a `summary`."""
-  queries = next(iter(found['judges'].values()))['queries']
-  head = f'held out, {queries} queries, accuracy in percent [95% interval]'
-  return f'\n{head}\n{tables.aligned(rows_of(found))}\n'
+def stage_table(stage_summary: Mapping[str, Any]) -> str:
+  """Returns the table of stages for a terminal."""
+  queries = next(iter(stage_summary['judges'].values()))['queries']
+  head = f'{queries} held-out queries, accuracy in percent [95% interval]'
+  return f'\n{head}\n{tables.aligned(stage_rows(stage_summary))}\n'
 
 
 def write(
   folder: str,
-  judges: Mapping[str, StageResult],
-  found: Mapping[str, Any],
-  training: Mapping[str, Rows],
+  stages: Mapping[str, StageResult],
+  stage_summary: Mapping[str, Any],
+  training: Mapping[str, MetricRows],
   write_file: Callable[[str, bytes], None],
 ) -> None:
-  """Writes the page, its pictures and results.json.
+  """Writes the page, its plots and results.json.
 
   Args:
-    folder: where to.
-    judges: by stage.
-    found: their `summary`.
+    folder: folder of the report.
+    stages: results by stage.
+    stage_summary: returned by `summary` for them.
     training: rows of metrics.jsonl by stage.
-    write_file: see report.write_report.
+    write_file: `write` of report.write_report.
   """
-  pictures = {'stages': plots.png(_bars(judges, found['at']))}
-  shown = panels(training)
-  if shown:
-    figure = plots.training(shown, 'Training, stage by stage')
-    pictures['training'] = plots.png(figure)
-  for name, picture in pictures.items():
-    write_file(os.path.join(folder, f'{name}.png'), picture)
+  pngs = {'stages': plots.png(_stage_bars(stages, stage_summary['at']))}
+  training_panels = panels(training)
+  if training_panels:
+    figure = plots.training(training_panels, 'Training curves')
+    pngs['training'] = plots.png(figure)
+  for name, png in pngs.items():
+    write_file(os.path.join(folder, f'{name}.png'), png)
   front = [
-    report_html.heading(2, 'Stage by stage'),
-    report_html.table(rows_of(found), 'Held-out accuracy'),
+    report_html.heading(2, 'Accuracy by stage'),
+    report_html.table(stage_rows(stage_summary), 'Held-out accuracy'),
     report_html.note(_NOTE),
-    *_gains_table(found),
-    *_singles_table(judges),
-    report_html.image(pictures['stages'], 'Accuracy stage by stage'),
+    *_gains_table(stage_summary),
+    *_singles_table(stages),
+    report_html.image(pngs['stages'], 'Accuracy by stage'),
   ]
-  if 'training' in pictures:
-    front.append(report_html.image(pictures['training'], 'Curves of training'))
-  suites = {name: judge.suite for name, judge in judges.items()}
-  report.write_report(folder, suites, found['facts'], write_file, front)
+  if 'training' in pngs:
+    front.append(report_html.image(pngs['training'], 'Training curves'))
+  suites = {name: stage.suite for name, stage in stages.items()}
+  report.write_report(folder, suites, stage_summary['facts'], write_file, front)
 
 
-def _gains_table(found: Mapping[str, Any]) -> list[str]:
-  rows = [('stage', 'greedy', 'one sample')]
-  for judge in found['judges'].values():
-    gains = judge['greedy_gain'], judge['one_sample_gain']
+def _gains_table(stage_summary: Mapping[str, Any]) -> list[str]:
+  rows: tables.Rows = [('stage', 'greedy', 'one sample')]
+  for stage in stage_summary['judges'].values():
+    gains = stage['greedy_gain'], stage['one_sample_gain']
     if None not in gains:
-      rows.append((judge['title'], *(_cell(gain, '+') for gain in gains)))
+      rows.append((stage['title'], *(_format_point(x, '+') for x in gains)))
   if len(rows) == 1:
     return []
   return [
-    report_html.table(rows, 'What each stage gains'),
+    report_html.table(rows, 'Gain of each stage'),
     report_html.note(_GAINS),
   ]
 
 
-def _singles_table(judges: Mapping[str, StageResult]) -> list[str]:
-  rows = [('stage', 'examples', 'greedy', 'votes')]
-  for judge in judges.values():
-    own = judge.singles
-    if own is not None:
-      values = (f'{100 * x:.1f}' for x in (own.greedy, own.voting))
-      rows.append((judge.suite.title, f'{own.count:,}', *values))
+def _singles_table(stages: Mapping[str, StageResult]) -> list[str]:
+  rows: tables.Rows = [('stage', 'examples', 'greedy', 'votes')]
+  for stage in stages.values():
+    stats = stage.singles
+    if stats is not None:
+      values = (f'{100 * x:.1f}' for x in (stats.greedy, stats.voting))
+      rows.append((stage.suite.title, f'{stats.count:,}', *values))
   if len(rows) == 1:
     return []
   return [
@@ -324,42 +355,46 @@ def _singles_table(judges: Mapping[str, StageResult]) -> list[str]:
   ]
 
 
-def _bars(judges: Mapping[str, StageResult], at: int):
+def _stage_bars(stages: Mapping[str, StageResult], k: int):
   bars = []
-  for judge in judges.values():
-    own = judge.curves
+  for stage in stages.values():
+    curves = stage.curves
     points = {
-      'greedy': own.greedy,
-      f'Voting@{at}': _at(own.voting, at),
-      f'MetaRM@{at}': _at(own.meta, at),
+      'greedy': curves.greedy,
+      f'Voting@{k}': _find_k(curves.voting, k),
+      f'MetaRM@{k}': _find_k(curves.meta, k),
     }
     bars += [
       Bar(
-        f'{judge.suite.title}: {name}', x.value, x.low, x.high, own.num_queries
+        f'{stage.suite.title}: {name}',
+        x.value,
+        x.low,
+        x.high,
+        curves.num_queries,
       )
       for name, x in points.items()
       if x is not None
     ]
-  return plots.accuracy_of_parts(bars, 'Held-out accuracy stage by stage')
+  return plots.accuracy_of_parts(bars, 'Held-out accuracy by stage')
 
 
-def _at(points: Sequence[CurvePoint], k: int) -> CurvePoint | None:
+def _find_k(points: Sequence[CurvePoint], k: int) -> CurvePoint | None:
   return next((x for x in points if x.k == k), None)
 
 
-def panels(training: Mapping[str, Rows]) -> dict[str, list[Series]]:
-  """Title -> what is drawn of each stage's rows of metrics.jsonl."""
-  found = {}
+def panels(training: Mapping[str, MetricRows]) -> dict[str, list[Series]]:
+  """Returns the series to plot of each stage, by panel title."""
+  result = {}
   for stage, rows in training.items():
     title, keys = _PANELS[stage]
     series = [Series(label, _points(rows, key)) for label, key in keys.items()]
     series = [x for x in series if x.points]
     if series:
-      found[title] = series
-  return found
+      result[title] = series
+  return result
 
 
-def _points(rows: Rows, key: str) -> list[tuple[int, float]]:
-  # A number that is not finite is a text there.
-  found = ((row['step'], row.get(key)) for row in rows)
-  return [(step, x) for step, x in found if isinstance(x, int | float)]
+def _points(rows: MetricRows, key: str) -> list[tuple[int, float]]:
+  # metrics.jsonl stores numbers that are not finite as texts; skip them.
+  points = ((row['step'], row.get(key)) for row in rows)
+  return [(step, x) for step, x in points if isinstance(x, int | float)]

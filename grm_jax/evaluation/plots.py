@@ -1,7 +1,7 @@
-"""Pictures of a report, and their PNG files; no display, no global state.
+"""Plots of a report and their PNG files; no display and no pyplot state.
 
-Colours are those of Okabe and Ito, which colour-blind readers tell apart;
-line styles and markers differ besides.
+The colours are from the palette of Okabe and Ito, which colour-blind readers
+can distinguish. Line styles and markers differ too.
 """
 
 import dataclasses
@@ -20,14 +20,21 @@ from grm_jax.evaluation.scaling_curves import CurvePoint, Curves
 
 PAPER = 'DeepSeek-GRM-27B, arXiv 2504.02495'
 _BLUE, _ORANGE, _GREEN = '#0072B2', '#D55E00', '#009E73'
-_WIDTH = 8.0  # Inches; pages show a picture 800 pixels wide.
+_WIDTH = 8.0  # inches; pages show a plot 800 pixels wide
 _DPI = 160
 _PERCENT = FuncFormatter(lambda value, _: f'{100 * value:.4g}%')
 
 
 @dataclasses.dataclass(frozen=True)
 class PaperNumbers:
-  """Published values to stand beside: accuracy by k."""
+  """Published accuracies by k.
+
+  Attributes:
+    label: source of the numbers.
+    greedy: accuracy of greedy decoding, None if not published.
+    voting: Voting@k by k.
+    meta: MetaRM@k by k.
+  """
 
   label: str
   greedy: float | None
@@ -35,7 +42,7 @@ class PaperNumbers:
   meta: Mapping[int, float]
 
 
-# arXiv 2504.02495, tables of main results and of inference-time scaling.
+# arXiv 2504.02495, tables of the main results and of inference-time scaling.
 OVERALL = PaperNumbers(
   label=f'{PAPER}, overall',
   greedy=0.699,
@@ -48,8 +55,9 @@ REWARDBENCH = PaperNumbers(
   voting={1: 0.852, 8: 0.877, 32: 0.885},
   meta={8: 0.898, 32: 0.904},
 )
-# Suite -> what to draw beside it, if not OVERALL. The score of realmistake is
-# no accuracy; the judges of a whole run (spct) are measured on its own data.
+# Published numbers in the plot of a suite; OVERALL if it is not listed. The
+# score of realmistake is not an accuracy. The stages of a pipeline run are
+# evaluated on the data of the run.
 REFERENCES = {
   'rewardbench': REWARDBENCH,
   'realmistake': None,
@@ -62,7 +70,7 @@ REFERENCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-  """A part of a suite: its accuracy, 95 % interval and number of queries."""
+  """A bar of a plot: value, 95 % interval and number of queries."""
 
   name: str
   value: float
@@ -77,25 +85,33 @@ def accuracy_over_k(
   reference: PaperNumbers | None = None,
   measure: str = 'accuracy',
 ) -> Figure:
-  """Voting@k and MetaRM@k with their intervals, greedy as a level line."""
+  """Plots Voting@k and MetaRM@k with intervals, and the greedy score.
+
+  Args:
+    curves: the scores.
+    title: title of the plot.
+    reference: published numbers to compare with.
+    measure: name of the score.
+  """
   figure, axes = _figure(5.6)
   published = reference or PaperNumbers('', None, {}, {})
-  # Ours and the published one in turn: columns of the legend.
-  _line(axes, curves.voting, _BLUE, 'o', 'Voting@k')
-  _dashes(axes, published.voting, _BLUE, 'o', 'Voting@k, published')
-  _line(axes, curves.meta, _ORANGE, 's', 'MetaRM@k, half of k kept')
-  _dashes(axes, published.meta, _ORANGE, 's', 'MetaRM@k, published')
-  _level(axes, curves.greedy and curves.greedy.value, '-', 'greedy')
-  _level(axes, published.greedy, '--', 'greedy, published')
-  _axis_of_k(axes, curves, reference)
-  _title(axes, title)
-  axes.set_xlabel('k, generations voted on per query (logarithmic)')
+  # Measured and published alternate, so each pair is a legend column.
+  _plot_points(axes, curves.voting, _BLUE, 'o', 'Voting@k')
+  _plot_published(axes, published.voting, _BLUE, 'o', 'Voting@k, published')
+  _plot_points(axes, curves.meta, _ORANGE, 's', 'MetaRM@k, half of k selected')
+  _plot_published(axes, published.meta, _ORANGE, 's', 'MetaRM@k, published')
+  greedy = None if curves.greedy is None else curves.greedy.value
+  _plot_level(axes, greedy, '-', 'greedy')
+  _plot_level(axes, published.greedy, '--', 'greedy, published')
+  _set_k_axis(axes, curves, reference)
+  _set_title(axes, title)
+  axes.set_xlabel('k, number of sampled judgements per query (log scale)')
   axes.set_ylabel(f'{measure}, with 95% interval')
   axes.yaxis.set_major_formatter(_PERCENT)
   _legend_below(
     figure,
     axes,
-    reference and f'published (dashed): {reference.label}',
+    f'published (dashed): {reference.label}' if reference else None,
   )
   return figure
 
@@ -103,14 +119,14 @@ def accuracy_over_k(
 def accuracy_of_parts(
   bars: Sequence[Bar], title: str, measure: str = 'accuracy'
 ) -> Figure:
-  """A bar and an interval for every section or subset, top to bottom."""
+  """Plots a horizontal bar with an interval for each section or subset."""
   figure, axes = _figure(1.1 + 0.42 * len(bars))
-  places = range(len(bars))
+  positions = range(len(bars))
   values = [bar.value for bar in bars]
-  axes.barh(places, values, height=0.62, color=_BLUE, alpha=0.85)
+  axes.barh(positions, values, height=0.62, color=_BLUE, alpha=0.85)
   axes.errorbar(
     values,
-    places,
+    positions,
     xerr=[
       [max(bar.value - bar.low, 0.0) for bar in bars],
       [max(bar.high - bar.value, 0.0) for bar in bars],
@@ -120,67 +136,69 @@ def accuracy_of_parts(
     elinewidth=1.2,
     capsize=3,
   )
-  for place, bar in zip(places, bars, strict=True):
+  for position, bar in zip(positions, bars, strict=True):
     axes.annotate(
       f'{100 * bar.value:.1f}',
-      (max(bar.high, bar.value), place),
+      (max(bar.high, bar.value), position),
       xytext=(6, 0),
       textcoords='offset points',
       va='center',
     )
-  names = [f'{_short(bar.name)} ({bar.count:,})' for bar in bars]
-  axes.set_yticks(places, names, parse_math=False)
+  names = [f'{_shorten(bar.name)} ({bar.count:,})' for bar in bars]
+  axes.set_yticks(positions, names, parse_math=False)
   axes.set_ylim(len(bars) - 0.4, -0.6)
   axes.set_xlim(0, 1.12)
   axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
   axes.xaxis.set_major_formatter(_PERCENT)
   axes.grid(axis='y', visible=False)
-  _title(axes, title)
-  axes.set_xlabel(f'{measure}, with 95% interval (queries in brackets)')
+  _set_title(axes, title)
+  axes.set_xlabel(
+    f'{measure}, with 95% interval (number of queries in brackets)'
+  )
   return figure
 
 
-def score_histogram(summary: GenerationStats, title: str) -> Figure:
-  """How often each score is given, to right and to other responses."""
+def score_histogram(stats: GenerationStats, title: str) -> Figure:
+  """Plots how often correct and other responses get each score."""
   figure, axes = _figure(4.5)
-  kinds = [
-    ('best response', summary.right, _BLUE, ''),
-    ('other responses', summary.others, _ORANGE, '///'),
+  series = [
+    ('best response', stats.right, _BLUE, ''),
+    ('other responses', stats.others, _ORANGE, '///'),
   ]
-  kinds = [kind for kind in kinds if sum(kind[1])]
-  if not kinds:
-    kinds = [('all responses', summary.scores, _BLUE, '')]
-  # 0 is legal for labels only; most suites never see it.
-  shown = [score for score in SCORES if score or summary.scores[0]]
-  width = 0.8 / len(kinds)
-  for i, (label, counts, color, hatch) in enumerate(kinds):
+  series = [x for x in series if sum(x[1])]
+  if not series:
+    series = [('all responses', stats.scores, _BLUE, '')]
+  # A score of 0 is for single responses only; most suites have none.
+  values = [score for score in SCORES if score or stats.scores[0]]
+  width = 0.8 / len(series)
+  for i, (label, counts, color, hatch) in enumerate(series):
     total = max(sum(counts), 1)
     axes.bar(
-      [score + (i - (len(kinds) - 1) / 2) * width for score in shown],
-      [counts[score] / total for score in shown],
+      [score + (i - (len(series) - 1) / 2) * width for score in values],
+      [counts[score] / total for score in values],
       width=0.94 * width,
       color=color,
       hatch=hatch,
       edgecolor='white',
       label=f'{label} ({sum(counts):,} scores)',
     )
-  axes.set_xticks(shown)
+  axes.set_xticks(values)
   axes.yaxis.set_major_formatter(_PERCENT)
   axes.grid(axis='x', visible=False)
-  _title(axes, title)
-  axes.set_xlabel('score that a generation gives to a response')
-  axes.set_ylabel('share of the scores')
+  _set_title(axes, title)
+  axes.set_xlabel('score')
+  axes.set_ylabel('fraction of the scores')
   _legend_below(figure, axes, None)
   return figure
 
 
 def calibration(bins: Sequence[Bin], title: str, observed: str) -> Figure:
-  """Observed shares over probabilities, above how often these are said.
+  """Plots observed frequencies over predicted probabilities.
 
   Args:
-    bins: of results, see evaluation/calibration.py.
-    title: of the picture.
-    observed: what is observed, for the axis.
+    bins: bins of predictions, made by calibration.bins.
+    title: title of the plot.
+    observed: name of the observed frequency, for the axis.
   """
   figure, axes = _figure(5.6)
   axes.bar(
@@ -189,15 +207,15 @@ def calibration(bins: Sequence[Bin], title: str, observed: str) -> Figure:
     width=[0.94 * (x.high - x.low) for x in bins],
     color=_ORANGE,
     alpha=0.35,
-    label='how often it does',
+    label='fraction of predictions',
   )
   axes.plot(
-    [0, 1], [0, 1], color=_GREEN, linestyle='--', label='as it should be'
+    [0, 1], [0, 1], color=_GREEN, linestyle='--', label='perfect calibration'
   )
-  seen = [x for x in bins if x.share]
+  filled = [x for x in bins if x.share]
   axes.plot(
-    [x.probability for x in seen],
-    [x.observed for x in seen],
+    [x.probability for x in filled],
+    [x.observed for x in filled],
     color=_BLUE,
     marker='o',
     linewidth=2,
@@ -207,8 +225,8 @@ def calibration(bins: Sequence[Bin], title: str, observed: str) -> Figure:
   axes.set_ylim(0, 1.02)
   for axis in (axes.xaxis, axes.yaxis):
     axis.set_major_formatter(_PERCENT)
-  _title(axes, title)
-  axes.set_xlabel('probability that the model gives')
+  _set_title(axes, title)
+  axes.set_xlabel('predicted probability')
   axes.set_ylabel(observed)
   _legend_below(figure, axes, None)
   return figure
@@ -216,25 +234,29 @@ def calibration(bins: Sequence[Bin], title: str, observed: str) -> Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """Numbers of a training run: (step, value), with a name for people."""
+  """A metric of a training run: (step, value) points, and a label."""
 
   label: str
   points: Sequence[tuple[int, float]]
 
 
 def training(panels: Mapping[str, Sequence[Series]], title: str) -> Figure:
-  """Series over training steps, one panel for each title, two beside another.
+  """Plots metrics over training steps, two panels per row.
 
-  A series of many points is drawn faintly, under its running mean.
+  A series with many points is drawn lightly, with its running mean on top.
+
+  Args:
+    panels: series of each panel, by panel title.
+    title: title of the figure.
   """
   rows = -(-len(panels) // 2)
   figure = Figure((_WIDTH, 0.5 + 2.6 * rows), dpi=_DPI, layout='constrained')
   FigureCanvasAgg(figure)
   figure.suptitle(textwrap.fill(title, 72), parse_math=False)
-  for place, (name, series) in enumerate(panels.items(), 1):
-    axes = figure.add_subplot(rows, 2, place)
-    for own, color in zip(series, (_BLUE, _ORANGE, _GREEN), strict=False):
-      _over_steps(axes, own, color)
+  for position, (name, panel) in enumerate(panels.items(), 1):
+    axes = figure.add_subplot(rows, 2, position)
+    for series, color in zip(panel, (_BLUE, _ORANGE, _GREEN), strict=False):
+      _plot_series(axes, series, color)
     axes.grid(color='#DDDDDD', linewidth=0.8)
     axes.spines[['top', 'right']].set_visible(False)
     axes.set_title(name, fontsize='medium', parse_math=False)
@@ -243,7 +265,7 @@ def training(panels: Mapping[str, Sequence[Series]], title: str) -> Figure:
   return figure
 
 
-def _over_steps(axes: Axes, series: Series, color: str) -> None:
+def _plot_series(axes: Axes, series: Series, color: str) -> None:
   steps = [step for step, _ in series.points]
   values = [value for _, value in series.points]
   window = len(values) // 20
@@ -252,17 +274,17 @@ def _over_steps(axes: Axes, series: Series, color: str) -> None:
     return
   axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
   means = [
-    sum(own) / len(own)
+    sum(recent) / len(recent)
     for i in range(len(values))
-    if (own := values[max(0, i - window) : i + 1])
+    if (recent := values[max(0, i - window) : i + 1])
   ]
   axes.plot(steps, means, color=color, linewidth=1.8, label=series.label)
 
 
 def png(figure: Figure) -> bytes:
-  """The picture as a file, 1280 pixels wide."""
+  """Returns the figure as a PNG file, 1280 pixels wide."""
   file = io.BytesIO()
-  # No version or date in the file: the same numbers are the same bytes.
+  # Without the version of matplotlib, equal numbers give equal bytes.
   figure.savefig(file, format='png', metadata={'Software': None})
   return file.getvalue()
 
@@ -277,16 +299,18 @@ def _figure(height: float) -> tuple[Figure, Axes]:
   return figure, axes
 
 
-def _title(axes: Axes, title: str) -> None:
-  # A $ of a suite's name begins no formula.
+def _set_title(axes: Axes, title: str) -> None:
+  # A $ in the name of a suite is not a formula.
   axes.set_title(textwrap.fill(title, 72), parse_math=False)
 
 
-def _short(name: str, most: int = 40) -> str:
-  return name if len(name) <= most else f'{name[: most - 3]}...'
+def _shorten(name: str, max_length: int = 40) -> str:
+  if len(name) <= max_length:
+    return name
+  return f'{name[: max_length - 3]}...'
 
 
-def _line(
+def _plot_points(
   axes: Axes, points: Sequence[CurvePoint], color, marker, label
 ) -> None:
   if not points:
@@ -297,11 +321,13 @@ def _line(
   axes.plot(ks, values, color=color, marker=marker, label=label, linewidth=2)
   if len(points) > 1:
     axes.fill_between(ks, lows, highs, color=color, alpha=0.15, linewidth=0)
-  else:  # A band over one k has no width.
+  else:  # a band over a single k would have no width
     axes.vlines(ks, lows, highs, color=color, alpha=0.4, linewidth=3)
 
 
-def _dashes(axes: Axes, values: Mapping[int, float], color, marker, label):
+def _plot_published(
+  axes: Axes, values: Mapping[int, float], color, marker, label
+):
   if values:
     axes.plot(
       list(values),
@@ -315,20 +341,20 @@ def _dashes(axes: Axes, values: Mapping[int, float], color, marker, label):
     )
 
 
-def _level(axes: Axes, value: float | None, style, label) -> None:
+def _plot_level(axes: Axes, value: float | None, style, label) -> None:
   if value is not None:
     axes.axhline(
       value, color=_GREEN, linestyle=style, linewidth=1.6, label=label
     )
 
 
-def _axis_of_k(
+def _set_k_axis(
   axes: Axes, curves: Curves, reference: PaperNumbers | None
 ) -> None:
-  ks = {point.k for point in (*curves.voting, *curves.meta)}
+  all_ks = {point.k for point in (*curves.voting, *curves.meta)}
   if reference is not None:
-    ks |= {*reference.voting, *reference.meta}
-  ks = sorted(ks or {1})
+    all_ks |= {*reference.voting, *reference.meta}
+  ks = sorted(all_ks or {1})
   axes.set_xscale('log', base=2)
   axes.set_xlim(ks[0] / 1.15, ks[-1] * 1.15)
   axes.set_xticks(ks, [str(k) for k in ks])

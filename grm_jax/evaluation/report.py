@@ -1,11 +1,11 @@
-"""A report of an evaluation: a folder of files, and a table for the terminal.
+"""The report of an evaluation: a folder of files, and tables for a terminal.
 
-For every suite NAME
+The folder has these files for every suite NAME:
 
   NAME-accuracy-over-k.png, NAME-parts.png, NAME-scores.png
 
-and for all of them results.json, with all numbers, and report.html: everything
-on one page that needs no other file. What a user or a model wrote is escaped.
+results.json has the numbers of all suites, and report.html has everything on
+one self-contained page. Texts of users and models are escaped.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from grm_jax.judgement import correctness, voting
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import JudgedExample, Judgement
 
-# Of generations to read; the value is their look.
+# Kinds of example generations, and their CSS classes.
 KINDS = {
   'right': 'right',
   'wrong': 'wrong',
@@ -37,7 +37,7 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class ReportExample:
-  """A generation to read, of one of KINDS."""
+  """A generation that the report shows; `kind` is a key of KINDS."""
 
   kind: str
   example: JudgingExample
@@ -46,18 +46,18 @@ class ReportExample:
 
 @dataclasses.dataclass(frozen=True)
 class SuiteReport:
-  """All that a report says about a suite.
+  """The report of a suite.
 
   Attributes:
-    title: for people.
-    measure: what its score is: 'accuracy', 'ROC-AUC', ...
+    title: title of the suite.
+    measure: name of its score: 'accuracy', 'ROC-AUC', ...
     curves: scores over the number of samples.
-    samples: how the samples behaved.
-    greedy: the same of the greedy generations, None without any.
-    score: of the votes of all samples, or of the greedy generations if there
-      are no samples; None for data that is no suite.
+    samples: statistics of the samples.
+    greedy: statistics of the greedy generations, None if there are none.
+    score: score of the votes of all samples, or of the greedy generations if
+      there are no samples; None for data that is not a suite.
     parts: the sections of that score.
-    shown: a generation of each kind.
+    examples: a generation of each kind.
   """
 
   title: str
@@ -67,7 +67,7 @@ class SuiteReport:
   greedy: GenerationStats | None
   score: Score | None
   parts: tuple[Bar, ...]
-  shown: tuple[ReportExample, ...]
+  examples: tuple[ReportExample, ...]
 
 
 def suite_report(
@@ -78,11 +78,18 @@ def suite_report(
   interval: Callable[[Results], tuple[float, float]] | None = None,
   measure: str = 'accuracy',
 ) -> SuiteReport:
-  """The report of a suite; `score` and `interval` are the suite's own.
+  """Returns the report of a suite.
 
-  Both are given or neither is: without them there are no sections.
+  Args:
+    title: title of the suite.
+    judged: the judged examples.
+    curves: scores over the number of samples.
+    score: returns the suite's score of results; None for data that is not a
+      suite, which has no sections.
+    interval: returns the interval of that score; required with `score`.
+    measure: name of the score.
   """
-  found = voted(judged) if score else []
+  results = combine_votes(judged) if score else []
   greedy = generation_stats.of_greedy(judged)
   return SuiteReport(
     title=title,
@@ -90,46 +97,56 @@ def suite_report(
     curves=curves,
     samples=generation_stats.of_samples(judged),
     greedy=greedy if greedy.num_generations else None,
-    score=score(found) if score else None,
-    parts=_parts(found, score, interval) if score else (),
-    shown=_shown(judged),
+    score=score(results) if score else None,
+    parts=_section_bars(results, score, interval) if score else (),
+    examples=_pick_examples(judged),
   )
 
 
-def voted(judged: Sequence[JudgedExample]) -> Results:
-  """The votes of all samples, or what the greedy generation says alone."""
-  found = []
-  for one in judged:
-    generations = one.samples or (one.greedy,)
-    scores = [generation.scores for generation in generations]
-    vote = voting.sum_scores(scores, len(one.example.responses))
-    found.append(Result(one.example, vote))
-  return found
+def combine_votes(judged: Sequence[JudgedExample]) -> Results:
+  """Returns the votes of all samples, or the greedy scores without samples."""
+  results = []
+  for x in judged:
+    scores = [generation.scores for generation in _generations(x)]
+    vote = voting.sum_scores(scores, len(x.example.responses))
+    results.append(Result(x.example, vote))
+  return results
 
 
-def _parts(results: Results, score, interval) -> tuple[Bar, ...]:
-  """The sections, each being the suite's score of its own results."""
+def _generations(judged: JudgedExample) -> tuple[Judgement, ...]:
+  """Returns the samples, or the greedy generation if there are none."""
+  if judged.samples or judged.greedy is None:
+    return judged.samples
+  return (judged.greedy,)
+
+
+def _section_bars(results: Results, score, interval) -> tuple[Bar, ...]:
+  """Returns the score of each section, computed from its results alone."""
   bars = []
   for section, value in score(results).sections.items():
-    own = [r for r in results if r.example.tags['section'] == section]
-    bars.append(Bar(section, value, *interval(own), len(own)))
+    members = [r for r in results if r.example.tags['section'] == section]
+    low, high = interval(members)
+    bars.append(Bar(section, value, low, high, len(members)))
   return tuple(bars)
 
 
-def _shown(judged: Sequence[JudgedExample]) -> tuple[ReportExample, ...]:
-  """One of each kind, each of another query if there is one."""
-  found: dict[str, list[ReportExample]] = {kind: [] for kind in KINDS}
-  for one in judged:
-    for generation in one.samples or (one.greedy,):
-      kind = _kind(one.example, generation)
-      found[kind].append(ReportExample(kind, one.example, generation))
-  chosen: dict[str, ReportExample] = {}
-  for kind in sorted(KINDS, key=lambda kind: len(found[kind])):
-    used = [shown.example for shown in chosen.values()]
-    fresh = (shown for shown in found[kind] if shown.example not in used)
-    if found[kind]:
-      chosen[kind] = next(fresh, found[kind][0])
-  return tuple(chosen[kind] for kind in KINDS if kind in chosen)
+def _pick_examples(
+  judged: Sequence[JudgedExample],
+) -> tuple[ReportExample, ...]:
+  """Returns a generation of each kind, of different queries if possible."""
+  candidates: dict[str, list[ReportExample]] = {kind: [] for kind in KINDS}
+  for x in judged:
+    for generation in _generations(x):
+      kind = _kind(x.example, generation)
+      candidates[kind].append(ReportExample(kind, x.example, generation))
+  picked: dict[str, ReportExample] = {}
+  # The rarest kind first: it has the fewest queries to pick from.
+  for kind in sorted(KINDS, key=lambda kind: len(candidates[kind])):
+    used_examples = [x.example for x in picked.values()]
+    unused = (x for x in candidates[kind] if x.example not in used_examples)
+    if candidates[kind]:
+      picked[kind] = next(unused, candidates[kind][0])
+  return tuple(picked[kind] for kind in KINDS if kind in picked)
 
 
 def _kind(example: JudgingExample, generation: Judgement) -> str:
@@ -137,8 +154,8 @@ def _kind(example: JudgingExample, generation: Judgement) -> str:
     return 'parse failure'
   if example.best is None or len(example.responses) == 1:
     return 'without a known best response'
-  right = correctness.prefers_best(generation.scores, example.best)
-  return 'right' if right else 'wrong'
+  is_right = correctness.prefers_best(generation.scores, example.best)
+  return 'right' if is_right else 'wrong'
 
 
 def write_report(
@@ -148,27 +165,29 @@ def write_report(
   write: Callable[[str, bytes], None] | None = None,
   front: Sequence[str] = (),
 ) -> None:
-  """Writes the files of a report, each whole or not at all.
+  """Writes the files of a report, each atomically.
 
-  Everything is drawn before anything is written, and report.html comes last.
+  All files are rendered before the first one is written. report.html is written
+  last.
 
   Args:
-    directory: local or gs://.
-    suites: by name, which begins the names of files.
-    facts: what else to say at the top: the model, temperature, seed, ...
-    write: writes a file whole, given its path; with several processes it is
-      `parallel.files.write_whole`.
-    front: parts of the page, by page.py, that come before the suites.
+    directory: local or gs:// folder.
+    suites: reports by name; the name is a prefix of file names.
+    facts: settings to show at the top: model, temperature, seed, ...
+    write: writes a file, given path and content; with several processes it is
+      `atomic_io.write_file`.
+    front: parts of the page (see html.py) in front of the suites.
 
   Raises:
     UserError: a file cannot be written.
-    ValueError: there are no suites, or a name cannot be one of a file.
+    ValueError: there are no suites, or a name is not valid in a file name.
   """
+  write = write or _write_file
   for name, content in render(suites, facts or {}, front).items():
-    (write or _write_whole)(os.path.join(directory, name), content)
+    write(os.path.join(directory, name), content)
 
 
-def _write_whole(path: str, content: bytes) -> None:
+def _write_file(path: str, content: bytes) -> None:
   with atomic_io.atomic_write(path) as file:
     file.write(content)
 
@@ -178,32 +197,32 @@ def render(
   facts: Mapping[str, str],
   front: Sequence[str] = (),
 ) -> dict[str, bytes]:
-  """The files of a report, by name, in the order to write them."""
+  """Returns the contents of the report's files, in the order to write them."""
   if not suites:
-    raise ValueError('there are no suites to report')
+    raise ValueError('the report has no suites; give at least one')
   for name in suites:
     if not re.fullmatch('[A-Za-z0-9][A-Za-z0-9_.-]*', name):
       raise ValueError(
-        f'suite {name!r}: names have only letters, digits and _ . -'
+        f'suite name {name!r} is not valid; use letters, digits and _ . -'
       )
-  pictures = {name: _pictures(name, one) for name, one in suites.items()}
+  plots_of = {name: _plots(name, suite) for name, suite in suites.items()}
   files = {
     f'{name}-{kind}.png': png
-    for name, own in pictures.items()
-    for kind, (_, png) in own.items()
+    for name, suite_plots in plots_of.items()
+    for kind, (_, png) in suite_plots.items()
   }
-  files['results.json'] = _results(suites, facts)
+  files['results.json'] = _results_json(suites, facts)
   files['report.html'] = report_html.page(
-    'Evaluation report', _body(suites, facts, front, pictures)
+    'Evaluation report', _body(suites, facts, front, plots_of)
   )
   return files
 
 
-def _pictures(name: str, suite: SuiteReport) -> dict[str, tuple[str, bytes]]:
-  """Kind -> (description, PNG)."""
+def _plots(name: str, suite: SuiteReport) -> dict[str, tuple[str, bytes]]:
+  """Returns (description, PNG) of each kind of plot."""
   figures = {}
   if suite.curves.voting:
-    title = f'{suite.title}: {suite.measure} over generations voted on'
+    title = f'{suite.title}: {suite.measure} over number of samples'
     reference = plots.REFERENCES.get(name, plots.OVERALL)
     figures['accuracy-over-k'] = (
       title,
@@ -213,123 +232,125 @@ def _pictures(name: str, suite: SuiteReport) -> dict[str, tuple[str, bytes]]:
     title = f'{suite.title}: sections'
     figure = plots.accuracy_of_parts(suite.parts, title, suite.measure)
     figures['parts'] = title, figure
-  behaviour = _behaviour(suite)
-  if sum(behaviour.scores):
-    title = f'{suite.title}: how often each score is given'
-    figures['scores'] = title, plots.score_histogram(behaviour, title)
+  stats = _main_stats(suite)
+  if sum(stats.scores):
+    title = f'{suite.title}: frequency of each score'
+    figures['scores'] = title, plots.score_histogram(stats, title)
   return {
     kind: (description, plots.png(figure))
     for kind, (description, figure) in figures.items()
   }
 
 
-def _behaviour(suite: SuiteReport) -> GenerationStats:
-  """Of the samples, or of the greedy generations if there are none."""
+def _main_stats(suite: SuiteReport) -> GenerationStats:
+  """Returns the statistics of the samples, or of greedy without samples."""
   if suite.samples.num_generations or suite.greedy is None:
     return suite.samples
   return suite.greedy
 
 
-def _results(
+def _results_json(
   suites: Mapping[str, SuiteReport], facts: Mapping[str, str]
 ) -> bytes:
   numbers = {}
   for name, suite in suites.items():
-    row = dataclasses.asdict(dataclasses.replace(suite, shown=()))
-    del row['shown']
+    # Without the examples, which asdict would copy.
+    row = dataclasses.asdict(dataclasses.replace(suite, examples=()))
+    del row['examples']
     numbers[name] = row
-  content = _finite({'facts': dict(facts), 'suites': numbers})
+  content = _replace_non_finite({'facts': dict(facts), 'suites': numbers})
   return (json.dumps(content, indent=2, allow_nan=False) + '\n').encode()
 
 
-def _finite(value):
-  """The value with null for numbers that JSON does not have."""
+def _replace_non_finite(value):
+  """Returns the value with None for NaN and infinities, invalid in JSON."""
   if isinstance(value, dict):
-    return {key: _finite(x) for key, x in value.items()}
+    return {key: _replace_non_finite(x) for key, x in value.items()}
   if isinstance(value, list | tuple):
-    return [_finite(x) for x in value]
+    return [_replace_non_finite(x) for x in value]
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
 
 
-def _body(suites, facts, front, pictures) -> list[str]:
+def _body(suites, facts, front, plots_of) -> list[str]:
   parts = [report_html.heading(1, 'Evaluation report')]
   if facts:
     rows = [('setting', 'value'), *facts.items()]
-    parts.append(report_html.table(rows, 'What was evaluated', 'texts'))
+    parts.append(report_html.table(rows, 'Settings', 'texts'))
   scores, behaviour = _overview(suites)
   parts += [
     *front,
     report_html.table(scores, 'Scores in percent, with 95% intervals'),
-    report_html.table(behaviour, 'Behaviour of the generations'),
+    report_html.table(behaviour, 'Statistics of the generations'),
     report_html.note(tables.BEHAVIOUR_NOTE),
   ]
   for name, suite in suites.items():
-    parts += _section(suite, pictures[name])
+    parts += _section(suite, plots_of[name])
   return parts
 
 
-def _section(suite: SuiteReport, pictures) -> list[str]:
+def _section(suite: SuiteReport, suite_plots) -> list[str]:
   images = {
     kind: report_html.image(png, description)
-    for kind, (description, png) in pictures.items()
+    for kind, (description, png) in suite_plots.items()
   }
   parts = [report_html.heading(2, suite.title)]
   if 'accuracy-over-k' in images:
     parts.append(images['accuracy-over-k'])
   parts += _curve_tables(suite.curves)
-  if 'parts' in images:
+  if 'parts' in images and suite.score is not None:
     rows = tables.by_subset(suite.score)
     parts += [images['parts'], report_html.table(rows, 'Subsets, in percent')]
   if 'scores' in images:
     parts.append(images['scores'])
-  if suite.shown:
-    parts.append(report_html.heading(3, 'Generations to read'))
-  parts += [_generation(x, i == 0) for i, x in enumerate(suite.shown)]
+  if suite.examples:
+    parts.append(report_html.heading(3, 'Example generations'))
+  parts += [_generation(x, i == 0) for i, x in enumerate(suite.examples)]
   return parts
 
 
 def _curve_tables(curves: Curves) -> list[str]:
-  parts = [
-    report_html.table(tables.over_k(curves), 'The curve in numbers, in percent')
-  ]
+  parts = [report_html.table(tables.over_k(curves), 'Scores by k, in percent')]
   if curves.meta_kept:
-    caption = f'Of {curves.voting[-1].k} samples the meta RM keeps k_meta'
+    caption = (
+      f'Scores if the meta RM selects k_meta of {curves.voting[-1].k} samples'
+    )
     parts.append(report_html.table(tables.meta_kept(curves), caption))
   return parts
 
 
-def _generation(shown: ReportExample, opened: bool) -> str:
-  """A generation with all that it was about, in the order it was shown."""
-  example, judgement = shown.example, shown.judgement
+def _generation(report_example: ReportExample, is_open: bool) -> str:
+  """Returns query, responses in the shown order, and the generation."""
+  example, judgement = report_example.example, report_example.judgement
   scores = judgement.scores
   texts = [(f'Query, {turn.role}', turn.text) for turn in example.query]
-  for place, index in enumerate(judgement.order, 1):
-    title = f'Response {place}'
+  for number, index in enumerate(judgement.order, 1):
+    title = f'Response {number}'
     if scores is not None:
-      title += f', scored {scores[index]}'
+      title += f', score {scores[index]}'
     if index == example.best:
-      title += ', the best one'
+      title += ', best response'
     texts.append((title, example.responses[index]))
-  tokens = f'{judgement.num_tokens:,} tokens, ended by {judgement.finish!r}'
+  tokens = f'{judgement.num_tokens:,} tokens, finish {judgement.finish!r}'
   texts.append((f'Generation ({tokens})', judgement.text))
-  title = f'{shown.kind[0].upper()}{shown.kind[1:]}: query {example.id}'
-  return report_html.folded(KINDS[shown.kind], title, texts, opened)
+  kind = report_example.kind
+  title = f'{kind[0].upper()}{kind[1:]}: query {example.id}'
+  return report_html.details(KINDS[kind], title, texts, is_open)
 
 
 def table(suites: Mapping[str, SuiteReport]) -> str:
-  """What a terminal shows: the scores, then the behaviour."""
+  """Returns the tables for a terminal: scores, then generation statistics."""
   return '\n\n'.join(map(tables.aligned, _overview(suites)))
 
 
 def _overview(suites: Mapping[str, SuiteReport]) -> tuple[tables.Rows, ...]:
-  """The scores of all suites, and their behaviour."""
-  summaries = []
+  """Returns the tables of scores and of generation statistics."""
+  stats = []
   for suite in suites.values():
     if suite.samples.num_generations:
-      summaries.append((suite.title, suite.samples))
+      stats.append((suite.title, suite.samples))
     if suite.greedy is not None:
-      summaries.append((f'{suite.title}, greedy', suite.greedy))
+      stats.append((f'{suite.title}, greedy', suite.greedy))
   curves = [(suite.title, suite.curves) for suite in suites.values()]
-  return tables.accuracy(curves), tables.behaviour(summaries)
+  return tables.accuracy(curves), tables.behaviour(stats)

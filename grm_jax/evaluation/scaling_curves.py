@@ -1,9 +1,11 @@
-"""Accuracy over the number of samples, from one set of K samples per query.
+"""Inference-time scaling curves: accuracy over the number of samples k.
 
-Nothing is sampled again: Voting@k is the expectation over subsets of k of the
-K samples, exact where there are few of them and averaged over seeded random
-ones otherwise. Every subset counts alike, whatever orders its samples were
-shown in. Letters as in subsets.py.
+Each query has K samples. Voting@k is the expected accuracy over all subsets of
+k of them: exact if there are few subsets, otherwise a mean over seeded random
+subsets. No sample is generated again. All subsets have equal weight, whatever
+the response orders of their samples.
+
+Q, K, C and M are those of vote_subsets.py.
 """
 
 import dataclasses
@@ -16,22 +18,26 @@ from grm_jax.evaluation import metrics, vote_subsets
 from grm_jax.evaluation.metrics import Result, Score, WeightedSection
 from grm_jax.judgement.judgement import JudgedExample
 
-MAX_SUBSETS = 256  # If there are no more, all are used.
-NUM_SUBSETS = 64  # Drawn at random if there are more.
-# Both for a suite's own score, which is slower: what makes _SCORED results.
+MAX_SUBSETS = 256  # up to this number, all subsets are used
+NUM_SUBSETS = 64  # otherwise, this many random ones
+# The score of a suite is slower. It uses fewer subsets: between these bounds,
+# about _SCORED_RESULTS results in total.
 LEAST_SCORED, MOST_SCORED = 4, 16
-_SCORED = 40_000
+_SCORED_RESULTS = 40_000
 
 
 @dataclasses.dataclass(frozen=True)
 class CurvePoint:
-  """One value of a curve, with its 95 % interval over queries.
+  """A point of a curve, with its 95 % interval over queries.
 
   Attributes:
-    k: samples voted on; 0 for the greedy generation.
-    num_meta: samples kept of them by the meta RM, None without one.
-    num_subsets: how many subsets of k the value is a mean over.
-    exact: whether these were all subsets.
+    k: number of samples that vote; 0 for the greedy generation.
+    num_meta: number of them that the meta RM selects; None without a meta RM.
+    value: mean score.
+    low: lower end of the interval.
+    high: upper end of the interval.
+    num_subsets: number of subsets the value is a mean over.
+    exact: whether these are all subsets.
   """
 
   k: int
@@ -45,15 +51,15 @@ class CurvePoint:
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-  """Accuracies over k; what there is no data for is empty or None.
+  """Scores over k. A curve without data is empty or None.
 
   Attributes:
-    num_queries: that the values are over: those with a known best response,
-      or all of them for a suite's own score.
+    num_queries: number of queries: those with a known best response, or all
+      queries for the score of a suite.
     voting: Voting@k for k = 1, 2, 4, ..., K.
-    meta: MetaRM@k, keeping half of k.
-    meta_kept: MetaRM@K, keeping 1, 2, 4, ..., K.
-    greedy: the greedy generation alone.
+    meta: MetaRM@k for the same k; the meta RM selects half of k, rounded up.
+    meta_kept: MetaRM@K; the meta RM selects 1, 2, 4, ..., K.
+    greedy: score of the greedy generation.
   """
 
   num_queries: int
@@ -64,26 +70,25 @@ class Curves:
 
 
 def curves(judged: Sequence[JudgedExample], seed: int = 0) -> Curves:
-  """The mean accuracy over the queries whose best response is known.
+  """Returns accuracy curves over the queries with a known best response.
 
-  Intervals resample the queries. For a suite whose score is something else
-  see `suite_curves`.
+  Intervals resample the queries. `suite_curves` has the curves of other scores.
 
   Args:
-    seed: of the random subsets and of the resampling.
+    judged: queries with K samples each.
+    seed: seed of the random subsets and of the resampling.
 
   Raises:
-    UserError: see `subsets.gather`; or no best response is known.
+    UserError: no best response is known, or the samples of the queries differ
+      in number or kind; see `vote_subsets.gather`.
   """
   samples = vote_subsets.gather(judged)
   known = [i for i, x in enumerate(judged) if x.example.best is not None]
   if not known:
-    raise UserError(
-      'no query says which response is best; its suite has to score it'
-    )
+    raise UserError('no example has a best response; accuracy needs one')
   queries = [metrics.query_of(judged[i].example) for i in known]
 
-  def estimate(values):
+  def estimate(values: np.ndarray) -> Estimate:  # values: [Q]
     pairs = zip(queries, values[known].tolist(), strict=True)
     items = tuple(
       metrics.ScoredItem('', query, value) for query, value in pairs
@@ -97,8 +102,10 @@ def curves(judged: Sequence[JudgedExample], seed: int = 0) -> Curves:
     members, exact = vote_subsets.choose(
       samples.num_samples, k, seed, MAX_SUBSETS, NUM_SUBSETS
     )
-    found = estimate(vote_subsets.expected(samples, members, num_meta))
-    return CurvePoint(k, num_meta, *found, len(members), exact)
+    value, low, high = estimate(
+      vote_subsets.expected(samples, members, num_meta)
+    )
+    return CurvePoint(k, num_meta, value, low, high, len(members), exact)
 
   greedy = None
   if samples.has_greedy:
@@ -109,7 +116,7 @@ def curves(judged: Sequence[JudgedExample], seed: int = 0) -> Curves:
 
 
 Results = list[Result]
-Estimate = tuple[float, float, float]  # Value, low, high.
+Estimate = tuple[float, float, float]  # value, low, high
 
 
 def suite_curves(
@@ -117,52 +124,60 @@ def suite_curves(
   estimate: Callable[[Iterable[Results]], Estimate],
   seed: int = 0,
 ) -> Curves:
-  """The curves of a suite's own score, whatever it is.
+  """Returns the curves of the score of a suite.
 
   Args:
-    estimate: given the results of each of several subsets of the samples,
-      the mean score over the subsets and its interval; by `mean_of_terms`
-      for a suite that has terms, else by `mean_of_scores`.
-    seed: of the random subsets.
+    judged: queries with K samples each.
+    estimate: returns the mean score and its interval, given the results of each
+      of several subsets. Made by `mean_of_terms` for a suite with terms,
+      otherwise by `mean_of_scores`.
+    seed: seed of the random subsets.
 
   Raises:
-    UserError: see `subsets.gather`.
+    UserError: the samples of the queries differ in number or kind; see
+      `vote_subsets.gather`.
   """
   samples = vote_subsets.gather(judged)
-  num = min(max(_SCORED // len(judged), LEAST_SCORED), MOST_SCORED)
+  num = min(max(_SCORED_RESULTS // len(judged), LEAST_SCORED), MOST_SCORED)
 
   def point(k, num_meta):
     members, exact = vote_subsets.choose(samples.num_samples, k, seed, num, num)
-    found = estimate(
+    value, low, high = estimate(
       vote_subsets.results(judged, samples, member, num_meta)
       for member in members
     )
-    return CurvePoint(k, num_meta, *found, len(members), exact)
+    return CurvePoint(k, num_meta, value, low, high, len(members), exact)
 
   greedy = None
   if samples.has_greedy:
-    own = [Result(x.example, x.greedy.scores) for x in judged]
-    greedy = CurvePoint(0, None, *estimate([own]), 1, True)
+    results = [
+      Result(x.example, x.greedy.scores) for x in judged if x.greedy is not None
+    ]
+    greedy = CurvePoint(0, None, *estimate([results]), 1, True)
   return _curves(samples, len(judged), point, greedy)
 
 
 def mean_of_terms(
   terms: Callable[[Results], Sequence[WeightedSection]], seed: int = 0
 ) -> Callable[[Iterable[Results]], Estimate]:
-  """Averages every item over the subsets, then scores and resamples once.
+  """Returns an estimate that averages each item over the subsets.
+
+  The averaged items are scored and resampled once.
 
   Args:
-    terms: a suite's; its items must not depend on the votes but in value.
-    seed: of the resampling.
+    terms: returns the terms of results. Only the values of its items may depend
+      on the votes.
+    seed: seed of the resampling.
   """
 
-  def estimate(draws):
-    values, last = [], None
-    for draw in draws:
-      last = draw, terms(draw)
-      values.append([x.value for term in last[1] for x in term.items])
-    averaged = _with_values(last[1], np.mean(values, axis=0).tolist())
-    value = metrics.score(last[0], averaged).overall
+  def estimate(subset_results):
+    item_values = []  # of each subset
+    for results in subset_results:
+      result_terms = terms(results)
+      item_values.append([x.value for term in result_terms for x in term.items])
+    # The subsets differ in the values only; take the rest from the last one.
+    averaged = _with_values(result_terms, np.mean(item_values, axis=0).tolist())
+    value = metrics.score(results, averaged).overall
     return value, *metrics.bootstrap(averaged, seed=seed)
 
   return estimate
@@ -171,13 +186,13 @@ def mean_of_terms(
 def _with_values(
   terms: Sequence[WeightedSection], values: Iterable[float]
 ) -> list[WeightedSection]:
-  """The terms with the values in place of their items' own."""
-  values = iter(values)
+  """Returns the terms with other values of their items."""
+  remaining = iter(values)
   return [
     dataclasses.replace(
       term,
       items=tuple(
-        metrics.ScoredItem(item.subset, item.query, next(values))
+        metrics.ScoredItem(item.subset, item.query, next(remaining))
         for item in term.items
       ),
     )
@@ -189,15 +204,15 @@ def mean_of_scores(
   score: Callable[[Results], Score],
   interval: Callable[[Results], tuple[float, float]],
 ) -> Callable[[Iterable[Results]], Estimate]:
-  """Averages the suite's score, and the ends of its interval, over subsets.
+  """Returns an estimate that averages score and interval over the subsets.
 
-  For a score that is no sum of means. The interval is a little too wide below
-  K samples, where the mean varies less than the score of one subset does.
+  It is for scores that are not sums of means. The interval is slightly too wide
+  for k < K, where the mean over subsets varies less than the score of one.
   """
 
-  def estimate(draws):
-    found = [(score(draw).overall, *interval(draw)) for draw in draws]
-    value, low, high = np.mean(found, axis=0).tolist()
+  def estimate(subset_results):
+    estimates = [(score(x).overall, *interval(x)) for x in subset_results]
+    value, low, high = np.mean(estimates, axis=0).tolist()
     return value, low, high
 
   return estimate
@@ -209,28 +224,28 @@ def _curves(
   point: Callable[[int, int | None], CurvePoint],
   greedy: CurvePoint | None,
 ) -> Curves:
-  most = samples.num_samples
-  ks = _powers(most)
-  metas = ks if samples.has_metas else []
-  found = {}
+  num_samples = samples.num_samples
+  ks = _powers_of_two(num_samples)
+  meta_ks = ks if samples.has_metas else []
+  points: dict[tuple[int, int | None], CurvePoint] = {}
 
-  def kept(k, num_meta):
-    # To keep all is not to choose: the same number, computed once.
+  def cached_point(k, num_meta):
+    # Selecting all k samples is the same as no selection: compute it once.
     key = k, None if num_meta == k else num_meta
-    if key not in found:
-      found[key] = point(*key)
-    return dataclasses.replace(found[key], num_meta=num_meta)
+    if key not in points:
+      points[key] = point(*key)
+    return dataclasses.replace(points[key], num_meta=num_meta)
 
   return Curves(
     num_queries=num_queries,
-    voting=tuple(kept(k, None) for k in ks),
-    meta=tuple(kept(k, (k + 1) // 2) for k in metas),
-    meta_kept=tuple(kept(most, num) for num in metas),
+    voting=tuple(cached_point(k, None) for k in ks),
+    meta=tuple(cached_point(k, (k + 1) // 2) for k in meta_ks),
+    meta_kept=tuple(cached_point(num_samples, num) for num in meta_ks),
     greedy=greedy,
   )
 
 
-def _powers(most: int) -> list[int]:
-  """1, 2, 4, ... below most, and most itself."""
-  ks = [1 << i for i in range(most.bit_length()) if 1 << i < most]
-  return [*ks, most] if most else []
+def _powers_of_two(maximum: int) -> list[int]:
+  """Returns 1, 2, 4, ... below the maximum, and the maximum; [] for 0."""
+  ks = [1 << i for i in range(maximum.bit_length()) if 1 << i < maximum]
+  return [*ks, maximum] if maximum else []

@@ -1,7 +1,7 @@
-"""Loads the files of a benchmark: every row must be right.
+"""Loads the files of a benchmark; every row must be valid.
 
-A benchmark with a row left out has another score, so the first row that is
-wrong ends the run.
+The score of a benchmark depends on all of its rows. An invalid row is therefore
+an error; it is not skipped.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,25 +22,29 @@ def load(
   """Returns the examples of all rows of a file, a folder or a table.
 
   Args:
-    path: a .json, .jsonl or .parquet file or a folder of them, local or
-      gs://; or a table.
-    examples: makes the examples of a row.
-    keep: given a file's path below the folder, whether it is read.
+    path: a .json, .jsonl or .parquet file or a folder of them, local or gs://;
+      or a table.
+    examples: returns the examples of a row.
+    keep: returns whether to read a file, given its path below the folder.
 
   Raises:
-    UserError: a row is wrong, two examples have the same id, or there is no
-      example; names the file and the row.
+    UserError: a row is invalid, two examples have the same id, or there are no
+      examples. The message names the file and the row.
   """
-  loaded, places = [], {}
+  loaded: list[JudgingExample] = []
+  locations: dict[str, str] = {}
   for row in read(path, keep):
     for example in examples(row):
-      if example.id in places:
-        raise row.fault(f'id {example.id!r} was in {places[example.id]} before')
-      places[example.id] = f'{row.file}, row {row.number}'
+      if example.id in locations:
+        raise row.error(
+          f'id {example.id!r} is also in {locations[example.id]}; ids must '
+          'differ'
+        )
+      locations[example.id] = f'{row.file}, row {row.number}'
       loaded.append(example)
   if not loaded:
     name = path.name if isinstance(path, RowTable) else path
-    raise UserError(f'{name}: there is nothing to judge in these files')
+    raise UserError(f'{name}: the files have no examples to judge')
   return loaded
 
 
@@ -54,9 +58,9 @@ def read(
   for file, number, fields in _numbered(path, keep):
     row = SourceRow(file, number, fields)
     if isinstance(fields, row_reader.UnreadableRow):
-      raise row.fault(fields.reason)
+      raise row.error(fields.reason)
     if not isinstance(fields, dict):
-      raise row.fault('the row is not an object')
+      raise row.error('the row is not an object')
     yield row
 
 
@@ -81,12 +85,15 @@ def _files(path, keep) -> list[str]:
     if keep(file.relative_to(root).as_posix())
   ]
   if not files:
-    raise UserError(f'{path}: no file of this set is in this folder')
+    raise UserError(
+      f'{path}: the folder has no file of this benchmark; give the folder or '
+      'file of its published data'
+    )
   return files
 
 
 def _files_below(folder):
-  """Yields files with a known suffix; hidden folders are download caches."""
+  """Yields files with a known suffix, except in hidden (cache) folders."""
   for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
     if entry.name.startswith('.'):
       continue
@@ -96,18 +103,18 @@ def _files_below(folder):
       yield entry
 
 
-def named(path: str, words: Iterable[str]) -> str | None:
-  """Returns the one of `words` that a path mentions last, or None."""
-  mentioned = [word for word in words if word in path]
+def last_mentioned(path: str, names: Iterable[str]) -> str | None:
+  """Returns the name that occurs last in a path, or None."""
+  mentioned = [name for name in names if name in path]
   return max(mentioned, key=path.rfind) if mentioned else None
 
 
-def naming(path: str, words: Iterable[str]) -> Callable[[str], bool]:
-  """Keeps files below `path` whose whole path mentions one of `words`."""
-  words = tuple(words)
-  return lambda name: named(f'{path}/{name}', words) is not None
+def path_mentions(path: str, names: Iterable[str]) -> Callable[[str], bool]:
+  """Returns a filter of files below `path` whose whole path has a name."""
+  names = tuple(names)
+  return lambda file: last_mentioned(f'{path}/{file}', names) is not None
 
 
-def starting(word: str) -> Callable[[str], bool]:
-  """Keeps files whose own name starts with `word`."""
-  return lambda name: name.rpartition('/')[2].startswith(word)
+def file_starts_with(prefix: str) -> Callable[[str], bool]:
+  """Returns a filter of files whose name without folders has a prefix."""
+  return lambda file: file.rpartition('/')[2].startswith(prefix)

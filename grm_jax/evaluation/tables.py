@@ -1,4 +1,4 @@
-"""Rows of a report's tables, as texts; for a page and for a terminal."""
+"""Tables of a report as rows of texts, for the page and the terminal."""
 
 from collections.abc import Sequence
 
@@ -9,101 +9,111 @@ from grm_jax.evaluation.scaling_curves import CurvePoint, Curves
 Rows = list[tuple[str, ...]]
 
 BEHAVIOUR_NOTE = (
-  'In percent, but for tokens. unparsed: generations without scores. no vote: '
-  'queries none of whose generations parses. ties: parsed generations with '
-  'several top scores. vote ties: the same of summed scores. first: how often '
-  'the response shown first has the top score. chance: what that is without '
-  'a preference. tokens: mean length. cut off: generations that ran out of '
-  'room.'
+  'All columns except tokens are in percent. unparsed: generations without '
+  'scores. no vote: queries without any parsed generation. ties: parsed '
+  'generations whose top score is tied. vote ties: queries whose top vote is '
+  'tied. first: how often the response shown first has the top score. chance: '
+  'the same for a judge without position bias. tokens: mean length. truncated: '
+  'generations that reached the token limit.'
 )
 
 
 def accuracy(curves: Sequence[tuple[str, Curves]]) -> Rows:
-  """A head and a row for every title."""
-  most = {own.voting[-1].k for _, own in curves if own.voting}
-  k = str(*most) if len(most) == 1 else 'K'
-  rows = [
+  """Returns a header and a row of accuracies per (title, curves)."""
+  max_ks = {x.voting[-1].k for _, x in curves if x.voting}
+  k = str(*max_ks) if len(max_ks) == 1 else 'K'
+  rows: Rows = [
     ('suite', 'queries', 'greedy', 'Voting@1', f'Voting@{k}', f'MetaRM@{k}')
   ]
-  for title, own in curves:
+  for title, suite_curves in curves:
     rows.append(
       (
         title,
-        f'{own.num_queries:,}',
-        _percent(own.greedy and own.greedy.value),
-        _percent(own.voting[0].value if own.voting else None),
-        _ranged(own.voting[-1] if own.voting else None),
-        _ranged(own.meta[-1] if own.meta else None),
+        f'{suite_curves.num_queries:,}',
+        _percent(_value(suite_curves.greedy)),
+        _percent(_value(_get(suite_curves.voting, 0))),
+        _with_interval(_get(suite_curves.voting, -1)),
+        _with_interval(_get(suite_curves.meta, -1)),
       )
     )
   return rows
 
 
-def behaviour(summaries: Sequence[tuple[str, GenerationStats]]) -> Rows:
-  """A head and a row for every title; see BEHAVIOUR_NOTE."""
-  head = 'suite,unparsed,no vote,ties,vote ties,first,chance,tokens,cut off'
-  rows = [tuple(head.split(','))]
-  for title, own in summaries:
+def behaviour(stats: Sequence[tuple[str, GenerationStats]]) -> Rows:
+  """Returns a header and a row per (title, stats); see BEHAVIOUR_NOTE."""
+  header = 'suite,unparsed,no vote,ties,vote ties,first,chance,tokens,truncated'
+  rows: Rows = [tuple(header.split(','))]
+  for title, x in stats:
     rows.append(
       (
         title,
-        _percent(own.parse_failure_rate),
-        _percent(own.unvoted_rate),
-        _percent(own.tie_rate),
-        _percent(own.vote_tie_rate),
-        _percent(own.first_rate),
-        _percent(own.first_expected),
-        '-' if own.mean_tokens is None else f'{own.mean_tokens:.0f}',
-        _percent(own.truncated_rate),
+        _percent(x.parse_failure_rate),
+        _percent(x.unvoted_rate),
+        _percent(x.tie_rate),
+        _percent(x.vote_tie_rate),
+        _percent(x.first_rate),
+        _percent(x.first_expected),
+        '-' if x.mean_tokens is None else f'{x.mean_tokens:.0f}',
+        _percent(x.truncated_rate),
       )
     )
   return rows
 
 
 def over_k(curves: Curves) -> Rows:
-  """Voting@k and MetaRM@k for every k, after the greedy generation."""
+  """Returns Voting@k and MetaRM@k for every k, after the greedy accuracy."""
   metas = curves.meta or [None] * len(curves.voting)
-  rows = [('k', 'Voting@k', 'MetaRM@k', 'subsets of k averaged')]
+  rows: Rows = [('k', 'Voting@k', 'MetaRM@k', 'subsets of k averaged')]
   if curves.greedy is not None:
-    rows.append(('greedy', _ranged(curves.greedy), '', ''))
+    rows.append(('greedy', _with_interval(curves.greedy), '', ''))
   for point, meta in zip(curves.voting, metas, strict=True):
     kind = 'all' if point.exact else 'random'
-    drawn = f'{point.num_subsets:,} ({kind})'
-    rows.append((str(point.k), _ranged(point), _ranged(meta), drawn))
+    subsets = f'{point.num_subsets:,} ({kind})'
+    rows.append(
+      (str(point.k), _with_interval(point), _with_interval(meta), subsets)
+    )
   return rows
 
 
 def meta_kept(curves: Curves) -> Rows:
-  """MetaRM@K for every number of samples kept."""
-  rows = [('k_meta', f'MetaRM@{curves.voting[-1].k}')]
-  return rows + [(str(x.num_meta), _ranged(x)) for x in curves.meta_kept]
+  """Returns MetaRM@K for every number of selected samples."""
+  rows: Rows = [('k_meta', f'MetaRM@{curves.voting[-1].k}')]
+  return rows + [(str(x.num_meta), _with_interval(x)) for x in curves.meta_kept]
 
 
 def by_subset(score: Score) -> Rows:
-  """A suite's smallest parts."""
-  rows = [('subset', 'counted', 'score')]
+  """Returns the score of each subset of a suite."""
+  rows: Rows = [('subset', 'counted', 'score')]
   for name, value in score.subsets.items():
     rows.append((name, f'{score.counts[name]:,}', _percent(value)))
   return rows
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-  """The rows for a terminal: the first column at the left, others right."""
+  """Formats rows for a terminal; all columns but the first align right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = []
-  for first, *others in rows:
+  for first, *rest in rows:
     cells = [first.ljust(widths[0])]
-    cells += [x.rjust(w) for x, w in zip(others, widths[1:], strict=True)]
+    cells += [x.rjust(w) for x, w in zip(rest, widths[1:], strict=True)]
     lines.append('  '.join(cells).rstrip())
   return '\n'.join(lines)
+
+
+def _get(points: Sequence[CurvePoint], index: int) -> CurvePoint | None:
+  return points[index] if points else None
+
+
+def _value(point: CurvePoint | None) -> float | None:
+  return None if point is None else point.value
 
 
 def _percent(value: float | None) -> str:
   return '-' if value is None else f'{100 * value:.1f}'
 
 
-def _ranged(point: CurvePoint | None) -> str:
+def _with_interval(point: CurvePoint | None) -> str:
   if point is None:
     return '-'
-  ends = f'{_percent(point.low)}, {_percent(point.high)}'
-  return f'{_percent(point.value)} [{ends}]'
+  interval = f'{_percent(point.low)}, {_percent(point.high)}'
+  return f'{_percent(point.value)} [{interval}]'

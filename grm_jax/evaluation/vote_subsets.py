@@ -1,8 +1,8 @@
-"""Votes of subsets of a query's samples, for all queries at once, as arrays.
+"""Votes of subsets of the samples, vectorized over queries and subsets.
 
-Q queries, K samples of each, C responses, M subsets of the samples. Queries
-are grouped by their number of responses. The same votes as judging.votes, one
-query and one subset at a time, which the tests compare with.
+Q queries, K samples per query, C responses per query, M subsets of the samples.
+Queries with the same C form a group. `judgement.voting` computes the same votes
+for one query and one subset at a time; the tests compare the two.
 """
 
 import dataclasses
@@ -16,21 +16,21 @@ from grm_jax.errors import UserError
 from grm_jax.evaluation.metrics import Result
 from grm_jax.judgement.judgement import JudgedExample
 
-_CHUNK = 1 << 22  # Elements of an intermediate array.
+_CHUNK = 1 << 22  # maximum number of elements of an intermediate array
 
 
 @dataclasses.dataclass(frozen=True)
 class QueryGroup:
-  """The queries with the same number of responses, as arrays.
+  """Arrays of the queries with the same number of responses.
 
   Attributes:
-    index: int [Q], the places of the queries in what was given.
+    index: int [Q], index of each query among all queries.
     scores: float64 [Q, K, C], 0 where a sample does not parse.
-    parsed: bool [Q, K].
-    metas: float [Q, K], NaN where there is none.
-    best: int [Q], -1 where unknown.
-    greedy: float64 [Q, C], 0 where it does not parse.
-    greedy_parsed: bool [Q].
+    parsed: bool [Q, K], whether a sample parses.
+    metas: float [Q, K], meta-RM scores, NaN where there is none.
+    best: int [Q], index of the best response, -1 where unknown.
+    greedy: float64 [Q, C], 0 where the greedy generation does not parse.
+    greedy_parsed: bool [Q], whether it parses.
   """
 
   index: np.ndarray
@@ -44,7 +44,7 @@ class QueryGroup:
 
 @dataclasses.dataclass(frozen=True)
 class SampleArrays:
-  """All queries, grouped; the sizes that they share."""
+  """All queries in groups, and the sizes that the queries share."""
 
   groups: tuple[QueryGroup, ...]
   num_queries: int
@@ -54,21 +54,20 @@ class SampleArrays:
 
 
 def gather(judged: Sequence[JudgedExample]) -> SampleArrays:
-  """The arrays of all queries.
+  """Returns the arrays of all queries.
 
   Raises:
-    UserError: there are no queries; they differ in the number of samples
-      or in whether there is a greedy generation; a sample has another number
-      of scores than there are responses; or only some of the samples that
-      parse have a meta score.
+    UserError: there are no queries; they differ in the number of samples or in
+      having a greedy generation; the number of scores of a sample is not the
+      number of responses; or only some of the parsed samples have a meta score.
   """
   if not judged:
-    raise UserError('there are no queries')
+    raise UserError('no queries to evaluate; the data has no examples')
   first = judged[0]
   by_n: dict[int, list[int]] = {}
-  for i, one in enumerate(judged):
-    _check(first, one)
-    by_n.setdefault(len(one.example.responses), []).append(i)
+  for i, query in enumerate(judged):
+    _check(first, query)
+    by_n.setdefault(len(query.example.responses), []).append(i)
   groups = [
     _group([judged[i] for i in index], index, n)
     for n, index in sorted(by_n.items())
@@ -82,163 +81,181 @@ def gather(judged: Sequence[JudgedExample]) -> SampleArrays:
   )
 
 
-def _check(first: JudgedExample, one: JudgedExample) -> None:
-  if len(one.samples) != len(first.samples):
+def _check(first: JudgedExample, query: JudgedExample) -> None:
+  """Raises UserError if a query does not fit the first one."""
+  if len(query.samples) != len(first.samples):
     raise UserError(
-      f'query {one.example.id} has {len(one.samples)} samples, query '
-      f'{first.example.id} has {len(first.samples)}; all need as many'
+      f'query {query.example.id} has {len(query.samples)} samples, query '
+      f'{first.example.id} has {len(first.samples)}; all queries need the '
+      'same number'
     )
-  if (one.greedy is None) != (first.greedy is None):
+  if (query.greedy is None) != (first.greedy is None):
     raise UserError(
-      f'of queries {first.example.id} and {one.example.id} only one has a '
-      'greedy generation'
+      f'only one of the queries {first.example.id} and {query.example.id} has '
+      'a greedy generation; all queries need one, or none'
     )
-  n = len(one.example.responses)
-  for sample in (*one.samples, one.greedy):
+  n = len(query.example.responses)
+  for sample in (*query.samples, query.greedy):
     if sample and sample.scores is not None and len(sample.scores) != n:
       raise UserError(
-        f'a sample of query {one.example.id} has {len(sample.scores)} scores '
+        f'a sample of query {query.example.id} has {len(sample.scores)} scores '
         f'for {n} responses'
       )
 
 
 def _has_metas(judged: Sequence[JudgedExample]) -> bool:
-  """Whether samples have meta scores; parse failures need none."""
-  have, lack = 0, None
-  for one in judged:
-    for sample in one.samples:
-      have += sample.meta is not None
+  """Whether samples have meta scores; those that do not parse need none."""
+  num_metas, query_without = 0, None
+  for query in judged:
+    for sample in query.samples:
+      num_metas += sample.meta is not None
       if sample.meta is None and sample.scores is not None:
-        lack = lack or one.example.id
-  if have and lack:
+        query_without = query_without or query.example.id
+  if num_metas and query_without:
     raise UserError(
-      f'a sample of query {lack} has no meta score, {have} others have one'
+      f'a sample of query {query_without} has no meta score, {num_metas} other '
+      'samples have one; the meta RM must rate all samples that parse'
     )
-  return have > 0
+  return num_metas > 0
 
 
 def _group(
   judged: Sequence[JudgedExample], index: Sequence[int], n: int
 ) -> QueryGroup:
-  nothing = (0,) * n
-  samples = [one.samples for one in judged]
-  bests = [one.example.best for one in judged]
-  greedy = [one.greedy and one.greedy.scores for one in judged]
+  zeros = (0,) * n
+  samples = [query.samples for query in judged]
+  bests = [query.example.best for query in judged]
+  greedy = [query.greedy and query.greedy.scores for query in judged]
   shape = len(judged), len(samples[0])
-  scores = [[x.scores or nothing for x in own] for own in samples]
-  parsed = [[x.scores is not None for x in own] for own in samples]
-  # None becomes NaN.
-  metas = [[x.meta for x in own] for own in samples]
+  scores = [[x.scores or zeros for x in row] for row in samples]
+  parsed = [[x.scores is not None for x in row] for row in samples]
+  metas = [[x.meta for x in row] for row in samples]  # None becomes NaN below
   return QueryGroup(
     index=np.array(index),
     scores=np.array(scores, np.float64).reshape(*shape, n),
     parsed=np.array(parsed, bool).reshape(shape),
     metas=np.array(metas, np.float64).reshape(shape),
     best=np.array([-1 if best is None else best for best in bests]),
-    greedy=np.array([x or nothing for x in greedy], np.float64),
+    greedy=np.array([x or zeros for x in greedy], np.float64),
     greedy_parsed=np.array([x is not None for x in greedy]),
   )
 
 
 def choose(
-  num_samples: int, k: int, seed: int, most: int, num: int
+  num_samples: int, k: int, seed: int, max_exact: int, num_random: int
 ) -> tuple[np.ndarray, bool]:
-  """Subsets of k of the samples, and whether they are all of them.
+  """Returns subsets of k samples.
 
   Args:
     num_samples: K.
-    seed: of the random ones, which are drawn independently.
-    most: how many subsets there may be for all to be used. Those of one
-      sample, and of all, are always all used.
-    num: how many are drawn at random otherwise.
+    k: size of a subset.
+    seed: seed of the random subsets, which are independent of each other.
+    max_exact: if there are at most this many subsets, all are returned. For
+      k = 1 and k = K it is always all.
+    num_random: number of random subsets otherwise.
 
   Returns:
-    (bool [M, K], exact).
+    (bool [M, K], whether these are all subsets).
   """
   if not 1 <= k <= num_samples:
-    raise ValueError(f'k is {k}, there are {num_samples} samples')
-  exact = k == 1 or math.comb(num_samples, k) <= most
+    raise ValueError(f'k is {k}; it must be from 1 to {num_samples}')
+  exact = k == 1 or math.comb(num_samples, k) <= max_exact
   if exact:
-    chosen = np.array(list(itertools.combinations(range(num_samples), k)))
+    subsets = np.array(list(itertools.combinations(range(num_samples), k)))
   else:
-    draws = np.random.default_rng([seed, k]).random((num, num_samples))
-    chosen = np.argsort(draws, axis=1)[:, :k]
-  members = np.zeros((len(chosen), num_samples), bool)
-  np.put_along_axis(members, chosen, True, axis=1)
+    # The first k of a random permutation are a random subset.
+    keys = np.random.default_rng([seed, k]).random((num_random, num_samples))
+    subsets = np.argsort(keys, axis=1)[:, :k]
+  members = np.zeros((len(subsets), num_samples), bool)
+  np.put_along_axis(members, subsets, True, axis=1)
   return members, exact
 
 
 def votes(
   group: QueryGroup, members: np.ndarray, num_meta: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The summed scores of every query in every subset.
+  """Returns the summed scores of every query in every subset.
 
   Args:
-    members: bool [M, K].
-    num_meta: sum only so many of the samples of a subset that parse, those
-      that the meta RM likes most; as `judging.votes.guided`. None sums all.
+    group: Q queries.
+    members: bool [M, K], the subsets.
+    num_meta: number of parsed samples of a subset whose scores are summed:
+      those with the highest meta scores, as in `voting.meta_rm_vote`. None sums
+      all of them.
 
   Returns:
-    (float64 [Q, M, C], bool [Q, M]: whether anything parsed).
+    Votes, float64 [Q, M, C], and whether any sample parsed, bool [Q, M].
   """
-  scores, used = group.scores, members & group.parsed[:, None]  # [Q, M, K]
+  scores = group.scores  # [Q, K, C]
+  used = members & group.parsed[:, None]  # [Q, M, K]
   if num_meta is not None:
-    # Stable, and NaN comes last.
-    order = np.argsort(-group.metas, axis=1, kind='stable')
+    # Descending and stable, so ties keep the sample order; NaN comes last.
+    order = np.argsort(-group.metas, axis=1, kind='stable')  # [Q, K]
     scores = np.take_along_axis(scores, order[..., None], axis=1)
     used = np.take_along_axis(used, order[:, None], axis=2)
+    # Keep the first num_meta used samples in this order.
     used &= np.cumsum(used, axis=2, dtype=np.int32) <= num_meta
+  # [Q, M, K] @ [Q, K, C]
   return np.matmul(used.astype(np.float64), scores), np.any(used, axis=2)
 
 
 def expected_correct(
-  votes: np.ndarray, some: np.ndarray, best: np.ndarray
+  votes: np.ndarray, has_vote: np.ndarray, best: np.ndarray
 ) -> np.ndarray:
-  """1/m where the best response is one of m with the highest vote, else 0.
+  """Returns the expected accuracy if tied top votes are broken at random.
+
+  It is 1/m if the best response is one of m with the top vote, otherwise 0.
 
   Args:
-    votes: [Q, M, C].
-    some: bool [Q, M]; without a vote the value is 0.
+    votes: [Q, M, C] votes.
+    has_vote: bool [Q, M]; the value is 0 where it is False.
     best: int [Q]; the value is NaN where it is -1.
 
   Returns:
     float64 [Q, M].
   """
-  top = votes == np.max(votes, axis=-1, keepdims=True)
-  won = np.take_along_axis(top, best[:, None, None], axis=-1)[..., 0]
-  correct = (won & some) / np.sum(top, axis=-1)
+  is_top = votes == np.max(votes, axis=-1, keepdims=True)  # [Q, M, C]
+  # best = -1 reads the last response; np.where below discards the value.
+  best_is_top = np.take_along_axis(is_top, best[:, None, None], axis=-1)[..., 0]
+  correct = (best_is_top & has_vote) / np.sum(is_top, axis=-1)
   return np.where(best[:, None] < 0, np.nan, correct)
 
 
 def expected(
   samples: SampleArrays, members: np.ndarray, num_meta: int | None = None
 ) -> np.ndarray:
-  """The expected correctness of every query, averaged over the subsets.
+  """Returns the expected accuracy of every query, averaged over the subsets.
+
+  Args:
+    samples: all queries.
+    members: bool [M, K], the subsets.
+    num_meta: see `votes`.
 
   Returns:
-    float64 [Q] in the order that `gather` was given, NaN where the best
-    response is unknown.
+    float64 [Q] in the order of `gather`, NaN where no best response is known.
   """
-  result = np.full(samples.num_queries, np.nan)
+  accuracies = np.full(samples.num_queries, np.nan)
   for group in samples.groups:
-    for part in _parts(group, members.size):
-      own, some = votes(part, members, num_meta)
-      correct = expected_correct(own, some, part.best)
-      result[part.index] = np.mean(correct, axis=1)
-  return result
+    for chunk in _split(group, members.size):
+      chunk_votes, has_vote = votes(chunk, members, num_meta)
+      correct = expected_correct(chunk_votes, has_vote, chunk.best)
+      accuracies[chunk.index] = np.mean(correct, axis=1)
+  return accuracies
 
 
 def expected_greedy(samples: SampleArrays) -> np.ndarray:
-  """The expected correctness of the greedy generations, as `expected`."""
-  result = np.full(samples.num_queries, np.nan)
+  """Returns the accuracy of the greedy generations, like `expected`."""
+  accuracies = np.full(samples.num_queries, np.nan)
   for group in samples.groups:
-    own, some = group.greedy[:, None], group.greedy_parsed[:, None]
-    result[group.index] = expected_correct(own, some, group.best)[:, 0]
-  return result
+    # As votes of one subset: [Q, 1, C] and [Q, 1].
+    votes, has_vote = group.greedy[:, None], group.greedy_parsed[:, None]
+    correct = expected_correct(votes, has_vote, group.best)
+    accuracies[group.index] = correct[:, 0]
+  return accuracies
 
 
-def _parts(group: QueryGroup, size: int) -> Iterator[QueryGroup]:
-  """A group in parts of a bounded size, `size` being that of one query."""
+def _split(group: QueryGroup, size: int) -> Iterator[QueryGroup]:
+  """Yields a group in chunks; `size` is the number of elements per query."""
   step = max(_CHUNK // size, 1)
   names = [field.name for field in dataclasses.fields(group)]
   for start in range(0, len(group.index), step):
@@ -252,15 +269,25 @@ def results(
   member: np.ndarray,
   num_meta: int | None = None,
 ) -> list[Result]:
-  """The results of all queries for one subset, bool [K]; see `votes`."""
-  found: list[Result | None] = [None] * len(judged)
+  """Returns the results of all queries for one subset.
+
+  Args:
+    judged: the queries.
+    samples: their arrays, made by `gather`.
+    member: bool [K], the subset.
+    num_meta: see `votes`.
+  """
+  subset_votes: list[tuple[float, ...] | None] = [None] * len(judged)
   for group in samples.groups:
-    own, some = votes(group, member[None], num_meta)
-    for i, vote, valid in zip(
+    group_votes, has_vote = votes(group, member[None], num_meta)
+    for i, vote, is_valid in zip(
       group.index.tolist(),
-      own[:, 0].tolist(),
-      some[:, 0].tolist(),
+      group_votes[:, 0].tolist(),
+      has_vote[:, 0].tolist(),
       strict=True,
     ):
-      found[i] = Result(judged[i].example, tuple(vote) if valid else None)
-  return found
+      subset_votes[i] = tuple(vote) if is_valid else None
+  return [
+    Result(x.example, vote)
+    for x, vote in zip(judged, subset_votes, strict=True)
+  ]

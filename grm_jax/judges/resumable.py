@@ -53,11 +53,11 @@ def judge_all(
     judged = postprocess(item)
     results.append(judged)
     if journal:
-      journal.append(json.loads(judgement_io.line(judged)))
+      journal.append(json.loads(judgement_io.to_line(judged)))
   if not journal:
     return [JudgedExample(x, ()) for x in examples[:num_done]] + results
   rows = enumerate(journal.rows(), 1)
-  results = [judgement_io.of_row(row, number) for number, row in rows]
+  results = [judgement_io.from_row(row, number) for number, row in rows]
   journal.close()
   return results
 

@@ -1,6 +1,6 @@
-"""Judged examples as a real evaluation has them, from no model: seeded.
+"""Seeded judged examples that look like those of a real evaluation.
 
-`python -m tests.evaluation.fake DIRECTORY` writes a whole report of them.
+`python -m tests.evaluation.fake DIRECTORY` writes a report of them.
 """
 
 import sys
@@ -34,7 +34,7 @@ def query(
   n: int = 2,
   **fields,
 ) -> JudgedExample:
-  """A query with these scores; `greedy` is None or a list of one of them."""
+  """Returns a query with these scores; `greedy` is None or [scores]."""
   example = JudgingExample(
     id=id,
     query=(Turn('user', f'query {id}'),),
@@ -44,20 +44,20 @@ def query(
   )
   metas = metas or [None] * len(scores)
 
-  def said(own, meta):
+  def make_judgement(own, meta):
     return Judgement(tuple(range(n)), 'text', 100, 'stop', own, meta)
 
   return JudgedExample(
     example,
-    tuple(map(said, scores, metas)),
-    said(greedy[0], None) if greedy else None,
+    tuple(map(make_judgement, scores, metas)),
+    make_judgement(greedy[0], None) if greedy else None,
   )
 
 
 def judged(
   num: int, k: int, seed: int = 0, n: tuple[int, ...] = (2,), metas: bool = True
 ) -> list[JudgedExample]:
-  """`num` queries of RewardBench's subsets, k samples and a greedy one."""
+  """Returns queries of RewardBench's subsets with k samples and greedy."""
   rng = np.random.default_rng(seed)
   subsets = [(s, x) for s, own in rewardbench.COUNTS.items() for x in own]
   return [_query(rng, i, k, n, metas, subsets) for i in range(num)]
@@ -110,7 +110,7 @@ def _sample(rng, quality, order, best, metas):
 
 
 def suite_reports(num: int, k: int) -> dict[str, report.SuiteReport]:
-  """RewardBench by its own score, and data that is no suite."""
+  """Returns reports of RewardBench and of data that is not a suite."""
   suite = SUITES['rewardbench']
   first, other = judged(num, k), judged(num // 4, k, seed=1, n=(2, 3, 4, 5))
   return {
@@ -128,7 +128,7 @@ def suite_reports(num: int, k: int) -> dict[str, report.SuiteReport]:
 
 
 if __name__ == '__main__':
-  found = suite_reports(2000, 32)
+  reports = suite_reports(2000, 32)
   facts = {'model': 'none: these are invented scores', 'temperature': '0.5'}
-  report.write_report(sys.argv[1], found, facts)
-  print(report.table(found))
+  report.write_report(sys.argv[1], reports, facts)
+  print(report.table(reports))

@@ -1,4 +1,4 @@
-"""Calibration by hand."""
+"""Tests of calibration against values computed by hand."""
 
 import math
 
@@ -26,12 +26,12 @@ def test_bins_by_hand():
   assert error == pytest.approx(5 / 16)
 
 
-def test_weights_count_as_repetitions():
+def test_weights_equal_repetitions():
   weights = [2, 1, 3, 1]
-  found = calibration.bins(VALUES, LABELS, weights, num=4)
+  bins = calibration.bins(VALUES, LABELS, weights, num=4)
   repeat = [np.repeat(x, weights) for x in (VALUES, LABELS)]
   again = calibration.bins(*repeat, np.ones(7), num=4)
-  for one, two in zip(found, again, strict=True):
+  for one, two in zip(bins, again, strict=True):
     np.testing.assert_allclose(
       [one.share, one.probability, one.observed],
       [two.share, two.probability, two.observed],
@@ -41,12 +41,12 @@ def test_weights_count_as_repetitions():
     assert figure(VALUES, LABELS, weights) == pytest.approx(expected)
 
 
-def test_empty_bins_and_the_ends():
-  found = calibration.bins([-1e3, 1e3], [0, 1], [1, 1])
-  assert len(found) == calibration.NUM_BINS
-  assert [x.share for x in found] == [0.5] + [0.0] * 8 + [0.5]
-  assert math.isnan(found[4].probability) and math.isnan(found[4].observed)
-  assert calibration.expected_error(found) == 0
+def test_empty_bins_and_extreme_probabilities():
+  bins = calibration.bins([-1e3, 1e3], [0, 1], [1, 1])
+  assert len(bins) == calibration.NUM_BINS
+  assert [x.share for x in bins] == [0.5] + [0.0] * 8 + [0.5]
+  assert math.isnan(bins[4].probability) and math.isnan(bins[4].observed)
+  assert calibration.expected_error(bins) == 0
   # A border belongs to the part above it.
   assert calibration.bins([0.0], [1], [1], num=2)[1].share == 1
 
@@ -62,7 +62,7 @@ def test_log_loss_and_accuracy_by_hand():
 
 
 @pytest.mark.parametrize('values, weights', [([math.nan], [1]), ([1.0], [0])])
-def test_what_says_nothing(values, weights):
+def test_nan_or_zero_weights_raise(values, weights):
   for figure in (
     calibration.bins,
     calibration.log_loss,
@@ -72,21 +72,21 @@ def test_what_says_nothing(values, weights):
       figure(values, [1], weights)
 
 
-def test_the_picture_shows_the_bins():
-  found = calibration.bins(VALUES, LABELS, ALIKE, num=3)
-  axes = plots.calibration(found, 'of $x$', 'share that is right').axes[0]
-  drawn = {x.get_label(): x.get_xydata().tolist() for x in axes.lines}
+def test_plot_shows_the_bins():
+  bins = calibration.bins(VALUES, LABELS, ALIKE, num=3)
+  axes = plots.calibration(bins, 'of $x$', 'fraction correct').axes[0]
+  plotted = {x.get_label(): x.get_xydata().tolist() for x in axes.lines}
   expected = [[1 / 4, 0], [1 / 2, 1], [3 / 4, 1 / 2]]
-  np.testing.assert_allclose(drawn['observed'], expected)
-  assert drawn['as it should be'] == [[0, 0], [1, 1]]
+  np.testing.assert_allclose(plotted['observed'], expected)
+  assert plotted['perfect calibration'] == [[0, 0], [1, 1]]
   bars = [(x.get_height(), x.get_x() + x.get_width() / 2) for x in axes.patches]
   np.testing.assert_allclose(bars, [(0.25, 1 / 6), (0.25, 1 / 2), (0.5, 5 / 6)])
-  assert axes.get_ylabel() == 'share that is right'
+  assert axes.get_ylabel() == 'fraction correct'
 
 
-def test_the_picture_leaves_out_empty_bins():
-  found = calibration.bins([5.0], [1], [1])
-  picture = plots.calibration(found, 'title', 'right')
+def test_plot_omits_empty_bins():
+  bins = calibration.bins([5.0], [1], [1])
+  picture = plots.calibration(bins, 'title', 'right')
   line = picture.axes[0].lines[1]
   assert len(line.get_xdata()) == 1
   assert plots.png(picture).startswith(b'\x89PNG')

@@ -1,4 +1,4 @@
-"""What stands beside an accuracy: every number counted by hand."""
+"""Tests of generation statistics against counts by hand."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from tests.evaluation.fake import query
 from tests.messages import naming
 
 
-def said(order, scores, num_tokens, finish='stop'):
+def judgement(order, scores, num_tokens, finish='stop'):
   return Judgement(order, 'text', num_tokens, finish, scores)
 
 
@@ -21,94 +21,94 @@ def with_samples(one, *samples, greedy=None):
 
 PAIR = with_samples(
   query('pair', 0, []),
-  said((0, 1), (8, 3), 100),  # The first one is on top.
-  said((1, 0), (8, 3), 200, 'string'),  # The second one.
-  said((1, 0), (5, 5), 300),  # A tie: the first one is half on top.
-  said((0, 1), None, 400, 'length'),
-  greedy=said((1, 0), (2, 9), 50, 'string'),
+  judgement((0, 1), (8, 3), 100),  # The first one is on top.
+  judgement((1, 0), (8, 3), 200, 'string'),  # The second one.
+  judgement((1, 0), (5, 5), 300),  # A tie: the first one is half on top.
+  judgement((0, 1), None, 400, 'length'),
+  greedy=judgement((1, 0), (2, 9), 50, 'string'),
 )
 FOUR = with_samples(
   query('four', 3, [], n=4),
-  said((2, 0, 1, 3), (7, 7, 7, 1), 100),  # First of three: 1/3.
-  said((3, 2, 1, 0), (1, 1, 2, 8), 100),
-  said((0, 1, 2, 3), (1, 1, 8, 2), 100),
-  said((0, 1, 2, 3), None, 100),
-  greedy=said((0, 1, 2, 3), None, 70, 'length'),
+  judgement((2, 0, 1, 3), (7, 7, 7, 1), 100),  # First of three: 1/3.
+  judgement((3, 2, 1, 0), (1, 1, 2, 8), 100),
+  judgement((0, 1, 2, 3), (1, 1, 8, 2), 100),
+  judgement((0, 1, 2, 3), None, 100),
+  greedy=judgement((0, 1, 2, 3), None, 70, 'length'),
 )
 FAILED = with_samples(
-  query('failed', 0, []), *[said((0, 1), None, 500, 'length')] * 4
+  query('failed', 0, []), *[judgement((0, 1), None, 500, 'length')] * 4
 )
 
 
-def test_rates():
-  found = generation_stats.of_samples([PAIR, FOUR, FAILED])
-  assert (found.num_queries, found.num_generations) == (3, 12)
-  assert found.parse_failure_rate == 6 / 12
-  assert found.unvoted_rate == 1 / 3
-  assert found.tie_rate == 2 / 6
+def test_rates_by_hand():
+  stats = generation_stats.of_samples([PAIR, FOUR, FAILED])
+  assert (stats.num_queries, stats.num_generations) == (3, 12)
+  assert stats.parse_failure_rate == 6 / 12
+  assert stats.unvoted_rate == 1 / 3
+  assert stats.tie_rate == 2 / 6
   # Sums are 21, 11 and 9, 9, 17, 11.
-  assert found.vote_tie_rate == 0
-  assert found.first_rate == pytest.approx((1 + 0 + 1 / 2 + 1 / 3 + 1 + 0) / 6)
-  assert found.first_expected == pytest.approx((3 / 2 + 3 / 4) / 6)
-  assert found.mean_tokens == (1000 + 400 + 2000) / 12
-  assert found.truncated_rate == 5 / 12
+  assert stats.vote_tie_rate == 0
+  assert stats.first_rate == pytest.approx((1 + 0 + 1 / 2 + 1 / 3 + 1 + 0) / 6)
+  assert stats.first_expected == pytest.approx((3 / 2 + 3 / 4) / 6)
+  assert stats.mean_tokens == (1000 + 400 + 2000) / 12
+  assert stats.truncated_rate == 5 / 12
 
 
-def test_vote_ties():
+def test_vote_ties_by_hand():
   tied = query('tied', 0, [(3, 8), (9, 4), None])
   clear = query('clear', 0, [(3, 3), (9, 4), None])
   assert generation_stats.of_samples([tied, clear]).vote_tie_rate == 1 / 2
   assert generation_stats.of_samples([tied, clear]).tie_rate == 1 / 4
 
 
-def test_histograms():
-  found = generation_stats.of_samples([PAIR, FOUR, FAILED])
+def test_histograms_by_hand():
+  stats = generation_stats.of_samples([PAIR, FOUR, FAILED])
   #                        0  1  2  3  4  5  6  7  8  9 10
-  assert found.scores == (0, 5, 2, 2, 0, 2, 0, 3, 4, 0, 0)
-  assert found.right == (0, 1, 1, 0, 0, 1, 0, 0, 3, 0, 0)
-  assert found.others == (0, 4, 1, 2, 0, 1, 0, 3, 1, 0, 0)
+  assert stats.scores == (0, 5, 2, 2, 0, 2, 0, 3, 4, 0, 0)
+  assert stats.right == (0, 1, 1, 0, 0, 1, 0, 0, 3, 0, 0)
+  assert stats.others == (0, 4, 1, 2, 0, 1, 0, 3, 1, 0, 0)
 
 
-def test_greedy_generations():
-  found = generation_stats.of_greedy([PAIR, FOUR, FAILED])
-  assert (found.num_queries, found.num_generations) == (2, 2)
-  assert found.parse_failure_rate == found.unvoted_rate == 1 / 2
-  assert found.first_rate == 1
-  assert found.mean_tokens == 60
-  assert found.others[9] == 1 and sum(found.scores) == 2
+def test_stats_of_greedy_generations():
+  stats = generation_stats.of_greedy([PAIR, FOUR, FAILED])
+  assert (stats.num_queries, stats.num_generations) == (2, 2)
+  assert stats.parse_failure_rate == stats.unvoted_rate == 1 / 2
+  assert stats.first_rate == 1
+  assert stats.mean_tokens == 60
+  assert stats.others[9] == 1 and sum(stats.scores) == 2
 
 
-def test_labels_say_which_response_is_right():
+def test_labels_define_correct_responses():
   single = query('good', None, [(9,)], n=1, rewards=(1.0,))
   wrong = query('bad', None, [(2,)], n=1, rewards=(0.0,))
   several = query('ties', None, [(7, 8, 3)], n=3, rewards=(1.0, 1.0, 0.0))
   unknown = query('unknown', None, [(4, 4)], rewards=(0.3, 0.9))
-  found = generation_stats.of_samples([single, wrong, several, unknown])
-  assert [s for s, count in enumerate(found.right) if count] == [7, 8, 9]
-  assert [s for s, count in enumerate(found.others) if count] == [2, 3]
-  assert sum(found.scores) == 7 and found.scores[4] == 2
+  stats = generation_stats.of_samples([single, wrong, several, unknown])
+  assert [s for s, count in enumerate(stats.right) if count] == [7, 8, 9]
+  assert [s for s, count in enumerate(stats.others) if count] == [2, 3]
+  assert sum(stats.scores) == 7 and stats.scores[4] == 2
   # A single response has no place and no tie.
   assert generation_stats.of_samples([single]).first_rate is None
   assert generation_stats.of_samples([single]).tie_rate is None
   assert generation_stats.of_samples([single]).vote_tie_rate is None
 
 
-def test_nothing_to_count():
-  found = generation_stats.of_samples([query('a', 0, [])])
-  assert (found.num_queries, found.num_generations) == (1, 0)
-  assert found.parse_failure_rate is None and found.unvoted_rate is None
-  assert found.mean_tokens is None and found.scores == (0,) * 11
+def test_stats_without_generations():
+  stats = generation_stats.of_samples([query('a', 0, [])])
+  assert (stats.num_queries, stats.num_generations) == (1, 0)
+  assert stats.parse_failure_rate is None and stats.unvoted_rate is None
+  assert stats.mean_tokens is None and stats.scores == (0,) * 11
   assert (
     generation_stats.of_greedy([query('a', 0, [(1, 2)])]).num_generations == 0
   )
 
 
-def test_a_score_that_is_none():
+def test_score_out_of_range_raises():
   with pytest.raises(UserError, match=naming(11, 0, 10)):
     generation_stats.of_samples([query('a', 0, [(1, 11)])])
 
 
-def test_values_of_a_scalar_model_have_no_histogram():
-  found = generation_stats.of_samples([query('a', 0, [(2.0, -0.5)])])
-  assert found.scores == found.right == found.others == (0,) * 11
-  assert (found.first_rate, found.tie_rate) == (1, 0)
+def test_float_scores_are_not_in_the_histogram():
+  stats = generation_stats.of_samples([query('a', 0, [(2.0, -0.5)])])
+  assert stats.scores == stats.right == stats.others == (0,) * 11
+  assert (stats.first_rate, stats.tie_rate) == (1, 0)

@@ -1,4 +1,4 @@
-"""samples.jsonl: everything comes back, and damage is named."""
+"""Tests of samples.jsonl: round trips, and errors that name the line."""
 
 import dataclasses
 import itertools
@@ -45,7 +45,7 @@ def write_text(tmp_path, *lines):
 
 
 def good_line():
-  return judgement_io.line(
+  return judgement_io.to_line(
     query('good', 0, [(1, 2), None], greedy=[None])
   ).encode()
 
@@ -65,7 +65,7 @@ def test_round_trip(tmp_path):
   assert row['samples'][0]['scores'] is None
 
 
-def test_lines_are_read_as_they_are_needed(tmp_path):
+def test_read_is_lazy(tmp_path):
   path = write_text(tmp_path, good_line() * 2, b'damaged\n')
   rows = judgement_io.read(path)
   assert [x.example.id for x in itertools.islice(rows, 2)] == ['good', 'good']
@@ -73,7 +73,7 @@ def test_lines_are_read_as_they_are_needed(tmp_path):
     next(rows)
 
 
-def test_an_interrupted_write_leaves_what_was_there(tmp_path):
+def test_interrupted_write_keeps_the_old_file(tmp_path):
   path = write_text(tmp_path, b'old')
 
   def rows():
@@ -86,31 +86,31 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
   assert os.listdir(tmp_path) == ['samples.jsonl']
 
 
-def test_meta_scores_that_are_not_finite(tmp_path):
+def test_non_finite_meta_scores_round_trip(tmp_path):
   metas = [math.nan, math.inf, -math.inf, 1e308]
   one = query('a', 0, [(1, 2)] * 4, metas)
-  assert '"meta": "-inf"' in judgement_io.line(one)
+  assert '"meta": "-inf"' in judgement_io.to_line(one)
   path = tmp_path / 'samples.jsonl'
   judgement_io.write(path, [one])
   (back,) = judgement_io.read(path)
-  found = [sample.meta for sample in back.samples]
-  assert math.isnan(found[0]) and found[1:] == metas[1:]
+  restored_metas = [sample.meta for sample in back.samples]
+  assert math.isnan(restored_metas[0]) and restored_metas[1:] == metas[1:]
 
 
-def test_values_of_a_scalar_model(tmp_path):
-  said = Judgement((0, 1), '', 0, '', (0.1 + 0.2, -3.0))
-  one = dataclasses.replace(query('a', 0, []), samples=(said,))
+def test_float_scores_round_trip(tmp_path):
+  judgement = Judgement((0, 1), '', 0, '', (0.1 + 0.2, -3.0))
+  one = dataclasses.replace(query('a', 0, []), samples=(judgement,))
   judgement_io.write(tmp_path / 'samples.jsonl', [one])
   assert list(judgement_io.read(tmp_path / 'samples.jsonl')) == [one]
 
 
-def test_a_row_by_itself():
-  row = json.loads(judgement_io.line(ODD))
-  assert judgement_io.of_row(row, 1) == ODD
+def test_to_line_and_from_row():
+  row = json.loads(judgement_io.to_line(ODD))
+  assert judgement_io.from_row(row, 1) == ODD
   del row['example']['id']
-  assert judgement_io.of_row(row, 7).example.id == '7'
+  assert judgement_io.from_row(row, 7).example.id == '7'
   with pytest.raises(UserError, match='example'):
-    judgement_io.of_row({}, 1)
+    judgement_io.from_row({}, 1)
 
 
 @pytest.mark.parametrize(
@@ -120,13 +120,13 @@ def test_a_row_by_itself():
     query('bad', 0, [(1, math.inf)]),
   ],
 )
-def test_rewards_and_scores_that_are_not_finite(tmp_path, bad):
+def test_non_finite_rewards_and_scores_are_rejected(tmp_path, bad):
   with pytest.raises(UserError, match=naming('bad')):
     judgement_io.write(tmp_path / 'samples.jsonl', [bad])
   assert os.listdir(tmp_path) == []
 
 
-def test_paths_that_fail(tmp_path):
+def test_unreadable_and_unwritable_paths(tmp_path):
   (tmp_path / 'file').write_bytes(b'')
   with pytest.raises(UserError, match='file/inside'):
     judgement_io.write(tmp_path / 'file' / 'inside', [])
@@ -137,7 +137,7 @@ def test_paths_that_fail(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'line, words',
+  'line, mentioned',
   [
     (good_line()[:-20], ['JSON']),
     (b'\n', ['JSON']),
@@ -146,14 +146,14 @@ def test_paths_that_fail(tmp_path):
     (b'{"example": {}}\n', ['samples']),
   ],
 )
-def test_damaged_lines(tmp_path, line, words):
+def test_invalid_line_is_named(tmp_path, line, mentioned):
   path = write_text(tmp_path, good_line(), line)
-  with pytest.raises(UserError, match=in_row('samples.jsonl', 2, *words)):
+  with pytest.raises(UserError, match=in_row('samples.jsonl', 2, *mentioned)):
     list(judgement_io.read(path))
 
 
 @pytest.mark.parametrize(
-  'change, words',
+  'change, mentioned',
   [
     (lambda row: row.update(samples={}), ['samples']),
     (lambda row: row['example'].pop('responses'), ['responses']),
@@ -177,14 +177,14 @@ def test_damaged_lines(tmp_path, line, words):
     (lambda row: row['greedy'].update(scores=3), ['greedy', 'scores', 3]),
   ],
 )
-def test_wrong_fields(tmp_path, change, words):
+def test_invalid_field_is_named(tmp_path, change, mentioned):
   row = json.loads(good_line())
   change(row)
   path = write_text(tmp_path, good_line(), json.dumps(row).encode())
-  with pytest.raises(UserError, match=in_row('samples.jsonl', 2, *words)):
+  with pytest.raises(UserError, match=in_row('samples.jsonl', 2, *mentioned)):
     list(judgement_io.read(path))
 
 
-def test_the_last_line_may_lack_its_end(tmp_path):
+def test_last_line_without_line_feed(tmp_path):
   path = write_text(tmp_path, good_line(), good_line()[:-1])
   assert len(list(judgement_io.read(path))) == 2

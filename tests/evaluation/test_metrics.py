@@ -1,4 +1,4 @@
-"""Accuracies, ROC-AUC and intervals."""
+"""Tests of accuracies, ROC-AUC and bootstrap intervals."""
 
 import math
 import time
@@ -38,21 +38,21 @@ def result(votes, best=0, n=None, **tags):
     (None, 0, 0, False),
   ],
 )
-def test_a_vote_is_right_wrong_or_in_between(votes, expected, strict, tied):
+def test_correctness_of_a_vote(votes, expected, strict, tied):
   one = result(votes, n=3)
   assert metrics.correct(one) == pytest.approx(expected)
   assert metrics.strictly_correct(one) == strict
   assert metrics.tied(one) is tied
 
 
-def test_votes_must_fit_the_example():
+def test_number_of_votes_must_match():
   with pytest.raises(ValueError, match=naming("'x'", 2, 3)):
     result((1, 2), n=3)
   with pytest.raises(UserError, match=naming("'x'", 'best')):
     metrics.correct(result((1, 2), best=None))
 
 
-def test_weighted_terms_leave_out_what_is_missing():
+def test_weighted_terms_skip_missing_subsets():
   groups = {
     s: (ScoredItem(s, s, v),) for s, v in [('a', 1.0), ('b', 0.0), ('d', 1)]
   }
@@ -67,7 +67,7 @@ def test_weighted_terms_leave_out_what_is_missing():
   assert score.overall == pytest.approx((0.75 + 1) / 2)
 
 
-def test_nothing_has_no_score():
+def test_score_without_results_raises():
   with pytest.raises(UserError):
     metrics.score([], ())
   with pytest.raises(UserError):
@@ -105,13 +105,13 @@ def test_auc_by_hand():
   ).filter(lambda pairs: len({label for _, label in pairs}) == 2)
 )
 @settings(deadline=None, derandomize=True)
-def test_auc_is_its_definition(pairs):
+def test_auc_equals_its_definition(pairs):
   scores, labels = zip(*pairs, strict=True)
   expected = auc_by_definition(scores, labels)
   assert metrics.auc(scores, labels) == pytest.approx(expected, abs=1e-12)
 
 
-def test_auc_faults():
+def test_auc_rejects_invalid_input():
   with pytest.raises(UserError):
     metrics.auc([1, 2], [1, 1])
   with pytest.raises(ValueError):
@@ -130,7 +130,7 @@ def term(values, queries=None, share=1.0, weight=1.0, subset='s'):
   return WeightedSection('section', share, weight, items)
 
 
-def test_interval_of_a_mean_is_the_textbook_one():
+def test_interval_of_a_mean_matches_normal_approximation():
   values = np.random.default_rng(0).random(1000) < 0.7
   low, high = metrics.bootstrap([term(values)])
   half = 1.96 * np.std(values) / math.sqrt(1000)
@@ -138,7 +138,7 @@ def test_interval_of_a_mean_is_the_textbook_one():
   assert high == pytest.approx(values.mean() + half, abs=0.004)
 
 
-def test_items_of_a_query_are_drawn_together():
+def test_items_of_a_query_are_resampled_together():
   values = np.random.default_rng(1).random(200) < 0.5
   low, high = metrics.bootstrap([term(values)])
   five = metrics.bootstrap([term(np.repeat(values, 5))])
@@ -149,7 +149,7 @@ def test_items_of_a_query_are_drawn_together():
   assert (five[1] - five[0]) < 0.6 * (high - low)
 
 
-def test_a_query_with_more_items_weighs_more():
+def test_query_with_more_items_has_more_weight():
   # Two queries: a alone is 1, b alone 0, both are 3/4.
   one = term([1, 1, 1, 0], queries=['a', 'a', 'a', 'b'])
   assert metrics.bootstrap([one], num=100) == (0, 1)
@@ -157,7 +157,7 @@ def test_a_query_with_more_items_weighs_more():
   assert metrics.bootstrap([other], num=1000)[0] > 0.5
 
 
-def test_the_query_is_the_conversation_unless_a_tag_says_otherwise():
+def test_query_key_is_tag_or_conversation():
   one, other = result((1, 2)), result((1, 2, 3))
   assert metrics.query_of(one.example) == metrics.query_of(other.example)
   tagged = result((1, 2), query='q7')
@@ -165,7 +165,7 @@ def test_the_query_is_the_conversation_unless_a_tag_says_otherwise():
   assert metrics.query_of(tagged.example) != metrics.query_of(one.example)
 
 
-def test_terms_of_a_query_are_drawn_together():
+def test_terms_of_a_query_are_resampled_together():
   values = np.random.default_rng(2).random(300)
   # The second term undoes the first, if the same queries are drawn.
   terms = [term(values), term(1 - values)]
@@ -175,7 +175,7 @@ def test_terms_of_a_query_are_drawn_together():
   assert high - low > 0.01
 
 
-def test_weights_of_terms_count():
+def test_interval_uses_weights_of_terms():
   rng = np.random.default_rng(3)
   small, large = rng.random(50), rng.random(400)
   terms = [
@@ -193,35 +193,35 @@ def test_weights_of_terms_count():
   )
 
 
-def test_a_term_without_a_drawn_item_does_not_spoil_the_interval():
+def test_resamples_without_items_of_a_term_are_ignored():
   terms = [term([1.0]), term([0.5] * 3, queries=[7, 8, 9])]
   assert metrics.bootstrap(terms, num=200) == (1.5, 1.5)
 
 
-def test_intervals_are_a_function_of_the_seed():
+def test_intervals_depend_only_on_the_seed():
   values = np.random.default_rng(4).random(100)
   first = metrics.bootstrap([term(values)], num=100)
   assert metrics.bootstrap([term(values)], num=100) == first
   assert metrics.bootstrap([term(values)], num=100, seed=1) != first
 
 
-def test_interval_of_an_auc_repeats_the_drawn_rows():
+def test_auc_interval_matches_explicit_resampling():
   rng = np.random.default_rng(5)
   labels = rng.random(60) < 0.4
   scores = rng.integers(1, 6, 60) + 2 * labels
   queries = np.arange(60) // 2
   num, seed = 150, 11
   low, high = metrics.bootstrap_auc(scores, labels, list(queries), num, seed)
-  again, found = np.random.default_rng(seed), []
+  again, aucs = np.random.default_rng(seed), []
   for size in (100, 50):
     for drawn in again.integers(30, size=(size, 30)):
       times = np.bincount(drawn, minlength=30)
       rows = np.repeat(np.arange(60), times[queries])
-      found.append(auc_by_definition(scores[rows], labels[rows]))
-  assert (low, high) == pytest.approx(np.quantile(found, [0.025, 0.975]))
+      aucs.append(auc_by_definition(scores[rows], labels[rows]))
+  assert (low, high) == pytest.approx(np.quantile(aucs, [0.025, 0.975]))
 
 
-def test_ten_thousand_queries_are_no_loop_of_python():
+def test_bootstrap_of_ten_thousand_queries_is_fast():
   rng = np.random.default_rng(6)
   values = rng.choice([0, 0.5, 1], 10_000)
   # Of the process, whatever else is running; one by one it takes minutes.

@@ -1,4 +1,4 @@
-"""Pictures: what is drawn, that nothing is cut off, and no global state."""
+"""Tests of plots: plotted values, texts inside the figure, no pyplot."""
 
 import io
 import subprocess
@@ -38,7 +38,7 @@ def summary(scores, right=NOTHING, others=NOTHING):
 
 
 def lines(figure):
-  """Label -> (x, y) of the lines that the legend names."""
+  """Returns (x, y) of each line by its label in the legend."""
   return {
     line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
     for line in figure.axes[0].lines
@@ -46,15 +46,18 @@ def lines(figure):
   }
 
 
-def test_the_lines_are_the_points():
-  found = lines(plots.accuracy_over_k(CURVES, 'title'))
-  assert found['Voting@k'] == ([1, 2, 4], [0.60, 0.64, 0.66])
-  assert found['MetaRM@k, half of k kept'] == ([1, 2, 4], [0.60, 0.67, 0.71])
-  assert found['greedy'][1] == [0.62, 0.62]
-  assert len(found) == 3
+def test_lines_have_the_points_of_the_curves():
+  plotted = lines(plots.accuracy_over_k(CURVES, 'title'))
+  assert plotted['Voting@k'] == ([1, 2, 4], [0.60, 0.64, 0.66])
+  assert plotted['MetaRM@k, half of k selected'] == (
+    [1, 2, 4],
+    [0.60, 0.67, 0.71],
+  )
+  assert plotted['greedy'][1] == [0.62, 0.62]
+  assert len(plotted) == 3
 
 
-def test_bands_are_the_intervals():
+def test_bands_have_the_intervals():
   axes = plots.accuracy_over_k(CURVES, 'title').axes[0]
   bands = [band.get_paths()[0].vertices for band in axes.collections]
   assert len(bands) == 2
@@ -66,10 +69,10 @@ def test_bands_are_the_intervals():
 
 def test_published_values_are_dashed():
   figure = plots.accuracy_over_k(CURVES, 'title', plots.REWARDBENCH)
-  found = lines(figure)
-  assert found['Voting@k, published'] == ([1, 8, 32], [0.852, 0.877, 0.885])
-  assert found['MetaRM@k, published'] == ([8, 32], [0.898, 0.904])
-  assert found['greedy, published'][1] == [0.86, 0.86]
+  plotted = lines(figure)
+  assert plotted['Voting@k, published'] == ([1, 8, 32], [0.852, 0.877, 0.885])
+  assert plotted['MetaRM@k, published'] == ([8, 32], [0.898, 0.904])
+  assert plotted['greedy, published'][1] == [0.86, 0.86]
   for line in figure.axes[0].lines:
     assert (line.get_linestyle() == '--') == ('publ' in line.get_label())
   (legend,) = figure.legends
@@ -80,7 +83,7 @@ def test_published_values_are_dashed():
   assert overall['greedy, published'][1] == [0.699, 0.699]
 
 
-def test_the_axis_of_k_doubles():
+def test_k_axis_is_logarithmic():
   axes = plots.accuracy_over_k(CURVES, 'title', plots.OVERALL).axes[0]
   assert axes.get_xscale() == 'log'
   assert list(axes.get_xticks()) == [1, 2, 4, 8, 32]
@@ -88,14 +91,14 @@ def test_the_axis_of_k_doubles():
   assert steps[0] == pytest.approx(steps[1])
 
 
-def test_one_k_shows_its_interval():
+def test_single_k_has_a_visible_interval():
   one = Curves(1, (point(1, 0.5),), (), (), None)
   axes = plots.accuracy_over_k(one, 'title').axes[0]
   (bar,) = axes.collections
   np.testing.assert_allclose(bar.get_paths()[0].vertices[:, 1], [0.47, 0.52])
 
 
-def test_bars():
+def test_bars_have_values_and_intervals():
   axes = plots.accuracy_of_parts(BARS, 'title').axes[0]
   assert [patch.get_width() for patch in axes.patches] == [0.9, 0.0, 1.0]
   names = [label.get_text() for label in axes.get_yticklabels()]
@@ -106,7 +109,7 @@ def test_bars():
   np.testing.assert_allclose(spans[0][:, 0], [0.85, 0.93])
 
 
-def test_histogram():
+def test_histogram_has_frequencies():
   right = (0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 3)
   others = (0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0)
   everything = tuple(a + b for a, b in zip(right, others, strict=True))
@@ -132,7 +135,7 @@ def test_histogram():
     plots.score_histogram(summary((9,) * 11, (9,) * 11), 'title'),
   ],
 )
-def test_nothing_is_cut_off(figure):
+def test_no_text_exceeds_the_figure(figure):
   figure.canvas.draw()
   width, height = figure.bbox.size
   box = figure.get_tightbbox().transformed(figure.dpi_scale_trans)
@@ -140,7 +143,7 @@ def test_nothing_is_cut_off(figure):
   assert box.x1 <= width and box.y1 <= height
 
 
-def test_png():
+def test_png_is_deterministic():
   figure = plots.accuracy_of_parts(BARS, 'title')
   data = plots.png(figure)
   assert data[:8] == b'\x89PNG\r\n\x1a\n'
@@ -149,10 +152,11 @@ def test_png():
   assert plots.png(plots.accuracy_of_parts(BARS[::-1], 'title')) != data
 
 
-def test_needs_no_pyplot_and_no_jax():
+def test_imports_neither_pyplot_nor_jax():
   code = (
     'import sys\n'
-    'from grm_jax.evaluation import curves, plots, report, samples, summary\n'
+    'from grm_jax.evaluation import generation_stats, judgement_io, plots\n'
+    'from grm_jax.evaluation import report, scaling_curves\n'
     'plots.png(plots.accuracy_of_parts([plots.Bar("a", 1, 1, 1, 1)], "t"))\n'
     'print([m for m in ("matplotlib.pyplot", "jax") if m in sys.modules])'
   )

@@ -1,4 +1,4 @@
-"""A report: what it says, that it needs nothing, and that texts stay texts."""
+"""Tests of the report: contents, self-contained page, escaped texts."""
 
 import base64
 import dataclasses
@@ -22,7 +22,7 @@ EVIL = '<script>alert(1)</script></pre></details>"\'<img src=x onerror=y>&lt;'
 
 
 class Reader(html.parser.HTMLParser):
-  """What a browser makes of a page."""
+  """Parses a page like a browser."""
 
   def __init__(self, data: bytes):
     super().__init__()
@@ -73,7 +73,7 @@ def files(suites):
   return report.render(suites, {'model': 'none', 'seed': '7'})
 
 
-def test_files(suites, files, tmp_path):
+def test_report_writes_these_files(suites, files, tmp_path):
   assert list(files) == [
     'rewardbench-accuracy-over-k.png',
     'rewardbench-parts.png',
@@ -90,10 +90,10 @@ def test_files(suites, files, tmp_path):
     assert (folder / name).read_bytes() == content
 
 
-def test_results_are_all_numbers(suites, files):
-  found = json.loads(files['results.json'])
-  assert found['facts'] == {'model': 'none', 'seed': '7'}
-  own = found['suites']['rewardbench']
+def test_results_json_has_all_numbers(suites, files):
+  actual = json.loads(files['results.json'])
+  assert actual['facts'] == {'model': 'none', 'seed': '7'}
+  own = actual['suites']['rewardbench']
   suite = suites['rewardbench']
   assert own['curves'] == json.loads(
     json.dumps(dataclasses.asdict(suite.curves))
@@ -102,21 +102,21 @@ def test_results_are_all_numbers(suites, files):
   assert own['score']['overall'] == own['curves']['voting'][-1]['value']
   assert own['samples']['scores'] == list(suite.samples.scores)
   assert own['greedy']['num_generations'] == 120
-  assert found['suites']['own']['score'] is None
+  assert actual['suites']['own']['score'] is None
 
 
-def test_numbers_that_json_does_not_have():
+def test_results_json_replaces_non_finite_numbers():
   suite = plain('a', [query('a', 0, [(2, 1)])])
   (point,) = suite.curves.voting
   broken = dataclasses.replace(
     suite.curves, voting=(dataclasses.replace(point, low=float('nan')),)
   )
   suite = dataclasses.replace(suite, curves=broken)
-  found = json.loads(report.render({'a': suite}, {})['results.json'])
-  assert found['suites']['a']['curves']['voting'][0]['low'] is None
+  actual = json.loads(report.render({'a': suite}, {})['results.json'])
+  assert actual['suites']['a']['curves']['voting'][0]['low'] is None
 
 
-def test_parts_are_the_suites_sections(suites):
+def test_parts_are_the_sections_of_the_suite(suites):
   suite = suites['rewardbench']
   assert [(bar.name, bar.value) for bar in suite.parts] == list(
     suite.score.sections.items()
@@ -128,7 +128,7 @@ def test_parts_are_the_suites_sections(suites):
   assert suite.score.overall == suite.curves.voting[-1].value
 
 
-def test_the_page_needs_nothing_else(files):
+def test_page_is_self_contained(files):
   data = files['report.html']
   reader = Reader(data)
   tags = [tag for tag, _ in reader.tags]
@@ -148,7 +148,7 @@ def test_the_page_needs_nothing_else(files):
   assert not reader.unpaired and not reader.open
 
 
-def test_the_page_says_the_numbers(suites, files):
+def test_page_shows_the_numbers(suites, files):
   text = Reader(files['report.html']).text('td')
   for suite in suites.values():
     for point in (*suite.curves.voting, *suite.curves.meta_kept):
@@ -164,41 +164,41 @@ def test_the_page_says_the_numbers(suites, files):
     assert f'{name}\n{score.counts[name]}\n{100 * value:.1f}' in text
 
 
-def test_generations_to_read(suites, files):
-  shown = suites['rewardbench'].shown
-  kinds = [one.kind for one in shown]
+def test_page_shows_example_generations(suites, files):
+  examples = suites['rewardbench'].examples
+  kinds = [one.kind for one in examples]
   assert kinds == ['right', 'wrong', 'parse failure']
-  assert len({one.example.id for one in shown}) == 3
+  assert len({one.example.id for one in examples}) == 3
   summaries = Reader(files['report.html']).text('summary')
-  for one in shown:
+  for one in examples:
     assert f'{one.kind.capitalize()}: query {one.example.id}' in summaries
 
 
-def test_each_kind_is_of_another_query():
+def test_examples_are_of_different_queries():
   right, wrong = (2, 1), (1, 2)
   queries = [
     query('a', 0, [right, wrong, None]),
     query('b', 0, [right, wrong, wrong]),
     query('c', 0, [right, right, right]),
   ]
-  found = {x.kind: x.example.id for x in plain('a', queries).shown}
-  assert found == {'right': 'c', 'wrong': 'b', 'parse failure': 'a'}
-  found = {x.kind: x.example.id for x in plain('a', queries[:1]).shown}
-  assert found == {'right': 'a', 'wrong': 'a', 'parse failure': 'a'}
+  actual = {x.kind: x.example.id for x in plain('a', queries).examples}
+  assert actual == {'right': 'c', 'wrong': 'b', 'parse failure': 'a'}
+  actual = {x.kind: x.example.id for x in plain('a', queries[:1]).examples}
+  assert actual == {'right': 'a', 'wrong': 'a', 'parse failure': 'a'}
 
 
-def test_responses_are_in_the_order_they_were_shown():
+def test_examples_list_responses_in_shown_order():
   one = query('a', 2, [(3, 4, 9)], n=3)
-  (said,) = one.samples
+  (judgement,) = one.samples
   one = dataclasses.replace(
-    one, samples=(dataclasses.replace(said, order=(1, 2, 0)),)
+    one, samples=(dataclasses.replace(judgement, order=(1, 2, 0)),)
   )
   data = report.render({'a': plain('a', [one])}, {})['report.html']
   reader = Reader(data)
   assert reader.text('h4').split('\n')[1:4] == [
-    'Response 1, scored 4',
-    'Response 2, scored 9, the best one',
-    'Response 3, scored 3',
+    'Response 1, score 4',
+    'Response 2, score 9, best response',
+    'Response 3, score 3',
   ]
   texts = [text.strip() for tag, text in reader.texts if tag == 'pre']
   assert texts == ['query a', 'response 1', 'response 2', 'response 0', 'text']
@@ -209,8 +209,8 @@ def test_kinds_of_generations():
   unknown = query('unknown', None, [(5, 6)])
   single = query('single', None, [(5,)], n=1, rewards=(1.0,))
   queries = [single, unknown, tie, query('failed', 0, [None])]
-  found = {x.kind: x.example.id for x in plain('a', queries).shown}
-  assert found == {
+  actual = {x.kind: x.example.id for x in plain('a', queries).examples}
+  assert actual == {
     'wrong': 'tie',
     'parse failure': 'failed',
     'without a known best response': 'single',
@@ -219,22 +219,22 @@ def test_kinds_of_generations():
 
 def evil_suite():
   one = query(EVIL, 0, [None])
-  (said,) = one.samples
+  (judgement,) = one.samples
   example = dataclasses.replace(
     one.example,
     query=(Turn('user', EVIL),),
     responses=(EVIL, f'$body ${{title}} \x00\x1b \ud800 {EVIL}'),
     tags={'section': EVIL, 'subset': EVIL},
   )
-  said = dataclasses.replace(said, text=EVIL, finish='stop')
-  queries = [dataclasses.replace(one, example=example, samples=(said,))]
+  judgement = dataclasses.replace(judgement, text=EVIL, finish='stop')
+  queries = [dataclasses.replace(one, example=example, samples=(judgement,))]
   score = report.Score(0.0, {EVIL: 0.0}, {}, {}, 1, 0)
   return plain(
     EVIL, queries, score=lambda r: score, interval=lambda r: (0.0, 0.0)
   )
 
 
-def test_texts_stay_texts():
+def test_texts_are_escaped_in_the_whole_report():
   files = report.render({'evil': evil_suite()}, {EVIL: EVIL})
   data = files['report.html']
   assert b'<script' not in data and b'<img src=x' not in data
@@ -256,24 +256,24 @@ def test_texts_stay_texts():
   assert json.loads(files['results.json'])['facts'] == {EVIL: EVIL}
 
 
-def test_long_texts_are_cut():
+def test_long_texts_are_truncated():
   text = Reader(
     report_html.page(
-      't', [report_html.folded('', 's', [('h', 'x' * 30_000)], True)]
+      't', [report_html.details('', 's', [('h', 'x' * 30_000)], True)]
     )
   ).text('pre')
   assert text.count('x') == 20_000
   assert '10,000' in text
 
 
-def test_a_leading_line_feed_is_kept():
+def test_leading_line_feed_is_preserved():
   data = report_html.page(
-    't', [report_html.folded('', 's', [('h', '\ntext')], True)]
+    't', [report_html.details('', 's', [('h', '\ntext')], True)]
   )
   assert b'<pre dir="auto">\n\ntext</pre>' in data
 
 
-def test_an_interrupted_report_has_only_whole_files(suites, files, tmp_path):
+def test_interrupted_report_has_only_complete_files(suites, files, tmp_path):
   for name in files:
     (tmp_path / name).write_bytes(b'old')
   written = []
@@ -295,29 +295,29 @@ def test_an_interrupted_report_has_only_whole_files(suites, files, tmp_path):
     assert (tmp_path / name).read_bytes() == expected
 
 
-def test_a_failure_while_drawing_writes_nothing(suites, tmp_path, monkeypatch):
+def test_failed_rendering_writes_nothing(suites, tmp_path, monkeypatch):
   def fail(*_):
     raise RuntimeError
 
-  monkeypatch.setattr(report.page, 'page', fail)
+  monkeypatch.setattr(report.report_html, 'page', fail)
   with pytest.raises(RuntimeError):
     report.write_report(tmp_path, suites)
   assert os.listdir(tmp_path) == []
 
 
-def test_a_full_disk_is_named(suites, tmp_path):
+def test_write_error_names_the_file(suites, tmp_path):
   (tmp_path / 'file').write_bytes(b'')
   with pytest.raises(UserError, match=r'file/rewardbench-accuracy'):
     report.write_report(tmp_path / 'file', suites)
 
 
 @pytest.mark.parametrize('name', ['', '../up', 'a/b', '.hidden', 'a b', 'ä'])
-def test_names_that_are_no_file(suites, name):
+def test_invalid_suite_name_raises(suites, name):
   with pytest.raises(ValueError, match=naming(repr(name))):
     report.render({name: suites['own']}, {})
 
 
-def test_no_suites():
+def test_report_without_suites_raises():
   with pytest.raises(ValueError):
     report.render({}, {})
 
@@ -325,13 +325,13 @@ def test_no_suites():
 def test_terminal_table():
   first = query('a', 0, [(2, 1), (2, 1)], [0.0, 0.0], greedy=[(1, 1)])
   second = query('b', 0, [(1, 2), None], greedy=[None])
-  found = report.table(
+  actual = report.table(
     {
       'first': plain('First', [first]),
       'second': plain('Second suite', [second]),
     }
   )
-  assert found == '\n'.join(
+  assert actual == '\n'.join(
     [
       'suite         queries  greedy  Voting@1              Voting@2'
       '              MetaRM@2',
@@ -341,27 +341,27 @@ def test_terminal_table():
       '                     -',
       '',
       'suite                 unparsed  no vote   ties  vote ties  first'
-      '  chance  tokens  cut off',
+      '  chance  tokens  truncated',
       'First                      0.0      0.0    0.0        0.0  100.0'
-      '    50.0     100      0.0',
+      '    50.0     100        0.0',
       'First, greedy              0.0      0.0  100.0      100.0   50.0'
-      '    50.0     100      0.0',
+      '    50.0     100        0.0',
       'Second suite              50.0      0.0    0.0        0.0    0.0'
-      '    50.0     100      0.0',
+      '    50.0     100        0.0',
       'Second suite, greedy     100.0    100.0      -          -      -'
-      '       -     100      0.0',
+      '       -     100        0.0',
     ]
   )
 
 
-def test_greedy_alone(tmp_path):
+def test_report_of_greedy_generations_only(tmp_path):
   queries = [
     query('a', 0, [], greedy=[(2, 1)]),
     query('b', 0, [], greedy=[None]),
   ]
   suite = plain('Greedy', queries)
-  assert [x.votes for x in report.voted(queries)] == [(2, 1), None]
-  assert [x.kind for x in suite.shown] == ['right', 'parse failure']
+  assert [x.votes for x in report.combine_votes(queries)] == [(2, 1), None]
+  assert [x.kind for x in suite.examples] == ['right', 'parse failure']
   assert list(report.render({'g': suite}, {})) == [
     'g-scores.png',
     'results.json',
@@ -370,24 +370,24 @@ def test_greedy_alone(tmp_path):
   assert 'Greedy        2    50.0         -' in report.table({'g': suite})
 
 
-def test_suites_with_different_numbers_of_samples():
+def test_table_of_suites_with_different_k():
   one, two = (plain('x', [query('a', 0, [(2, 1)] * k)]) for k in (1, 2))
   assert 'Voting@K' in report.table({'one': one, 'two': two})
   assert 'Voting@2' in report.table({'two': two})
 
 
-def test_every_text_of_the_page_is_escaped():
+def test_each_html_function_escapes_its_texts():
   parts = [
     report_html.heading(2, EVIL),
     report_html.note(EVIL),
     report_html.table([[EVIL], [EVIL]], EVIL, EVIL),
     report_html.image(b'png', EVIL),
-    report_html.folded(EVIL, EVIL, [(EVIL, EVIL)], opened=False),
+    report_html.details(EVIL, EVIL, [(EVIL, EVIL)], is_open=False),
   ]
   reader = Reader(report_html.page(EVIL, parts))
   assert not reader.unpaired and not reader.open
-  found = {tag for tag, text in reader.texts if text.strip() == EVIL}
-  assert found == {
+  actual = {tag for tag, text in reader.texts if text.strip() == EVIL}
+  assert actual == {
     *('title', 'h2', 'h4', 'p', 'th', 'td', 'caption', 'summary', 'pre')
   }
   values = [x for _, attributes in reader.tags for x in attributes.values()]

@@ -1,4 +1,4 @@
-"""The accuracy over k: by hand, and with the scores of suites."""
+"""Tests of scaling curves, by hand and with the scores of suites."""
 
 import dataclasses
 
@@ -34,78 +34,78 @@ def values(points):
   return [point.value for point in points]
 
 
-def test_by_hand():
-  found = scaling_curves.curves([A, B])
-  assert found.num_queries == 2
-  assert [point.k for point in found.voting] == [1, 2, 4]
-  assert values(found.voting) == pytest.approx(
+def test_voting_curve_by_hand():
+  curves = scaling_curves.curves([A, B])
+  assert curves.num_queries == 2
+  assert [point.k for point in curves.voting] == [1, 2, 4]
+  assert values(curves.voting) == pytest.approx(
     [(1.5 / 4 + 2.5 / 4) / 2, (3.5 / 6 + 3 / 6) / 2, (1 + 0) / 2]
   )
-  assert [point.num_subsets for point in found.voting] == [4, 6, 1]
-  assert all(point.exact for point in found.voting)
-  assert found.greedy.value == pytest.approx((0.5 + 1) / 2)
-  assert (found.greedy.k, found.greedy.num_meta) == (0, None)
+  assert [point.num_subsets for point in curves.voting] == [4, 6, 1]
+  assert all(point.exact for point in curves.voting)
+  assert curves.greedy.value == pytest.approx((0.5 + 1) / 2)
+  assert (curves.greedy.k, curves.greedy.num_meta) == (0, None)
 
 
-def test_meta_by_hand():
+def test_meta_rm_curve_by_hand():
   # Of a's pairs the meta RM takes 0 0 0 2 1 2, of b's 1 2 0 1 1 2; of all
   # four a's 0 and 2, b's 1 and 2. It never takes a's parse failure.
-  found = scaling_curves.curves([A, B])
-  assert [(p.k, p.num_meta) for p in found.meta] == [(1, 1), (2, 1), (4, 2)]
-  assert values(found.meta) == pytest.approx([0.5, (2 / 6 + 2.5 / 6) / 2, 0])
-  kept = [(p.k, p.num_meta) for p in found.meta_kept]
+  curves = scaling_curves.curves([A, B])
+  assert [(p.k, p.num_meta) for p in curves.meta] == [(1, 1), (2, 1), (4, 2)]
+  assert values(curves.meta) == pytest.approx([0.5, (2 / 6 + 2.5 / 6) / 2, 0])
+  kept = [(p.k, p.num_meta) for p in curves.meta_kept]
   assert kept == [(4, 1), (4, 2), (4, 4)]
-  assert values(found.meta_kept) == pytest.approx([(0 + 0.5) / 2, 0, 0.5])
+  assert values(curves.meta_kept) == pytest.approx([(0 + 0.5) / 2, 0, 0.5])
 
 
-def test_without_metas_or_greedy_or_samples():
-  found = scaling_curves.curves([query('a', 0, [(2, 1)])])
-  assert values(found.voting) == [1.0]
-  assert (found.meta, found.meta_kept, found.greedy) == ((), (), None)
-  found = scaling_curves.curves([query('a', 0, [], greedy=[(2, 1)])])
-  assert (found.voting, found.greedy.value) == ((), 1.0)
+def test_curves_without_data_are_empty():
+  curves = scaling_curves.curves([query('a', 0, [(2, 1)])])
+  assert values(curves.voting) == [1.0]
+  assert (curves.meta, curves.meta_kept, curves.greedy) == ((), (), None)
+  curves = scaling_curves.curves([query('a', 0, [], greedy=[(2, 1)])])
+  assert (curves.voting, curves.greedy.value) == ((), 1.0)
 
 
-def test_k_that_is_no_power_of_two():
-  found = scaling_curves.curves([query('a', 0, [(2, 1)] * 6, [0.0] * 6)])
-  assert [point.k for point in found.voting] == [1, 2, 4, 6]
-  assert [point.num_meta for point in found.meta] == [1, 1, 2, 3]
+def test_last_k_need_not_be_a_power_of_two():
+  curves = scaling_curves.curves([query('a', 0, [(2, 1)] * 6, [0.0] * 6)])
+  assert [point.k for point in curves.voting] == [1, 2, 4, 6]
+  assert [point.num_meta for point in curves.meta] == [1, 1, 2, 3]
 
 
-def test_unknown_best_responses_are_left_out():
+def test_examples_without_best_response_are_skipped():
   unknown = query('c', None, [(2, 1)] * 4, [0.0] * 4, greedy=[(2, 1)])
-  found, both = (
+  curves, both = (
     scaling_curves.curves([A, unknown, B]),
     scaling_curves.curves([A, B]),
   )
-  assert found == both
+  assert curves == both
   with pytest.raises(UserError, match='best'):
     scaling_curves.curves([unknown])
 
 
-def test_intervals():
+def test_intervals_contain_the_value_and_are_seeded():
   queries = judged(300, 4)
-  found = scaling_curves.curves(queries)
-  for point in (*found.voting, *found.meta, *found.meta_kept, found.greedy):
+  curves = scaling_curves.curves(queries)
+  for point in (*curves.voting, *curves.meta, *curves.meta_kept, curves.greedy):
     # Two standard errors of 300 queries, at most 1 / 2 each: 0.058.
     assert point.value - 0.07 < point.low < point.value
     assert point.value < point.high < point.value + 0.07
-  assert scaling_curves.curves(queries) == found
-  assert scaling_curves.curves(queries, seed=1).voting[0] != found.voting[0]
+  assert scaling_curves.curves(queries) == curves
+  assert scaling_curves.curves(queries, seed=1).voting[0] != curves.voting[0]
   few = scaling_curves.curves(queries[:30]).voting[-1]
-  most = found.voting[-1]
+  most = curves.voting[-1]
   assert few.high - few.low > 2 * (most.high - most.low)
 
 
-def test_one_query_many_times_is_one_query():
-  # All rows about the same query are drawn together, so there is no spread.
+def test_repeated_query_is_one_unit_of_resampling():
+  # All rows of the same query are resampled together, so there is no spread.
   same = dict(tags={'query': 'the same'})
   rows = [query(str(i), 0, [(1 + i % 2, 2)], **same) for i in range(50)]
   point = scaling_curves.curves(rows).voting[0]
   assert point.value == point.low == point.high == 0.25
 
 
-def test_rows_are_drawn_with_their_own_query():
+def test_examples_are_resampled_with_their_query():
   # Four right rows about one query, four wrong ones about four: without the
   # one query, which a third of the resamples lack, everything is wrong.
   same = dict(tags={'query': 'the same'})
@@ -116,20 +116,22 @@ def test_rows_are_drawn_with_their_own_query():
   assert 0.5 < point.high < 1
 
 
-def test_random_subsets_are_near_all_of_them(monkeypatch):
+def test_random_subsets_approximate_all_subsets(monkeypatch):
   queries = judged(200, 8)
   exact = scaling_curves.curves(queries)
   monkeypatch.setattr(scaling_curves, 'MAX_SUBSETS', 10)
   monkeypatch.setattr(scaling_curves, 'NUM_SUBSETS', 32)
-  drawn = scaling_curves.curves(queries)
+  approximate = scaling_curves.curves(queries)
   assert [p.num_subsets for p in exact.voting] == [8, 28, 70, 1]
-  assert [p.num_subsets for p in drawn.voting] == [8, 32, 32, 1]
-  assert [p.exact for p in drawn.voting] == [True, False, False, True]
+  assert [p.num_subsets for p in approximate.voting] == [8, 32, 32, 1]
+  assert [p.exact for p in approximate.voting] == [True, False, False, True]
   for one, other in zip(
-    (*exact.voting, *exact.meta), (*drawn.voting, *drawn.meta), strict=True
+    (*exact.voting, *exact.meta),
+    (*approximate.voting, *approximate.meta),
+    strict=True,
   ):
     assert one.value == pytest.approx(other.value, abs=0.02)
-  assert drawn.voting[1].value != exact.voting[1].value
+  assert approximate.voting[1].value != exact.voting[1].value
 
 
 def tagged(queries):
@@ -144,22 +146,22 @@ def tagged(queries):
   ]
 
 
-def test_a_suite_of_plain_accuracy_is_the_plain_curve():
+def test_suite_curve_of_accuracy_equals_accuracy_curve():
   queries = tagged(judged(100, 4))
-  found = scaling_curves.suite_curves(
+  curves = scaling_curves.suite_curves(
     queries, scaling_curves.mean_of_terms(pandalm.terms)
   )
   plain = scaling_curves.curves(queries)
-  assert values(found.voting) == pytest.approx(values(plain.voting))
-  assert values(found.meta) == pytest.approx(values(plain.meta))
-  assert values(found.meta_kept) == pytest.approx(values(plain.meta_kept))
-  assert found.greedy == pytest.approx(plain.greedy)
-  for one, other in zip(found.voting, plain.voting, strict=True):
+  assert values(curves.voting) == pytest.approx(values(plain.voting))
+  assert values(curves.meta) == pytest.approx(values(plain.meta))
+  assert values(curves.meta_kept) == pytest.approx(values(plain.meta_kept))
+  assert curves.greedy == pytest.approx(plain.greedy)
+  for one, other in zip(curves.voting, plain.voting, strict=True):
     assert one.low == pytest.approx(other.low)
     assert one.high == pytest.approx(other.high)
 
 
-def test_a_score_that_is_no_mean_over_queries():
+def test_suite_curve_of_terms_by_hand():
   # A pair is right if its games, +1, 0 or -1 each, add up to more than 0.
   # One sample: ab + - +, ba + + -, so only the first. Two samples, 01 02 12:
   # ab 0 + 0, ba + 0 0, so the first two. All three: both games are +.
@@ -168,32 +170,32 @@ def test_a_score_that_is_no_mean_over_queries():
     query('ab', 0, [(2, 1), (1, 2), (2, 1)], tags=tags),
     query('ba', 1, [(1, 2), (1, 2), (2, 1)], tags=tags),
   ]
-  found = scaling_curves.suite_curves(
+  curves = scaling_curves.suite_curves(
     games, scaling_curves.mean_of_terms(judgebench.terms)
   )
-  assert values(found.voting) == pytest.approx([1 / 3, 2 / 3, 1])
-  assert [point.num_subsets for point in found.voting] == [3, 3, 1]
-  assert found.num_queries == 2
+  assert values(curves.voting) == pytest.approx([1 / 3, 2 / 3, 1])
+  assert [point.num_subsets for point in curves.voting] == [3, 3, 1]
+  assert curves.num_queries == 2
 
 
-def test_the_score_is_averaged_when_there_are_no_terms():
+def test_score_without_terms_is_averaged():
   # AUC of (wrong, right) by sample: 7 < 9 is 1, 8 > 3 is 0, 5 = 5 is 1/2.
   wrong = query('w', None, [(7,), (8,), (5,)], n=1, rewards=(0.0,))
   right = query('r', None, [(9,), (3,), (5,)], n=1, rewards=(1.0,))
   rows = tagged([wrong, right])
-  found = scaling_curves.suite_curves(
+  curves = scaling_curves.suite_curves(
     rows,
     scaling_curves.mean_of_scores(
       realmistake.score, lambda results: (0.1, 0.9)
     ),
   )
   # Of two: 15 > 12 is 0, 12 < 14 is 1, 13 > 8 is 0; of three: 20 > 17 is 0.
-  assert values(found.voting) == pytest.approx([0.5, 1 / 3, 0])
-  for point in found.voting:
+  assert values(curves.voting) == pytest.approx([0.5, 1 / 3, 0])
+  for point in curves.voting:
     assert (point.low, point.high) == pytest.approx((0.1, 0.9))
 
 
-def test_ends_of_intervals_are_averaged():
+def test_interval_ends_are_averaged():
   rows = [query('a', 0, [(1, 2), (3, 2)])]
   score = Score(0.5, {}, {}, {}, 0, 0)
 
@@ -201,13 +203,13 @@ def test_ends_of_intervals_are_averaged():
     vote = results[0].votes
     return vote[0] / 100, vote[1] / 10
 
-  found = scaling_curves.suite_curves(
+  curves = scaling_curves.suite_curves(
     rows, scaling_curves.mean_of_scores(lambda results: score, interval)
   ).voting[0]
-  assert (found.low, found.high) == pytest.approx((0.02, 0.2))
+  assert (curves.low, curves.high) == pytest.approx((0.02, 0.2))
 
 
-def test_many_queries_have_fewer_subsets_scored(monkeypatch):
+def test_number_of_scored_subsets_decreases_with_queries(monkeypatch):
   def terms(results):
     items = tuple(
       ScoredItem('', r.example.id, metrics.correct(r)) for r in results
@@ -216,12 +218,12 @@ def test_many_queries_have_fewer_subsets_scored(monkeypatch):
 
   queries = judged(40, 8)
   estimate = scaling_curves.mean_of_terms(terms)
-  found = scaling_curves.suite_curves(queries, estimate)
-  assert [p.num_subsets for p in found.voting] == [8, 16, 16, 1]
-  monkeypatch.setattr(scaling_curves, '_SCORED', 40 * 5)
-  found = scaling_curves.suite_curves(queries, estimate)
-  assert [p.num_subsets for p in found.voting] == [8, 5, 5, 1]
-  monkeypatch.setattr(scaling_curves, '_SCORED', 1)
-  found = scaling_curves.suite_curves(queries, estimate)
-  assert [p.num_subsets for p in found.voting] == [8, 4, 4, 1]
-  assert np.all([0.3 < value < 1 for value in values(found.voting)])
+  curves = scaling_curves.suite_curves(queries, estimate)
+  assert [p.num_subsets for p in curves.voting] == [8, 16, 16, 1]
+  monkeypatch.setattr(scaling_curves, '_SCORED_RESULTS', 40 * 5)
+  curves = scaling_curves.suite_curves(queries, estimate)
+  assert [p.num_subsets for p in curves.voting] == [8, 5, 5, 1]
+  monkeypatch.setattr(scaling_curves, '_SCORED_RESULTS', 1)
+  curves = scaling_curves.suite_curves(queries, estimate)
+  assert [p.num_subsets for p in curves.voting] == [8, 4, 4, 1]
+  assert np.all([0.3 < value < 1 for value in values(curves.voting)])

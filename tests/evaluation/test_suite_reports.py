@@ -1,4 +1,4 @@
-"""The report of every suite: curves and sections are of its own score."""
+"""Tests that curves and sections of each suite use its own score."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize('name', ROWS)
-def test_every_suite(name):
+def test_report_of_every_suite(name):
   rng = np.random.default_rng(4)
   suite, queries = SUITES[name], []
   for copy in range(6):
@@ -72,17 +72,21 @@ def test_every_suite(name):
     estimate = scaling_curves.mean_of_scores(suite.score, suite.interval)
   else:
     estimate = scaling_curves.mean_of_terms(suite.terms)
-  found = report.suite_report(
+  suite_report = report.suite_report(
     name,
     queries,
     scaling_curves.suite_curves(queries, estimate),
     suite.score,
     suite.interval,
   )
-  assert found.curves.voting[-1].value == pytest.approx(found.score.overall)
-  assert [bar.name for bar in found.parts] == list(found.score.sections)
-  voted = report.voted(queries)
-  for bar in found.parts:
+  assert suite_report.curves.voting[-1].value == pytest.approx(
+    suite_report.score.overall
+  )
+  assert [bar.name for bar in suite_report.parts] == list(
+    suite_report.score.sections
+  )
+  voted = report.combine_votes(queries)
+  for bar in suite_report.parts:
     # The suite's score of a section's own results is that of the section.
     own = [r for r in voted if r.example.tags['section'] == bar.name]
     assert len(own) == bar.count > 0

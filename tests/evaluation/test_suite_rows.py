@@ -1,4 +1,4 @@
-"""Loading a benchmark's files: folders, tables, and rows that are wrong."""
+"""Tests of loading benchmark files: folders, tables, invalid rows."""
 
 import pytest
 
@@ -20,26 +20,26 @@ def read(path, keep=every):
 
 
 def an_example(row):
-  yield preference_rows.arranged(
+  yield preference_rows.shuffled_example(
     row,
-    row.text('id'),
-    preference_rows.asked(row.text('x')),
+    row.text_field('id'),
+    preference_rows.user_query(row.text_field('x')),
     ('right', 'wrong'),
     best=0,
   )
 
 
 @pytest.mark.parametrize('name', ['f.json', 'f.jsonl', 'f.parquet'])
-def test_rows_know_their_file(tmp_path, name):
+def test_rows_have_file_and_number(tmp_path, name):
   path = write(tmp_path / name, ROWS)
-  found = read(path)
-  assert [row.fields for row in found] == ROWS
-  assert [row.number for row in found] == [1, 2]
-  assert {row.file for row in found} == {path}
+  rows = read(path)
+  assert [row.fields for row in rows] == ROWS
+  assert [row.number for row in rows] == [1, 2]
+  assert {row.file for row in rows} == {path}
   assert [x.id for x in suite_rows.load(path, an_example)] == ['a', 'b']
 
 
-def test_a_folder_is_read_in_order_of_names(tmp_path):
+def test_folder_is_read_in_name_order(tmp_path):
   for name in (
     'b/2.json',
     'a.jsonl',
@@ -50,10 +50,10 @@ def test_a_folder_is_read_in_order_of_names(tmp_path):
   ):
     write(tmp_path / name, [{'id': name}])
   (tmp_path / 'README.md').write_text('no rows')
-  found = read(tmp_path, lambda name: name != 'no.json')
+  rows = read(tmp_path, lambda name: name != 'no.json')
   names = ['a.jsonl', 'b/1.json', 'b/2.json', 'c.parquet']
-  assert [row.fields['id'] for row in found] == names
-  assert [row.file for row in found] == [f'{tmp_path}/{x}' for x in names]
+  assert [row.fields['id'] for row in rows] == names
+  assert [row.file for row in rows] == [f'{tmp_path}/{x}' for x in names]
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def test_a_folder_is_read_in_order_of_names(tmp_path):
     ('f.csv', b'a,b', r'f\.csv.*\.json'),
   ],
 )
-def test_a_file_that_cannot_be_read(tmp_path, name, content, message):
+def test_unreadable_file(tmp_path, name, content, message):
   (tmp_path / name).write_bytes(content)
   with pytest.raises(UserError, match=message) as error:
     read(tmp_path / name)
   assert '\n' not in str(error.value)
 
 
-def test_nothing_to_read(tmp_path):
+def test_folder_without_files_raises(tmp_path):
   for name in ('missing.json', 'missing'):
     with pytest.raises(UserError, match=naming(name, 'No such file')):
       read(tmp_path / name)
@@ -84,10 +84,10 @@ def test_nothing_to_read(tmp_path):
     read(tmp_path)
 
 
-def test_a_table_is_read_as_a_file_is():
+def test_table_is_read_like_a_file():
   table = preference_rows.RowTable('tfds:a:test', iter(ROWS))
-  found = list(suite_rows.read(table, every))
-  assert [(r.file, r.number, r.fields) for r in found] == [
+  rows = list(suite_rows.read(table, every))
+  assert [(r.file, r.number, r.fields) for r in rows] == [
     ('tfds:a:test', 1, ROWS[0]),
     ('tfds:a:test', 2, ROWS[1]),
   ]
@@ -105,7 +105,7 @@ def test_a_table_is_read_as_a_file_is():
     ([ROWS[1]] * 2, naming('tfds:a:test', "'b'", 2, 1)),
   ],
 )
-def test_faults_of_a_table(fields, message):
+def test_invalid_row_of_a_table(fields, message):
   with pytest.raises(UserError, match=message):
     suite_rows.load(preference_rows.RowTable('tfds:a:test', fields), an_example)
 
@@ -116,7 +116,7 @@ def test_ids_are_unique(tmp_path):
     suite_rows.load(path, an_example)
 
 
-def test_what_makes_no_example_is_a_fault_of_its_row(tmp_path):
+def test_invalid_example_names_its_row(tmp_path):
   path = write(tmp_path / 'f.json', [ROWS[0], {'id': 'b', 'x': ' '}])
   with pytest.raises(UserError, match=r'f\.json\D+2\b.*query'):
     suite_rows.load(path, an_example)
@@ -124,12 +124,12 @@ def test_what_makes_no_example_is_a_fault_of_its_row(tmp_path):
     suite_rows.load(path, lambda row: [])
 
 
-def test_names_in_paths():
-  assert suite_rows.named('/x/A/B-A/f', ['A', 'B']) == 'A'
-  assert suite_rows.named('/x/A/B/f', ['A', 'B']) == 'B'
-  assert suite_rows.named('/x/f', ['A', 'B']) is None
-  assert suite_rows.naming('/x', ['A'])('A/f.json')
-  assert suite_rows.naming('/x/A', ['A'])('f.json')
-  assert not suite_rows.naming('/x', ['A'])('f.json')
-  assert suite_rows.starting('test')('data/test-0.parquet')
-  assert not suite_rows.starting('test')('test/train-0.parquet')
+def test_path_filters():
+  assert suite_rows.last_mentioned('/x/A/B-A/f', ['A', 'B']) == 'A'
+  assert suite_rows.last_mentioned('/x/A/B/f', ['A', 'B']) == 'B'
+  assert suite_rows.last_mentioned('/x/f', ['A', 'B']) is None
+  assert suite_rows.path_mentions('/x', ['A'])('A/f.json')
+  assert suite_rows.path_mentions('/x/A', ['A'])('f.json')
+  assert not suite_rows.path_mentions('/x', ['A'])('f.json')
+  assert suite_rows.file_starts_with('test')('data/test-0.parquet')
+  assert not suite_rows.file_starts_with('test')('test/train-0.parquet')

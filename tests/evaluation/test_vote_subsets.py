@@ -1,4 +1,4 @@
-"""Votes of subsets: as judging.votes has them, one at a time."""
+"""Tests that vectorized votes equal those of judgement.voting."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ BY_HAND = query(
 
 def random_queries(num=60, k=5):
   rng = np.random.default_rng(3)
-  found = []
+  actual = []
   for i in range(num):
     n = int(rng.integers(1, 5))
     scores = [
@@ -31,11 +31,11 @@ def random_queries(num=60, k=5):
     metas = [
       float(rng.choice([-math.inf, -1, 0.5, 2, math.nan])) for _ in scores
     ]
-    found.append(query(str(i), int(rng.integers(n)), scores, metas, n=n))
-  return found
+    actual.append(query(str(i), int(rng.integers(n)), scores, metas, n=n))
+  return actual
 
 
-def test_check_by_hand():
+def test_expected_correct_by_hand():
   samples = vote_subsets.gather([BY_HAND])
   everything = np.ones((1, 4), bool)
   own, some = vote_subsets.votes(samples.groups[0], everything)
@@ -46,15 +46,17 @@ def test_check_by_hand():
 
 @pytest.mark.parametrize('num_meta', [None, 1, 2, 3])
 @pytest.mark.parametrize('k', [1, 3, 4, 5])
-def test_equals_one_subset_at_a_time(k, num_meta):
+def test_matches_voting_of_one_subset_at_a_time(k, num_meta):
   if num_meta is not None and num_meta > k:
     return
   queries = random_queries()
-  members, exact = vote_subsets.choose(5, k, seed=0, most=100, num=1)
+  members, exact = vote_subsets.choose(
+    5, k, seed=0, max_exact=100, num_random=1
+  )
   assert exact and len(members) == math.comb(5, k)
   samples = vote_subsets.gather(queries)
-  found = vote_subsets.expected(samples, members, num_meta)
-  for one, value in zip(queries, found, strict=True):
+  actual = vote_subsets.expected(samples, members, num_meta)
+  for one, value in zip(queries, actual, strict=True):
     n = len(one.example.responses)
     correct = []
     for chosen in itertools.combinations(one.samples, k):
@@ -66,16 +68,16 @@ def test_equals_one_subset_at_a_time(k, num_meta):
         vote = voting.meta_rm_vote(scores, metas, n, num_meta)
       correct.append(voting.expected_correct(vote, one.example.best))
     assert value == pytest.approx(np.mean(correct))
-  assert 0 < np.mean(found) < 1
+  assert 0 < np.mean(actual) < 1
 
 
-def test_results_are_the_votes_of_one_subset():
+def test_results_have_the_votes_of_a_subset():
   queries = random_queries()
   samples = vote_subsets.gather(queries)
   member = np.array([True, False, True, True, False])
   for num_meta in (None, 2):
-    found = vote_subsets.results(queries, samples, member, num_meta)
-    for one, result in zip(queries, found, strict=True):
+    actual = vote_subsets.results(queries, samples, member, num_meta)
+    for one, result in zip(queries, actual, strict=True):
       chosen = [one.samples[i] for i in (0, 2, 3)]
       scores, metas = [x.scores for x in chosen], [x.meta for x in chosen]
       expected = voting.meta_rm_vote(
@@ -84,10 +86,10 @@ def test_results_are_the_votes_of_one_subset():
       assert result.example is one.example and result.votes == expected
 
 
-def test_a_part_at_a_time_is_the_same(monkeypatch):
+def test_chunks_do_not_change_the_result(monkeypatch):
   queries = random_queries()
   samples = vote_subsets.gather(queries)
-  members, _ = vote_subsets.choose(5, 2, seed=0, most=100, num=1)
+  members, _ = vote_subsets.choose(5, 2, seed=0, max_exact=100, num_random=1)
   whole = vote_subsets.expected(samples, members, 1)
   monkeypatch.setattr(vote_subsets, '_CHUNK', 7)
   np.testing.assert_array_equal(
@@ -95,22 +97,24 @@ def test_a_part_at_a_time_is_the_same(monkeypatch):
   )
 
 
-def test_random_subsets():
-  members, exact = vote_subsets.choose(12, 5, seed=1, most=100, num=40)
+def test_random_subsets_are_seeded():
+  members, exact = vote_subsets.choose(
+    12, 5, seed=1, max_exact=100, num_random=40
+  )
   assert not exact and members.shape == (40, 12)
   assert members.sum(axis=1).tolist() == [5] * 40
-  again, _ = vote_subsets.choose(12, 5, seed=1, most=100, num=40)
+  again, _ = vote_subsets.choose(12, 5, seed=1, max_exact=100, num_random=40)
   np.testing.assert_array_equal(members, again)
-  other, _ = vote_subsets.choose(12, 5, seed=2, most=100, num=40)
+  other, _ = vote_subsets.choose(12, 5, seed=2, max_exact=100, num_random=40)
   assert (members != other).any()
   # Every sample is in a subset with probability 5 / 12: 667 times of 1600,
   # give or take 20.
-  many, _ = vote_subsets.choose(12, 5, seed=1, most=100, num=1600)
+  many, _ = vote_subsets.choose(12, 5, seed=1, max_exact=100, num_random=1600)
   assert np.abs(many.sum(axis=0) - 1600 * 5 / 12).max() < 80
 
 
-def test_few_subsets_are_all_of_them():
-  members, exact = vote_subsets.choose(4, 2, seed=0, most=6, num=1)
+def test_few_subsets_are_exact():
+  members, exact = vote_subsets.choose(4, 2, seed=0, max_exact=6, num_random=1)
   assert exact and members.astype(int).tolist() == [
     [1, 1, 0, 0],
     [1, 0, 1, 0],
@@ -119,15 +123,19 @@ def test_few_subsets_are_all_of_them():
     [0, 1, 0, 1],
     [0, 0, 1, 1],
   ]
-  assert not vote_subsets.choose(4, 2, seed=0, most=5, num=1)[1]
+  assert not vote_subsets.choose(4, 2, seed=0, max_exact=5, num_random=1)[1]
   # One sample, and all of them, are few by nature.
-  assert vote_subsets.choose(40, 1, seed=0, most=5, num=1)[0].shape == (40, 40)
-  assert vote_subsets.choose(40, 40, seed=0, most=5, num=3)[0].shape == (1, 40)
+  assert vote_subsets.choose(40, 1, seed=0, max_exact=5, num_random=1)[
+    0
+  ].shape == (40, 40)
+  assert vote_subsets.choose(40, 40, seed=0, max_exact=5, num_random=3)[
+    0
+  ].shape == (1, 40)
   with pytest.raises(ValueError, match=naming('k', 5, 4)):
-    vote_subsets.choose(4, 5, seed=0, most=6, num=1)
+    vote_subsets.choose(4, 5, seed=0, max_exact=6, num_random=1)
 
 
-def test_what_is_unknown_or_has_no_vote():
+def test_unknown_best_is_nan_and_no_vote_is_zero():
   queries = [
     query('unknown', None, [(1, 2)], greedy=[(1, 2)]),
     query('failed', 0, [None], greedy=[None]),
@@ -135,8 +143,8 @@ def test_what_is_unknown_or_has_no_vote():
     query('right', 1, [(1, 2)], greedy=[(2, 1)]),
   ]
   samples = vote_subsets.gather(queries)
-  found = vote_subsets.expected(samples, np.ones((1, 1), bool))
-  np.testing.assert_array_equal(found, [np.nan, 0, np.nan, 1])
+  actual = vote_subsets.expected(samples, np.ones((1, 1), bool))
+  np.testing.assert_array_equal(actual, [np.nan, 0, np.nan, 1])
   np.testing.assert_array_equal(
     vote_subsets.expected_greedy(samples), [np.nan, 0, np.nan, 0]
   )
@@ -146,7 +154,7 @@ def test_what_is_unknown_or_has_no_vote():
   assert votes == [(1, 2), None, (7,), (1, 2)]
 
 
-def test_values_of_a_scalar_model_are_not_rounded():
+def test_float_scores_are_not_rounded():
   scores = (0.30000000000000004, 0.3)
   one = query('a', 0, [scores], greedy=[scores])
   samples = vote_subsets.gather([one])
@@ -157,7 +165,7 @@ def test_values_of_a_scalar_model_are_not_rounded():
 
 
 @pytest.mark.parametrize(
-  'other, words',
+  'other, mentioned',
   [
     (query('b', 0, [(1, 2)] * 2), ['a', 'b', 'samples', 2, 1]),
     (query('b', 0, [(1, 2)], greedy=[(1, 2)]), ['a', 'b', 'greedy']),
@@ -165,8 +173,8 @@ def test_values_of_a_scalar_model_are_not_rounded():
     (query('b', 0, [(1, 2)], [0.5]), ['a', 'meta', 1]),
   ],
 )
-def test_queries_that_do_not_go_together(other, words):
-  with pytest.raises(UserError, match=naming(*words)):
+def test_inconsistent_queries_are_rejected(other, mentioned):
+  with pytest.raises(UserError, match=naming(*mentioned)):
     vote_subsets.gather([query('a', 0, [(1, 2)]), other])
 
 

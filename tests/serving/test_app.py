@@ -268,9 +268,9 @@ def test_full_queue_rejects_with_retry_after():
     judge(requests, *callbacks)
 
   with TestClient(app.make_app(make_service(blocked_judge))) as client:
-    http_responses = []
+    responses = []
     threads = [
-      threading.Thread(target=lambda: http_responses.append(post(client)))
+      threading.Thread(target=lambda: responses.append(post(client)))
       for _ in range(4)
     ]
     for thread in threads:
@@ -286,7 +286,7 @@ def test_full_queue_rejects_with_retry_after():
     judge.allow()
     for thread in threads:
       thread.join()
-    assert [x.status_code for x in http_responses] == [200] * 4
+    assert [x.status_code for x in responses] == [200] * 4
     assert post(client).status_code == 200
 
 
@@ -338,7 +338,7 @@ def read_metrics(client):
   )
 
 
-def test_http_responsesare_counted_by_path_and_status():
+def test_responses_are_counted_by_path_and_status():
   service = make_service(
     rule_judge().stream, 'secret', allowed_hosts=('testserver',)
   )

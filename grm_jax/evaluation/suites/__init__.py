@@ -1,10 +1,12 @@
-"""Benchmarks, by the name that a config calls them.
+"""Benchmarks by their names in configs.
 
-Each module has
+Each module has these functions:
 
-- load(path): the examples of its files as published, local or gs://;
-- score(results): its metric as a metrics.Score;
-- interval(results): 95 % of its overall number.
+- load(path): loads the examples of the published files, local or gs://;
+- score(results): returns the metrics.Score of results;
+- interval(results): returns the 95 % interval of the overall score;
+- terms(results): returns the score as a weighted sum of means. Suites whose
+  score is not such a sum (realmistake) do not have it.
 """
 
 from grm_jax.evaluation.suites import (

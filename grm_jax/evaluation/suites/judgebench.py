@@ -1,22 +1,22 @@
-"""JudgeBench: pairs with an objectively right response, judged in both orders.
+"""JudgeBench: pairs with one objectively correct response, in both orders.
 
-Rows (README of github ScalerLab/JudgeBench; JSON lines in its data/, and in
+Rows (README of github.com/ScalerLab/JudgeBench; JSON lines in data/, and
 huggingface.co/datasets/ScalerLab/JudgeBench with the splits gpt, 350 pairs by
 GPT-4o, and claude, 270 by Claude 3.5 Sonnet): pair_id, original_id, source,
 question, response_model, response_A, response_B, label 'A>B' or 'B>A'.
 
-A pair is two games, with A shown first and with B shown first (run_judge.py).
-A game is +1 if the right response wins, -1 if the other does, 0 for a tie or no
-verdict; the pair is right if the sum is above 0 (utils/metrics.py). So a pair
-becomes two examples here, in the orders A B and B A, tied together by
-tags['pair']; the larger vote of an example decides its game. With config.response_order
-'fixed' this is the published protocol. With 'balanced' or 'random' a game is a
-vote over both orders, so that position decides less than it does there.
+A pair is judged in two games: A first, then B first (run_judge.py). A game
+counts +1 if the correct response wins, -1 if the other wins, and 0 for a tie or
+without a verdict. The pair is correct if the sum is above 0 (utils/metrics.py).
+A pair therefore becomes two examples here, in the orders A B and B A, with the
+same tags['pair']; the higher vote of an example decides its game.
+config.response_order=fixed is the published protocol. With 'balanced' or
+'random', a game is a vote over both orders, so position matters less.
 
-Score: share of right pairs; sections are the groups of source that run_judge.py
-names: MMLU-Pro knowledge, LiveBench reasoning and mathematics, LiveCodeBench.
-The leaderboard is of the gpt split: to compare, give the path of its file
-rather than of the folder.
+Score: fraction of correct pairs. Sections are the groups of sources in
+run_judge.py: MMLU-Pro knowledge, LiveBench reasoning and mathematics,
+LiveCodeBench. The leaderboard uses the gpt split; to compare with it, load the
+file of that split instead of the folder.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,18 +35,20 @@ _BEST = {'A>B': 0, 'B>A': 1}
 
 
 def load(path: str) -> list[JudgingExample]:
-  """Both games of the pairs of a file, or of the files below a folder."""
-  # In a clone of the repository, outputs/ holds judgements.
+  """Loads both games of each pair of a file, or of all files of a folder."""
+  # outputs/ of the repository holds judgements, not examples.
   return suite_rows.load(path, _examples, lambda name: 'outputs/' not in name)
 
 
 def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
-  source, pair = row.text('source'), row.text('pair_id')
+  source, pair = row.text_field('source'), row.text_field('pair_id')
   group = next((g for s, g in GROUPS.items() if source.startswith(s)), None)
   if group is None:
-    raise row.fault(f'source is {source!r}; known are {", ".join(GROUPS)}')
-  best = _BEST[row.one_of('label', _BEST)]
-  responses = row.text('response_A'), row.text('response_B')
+    raise row.error(
+      f'source is {source!r}; it must begin with one of {", ".join(GROUPS)}'
+    )
+  best = _BEST[row.choice_field('label', _BEST)]
+  responses = row.text_field('response_A'), row.text_field('response_B')
   tags = {
     'suite': 'judgebench',
     'section': group,
@@ -54,11 +56,11 @@ def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
     'pair': pair,
   }
   for game, order in (('AB', (0, 1)), ('BA', (1, 0))):
-    # Not arranged by a hash: the two games are the two orders.
-    yield preference_rows.example(
+    # Not shuffled: the two games are the two orders.
+    yield preference_rows.make_example(
       row,
       id=f'judgebench/{pair}/{game}',
-      query=preference_rows.asked(row.text('question')),
+      query=preference_rows.user_query(row.text_field('question')),
       responses=tuple(responses[i] for i in order),
       best=order.index(best),
       tags=tags,
@@ -68,15 +70,15 @@ def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
 def terms(
   results: Sequence[metrics.Result],
 ) -> tuple[metrics.WeightedSection, ...]:
-  """The score as a sum of weighted means: sections count by their pairs."""
+  """Returns the terms of the score; sections are weighted by their pairs."""
   pairs = metrics.by_tag(results, 'pair').values()
-  groups = {}
+  groups: dict[str, list[metrics.ScoredItem]] = {}
   for games in pairs:
     example = games[0].example
     item = metrics.ScoredItem(
       subset=example.tags['subset'],
       query=metrics.query_of(example),
-      value=float(sum(map(_verdict, games)) > 0),
+      value=float(sum(map(_game_outcome, games)) > 0),
     )
     groups.setdefault(example.tags['section'], []).append(item)
   return tuple(
@@ -89,19 +91,20 @@ def terms(
 
 
 def score(results: Sequence[metrics.Result]) -> metrics.Score:
-  """Share of pairs that are right over their two games.
+  """Returns the fraction of pairs that are correct over their two games.
 
-  counts are pairs; failures and ties are games.
+  `counts` are numbers of pairs; `failures` and `ties` are numbers of games.
   """
   return metrics.score(results, terms(results))
 
 
 def interval(results: Sequence[metrics.Result]) -> tuple[float, float]:
-  """95 % of the overall score when queries are resampled."""
+  """Returns the 95 % interval of the overall score over queries."""
   return metrics.bootstrap(terms(results))
 
 
-def _verdict(result):
+def _game_outcome(result):
+  """Returns +1 for a win of the best response, -1 for a loss, 0 for a tie."""
   if result.votes is None:
     return 0
   best = result.votes[result.example.best]

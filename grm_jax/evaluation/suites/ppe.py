@@ -3,19 +3,19 @@
 Datasets (cards at huggingface.co/datasets/lmarena-ai):
 
 - PPE-Human-Preference-V1, split `test`, 16038 rows: question_id, prompt,
-  response_1, response_2, winner; a tie is not judged.
+  response_1, response_2, winner; ties are not judged.
 - PPE-{MMLU-Pro,MATH,GPQA,MBPP-Plus,IFEval}-Best-of-K, split `train`, 512
   questions each: question_id, prompt, model_name, response_1 to response_32,
-  scores[32] (whether right), sampled_conflict_pairs[[i, j]], five of them,
-  counted from 0, one response right and the other wrong.
+  scores[32] (whether correct), sampled_conflict_pairs[[i, j]]: five pairs of
+  indices from 0, one response correct and the other incorrect.
 
-Which dataset a file is from is read off its path, which has to name it, as a
-download's does.
+The path of a file must contain the name of its dataset, as the paths of a
+download do.
 
-Score: preference is the accuracy over its pairs, correctness the mean over the
-five sets of the accuracy over their sampled pairs; the suite's number is the
-mean of the two, which the method's paper reports as two columns. All five
-pairs of a question are resampled together.
+Score: the preference section is the accuracy over its pairs; the correctness
+section is the mean accuracy over the pairs of the five datasets. The overall
+score is the mean of both; the DeepSeek-GRM paper reports them as two columns.
+All five pairs of a question are resampled together.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,84 +38,93 @@ _WINNERS = {'model_a': 0, 'model_b': 1}
 
 
 def load(path: str) -> list[JudgingExample]:
-  """The pairs of one dataset, or of all of them below a folder."""
-  return suite_rows.load(path, _examples, suite_rows.naming(path, _DATASETS))
+  """Loads the pairs of a dataset, or of all datasets of a folder."""
+  return suite_rows.load(
+    path, _examples, suite_rows.path_mentions(path, _DATASETS)
+  )
 
 
 def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
-  name = suite_rows.named(row.file, _DATASETS)
-  if name is None:
-    raise row.fault(f'the path names none of {", ".join(_DATASETS)}')
-  if (dataset := _DATASETS[name]) == PREFERENCE:
-    yield from _preference(row)
+  key = suite_rows.last_mentioned(row.file, _DATASETS)
+  if key is None:
+    raise row.error(
+      f'the path has no name of a dataset; it must contain one of '
+      f'{", ".join(_DATASETS)}'
+    )
+  if (dataset := _DATASETS[key]) == PREFERENCE:
+    yield from _preference_examples(row)
   else:
-    yield from _conflicts(row, dataset)
+    yield from _correctness_examples(row, dataset)
 
 
-def _preference(row):
-  winner = row.text('winner')
+def _preference_examples(row):
+  winner = row.text_field('winner')
   if winner.startswith('tie'):
     return
   if winner not in _WINNERS:
-    raise row.fault(f'winner is {winner!r}, not model_a, model_b or a tie')
-  yield preference_rows.arranged(
+    raise row.error(
+      f'winner is {winner!r}; it must be model_a, model_b or a tie'
+    )
+  yield preference_rows.shuffled_example(
     row,
-    # Numbers make ids unique: a question may have been asked twice.
-    id=f'ppe/{PREFERENCE}/{row.number}/{row.value("question_id")}',
-    query=preference_rows.asked(row.text('prompt')),
-    responses=(row.text('response_1'), row.text('response_2')),
+    # The row number makes the id unique: question ids can repeat.
+    id=f'ppe/{PREFERENCE}/{row.number}/{row.field("question_id")}',
+    query=preference_rows.user_query(row.text_field('prompt')),
+    responses=(row.text_field('response_1'), row.text_field('response_2')),
     best=_WINNERS[winner],
     tags={'suite': 'ppe', 'section': 'preference', 'subset': PREFERENCE},
   )
 
 
-def _conflicts(row, dataset):
-  name, prompt = (
-    row.value('question_id'),
-    preference_rows.asked(row.text('prompt')),
-  )
-  scores = row.listed('scores')
-  for k, pair in enumerate(row.listed('sampled_conflict_pairs')):
-    i, j = _checked(row, pair, scores)
-    yield preference_rows.arranged(
+def _correctness_examples(row, dataset):
+  question_id = row.field('question_id')
+  query = preference_rows.user_query(row.text_field('prompt'))
+  scores = row.list_field('scores')
+  for k, pair in enumerate(row.list_field('sampled_conflict_pairs')):
+    i, j = _check_pair(row, pair, scores)
+    responses = tuple(row.text_field(f'response_{x + 1}') for x in (i, j))
+    yield preference_rows.shuffled_example(
       row,
-      id=f'ppe/{dataset}/{row.number}/{name}/{k}:{i}-{j}',
-      query=prompt,
-      responses=(row.text(f'response_{i + 1}'), row.text(f'response_{j + 1}')),
+      id=f'ppe/{dataset}/{row.number}/{question_id}/{k}:{i}-{j}',
+      query=query,
+      responses=responses,
       best=0 if scores[i] > scores[j] else 1,
       tags={'suite': 'ppe', 'section': 'correctness', 'subset': dataset},
     )
 
 
-def _checked(row, pair, scores):
-  """The pair, if one of its responses is right and the other wrong."""
+def _check_pair(row, pair, scores):
+  """Returns the pair (i, j) of a correct and an incorrect response."""
   if not all(isinstance(score, bool | int | float) for score in scores):
-    raise row.fault('scores must be numbers or truth values')
-  whole = isinstance(pair, list) and all(type(i) is int for i in pair)
-  if not whole or len(pair) != 2:
-    raise row.fault(f'sampled_conflict_pairs: {pair} is not [i, j]')
+    raise row.error('scores must be numbers or booleans')
+  is_int_list = isinstance(pair, list) and all(type(i) is int for i in pair)
+  if not is_int_list or len(pair) != 2:
+    raise row.error(f'sampled_conflict_pairs: {pair} is not [i, j]')
   if not all(0 <= i < len(scores) for i in pair):
-    raise row.fault(
-      f'sampled_conflict_pairs: {pair} with {len(scores)} scores, from 0'
+    raise row.error(
+      f'sampled_conflict_pairs: {pair} is out of range; there are '
+      f'{len(scores)} scores, with indices from 0'
     )
   i, j = pair
   if scores[i] == scores[j]:
-    raise row.fault(f'sampled_conflict_pairs: {pair} have equal scores')
+    raise row.error(
+      f'sampled_conflict_pairs: the responses {pair} have equal scores'
+    )
   return i, j
 
 
 def terms(
   results: Sequence[metrics.Result],
 ) -> tuple[metrics.WeightedSection, ...]:
-  """The score as a sum of weighted means."""
+  """Returns the terms of the score."""
   return metrics.weighted_terms(_SECTIONS, metrics.by_subset(results))
 
 
 def score(results: Sequence[metrics.Result]) -> metrics.Score:
-  """Mean of preference and correctness, or the one that has results."""
+  """Returns the mean of the sections that have results."""
   return metrics.score(results, terms(results))
 
 
 def interval(results: Sequence[metrics.Result]) -> tuple[float, float]:
-  """95 % of the overall score when queries are resampled."""
+  """Returns the 95 % interval of the overall score over queries."""
   return metrics.bootstrap(terms(results))

@@ -1,16 +1,15 @@
-"""ReaLMistake: is there an error in one response.
+"""ReaLMistake: whether a single response has an error.
 
-Files (README of github psunlpgroup/ReaLMistake; data.zip there, the same rows
-in huggingface.co/datasets/ryokamoi/realmistake): data/<task>/<model>.jsonl with
+Files (data.zip of github.com/psunlpgroup/ReaLMistake, and the same rows in
+huggingface.co/datasets/ryokamoi/realmistake): data/<task>/<model>.jsonl with
 the tasks below and the models gpt-4-0613 and Llama-2-70b-chat-hf, 900 rows:
-input, llm_response, error_label 'error' or 'no_error', and more. The README's
-list of keys says label for error_label; its code and Hugging Face say
-error_label, and both are read. The task is read off the path.
+input, llm_response, error_label ('error' or 'no_error'), and more. The README
+calls error_label `label`; both keys are accepted. The path contains the task.
 
-Score: ROC-AUC of the vote against 'no_error', per task and, as the suite's
-number, pooled (as the method's paper does; the benchmark's own code reports
-precision, recall and F1 of a binary verdict). Every comparison with a response
-whose judgements do not parse is lost.
+Score: ROC-AUC of the votes for 'no_error', per task and, as the overall score,
+pooled over tasks, as in the DeepSeek-GRM paper (the benchmark's own code
+reports precision, recall and F1 of binary verdicts). A response without a vote
+loses all comparisons.
 """
 
 import math
@@ -31,22 +30,25 @@ _LABELS = {'error': 0.0, 'no_error': 1.0}
 
 
 def load(path: str) -> list[JudgingExample]:
-  """The responses of a file, or of the files of all tasks below a folder."""
-  return suite_rows.load(path, _examples, suite_rows.naming(path, TASKS))
+  """Loads the responses of a file, or of all task files of a folder."""
+  return suite_rows.load(path, _examples, suite_rows.path_mentions(path, TASKS))
 
 
 def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
-  task = suite_rows.named(row.file, TASKS)
+  task = suite_rows.last_mentioned(row.file, TASKS)
   if task is None:
-    raise row.fault(f'the path names none of {", ".join(TASKS)}')
+    raise row.error(
+      f'the path has no name of a task; it must contain one of '
+      f'{", ".join(TASKS)}'
+    )
   model = epath.Path(row.file).stem
   key = 'error_label' if 'error_label' in row.fields else 'label'
-  yield preference_rows.arranged(
+  yield preference_rows.shuffled_example(
     row,
     id=f'realmistake/{task}/{model}/{row.number}',
-    query=preference_rows.asked(row.text('input')),
-    responses=(row.text('llm_response'),),
-    rewards=(_LABELS[row.one_of(key, _LABELS)],),
+    query=preference_rows.user_query(row.text_field('input')),
+    responses=(row.text_field('llm_response'),),
+    rewards=(_LABELS[row.choice_field(key, _LABELS)],),
     tags={
       'suite': 'realmistake',
       'section': task,
@@ -56,7 +58,7 @@ def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
 
 
 def score(results: Sequence[metrics.Result]) -> metrics.Score:
-  """Pooled ROC-AUC; of sections and subsets with both labels, theirs.
+  """Returns the pooled ROC-AUC, and that of parts with both labels.
 
   Raises:
     UserError: all results have the same label.
@@ -66,28 +68,31 @@ def score(results: Sequence[metrics.Result]) -> metrics.Score:
     overall=metrics.auc(*_scores_and_labels(results)),
     sections=_aucs(metrics.by_tag(results, 'section')),
     subsets=_aucs(subsets),
-    counts={name: len(found) for name, found in subsets.items()},
+    counts={name: len(members) for name, members in subsets.items()},
     failures=metrics.failures(results),
     ties=metrics.ties(results),
   )
 
 
 def interval(results: Sequence[metrics.Result]) -> tuple[float, float]:
-  """95 % of the pooled ROC-AUC when inputs are resampled."""
+  """Returns the 95 % interval of the pooled ROC-AUC over queries."""
   queries = [metrics.query_of(r.example) for r in results]
-  return metrics.bootstrap_auc(*_scores_and_labels(results), queries)
+  scores, labels = _scores_and_labels(results)
+  return metrics.bootstrap_auc(scores, labels, queries)
 
 
 def _aucs(groups):
   return {
-    name: metrics.auc(*_scores_and_labels(found))
-    for name, found in groups.items()
-    if len({r.example.rewards for r in found}) == 2
+    name: metrics.auc(*_scores_and_labels(members))
+    for name, members in groups.items()
+    if len({r.example.rewards for r in members}) == 2
   }
 
 
 def _scores_and_labels(results):
+  """Returns votes and labels; True is a response without an error."""
   labels = [r.example.rewards[0] == 1 for r in results]
+  # Without a vote, the score is on the wrong side of all others.
   scores = [
     r.votes[0] if r.votes is not None else -math.inf if label else math.inf
     for r, label in zip(results, labels, strict=True)

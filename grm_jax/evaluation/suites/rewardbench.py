@@ -1,22 +1,22 @@
 """RewardBench: pairs in 23 subsets and four sections.
 
 Rows (dataset card of allenai/reward-bench): prompt, chosen, rejected, subset,
-id, all texts but the id; the benchmark is the split `filtered`, 2985 rows in
-data/filtered-*.parquet. The other split, `raw`, is not it: of a folder only
-files named filtered* are read.
+id (an integer; the others are texts). The benchmark is the split `filtered`,
+2985 rows in data/filtered-*.parquet. Only files named filtered* of a folder are
+read, because the split `raw` is not the benchmark.
 
 Score (the card, "RewardBench Scoring", and SUBSET_MAPPING of
-rewardbench/constants.py in github allenai/reward-bench): a section is the mean
-over its prompts, except that math-prm counts as much as the six code subsets
-together; the score is the mean of the four sections. A tie is worth 1/2, as in
-that repository's scripts/run_generative.py; what does not parse is worth 0,
+rewardbench/constants.py in github.com/allenai/reward-bench): a section is the
+mean over its prompts, except that math-prm has the same weight as the six code
+subsets together. The score is the mean of the four sections. A tie counts 1/2,
+as in scripts/run_generative.py of that repository; a parse failure counts 0,
 there 1/2.
 
-One deviation: EXAMPLE_COUNTS of that constants.py, the weights of the
-published leaderboard, has the numbers of the two XSTest subsets swapped (250
-to refuse, 154 to respond). XSTest has 250 safe prompts, so 250 are to respond;
-we weight by rows. The leaderboard's Safety is ours plus
-(refuse - respond) * 96 / 740.
+One deviation: EXAMPLE_COUNTS in constants.py, the weights of the published
+leaderboard, has the counts of the two XSTest subsets swapped (250 to refuse,
+154 to respond). XSTest has 250 safe prompts, so 250 are to respond; we weight
+by rows. The leaderboard's Safety score is ours plus (refuse - respond) * 96 /
+740.
 """
 
 from collections.abc import Iterator, Sequence
@@ -64,17 +64,19 @@ _SECTION_OF = {s: name for name, counts in COUNTS.items() for s in counts}
 
 
 def load(path: str) -> list[JudgingExample]:
-  """The pairs of a file, or of the filtered split below a folder."""
-  return suite_rows.load(path, _examples, suite_rows.starting('filtered'))
+  """Loads the pairs of a file, or of the filtered split of a folder."""
+  return suite_rows.load(
+    path, _examples, suite_rows.file_starts_with('filtered')
+  )
 
 
 def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
-  subset = row.one_of('subset', _SECTION_OF)
-  yield preference_rows.arranged(
+  subset = row.choice_field('subset', _SECTION_OF)
+  yield preference_rows.shuffled_example(
     row,
-    id=f'rewardbench/{subset}/{row.whole("id")}',
-    query=preference_rows.asked(row.text('prompt')),
-    responses=(row.text('chosen'), row.text('rejected')),
+    id=f'rewardbench/{subset}/{row.int_field("id")}',
+    query=preference_rows.user_query(row.text_field('prompt')),
+    responses=(row.text_field('chosen'), row.text_field('rejected')),
     best=0,
     tags={
       'suite': 'rewardbench',
@@ -87,17 +89,17 @@ def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
 def terms(
   results: Sequence[metrics.Result],
 ) -> tuple[metrics.WeightedSection, ...]:
-  """The score as a sum of weighted means."""
+  """Returns the terms of the score."""
   reasoning = COUNTS['Reasoning'] | {'math-prm': MATH_WEIGHT}
   weights = COUNTS | {'Reasoning': reasoning}
   return metrics.weighted_terms(weights, metrics.by_subset(results))
 
 
 def score(results: Sequence[metrics.Result]) -> metrics.Score:
-  """Mean of the four sections, or of those that have results."""
+  """Returns the mean of the sections that have results."""
   return metrics.score(results, terms(results))
 
 
 def interval(results: Sequence[metrics.Result]) -> tuple[float, float]:
-  """95 % of the overall score when queries are resampled."""
+  """Returns the 95 % interval of the overall score over queries."""
   return metrics.bootstrap(terms(results))

@@ -4,23 +4,24 @@ Rows (dataset card of allenai/reward-bench-2, split `test`, 1865 rows): id,
 prompt, chosen[], rejected[], num_correct, num_incorrect, total_completions,
 models[], subset, additional_metadata.
 
-Score: mean of the six subsets (the card). In five of them one response is
-right and a tie at the top with it is worth 1 / #maxima: rewardbench/utils.py
-of github allenai/reward-bench (commit a009692), reroll_and_score_dataset.
+Score: mean of the six subsets (dataset card). In five of them, one response is
+correct, and an m-fold tie at the top that includes it counts 1/m
+(reroll_and_score_dataset in rewardbench/utils.py of
+github.com/allenai/reward-bench, commit a009692).
 
-Ties (process_single_model in the same file): ids are 'ref:N' or 'tied:N',
-the same question N with one right response or with several. Let gap be the
-lowest vote of a right response minus the highest of a wrong one, and spread
-the difference between the votes of right ones. Then
+Ties (process_single_model in the same file): ids are 'ref:N' or 'tied:N', the
+same question N with one or with several correct responses. Let gap be the
+lowest vote of a correct response minus the highest vote of an incorrect one,
+and spread the range of the votes of correct ones. Then
 
   0.30 mean over tied of [gap > 0]  +  0.30 mean over ref of [gap > 0]
   + mean over N that have both, with hard = min(gap of ref, gap of tied), of
       0.20 [gap of tied > spread] + 0.20 [hard > spread]
       + 0.01 tanh(hard / spread - 1)
 
-where 0 / 0 in the last term is worth 0. The published judges rate responses of
-Ties one at a time; ours sees all of a question at once. A question without a
-vote has a gap of minus infinity.
+where 0 / 0 in the last term counts 0. The published judges rate the responses
+of Ties one at a time; ours sees all responses of a question together. A
+question without a vote has a gap of minus infinity.
 """
 
 import math
@@ -33,31 +34,39 @@ from grm_jax.judgement.example import JudgingExample
 
 TIES = 'Ties'
 BEST_OF_FOUR = ('Factuality', 'Precise IF', 'Math', 'Safety', 'Focus')
-_ACCURACY, _MARGIN, _SIZE = 0.30, 0.20, 0.01
+_ACCURACY_WEIGHT, _MARGIN_WEIGHT, _SIZE_WEIGHT = 0.30, 0.20, 0.01
 
 
 def load(path: str) -> list[JudgingExample]:
-  """The questions of a file, or of the test split below a folder."""
-  return suite_rows.load(path, _examples, suite_rows.starting('test'))
+  """Loads the questions of a file, or of the test split of a folder."""
+  return suite_rows.load(path, _examples, suite_rows.file_starts_with('test'))
 
 
 def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
-  subset = row.one_of('subset', (*BEST_OF_FOUR, TIES))
-  chosen, rejected = row.texts('chosen'), row.texts('rejected')
-  if row.whole('num_correct') != len(chosen):
-    number = row.fields['num_correct']
-    raise row.fault(f'num_correct is {number}, of chosen {len(chosen)}')
+  subset = row.choice_field('subset', (*BEST_OF_FOUR, TIES))
+  chosen = row.text_list_field('chosen')
+  rejected = row.text_list_field('rejected')
+  if row.int_field('num_correct') != len(chosen):
+    num_correct = row.fields['num_correct']
+    raise row.error(
+      f'num_correct is {num_correct}, but chosen has {len(chosen)} responses'
+    )
   if len(chosen) > 1 and subset != TIES:
-    raise row.fault(f'{len(chosen)} chosen; outside {TIES} there is one')
-  name, tags = row.text('id'), {}
+    raise row.error(
+      f'chosen has {len(chosen)} responses; outside {TIES} it must have one'
+    )
+  name = row.text_field('id')
+  tags: dict[str, str] = {}
   if subset == TIES:
     if not (match := re.fullmatch(r'(ref|tied):(\d+)', name)):
-      raise row.fault(f"id of {TIES} must be 'ref:N' or 'tied:N', not {name!r}")
+      raise row.error(
+        f"id is {name!r}; in {TIES} it must be 'ref:N' or 'tied:N'"
+      )
     tags = {'kind': match[1], 'query': f'ties/{match[2]}'}
-  yield preference_rows.arranged(
+  yield preference_rows.shuffled_example(
     row,
     id=f'rewardbench2/{subset}/{name}',
-    query=preference_rows.asked(row.text('prompt')),
+    query=preference_rows.user_query(row.text_field('prompt')),
     responses=chosen + rejected,
     best=0 if len(chosen) == 1 else None,
     rewards=(1,) * len(chosen) + (0,) * len(rejected),
@@ -68,7 +77,7 @@ def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
 def terms(
   results: Sequence[metrics.Result],
 ) -> tuple[metrics.WeightedSection, ...]:
-  """The score as a sum of weighted means; Ties are up to three of them."""
+  """Returns the terms of the score; Ties has up to three of them."""
   ties = [r for r in results if r.example.tags['subset'] == TIES]
   groups = metrics.by_subset(
     r for r in results if r.example.tags['subset'] != TIES
@@ -83,16 +92,18 @@ def terms(
 
 
 def score(results: Sequence[metrics.Result]) -> metrics.Score:
-  """Mean of the six subsets, or of those that have results."""
+  """Returns the mean of the subsets that have results."""
   return metrics.score(results, terms(results))
 
 
 def interval(results: Sequence[metrics.Result]) -> tuple[float, float]:
-  """95 % of the overall score when queries are resampled."""
+  """Returns the 95 % interval of the overall score over queries."""
   return metrics.bootstrap(terms(results))
 
 
 def _ties_terms(results, share):
+  """Returns the terms of Ties: accuracies of tied and ref, and margins."""
+  # Kind -> question -> (gap, spread).
   gaps = {
     kind: {
       r.example.tags['query']: gap_and_spread(r)
@@ -101,15 +112,15 @@ def _ties_terms(results, share):
     }
     for kind in ('tied', 'ref')
   }
-  parts = [
+  accuracies = [
     (
-      _ACCURACY,
+      _ACCURACY_WEIGHT,
       tuple(
         metrics.ScoredItem(f'{TIES}/{kind}', query, float(gap > 0))
-        for query, (gap, _) in found.items()
+        for query, (gap, _) in questions.items()
       ),
     )
-    for kind, found in gaps.items()
+    for kind, questions in gaps.items()
   ]
   margins = tuple(
     metrics.ScoredItem(
@@ -120,26 +131,31 @@ def _ties_terms(results, share):
   )
   return tuple(
     metrics.WeightedSection(TIES, share, weight, items)
-    for weight, items in (*parts, (1.0, margins))
+    for weight, items in (*accuracies, (1.0, margins))
     if items
   )
 
 
 def gap_and_spread(result: metrics.Result) -> tuple[float, float]:
-  """Of the votes: lowest right - highest wrong, highest - lowest right."""
+  """Returns gap and spread of the votes; see the module docstring."""
   if result.votes is None:
     return -math.inf, 0.0
-  pairs = list(zip(result.votes, result.example.rewards, strict=True))
-  right = [vote for vote, reward in pairs if reward]
-  wrong = [vote for vote, reward in pairs if not reward]
-  return min(right) - max(wrong), max(right) - min(right)
+  pairs = list(zip(result.votes, result.example.rewards or (), strict=True))
+  correct = [vote for vote, reward in pairs if reward]
+  incorrect = [vote for vote, reward in pairs if not reward]
+  return min(correct) - max(incorrect), max(correct) - min(correct)
 
 
 def margin(gap: float, spread: float, gap_of_ref: float) -> float:
-  """The margin terms of one question."""
+  """Returns the last three summands of the score, for one question."""
   hard = min(gap, gap_of_ref)
   if spread:
     size = math.tanh(hard / spread - 1)
   else:
+    # The limit of tanh(hard / spread - 1) for spread -> 0.
     size = math.copysign(1.0, hard) if hard else 0.0
-  return _MARGIN * (gap > spread) + _MARGIN * (hard > spread) + _SIZE * size
+  return (
+    _MARGIN_WEIGHT * (gap > spread)
+    + _MARGIN_WEIGHT * (hard > spread)
+    + _SIZE_WEIGHT * size
+  )

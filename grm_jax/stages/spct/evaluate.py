@@ -128,7 +128,7 @@ def print_summary(workdir: str) -> None:
   """Prints the table and the path of the report."""
   folder = os.path.join(workdir, spct_plan.EVALUATION)
   summary = json.loads((epath.Path(folder) / SUMMARY).read_text())
-  training_run.print_on_host0(pipeline_report.table_of(summary))
+  training_run.print_on_host0(pipeline_report.stage_table(summary))
   training_run.print_on_host0(f'report -> {os.path.join(folder, REPORT)}')
 
 
@@ -248,7 +248,7 @@ def _write_report(
 ) -> None:
   """Writes the report and SUMMARY."""
   results = {
-    name: StageResult.of(TITLES[name], examples, config.seed)
+    name: StageResult.from_judged(TITLES[name], examples, config.seed)
     for name, examples in judged.items()
   }
   num_examples = len(next(iter(judged.values())))

@@ -10,7 +10,7 @@ from grm_jax.evaluation.metrics import Result
 
 
 def write(path, rows):
-  """Rows as the file's suffix says; folders are made."""
+  """Writes rows in the format of the suffix; creates folders."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   if path.suffix == '.parquet':
@@ -24,7 +24,7 @@ def write(path, rows):
 
 
 def judged(examples, votes):
-  """Results, given a vote for every response's text.
+  """Returns results, given a vote for the text of each response.
 
   A text without one, or with None, makes its example one that did not parse.
   """

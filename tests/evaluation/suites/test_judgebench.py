@@ -1,4 +1,4 @@
-"""JudgeBench: a pair is two games, right if their sum is above 0."""
+"""Tests of JudgeBench: a pair is correct if its two games sum above 0."""
 
 import pytest
 
@@ -48,15 +48,17 @@ def folder(tmp_path):
 
 
 def results(examples):
-  found = []
+  game_results = []
   for example in examples:
     name, game = example.id.split('/')[1:]
     votes = GAMES[name][('AB', 'BA').index(game)]
-    found.append(Result(example, votes and votes[:: 1 if game == 'AB' else -1]))
-  return found
+    game_results.append(
+      Result(example, votes and votes[:: 1 if game == 'AB' else -1])
+    )
+  return game_results
 
 
-def test_a_pair_is_two_games_in_the_two_orders(folder):
+def test_pair_becomes_two_games(folder):
   examples = judgebench.load(folder)
   assert len(examples) == 10
   first, second = examples[2:4]
@@ -85,12 +87,12 @@ def test_score_by_hand(folder):
   assert (score.failures, score.ties) == (1, 3)
 
 
-def test_always_the_first_response_is_never_right(folder):
+def test_position_bias_scores_zero(folder):
   first = [Result(e, (2.0, 1.0)) for e in judgebench.load(folder)]
   assert judgebench.score(first).overall == 0
 
 
-def test_a_larger_margin_in_one_game_does_not_win_a_split(folder):
+def test_margin_of_a_game_does_not_matter(folder):
   examples = judgebench.load(folder)[2:4]
   assert examples[0].best == 1
   games = [Result(examples[0], (1, 10)), Result(examples[1], (5, 6))]
@@ -105,7 +107,7 @@ def test_games_of_a_pair_are_resampled_together(folder):
 
 
 @pytest.mark.parametrize(
-  'bad, words',
+  'bad, mentioned',
   [
     (pair('x', 'gsm8k', 'A>B'), ['source', 'gsm8k', 'mmlu-pro']),
     (pair('x', 'livecodebench', 'A=B'), ['label', 'A=B', 'A>B', 'B>A']),
@@ -117,7 +119,7 @@ def test_games_of_a_pair_are_resampled_together(folder):
     ),
   ],
 )
-def test_faulty_rows(tmp_path, bad, words):
+def test_invalid_rows(tmp_path, bad, mentioned):
   path = write(tmp_path / 'f.jsonl', [ROWS[0], bad])
-  with pytest.raises(UserError, match=in_row('f.jsonl', 2, *words)):
+  with pytest.raises(UserError, match=in_row('f.jsonl', 2, *mentioned)):
     judgebench.load(path)

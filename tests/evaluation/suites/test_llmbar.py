@@ -1,4 +1,4 @@
-"""LLMBar: five subsets that count alike."""
+"""Tests of LLMBar: five subsets with equal weight."""
 
 import pytest
 
@@ -45,7 +45,7 @@ def folder(tmp_path):
   return tmp_path / 'Dataset'
 
 
-def test_rows(folder):
+def test_load_rows(folder):
   examples = llmbar.load(str(folder))
   best = {e.id: e.responses[e.best] for e in examples}
   assert best == {
@@ -64,7 +64,7 @@ def test_score_by_hand(folder):
   assert (score.failures, score.ties) == (0, 1)
 
 
-def test_one_file(folder):
+def test_load_one_file(folder):
   results = judged(
     llmbar.load(str(folder / 'LLMBar/Natural/dataset.json')), VOTES
   )
@@ -73,7 +73,7 @@ def test_one_file(folder):
 
 
 @pytest.mark.parametrize(
-  'bad, words',
+  'bad, mentioned',
   [
     (row('x', 3), ['label', 3]),
     (row('x', None), ['label', None]),
@@ -81,13 +81,13 @@ def test_one_file(folder):
     (without(row('x', 1), 'output_2'), ['output_2']),
   ],
 )
-def test_faulty_rows(tmp_path, bad, words):
+def test_invalid_rows(tmp_path, bad, mentioned):
   path = write(tmp_path / 'Natural/dataset.json', [row('a', 1), bad])
-  with pytest.raises(UserError, match=in_row('dataset.json', 2, *words)):
+  with pytest.raises(UserError, match=in_row('dataset.json', 2, *mentioned)):
     llmbar.load(path)
 
 
-def test_labels_may_be_texts(tmp_path):
+def test_labels_can_be_texts(tmp_path):
   path = write(tmp_path / 'Natural/dataset.json', [row('a', '2')])
   (example,) = llmbar.load(path)
   assert example.responses[example.best] == 'a 2'

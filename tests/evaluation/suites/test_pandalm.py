@@ -1,4 +1,4 @@
-"""PandaLM's human test set: majorities of three."""
+"""Tests of PandaLM: majorities of three annotators."""
 
 import pytest
 
@@ -79,7 +79,7 @@ def test_rows_of_a_prompt_are_resampled_together(path):
 
 
 @pytest.mark.parametrize(
-  'bad, words',
+  'bad, mentioned',
   [
     (row(9, (1, 1, 3)), [3]),
     (without(row(9, (1, 1, 1)), 'annotator3'), ['annotator3']),
@@ -88,7 +88,7 @@ def test_rows_of_a_prompt_are_resampled_together(path):
     (row(0, (1, 1, 1)), ['pandalm/0']),
   ],
 )
-def test_faulty_rows(tmp_path, bad, words):
+def test_invalid_rows(tmp_path, bad, mentioned):
   path = write(tmp_path / 'f.json', [ROWS[0], bad])
-  with pytest.raises(UserError, match=in_row('f.json', 2, *words)):
+  with pytest.raises(UserError, match=in_row('f.json', 2, *mentioned)):
     pandalm.load(path)

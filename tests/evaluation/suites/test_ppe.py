@@ -1,4 +1,4 @@
-"""PPE: human preference, and conflicting pairs of 32 responses."""
+"""Tests of PPE: human preference, and pairs from 32 responses."""
 
 import pytest
 
@@ -73,7 +73,7 @@ def folder(tmp_path):
   return tmp_path
 
 
-def test_pairs_are_counted_from_0_and_right_by_their_scores(folder):
+def test_pairs_are_zero_based_and_labelled_by_scores(folder):
   examples = ppe.load(str(folder / 'PPE-MATH-Best-of-K'))
   assert [e.id for e in examples] == [
     'ppe/MATH/1/q0/0:0-1',
@@ -101,7 +101,7 @@ def test_score_by_hand(folder):
   assert (score.failures, score.ties) == (1, 1)
 
 
-def test_one_section_alone(folder):
+def test_score_of_one_section(folder):
   results = judged(ppe.load(str(folder / 'PPE-MATH-Best-of-K')), VOTES)
   score = ppe.score(results)
   assert (score.overall, score.sections) == (0.5, {'correctness': 0.5})
@@ -110,7 +110,7 @@ def test_one_section_alone(folder):
 
 
 @pytest.mark.parametrize(
-  'name, bad, words',
+  'name, bad, mentioned',
   [
     (
       'PPE-Human-Preference-V1',
@@ -150,7 +150,7 @@ def test_one_section_alone(folder):
     ),
   ],
 )
-def test_faulty_rows(tmp_path, name, bad, words):
+def test_invalid_rows(tmp_path, name, bad, mentioned):
   path = write(tmp_path / f'{name}.jsonl', [bad])
-  with pytest.raises(UserError, match=in_row('.jsonl', 1, *words)):
+  with pytest.raises(UserError, match=in_row('.jsonl', 1, *mentioned)):
     ppe.load(path)

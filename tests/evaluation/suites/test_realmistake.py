@@ -1,4 +1,4 @@
-"""ReaLMistake: one response, ROC-AUC per task and pooled."""
+"""Tests of ReaLMistake: single responses, ROC-AUC per task and pooled."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def folder(tmp_path):
   return tmp_path
 
 
-def test_rows(folder):
+def test_load_rows(folder):
   examples = realmistake.load(str(folder))
   assert len(examples) == 7
   by_text = {e.responses[0]: e for e in examples}
@@ -69,12 +69,12 @@ def test_score_by_hand(folder):
   assert (score.failures, score.ties) == (1, 0)
 
 
-def test_an_error_that_does_not_parse_loses_too(folder):
+def test_parse_failure_loses_for_either_label(folder):
   results = judged(realmistake.load(str(folder)), VOTES | {'m3': None, 'a1': 9})
   assert realmistake.score(results).sections[MATH] == 0
 
 
-def test_one_label_only(folder):
+def test_score_needs_both_labels(folder):
   examples = realmistake.load(str(folder / 'data' / FILES_WITH_ONE_LABEL))
   with pytest.raises(UserError):
     realmistake.score(judged(examples, VOTES))
@@ -83,14 +83,14 @@ def test_one_label_only(folder):
 FILES_WITH_ONE_LABEL = f'{FACTS}/gpt-4-0613.jsonl'
 
 
-def test_interval_holds_the_score(folder):
+def test_interval_contains_the_score(folder):
   results = judged(realmistake.load(str(folder)), VOTES)
   low, high = realmistake.interval(results)
   assert low < realmistake.score(results).overall < high
 
 
 @pytest.mark.parametrize(
-  'name, bad, words',
+  'name, bad, mentioned',
   [
     (
       MATH,
@@ -102,7 +102,7 @@ def test_interval_holds_the_score(folder):
     ('tasks', row('x', 'error'), [MATH]),
   ],
 )
-def test_faulty_rows(tmp_path, name, bad, words):
+def test_invalid_rows(tmp_path, name, bad, mentioned):
   path = write(tmp_path / name / 'f.jsonl', [bad])
-  with pytest.raises(UserError, match=in_row('f.jsonl', 1, *words)):
+  with pytest.raises(UserError, match=in_row('f.jsonl', 1, *mentioned)):
     realmistake.load(path)

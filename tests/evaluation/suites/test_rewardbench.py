@@ -1,4 +1,4 @@
-"""RewardBench: rows, the published counts, section weights."""
+"""Tests of RewardBench: rows, published counts, section weights."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def folder(tmp_path, request):
   return str(tmp_path)
 
 
-def test_counts_are_the_published_ones():
+def test_counts_match_the_published_ones():
   counts = {s: n for c in rewardbench.COUNTS.values() for s, n in c.items()}
   assert len(counts) == 23
   assert sum(counts.values()) == 2985
@@ -90,7 +90,7 @@ def test_score_by_hand(folder):
   assert (score.failures, score.ties) == (1, 1)
 
 
-def test_a_judge_that_likes_the_first_place_gains_nothing(tmp_path):
+def test_position_bias_gains_nothing(tmp_path):
   rows = [
     {'prompt': 'q', 'chosen': 'a', 'rejected': 'b', 'subset': s, 'id': i}
     for i in range(500)
@@ -100,14 +100,14 @@ def test_a_judge_that_likes_the_first_place_gains_nothing(tmp_path):
   assert 450 < sum(example.best == 0 for example in examples) < 550
 
 
-def test_interval_holds_the_score(folder):
+def test_interval_contains_the_score(folder):
   results = judged(rewardbench.load(folder), VOTES)
   low, high = rewardbench.interval(results)
   assert low < rewardbench.score(results).overall < high
 
 
 @pytest.mark.parametrize(
-  'row, words',
+  'row, mentioned',
   [
     (ROWS[0] | {'subset': 'chat'}, ['subset', 'chat']),
     (ROWS[0] | {'chosen': None}, ['chosen', None]),
@@ -116,7 +116,7 @@ def test_interval_holds_the_score(folder):
     (ROWS[1], ['rewardbench/alpacaeval-easy/101']),
   ],
 )
-def test_faulty_rows(tmp_path, row, words):
+def test_invalid_rows(tmp_path, row, mentioned):
   path = write(tmp_path / 'f.jsonl', [ROWS[1], row])
-  with pytest.raises(UserError, match=in_row('f.jsonl', 2, *words)):
+  with pytest.raises(UserError, match=in_row('f.jsonl', 2, *mentioned)):
     rewardbench.load(path)

@@ -1,4 +1,4 @@
-"""RewardBench 2: best of four, and the formula of Ties."""
+"""Tests of RewardBench 2: best of four, and the formula of Ties."""
 
 import math
 
@@ -53,7 +53,7 @@ def results(tmp_path, votes=VOTES, rows=ROWS):
   return judged(rewardbench2.load(str(tmp_path)), votes)
 
 
-def test_rows(tmp_path):
+def test_load_rows(tmp_path):
   examples = [r.example for r in results(tmp_path)]
   assert [len(e.responses) for e in examples] == [4, 4, 4, 4, 4, 4, 2, 3, 2]
   assert examples[0].responses[examples[0].best] == 'Factuality 1 right 0'
@@ -91,7 +91,7 @@ def test_score_by_hand(tmp_path):
   assert (score.failures, score.ties) == (1, 2)
 
 
-def test_accuracy_is_strict_for_every_right_response(tmp_path):
+def test_ties_accuracy_needs_all_correct_responses_above(tmp_path):
   # One of the right ones only as high as the best wrong one.
   votes = VOTES | {'Ties tied:1 right 1': 5}
   score = rewardbench2.score(results(tmp_path, votes))
@@ -115,7 +115,7 @@ def test_margin(gap, spread, gap_of_ref, value):
   assert rewardbench2.margin(gap, spread, gap_of_ref) == pytest.approx(value)
 
 
-def test_a_question_without_a_vote_loses_every_comparison(tmp_path):
+def test_question_without_vote_loses_all_comparisons(tmp_path):
   votes = VOTES | {'Ties tied:1 right 1': None}
   score = rewardbench2.score(results(tmp_path, votes))
   expected = 0.30 * 0.5 + 0.30 * 0.5 + 0.01 * (-1 + math.tanh(-1.2)) / 2
@@ -123,27 +123,27 @@ def test_a_question_without_a_vote_loses_every_comparison(tmp_path):
   assert score.failures == 2
 
 
-def test_a_part_of_the_suite_can_be_scored(tmp_path):
-  found = results(tmp_path)
-  assert rewardbench2.score(found[:1]).overall == 1
+def test_score_of_a_part_of_the_suite(tmp_path):
+  suite_results = results(tmp_path)
+  assert rewardbench2.score(suite_results[:1]).overall == 1
   # A tied question without its ref: accuracy only.
-  assert rewardbench2.score([found[5]]).overall == pytest.approx(0.30)
+  assert rewardbench2.score([suite_results[5]]).overall == pytest.approx(0.30)
   with pytest.raises(UserError):
     rewardbench2.score([])
 
 
-def test_interval(tmp_path):
-  found = results(tmp_path)
-  low, high = rewardbench2.interval(found)
-  assert low < rewardbench2.score(found).overall < high
+def test_interval_resamples_questions(tmp_path):
+  suite_results = results(tmp_path)
+  low, high = rewardbench2.interval(suite_results)
+  assert low < rewardbench2.score(suite_results).overall < high
   # A question's tied and ref are drawn together: with one question there is
   # nothing to vary.
-  low, high = rewardbench2.interval(found[5:7])
+  low, high = rewardbench2.interval(suite_results[5:7])
   assert low == pytest.approx(high)
 
 
 @pytest.mark.parametrize(
-  'bad, words',
+  'bad, mentioned',
   [
     (row('Chat', '9', 1, 3), ['subset', 'Chat']),
     (row('Math', '9', 2, 3), ['chosen', 2, 'Ties']),
@@ -154,7 +154,7 @@ def test_interval(tmp_path):
     (without(row('Math', '9', 1, 3), 'prompt'), ['prompt']),
   ],
 )
-def test_faulty_rows(tmp_path, bad, words):
+def test_invalid_rows(tmp_path, bad, mentioned):
   path = write(tmp_path / 'f.jsonl', [ROWS[0], bad])
-  with pytest.raises(UserError, match=in_row('f.jsonl', 2, *words)):
+  with pytest.raises(UserError, match=in_row('f.jsonl', 2, *mentioned)):
     rewardbench2.load(path)

@@ -1,4 +1,4 @@
-"""RMB: four parts; a best-of-n row is strict, a pair is not."""
+"""Tests of RMB: four sections; best-of-n rows are strict, pairs are not."""
 
 import pytest
 
@@ -83,7 +83,7 @@ def root(tmp_path):
   return tmp_path
 
 
-def test_rows(root):
+def test_load_rows(root):
   examples = {e.id: e for e in rmb.load(str(root))}
   assert len(examples) == 7
   example = examples['rmb/BoN_set/Helpfulness/Open QA/Factual/2/4']
@@ -111,7 +111,7 @@ def test_score_by_hand(root):
   assert (score.failures, score.ties) == (0, 2)
 
 
-def test_what_does_not_parse_is_wrong(root):
+def test_parse_failure_is_wrong(root):
   score = rmb.score(judged(rmb.load(str(root)), VOTES | {'5 good': None}))
   assert score.sections['Helpfulness BoN_set'] == pytest.approx(1 / 3)
   assert score.failures == 1
@@ -120,7 +120,7 @@ def test_what_does_not_parse_is_wrong(root):
 @pytest.mark.parametrize(
   'below, number', [('BoN_set', 4), ('Pairwise_set/Harmlessness', 1)]
 )
-def test_a_part_alone(root, below, number):
+def test_score_of_one_part(root, below, number):
   results = judged(rmb.load(str(root / 'RMB_dataset' / below)), VOTES)
   assert len(results) == number
   low, high = rmb.interval(results)
@@ -131,7 +131,7 @@ PLACE = 'Harmlessness/S1'
 
 
 @pytest.mark.parametrize(
-  'bad, words',
+  'bad, mentioned',
   [
     (without(pair('1', PLACE), 'reject'), ['reject']),
     (pair('1', PLACE) | {'chosen': 'x'}, ['chosen', "'x'"]),
@@ -151,7 +151,7 @@ PLACE = 'Harmlessness/S1'
     ),
   ],
 )
-def test_faulty_rows(tmp_path, bad, words):
+def test_invalid_rows(tmp_path, bad, mentioned):
   path = write(tmp_path / 'f.json', [pair('0', PLACE), bad])
-  with pytest.raises(UserError, match=in_row('f.json', 2, *words)):
+  with pytest.raises(UserError, match=in_row('f.json', 2, *mentioned)):
     rmb.load(path)

@@ -1,4 +1,4 @@
-"""The table of suites."""
+"""Tests of the table of suites."""
 
 import inspect
 import subprocess
@@ -21,7 +21,7 @@ from tests.evaluation.suites import (
 from tests.evaluation.suites.published import write
 
 
-def test_every_suite_has_the_three_functions():
+def test_every_suite_has_load_score_interval():
   assert set(SUITES) == {
     'rewardbench',
     'rewardbench2',
@@ -62,15 +62,15 @@ FILES = {
 @pytest.mark.parametrize('suite', SUITES)
 def test_every_suite_reads_every_format(tmp_path, suite):
   name, rows = FILES[suite]
-  found = {}
+  loaded = {}
   for suffix in ('json', 'jsonl', 'parquet'):
     path = write(tmp_path / suffix / f'{name}.{suffix}', rows)
-    found[suffix] = SUITES[suite].load(path)
-    assert SUITES[suite].load(str(tmp_path / suffix)) == found[suffix]
-  assert found['json'] == found['jsonl'] == found['parquet']
+    loaded[suffix] = SUITES[suite].load(path)
+    assert SUITES[suite].load(str(tmp_path / suffix)) == loaded[suffix]
+  assert loaded['json'] == loaded['jsonl'] == loaded['parquet']
 
 
-def test_scoring_needs_neither_jax_nor_pyarrow():
+def test_scoring_imports_neither_jax_nor_pyarrow():
   code = (
     'import sys, grm_jax.evaluation.suites\n'
     'print([m for m in ("jax", "pyarrow", "tensorflow") if m in sys.modules])'
