@@ -1,4 +1,4 @@
-"""Every config loads, also as `:tiny`, and every leaf of it is read."""
+"""Every config loads in all its variants, and code reads every leaf."""
 
 import ast
 import functools
@@ -13,12 +13,12 @@ from tests.messages import naming
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
-MOST_LEAVES = 44
-# grpo samples, trains, scores by a reference and has the published variants;
-# serve has an address and limits besides all that score.py has; sft trains from
-# scratch and on packed rows, too.
-MORE_LEAVES = {'grpo': 62, 'serve': 45, 'sft': 45}
-# Configs of other stages that a stage ends in or joins, as leaves of its own.
+MAX_LEAVES = 44
+# grpo samples, trains, has a reference policy and published variants. serve has
+# the leaves of score, an address and limits. sft also trains from scratch and
+# on packed rows.
+EXCEPTIONS = {'grpo': 62, 'serve': 45, 'sft': 45}
+# Configs of other stages inside the config of a stage.
 NESTED = ('train', 'base', 'sft', 'rft', 'grpo', 'meta_rm')
 
 every_config = pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
@@ -32,7 +32,7 @@ def load(path, arg=''):
 
 
 def leaves(config, prefix=()):
-  """Paths of the leaves; the rules table counts as one."""
+  """Yields dotted keys of the leaves; the rules table counts as one."""
   for key, value in config.items():
     if isinstance(value, ConfigDict) and key != 'logical_axis_rules':
       yield from leaves(value, (*prefix, key))
@@ -41,17 +41,17 @@ def leaves(config, prefix=()):
 
 
 def module_path(name):
-  """The file of a module of ours, or None."""
+  """Returns the file of a module of this repository, or None."""
   path = ROOT / (name.replace('.', '/') + '.py')
   return path if path.exists() else None
 
 
 @functools.cache
 def reads(path):
-  """Dotted chains below a name `config` in one file, and what it imports."""
+  """Returns dotted keys that a file reads from `config`, and its imports."""
   chains, imported = set(), set()
   tree = ast.parse(path.read_text())
-  # config.mesh inside config.mesh.data is no reading of all of config.mesh.
+  # config.mesh inside config.mesh.data does not read all of config.mesh.
   inner = {
     id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)
   }
@@ -74,15 +74,15 @@ def reads(path):
 
 
 def reads_of_stage(stage):
-  """Chains read by a stage's file, main, and all they import of ours."""
+  """Returns dotted keys that a stage, main and all their imports read."""
   todo = [module_path(main.STAGES[stage]), ROOT / 'grm_jax/main.py']
   seen, chains = set(), {'stage'}  # main looks the stage up in STAGES
   while todo:
     path = todo.pop()
     if path not in seen:
       seen.add(path)
-      own, imported = reads(path)
-      chains |= own
+      file_chains, imported = reads(path)
+      chains |= file_chains
       todo += imported
   return chains
 
@@ -92,48 +92,48 @@ def unread(config):
   return [
     leaf
     for leaf in leaves(config)
-    # A whole branch may be read at once, as in Compute(**config.compute), and
-    # a leaf may have methods, as in config.mesh.logical_axis_rules.to_dict().
+    # Code can read a branch at once, as in ComputeConfig(**config.compute), or
+    # a method of a leaf, as in config.mesh.logical_axis_rules.to_dict().
     if not any(
       f'{leaf}.'.startswith(f'{c}.') or c.startswith(f'{leaf}.') for c in chains
     )
   ]
 
 
-def test_there_are_configs():
+def test_configs_exist():
   assert {path.stem for path in CONFIGS} >= {'score', 'convert', 'aot', 'sft'}
 
 
 @every_config
-def test_loads_in_both_forms(path):
+def test_default_and_tiny_have_the_same_leaves(path):
   full, tiny = load(path), load(path, 'tiny')
   assert list(leaves(full)) == list(leaves(tiny))
   for leaf in leaves(full):
-    kinds = [eval_leaf(c, leaf) for c in (full, tiny)]
+    kinds = [get_leaf(c, leaf) for c in (full, tiny)]
     assert type(kinds[0]) is type(kinds[1]), leaf
   assert module_path(main.STAGES[full.stage])
 
 
-def eval_leaf(config, leaf):
+def get_leaf(config, leaf):
   for key in leaf.split('.'):
     config = config[key]
   return config
 
 
 @every_config
-def test_the_form_for_a_small_pretrained_model(path):
-  """It sets what :tiny sets, and no leaf of its own; aot needs no weights."""
+def test_default_and_smollm2_have_the_same_leaves(path):
+  """There is no smollm2 variant of aot, which needs no weights."""
   if path.stem == 'aot':
     return
   full, small = load(path), load(path, 'smollm2')
   assert list(leaves(full)) == list(leaves(small))
   for leaf in leaves(full):
-    kinds = [eval_leaf(c, leaf) for c in (full, small)]
+    kinds = [get_leaf(c, leaf) for c in (full, small)]
     assert type(kinds[0]) is type(kinds[1]), leaf
 
 
 @every_config
-def test_refuses_an_unknown_form(path):
+def test_an_unknown_variant_is_an_error(path):
   with pytest.raises(ValueError, match=naming(f'{path.name}:big', ':tiny')):
     load(path, 'big')
 
@@ -142,11 +142,11 @@ def test_refuses_an_unknown_form(path):
 def test_every_leaf_is_read(path):
   config = load(path)
   assert not unread(config)
-  own = [leaf for leaf in leaves(config) if leaf.split('.')[0] not in NESTED]
-  assert len(own) <= MORE_LEAVES.get(path.stem, MOST_LEAVES)
+  count = sum(leaf.split('.')[0] not in NESTED for leaf in leaves(config))
+  assert count <= EXCEPTIONS.get(path.stem, MAX_LEAVES)
 
 
-def test_an_unread_leaf_is_seen():
+def test_an_unread_leaf_is_found():
   config = load(ROOT / 'configs/score.py')
   config.unused = 1
   config.mesh.spare = 2
@@ -154,6 +154,6 @@ def test_an_unread_leaf_is_seen():
 
 
 @every_config
-def test_says_how_to_run_it(path):
+def test_docstring_has_the_command(path):
   doc = ast.get_docstring(ast.parse(path.read_text()))
   assert f'--config=configs/{path.name}' in doc

@@ -1,4 +1,4 @@
-"""Rejective fine-tuning: what is kept, trained on, and by what rules."""
+"""RFT: selection rules, the data of fine-tuning, errors."""
 
 import collections
 import functools
@@ -30,7 +30,7 @@ from tests.stages.rft.fixtures import (
   write_rows,
 )
 
-# config_flags loads a config's file so.
+# ml_collections.config_flags loads config files with load_module.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 
 
@@ -52,7 +52,7 @@ TABLE = {
 }
 
 
-def test_what_is_kept_and_why(workdir, run, capsys):
+def test_selected_generations_and_counts(workdir, run, capsys):
   run('--config.phases=sample,filter', SAMPLE[1], engine=ScriptedEngine())
   assert kept_texts(workdir) == {
     'mixed 0,1': 'r1',
@@ -100,8 +100,8 @@ def test_what_is_kept_and_why(workdir, run, capsys):
     ),
   ],
 )
-def test_other_rules_need_no_model(workdir, run, change, kept):
-  """Each ablation that is a rule is one override, on samples as they are."""
+def test_filtering_with_other_rules_needs_no_model(workdir, run, change, kept):
+  """Each ablation of a rule is one override, and reuses the samples."""
   run('--config.phases=sample,filter', SAMPLE[1], engine=ScriptedEngine())
   before = {x.name: x.read_bytes() for x in workdir.iterdir()}
   run(*FILTER, change)
@@ -115,7 +115,7 @@ def test_other_rules_need_no_model(workdir, run, change, kept):
   assert (workdir / 'kept.jsonl').read_bytes() == before['kept.jsonl']
 
 
-def test_examples_that_do_not_say_what_is_right(workdir, run, caplog):
+def test_unlabelled_examples_are_skipped(workdir, run, caplog):
   unknown = [
     row('pair', 'rrr/r') | {'best': None},
     row('none', 'rrr/r', n=1) | {'rewards': None},
@@ -130,31 +130,32 @@ def test_examples_that_do_not_say_what_is_right(workdir, run, caplog):
   assert any(names(x, path, 3, 4) for x in caplog.messages)
 
 
-def fixed_words():
-  """What the hints' templates say, by sentence, around their slots."""
-  said = [
+def hint_phrases():
+  """Returns the fixed text of the hint templates, split into sentences."""
+  pieces = [
     piece
     for name in ('hint', 'hint_single')
     for piece in re.split(
       '{{.*?}}', template._DIRECTORY.joinpath(f'{name}.txt').read_text()
     )
   ]
-  parts = {x.strip() for piece in said for x in re.split(r'[:.]', piece)}
-  return {x for x in parts if len(x.split()) > 2}  # 'Response' is no hint
+  parts = {x.strip() for piece in pieces for x in re.split(r'[:.]', piece)}
+  # 'Response' alone is not a hint.
+  return {x for x in parts if len(x.split()) > 2}
 
 
 @pytest.fixture
 def trained(monkeypatch):
-  """Configs that the stage sft was run with, instead of running it."""
-  found = []
+  """Replaces the stage sft; returns the arguments of its runs."""
+  calls = []
   monkeypatch.setattr(
-    rft_run.sft_train, 'run', lambda *given: found.append(given)
+    rft_run.sft_train, 'run', lambda *arguments: calls.append(arguments)
   )
-  return found
+  return calls
 
 
-def records(config):
-  """(text, its record) of all that sft would train on."""
+def training_data(config):
+  """Returns (example, tokenized example) pairs that the stage sft trains on."""
   p = config.prompt
   forms = PromptFormat(p.template, p.single, p.too_long)
   longest = config.batch.prompt_buckets[-1]
@@ -173,7 +174,7 @@ ORDERED = [
 ]
 
 
-# So long that no_principles fits.
+# The prompts of no_principles are long.
 LONG = (
   '--config.train.batch.prompt_buckets=(3000,)',
   '--config.sampling.prompt_buckets=(3000,)',
@@ -181,8 +182,8 @@ LONG = (
 
 
 @pytest.fixture(params=['practice', 'no_principles'])
-def hinted(workdir, run, trained, request):
-  """(config of sft, prompts asked without a hint, those with one)."""
+def prompts(workdir, run, trained, request):
+  """Returns (config of sft, unhinted prompts, hinted prompts)."""
   write_rows(workdir.parent / 'rows.jsonl', ORDERED)
   engine = ScriptedEngine()
   name = f'--config.train.prompt.template={request.param}'
@@ -190,61 +191,60 @@ def hinted(workdir, run, trained, request):
   ((config, trained_in),) = trained
   assert trained_in == str(workdir)
   assert config.data.texts == f'judged:{workdir}/kept.jsonl'
-  found = [x for x in read_rows(workdir / 'samples.jsonl') if x['hinted']]
-  assert {x['outcome'] for x in found} == {'correct'} and len(found) == 8
-  asked = {tuple(x.prompt) for x in engine.requests}
-  plain = {x for x in asked if HINT not in load_tokenizer().decode(x)}
-  assert asked - plain
-  return config, plain, asked - plain
+  samples = [x for x in read_rows(workdir / 'samples.jsonl') if x['hinted']]
+  assert {x['outcome'] for x in samples} == {'correct'} and len(samples) == 8
+  prompts = {tuple(x.prompt) for x in engine.requests}
+  unhinted = {x for x in prompts if HINT not in load_tokenizer().decode(x)}
+  assert prompts - unhinted
+  return config, unhinted, prompts - unhinted
 
 
-def test_what_is_trained_on_is_what_was_asked_without_a_hint(workdir, hinted):
-  config, plain, told = hinted
-  found = records(config)
+def test_training_prompts_are_the_unhinted_prompts(workdir, prompts):
+  config, unhinted, hinted = prompts
   render = functools.partial(chat_format.render_user, load_tokenizer())
   p = config.prompt
   forms = PromptFormat(p.template, p.single, p.too_long)
   examples = {x['id']: examples_lib.from_row(x, 0) for x in ORDERED}
-  got = {}
-  for text, record in found:
+  trained = {}
+  for text, record in training_data(config):
     name = text.id.split(' ')[0]
     prompt = tuple(record.prompt.tolist())
     wanted = forms.tokenize(examples[name], text.order, render, limit=3000)
     assert prompt == wanted
-    assert prompt in plain and prompt not in told
-    got[name, text.order] = set(text.generations)
-  # All that is right, under the example and the order that it was written of.
-  written = collections.defaultdict(set)
+    assert prompt in unhinted and prompt not in hinted
+    trained[name, text.order] = set(text.generations)
+  # All correct generations, by example and order of responses.
+  correct = collections.defaultdict(set)
   for x in read_rows(workdir / 'samples.jsonl'):
     if x['outcome'] == 'correct':
-      written[x['id'], tuple(x['order'])].add(x['text'])
-  assert got == written
+      correct[x['id'], tuple(x['order'])].add(x['text'])
+  assert trained == correct
 
 
-def test_hints_never_reach_the_fine_tuning(workdir, hinted):
-  config, _, told = hinted
+def test_hints_are_not_in_the_training_data(workdir, prompts):
+  config, _, hinted = prompts
   decoded = [
     load_tokenizer().decode(
       [*record.prompt, *sum(map(list, record.generations), [])]
     )
-    for _, record in records(config)
+    for _, record in training_data(config)
   ]
   assert len(decoded) > 4
   everything = [(workdir / 'kept.jsonl').read_text(), *decoded]
-  asked = [load_tokenizer().decode(x) for x in told]
+  hinted_texts = [load_tokenizer().decode(x) for x in hinted]
   pieces = {
     'For your eyes only',
     'is known to be the best',
     'the right verdict is known to be',
     'Do not mention that you were told',
   }
-  assert fixed_words() == pieces
+  assert hint_phrases() == pieces
   for piece in (*pieces, 'by 2 out of 3'):
-    assert any(piece in x for x in asked)  # it would be seen
+    assert any(piece in x for x in hinted_texts)
     assert not any(piece in x for x in everything)
 
 
-def test_no_principles_is_asked_for_and_trained_on(workdir, run, trained):
+def test_no_principles_in_sampling_and_training(workdir, run, trained):
   engine = ScriptedEngine()
   run(
     '--config.response_order=fixed',
@@ -253,17 +253,17 @@ def test_no_principles_is_asked_for_and_trained_on(workdir, run, trained):
     engine=engine,
   )
   ((config, _),) = trained
-  asked = {tuple(x.prompt) for x in engine.requests}
-  pairs = [r for x, r in records(config) if len(x.order) > 1]
+  sampled_prompts = {tuple(x.prompt) for x in engine.requests}
+  pairs = [r for x, r in training_data(config) if len(x.order) > 1]
   assert len(pairs) == 2  # mixed and saved
   for record in pairs:
     prompt = tuple(record.prompt.tolist())
-    assert prompt in asked
+    assert prompt in sampled_prompts
     assert 'Specific Criteria' not in load_tokenizer().decode(prompt)
     assert 'Write two parts' in load_tokenizer().decode(prompt)
 
 
-def test_general_data_are_one_override(workdir, run, trained):
+def test_general_data_and_checkpoint_of_the_training(workdir, run, trained):
   run(
     '--config.checkpoint=c',
     '--config.checkpoint_step=4',
@@ -271,10 +271,10 @@ def test_general_data_are_one_override(workdir, run, trained):
   )
   run('--config.train.data.general_fraction=0.0', '--config.phases=train')
   run('--config.train.checkpoint=base', '--config.phases=train')
-  rates = [x.data.general_fraction for x, _ in trained]
-  assert rates == [0.2, 0.0, 0.2]
+  fractions = [x.data.general_fraction for x, _ in trained]
+  assert fractions == [0.2, 0.0, 0.2]
   assert [x.data.general for x, _ in trained] == ['basics:8000'] * 3
-  # From the model that was sampled, unless it is said otherwise.
+  # The default is the sampling model.
   assert [(x.checkpoint, x.checkpoint_step) for x, _ in trained] == [
     ('c', 4),
     ('runs/sft/model', -1),
@@ -286,7 +286,7 @@ SHORTER = '--config.sampling.prompt_buckets=(192,)'
 
 
 @pytest.mark.parametrize(
-  'arguments, words_',
+  'arguments, words',
   [
     (
       ['--config.phases=sampel'],
@@ -340,17 +340,17 @@ SHORTER = '--config.sampling.prompt_buckets=(192,)'
     ),
   ],
 )
-def test_mistakes_are_one_line(workdir, error_of, arguments, words_):
+def test_wrong_settings_are_named(workdir, error_of, arguments, words):
   line = error_of(*arguments)
-  assert names(line, *words_)
+  assert names(line, *words)
   assert not workdir.exists()
 
 
-def test_without_a_workdir(workdir, error_of):
+def test_a_missing_workdir_is_an_error(workdir, error_of):
   assert names(error_of(workdir=''), '--workdir')
 
 
-def test_no_example_says_what_is_right(workdir, error_of):
+def test_data_without_labels_are_an_error(workdir, error_of):
   rows = [
     row('pair', 'rrr/r') | {'best': None},
     row('single', 'rrr/r', n=1) | {'rewards': [7.0]},
@@ -360,27 +360,29 @@ def test_no_example_says_what_is_right(workdir, error_of):
   assert names(line, workdir.parent / 'rows.jsonl', 'rewards')
 
 
-def test_given_principles(workdir, run):
+def test_principles_of_the_examples_are_in_the_prompt(workdir, run):
   write_rows(workdir.parent / 'rows.jsonl', [ROWS[1] | {'principles': 'Truth'}])
   engine = ScriptedEngine()
   run(*SAMPLE, '--config.train.prompt.template=critique', engine=engine)
   assert 'Truth' in load_tokenizer().decode(engine.requests[0].prompt)
 
 
-def test_nothing_is_kept(workdir, run, error_of, trained, capsys):
+def test_an_empty_selection_is_an_error(
+  workdir, run, error_of, trained, capsys
+):
   run('--config.phases=sample,filter', SAMPLE[1], engine=ScriptedEngine())
   capsys.readouterr()
   nothing = ['--config.filter.unhinted=false', '--config.filter.hinted=false']
   line = error_of('--config.phases=filter,train', SAMPLE[1], *nothing)
   assert names(line, workdir / 'samples.jsonl', 'filter')
-  # It is said why, and what other rules kept is not trained on instead.
+  # It prints the counts, and removes the selection by other rules.
   assert re.search(r'^generations_kept +0$', capsys.readouterr().out, re.M)
   assert not (workdir / 'kept.jsonl').exists()
   assert names(error_of('--config.phases=train'), workdir / 'kept.jsonl')
   assert not trained
 
 
-def test_a_template_that_was_edited(workdir, run, error_of, trained):
+def test_an_edited_template_is_an_error(workdir, run, error_of, trained):
   path = workdir.parent / 'mine.txt'
   text = template._DIRECTORY.joinpath('practice.txt').read_text()
   path.write_text(text)
@@ -389,18 +391,18 @@ def test_a_template_that_was_edited(workdir, run, error_of, trained):
   assert len(trained) == 1
   path.write_text(text.replace('Judge', 'Rate'))
   template.load.cache_clear()
-  for parts, file in (
+  for phases, file in (
     ('sample,filter,train', 'samples.jsonl'),
     ('filter', 'samples.jsonl'),
     ('train', 'kept.jsonl'),
   ):
-    line = error_of(f'--config.phases={parts}', *mine)
+    line = error_of(f'--config.phases={phases}', *mine)
     assert names(line, workdir / file, 'config.train.prompt.template')
   assert len(trained) == 1
 
 
-def test_fine_tunes_and_does_not_do_it_twice(tmp_path, run, environment):
-  """Judgements of the practice teacher, from a file and as drawn here."""
+def test_fine_tunes_once(tmp_path, run, environment):
+  """The generations are the teacher's, from a file and sampled here."""
   examples = practice.examples('train', 24)
   workdir = tmp_path / 'work'
   write_rows(tmp_path / 'rows.jsonl', map(examples_lib.to_row, examples))
@@ -412,11 +414,12 @@ def test_fine_tunes_and_does_not_do_it_twice(tmp_path, run, environment):
     '--config.train.batch.prompt_buckets=(384,)',
   ]
   run('--config.phases=sample', *arguments, engine=TeacherEngine(examples))
-  drawn = read_rows(workdir / 'samples.jsonl')
-  assert len(drawn) == 72
+  samples = read_rows(workdir / 'samples.jsonl')
+  assert len(samples) == 72
   path = tmp_path / 'other.jsonl'
   write_rows(
-    path, [{'id': x['id'], 'text': x['text']} for x in drawn if not x['sample']]
+    path,
+    [{'id': x['id'], 'text': x['text']} for x in samples if not x['sample']],
   )
   arguments = [
     '--config=configs/rft.py:tiny',
@@ -434,7 +437,7 @@ def test_fine_tunes_and_does_not_do_it_twice(tmp_path, run, environment):
     *arguments,
     '--config.phases=filter,train',
     f'--config.samples={path}',
-    '--config.filter.too_easy=false',  # all of that file is right
+    '--config.filter.too_easy=false',  # all samples in the file are correct
     env=environment,
   )
   assert lines_with(stdout, workdir / 'kept.jsonl', 24)
@@ -444,17 +447,17 @@ def test_fine_tunes_and_does_not_do_it_twice(tmp_path, run, environment):
   assert (workdir / 'model' / '3').is_dir()
   kept = (workdir / 'kept.jsonl').read_bytes()
   before = {x: x.stat().st_mtime_ns for x in (workdir / 'model').rglob('*')}
-  # The whole command on what was drawn here, which has the same right texts.
+  # All phases on the samples, which have the same correct generations.
   stdout, _ = test_main.run(*arguments, env=environment)
   assert lines_with(stdout, workdir / 'model', 3)
   assert (workdir / 'kept.jsonl').read_bytes() == kept
-  assert read_rows(workdir / 'samples.jsonl') == drawn
+  assert read_rows(workdir / 'samples.jsonl') == samples
   after = {x: x.stat().st_mtime_ns for x in (workdir / 'model').rglob('*')}
   assert after == before
 
 
 @pytest.mark.parametrize(
-  'change, words_',
+  'change, words',
   [
     ('--workdir=', ['--workdir']),
     ('--config.checkpoint=', ['config.checkpoint']),
@@ -464,7 +467,9 @@ def test_fine_tunes_and_does_not_do_it_twice(tmp_path, run, environment):
     ),
   ],
 )
-def test_mistakes_at_the_command_line(tmp_path, environment, change, words_):
+def test_wrong_settings_at_the_command_line(
+  tmp_path, environment, change, words
+):
   write_rows(tmp_path / 'rows.jsonl', ROWS)
   line = test_main.error_of(
     '--config=configs/rft.py:tiny',
@@ -473,5 +478,5 @@ def test_mistakes_at_the_command_line(tmp_path, environment, change, words_):
     change,
     env=environment,
   )
-  assert names(line, *words_)
+  assert names(line, *words)
   assert not (tmp_path / 'work').exists()

@@ -1,4 +1,4 @@
-"""Samples of any other model, and rows of what is kept."""
+"""Reading samples of other models, and the rows of kept.jsonl."""
 
 import json
 
@@ -14,7 +14,7 @@ from tests.stages.rft.fixtures import (
   write_rows,
 )
 
-# config_flags loads a config's file so.
+# ml_collections.config_flags loads config files with load_module.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 
 
@@ -54,7 +54,7 @@ def test_samples_of_another_model(workdir, run, error_of, caplog):
     run(*arguments)
   assert kept_texts(workdir) == {'mixed 0,1': 'a ', 'saved 1,2,0': 'd '}
   bad = [(i, words) for i, (_, words) in enumerate(OTHER, 1) if words]
-  # The first ones are named, all are counted.
+  # The log names the first bad rows, and counts all of them.
   for number, words in bad[:5]:
     assert any(names(x, path, number, *words) for x in caplog.messages)
   assert any(names(x, path, len(bad)) for x in caplog.messages)
@@ -68,7 +68,7 @@ def test_samples_of_another_model(workdir, run, error_of, caplog):
 
 
 @pytest.mark.parametrize('number', [i for i, x in enumerate(OTHER) if x[1]])
-def test_each_bad_sample_is_named(workdir, error_of, number):
+def test_each_kind_of_bad_row_is_named(workdir, error_of, number):
   path = workdir.parent / 'other.jsonl'
   write_rows(path, [OTHER[0][0], '', OTHER[number][0]])
   line = error_of(
@@ -84,7 +84,7 @@ def test_samples_in_another_format(workdir, run, suffix):
     {'id': 'mixed', 'text': r'b \boxed{2, 1}'},  # wrong
     {'id': 'saved', 'text': r'd \boxed{1, 2, 9}', 'hinted': True},
   ]
-  # Parquet has every column in every row.
+  # In Parquet every row has all columns.
   empty = dict.fromkeys(('order', 'hinted', 'truncated'))
   rows = [empty | row for row in rows]
   path = published.write(workdir.parent / f'other.{suffix}', rows)
@@ -92,14 +92,14 @@ def test_samples_in_another_format(workdir, run, suffix):
   assert kept_texts(workdir) == {'mixed 0,1': 'a ', 'saved 0,1,2': 'd '}
 
 
-def test_no_sample_is_usable(workdir, error_of):
+def test_a_file_without_good_rows_is_an_error(workdir, error_of):
   path = workdir.parent / 'other.jsonl'
   write_rows(path, ['{', {'id': 'nobody', 'text': 'x'}])
   line = error_of(*FILTER, f'--config.samples={path}')
   assert names(line, path, 2, 1, 'JSON')
 
 
-def test_ids_may_be_numbers(workdir, run):
+def test_ids_can_be_integers(workdir, run):
   write_rows(workdir.parent / 'rows.jsonl', [row(7, 'rrr/r')])
   path = workdir.parent / 'other.jsonl'
   write_rows(path, [{'id': 7, 'text': r'a \boxed{9, 1}', 'hinted': True}])
@@ -107,7 +107,7 @@ def test_ids_may_be_numbers(workdir, run):
   assert kept_texts(workdir) == {'7 0,1': 'a '}
 
 
-def test_orders_of_an_example_are_prompts_of_their_own(workdir, run):
+def test_each_order_of_an_example_is_a_prompt(workdir, run):
   write_rows(
     workdir.parent / 'other.jsonl',
     [
@@ -118,8 +118,8 @@ def test_orders_of_an_example_are_prompts_of_their_own(workdir, run):
     ],
   )
   run(*FILTER, f'--config.samples={workdir.parent}/other.jsonl')
-  found = read_rows(workdir / 'kept.jsonl')
-  assert [(x['id'], x['order'], x['generations']) for x in found] == [
+  kept = read_rows(workdir / 'kept.jsonl')
+  assert [(x['id'], x['order'], x['generations']) for x in kept] == [
     ('mixed 0,1', [0, 1], [r'a \boxed{1, 2}', r'c \boxed{3, 9}']),
     ('mixed 1,0', [1, 0], [r'b \boxed{2, 1}']),
   ]

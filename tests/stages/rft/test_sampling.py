@@ -1,4 +1,4 @@
-"""Sampling for rejective fine-tuning: what is asked, being killed, headers."""
+"""Sampling for RFT: requests, interruptions, settings of stored samples."""
 
 import signal
 import subprocess
@@ -21,7 +21,7 @@ from tests.stages.rft.fixtures import (
   write_rows,
 )
 
-# config_flags loads a config's file so.
+# ml_collections.config_flags loads config files with load_module.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 
 
@@ -31,12 +31,12 @@ SHORT = (
 )
 
 
-def test_samples_have_their_verdicts(workdir, run):
+def test_samples_have_scores_and_outcomes(workdir, run):
   run(*SAMPLE, engine=ScriptedEngine())
-  found = read_rows(workdir / 'samples.jsonl')
+  samples = read_rows(workdir / 'samples.jsonl')
   assert [
     (x['id'], x['hinted'], x['sample'], x['outcome'], x['scores'])
-    for x in found
+    for x in samples
   ] == [
     ('easy', False, 0, 'correct', [9, 2]),
     ('easy', False, 1, 'correct', [9, 2]),
@@ -60,17 +60,17 @@ def test_samples_have_their_verdicts(workdir, run):
     ('single2', False, 1, 'correct', [1]),
     ('single2', False, 2, 'incorrect', [0]),
   ]
-  first = found[9]
-  assert first['text'] == r'r0 hinted. Scores: \boxed{2, 2, 9}'
-  assert first['order'] == [0, 1, 2]
-  assert first['num_tokens'] == len(load_tokenizer().encode(first['text']))
+  hinted = samples[9]
+  assert hinted['text'] == r'r0 hinted. Scores: \boxed{2, 2, 9}'
+  assert hinted['order'] == [0, 1, 2]
+  assert hinted['num_tokens'] == len(load_tokenizer().encode(hinted['text']))
   assert sorted(x.name for x in workdir.iterdir()) == [
     'samples.json',
     'samples.jsonl',
   ]
 
 
-def test_what_is_asked(workdir, run):
+def test_requests_of_both_passes(workdir, run):
   engine = ScriptedEngine()
   loaded = run(
     *SAMPLE,
@@ -90,10 +90,10 @@ def test_what_is_asked(workdir, run):
     160,
     (96, 160),
   )
-  asked = [
+  requests = [
     (x.key, x.num_samples, x.temperature, x.seed) for x in engine.requests
   ]
-  assert asked == [
+  assert requests == [
     ('easy 0,1', 2, 0.25, 7),
     ('mixed 0,1', 2, 0.25, 7),
     ('saved 0,1,2', 2, 0.25, 7),
@@ -119,7 +119,7 @@ def test_what_is_asked(workdir, run):
 
 
 @pytest.mark.parametrize('order, prompts', [('balanced', 2), ('random', None)])
-def test_orders_are_mapped_back(workdir, run, order, prompts):
+def test_scores_are_in_the_order_of_the_example(workdir, run, order, prompts):
   engine = ScriptedEngine()
   run(
     '--config.phases=sample',
@@ -127,13 +127,15 @@ def test_orders_are_mapped_back(workdir, run, order, prompts):
     '--config.num_samples=2',
     engine=engine,
   )
-  found = [x for x in read_rows(workdir / 'samples.jsonl') if x['id'] == 'easy']
-  assert [x['scores'] for x in found] == [[9, 2]] * 2
-  for x in found:
-    shown = [9, 2] if x['order'] == [0, 1] else [2, 9]
-    assert x['text'].endswith(f'{{{shown[0]}, {shown[1]}}}')
+  samples = [
+    x for x in read_rows(workdir / 'samples.jsonl') if x['id'] == 'easy'
+  ]
+  assert [x['scores'] for x in samples] == [[9, 2]] * 2
+  for x in samples:
+    scores = [9, 2] if x['order'] == [0, 1] else [2, 9]
+    assert x['text'].endswith(f'{{{scores[0]}, {scores[1]}}}')
   if prompts:
-    assert len({tuple(x['order']) for x in found}) == prompts
+    assert len({tuple(x['order']) for x in samples}) == prompts
 
 
 def test_no_hinted_samples(workdir, run):
@@ -154,14 +156,14 @@ def test_more_hinted_samples(workdir, run):
   ]
 
 
-def test_no_example_was_never_right(workdir, run):
+def test_no_hinted_pass_if_all_examples_are_right_once(workdir, run):
   write_rows(workdir.parent / 'rows.jsonl', ROWS[:2])
   engine = ScriptedEngine()
   run(*SAMPLE, engine=engine)
   assert len(engine.requests) == 2
 
 
-def test_samples_that_are_there_are_not_drawn_again(workdir, run):
+def test_existing_samples_are_not_sampled_again(workdir, run):
   run(*SAMPLE, engine=ScriptedEngine())
   before = (workdir / 'samples.jsonl').read_bytes()
   (workdir / 'hinted.partial').write_text('left by a kill at the very end')
@@ -170,7 +172,7 @@ def test_samples_that_are_there_are_not_drawn_again(workdir, run):
   assert not (workdir / 'hinted.partial').exists()
 
 
-def test_examples_that_cannot_be_asked(workdir, run, error_of, caplog):
+def test_examples_with_too_long_prompts(workdir, run, error_of, caplog):
   long = row('long', 'rrr/r')
   long['query'] = 'x' * 9000
   write_rows(workdir.parent / 'rows.jsonl', [long, ROWS[1]])
@@ -178,7 +180,7 @@ def test_examples_that_cannot_be_asked(workdir, run, error_of, caplog):
   with caplog.at_level('WARNING'):
     run(*refuse, engine=ScriptedEngine())
   assert {x['id'] for x in read_rows(workdir / 'samples.jsonl')} == {'mixed'}
-  # Once, and not again with a hint.
+  # The hinted pass does not try it again.
   assert sum(names(x, 'long') for x in caplog.messages) == 1
   line = error_of(
     *refuse,
@@ -194,14 +196,14 @@ class Killed(Exception):
 
 
 # 6 unhinted prompts, then 3 hinted ones.
-@pytest.mark.parametrize('asked', [0, 1, 5, 6, 7])
-def test_sampling_goes_on_where_it_stopped(workdir, run, asked):
-  """In this process; a real kill is below."""
+@pytest.mark.parametrize('num_requests', [0, 1, 5, 6, 7])
+def test_sampling_resumes_after_an_exception(workdir, run, num_requests):
+  """The last test of this file kills processes."""
 
   class Stopping(ScriptedEngine):
     def run(self, weights, requests, **unused):
       for request in requests:
-        if len(self.requests) == asked:
+        if len(self.requests) == num_requests:
           raise Killed
         self.requests.append(request)
         for i in range(request.num_samples):
@@ -212,13 +214,13 @@ def test_sampling_goes_on_where_it_stopped(workdir, run, asked):
     with pytest.raises(Killed):
       run(*SAMPLE, engine=engine)
     assert not (workdir / 'samples.jsonl').exists()
-    assert len(engine.requests) == asked
+    assert len(engine.requests) == num_requests
   engine = ScriptedEngine()
   run(*SAMPLE, engine=engine)
-  assert len(engine.requests) == 9 - asked
-  run(*SAMPLE, engine=ScriptedEngine(), workdir=workdir.parent / 'calm')
-  calm = (workdir.parent / 'calm' / 'samples.jsonl').read_bytes()
-  assert (workdir / 'samples.jsonl').read_bytes() == calm
+  assert len(engine.requests) == 9 - num_requests
+  run(*SAMPLE, engine=ScriptedEngine(), workdir=workdir.parent / 'clean')
+  clean = (workdir.parent / 'clean' / 'samples.jsonl').read_bytes()
+  assert (workdir / 'samples.jsonl').read_bytes() == clean
 
 
 CHANGES = [
@@ -235,7 +237,7 @@ CHANGES = [
 ]
 
 
-ASKED = [
+PROMPT_CHANGES = [
   (
     '--config.train.prompt.template=pointwise',
     'train.prompt.template',
@@ -250,15 +252,17 @@ ASKED = [
 ]
 
 
-@pytest.mark.parametrize('change, key, was', CHANGES + ASKED)
-def test_samples_of_other_settings(workdir, run, error_of, change, key, was):
+@pytest.mark.parametrize('change, key, was', CHANGES + PROMPT_CHANGES)
+def test_samples_with_other_settings_are_an_error(
+  workdir, run, error_of, change, key, was
+):
   run('--config.phases=sample,filter', SAMPLE[1], engine=ScriptedEngine())
   before = {x.name: x.read_bytes() for x in workdir.iterdir()}
   line = error_of('--config.response_order=fixed', change)
   samples = f'{workdir}/samples.jsonl'
   assert names(line, samples, *setting(key, was), 'config.phases')
   again = [*FILTER, change]
-  if (change, key, was) in CHANGES:  # they can still be filtered
+  if (change, key, was) in CHANGES:  # filtering does not depend on them
     run(*again)
   else:
     line = error_of(*again)
@@ -270,7 +274,7 @@ def test_samples_of_other_settings(workdir, run, error_of, change, key, was):
 
 
 @pytest.mark.parametrize('parts', ['sample', 'filter'])
-def test_samples_of_other_examples(workdir, run, error_of, parts):
+def test_samples_of_other_examples_are_an_error(workdir, run, error_of, parts):
   run(*SAMPLE, engine=ScriptedEngine())
   other = [*ROWS[:1], ROWS[1] | {'best': 0}, *ROWS[2:]]
   write_rows(workdir.parent / 'rows.jsonl', other)
@@ -280,7 +284,7 @@ def test_samples_of_other_examples(workdir, run, error_of, parts):
   run(f'--config.phases={parts}', SAMPLE[1])
 
 
-def test_samples_that_do_not_say_how_they_were_drawn(workdir, run, error_of):
+def test_samples_without_stored_settings(workdir, run, error_of):
   run(*SAMPLE, engine=ScriptedEngine())
   (workdir / 'samples.json').unlink()
   assert names(error_of(*SAMPLE), workdir / 'samples.json')
@@ -289,7 +293,9 @@ def test_samples_that_do_not_say_how_they_were_drawn(workdir, run, error_of):
 
 
 @pytest.mark.parametrize('change, key, was', CHANGES)
-def test_a_journal_of_other_settings(workdir, run, error_of, change, key, was):
+def test_a_journal_with_other_settings_is_an_error(
+  workdir, run, error_of, change, key, was
+):
   class Stopping(ScriptedEngine):
     def generation(self, request, sample):
       raise ValueError('stopped')
@@ -317,7 +323,7 @@ def start(arguments, env):
 
 
 def kill_when(process, journal, lines):
-  """Once the journal has so many lines."""
+  """Kills the process when the journal has `lines` lines."""
   while not journal.exists() or journal.read_bytes().count(b'\n') < lines:
     assert process.poll() is None
     time.sleep(0.005)
@@ -325,7 +331,7 @@ def kill_when(process, journal, lines):
   process.wait()
 
 
-def test_killed_at_any_moment_the_samples_are_the_same(tmp_path, environment):
+def test_samples_are_the_same_after_kills(tmp_path, environment):
   (tmp_path / 'short.txt').write_text(SHORT)
   rows = tmp_path / 'rows.jsonl'
   write_rows(rows, [row(f'r{i}', '/', good=i % 2) for i in range(40)])
@@ -353,21 +359,21 @@ def test_killed_at_any_moment_the_samples_are_the_same(tmp_path, environment):
   kill_when(start(here, environment), hinted, 14)
   assert not (workdir / 'samples.jsonl').exists()
   test_main.run(*here, env=environment)
-  calm = [*arguments, f'--workdir={tmp_path}/calm']
-  test_main.run(*calm, env=environment)
+  clean = [*arguments, f'--workdir={tmp_path}/clean']
+  test_main.run(*clean, env=environment)
   names = ['samples.json', 'samples.jsonl']
   assert sorted(x.name for x in workdir.iterdir()) == names
   for name in names:
     assert (workdir / name).read_bytes() == (
-      tmp_path / 'calm' / name
+      tmp_path / 'clean' / name
     ).read_bytes()
-  found = read_rows(workdir / 'samples.jsonl')
-  assert [(x['id'], x['hinted'], x['sample']) for x in found] == [
-    (f'r{i}', told, n)
+  samples = read_rows(workdir / 'samples.jsonl')
+  assert [(x['id'], x['hinted'], x['sample']) for x in samples] == [
+    (f'r{i}', is_hinted, n)
     for i in range(40)
-    for told, n in (
+    for is_hinted, n in (
       (False, 0),
       (False, 1),
       (True, 0),
     )
-  ]  # nothing that random weights write is right
+  ]  # generations of random weights are never correct

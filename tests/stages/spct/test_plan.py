@@ -8,7 +8,7 @@ from tests import test_main
 from tests.messages import naming
 from tests.stages import spct_run
 
-# config_flags loads a config's file so.
+# ml_collections.config_flags loads config files with load_module.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 
 

@@ -16,7 +16,7 @@ from tests.messages import lines_with, names
 from tests.processes import HANG_TIMEOUT_S
 from tests.stages import spct_run, stage_output
 
-# config_flags loads a config's file so.
+# ml_collections.config_flags loads config files with load_module.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 
 FOLDERS = ('data', 'sft', 'rft', 'grpo', 'samples', 'meta_rm', 'evaluation')
