@@ -85,7 +85,7 @@ def _query(rng, i, k, n, metas, subsets):
 
 def _sample(rng, quality, order, best, metas):
   noise = rng.normal(0, 1.3, len(quality))
-  noise[order[0]] += 0.3  # The judge likes the first place a little.
+  noise[order[0]] += 0.3  # A small position bias.
   scores = np.clip(np.rint(quality + noise), 1, 10).astype(int).tolist()
   finish, tokens = 'stop', int(rng.gamma(9, 30)) + 20
   analysis = '\n'.join(

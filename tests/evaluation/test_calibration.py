@@ -47,7 +47,7 @@ def test_empty_bins_and_extreme_probabilities():
   assert [x.share for x in bins] == [0.5] + [0.0] * 8 + [0.5]
   assert math.isnan(bins[4].probability) and math.isnan(bins[4].observed)
   assert calibration.expected_error(bins) == 0
-  # A border belongs to the part above it.
+  # A bin includes its lower end.
   assert calibration.bins([0.0], [1], [1], num=2)[1].share == 1
 
 
@@ -55,7 +55,7 @@ def test_log_loss_and_accuracy_by_hand():
   # -log of 3/4, 3/4, 1/4 and 1/2.
   expected = -math.log(3 / 4 * 3 / 4 * 1 / 4 * 1 / 2) / 4
   assert calibration.log_loss(VALUES, LABELS, ALIKE) == pytest.approx(expected)
-  # 1/2 says 0, and is wrong.
+  # A probability of 1/2 predicts 0, which is wrong.
   assert calibration.accuracy(VALUES, LABELS, ALIKE) == 2 / 4
   assert calibration.accuracy(VALUES, LABELS, [0, 0, 3, 1]) == 0
   assert calibration.log_loss([-1e4], [1], [2]) == pytest.approx(1e4)

@@ -87,7 +87,7 @@ def test_labels_define_correct_responses():
   assert [s for s, count in enumerate(stats.right) if count] == [7, 8, 9]
   assert [s for s, count in enumerate(stats.others) if count] == [2, 3]
   assert sum(stats.scores) == 7 and stats.scores[4] == 2
-  # A single response has no place and no tie.
+  # A single response has no position and no tie.
   assert generation_stats.of_samples([single]).first_rate is None
   assert generation_stats.of_samples([single]).tie_rate is None
   assert generation_stats.of_samples([single]).vote_tie_rate is None

@@ -57,7 +57,7 @@ def test_round_trip(tmp_path):
   assert list(judgement_io.read(path)) == everything
   assert list(judgement_io.read(str(path))) == everything
   assert os.listdir(path.parent) == ['samples.jsonl']
-  # One line a query, whatever is in the texts.
+  # One line per query, whatever the texts contain.
   assert path.read_bytes().count(b'\n') == len(path.read_text().splitlines())
   assert len(path.read_text().splitlines()) == 22
   row = json.loads(path.read_text().splitlines()[0])

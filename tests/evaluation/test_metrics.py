@@ -167,7 +167,7 @@ def test_query_key_is_tag_or_conversation():
 
 def test_terms_of_a_query_are_resampled_together():
   values = np.random.default_rng(2).random(300)
-  # The second term undoes the first, if the same queries are drawn.
+  # The second term cancels the first if both resample the same queries.
   terms = [term(values), term(1 - values)]
   assert metrics.bootstrap(terms, num=50) == pytest.approx((1, 1))
   apart = [term(values), term(1 - values, queries=range(300, 600))]
@@ -224,7 +224,7 @@ def test_auc_interval_matches_explicit_resampling():
 def test_bootstrap_of_ten_thousand_queries_is_fast():
   rng = np.random.default_rng(6)
   values = rng.choice([0, 0.5, 1], 10_000)
-  # Of the process, whatever else is running; one by one it takes minutes.
+  # CPU time, so other processes do not matter. A loop would take minutes.
   start = time.process_time()
   metrics.bootstrap([term(values)])
   assert time.process_time() - start < 30

@@ -157,7 +157,7 @@ def test_page_is_complete(judges, tmp_path):
     page.index(x) for x in ('Settings', 'Accuracy by stage', 'Training curves')
   ]
   assert places == sorted(places)
-  # Figures of other data are not drawn beside these.
+  # No published numbers next to the data of the run.
   assert plots.REFERENCES['grpo'] is None
 
 

@@ -11,7 +11,7 @@ from grm_jax.evaluation.metrics import Score, ScoredItem, WeightedSection
 from grm_jax.evaluation.suites import judgebench, pandalm, realmistake
 from tests.evaluation.fake import judged, query
 
-# K = 4, n = 2; every number below is counted over all subsets by hand.
+# K = 4, n = 2; all numbers below are counted by hand over all subsets.
 #   a: right in subsets of 1: 0 1 .5 0, of 2: 01 12 13 and half of 23, of 4
 #   b: right in subsets of 1: 1 .5 0 1, of 2: 01 03 13
 A = query(
@@ -48,8 +48,9 @@ def test_voting_curve_by_hand():
 
 
 def test_meta_rm_curve_by_hand():
-  # Of a's pairs the meta RM takes 0 0 0 2 1 2, of b's 1 2 0 1 1 2; of all
-  # four a's 0 and 2, b's 1 and 2. It never takes a's parse failure.
+  # The meta RM selects 0 0 0 2 1 2 from the pairs of a, 1 2 0 1 1 2 from those
+  # of b; from all four samples, 0 and 2 of a, 1 and 2 of b. It never selects
+  # the parse failure of a.
   curves = scaling_curves.curves([A, B])
   assert [(p.k, p.num_meta) for p in curves.meta] == [(1, 1), (2, 1), (4, 2)]
   assert values(curves.meta) == pytest.approx([0.5, (2 / 6 + 2.5 / 6) / 2, 0])

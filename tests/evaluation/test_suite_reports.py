@@ -87,7 +87,7 @@ def test_report_of_every_suite(name):
   )
   voted = report.combine_votes(queries)
   for bar in suite_report.parts:
-    # The suite's score of a section's own results is that of the section.
+    # Scoring the results of a section alone gives the score of the section.
     own = [r for r in voted if r.example.tags['section'] == bar.name]
     assert len(own) == bar.count > 0
     assert suite.score(own).overall == pytest.approx(bar.value)

@@ -12,8 +12,8 @@ from grm_jax.judgement import voting
 from tests.evaluation.fake import query
 from tests.messages import naming
 
-# The check by hand of the method: votes 17 and 25; the meta RM keeps the
-# first and the third sample, so 5 and 13.
+# Computed by hand: the votes are 17 and 25. The meta RM selects the first and
+# the third sample: 5 and 13.
 BY_HAND = query(
   'paper', 1, [(1, 5), (5, 6), (4, 8), (7, 6)], metas=[0.9, 0.2, 0.8, 0.1]
 )
@@ -124,7 +124,7 @@ def test_few_subsets_are_exact():
     [0, 0, 1, 1],
   ]
   assert not vote_subsets.choose(4, 2, seed=0, max_exact=5, num_random=1)[1]
-  # One sample, and all of them, are few by nature.
+  # k = 1 and k = K always have few subsets.
   assert vote_subsets.choose(40, 1, seed=0, max_exact=5, num_random=1)[
     0
   ].shape == (40, 40)

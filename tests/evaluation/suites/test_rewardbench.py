@@ -54,7 +54,7 @@ def test_counts_match_the_published_ones():
     'Safety': 740,
     'Reasoning': 1431,
   }
-  # Mathematics weighs as much as the six languages together.
+  # math-prm has the same weight as the six languages together.
   assert rewardbench.MATH_WEIGHT == 6 * 164
 
 

@@ -25,7 +25,7 @@ def row(subset, name, chosen, rejected):
   }
 
 
-# (subset, id, votes of the right responses, votes of the wrong ones)
+# (subset, id, votes of correct responses, votes of incorrect ones)
 GAMES = [
   ('Factuality', '1', [9], [8, 7, 1]),
   ('Precise IF', '2', [6], [6, 5, 5]),
@@ -92,7 +92,7 @@ def test_score_by_hand(tmp_path):
 
 
 def test_ties_accuracy_needs_all_correct_responses_above(tmp_path):
-  # One of the right ones only as high as the best wrong one.
+  # One correct response only equals the best incorrect one.
   votes = VOTES | {'Ties tied:1 right 1': 5}
   score = rewardbench2.score(results(tmp_path, votes))
   assert score.subsets['Ties/tied'] == 0.5
@@ -136,8 +136,8 @@ def test_interval_resamples_questions(tmp_path):
   suite_results = results(tmp_path)
   low, high = rewardbench2.interval(suite_results)
   assert low < rewardbench2.score(suite_results).overall < high
-  # A question's tied and ref are drawn together: with one question there is
-  # nothing to vary.
+  # tied and ref of a question are resampled together, so a single question has
+  # no spread.
   low, high = rewardbench2.interval(suite_results[5:7])
   assert low == pytest.approx(high)
 

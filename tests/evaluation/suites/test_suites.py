@@ -40,7 +40,7 @@ def test_every_suite_has_load_score_interval():
     assert list(parameters) == ['results']
 
 
-# Suite -> a file below a folder, without its suffix, and its rows.
+# Suite -> (path of a file without its suffix, rows).
 FILES = {
   'rewardbench': ('data/filtered', test_rewardbench.ROWS),
   'rewardbench2': ('data/test', test_rewardbench2.ROWS),
