@@ -201,18 +201,22 @@ def test_a_row_of_the_table_is_what_its_stage_takes(row):
   trained = [own] if 'batch' in own else []
   if stage == 'spct':
     trained = [config.sft, config.rft.train, config.grpo, config.meta_rm]
-  rules = mesh.rules.residual_tokens
-  assert tuple(rules) in ((), ('tensor',))
+  split = mesh.logical_axis_rules.residual_tokens
+  assert tuple(split) in ((), ('tensor',))
   for each in trained:
-    assert each.batch.prompts % (chips // mesh.tensor) == 0
-    rows = each.group_size if 'group_size' in each else each.batch.rows
+    assert each.batch.micro_batch_prompts % (chips // mesh.tensor) == 0
+    rows = (
+      each.group_size
+      if 'group_size' in each
+      else each.batch.generations_per_prompt
+    )
     for bucket, own_size in itertools.product(
-      each.batch.buckets, each.batch.size
+      each.batch.prompt_buckets, each.batch.generation_buckets
     ):
-      assert not rules or (bucket + rows * own_size) % mesh.tensor == 0
+      assert not split or (bucket + rows * own_size) % mesh.tensor == 0
   heads = model_config.from_name(f'gemma2_{size}').num_kv_heads
   assert heads % mesh.tensor == 0
-  assert heads % (mesh.get('sampling_tensor', 0) or mesh.tensor) == 0
+  assert heads % (mesh.get('decode_tensor', 0) or mesh.tensor) == 0
 
 
 def test_no_row_twice():
