@@ -44,8 +44,8 @@ def query(
   )
   metas = metas or [None] * len(scores)
 
-  def make_judgement(own, meta):
-    return Judgement(tuple(range(n)), 'text', 100, 'stop', own, meta)
+  def make_judgement(scores, meta):
+    return Judgement(tuple(range(n)), 'text', 100, 'stop', scores, meta)
 
   return JudgedExample(
     example,
@@ -59,7 +59,7 @@ def judged(
 ) -> list[JudgedExample]:
   """Returns queries of RewardBench's subsets with k samples and greedy."""
   rng = np.random.default_rng(seed)
-  subsets = [(s, x) for s, own in rewardbench.COUNTS.items() for x in own]
+  subsets = [(s, x) for s, counts in rewardbench.COUNTS.items() for x in counts]
   return [_query(rng, i, k, n, metas, subsets) for i in range(num)]
 
 

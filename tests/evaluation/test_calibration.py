@@ -31,10 +31,10 @@ def test_weights_equal_repetitions():
   bins = calibration.bins(VALUES, LABELS, weights, num=4)
   repeat = [np.repeat(x, weights) for x in (VALUES, LABELS)]
   again = calibration.bins(*repeat, np.ones(7), num=4)
-  for one, two in zip(bins, again, strict=True):
+  for weighted, repeated in zip(bins, again, strict=True):
     np.testing.assert_allclose(
-      [one.share, one.probability, one.observed],
-      [two.share, two.probability, two.observed],
+      [weighted.share, weighted.probability, weighted.observed],
+      [repeated.share, repeated.probability, repeated.observed],
     )
   for figure in (calibration.log_loss, calibration.accuracy):
     expected = figure(*repeat, np.ones(7))
@@ -86,7 +86,7 @@ def test_plot_shows_the_bins():
 
 def test_plot_omits_empty_bins():
   bins = calibration.bins([5.0], [1], [1])
-  picture = plots.calibration(bins, 'title', 'right')
-  line = picture.axes[0].lines[1]
+  figure = plots.calibration(bins, 'title', 'right')
+  line = figure.axes[0].lines[1]
   assert len(line.get_xdata()) == 1
-  assert plots.png(picture).startswith(b'\x89PNG')
+  assert plots.png(figure).startswith(b'\x89PNG')

@@ -15,8 +15,8 @@ def judgement(order, scores, num_tokens, finish='stop'):
   return Judgement(order, 'text', num_tokens, finish, scores)
 
 
-def with_samples(one, *samples, greedy=None):
-  return dataclasses.replace(one, samples=samples, greedy=greedy)
+def with_samples(judged_query, *samples, greedy=None):
+  return dataclasses.replace(judged_query, samples=samples, greedy=greedy)
 
 
 PAIR = with_samples(

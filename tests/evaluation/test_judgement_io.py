@@ -88,10 +88,10 @@ def test_interrupted_write_keeps_the_old_file(tmp_path):
 
 def test_non_finite_meta_scores_round_trip(tmp_path):
   metas = [math.nan, math.inf, -math.inf, 1e308]
-  one = query('a', 0, [(1, 2)] * 4, metas)
-  assert '"meta": "-inf"' in judgement_io.to_line(one)
+  judged_query = query('a', 0, [(1, 2)] * 4, metas)
+  assert '"meta": "-inf"' in judgement_io.to_line(judged_query)
   path = tmp_path / 'samples.jsonl'
-  judgement_io.write(path, [one])
+  judgement_io.write(path, [judged_query])
   (back,) = judgement_io.read(path)
   restored_metas = [sample.meta for sample in back.samples]
   assert math.isnan(restored_metas[0]) and restored_metas[1:] == metas[1:]
@@ -99,9 +99,9 @@ def test_non_finite_meta_scores_round_trip(tmp_path):
 
 def test_float_scores_round_trip(tmp_path):
   judgement = Judgement((0, 1), '', 0, '', (0.1 + 0.2, -3.0))
-  one = dataclasses.replace(query('a', 0, []), samples=(judgement,))
-  judgement_io.write(tmp_path / 'samples.jsonl', [one])
-  assert list(judgement_io.read(tmp_path / 'samples.jsonl')) == [one]
+  judged_query = dataclasses.replace(query('a', 0, []), samples=(judgement,))
+  judgement_io.write(tmp_path / 'samples.jsonl', [judged_query])
+  assert list(judgement_io.read(tmp_path / 'samples.jsonl')) == [judged_query]
 
 
 def test_to_line_and_from_row():

@@ -39,10 +39,10 @@ def result(votes, best=0, n=None, **tags):
   ],
 )
 def test_correctness_of_a_vote(votes, expected, strict, tied):
-  one = result(votes, n=3)
-  assert metrics.correct(one) == pytest.approx(expected)
-  assert metrics.strictly_correct(one) == strict
-  assert metrics.tied(one) is tied
+  first = result(votes, n=3)
+  assert metrics.correct(first) == pytest.approx(expected)
+  assert metrics.strictly_correct(first) == strict
+  assert metrics.tied(first) is tied
 
 
 def test_number_of_votes_must_match():
@@ -151,18 +151,18 @@ def test_items_of_a_query_are_resampled_together():
 
 def test_query_with_more_items_has_more_weight():
   # Two queries: a alone is 1, b alone 0, both are 3/4.
-  one = term([1, 1, 1, 0], queries=['a', 'a', 'a', 'b'])
-  assert metrics.bootstrap([one], num=100) == (0, 1)
+  first = term([1, 1, 1, 0], queries=['a', 'a', 'a', 'b'])
+  assert metrics.bootstrap([first], num=100) == (0, 1)
   other = term([1, 1, 1, 1, 0], queries=['a', 'b', 'c', 'd', 'd'])
   assert metrics.bootstrap([other], num=1000)[0] > 0.5
 
 
 def test_query_key_is_tag_or_conversation():
-  one, other = result((1, 2)), result((1, 2, 3))
-  assert metrics.query_of(one.example) == metrics.query_of(other.example)
+  first, other = result((1, 2)), result((1, 2, 3))
+  assert metrics.query_of(first.example) == metrics.query_of(other.example)
   tagged = result((1, 2), query='q7')
   assert metrics.query_of(tagged.example) == 'q7'
-  assert metrics.query_of(tagged.example) != metrics.query_of(one.example)
+  assert metrics.query_of(tagged.example) != metrics.query_of(first.example)
 
 
 def test_terms_of_a_query_are_resampled_together():

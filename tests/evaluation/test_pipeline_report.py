@@ -29,8 +29,10 @@ def judged(greedy=(4, 8)):
     ([None, None], 0.0, None),
   ]
   return summary + [
-    fake.query(f's{i}', None, own, [0.0, 0.0], [greedy], n=1, rewards=(label,))
-    for i, (own, label, greedy) in enumerate(singles)
+    fake.query(
+      f's{i}', None, scores, [0.0, 0.0], [greedy], n=1, rewards=(label,)
+    )
+    for i, (scores, label, greedy) in enumerate(singles)
   ]
 
 
@@ -45,17 +47,17 @@ def judges():
 def test_summary_by_hand(judges):
   summary = pipeline_report.summary(judges, 1, {'data': 'queries'})
   assert json.loads(json.dumps(summary, allow_nan=False))['at'] == 1
-  own = summary['judges']['sft']
-  assert summary['at'] == 1 and own['queries'] == 4
-  assert own['greedy']['value'] == 0.5
+  stage = summary['judges']['sft']
+  assert summary['at'] == 1 and stage['queries'] == 4
+  assert stage['greedy']['value'] == 0.5
   # Voting@1: 1, 1/2, 0, 0. Both: 1; 9 to 13 is wrong; 0; 0.
-  assert own['voting']['1']['value'] == pytest.approx(0.375)
-  assert own['voting']['2']['value'] == pytest.approx(0.25)
+  assert stage['voting']['1']['value'] == pytest.approx(0.375)
+  assert stage['voting']['2']['value'] == pytest.approx(0.25)
   # The better half of two: 1, 1, 0, 0.
-  assert own['meta']['2']['value'] == pytest.approx(0.5)
-  assert own['behaviour']['parse_failure_rate'] == pytest.approx(4 / 14)
+  assert stage['meta']['2']['value'] == pytest.approx(0.5)
+  assert stage['behaviour']['parse_failure_rate'] == pytest.approx(4 / 14)
   # Right; 1/2 is not above 1/2, so 0, which is right; no verdict is wrong.
-  assert own['singles'] == {'count': 3, 'greedy': 1 / 3, 'voting': 2 / 3}
+  assert stage['singles'] == {'count': 3, 'greedy': 1 / 3, 'voting': 2 / 3}
   assert summary['judges']['grpo']['greedy']['value'] == 1.0
 
 

@@ -92,8 +92,8 @@ def test_k_axis_is_logarithmic():
 
 
 def test_single_k_has_a_visible_interval():
-  one = Curves(1, (point(1, 0.5),), (), (), None)
-  axes = plots.accuracy_over_k(one, 'title').axes[0]
+  single_point = Curves(1, (point(1, 0.5),), (), (), None)
+  axes = plots.accuracy_over_k(single_point, 'title').axes[0]
   (bar,) = axes.collections
   np.testing.assert_allclose(bar.get_paths()[0].vertices[:, 1], [0.47, 0.52])
 

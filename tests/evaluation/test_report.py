@@ -42,7 +42,7 @@ class Reader(html.parser.HTMLParser):
     self.texts.append((self.open[-1] if self.open else '', data))
 
   def text(self, tag):
-    return '\n'.join(data for own, data in self.texts if own == tag)
+    return '\n'.join(data for element, data in self.texts if element == tag)
 
 
 def plain(title, queries, **fields):
@@ -93,15 +93,15 @@ def test_report_writes_these_files(suites, files, tmp_path):
 def test_results_json_has_all_numbers(suites, files):
   actual = json.loads(files['results.json'])
   assert actual['facts'] == {'model': 'none', 'seed': '7'}
-  own = actual['suites']['rewardbench']
+  row = actual['suites']['rewardbench']
   suite = suites['rewardbench']
-  assert own['curves'] == json.loads(
+  assert row['curves'] == json.loads(
     json.dumps(dataclasses.asdict(suite.curves))
   )
-  assert own['score']['overall'] == suite.score.overall
-  assert own['score']['overall'] == own['curves']['voting'][-1]['value']
-  assert own['samples']['scores'] == list(suite.samples.scores)
-  assert own['greedy']['num_generations'] == 120
+  assert row['score']['overall'] == suite.score.overall
+  assert row['score']['overall'] == row['curves']['voting'][-1]['value']
+  assert row['samples']['scores'] == list(suite.samples.scores)
+  assert row['greedy']['num_generations'] == 120
   assert actual['suites']['own']['score'] is None
 
 
@@ -166,12 +166,12 @@ def test_page_shows_the_numbers(suites, files):
 
 def test_page_shows_example_generations(suites, files):
   examples = suites['rewardbench'].examples
-  kinds = [one.kind for one in examples]
+  kinds = [x.kind for x in examples]
   assert kinds == ['right', 'wrong', 'parse failure']
-  assert len({one.example.id for one in examples}) == 3
+  assert len({x.example.id for x in examples}) == 3
   summaries = Reader(files['report.html']).text('summary')
-  for one in examples:
-    assert f'{one.kind.capitalize()}: query {one.example.id}' in summaries
+  for x in examples:
+    assert f'{x.kind.capitalize()}: query {x.example.id}' in summaries
 
 
 def test_examples_are_of_different_queries():
@@ -188,12 +188,12 @@ def test_examples_are_of_different_queries():
 
 
 def test_examples_list_responses_in_shown_order():
-  one = query('a', 2, [(3, 4, 9)], n=3)
-  (judgement,) = one.samples
-  one = dataclasses.replace(
-    one, samples=(dataclasses.replace(judgement, order=(1, 2, 0)),)
+  judged_query = query('a', 2, [(3, 4, 9)], n=3)
+  (judgement,) = judged_query.samples
+  judged_query = dataclasses.replace(
+    judged_query, samples=(dataclasses.replace(judgement, order=(1, 2, 0)),)
   )
-  data = report.render({'a': plain('a', [one])}, {})['report.html']
+  data = report.render({'a': plain('a', [judged_query])}, {})['report.html']
   reader = Reader(data)
   assert reader.text('h4').split('\n')[1:4] == [
     'Response 1, score 4',
@@ -218,16 +218,18 @@ def test_kinds_of_generations():
 
 
 def evil_suite():
-  one = query(EVIL, 0, [None])
-  (judgement,) = one.samples
+  judged_query = query(EVIL, 0, [None])
+  (judgement,) = judged_query.samples
   example = dataclasses.replace(
-    one.example,
+    judged_query.example,
     query=(Turn('user', EVIL),),
     responses=(EVIL, f'$body ${{title}} \x00\x1b \ud800 {EVIL}'),
     tags={'section': EVIL, 'subset': EVIL},
   )
   judgement = dataclasses.replace(judgement, text=EVIL, finish='stop')
-  queries = [dataclasses.replace(one, example=example, samples=(judgement,))]
+  queries = [
+    dataclasses.replace(judged_query, example=example, samples=(judgement,))
+  ]
   score = report.Score(0.0, {EVIL: 0.0}, {}, {}, 1, 0)
   return plain(
     EVIL, queries, score=lambda r: score, interval=lambda r: (0.0, 0.0)
@@ -371,9 +373,9 @@ def test_report_of_greedy_generations_only(tmp_path):
 
 
 def test_table_of_suites_with_different_k():
-  one, two = (plain('x', [query('a', 0, [(2, 1)] * k)]) for k in (1, 2))
-  assert 'Voting@K' in report.table({'one': one, 'two': two})
-  assert 'Voting@2' in report.table({'two': two})
+  first, second = (plain('x', [query('a', 0, [(2, 1)] * k)]) for k in (1, 2))
+  assert 'Voting@K' in report.table({'one': first, 'two': second})
+  assert 'Voting@2' in report.table({'two': second})
 
 
 def test_each_html_function_escapes_its_texts():

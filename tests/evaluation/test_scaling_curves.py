@@ -126,24 +126,24 @@ def test_random_subsets_approximate_all_subsets(monkeypatch):
   assert [p.num_subsets for p in exact.voting] == [8, 28, 70, 1]
   assert [p.num_subsets for p in approximate.voting] == [8, 32, 32, 1]
   assert [p.exact for p in approximate.voting] == [True, False, False, True]
-  for one, other in zip(
+  for x, other in zip(
     (*exact.voting, *exact.meta),
     (*approximate.voting, *approximate.meta),
     strict=True,
   ):
-    assert one.value == pytest.approx(other.value, abs=0.02)
+    assert x.value == pytest.approx(other.value, abs=0.02)
   assert approximate.voting[1].value != exact.voting[1].value
 
 
 def tagged(queries):
   return [
     dataclasses.replace(
-      one,
+      x,
       example=dataclasses.replace(
-        one.example, tags={'section': 's', 'subset': 's'}
+        x.example, tags={'section': 's', 'subset': 's'}
       ),
     )
-    for one in queries
+    for x in queries
   ]
 
 
@@ -157,9 +157,9 @@ def test_suite_curve_of_accuracy_equals_accuracy_curve():
   assert values(curves.meta) == pytest.approx(values(plain.meta))
   assert values(curves.meta_kept) == pytest.approx(values(plain.meta_kept))
   assert curves.greedy == pytest.approx(plain.greedy)
-  for one, other in zip(curves.voting, plain.voting, strict=True):
-    assert one.low == pytest.approx(other.low)
-    assert one.high == pytest.approx(other.high)
+  for x, other in zip(curves.voting, plain.voting, strict=True):
+    assert x.low == pytest.approx(other.low)
+    assert x.high == pytest.approx(other.high)
 
 
 def test_suite_curve_of_terms_by_hand():

@@ -66,8 +66,10 @@ def test_report_of_every_suite(name):
         tags[key] += f'/{copy}'
       scores = rng.integers(1, 11, (5, n)).tolist()
       scores = [None, *map(tuple, scores[1:])]
-      one = query(f'{copy}/{i}', best, scores, n=n, rewards=rewards, tags=tags)
-      queries.append(one)
+      judged_query = query(
+        f'{copy}/{i}', best, scores, n=n, rewards=rewards, tags=tags
+      )
+      queries.append(judged_query)
   if name == 'realmistake':
     estimate = scaling_curves.mean_of_scores(suite.score, suite.interval)
   else:
@@ -88,7 +90,7 @@ def test_report_of_every_suite(name):
   voted = report.combine_votes(queries)
   for bar in suite_report.parts:
     # Scoring the results of a section alone gives the score of the section.
-    own = [r for r in voted if r.example.tags['section'] == bar.name]
-    assert len(own) == bar.count > 0
-    assert suite.score(own).overall == pytest.approx(bar.value)
+    members = [r for r in voted if r.example.tags['section'] == bar.name]
+    assert len(members) == bar.count > 0
+    assert suite.score(members).overall == pytest.approx(bar.value)
     assert bar.low <= bar.value <= bar.high

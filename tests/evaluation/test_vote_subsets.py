@@ -38,10 +38,10 @@ def random_queries(num=60, k=5):
 def test_expected_correct_by_hand():
   samples = vote_subsets.gather([BY_HAND])
   everything = np.ones((1, 4), bool)
-  own, some = vote_subsets.votes(samples.groups[0], everything)
-  assert own.tolist() == [[[17, 25]]] and some.tolist() == [[True]]
-  own, _ = vote_subsets.votes(samples.groups[0], everything, num_meta=2)
-  assert own.tolist() == [[[5, 13]]]
+  votes, has_vote = vote_subsets.votes(samples.groups[0], everything)
+  assert votes.tolist() == [[[17, 25]]] and has_vote.tolist() == [[True]]
+  votes, _ = vote_subsets.votes(samples.groups[0], everything, num_meta=2)
+  assert votes.tolist() == [[[5, 13]]]
 
 
 @pytest.mark.parametrize('num_meta', [None, 1, 2, 3])
