@@ -1,0 +1,1 @@
+"""Benchmarks, which print a table and write JSON."""

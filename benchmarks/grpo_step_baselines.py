@@ -1,9 +1,9 @@
-"""GRPO steps behind one function: ours, and google-tunix's.
+"""GRPO steps of grm_jax and google-tunix behind one interface.
 
-A contender is made from a case and weights; its `step` makes one whole step
-of on-policy GRPO and returns the seconds of its parts. The same weights,
-prompts, group size, optimizer and KL term for all, nobody stops before T
-tokens, and rewards are drawn at random: what is measured is the work.
+A contender is made from a workload and a setup. Each call of its `step` makes
+one step of on-policy GRPO and returns the seconds of its parts. All contenders
+have the same weights, prompts, group size, optimizer and KL term. Every
+generation has T tokens and rewards are random, so that the work is identical.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import importlib.util
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ import optax
 
 from benchmarks import sampler_baselines
 from benchmarks.sampler_baselines import BOS_ID, NO_ID
-from benchmarks.workload import Case
+from benchmarks.workload import Workload
 from grm_jax.data.rollout_prompts import RolloutPromptIterator
 from grm_jax.data.tokenized_example import BatchShape
 from grm_jax.judgement.example import JudgingExample, Turn
@@ -33,7 +33,11 @@ from grm_jax.model.transformer import Transformer
 from grm_jax.sampling import decode_weights
 from grm_jax.sampling.engine import Engine
 from grm_jax.stages.grpo import collate, update
-from grm_jax.stages.grpo.rollout import RolloutSampler, group_advantages
+from grm_jax.stages.grpo.rollout import (
+  RolloutGroup,
+  RolloutSampler,
+  group_advantages,
+)
 from grm_jax.training import grpo_loss, optimizer, train_state
 from grm_jax.training.grpo_loss import GRPOLossConfig
 from grm_jax.training.reference_policy import ReferencePolicy
@@ -41,40 +45,41 @@ from grm_jax.training.train_step import TrainStep
 
 LEARNING_RATE, KL_COEF, CLIP = 1e-6, 0.08, 0.2
 PARTS = ('rollout', 'reference', 'update')
-OURS, THEIRS = 'grm_jax', 'google-tunix'
+OURS, TUNIX = 'grm_jax', 'google-tunix'
 
-Seconds = dict[str, float]  # by part
+Seconds = dict[str, float]  # keyed by PARTS
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-  """What contenders begin with.
+class StepSetup:
+  """Initial weights and settings of all contenders.
 
   Attributes:
-    model: ours.
-    checkpoint: a model directory with its parameters.
-    micro: prompts, with their groups, that tunix updates on at once.
-    chunk: steps of our sampler between two refills.
+    model: grm_jax model.
+    checkpoint: model directory with the parameters.
+    micro: prompts (with their groups) of a micro-batch of tunix.
+    decode_steps_per_call: steps of the grm_jax sampler between two refills.
   """
 
   model: Transformer
   checkpoint: str
   micro: int
-  chunk: int
+  decode_steps_per_call: int
 
   def params(self) -> dict:
-    """Made anew: a step uses them up."""
+    """Initializes new parameters; a step donates their buffers."""
     return init_params(self.model, jax.random.key(0))
 
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-  """Steps from the same beginning.
+  """GRPO training loop of one library.
 
   Attributes:
-    step: makes a whole step.
-    reference_logps: of generations [P, R, T] of the case's prompts.
-    close: ends threads, without which the process would not end.
+    step: makes one step.
+    reference_logps: computes the reference log-probabilities [P, R, T] of
+      generations [P, R, T] for the prompts of the workload.
+    close: ends the threads of the loop, which would keep the process alive.
   """
 
   step: Callable[[], Seconds]
@@ -82,47 +87,47 @@ class Contender:
   close: Callable[[], None] = lambda: None
 
 
-def prompts(case: Case, model: Transformer) -> np.ndarray:
-  """Random tokens [P, S], bos first."""
+def random_prompts(workload: Workload, model: Transformer) -> np.ndarray:
+  """Returns random tokens [P, S] that begin with bos."""
   rng = np.random.default_rng(0)
-  shape = (case.prompts, case.prompt_size)
-  found = rng.integers(4, model.config.vocab_size, shape, np.int32)
-  found[:, 0] = BOS_ID
-  return found
+  shape = (workload.prompts, workload.prompt_size)
+  tokens = rng.integers(4, model.config.vocab_size, shape, np.int32)
+  tokens[:, 0] = BOS_ID
+  return tokens
 
 
-def contenders() -> dict[str, Callable[[Case, Setting], Contender]]:
-  """Those that are installed, by name and version."""
-  found = {OURS: ours}
+def contenders() -> dict[str, Callable[[Workload, StepSetup], Contender]]:
+  """Returns the installed contenders by name and version."""
+  available = {OURS: make_grm_jax}
   if importlib.util.find_spec('tunix'):
-    version = importlib.metadata.version(THEIRS)
-    found[f'{THEIRS} {version}'] = tunix
-  return found
+    version = importlib.metadata.version(TUNIX)
+    available[f'{TUNIX} {version}'] = make_tunix
+  return available
 
 
-class _Watch:
-  """Seconds by part; whatever a part returned is waited for."""
+class _PartTimer:
+  """Accumulates the seconds of each part, with the wait for its arrays."""
 
   def __init__(self):
     self.seconds = dict.fromkeys(PARTS, 0.0)
 
   @contextlib.contextmanager
   def part(self, name: str) -> Iterator[list]:
-    """Yields a list for arrays that are to be waited for."""
-    begin, arrays = time.perf_counter(), []
+    """Times a block; yields a list for the arrays to wait for."""
+    start, arrays = time.perf_counter(), []
     yield arrays
     jax.block_until_ready(arrays)
-    self.seconds[name] += time.perf_counter() - begin
+    self.seconds[name] += time.perf_counter() - start
 
-  def take(self) -> Seconds:
-    """What was measured since it was last taken."""
-    found, self.seconds = self.seconds, dict.fromkeys(PARTS, 0.0)
-    return found
+  def reset(self) -> Seconds:
+    """Returns the seconds since the last reset and sets them to 0."""
+    seconds, self.seconds = self.seconds, dict.fromkeys(PARTS, 0.0)
+    return seconds
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tokens:
-  """Stands for a PromptFormat: prompts are given as tokens."""
+class _FixedPromptFormat:
+  """Replaces PromptFormat; returns the tokens of the prompt by example id."""
 
   prompts: np.ndarray
 
@@ -134,33 +139,34 @@ class _Tokens:
     del text, order  # rewards are random and need no scores
 
 
-def ours(case: Case, setting: Setting) -> Contender:
-  """The rollout, the reference and the update of stages/grpo/train.py."""
-  model, given = setting.model, prompts(case, setting.model)
+def make_grm_jax(workload: Workload, setup: StepSetup) -> Contender:
+  """Makes the rollout, reference and update steps of stages/grpo/train.py."""
+  model = setup.model
+  prompt_tokens = random_prompts(workload, model)
   engine = Engine(
     model,
-    prompts=case.prompts,
-    generations_per_prompt=case.rows,
-    max_new_tokens=case.new_tokens,
-    prompt_buckets=(case.prompt_size,),
-    decode_steps_per_call=setting.chunk,
+    prompts=workload.prompts,
+    generations_per_prompt=workload.generations_per_prompt,
+    max_new_tokens=workload.new_tokens,
+    prompt_buckets=(workload.prompt_size,),
+    decode_steps_per_call=setup.decode_steps_per_call,
     detokenize=lambda ids: ' '.join(map(str, ids)),
   )
   rng = np.random.default_rng(0)
   sampler = RolloutSampler(
     engine,
     None,
-    _Tokens(given),
+    _FixedPromptFormat(prompt_tokens),
     reward_fn=lambda example, judgement: rng.choice([-1.0, 1.0]),
-    group_size=case.rows,
+    group_size=workload.generations_per_prompt,
     temperature=1.0,
     seed=0,
   )
   rollout_prompts = RolloutPromptIterator(
-    [_example(i) for i in range(case.prompts)], 'fixed', 0
+    [_make_example(i) for i in range(workload.prompts)], 'fixed', 0
   )
   reference = ReferencePolicy(
-    setting.checkpoint, None, model, dtype='float32', offload_to_host=False
+    setup.checkpoint, None, model, dtype='float32', offload_to_host=False
   )
   optim, _ = optimizer.make(
     1,
@@ -179,111 +185,122 @@ def ours(case: Case, setting: Setting) -> Contender:
     clip_low=CLIP,
     clip_high=CLIP,
     loss_agg_mode='sequence',
-    max_tokens=case.new_tokens,
+    max_tokens=workload.new_tokens,
   )
   loss = functools.partial(grpo_loss.grpo_loss, model, loss_config)
   train_step = TrainStep(model, optim, loss)
-  batch_shape = BatchShape((case.prompt_size,), (case.new_tokens,), case.rows)
-  state = train_state.init_state(model, optim, setting.params())
-  watch = _Watch()
+  batch_shape = BatchShape(
+    (workload.prompt_size,),
+    (workload.new_tokens,),
+    workload.generations_per_prompt,
+  )
+  state = train_state.init_state(model, optim, setup.params())
+  part_timer = _PartTimer()
 
   def step():
     nonlocal state
-    with watch.part('rollout'):
+    with part_timer.part('rollout'):
       weights, _ = decode_weights.place(model, state.params)
-      rollout = sampler.sample(weights, rollout_prompts, case.prompts)
+      rollout = sampler.sample(weights, rollout_prompts, workload.prompts)
       del weights
-    _check_lengths(rollout.groups, case)
-    with watch.part('reference'):
+    _check_lengths(rollout.groups, workload)
+    with part_timer.part('reference'):
       minibatches = collate.make_minibatches(
         rollout.groups,
         group_advantages(rollout.groups, normalize_by_std=True),
         num_minibatches=1,
-        micro_batch_prompts=case.prompts,
+        micro_batch_prompts=workload.prompts,
         batch_shape=batch_shape,
         layout=model.layout,
       )
       minibatches = update.add_reference_logps(reference, minibatches)
-    with watch.part('update') as arrays:
+    with part_timer.part('update') as arrays:
       state, _ = update.update_policy(train_step, state, minibatches, 1)
       arrays.append(state)
-    return watch.take()
+    return part_timer.reset()
 
   def reference_logps(tokens):
-    lengths = np.full(case.prompts, case.prompt_size, np.int32)
-    own = np.full(tokens.shape[:2], case.new_tokens, np.int32)
-    batch = Batch(*map(jnp.asarray, (given, lengths, tokens, own)))
+    lengths = np.full(workload.prompts, workload.prompt_size, np.int32)
+    generation_lengths = np.full(
+      tokens.shape[:2], workload.new_tokens, np.int32
+    )
+    arrays = (prompt_tokens, lengths, tokens, generation_lengths)
+    batch = Batch(*map(jnp.asarray, arrays))
     return np.asarray(reference.logps([batch])[0])
 
   return Contender(step, reference_logps)
 
 
-def _example(number: int) -> JudgingExample:
-  # Nobody reads it: _Tokens gives the prompt.
+def _make_example(number: int) -> JudgingExample:
+  # The texts are unused: _FixedPromptFormat supplies the tokens.
   return JudgingExample(str(number), (Turn('user', '?'),), ('a', 'b'), best=0)
 
 
-def _check_lengths(groups, case) -> None:
-  sizes = {len(x.tokens) for group in groups for x in group.generations}
-  if sizes != {case.new_tokens}:
-    raise RuntimeError(f'generations have {sizes} tokens, not those of {case}')
+def _check_lengths(groups: Sequence[RolloutGroup], workload: Workload) -> None:
+  lengths = {len(x.tokens) for group in groups for x in group.generations}
+  if lengths != {workload.new_tokens}:
+    raise RuntimeError(
+      f'generations have {lengths} tokens instead of {workload.new_tokens}'
+    )
 
 
-def tunix(case: Case, setting: Setting) -> Contender:
-  """GRPOLearner of google-tunix, with its own sampler and model class.
+def make_tunix(workload: Workload, setup: StepSetup) -> Contender:
+  """Makes the GRPOLearner of google-tunix with tunix's sampler and model.
 
-  Its loop asks an iterator for batches of prompts, in a thread of its own; a
-  step lasts from when it is given one until it asks for the next.
+  Its training loop runs in a separate thread and pulls batches of prompts from
+  an iterator. A step lasts from one batch until the request for the next one.
   """
   from flax import nnx
   from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
 
-  cluster = _tunix_cluster(case, setting)
-  watch = _Watch()
-  _measured(cluster, 'generate', watch, 'rollout')
-  _measured(cluster, 'get_ref_per_token_logps', watch, 'reference')
-  _measured(
+  cluster = _tunix_cluster(workload, setup)
+  part_timer = _PartTimer()
+  _time_method(cluster, 'generate', part_timer, 'rollout')
+  _time_method(cluster, 'get_ref_per_token_logps', part_timer, 'reference')
+  _time_method(
     cluster,
     'update_actor',
-    watch,
+    part_timer,
     'update',
     lambda: nnx.state(cluster.actor_trainer.model),
   )
   learner = GRPOLearner(
     cluster,
     GRPOConfig(
-      num_generations=case.rows,
+      num_generations=workload.generations_per_prompt,
       num_iterations=1,
       beta=KL_COEF,
       kl_loss_mode='low_var_kl',
       epsilon=CLIP,
     ),
-    _Rewards(),
+    _RandomRewards(),
   )
-  given = prompts(case, setting.model)
-  texts = [' '.join(map(str, row)) for row in given]
-  loop = _Loop(learner.train, {'prompts': texts})
+  prompt_tokens = random_prompts(workload, setup.model)
+  texts = [' '.join(map(str, row)) for row in prompt_tokens]
+  loop = _SteppedLoop(learner.train, {'prompts': texts})
 
   def step():
     loop.step()
-    return watch.take()
+    return part_timer.reset()
 
   def reference_logps(tokens):
-    found = cluster.get_ref_per_token_logps(
-      prompt_tokens=jnp.asarray(np.repeat(given, case.rows, axis=0)),
-      completion_tokens=jnp.asarray(tokens.reshape(-1, case.new_tokens)),
+    logps = cluster.get_ref_per_token_logps(
+      prompt_tokens=jnp.asarray(
+        np.repeat(prompt_tokens, workload.generations_per_prompt, axis=0)
+      ),
+      completion_tokens=jnp.asarray(tokens.reshape(-1, workload.new_tokens)),
       pad_id=sampler_baselines.PAD_ID,
       eos_id=NO_ID,
-      micro_batch_size=setting.micro * case.rows,
+      micro_batch_size=setup.micro * workload.generations_per_prompt,
     )
-    watch.take()
-    return np.asarray(found).reshape(tokens.shape)
+    part_timer.reset()
+    return np.asarray(logps).reshape(tokens.shape)
 
   return Contender(step, reference_logps, loop.close)
 
 
-class _Rewards:
-  """A reward function of tunix, drawn at random."""
+class _RandomRewards:
+  """Reward function for tunix with random rewards."""
 
   __name__ = 'random'
 
@@ -295,60 +312,72 @@ class _Rewards:
     return self._rng.choice([-1.0, 1.0], len(prompts)).tolist()
 
 
-class _Loop:
-  """A loop over an iterator, made to go one step at a time."""
+class _SteppedLoop:
+  """Runs a training loop over an iterator one step at a time.
+
+  The loop runs in a thread. `_requests` gets an item whenever the loop requests
+  a batch (None) or ends (an exception); `_batches` carries the batches.
+  """
 
   def __init__(self, train: Callable[[Iterator[dict]], None], batch: dict):
     self._batch, self._train = batch, train
-    self._asked, self._given = queue.Queue(), queue.Queue()
+    self._requests, self._batches = queue.Queue(), queue.Queue()
     self._thread = threading.Thread(target=self._run)
     self._thread.start()
     self._wait()
 
   def step(self) -> None:
-    """Gives a batch, and waits until the next one is asked for."""
-    self._given.put(self._batch)
+    """Supplies a batch and waits for the request for the next one."""
+    self._batches.put(self._batch)
     self._wait()
 
   def close(self) -> None:
-    """Ends the loop."""
-    self._given.put(None)
+    """Ends the loop and its thread."""
+    self._batches.put(None)
     self._thread.join()
 
   def _wait(self):
-    error = self._asked.get()
+    error = self._requests.get()
     if error is not None:
-      raise RuntimeError('tunix stopped') from error
+      raise RuntimeError('the training loop of tunix failed') from error
 
   def _run(self):
     try:
-      self._train(self._batches())
-      self._asked.put(RuntimeError('the loop ended'))
+      self._train(self._iterate())
+      self._requests.put(RuntimeError('the training loop ended'))
     except BaseException as error:
-      self._asked.put(error)
+      self._requests.put(error)
 
-  def _batches(self):
-    self._asked.put(None)
-    while (batch := self._given.get()) is not None:
+  def _iterate(self):
+    self._requests.put(None)
+    while (batch := self._batches.get()) is not None:
       yield dict(batch)
-      self._asked.put(None)
+      self._requests.put(None)
 
 
-def _measured(cluster, name, watch, part, also=lambda: ()):
-  """Replaces a method by one that adds its seconds to a part."""
-  inner = getattr(cluster, name)
+def _time_method(cluster, name, part_timer, part, extra_arrays=lambda: ()):
+  """Wraps a method of the cluster to add its seconds to a part.
 
-  def outer(*args, **kwargs):
-    with watch.part(part) as arrays:
-      found = inner(*args, **kwargs)
-      arrays += [also(), found if part == 'reference' else ()]
-    return found
+  Args:
+    cluster: RLCluster of tunix.
+    name: name of the method.
+    part_timer: timer of the parts.
+    part: key in PARTS.
+    extra_arrays: returns arrays to wait for besides the result.
+  """
+  method = getattr(cluster, name)
 
-  setattr(cluster, name, outer)
+  def timed_method(*args, **kwargs):
+    with part_timer.part(part) as arrays:
+      result = method(*args, **kwargs)
+      arrays += [extra_arrays(), result if part == 'reference' else ()]
+    return result
+
+  setattr(cluster, name, timed_method)
 
 
-def _tunix_cluster(case: Case, setting: Setting):
-  """Actor, reference and rollout, all on one device."""
+def _tunix_cluster(workload: Workload, setup: StepSetup):
+  """Makes actor, reference and rollout, all on one device."""
   from jax.sharding import Mesh
   from tunix.rl import rl_cluster
   from tunix.rl.rollout import base_rollout
@@ -359,29 +388,28 @@ def _tunix_cluster(case: Case, setting: Setting):
     actor_optimizer=optax.chain(
       optax.clip_by_global_norm(1.0), optax.adamw(LEARNING_RATE)
     ),
-    mini_batch_size=case.prompts,
-    train_micro_batch_size=setting.micro,
-    rollout_micro_batch_size=case.prompts,
-    compute_logps_micro_batch_size=setting.micro,
+    mini_batch_size=workload.prompts,
+    train_micro_batch_size=setup.micro,
+    rollout_micro_batch_size=workload.prompts,
+    compute_logps_micro_batch_size=setup.micro,
     eval_every_n_steps=10**9,
     max_steps=10**9,
   )
   rollout = base_rollout.RolloutConfig(
-    max_tokens_to_generate=case.new_tokens,
-    max_prompt_length=case.prompt_size,
-    kv_cache_size=case.prompt_size + case.new_tokens,
+    max_tokens_to_generate=workload.new_tokens,
+    max_prompt_length=workload.prompt_size,
+    kv_cache_size=workload.prompt_size + workload.new_tokens,
     temperature=1.0,
     top_p=1.0,
     eos_tokens=[NO_ID],
   )
   actor, reference = (
-    sampler_baselines.tunix_model(setting.model, setting.params())
-    for _ in roles
+    sampler_baselines.tunix_model(setup.model, setup.params()) for _ in roles
   )
   return rl_cluster.RLCluster(
     actor=actor,
     reference=reference,
-    tokenizer=sampler_baselines.Numbers(),
+    tokenizer=sampler_baselines.TokenIdTokenizer(),
     cluster_config=rl_cluster.ClusterConfig(
       role_to_mesh=dict.fromkeys((*roles, rl_cluster.Role.ROLLOUT), mesh),
       training_config=training,

@@ -1,10 +1,10 @@
-"""Which machine this is, and what it can do at best.
+"""Description of this machine and its peak compute and memory rates.
 
-Its rates are of float32 products and of reading memory, each the best of
-several programs that are repeated, since a rate that one program misses another
-may reach. The programs run in this process, on the cores that the measured code
-runs on. Rates of a busy machine change from second to second: `better` joins
-what was measured at several moments.
+The rates are those of float32 matrix products and of memory reads. Each is the
+maximum over several programs and repetitions, because no single program reaches
+the peak on every machine. The programs run in this process, on the same cores
+as the measured code. Rates of a busy machine fluctuate; `maximum` combines
+measurements of different moments.
 """
 
 import concurrent.futures
@@ -23,14 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 
 MATRICES = (1024, 2048, 4096)
-LEAST_BYTES = 256 * 2**20
-_ROW = 4096
+MIN_READ_BYTES = 256 * 2**20
+_ROW_SIZE = 4096
 _PACKAGES = ('jax', 'numpy', 'google-tunix', 'torch', 'transformers')
 
 
-def here() -> dict[str, Any]:
-  """This machine as JSON: its processor, how busy it is, and what runs."""
-  found = {d.metadata['Name'] for d in importlib.metadata.distributions()}
+def describe() -> dict[str, Any]:
+  """Returns the processor, memory, load, device and package versions."""
+  installed = {d.metadata['Name'] for d in importlib.metadata.distributions()}
   return {
     'machine': _processor(),
     'cores': os.cpu_count(),
@@ -42,36 +42,37 @@ def here() -> dict[str, Any]:
     'versions': {
       name: importlib.metadata.version(name)
       for name in _PACKAGES
-      if name in found
+      if name in installed
     },
   }
 
 
-def line(found: dict[str, Any]) -> str:
-  """What `here` found, to print."""
-  versions = ', '.join(f'{k} {v}' for k, v in found['versions'].items())
+def format_description(machine: dict[str, Any]) -> str:
+  """Formats the result of `describe` as one line."""
+  versions = ', '.join(f'{k} {v}' for k, v in machine['versions'].items())
   return (
-    f'{found["machine"]}, {found["cores"]} cores, {found["memory_gb"]} GB, '
-    f'load {found["load"]:.2f}, device {found["device"]}; {versions}'
+    f'{machine["machine"]}, {machine["cores"]} cores, '
+    f'{machine["memory_gb"]} GB, load {machine["load"]:.2f}, '
+    f'device {machine["device"]}; {versions}'
   )
 
 
 def _processor() -> str:
-  """Its name where Linux tells it, else its architecture."""
+  """Returns the model name on Linux, otherwise the architecture."""
   path = pathlib.Path('/proc/cpuinfo')
   text = path.read_text() if path.exists() else ''
-  found = re.search(r'^model name\s*: (.*)$', text, re.MULTILINE)
-  return found[1] if found else platform.machine()
+  match = re.search(r'^model name\s*: (.*)$', text, re.MULTILINE)
+  return match[1] if match else platform.machine()
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-  """Best rates found, and what each program reached.
+  """Peak rates, and the rate of each program.
 
   Attributes:
-    flops: float32 multiplications and additions a second.
-    bytes: read a second.
-    programs: of each program, flops or bytes a second.
+    flops: float32 FLOP/s.
+    bytes: bytes/s read from memory.
+    programs: FLOP/s or bytes/s by name of the program.
   """
 
   flops: float
@@ -79,34 +80,35 @@ class Rates:
   programs: dict[str, float]
 
 
-def measure(size: int, repeats: int = 5) -> Rates:
-  """The rates, memory's from an array of `size` bytes or 256 MiB.
+def measure(num_bytes: int, repeats: int = 5) -> Rates:
+  """Measures the peak rates.
 
-  `size` should be that of the weights: a machine whose last cache holds such
-  an array has it hold the weights too, and one whose cache does not, not.
+  Args:
+    num_bytes: size of the array that is read; at least 256 MiB is used. Pass
+      the size of the weights, so that the array fits into the last-level cache
+      exactly when the weights do.
+    repeats: repetitions of each program.
   """
-  found = {}
+  product_rates = {}
   for name, program in _products().items():
     work = 2 * int(name.rsplit(' ', 1)[1]) ** 3
-    found[name] = work / _best_seconds(program, repeats)
-  flops = max(found.values())
-  size = max(size, LEAST_BYTES) // (4 * _ROW)
-  x = np.ones((size, _ROW), np.float32)
-  reads = {
+    product_rates[name] = work / _best_seconds(program, repeats)
+  flops = max(product_rates.values())
+  num_rows = max(num_bytes, MIN_READ_BYTES) // (4 * _ROW_SIZE)
+  x = np.ones((num_rows, _ROW_SIZE), np.float32)
+  read_rates = {
     name: x.nbytes / _best_seconds(program, repeats)
     for name, program in _reads(x).items()
   }
-  return Rates(flops, max(reads.values()), found | reads)
+  return Rates(flops, max(read_rates.values()), product_rates | read_rates)
 
 
-def better(one: Rates, other: Rates) -> Rates:
-  """Of each rate the higher."""
+def maximum(a: Rates, b: Rates) -> Rates:
+  """Returns the elementwise maximum of two measurements."""
   programs = {
-    name: max(rate, other.programs[name]) for name, rate in one.programs.items()
+    name: max(rate, b.programs[name]) for name, rate in a.programs.items()
   }
-  return Rates(
-    max(one.flops, other.flops), max(one.bytes, other.bytes), programs
-  )
+  return Rates(max(a.flops, b.flops), max(a.bytes, b.bytes), programs)
 
 
 def _products() -> dict[str, Callable]:
@@ -120,20 +122,20 @@ def _products() -> dict[str, Callable]:
 
 
 def _reads(x: np.ndarray) -> dict[str, Callable]:
-  """Programs that read every element of [rows, _ROW] once.
+  """Programs that read every element of x [rows, _ROW_SIZE] once.
 
-  A sum of everything is left out: XLA computes it on one core. Sums of rows,
-  and products with a vector, are split between cores.
+  A full sum is not among them: XLA computes it on one core. Row sums and
+  matrix-vector products run on all cores.
   """
-  vector = np.ones(_ROW, np.float32)
+  vector = np.ones(_ROW_SIZE, np.float32)
   cores = os.cpu_count()
-  parts = np.array_split(x, cores)
+  chunks = np.array_split(x, cores)
   threads = concurrent.futures.ThreadPoolExecutor(cores)
   return {
     'sums of rows, JAX': _jitted(lambda x: jnp.sum(x, axis=1), x),
     'matrix times vector, JAX': _jitted(jnp.matmul, x, vector),
     'matrix times vector, NumPy': lambda: x @ vector,
-    'maxima, NumPy in threads': lambda: list(threads.map(np.max, parts)),
+    'maxima, NumPy in threads': lambda: list(threads.map(np.max, chunks)),
   }
 
 

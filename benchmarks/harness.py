@@ -1,4 +1,4 @@
-"""What benchmarks share: chosen cases, peaks in processes, and the report."""
+"""Shared parts of the benchmarks: workload selection, peak memory, report."""
 
 import argparse
 import json
@@ -11,94 +11,112 @@ from collections.abc import Callable, Collection, Sequence
 from benchmarks import hardware
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Error texts of JAX, NumPy and torch for a failed allocation.
+_OUT_OF_MEMORY_TEXTS = (
+  'RESOURCE_EXHAUSTED',
+  'MemoryError',
+  'not enough memory',
+)
 
 
-def most_resident() -> int:
-  """Bytes of this process's largest resident set so far.
+def peak_resident_bytes() -> int:
+  """Returns the largest resident set size of this process so far.
 
-  Not getrusage's ru_maxrss, which a process inherits from its parent.
+  getrusage's ru_maxrss is unsuitable: a process inherits it from its parent.
   """
   lines = pathlib.Path('/proc/self/status').read_text().splitlines()
-  found = next(line for line in lines if line.startswith('VmHWM'))
-  return 1024 * int(found.split()[1])
+  line = next(line for line in lines if line.startswith('VmHWM'))
+  return 1024 * int(line.split()[1])
 
 
-# What JAX, NumPy and torch say of an allocation that was refused.
-_REFUSED = ('RESOURCE_EXHAUSTED', 'MemoryError', 'not enough memory')
-
-
-def peaks(
+def measure_peaks(
   module: str,
-  name: str,
+  workload_name: str,
   contenders: Collection[str],
   directory: str,
   arguments: Sequence[str],
 ) -> tuple[dict[str, int], dict[str, str]]:
-  """Most resident bytes of each contender, and why others did not run.
+  """Measures the peak memory of each contender in a separate process.
 
-  Each runs in a process of its own, so that one which needs more memory than
-  this machine has ends neither the others nor the benchmark.
+  A contender that runs out of memory then ends neither the other contenders
+  nor the benchmark.
 
   Args:
-    module: a benchmark, run as this one was, that prints the bytes for
-      --memory-of.
-    name: of the case.
-    contenders: their names, ours first.
-    directory: of the weights.
-    arguments: this process's own.
+    module: benchmark module, which prints the bytes for --memory-of.
+    workload_name: name of the workload.
+    contenders: names of the contenders, grm_jax first.
+    directory: directory of the weights.
+    arguments: command-line arguments of this process.
+
+  Returns:
+    The peak in bytes by contender, and the error message of each contender
+    that ran out of memory.
 
   Raises:
-    RuntimeError: one failed for another reason, or ours at all.
+    RuntimeError: a contender failed for another reason, or grm_jax failed.
   """
-  found, left_out = {}, {}
+  peaks, left_out = {}, {}
   for contender in contenders:
-    what = json.dumps([name, contender, directory])
-    command = [sys.executable, '-m', module, *arguments, f'--memory-of={what}']
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if not done.returncode:
-      found[contender] = int(done.stdout.split()[-1])
-    elif found and (why := _memory_missed(done)):
-      left_out[contender] = why
-      print(f'\n{name}: {contender} does not fit in memory here: {why}')
+    target = json.dumps([workload_name, contender, directory])
+    command = [sys.executable, '-m', module, *arguments]
+    process = subprocess.run(
+      [*command, f'--memory-of={target}'],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+    )
+    if not process.returncode:
+      peaks[contender] = int(process.stdout.split()[-1])
+    elif peaks and (reason := _out_of_memory_reason(process)):
+      left_out[contender] = reason
+      print(f'\n{workload_name}: {contender} ran out of memory: {reason}')
     else:
-      raise RuntimeError(f'{contender} in a process of its own: {done.stderr}')
-  return found, left_out
+      raise RuntimeError(
+        f'memory measurement of {contender} failed: {process.stderr}'
+      )
+  return peaks, left_out
 
 
-def _memory_missed(done: subprocess.CompletedProcess) -> str:
-  """The line that says so, '' where something else was the cause."""
-  if done.returncode == -signal.SIGKILL:
+def _out_of_memory_reason(process: subprocess.CompletedProcess) -> str:
+  """Returns the out-of-memory message; '' for any other failure."""
+  if process.returncode == -signal.SIGKILL:
     return 'killed by the system'
-  lines = done.stderr.splitlines()
-  refused = (x for x in lines if any(word in x for word in _REFUSED))
-  return next(refused, '').strip()
+  matches = (
+    line
+    for line in process.stderr.splitlines()
+    if any(text in line for text in _OUT_OF_MEMORY_TEXTS)
+  )
+  return next(matches, '').strip()
 
 
-def chosen(only: str, known: Collection[str]) -> list[str]:
-  """Names of cases that --only picks, all by default; exits for a wrong one."""
-  names = only.split(',') if only else list(known)
-  wrong = sorted(set(names) - set(known))
-  if wrong:
-    sys.exit(f'--only={wrong[0]}; it can be {", ".join(known)}')
+def select(only: str, available: Collection[str]) -> list[str]:
+  """Parses --only; '' selects everything, an unknown name exits."""
+  names = only.split(',') if only else list(available)
+  unknown = sorted(set(names) - set(available))
+  if unknown:
+    sys.exit(
+      f'error: --only={unknown[0]} is unknown; available: '
+      f'{", ".join(available)}'
+    )
   return names
 
 
-def report(
+def run_workloads(
   options: argparse.Namespace,
   names: Sequence[str],
   compare: Callable[[str], dict],
 ) -> None:
-  """Names this machine, compares case by case; --json grows with each."""
-  here = hardware.here()
-  result = {'settings': vars(options), **here}
-  print(hardware.line(here))
+  """Runs the workloads in order; rewrites the --json file after each."""
+  machine = hardware.describe()
+  result = {'settings': vars(options), **machine}
+  print(hardware.format_description(machine))
   for name in names:
     result[name] = compare(name)
-    write(options.json, result)
+    write_json(options.json, result)
 
 
-def write(path: str | None, result: dict) -> None:
-  """The result as JSON, if a path was given."""
+def write_json(path: str | None, result: dict) -> None:
+  """Writes the result as JSON if a path is given."""
   if path:
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     pathlib.Path(path).write_text(json.dumps(result, indent=2) + '\n')

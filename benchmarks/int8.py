@@ -1,17 +1,18 @@
-r"""What int8 weights cost in perplexity, and save in bytes, on a real text.
+r"""Perplexity and size of int8 weights on a text file.
 
   python -m benchmarks.int8 --text FILE [--checkpoint DIRECTORY]
 
-FILE is .txt or .jsonl (of a .jsonl every string of every row counts); the
-last tenth of it is held out. The same network computes its perplexity, in
-float32, with three sets of weights: float32, rounded to bfloat16, and int8
-(grm_jax/model/quantization.py: kernels and table; norms stay float32).
+FILE is a .txt or a .jsonl file; a .jsonl file contributes every string of every
+row. The last tenth of the text is held out. One network computes the held-out
+perplexity in float32 with three sets of weights: float32, rounded to bfloat16,
+and int8 (grm_jax/model/quantization.py quantizes kernels and the embedding
+table; norms stay float32).
 
-With --checkpoint (a directory that configs/convert.py wrote) that model is
-measured. Without it small models are trained on the first nine tenths, one
-for each seed, and the change gets a 95 % interval over seeds (Student's t).
-Small models say that the arithmetic is right and how large the effect is at
-their size; they say little about 2B. Prints a table, and JSON with --json.
+With --checkpoint (a directory written by configs/convert.py) the benchmark
+measures that model. Without it, the benchmark trains one small model per seed
+on the first nine tenths and reports a 95 % interval over seeds (Student's t).
+Small models verify the arithmetic and show the effect at their size; they do
+not predict the effect at 2B. Prints a table; --json also writes JSON.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +46,7 @@ from grm_jax.tokenizer.tokenizer import Tokenizer
 from grm_jax.training.train_state import init_state
 from grm_jax.training.train_step import TrainStep, supervised_loss
 
-SIZE = ModelConfig(
+CONFIG = ModelConfig(
   num_layers=4,
   width=128,
   mlp_width=512,
@@ -67,7 +69,7 @@ def _bfloat16(params: dict) -> dict:
   return jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
 
 
-# Each makes weights at rest; all are computed with in float32.
+# Stored weights from parameters; the computation is in float32 for all.
 WEIGHTS: dict[str, Callable[[dict], dict]] = {
   'float32': _float32,
   'bfloat16': _bfloat16,
@@ -76,22 +78,25 @@ WEIGHTS: dict[str, Callable[[dict], dict]] = {
 
 
 def read(path: str) -> str:
-  """The text of a .txt file, or all strings of a .jsonl file, joined.
+  """Reads a .txt file, or joins all strings of a .jsonl file.
 
   Raises:
-    ValueError: another kind of file, or a line that is not JSON.
+    ValueError: the file has another suffix, or a line is not JSON.
   """
-  kind = pathlib.Path(path).suffix
+  suffix = pathlib.Path(path).suffix
   text = pathlib.Path(path).read_text(encoding='utf-8')
-  if kind == '.txt':
+  if suffix == '.txt':
     return text
-  if kind != '.jsonl':
-    raise ValueError(f'--text is {path}; it can be a .txt or a .jsonl file')
+  if suffix != '.jsonl':
+    raise ValueError(
+      f'--text={path} has suffix {suffix!r}; give a .txt or .jsonl file'
+    )
   rows = [json.loads(line) for line in text.split('\n') if line.strip()]
   return '\n'.join(_strings(rows))
 
 
-def _strings(value) -> Iterator[str]:
+def _strings(value: Any) -> Iterator[str]:
+  """Yields all strings of a JSON value, depth first."""
   if isinstance(value, str):
     yield value
   elif isinstance(value, dict | list):
@@ -101,36 +106,39 @@ def _strings(value) -> Iterator[str]:
 
 
 def windows(tokenizer: Tokenizer, text: str, size: int) -> np.ndarray:
-  """int32 [n, 1 + size]: the text cut in pieces, each after a bos.
+  """Splits the text into windows that each begin with a bos token.
 
-  What is left after the last whole piece is dropped.
+  The incomplete last window is dropped.
+
+  Returns:
+    int32 token ids [N, 1 + size].
 
   Raises:
-    ValueError: the text is shorter than one piece.
+    ValueError: the text is shorter than one window.
   """
-  # Line by line: one long string would take long.
+  # Encoding time grows faster than linearly with the length of a string.
   lines = text.splitlines(keepends=True)
   ids = [i for line in lines for i in tokenizer.encode(line)]
   count = len(ids) // size
   if not count:
     raise ValueError(
-      f'--text has a part of {len(ids)} tokens, less than --tokens {size}; '
+      f'a part of --text has {len(ids)} tokens, fewer than --tokens={size}; '
       'give a longer text'
     )
-  pieces = np.array(ids[: count * size], np.int32).reshape(count, size)
-  begin = np.full((count, 1), tokenizer.bos_id, np.int32)
-  return np.concatenate([begin, pieces], axis=1)
+  token_windows = np.array(ids[: count * size], np.int32).reshape(count, size)
+  bos = np.full((count, 1), tokenizer.bos_id, np.int32)
+  return np.concatenate([bos, token_windows], axis=1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _total(model: Transformer, params: dict, batch: Batch) -> jax.Array:
+def _sum_logps(model: Transformer, params: dict, batch: Batch) -> jax.Array:
   return jnp.sum(logprobs.prompt_logps(model, params, batch)[0])
 
 
 def perplexity(
   model: Transformer, params: dict, rows: np.ndarray, batch_size: int
 ) -> float:
-  """exp(mean negative log-probability of a token), bos not counted."""
+  """Returns exp(mean negative log-probability per token) without the bos."""
   total = 0.0
   for start in tqdm(
     range(0, len(rows), batch_size),
@@ -140,22 +148,27 @@ def perplexity(
     leave=False,
   ):
     part = rows[start : start + batch_size]
-    lengths = np.zeros(batch_size, np.int32) + 1  # a bos alone adds nothing
+    lengths = (
+      np.zeros(batch_size, np.int32) + 1
+    )  # padding rows: a lone bos adds 0
     lengths[: len(part)] = rows.shape[1]
     part = np.pad(part, ((0, batch_size - len(part)), (0, 0)))
-    total += float(_total(model, params, Batch(part, lengths)))
+    total += float(_sum_logps(model, params, Batch(part, lengths)))
   return math.exp(-total / (rows.size - len(rows)))
 
 
 def train(
   model: Transformer, rows: np.ndarray, seed: int, options: argparse.Namespace
 ) -> tuple[dict, float]:
-  """Parameters after options.steps updates, and the last batch's loss.
+  """Trains a small model for options.steps updates.
 
-  A piece of text is a prompt of its bos and one generation.
+  Each window becomes a prompt of one bos token and one generation.
+
+  Returns:
+    The parameters, and the loss of the last batch.
 
   Raises:
-    RuntimeError: the loss is not finite.
+    RuntimeError: the last loss is not finite.
   """
   schedule = optax.warmup_cosine_decay_schedule(
     0.0, options.learning_rate, options.steps // 10, options.steps
@@ -169,86 +182,97 @@ def train(
   state = init_state(model, optimizer, params)
   rng = np.random.default_rng(seed)
   p, t = options.batch_size, options.tokens
-  ones, own_lengths = np.ones(p, np.int32), np.full((p, 1), t, np.int32)
+  prompt_lengths = np.ones(p, np.int32)
+  generation_lengths = np.full((p, 1), t, np.int32)
   metrics = {'loss': math.nan}
   for _ in tqdm(
     range(options.steps), desc=f'train, seed {seed}', disable=None, leave=False
   ):
-    chosen = rows[rng.integers(0, len(rows), p)]
-    batch = Batch(chosen[:, :1], ones, chosen[:, None, 1:], own_lengths)
+    sampled = rows[rng.integers(0, len(rows), p)]  # [P, 1 + T]
+    batch = Batch(
+      sampled[:, :1],
+      prompt_lengths,
+      sampled[:, None, 1:],  # [P, 1, T]
+      generation_lengths,
+    )
     state, metrics = step(state, [batch])
   loss = float(metrics['loss'])
   if not math.isfinite(loss):
-    raise RuntimeError(f'seed {seed}: the loss is {loss}')
+    raise RuntimeError(
+      f'the loss of seed {seed} is {loss}; lower --learning-rate'
+    )
   return state.params, loss
 
 
 def measure(
   model: Transformer, params: dict, rows: np.ndarray, batch_size: int
 ) -> dict[str, dict[str, float]]:
-  """{weights: {perplexity, bytes}}; one set of weights exists at a time."""
-  found = {}
+  """Returns {weights: {perplexity, bytes}}; holds one set at a time."""
+  result = {}
   for name, make in WEIGHTS.items():
     weights = jax.jit(make)(params)
-    found[name] = {
+    result[name] = {
       'perplexity': perplexity(model, weights, rows, batch_size),
       'bytes': sum(x.nbytes for x in jax.tree.leaves(weights)),
     }
-  return found
+  return result
 
 
 def small_models(options: argparse.Namespace, text: str) -> list[dict]:
-  """One trained and measured model for each seed."""
+  """Trains and measures one small model per seed."""
   with tempfile.TemporaryDirectory() as directory:
     path = pathlib.Path(directory) / 'tokenizer.model'
     tokenizer = tiny_tokenizer.train(path)
   cut = round(len(text) * (1 - HELD_OUT))
-  known, held_out = (
+  train_rows, held_out = (
     windows(tokenizer, part, options.tokens)
     for part in (text[:cut], text[cut:])
   )
-  model = Transformer(SIZE, COMPUTE, mesh.one_device())
+  model = Transformer(CONFIG, COMPUTE, mesh.one_device())
   runs = []
   for seed in range(options.seeds):
     start = time.perf_counter()
-    params, loss = train(model, known, seed, options)
+    params, loss = train(model, train_rows, seed, options)
     seconds = time.perf_counter() - start
-    found = measure(model, params, held_out, options.batch_size)
+    measured = measure(model, params, held_out, options.batch_size)
     run = {'seed': seed, 'train_loss': loss, 'train_seconds': seconds}
-    runs.append({**run, 'held_out_tokens': held_out[:, 1:].size, **found})
+    runs.append({**run, 'held_out_tokens': held_out[:, 1:].size, **measured})
   return runs
 
 
-def one_checkpoint(options: argparse.Namespace, text: str) -> list[dict]:
-  """The measured model of a directory."""
+def measure_checkpoint(options: argparse.Namespace, text: str) -> list[dict]:
+  """Measures the model of --checkpoint."""
   layout = mesh.one_device()
   model = model_directory.build_model(options.checkpoint, None, COMPUTE, layout)
   params = model_directory.load_params(options.checkpoint, None, model)
   tokenizer = model_directory.load_tokenizer(options.checkpoint, model.config)
   held_out = text[round(len(text) * (1 - HELD_OUT)) :]
   rows = windows(tokenizer, held_out, options.tokens)
-  found = measure(model, params, rows, options.batch_size)
-  return [{'held_out_tokens': rows[:, 1:].size, **found}]
+  measured = measure(model, params, rows, options.batch_size)
+  return [{'held_out_tokens': rows[:, 1:].size, **measured}]
 
 
 def changes(runs: list[dict], name: str) -> tuple[float, float | None]:
-  """Mean change of perplexity in per cent, and half its 95 % interval.
+  """Relative change of the perplexity against float32 weights.
 
-  Paired: each run is compared with its own float32 weights. One run has no
-  interval.
+  The comparison is paired within each run.
+
+  Returns:
+    The mean change in percent and half the width of its 95 % interval, which
+    is None for a single run.
   """
-  found = [
+  percents = [
     100 * (run[name]['perplexity'] / run['float32']['perplexity'] - 1)
     for run in runs
   ]
-  if len(found) == 1:
-    return found[0], None
-  factor = stats.t.ppf(0.975, len(found) - 1) / math.sqrt(len(found))
-  return float(np.mean(found)), float(factor * np.std(found, ddof=1))
+  if len(percents) == 1:
+    return percents[0], None
+  factor = stats.t.ppf(0.975, len(percents) - 1) / math.sqrt(len(percents))
+  return float(np.mean(percents)), float(factor * np.std(percents, ddof=1))
 
 
 def summary(runs: list[dict]) -> dict[str, dict]:
-  """The table's numbers by kind of weights."""
+  """Aggregates the runs by set of weights."""
   result = {}
   for name in WEIGHTS:
     mean, half = changes(runs, name)
@@ -262,7 +286,7 @@ def summary(runs: list[dict]) -> dict[str, dict]:
 
 
 def table(runs: list[dict], rows: dict[str, dict]) -> str:
-  """What `main` prints."""
+  """Formats the summary as a text table."""
   lines = [f'{"weights":9} {"bytes":>14} {"perplexity":>11} {"change":>10}']
   for name, row in rows.items():
     line = f'{name:9} {row["bytes"]:14,} {row["mean_perplexity"]:11.4f}'
@@ -279,16 +303,20 @@ def table(runs: list[dict], rows: dict[str, dict]) -> str:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--text', required=True, help='a .txt or .jsonl file')
-  parser.add_argument('--checkpoint', help='a model directory to measure')
-  parser.add_argument('--tokens', type=int, default=128, help='in one piece')
-  parser.add_argument('--batch-size', type=int, default=16, help='pieces')
+  parser.add_argument('--checkpoint', help='model directory to measure')
+  parser.add_argument(
+    '--tokens', type=int, default=128, help='tokens of a window'
+  )
+  parser.add_argument('--batch-size', type=int, default=16, help='windows')
   parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--steps', type=int, default=300)
   parser.add_argument('--learning-rate', type=float, default=3e-3)
-  parser.add_argument('--json', help='also write the result there')
+  parser.add_argument('--json', help='also write the result to this JSON file')
   options = parser.parse_args()
   text = read(options.text)
-  runs = (one_checkpoint if options.checkpoint else small_models)(options, text)
+  runs = (measure_checkpoint if options.checkpoint else small_models)(
+    options, text
+  )
   rows = summary(runs)
   print(table(runs, rows))
   result = {
@@ -297,7 +325,7 @@ def main() -> None:
     'runs': runs,
     'summary': rows,
   }
-  harness.write(options.json, result)
+  harness.write_json(options.json, result)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,8 @@
-"""Contenders that take turns, so that a busy machine is busy for all."""
+"""Interleaved timing, which exposes all contenders to the same background load.
+
+Contenders run round-robin. Other processes on the machine then slow all of
+them alike, and the ratio of two contenders within a round stays meaningful.
+"""
 
 import dataclasses
 import statistics
@@ -10,14 +14,15 @@ import tqdm
 
 
 @dataclasses.dataclass(frozen=True)
-class Timed:
-  """The rounds of one contender.
+class Timings:
+  """Measured rounds of one contender.
 
   Attributes:
-    seconds: by the clock.
-    cpu_seconds: of all threads; about cores times seconds unless something
-      else had the cores, or the contender left them idle.
-    results: what was returned.
+    seconds: wall-clock time of each round.
+    cpu_seconds: processor time of all threads in each round. It is about
+      cores * seconds, unless other processes used the cores or the contender
+      left them idle.
+    results: return value of each round.
   """
 
   seconds: list[float]
@@ -30,17 +35,18 @@ class Timed:
 
   @property
   def cores(self) -> float:
-    """Cores that it had, on average."""
+    """Average number of cores in use."""
     return sum(self.cpu_seconds) / sum(self.seconds)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-  """How many times another contender's seconds one took.
+  """Time of one contender divided by the time of a reference contender.
 
   Attributes:
-    medians: of the two medians.
-    least, most: of the ratios of single rounds.
+    medians: ratio of the two medians.
+    least: smallest ratio of a single round.
+    most: largest ratio of a single round.
   """
 
   medians: float
@@ -48,35 +54,44 @@ class Ratio:
   most: float
 
   def __str__(self) -> str:
-    """The ratio of medians, and the spread over rounds."""
     return f'{self.medians:.2f}x {self.least:.2f}-{self.most:.2f}'
 
 
-def ratio(timed: Timed, to: Timed) -> Ratio:
-  """Of contenders with the same number of rounds."""
-  rounds = [x / y for x, y in zip(timed.seconds, to.seconds, strict=True)]
-  return Ratio(timed.median / to.median, min(rounds), max(rounds))
+def ratio(timings: Timings, reference: Timings) -> Ratio:
+  """Compares two contenders that ran the same number of rounds."""
+  rounds = [
+    x / y for x, y in zip(timings.seconds, reference.seconds, strict=True)
+  ]
+  return Ratio(timings.median / reference.median, min(rounds), max(rounds))
 
 
-def turns(
+def run_interleaved(
   runs: dict[str, Callable[[int], Any]],
   repeats: int,
-  what: str,
-  uncounted: int = 1,
-) -> dict[str, Timed]:
-  """Calls each with the round's number, in turns.
+  description: str,
+  warmup_rounds: int = 1,
+) -> dict[str, Timings]:
+  """Times all contenders round-robin.
 
-  The first, uncounted round compiles what is not, and wakes up thread pools.
+  Args:
+    runs: functions of the round number, by name of the contender.
+    repeats: number of measured rounds.
+    description: label of the progress bar.
+    warmup_rounds: rounds before the measured ones; they compile and start
+      thread pools.
+
+  Returns:
+    The timings by name of the contender.
   """
-  found = {name: Timed([], [], []) for name in runs}
-  rounds = [(n, name) for n in range(uncounted + repeats) for name in runs]
-  for number, name in tqdm.tqdm(rounds, what, disable=None, leave=False):
-    start, cpu = time.perf_counter(), time.process_time()
+  timings = {name: Timings([], [], []) for name in runs}
+  rounds = [(n, name) for n in range(warmup_rounds + repeats) for name in runs]
+  for number, name in tqdm.tqdm(rounds, description, disable=None, leave=False):
+    start, cpu_start = time.perf_counter(), time.process_time()
     result = runs[name](number)
-    cpu = time.process_time() - cpu
+    cpu_seconds = time.process_time() - cpu_start
     seconds = time.perf_counter() - start
-    if number >= uncounted:
-      found[name].seconds.append(seconds)
-      found[name].cpu_seconds.append(cpu)
-      found[name].results.append(result)
-  return found
+    if number >= warmup_rounds:
+      timings[name].seconds.append(seconds)
+      timings[name].cpu_seconds.append(cpu_seconds)
+      timings[name].results.append(result)
+  return timings

@@ -233,8 +233,8 @@ def markdown(stages: Sequence[Stage]) -> str:
       seed_runs.markdown_table(
         ('difference', 'percent [95 %]'),
         [
-          (what, pipeline_report.format_estimate(x, '+'))
-          for what, x in differences(stages)
+          (description, pipeline_report.format_estimate(x, '+'))
+          for description, x in differences(stages)
         ],
       ),
     )

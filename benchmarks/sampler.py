@@ -1,28 +1,28 @@
-r"""Sampling side by side with other samplers, and against the machine.
+r"""Sampler throughput against other samplers and against the hardware.
 
   python -m benchmarks.sampler --json=sampler.json
   python -m benchmarks.sampler --only=versus_one --repeats=5
 
-One small Gemma-2 with random weights, in float32 on the CPU. `--only` picks:
+Uses one small Gemma-2 with random weights in float32 on the CPU. --only picks:
 
   versus, versus_long, versus_one, versus_many
-            tokens/s beside google-tunix (the prompt given R times) and
-            transformers (num_return_sequences=R), those that are installed,
-            on the same weights; greedy tokens are compared first.
-  machine   tokens/s against what this machine's own product and memory rates
-            would allow, weights and caches read once a step.
+            tokens/s against google-tunix (R copies of the prompt) and
+            transformers (num_return_sequences=R) on the same weights; greedy
+            tokens are compared first.
+  machine   tokens/s against the bound of this machine's matrix-product and
+            memory rates, with weights and caches read once per step.
   growth    seconds for 1, 2, 4, ... generations of one prompt.
-  memory    bytes of the caches beside those of a repeated prompt.
-  uneven    generations of uneven lengths: rows given to the next sample as
-            they end, beside fixed batches that wait for their longest.
+  memory    bytes of the KV caches against those of a repeated prompt.
+  ragged    generations of varying length: continuous batching, which refills
+            finished rows, against static batches.
 
-Seconds are whole calls, prefill included; everything is compiled and called
-once before. Contenders take turns, so that a busy machine is busy for all;
-medians are printed, ratios of medians, and the least and the greatest ratio of
-a round. The column `cores` is processor seconds a second: far below the number
-of cores, something else had them, or the contender did not use them.
-google-tunix and transformers are left out where they are not installed;
-requirements-peers.txt tells how to.
+Seconds are for whole calls with prefill, after a warmup call that compiles. The
+contenders run round-robin, so that background load affects all of them. The
+tables show medians, ratios of medians, and the smallest and largest ratio of a
+round. The column `cores` is processor seconds per second; a value far below the
+number of cores means that other processes used them or that the contender left
+them idle. google-tunix and transformers are skipped if they are not installed;
+requirements-peers.txt has the commands.
 """
 
 import argparse
@@ -36,22 +36,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness, sampler_baselines
-from benchmarks.interleaved_timing import ratio, turns
+from benchmarks.interleaved_timing import ratio, run_interleaved
 from benchmarks.sampler_engine import (
   Bench,
   cache_bytes,
+  engine_contender,
   engine_run,
   make_bench,
   make_engine,
-  ours,
   random_prompts,
 )
-from benchmarks.sampler_ragged import uneven
-from benchmarks.sampler_roofline import against_machine
-from benchmarks.workload import Case
+from benchmarks.sampler_ragged import measure_ragged
+from benchmarks.sampler_roofline import measure_roofline
+from benchmarks.workload import Workload
 from grm_jax.model.config import ModelConfig
 
-SIZE = ModelConfig(
+CONFIG = ModelConfig(
   num_layers=8,
   width=512,
   mlp_width=2048,
@@ -62,7 +62,7 @@ SIZE = ModelConfig(
   vocab_size=32768,
   window=256,
 )
-_SIZE_FLAGS = (
+_MODEL_FLAGS = (
   'num_layers',
   'width',
   'mlp_width',
@@ -75,157 +75,179 @@ _SIZE_FLAGS = (
 OURS = 'grm_jax'
 
 
-def versus(bench: Bench, case: Case) -> dict:
-  """One table of contenders."""
-  agree = greedy_agreement(bench)
-  prompts = random_prompts(bench, [case.prompt_size] * case.prompts)
+def versus(bench: Bench, workload: Workload) -> dict:
+  """Compares all contenders on one workload."""
+  agreement = greedy_agreement(bench)
+  prompts = random_prompts(bench, [workload.prompt_size] * workload.prompts)
   runs = {
-    name: make(case, prompts, 1.0) for name, make in contenders(bench).items()
+    name: make(workload, prompts, 1.0)
+    for name, make in contenders(bench).items()
   }
-  found = turns(runs, bench.options.repeats, str(case))
-  shape = (case.prompts, case.rows, case.new_tokens)
-  for name, timed in found.items():
-    shapes = {x.shape for x in timed.results}
-    if shapes != {shape}:
-      raise RuntimeError(f'{name} made tokens {shapes}, asked for {shape}')
-  mine = found[OURS]
-  print(f'\n{case}: whole calls, {bench.options.repeats} rounds in turn')
-  print(
-    f'{"":24} {"seconds":>8} {"tokens/s":>9} {"ours is":>18} {"cores":>6} '
-    f'{"greedy":>7}'
+  timings = run_interleaved(runs, bench.options.repeats, str(workload))
+  shape = (
+    workload.prompts,
+    workload.generations_per_prompt,
+    workload.new_tokens,
   )
-  for name, timed in found.items():
+  for name, x in timings.items():
+    shapes = {tokens.shape for tokens in x.results}
+    if shapes != {shape}:
+      raise RuntimeError(f'{name} returned tokens {shapes} instead of {shape}')
+  ratios = {name: ratio(x, timings[OURS]) for name, x in timings.items()}
+  print(
+    f'\n{workload}: whole calls, {bench.options.repeats} interleaved rounds'
+  )
+  print(
+    f'{"":24} {"seconds":>8} {"tokens/s":>9} {"ratio, spread":>18} '
+    f'{"cores":>6} {"greedy":>7}'
+  )
+  rates = {
+    name: workload.num_generated_tokens / x.median
+    for name, x in timings.items()
+  }
+  for name, x in timings.items():
     print(
-      f'{name:24} {timed.median:8.2f} {case.drawn / timed.median:9.1f} '
-      f'{ratio(timed, mine)!s:>18} {timed.cores:6.2f} {agree[name]:>7}'
+      f'{name:24} {x.median:8.2f} {rates[name]:9.1f} '
+      f'{ratios[name]!s:>18} {x.cores:6.2f} {agreement[name]:>7}'
     )
   return {
-    'case': dataclasses.asdict(case),
-    'seconds': {name: x.seconds for name, x in found.items()},
-    'cpu_seconds': {name: x.cpu_seconds for name, x in found.items()},
-    'tokens_per_second': {k: case.drawn / x.median for k, x in found.items()},
-    'times_ours': {
-      name: dataclasses.asdict(ratio(timed, mine))
-      for name, timed in found.items()
-    },
-    'greedy_tokens_as_ours': agree,
+    'case': dataclasses.asdict(workload),
+    'seconds': {name: x.seconds for name, x in timings.items()},
+    'cpu_seconds': {name: x.cpu_seconds for name, x in timings.items()},
+    'tokens_per_second': rates,
+    'times_ours': {name: dataclasses.asdict(x) for name, x in ratios.items()},
+    'greedy_tokens_as_ours': agreement,
   }
 
 
 @functools.cache
 def contenders(bench: Bench) -> dict[str, sampler_baselines.Contender]:
-  """Ours and the installed peers."""
-  peers = sampler_baselines.peers(bench.model, bench.params)
-  return {OURS: ours(bench), **peers}
+  """Returns grm_jax and the installed baselines."""
+  baselines = sampler_baselines.installed(bench.model, bench.params)
+  return {OURS: engine_contender(bench), **baselines}
 
 
 @functools.cache
 def greedy_agreement(bench: Bench) -> dict[str, str]:
-  """How many greedy tokens are as ours, 'n/m'; ties may part them."""
-  case = Case(4, 1, bench.options.prompt_size, 8)
-  prompts = random_prompts(bench, [case.prompt_size] * case.prompts)
-  made = {
-    name: make(case, prompts, 0.0)(0)
+  """Counts greedy tokens that equal those of grm_jax, as 'n/m'.
+
+  Ties between logits can make correct samplers differ.
+  """
+  workload = Workload(4, 1, bench.options.prompt_size, 8)
+  prompts = random_prompts(bench, [workload.prompt_size] * workload.prompts)
+  greedy_tokens = {
+    name: make(workload, prompts, 0.0)(0)
     for name, make in contenders(bench).items()
   }
   return {
-    name: f'{np.sum(tokens == made[OURS])}/{tokens.size}'
-    for name, tokens in made.items()
+    name: f'{np.sum(tokens == greedy_tokens[OURS])}/{tokens.size}'
+    for name, tokens in greedy_tokens.items()
   }
 
 
 def growth(bench: Bench) -> dict:
-  """Seconds for 1, 2, 4, ... generations of one prompt."""
+  """Measures 1, 2, 4, ... generations of one prompt."""
   options = bench.options
   prompts = random_prompts(bench, [options.prompt_size])
-  runs, cases, engines = {}, {}, {}
-  for power in range(options.most_rows.bit_length()):
-    case = Case(1, 2**power, options.prompt_size, options.new_tokens)
-    name = str(case.rows)
+  runs, workloads, engines = {}, {}, {}
+  for power in range(options.max_rows.bit_length()):
+    workload = Workload(1, 2**power, options.prompt_size, options.new_tokens)
+    name = str(workload.generations_per_prompt)
     engines[name] = make_engine(
-      bench, 1, case.rows, case.new_tokens, (case.prompt_size,)
+      bench,
+      1,
+      workload.generations_per_prompt,
+      workload.new_tokens,
+      (workload.prompt_size,),
     )
-    runs[name], cases[name] = (
-      engine_run(engines[name], bench.weights, case, prompts),
-      case,
-    )
-  found = turns(runs, options.repeats, 'growth')
-  print(f'\nP=1 S={options.prompt_size} T={options.new_tokens}, R grows')
+    runs[name] = engine_run(engines[name], bench.weights, workload, prompts)
+    workloads[name] = workload
+  timings = run_interleaved(runs, options.repeats, 'growth')
+  print(f'\nP=1 S={options.prompt_size} T={options.new_tokens}, growing R')
   print(
-    f'{"R":>4} {"seconds":>8} {"of R=1":>7} {"tokens/s":>9} {"cache MB":>9}'
+    f'{"R":>4} {"seconds":>8} {"vs R=1":>7} {"tokens/s":>9} {"cache MB":>9}'
   )
-  rows, first = [], found['1'].median
-  for name, timed in found.items():
+  rows, single_seconds = [], timings['1'].median
+  for name, x in timings.items():
     row = {
-      'rows': cases[name].rows,
-      'seconds': timed.seconds,
-      'times_one': timed.median / first,
-      'tokens_per_second': cases[name].drawn / timed.median,
+      'rows': workloads[name].generations_per_prompt,
+      'seconds': x.seconds,
+      'times_one': x.median / single_seconds,
+      'tokens_per_second': workloads[name].num_generated_tokens / x.median,
       'cache_bytes': cache_bytes(engines[name]),
     }
     rows.append(row)
     print(
-      f'{name:>4} {timed.median:8.2f} {row["times_one"]:7.2f} '
+      f'{name:>4} {x.median:8.2f} {row["times_one"]:7.2f} '
       f'{row["tokens_per_second"]:9.1f} {row["cache_bytes"] / 1e6:9.1f}'
     )
   return {'rows': rows}
 
 
 def memory(bench: Bench) -> dict:
-  """Bytes of the arrays of caches, prompts shared and repeated."""
+  """Compares KV cache sizes with shared and with repeated prompts."""
   options = bench.options
-  case = Case(1, 2 * options.rows, options.long_prompt_size, 256)
+  workload = Workload(1, 2 * options.rows, options.long_prompt_size, 256)
   engine = make_engine(
-    bench, 1, case.rows, case.new_tokens, (case.prompt_size,)
+    bench,
+    1,
+    workload.generations_per_prompt,
+    workload.new_tokens,
+    (workload.prompt_size,),
   )
-  prompts = random_prompts(bench, [case.prompt_size])
-  one = dataclasses.replace(case, new_tokens=1)
-  engine_run(engine, bench.weights, one, prompts)(0)
+  prompts = random_prompts(bench, [workload.prompt_size])
+  single_token = dataclasses.replace(workload, new_tokens=1)
+  engine_run(engine, bench.weights, single_token, prompts)(0)
   shared = cache_bytes(engine)
-  repeated, how = repeated_bytes(bench, case)
-  print(f'\n{case}: caches {shared / 1e6:.1f} MB; a repeated prompt as {how}')
-  print(f'needs {repeated / 1e6:.1f} MB, so ours is {shared / repeated:.1%}')
+  repeated, source = repeated_bytes(bench, workload)
+  print(f'\n{workload}: caches with a shared prompt {shared / 1e6:.1f} MB;')
+  print(
+    f'with a repeated prompt {repeated / 1e6:.1f} MB ({source}): '
+    f'{shared / repeated:.1%}'
+  )
   return {
-    'case': dataclasses.asdict(case),
+    'case': dataclasses.asdict(workload),
     'bytes': shared,
     'repeated_bytes': repeated,
-    'repeated_counted': how,
+    'repeated_counted': source,
     'share': shared / repeated,
   }
 
 
-def repeated_bytes(bench: Bench, case: Case) -> tuple[int, str]:
-  """Bytes of S + T places on every layer for every row, and who says so."""
-  rows, places = case.rows * case.prompts, case.prompt_size + case.new_tokens
+def repeated_bytes(bench: Bench, workload: Workload) -> tuple[int, str]:
+  """Returns the bytes of S + T positions per row and layer, and the source."""
+  rows = workload.generations_per_prompt * workload.prompts
+  positions = workload.prompt_size + workload.new_tokens
   if importlib.util.find_spec('tunix'):
     network = sampler_baselines.tunix_model(bench.model, bench.params)
-    cache = network.init_cache(rows, places, jnp.float32)
-    made = [x[name] for x in cache.values() for name in ('k', 'v')]
-    return sum(x.nbytes for x in made), 'google-tunix makes it'
-  size = bench.model.config
-  one = size.num_layers * size.num_kv_heads * size.head_dim
-  return rows * places * 2 * 4 * one, 'arithmetic has it'
+    cache = network.init_cache(rows, positions, jnp.float32)
+    arrays = [x[name] for x in cache.values() for name in ('k', 'v')]
+    return sum(x.nbytes for x in arrays), 'allocated by google-tunix'
+  config = bench.model.config
+  width = config.num_layers * config.num_kv_heads * config.head_dim
+  # Keys and values of 4 bytes each.
+  return rows * positions * 2 * 4 * width, 'calculated'
 
 
 def measurements(options: argparse.Namespace) -> dict:
-  """Name -> function of a Bench."""
+  """Returns the measurements, functions of a Bench, by name."""
   r, s, t = options.rows, options.prompt_size, options.new_tokens
   side = int(r**0.5)
-  cases = {
-    'versus': Case(1, r, s, t),
-    'versus_long': Case(1, r, options.long_prompt_size, t),
-    'versus_one': Case(1, 1, s, t),
-    'versus_many': Case(side, side, s, t),
+  workloads = {
+    'versus': Workload(1, r, s, t),
+    'versus_long': Workload(1, r, options.long_prompt_size, t),
+    'versus_one': Workload(1, 1, s, t),
+    'versus_many': Workload(side, side, s, t),
   }
   return {
     **{
-      name: lambda bench, case=case: versus(bench, case)
-      for name, case in cases.items()
+      name: lambda bench, workload=workload: versus(bench, workload)
+      for name, workload in workloads.items()
     },
-    'machine': against_machine,
+    'machine': measure_roofline,
     'growth': growth,
     'memory': memory,
-    'uneven': uneven,
+    'ragged': measure_ragged,
   }
 
 
@@ -233,42 +255,42 @@ def parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  add_size_flags(parser)
+  add_model_flags(parser)
   parser.add_argument('--rows', type=int, default=16)
-  parser.add_argument('--most-rows', type=int, default=64, help='of growth')
+  parser.add_argument('--max-rows', type=int, default=64, help='R of growth')
   parser.add_argument('--prompt-size', type=int, default=512)
   parser.add_argument('--long-prompt-size', type=int, default=2048)
   parser.add_argument('--new-tokens', type=int, default=128)
-  parser.add_argument('--requests', type=int, default=256, help='of uneven')
-  parser.add_argument('--chunk', type=int, default=32, help='of the engine')
+  parser.add_argument('--requests', type=int, default=256, help='of ragged')
+  parser.add_argument('--decode-steps-per-call', type=int, default=32)
   parser.add_argument('--repeats', type=int, default=3)
-  parser.add_argument('--uneven-repeats', type=int, default=1)
-  parser.add_argument('--only', default='', help='names, commas between')
-  parser.add_argument('--json', help='also write the result there')
+  parser.add_argument('--ragged-repeats', type=int, default=1)
+  parser.add_argument('--only', default='', help='comma-separated names')
+  parser.add_argument('--json', help='also write the result to this JSON file')
   return parser.parse_args()
 
 
-def add_size_flags(parser: argparse.ArgumentParser) -> None:
-  """What `size_of` reads."""
-  for name in _SIZE_FLAGS:
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags that `make_config` reads."""
+  for name in _MODEL_FLAGS:
     flag = '--' + name.replace('_', '-')
-    parser.add_argument(flag, type=int, default=getattr(SIZE, name))
+    parser.add_argument(flag, type=int, default=getattr(CONFIG, name))
 
 
-def size_of(options: argparse.Namespace) -> ModelConfig:
-  """The model's size; queries are scaled by H, the only way tunix knows."""
-  sizes = {name: getattr(options, name) for name in _SIZE_FLAGS}
-  return ModelConfig(query_pre_attn_scalar=options.head_dim, **sizes)
+def make_config(options: argparse.Namespace) -> ModelConfig:
+  """Makes the config; tunix always scales queries by head_dim."""
+  fields = {name: getattr(options, name) for name in _MODEL_FLAGS}
+  return ModelConfig(query_pre_attn_scalar=options.head_dim, **fields)
 
 
 def main() -> None:
   options = parse()
   sys.stdout.reconfigure(line_buffering=True)
   jax.config.update('jax_platforms', 'cpu')
-  known = measurements(options)
-  names = harness.chosen(options.only, known)
-  bench = make_bench(size_of(options), options)
-  harness.report(options, names, lambda name: known[name](bench))
+  available = measurements(options)
+  names = harness.select(options.only, available)
+  bench = make_bench(make_config(options), options)
+  harness.run_workloads(options, names, lambda name: available[name](bench))
 
 
 if __name__ == '__main__':

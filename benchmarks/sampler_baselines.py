@@ -1,8 +1,8 @@
-"""Other samplers behind one function, on the same weights as ours.
+"""Samplers of other libraries behind one interface, on the same weights.
 
-A contender is a function (case, prompts, temperature) -> (seed -> tokens
-[P, R, T]). What it compiles may wait for the first call, so call it once
-before timing. All of them draw from the whole distribution and stop nowhere.
+A contender is a function (workload, prompts, temperature) -> (seed -> tokens
+[P, R, T]). It may compile at its first call, so call it once before timing. All
+contenders sample from the full distribution and have no stop token.
 """
 
 import importlib.metadata
@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from benchmarks.workload import Case
+from benchmarks.workload import Workload
 from grm_jax.checkpoint.huggingface import save as hf_save
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.transformer import Transformer
@@ -23,32 +23,32 @@ NO_ID = -1
 PAD_ID, BOS_ID = 0, 2
 
 
-Contender = Callable[[Case, np.ndarray, float], Callable[[int], np.ndarray]]
+Contender = Callable[[Workload, np.ndarray, float], Callable[[int], np.ndarray]]
 
 
-def peers(model: Transformer, params: dict) -> dict[str, Contender]:
-  """The contenders that are installed, by name and version."""
-  # Torch's threads would wait by spinning, which stalls them tens of times
-  # longer than their work takes where anything else runs too. It is read when
-  # torch is loaded, which tunix does as well.
+def installed(model: Transformer, params: dict) -> dict[str, Contender]:
+  """Returns the installed baselines by name and version."""
+  # Idle torch threads spin by default, which on a busy machine delays the
+  # working threads by a large factor. Torch reads the variable at its import,
+  # and tunix imports torch too.
   os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-  found = {}
+  baselines = {}
   for module, package, make in (
     ('tunix', 'google-tunix', tunix),
     ('transformers', 'transformers', transformers),
   ):
     if importlib.util.find_spec(module):
       name = f'{package} {importlib.metadata.version(package)}'
-      found[name] = make(model, params)
-  return found
+      baselines[name] = make(model, params)
+  return baselines
 
 
 def transformers(model: Transformer, params: dict) -> Contender:
-  """generate(num_return_sequences=R) of transformers, on all cores.
+  """Makes generate(num_return_sequences=R) of transformers on all cores.
 
-  Attention is 'eager': 'sdpa' has no soft cap, and transformers refuses it
-  for Gemma-2. The key and value cache is the default one, which forgets
-  what lies behind the window of local layers.
+  Attention is 'eager', because 'sdpa' has no softcap and transformers rejects
+  it for Gemma-2. The KV cache is the default one, which drops keys outside the
+  window of local layers.
   """
   import torch
   from transformers import Gemma2ForCausalLM
@@ -64,23 +64,27 @@ def transformers(model: Transformer, params: dict) -> Contender:
   network.generation_config.eos_token_id = None
   network.generation_config.pad_token_id = PAD_ID
 
-  def prepare(case, prompts, temperature):
+  def prepare(workload, prompts, temperature):
     inputs = torch.tensor(prompts, dtype=torch.long)
-    how = dict(do_sample=False)
+    sampling = dict(do_sample=False)
     if temperature:
-      how = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
+      sampling = dict(
+        do_sample=True, temperature=temperature, top_k=0, top_p=1.0
+      )
 
     def run(seed):
       torch.manual_seed(seed)
-      found = network.generate(
+      tokens = network.generate(
         inputs,
         attention_mask=torch.ones_like(inputs),
-        num_return_sequences=case.rows,
-        max_new_tokens=case.new_tokens,
-        **how,
+        num_return_sequences=workload.generations_per_prompt,
+        max_new_tokens=workload.new_tokens,
+        **sampling,
       )
-      found = found[:, case.prompt_size :].numpy()
-      return found.reshape(case.prompts, case.rows, -1)
+      generations = tokens[:, workload.prompt_size :].numpy()
+      return generations.reshape(
+        workload.prompts, workload.generations_per_prompt, -1
+      )
 
     return run
 
@@ -88,34 +92,42 @@ def transformers(model: Transformer, params: dict) -> Contender:
 
 
 def tunix(model: Transformer, params: dict) -> Contender:
-  """generate.sampler.Sampler of google-tunix, each prompt given R times.
+  """Makes generate.sampler.Sampler of google-tunix with R copies per prompt.
 
-  Its cache is exactly S + T places long, and the prompt is padded to nothing,
-  which are the cheapest settings that it has.
+  Its cache has exactly S + T positions and prompts have no padding, which are
+  its cheapest settings.
   """
   from tunix.generate import sampler
 
-  network, size = tunix_model(model, params), model.config
+  network, config = tunix_model(model, params), model.config
 
-  def prepare(case, prompts, temperature):
-    places = case.prompt_size + case.new_tokens
+  def prepare(workload, prompts, temperature):
+    cache_length = workload.prompt_size + workload.new_tokens
     cache = sampler.CacheConfig(
-      places, size.num_layers, size.num_kv_heads, size.head_dim
+      cache_length, config.num_layers, config.num_kv_heads, config.head_dim
     )
-    made = sampler.Sampler(network, Numbers(), cache)
-    texts = [' '.join(map(str, p)) for p in prompts for _ in range(case.rows)]
-    how = dict(temperature=temperature, top_p=1.0) if temperature else {}
+    tunix_sampler = sampler.Sampler(network, TokenIdTokenizer(), cache)
+    texts = [
+      ' '.join(map(str, p))
+      for p in prompts
+      for _ in range(workload.generations_per_prompt)
+    ]
+    sampling = {}
+    if temperature:
+      sampling = dict(temperature=temperature, top_p=1.0)
 
     def run(seed):
-      found = made(
+      output = tunix_sampler(
         texts,
-        max_generation_steps=case.new_tokens,
-        max_prompt_length=case.prompt_size,
+        max_generation_steps=workload.new_tokens,
+        max_prompt_length=workload.prompt_size,
         eos_tokens=[NO_ID],
         seed=seed,
-        **how,
+        **sampling,
       )
-      return np.array(found.tokens).reshape(case.prompts, case.rows, -1)
+      return np.array(output.tokens).reshape(
+        workload.prompts, workload.generations_per_prompt, -1
+      )
 
     return run
 
@@ -123,79 +135,86 @@ def tunix(model: Transformer, params: dict) -> Contender:
 
 
 def tunix_model(model: Transformer, params: dict):
-  """The tunix Gemma of these parameters, which are not copied."""
+  """Makes a tunix Gemma that shares these parameters without a copy."""
   from flax import nnx
   from tunix.models.gemma import model as gemma
 
   config = _tunix_config(gemma, model.config)
-  made = nnx.eval_shape(lambda: gemma.Gemma(config, rngs=nnx.Rngs(0)))
-  graph, state = nnx.split(made)
-  found = _tunix_values(params, model.config)
+  abstract_model = nnx.eval_shape(lambda: gemma.Gemma(config, rngs=nnx.Rngs(0)))
+  graph, state = nnx.split(abstract_model)
+  values = _tunix_params(params, model.config)
   flat = dict(nnx.to_flat_state(state))
-  if set(flat) != set(found):
-    raise RuntimeError(f'tunix has other parameters: {set(flat) ^ set(found)}')
+  if set(flat) != set(values):
+    raise RuntimeError(
+      'parameter names differ between grm_jax and tunix: '
+      f'{set(flat) ^ set(values)}'
+    )
   for path, variable in flat.items():
-    if variable.shape != found[path].shape:
+    if variable.shape != values[path].shape:
       raise RuntimeError(
-        f'{path} is {found[path].shape} here, {variable.shape} in tunix'
+        f'{path} has shape {values[path].shape} in grm_jax and '
+        f'{variable.shape} in tunix'
       )
-    flat[path] = variable.replace(found[path])
+    flat[path] = variable.replace(values[path])
   return nnx.merge(graph, nnx.from_flat_state(flat.items()))
 
 
-def _tunix_config(gemma, size: ModelConfig):
-  if size.num_kv_heads in (1, size.num_heads):
+def _tunix_config(gemma, config: ModelConfig):
+  """Converts the config; `gemma` is the module tunix.models.gemma.model."""
+  if config.num_kv_heads in (1, config.num_heads):
     raise ValueError(
-      f'num_kv_heads is {size.num_kv_heads} of {size.num_heads} heads; only '
-      'groups are mapped to tunix'
+      f'num_kv_heads={config.num_kv_heads} is not between 1 and '
+      f'num_heads={config.num_heads}; the conversion to tunix needs grouped '
+      'queries'
     )
-  if size.query_pre_attn_scalar != size.head_dim:
+  if config.query_pre_attn_scalar != config.head_dim:
     raise ValueError(
-      f'query_pre_attn_scalar is {size.query_pre_attn_scalar}; tunix scales '
-      f'by head_dim {size.head_dim}'
+      f'query_pre_attn_scalar={config.query_pre_attn_scalar} differs from '
+      f'head_dim={config.head_dim}, by which tunix scales'
     )
   kinds = gemma.AttentionType
   return gemma.ModelConfig(
-    num_layers=size.num_layers,
-    num_embed=size.padded_vocab_size,
-    embed_dim=size.width,
-    hidden_dim=size.mlp_width,
-    num_heads=size.num_heads,
-    head_dim=size.head_dim,
-    num_kv_heads=size.num_kv_heads,
-    final_logit_softcap=size.final_softcap,
+    num_layers=config.num_layers,
+    num_embed=config.padded_vocab_size,
+    embed_dim=config.width,
+    hidden_dim=config.mlp_width,
+    num_heads=config.num_heads,
+    head_dim=config.head_dim,
+    num_kv_heads=config.num_kv_heads,
+    final_logit_softcap=config.final_softcap,
     use_post_attn_norm=True,
     use_post_ffw_norm=True,
-    attention_types=(kinds.LOCAL_SLIDING, kinds.GLOBAL) * size.num_pairs,
-    attn_logits_soft_cap=size.attn_softcap,
-    sliding_window_size=size.window,
+    attention_types=(kinds.LOCAL_SLIDING, kinds.GLOBAL) * config.num_pairs,
+    attn_logits_soft_cap=config.attn_softcap,
+    sliding_window_size=config.window,
   )
 
 
-def _tunix_values(params: dict, size: ModelConfig) -> dict[tuple, jax.Array]:
-  """Path in tunix -> array."""
-  found = {
+def _tunix_params(params: dict, config: ModelConfig) -> dict[tuple, jax.Array]:
+  """Returns the parameters by their path in tunix."""
+  values = {
     ('embedder', 'input_embedding'): params['embedder']['table'],
     ('final_norm', 'scale'): params['final_norm']['scale'],
   }
-  for number in range(size.num_layers):
+  for number in range(config.num_layers):
     kind = ('local', 'global')[number % 2]
     layer = jax.tree.map(lambda x, i=number // 2: x[i], params['pairs'][kind])
     for path, value in _tunix_layer(layer).items():
-      found['layers', number, *path] = value
-  return found
+      values['layers', number, *path] = value
+  return values
 
 
-def _tunix_layer(layer):
+def _tunix_layer(layer: dict) -> dict[tuple, jax.Array]:
   attention, mlp = layer['attention'], layer['mlp']
-  turned = {
+  # grm_jax stores [width, heads, head_dim], tunix [heads, width, head_dim].
+  transposed = {
     name: np.swapaxes(attention[name], 0, 1)
     for name in ('query', 'key', 'value')
   }
   return {
-    ('attn', 'q_einsum', 'w'): jax.numpy.asarray(turned['query']),
+    ('attn', 'q_einsum', 'w'): jax.numpy.asarray(transposed['query']),
     ('attn', 'kv_einsum', 'w'): jax.numpy.stack(
-      [turned['key'], turned['value']]
+      [transposed['key'], transposed['value']]
     ),
     ('attn', 'attn_vec_einsum', 'w'): attention['out'],
     ('mlp', 'gate_proj', 'kernel'): mlp['gate'],
@@ -208,8 +227,8 @@ def _tunix_layer(layer):
   }
 
 
-class Numbers:
-  """A tokenizer for tunix whose texts are token ids."""
+class TokenIdTokenizer:
+  """Tokenizer for tunix whose texts are space-separated token ids."""
 
   def encode(self, text, **unused):
     del unused

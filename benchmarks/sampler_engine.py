@@ -1,4 +1,4 @@
-"""The Engine under measurement."""
+"""Setup of the grm_jax Engine for the sampler benchmarks."""
 
 import argparse
 import dataclasses
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.sampler_baselines import BOS_ID, Contender
-from benchmarks.workload import Case
+from benchmarks.workload import Workload
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.init import init_params
@@ -20,10 +20,10 @@ from grm_jax.sampling.request import Generation, RejectedRequest, Request
 from grm_jax.sharding import mesh
 
 
-# Without eq, so that caches can be keyed by it.
+# eq=False makes instances hashable, which functools.cache needs.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bench:
-  """What every measurement is given."""
+  """Model, weights and options of all measurements."""
 
   model: Transformer
   params: dict
@@ -31,12 +31,13 @@ class Bench:
   options: argparse.Namespace
 
 
-def make_bench(size: ModelConfig, options: argparse.Namespace) -> Bench:
-  """A random model of that size, ready to decode."""
-  model = Transformer(size, ComputeConfig(), mesh.one_device())
+def make_bench(config: ModelConfig, options: argparse.Namespace) -> Bench:
+  """Initializes a random model and its decode weights."""
+  model = Transformer(config, ComputeConfig(), mesh.one_device())
   params = init_params(model, jax.random.key(0))
-  # As they are born, layers hardly change the embedding and a tied head
-  # repeats the last token; louder ones make the comparison of tokens a check.
+  # Freshly initialized layers hardly change the embedding, and the tied head
+  # then repeats the last token. Larger norm scales make the comparison of
+  # greedy tokens meaningful.
   for kind in params['pairs'].values():
     for name in ('post_attention_norm', 'post_mlp_norm'):
       kind[name]['scale'] = jnp.full_like(kind[name]['scale'], 3.0)
@@ -47,20 +48,22 @@ def make_bench(size: ModelConfig, options: argparse.Namespace) -> Bench:
 def make_engine(
   bench: Bench,
   prompts: int,
-  rows: int,
-  size: int,
-  buckets: Sequence[int],
+  generations_per_prompt: int,
+  max_new_tokens: int,
+  prompt_buckets: Sequence[int],
   stop_ids: Sequence[int] = (),
-  chunk: int | None = None,
+  decode_steps_per_call: int | None = None,
 ) -> Engine:
-  """The one place that knows how an Engine is made; everything compiled."""
+  """Makes an Engine and compiles all its functions."""
   engine = Engine(
     bench.model,
     prompts=prompts,
-    generations_per_prompt=rows,
-    max_new_tokens=size,
-    prompt_buckets=buckets,
-    decode_steps_per_call=chunk or bench.options.chunk,
+    generations_per_prompt=generations_per_prompt,
+    max_new_tokens=max_new_tokens,
+    prompt_buckets=prompt_buckets,
+    decode_steps_per_call=(
+      decode_steps_per_call or bench.options.decode_steps_per_call
+    ),
     stop_ids=stop_ids,
   )
   engine.warm_up(bench.weights)
@@ -72,30 +75,38 @@ def generate(
   weights: decode_state.DecodeWeights,
   requests: Sequence[Request],
 ) -> list[Generation]:
-  """Everything the engine makes of the requests."""
-  found = list(engine.run(weights, requests))
-  for item in found:
+  """Runs the requests.
+
+  Raises:
+    RuntimeError: the engine rejected a request.
+  """
+  generations = list(engine.run(weights, requests))
+  for item in generations:
     if isinstance(item, RejectedRequest):
       raise RuntimeError(
-        f'request {item.request_id} was refused: {item.reason}'
+        f'request {item.request_id} was rejected: {item.reason}'
       )
-  return found
+  return generations
 
 
 def random_prompts(bench: Bench, sizes: Sequence[int]) -> list[list[int]]:
-  """Prompts of the given numbers of tokens, bos first."""
-  rng, most = np.random.default_rng(0), bench.model.config.vocab_size
-  return [[BOS_ID, *rng.integers(4, most, n - 1).tolist()] for n in sizes]
+  """Returns random prompts of the given token counts that begin with bos."""
+  rng, vocab_size = np.random.default_rng(0), bench.model.config.vocab_size
+  return [[BOS_ID, *rng.integers(4, vocab_size, n - 1).tolist()] for n in sizes]
 
 
-def ours(bench: Bench) -> Contender:
-  """The Engine as a contender, see sampler_peers.py."""
+def engine_contender(bench: Bench) -> Contender:
+  """Wraps the Engine as a contender; see sampler_baselines.py."""
 
-  def prepare(case, prompts, temperature):
+  def prepare(workload, prompts, temperature):
     engine = make_engine(
-      bench, case.prompts, case.rows, case.new_tokens, (case.prompt_size,)
+      bench,
+      workload.prompts,
+      workload.generations_per_prompt,
+      workload.new_tokens,
+      (workload.prompt_size,),
     )
-    return engine_run(engine, bench.weights, case, prompts, temperature)
+    return engine_run(engine, bench.weights, workload, prompts, temperature)
 
   return prepare
 
@@ -103,35 +114,35 @@ def ours(bench: Bench) -> Contender:
 def engine_run(
   engine: Engine,
   weights: decode_state.DecodeWeights,
-  case: Case,
+  workload: Workload,
   prompts: Sequence[Sequence[int]],
   temperature: float = 1.0,
 ) -> Callable[[int], np.ndarray]:
-  """Seed -> tokens [P, R, T] of a case."""
+  """Returns a function from a seed to tokens [P, R, T]."""
 
   def run(seed):
     requests = [
       Request(
         id=str(number),
         prompt=prompt,
-        num_samples=case.rows,
-        max_tokens=case.new_tokens,
+        num_samples=workload.generations_per_prompt,
+        max_tokens=workload.new_tokens,
         temperature=temperature,
         seed=seed,
         tag=number,
       )
       for number, prompt in enumerate(prompts)
     ]
-    found = generate(engine, weights, requests)
-    found.sort(key=lambda item: (item.tag, item.sample))
-    tokens = np.stack([item.tokens for item in found])
-    return tokens.reshape(case.prompts, case.rows, -1)
+    generations = generate(engine, weights, requests)
+    generations.sort(key=lambda item: (item.tag, item.sample))
+    tokens = np.stack([item.tokens for item in generations])
+    return tokens.reshape(workload.prompts, workload.generations_per_prompt, -1)
 
   return run
 
 
 def cache_bytes(engine: Engine) -> int:
-  """Returns the bytes of the keys and values of a run in the longest bucket."""
+  """Returns the bytes of all KV caches with the longest prompt bucket."""
   compiled = engine.compiled
   slots = compiled.empty_slots(compiled.shapes.prompt_buckets[-1])
   arrays = (slots.caches, compiled.init_state().caches)

@@ -1,6 +1,6 @@
-"""What this machine's own rates would allow a sampler, and what ours makes.
+"""Sampler throughput against the roofline of this machine.
 
-See benchmarks/sampler.py, measurement `machine`.
+This is the measurement `machine` of benchmarks/sampler.py.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import statistics
 import jax
 
 from benchmarks import hardware
-from benchmarks.interleaved_timing import Timed, turns
+from benchmarks.interleaved_timing import Timings, run_interleaved
 from benchmarks.sampler_engine import (
   Bench,
   cache_bytes,
@@ -18,113 +18,131 @@ from benchmarks.sampler_engine import (
   make_engine,
   random_prompts,
 )
-from benchmarks.workload import Case
+from benchmarks.workload import Workload
 from grm_jax.model.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What must be computed and read."""
+  """Minimum arithmetic and memory traffic: FLOPs and bytes read."""
 
   flops: float
   bytes: float
 
   def seconds(self, rates: hardware.Rates) -> tuple[float, float]:
-    """At least, where both overlap fully, and where they do not at all."""
+    """Returns lower bounds with full overlap and without any overlap."""
     times = self.flops / rates.flops, self.bytes / rates.bytes
     return max(times), sum(times)
 
 
-def step_work(bench: Bench, case: Case, caches: int) -> Work:
-  """One decode step of all rows, in the middle of the generations.
+def step_work(bench: Bench, workload: Workload, cached_bytes: int) -> Work:
+  """Returns the work of one decode step halfway through the generations.
 
-  Every weight is read once and so is all of the caches' arrays.
+  The step reads every weight and the whole cache arrays once.
   """
   leaves = jax.tree.leaves(bench.params)
-  rows = case.prompts * case.rows
-  keys = visible(bench.model.config, case.prompt_size + case.new_tokens // 2)
+  rows = workload.prompts * workload.generations_per_prompt
+  keys = num_visible_keys(
+    bench.model.config, workload.prompt_size + workload.new_tokens // 2
+  )
   flops = 2 * sum(x.size for x in leaves) + attention_flops(bench, keys)
-  return Work(rows * flops, sum(x.nbytes for x in leaves) + caches)
+  return Work(rows * flops, sum(x.nbytes for x in leaves) + cached_bytes)
 
 
-def prefill_work(bench: Bench, case: Case) -> Work:
-  """All prompt tokens through the layers, one of each prompt to the head."""
+def prefill_work(bench: Bench, workload: Workload) -> Work:
+  """Returns the work of the prefill; the head sees one token per prompt."""
   leaves = jax.tree.leaves(bench.params)
   layers = sum(x.size for x in jax.tree.leaves(bench.params['pairs']))
   head = sum(x.size for x in leaves) - layers
-  s = case.prompt_size
-  keys = sum(visible(bench.model.config, place + 1) for place in range(s))
+  s = workload.prompt_size
+  keys = sum(num_visible_keys(bench.model.config, i + 1) for i in range(s))
   flops = 2 * (layers * s + head) + attention_flops(bench, keys)
-  return Work(case.prompts * flops, sum(x.nbytes for x in leaves))
+  return Work(workload.prompts * flops, sum(x.nbytes for x in leaves))
 
 
-def visible(size: ModelConfig, places: int) -> int:
-  """Keys that a token sees, itself included, summed over layers."""
-  return size.num_pairs * int(places + size.visible_keys(places))
+def num_visible_keys(config: ModelConfig, num_positions: int) -> int:
+  """Returns the keys that the last token attends to, summed over layers."""
+  return config.num_pairs * int(
+    num_positions + config.visible_keys(num_positions)
+  )
 
 
 def attention_flops(bench: Bench, keys: int) -> int:
-  """Products with the keys and with the values."""
+  """Returns the FLOPs of the products with keys and values."""
   return 4 * bench.model.config.num_heads * bench.model.config.head_dim * keys
 
 
-def against_machine(bench: Bench) -> dict:
-  """tokens/s beside the bound of this machine's own rates."""
+def measure_roofline(bench: Bench) -> dict:
+  """Compares the Engine with the bound of this machine's peak rates."""
   options = bench.options
-  case = Case(1, options.rows, options.prompt_size, options.new_tokens)
-  one = dataclasses.replace(case, new_tokens=1)
-  prompts = random_prompts(bench, [case.prompt_size])
+  workload = Workload(1, options.rows, options.prompt_size, options.new_tokens)
+  single_token = dataclasses.replace(workload, new_tokens=1)
+  prompts = random_prompts(bench, [workload.prompt_size])
   engine = make_engine(
-    bench, 1, case.rows, case.new_tokens, (case.prompt_size,)
+    bench,
+    1,
+    workload.generations_per_prompt,
+    workload.new_tokens,
+    (workload.prompt_size,),
   )
-  weights = sum(x.nbytes for x in jax.tree.leaves(bench.params))
-  # Rates take turns with the rest: another moment may have other ones.
+  weight_bytes = sum(x.nbytes for x in jax.tree.leaves(bench.params))
+  # The peak rates fluctuate, so they are measured in the same rounds.
   runs = {
-    'rates': lambda _: hardware.measure(weights),
-    'whole': engine_run(engine, bench.weights, case, prompts),
-    'first': engine_run(engine, bench.weights, one, prompts),
+    'rates': lambda _: hardware.measure(weight_bytes),
+    'whole': engine_run(engine, bench.weights, workload, prompts),
+    'first': engine_run(engine, bench.weights, single_token, prompts),
   }
-  found = turns(runs, options.repeats, 'machine')
-  rates = functools.reduce(hardware.better, found['rates'].results)
-  step = step_work(bench, case, cache_bytes(engine))
+  timings = run_interleaved(runs, options.repeats, 'machine')
+  rates = functools.reduce(hardware.maximum, timings['rates'].results)
+  step = step_work(bench, workload, cache_bytes(engine))
   result = {
-    'case': dataclasses.asdict(case),
+    'case': dataclasses.asdict(workload),
     'rates': dataclasses.asdict(rates),
     'step': dataclasses.asdict(step),
     'step_products_seconds': step.flops / rates.flops,
     'step_reading_seconds': step.bytes / rates.bytes,
-    'whole_seconds': found['whole'].seconds,
-    'first_seconds': found['first'].seconds,
-    'parts': parts(
-      case, found, step.seconds(rates), prefill_work(bench, case).seconds(rates)
+    'whole_seconds': timings['whole'].seconds,
+    'first_seconds': timings['first'].seconds,
+    'parts': compare_parts(
+      workload,
+      timings,
+      step.seconds(rates),
+      prefill_work(bench, workload).seconds(rates),
     ),
   }
-  print_machine(case, result)
+  print_roofline(workload, result)
   return result
 
 
-def parts(
-  case: Case,
-  found: dict[str, Timed],
+def compare_parts(
+  workload: Workload,
+  timings: dict[str, Timings],
   step: tuple[float, float],
-  start: tuple[float, float],
+  prefill: tuple[float, float],
 ) -> dict:
-  """Decode alone, the whole call, and the prefill with the first token.
+  """Compares decoding, the whole call, and the prefill with their bounds.
 
-  A call of one token is the prefill and one step, so what a whole call takes
-  more is the other T - 1 steps.
+  A call for one token is the prefill and one step. The difference to a whole
+  call is therefore the time of the other T - 1 steps.
+
+  Args:
+    workload: the measured workload.
+    timings: rounds of the 'whole' and the 'first' token call.
+    step: lower bounds of a decode step in seconds, see Work.seconds.
+    prefill: lower bounds of the prefill in seconds.
   """
-  steps = case.new_tokens - 1
+  steps = workload.new_tokens - 1
 
-  def seconds(pick):
-    whole, first = pick(found['whole'].seconds), pick(found['first'].seconds)
+  def seconds(aggregate):
+    whole = aggregate(timings['whole'].seconds)
+    first = aggregate(timings['first'].seconds)
     return {'decode': whole - first, 'whole': whole, 'first token': first}
 
   median, best = seconds(statistics.median), seconds(min)
   bounds = {
     'decode': [steps * x for x in step],
-    'whole': [x + steps * y for x, y in zip(start, step, strict=True)],
-    'first token': start,
+    'whole': [x + steps * y for x, y in zip(prefill, step, strict=True)],
+    'first token': prefill,
   }
   return {
     name: {
@@ -140,22 +158,22 @@ def parts(
   }
 
 
-def print_machine(case: Case, result: dict) -> None:
-  print('\nThis machine, of each kind the best counts')
+def print_roofline(workload: Workload, result: dict) -> None:
+  print('\nRates of this machine; the bound uses the maximum of each kind')
   for name, rate in result['rates']['programs'].items():
     print(f'  {name:32} {rate / 1e9:8.1f} {_unit(name)}')
   step = result['step']
   print(
-    f'{case}: a step multiplies {step["flops"] / 1e9:.2f} GFLOP, at least '
-    f'{1e3 * result["step_products_seconds"]:.2f} ms,\nand reads '
-    f'{step["bytes"] / 1e6:.0f} MB, at least '
-    f'{1e3 * result["step_reading_seconds"]:.2f} ms. The bound is the longer '
-    'of the two;\nthe sum is one after the other.'
+    f'{workload}: a decode step computes {step["flops"] / 1e9:.2f} GFLOP in at '
+    f'least {1e3 * result["step_products_seconds"]:.2f} ms\nand reads '
+    f'{step["bytes"] / 1e6:.0f} MB in at least '
+    f'{1e3 * result["step_reading_seconds"]:.2f} ms. The bound assumes full '
+    'overlap;\nthe sum assumes none.'
   )
   tokens = {
-    'decode': case.drawn - case.rows,
-    'whole': case.drawn,
-    'first token': case.rows,
+    'decode': workload.num_generated_tokens - workload.generations_per_prompt,
+    'whole': workload.num_generated_tokens,
+    'first token': workload.generations_per_prompt,
   }
   head = ('seconds', 'tokens/s', 'bound', 'of bound', 'of sum', 'best round')
   print(f'{"":12}' + ''.join(f'{x:>11}' for x in head))
@@ -167,5 +185,5 @@ def print_machine(case: Case, result: dict) -> None:
     )
 
 
-def _unit(name):
+def _unit(name: str) -> str:
   return 'GFLOP/s' if name.startswith('product') else 'GB/s'

@@ -1,13 +1,14 @@
-r"""What computing each prompt once is worth: one update's gradients.
+r"""Time of one gradient computation with shared and with repeated prompts.
 
   python -m benchmarks.shared_prompt --repeats 5
 
-Gradients of the log-probability of R generations of each of P prompts, three
-ways, on the devices here: grm_jax with the prompt shared, grm_jax with the
-prompt repeated for every generation, and transformers (torch) with the prompt
-repeated, where it is installed. All three are the same function in float32
-(their losses are compared first). The contenders take turns, so that a busy
-machine is busy for all; medians and ratios are printed, and JSON with --json.
+Computes the gradient of the log-probability of R generations for each of P
+prompts in three ways on the local devices: grm_jax with each prompt computed
+once, grm_jax with the prompt repeated for every generation, and transformers
+(torch) with the prompt repeated, if it is installed. All three are the same
+function in float32, and the benchmark checks that their losses agree. The
+contenders run round-robin, so that background load affects all of them. Prints
+medians and ratios; --json also writes JSON.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import hardware, harness
-from benchmarks.interleaved_timing import Timed, ratio, turns
+from benchmarks.interleaved_timing import Timings, ratio, run_interleaved
 from grm_jax.checkpoint.huggingface import save as hf_save
 from grm_jax.model import logprobs
 from grm_jax.model.batch import Batch
@@ -32,7 +33,7 @@ from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import mesh
 
 OURS = 'grm_jax, prompt shared'
-SIZE = ModelConfig(
+CONFIG = ModelConfig(
   num_layers=4,
   width=256,
   mlp_width=1024,
@@ -46,35 +47,39 @@ SIZE = ModelConfig(
 
 
 def batches(options: argparse.Namespace) -> tuple[Batch, Batch]:
-  """The same texts as P prompts of R generations, and as P * R sequences."""
+  """Makes the same texts as P prompts with R generations and as P * R rows."""
   rng = np.random.default_rng(0)
   p, s = options.prompts, options.prompt_size
   r, t = options.generations, options.generation_size
-  prompts = rng.integers(4, SIZE.vocab_size, (p, s), np.int32)
-  own = rng.integers(4, SIZE.vocab_size, (p, r, t), np.int32)
-  shared = Batch(prompts, np.full(p, s), own, np.full((p, r), t))
-  whole = np.concatenate([np.repeat(prompts, r, 0), own.reshape(p * r, t)], 1)
-  repeated = Batch(whole, np.full(p * r, s + t))
+  prompts = rng.integers(4, CONFIG.vocab_size, (p, s), np.int32)
+  generations = rng.integers(4, CONFIG.vocab_size, (p, r, t), np.int32)
+  shared = Batch(prompts, np.full(p, s), generations, np.full((p, r), t))
+  sequences = np.concatenate(
+    [np.repeat(prompts, r, 0), generations.reshape(p * r, t)], 1
+  )  # [P * R, S + T]
+  repeated = Batch(sequences, np.full(p * r, s + t))
   return jax.tree.map(jnp.asarray, (shared, repeated))
 
 
-def ours(model: Transformer, params: dict, batch: Batch, cut: int) -> Callable:
-  """() -> the loss, after its gradients are there."""
+def grm_jax_step(
+  model: Transformer, params: dict, batch: Batch, prompt_size: int
+) -> Callable[[], float]:
+  """Returns a function that computes the gradients and returns the loss."""
 
   def loss(params):
     if batch.generations is not None:
       return -jnp.sum(logprobs.generation_logps(model, params, batch)[0])
     logps, _ = logprobs.prompt_logps(model, params, batch)
-    return -jnp.sum(logps[:, cut - 1 :])
+    return -jnp.sum(logps[:, prompt_size - 1 :])
 
   step = jax.jit(jax.value_and_grad(loss))
   return lambda: float(jax.block_until_ready(step(params))[0])
 
 
-def theirs(
-  model: Transformer, params: dict, batch: Batch, cut: int
-) -> Callable:
-  """The same by transformers."""
+def transformers_step(
+  model: Transformer, params: dict, batch: Batch, prompt_size: int
+) -> Callable[[], float]:
+  """Returns the same function, implemented with transformers."""
   import torch
   import transformers
 
@@ -87,25 +92,34 @@ def theirs(
 
   def step():
     network.zero_grad()
-    logits = network(tokens, use_cache=False).logits[:, cut - 1 : -1]
+    logits = network(tokens, use_cache=False).logits
+    logits = logits[:, prompt_size - 1 : -1]  # [P * R, T, V]
     logps = torch.log_softmax(logits, -1)
-    chosen = logps.gather(-1, tokens[:, cut:, None].long())
-    loss = -chosen.sum()
+    token_logps = logps.gather(-1, tokens[:, prompt_size:, None].long())
+    loss = -token_logps.sum()
     loss.backward()
     return loss.item()
 
   return step
 
 
-def measure(contenders: dict[str, Callable], repeats: int) -> dict[str, Timed]:
-  """Rounds of each, in turns; RuntimeError if their losses differ."""
+def measure(
+  contenders: dict[str, Callable[[], float]], repeats: int
+) -> dict[str, Timings]:
+  """Times the contenders round-robin.
+
+  Raises:
+    RuntimeError: their losses differ.
+  """
   runs = {name: lambda _, step=x: step() for name, x in contenders.items()}
-  found = turns(runs, repeats, 'shared_prompt')
-  first = found[OURS].results[0]
-  losses = {name: timed.results for name, timed in found.items()}
-  if any(abs(x - first) > 1e-4 * abs(first) for x in sum(losses.values(), [])):
-    raise RuntimeError(f'they compute other losses: {losses}')
-  return found
+  timings = run_interleaved(runs, repeats, 'shared_prompt')
+  expected = timings[OURS].results[0]
+  losses = {name: x.results for name, x in timings.items()}
+  if any(
+    abs(x - expected) > 1e-4 * abs(expected) for x in sum(losses.values(), [])
+  ):
+    raise RuntimeError(f'the losses of the contenders differ: {losses}')
+  return timings
 
 
 def main() -> None:
@@ -115,45 +129,46 @@ def main() -> None:
   parser.add_argument('--generations', type=int, default=4)
   parser.add_argument('--generation-size', type=int, default=128)
   parser.add_argument('--repeats', type=int, default=5)
-  parser.add_argument('--json', help='also write the result there')
+  parser.add_argument('--json', help='also write the result to this JSON file')
   options = parser.parse_args()
   shared, repeated = batches(options)
-  # As torch does: no remat of layers.
+  # Without rematerialization, like torch.
   compute = ComputeConfig(remat='none', head_chunk=512)
-  model = Transformer(SIZE, compute, mesh.one_device())
+  model = Transformer(CONFIG, compute, mesh.one_device())
   params = init_params(model, jax.random.key(0))
-  cut = options.prompt_size
   contenders = {
-    OURS: ours(model, params, shared, cut),
-    'grm_jax, prompt repeated': ours(model, params, repeated, cut),
+    OURS: grm_jax_step(model, params, shared, options.prompt_size),
+    'grm_jax, prompt repeated': grm_jax_step(
+      model, params, repeated, options.prompt_size
+    ),
   }
   if importlib.util.find_spec('transformers'):
     name = 'transformers, prompt repeated'
-    contenders[name] = theirs(model, params, repeated, cut)
-  here = hardware.here()
-  print(hardware.line(here))
-  found = measure(contenders, options.repeats)
+    contenders[name] = transformers_step(
+      model, params, repeated, options.prompt_size
+    )
+  machine = hardware.describe()
+  print(hardware.format_description(machine))
+  timings = measure(contenders, options.repeats)
   print(f'{"":32} {"seconds":>8} {"ratio, spread":>18}')
-  for name, timed in found.items():
-    print(f'{name:32} {timed.median:8.3f} {ratio(timed, found[OURS])!s:>18}')
-  tokens = {'shared': _tokens(shared), 'repeated': _tokens(repeated)}
+  ratios = {name: ratio(x, timings[OURS]) for name, x in timings.items()}
+  for name, x in timings.items():
+    print(f'{name:32} {x.median:8.3f} {ratios[name]!s:>18}')
+  tokens = {'shared': _num_tokens(shared), 'repeated': _num_tokens(repeated)}
   print('tokens computed:', tokens)
   result = {
     'settings': vars(options),
-    **here,
+    **machine,
     'tokens': tokens,
-    'seconds': {name: timed.seconds for name, timed in found.items()},
-    'times_ours': {
-      name: dataclasses.asdict(ratio(timed, found[OURS]))
-      for name, timed in found.items()
-    },
+    'seconds': {name: x.seconds for name, x in timings.items()},
+    'times_ours': {name: dataclasses.asdict(x) for name, x in ratios.items()},
   }
-  harness.write(options.json, result)
+  harness.write_json(options.json, result)
 
 
-def _tokens(batch: Batch) -> int:
-  own = 0 if batch.generations is None else batch.generations.size
-  return int(batch.prompts.size + own)
+def _num_tokens(batch: Batch) -> int:
+  num_generated = 0 if batch.generations is None else batch.generations.size
+  return int(batch.prompts.size + num_generated)
 
 
 if __name__ == '__main__':

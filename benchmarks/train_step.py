@@ -1,4 +1,4 @@
-r"""One whole training step: forward, backward, AdamW; time and peak memory.
+r"""Time and peak memory of one training step: forward, backward, AdamW.
 
   python -m benchmarks.train_step --json=train_step.json
   python -m benchmarks.train_step --only=short --repeats=9
@@ -7,34 +7,34 @@ The small Gemma-2 of benchmarks/sampler.py with random weights, in float32 on
 the CPU; cross-entropy of the generation tokens. `--only` picks:
 
   shared    P prompts with R generations each: rejective fine-tuning.
-  sft       the same with one generation each: supervised fine-tuning.
-  short     as shared, with short prompts, where sharing them gains least.
+  sft       one generation per prompt: supervised fine-tuning.
+  short     like shared with short prompts, where sharing gains least.
 
-The contenders make the same update from the same weights:
+All contenders make the same update from the same weights:
 
-  grm_jax                   training.step.Steps, each prompt computed once.
-  grm_jax, prompt repeated  the same with the prompt given R times.
-  transformers              Gemma2ForCausalLM given the prompt R times, labels
-                            of -100 on prompts, logits_to_keep so that logits
-                            are of generations only, attention 'eager' ('sdpa'
-                            has no softcap), AdamW(fused=True); as its Trainer
-                            does it. Left out where it is not installed.
+  grm_jax                   training.train_step.TrainStep; computes each prompt
+                            once.
+  grm_jax, prompt repeated  the same step on R copies of each prompt.
+  transformers              Gemma2ForCausalLM on R copies of each prompt, with
+                            labels of -100 on prompts, logits_to_keep for the
+                            generations, attention 'eager' ('sdpa' has no
+                            softcap) and AdamW(fused=True), like its Trainer.
+                            Skipped if it is not installed.
 
-All clip the gradient at norm 1. For the backward pass transformers keeps what
-torch keeps; grm_jax keeps what `--remat` says, by default the products alone,
-which takes less time here than keeping everything. The losses of all steps are
-compared, so that updates are as well.
+All contenders clip the gradient at norm 1. transformers saves the activations
+that torch saves; grm_jax saves those that --remat selects, by default only the
+matrix products, which is faster here than saving everything. The benchmark
+checks that the losses of all steps agree, and with them the updates.
 
-For times, contenders take turns, so that a busy machine is busy for all;
-medians are printed, ratios of medians, and the least and the greatest ratio of
-a round. `computed` and `useful` are GFLOP/s
-by training/flops.py: of what the contender's tokens need, and of what they
-would need if each prompt were computed once. `cores` is processor seconds a
-second: far below the number of cores, something else had them.
-Peak memory is the largest resident set of a process of the contender's own,
-with everything in it: libraries (JAX's 0.2 GB in all), compiling, weights. A
-contender whose process asks for more memory than there is here is named and
-left out.
+The contenders run round-robin, so that background load affects all of them. The
+table shows medians, ratios of medians, and the smallest and largest ratio of a
+round. `computed` and `useful` are GFLOP/s by training/flops.py: `computed`
+counts the tokens that the contender computes, `useful` counts each prompt once.
+`cores` is processor seconds per second; a value far below the number of cores
+means that other processes used them.
+Peak memory is the largest resident set of a separate process per contender. It
+includes libraries (0.2 GB for JAX), compilation and weights. A contender that
+runs out of memory is reported and skipped.
 """
 
 import argparse
@@ -49,70 +49,85 @@ import jax
 import numpy as np
 
 from benchmarks import harness, sampler
-from benchmarks.interleaved_timing import Timed, ratio, turns
+from benchmarks.interleaved_timing import Timings, ratio, run_interleaved
 from benchmarks.train_step_baselines import (
   OURS,
   Contender,
   Weights,
   contenders,
 )
-from benchmarks.workload import Case
+from benchmarks.workload import Workload
 from grm_jax.checkpoint.huggingface import save as hf_save
 from grm_jax.model.compute_config import REMAT, ComputeConfig
+from grm_jax.model.config import ModelConfig
 from grm_jax.model.init import init_params
 from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import mesh
 
 MODULE = 'benchmarks.train_step'
-# Before the rounds that count: one from the weights all share, one after the
-# first update.
-_FIRST_STEPS = 2
-_MOST_APART = 1e-4  # of losses, relative
+# Unmeasured steps: one from the initial weights, one after the first update.
+_WARMUP_STEPS = 2
+_LOSS_RTOL = 1e-4
 
 
-def memory_here(make: Contender, case: Case, weights: Weights) -> int:
-  """The bytes that this process comes to hold by a contender's steps."""
-  step = make(case, weights)
-  for _ in range(_FIRST_STEPS):
+def peak_memory(make: Contender, workload: Workload, weights: Weights) -> int:
+  """Runs warmup steps; returns the peak resident bytes of this process."""
+  step = make(workload, weights)
+  for _ in range(_WARMUP_STEPS):
     step()
-  return harness.most_resident()
+  return harness.peak_resident_bytes()
 
 
-def times(
-  case: Case, weights: Weights, repeats: int, names: Collection[str]
-) -> dict[str, Timed]:
-  """Rounds of contenders in turn; RuntimeError if their losses differ."""
-  known = contenders(case)
-  made = {name: known[name](case, weights) for name in names}
-  first = {
-    name: [step() for _ in range(_FIRST_STEPS)] for name, step in made.items()
+def measure_times(
+  workload: Workload, weights: Weights, repeats: int, names: Collection[str]
+) -> dict[str, Timings]:
+  """Times the contenders round-robin.
+
+  Raises:
+    RuntimeError: their losses differ.
+  """
+  available = contenders(workload)
+  steps = {name: available[name](workload, weights) for name in names}
+  warmup_losses = {
+    name: [step() for _ in range(_WARMUP_STEPS)] for name, step in steps.items()
   }
-  runs = {name: lambda _, step=step: step() for name, step in made.items()}
-  found = turns(runs, repeats, str(case), uncounted=0)
-  losses = {name: first[name] + x.results for name, x in found.items()}
-  for name, some in losses.items():
-    if not np.allclose(some, losses[OURS], rtol=_MOST_APART, atol=0):
-      raise RuntimeError(f'{name} trains otherwise, losses are {losses}')
-  return found
+  runs = {name: lambda _, step=step: step() for name, step in steps.items()}
+  timings = run_interleaved(runs, repeats, str(workload), warmup_rounds=0)
+  losses = {
+    name: warmup_losses[name] + x.results for name, x in timings.items()
+  }
+  for name, contender_losses in losses.items():
+    if not np.allclose(contender_losses, losses[OURS], rtol=_LOSS_RTOL, atol=0):
+      raise RuntimeError(
+        f'the losses of {name} differ from those of {OURS}: {losses}'
+      )
+  return timings
 
 
 def compare(
   name: str,
-  case: Case,
+  workload: Workload,
   weights: Weights,
   repeats: int,
   arguments: Sequence[str],
 ) -> dict:
-  """The table of a case."""
-  peaks, left_out = harness.peaks(
-    MODULE, name, contenders(case), weights.directory, arguments
+  """Measures one workload, prints its table, returns the numbers."""
+  peaks, left_out = harness.measure_peaks(
+    MODULE, name, contenders(workload), weights.directory, arguments
   )
-  found = times(case, weights, repeats, peaks)
+  timings = measure_times(workload, weights, repeats, peaks)
   rows = {
-    contender: _row(contender, case, weights.size, found, peaks)
-    for contender in found
+    contender: _make_row(
+      contender,
+      workload,
+      weights.config,
+      timings[contender],
+      timings[OURS],
+      peaks,
+    )
+    for contender in timings
   }
-  print(f'\n{name}: {case}, {repeats} rounds in turn')
+  print(f'\n{name}: {workload}, {repeats} interleaved rounds')
   print(
     f'{"":24} {"tokens":>7} {"seconds":>8} {"ratio, spread":>16} '
     f'{"computed":>9} {"useful":>7} {"cores":>6} {"peak GB":>8} {"ratio":>6}'
@@ -120,44 +135,50 @@ def compare(
   for contender, row in rows.items():
     print(
       f'{contender:24} {row["tokens"]:7} {row["median_seconds"]:8.3f} '
-      f'{ratio(found[contender], found[OURS])!s:>16} '
+      f'{ratio(timings[contender], timings[OURS])!s:>16} '
       f'{row["computed_gflops"]:9.1f} '
       f'{row["useful_gflops"]:7.1f} {row["cores"]:6.2f} '
       f'{row["peak_bytes"] / 1e9:8.2f} {row["peak_times_ours"]:5.2f}x'
     )
   return {
-    'case': dataclasses.asdict(case),
-    'useful_flops': case.train_flops(weights.size),
+    'case': dataclasses.asdict(workload),
+    'useful_flops': workload.train_flops(weights.config),
     'load_after': os.getloadavg(),
     'contenders': rows,
     'left_out': left_out,
   }
 
 
-def _row(contender, case, size, found, peaks) -> dict:
-  computed = case if contender == OURS else case.repeated
-  timed = found[contender]
+def _make_row(
+  contender: str,
+  workload: Workload,
+  config: ModelConfig,
+  timings: Timings,
+  our_timings: Timings,
+  peaks: dict[str, int],
+) -> dict:
+  computed = workload if contender == OURS else workload.repeated
   return {
-    'tokens': computed.tokens,
-    'seconds': timed.seconds,
-    'median_seconds': timed.median,
-    'times_ours': dataclasses.asdict(ratio(timed, found[OURS])),
-    'computed_gflops': computed.train_flops(size) / timed.median / 1e9,
-    'useful_gflops': case.train_flops(size) / timed.median / 1e9,
-    'cores': timed.cores,
-    'losses': timed.results,
+    'tokens': computed.num_tokens,
+    'seconds': timings.seconds,
+    'median_seconds': timings.median,
+    'times_ours': dataclasses.asdict(ratio(timings, our_timings)),
+    'computed_gflops': computed.train_flops(config) / timings.median / 1e9,
+    'useful_gflops': workload.train_flops(config) / timings.median / 1e9,
+    'cores': timings.cores,
+    'losses': timings.results,
     'peak_bytes': peaks[contender],
     'peak_times_ours': peaks[contender] / peaks[OURS],
   }
 
 
-def cases(options: argparse.Namespace) -> dict[str, Case]:
+def workloads(options: argparse.Namespace) -> dict[str, Workload]:
   shape = (options.prompts, options.generations)
   s, t = options.prompt_size, options.generation_size
   return {
-    'shared': Case(*shape, s, t),
-    'sft': Case(options.prompts, 1, s, t),
-    'short': Case(*shape, options.short_prompt_size, t),
+    'shared': Workload(*shape, s, t),
+    'sft': Workload(options.prompts, 1, s, t),
+    'short': Workload(*shape, options.short_prompt_size, t),
   }
 
 
@@ -165,7 +186,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  sampler.add_size_flags(parser)
+  sampler.add_model_flags(parser)
   parser.add_argument('--prompts', type=int, default=4)
   parser.add_argument('--generations', type=int, default=4)
   parser.add_argument('--prompt-size', type=int, default=512)
@@ -173,8 +194,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
   parser.add_argument('--generation-size', type=int, default=128)
   parser.add_argument('--remat', choices=sorted(REMAT), default='dots')
   parser.add_argument('--repeats', type=int, default=5)
-  parser.add_argument('--only', default='', help='names, commas between')
-  parser.add_argument('--json', help='also write the result there')
+  parser.add_argument('--only', default='', help='comma-separated names')
+  parser.add_argument('--json', help='also write the result to this JSON file')
   parser.add_argument('--memory-of', help=argparse.SUPPRESS)
   return parser.parse_args(arguments)
 
@@ -184,25 +205,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
   options = parse(arguments)
   sys.stdout.reconfigure(line_buffering=True)
   jax.config.update('jax_platforms', 'cpu')
-  known = cases(options)
+  available = workloads(options)
   compute = ComputeConfig(remat=options.remat)
-  model = Transformer(sampler.size_of(options), compute, mesh.one_device())
+  model = Transformer(sampler.make_config(options), compute, mesh.one_device())
   if options.memory_of:
     name, contender, directory = json.loads(options.memory_of)
-    make = contenders(known[name])[contender]
-    print(memory_here(make, known[name], Weights(model, directory)))
+    make = contenders(available[name])[contender]
+    print(peak_memory(make, available[name], Weights(model, directory)))
     return
-  names = harness.chosen(options.only, known)
+  names = harness.select(options.only, available)
   with tempfile.TemporaryDirectory() as directory:
     params = init_params(model, jax.random.key(0))
     hf_save.save_directory(directory, params, model)
     del params
     weights = Weights(model, directory)
 
-    def compared(name):
-      return compare(name, known[name], weights, options.repeats, arguments)
+    def compare_workload(name):
+      workload = available[name]
+      return compare(name, workload, weights, options.repeats, arguments)
 
-    harness.report(options, names, compared)
+    harness.run_workloads(options, names, compare_workload)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
-"""Training steps behind one function: ours, and transformers'.
+"""Training steps of grm_jax and transformers behind one interface.
 
-A contender is a function (case, weights) -> step, and a step makes one update
-and returns the loss before it. The same weights, texts and settings of AdamW
-for all, so that the losses of every step agree.
+A contender is a function (workload, weights) -> step. Each call of the step
+makes one update and returns the loss before the update. All contenders have the
+same weights, texts and AdamW settings, so that their losses agree at each step.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.workload import Case
+from benchmarks.workload import Workload
 from grm_jax.model.batch import Batch
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.init import init_params
@@ -24,52 +24,69 @@ from grm_jax.training import optimizer, train_state
 from grm_jax.training.train_step import TrainStep, supervised_loss
 
 LEARNING_RATE, BETAS, EPS, CLIP = 1e-4, (0.9, 0.95), 1e-8, 1.0
-OURS, REPEATED, THEIRS = 'grm_jax', 'grm_jax, prompt repeated', 'transformers'
+OURS, REPEATED, TRANSFORMERS = (
+  'grm_jax',
+  'grm_jax, prompt repeated',
+  'transformers',
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """What contenders begin with.
+  """Initial weights of all contenders.
 
   Attributes:
-    model: ours.
-    directory: of the Hugging Face files with the same weights.
+    model: grm_jax model, which is initialized with key 0.
+    directory: Hugging Face checkpoint with the same weights.
   """
 
   model: Transformer
   directory: str
 
   @property
-  def size(self) -> ModelConfig:
+  def config(self) -> ModelConfig:
     return self.model.config
 
 
 Step = Callable[[], float]
-Contender = Callable[[Case, Weights], Step]
+Contender = Callable[[Workload, Weights], Step]
 
 
-def texts(case: Case, size: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-  """Random tokens: prompts [P, S], generations [P, R, T]."""
+def random_texts(
+  workload: Workload, config: ModelConfig
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns random tokens: prompts [P, S] and generations [P, R, T]."""
   rng = np.random.default_rng(0)
-  shape = (case.prompts, case.rows, case.new_tokens)
+  shape = (
+    workload.prompts,
+    workload.generations_per_prompt,
+    workload.new_tokens,
+  )
   return (
     rng.integers(
-      4, size.vocab_size, (case.prompts, case.prompt_size), np.int32
+      4, config.vocab_size, (workload.prompts, workload.prompt_size), np.int32
     ),
-    rng.integers(4, size.vocab_size, shape, np.int32),
+    rng.integers(4, config.vocab_size, shape, np.int32),
   )
 
 
-def ours(case: Case, weights: Weights, *, repeated: bool = False) -> Step:
-  """Steps, as the training stages use it; the weights are made anew."""
+def grm_jax_step(
+  workload: Workload, weights: Weights, *, repeated: bool = False
+) -> Step:
+  """Makes a TrainStep like the training stages, from new weights."""
   model = weights.model
-  prompts, own = texts(case, model.config)
+  prompts, generations = random_texts(workload, model.config)
   if repeated:
-    prompts = np.repeat(prompts, case.rows, axis=0)
-    own = own.reshape(-1, 1, case.new_tokens)
-  lengths = np.full(len(prompts), case.prompt_size, np.int32)
-  own_lengths = np.full(own.shape[:2], case.new_tokens, np.int32)
-  batch = Batch(*map(jnp.asarray, (prompts, lengths, own, own_lengths)))
+    prompts = np.repeat(prompts, workload.generations_per_prompt, axis=0)
+    generations = generations.reshape(
+      -1, 1, workload.new_tokens
+    )  # [P * R, 1, T]
+  lengths = np.full(len(prompts), workload.prompt_size, np.int32)
+  generation_lengths = np.full(
+    generations.shape[:2], workload.new_tokens, np.int32
+  )
+  arrays = (prompts, lengths, generations, generation_lengths)
+  batch = Batch(*map(jnp.asarray, arrays))
   optim, _ = optimizer.make(
     1,
     learning_rate=LEARNING_RATE,
@@ -83,23 +100,24 @@ def ours(case: Case, weights: Weights, *, repeated: bool = False) -> Step:
     eps=EPS,
     moment_dtype='float32',
   )
-  steps = TrainStep(model, optim, functools.partial(supervised_loss, model))
+  train_step = TrainStep(
+    model, optim, functools.partial(supervised_loss, model)
+  )
   params = init_params(model, jax.random.key(0))
   state = train_state.init_state(model, optim, params)
-  del params  # given away with the state
+  del params  # the step donates the buffers of the state
 
   def step():
     nonlocal state
-    state, metrics = jax.block_until_ready(steps(state, [batch]))
+    state, metrics = jax.block_until_ready(train_step(state, [batch]))
     return float(metrics['loss'])
 
   return step
 
 
-def theirs(case: Case, weights: Weights) -> Step:
-  """Transformers with torch, on all cores."""
-  # Torch's threads would wait by spinning, which stalls them where anything
-  # else runs too; see sampler_peers.py.
+def transformers_step(workload: Workload, weights: Weights) -> Step:
+  """Makes a step of transformers with torch on all cores."""
+  # Spinning torch threads stall on a busy machine; see sampler_baselines.py.
   os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
   import torch
   from transformers import Gemma2ForCausalLM
@@ -118,21 +136,21 @@ def theirs(case: Case, weights: Weights) -> Step:
     weight_decay=0.0,
     fused=True,
   )
-  prompts, own = texts(case, weights.size)
-  prompts = np.repeat(prompts, case.rows, axis=0)
-  own = own.reshape(-1, case.new_tokens)
-  tokens = torch.tensor(np.concatenate([prompts, own], axis=1)).long()
+  prompts, generations = random_texts(workload, weights.config)
+  prompts = np.repeat(prompts, workload.generations_per_prompt, axis=0)
+  generations = generations.reshape(-1, workload.new_tokens)  # [P * R, T]
+  tokens = torch.tensor(np.concatenate([prompts, generations], axis=1)).long()
   labels = tokens.clone()
-  labels[:, : case.prompt_size] = -100
-  # The last prompt token predicts the first of the generation.
-  keep = case.new_tokens + 1
+  labels[:, : workload.prompt_size] = -100
+  # The last prompt token predicts the first generated token.
+  num_logits = workload.new_tokens + 1
 
   def step():
     out = network(
       tokens,
       attention_mask=torch.ones_like(tokens),
-      labels=labels[:, -keep:],
-      logits_to_keep=keep,
+      labels=labels[:, -num_logits:],
+      logits_to_keep=num_logits,
       use_cache=False,
     )
     out.loss.backward()
@@ -144,11 +162,11 @@ def theirs(case: Case, weights: Weights) -> Step:
   return step
 
 
-def contenders(case: Case) -> dict[str, Contender]:
-  """Those that are installed; none twice."""
-  found = {OURS: ours}
-  if case.rows > 1:
-    found[REPEATED] = functools.partial(ours, repeated=True)
+def contenders(workload: Workload) -> dict[str, Contender]:
+  """Returns the installed contenders without duplicates."""
+  available = {OURS: grm_jax_step}
+  if workload.generations_per_prompt > 1:
+    available[REPEATED] = functools.partial(grm_jax_step, repeated=True)
   if importlib.util.find_spec('transformers'):
-    found[THEIRS] = theirs
-  return found
+    available[TRANSFORMERS] = transformers_step
+  return available
