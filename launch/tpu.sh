@@ -1,41 +1,41 @@
 #!/usr/bin/env bash
-# Runs a stage on a Cloud TPU slice, or on several: asks for it, sets it up,
-# runs on all workers, brings results home, gives it back.
+# Runs a stage on one or several Cloud TPU slices: creates the slices, installs
+# the code, runs on all workers, copies results, deletes the slices.
 #
 #   launch/tpu.sh [--dry-run] all FLAG...        create, setup, run, watch, delete
-#   launch/tpu.sh [--dry-run] create             asks for the slice, waits for it
-#   launch/tpu.sh [--dry-run] setup              the commit here, and its packages
+#   launch/tpu.sh [--dry-run] create             requests the slice and waits for it
+#   launch/tpu.sh [--dry-run] setup              installs the current commit and its packages
 #   launch/tpu.sh [--dry-run] run FLAG...        starts grm_jax.main on all workers
-#   launch/tpu.sh [--dry-run] watch              waits for its end, shows its log
-#   launch/tpu.sh [--dry-run] logs               the log of worker 0 so far
-#   launch/tpu.sh [--dry-run] results FROM TO    copies a folder of worker 0 here
-#   launch/tpu.sh [--dry-run] delete
+#   launch/tpu.sh [--dry-run] watch              waits for the end of the run, prints its log
+#   launch/tpu.sh [--dry-run] logs               prints the last lines of the log of worker 0
+#   launch/tpu.sh [--dry-run] results FROM TO    copies a folder from worker 0 to this machine
+#   launch/tpu.sh [--dry-run] delete             deletes the slice
 #
 #   PROJECT=p ZONE=us-east5-a NAME=judge TOPOLOGY=v5p:4x4x4 \
 #     launch/tpu.sh all --config=configs/grpo.py --workdir=gs://BUCKET/grpo
 #
-# --dry-run prints the commands. FLAGs are those of `python -m grm_jax.main`.
-# `all` begins again where a slice is preempted, and starts the run again where
-# one of its processes was stopped or is gone (exit codes: see the docstring of
-# grm_jax/main.py): give a --workdir on gs://, and it goes on where it was
-# saved. A run that fails by itself keeps its slice, to be looked at. From the
-# environment:
+# --dry-run prints the commands. FLAGs are the flags of `python -m grm_jax.main`.
+# `all` creates a new slice after a preemption and restarts the run after one of
+# its processes stopped or died (the docstring of grm_jax/main.py lists the exit
+# codes). With a --workdir on gs://, the run resumes from its last checkpoint. If
+# the run fails with an error, its slice is kept for inspection.
+# Environment variables:
 #
-#   PROJECT, ZONE   of Google Cloud; needed
-#   NAME            of the queued resource; needed
-#   TOPOLOGY        GENERATION:SHAPE as in configs/aot.py; needed
-#   SLICES          how many of them; default 1
-#   SPOT            1: cheaper, and may be taken away; default 0
-#   RESERVED        1: from a reservation; default 0
-#   RUNTIME         image of the machines; default: what goes with TOPOLOGY
-#   RETRIES         times that `all` begins again; default 10
-#   PAUSE           seconds between two looks; default 30
-#   SIZE            of Gemma-2: 2b, 9b or 27b. What configs/tpu.txt recommends
-#                   for it, TOPOLOGY and the stage is given before FLAGs;
-#                   default none
-#   FLAGS           LIBTPU_INIT_ARGS of the run; default what is recommended
+#   PROJECT, ZONE   Google Cloud project and zone; required
+#   NAME            name of the queued resource; required
+#   TOPOLOGY        GENERATION:SHAPE as in configs/aot.py; required
+#   SLICES          number of slices; default 1
+#   SPOT            1: spot capacity, cheaper and preemptible; default 0
+#   RESERVED        1: use a reservation; default 0
+#   RUNTIME         runtime image of the TPU VMs; default depends on TOPOLOGY
+#   RETRIES         number of restarts by `all`; default 10
+#   PAUSE           seconds between two polls; default 30
+#   SIZE            Gemma-2 size: 2b, 9b or 27b. Adds the overrides of
+#                   configs/tpu.txt for this size, TOPOLOGY and stage; FLAGs
+#                   take precedence. Default: no overrides
+#   FLAGS           LIBTPU_INIT_ARGS of the run; default from configs/tpu.txt
 #
-# Needs gcloud, signed in, and a commit: what is not committed does not travel.
+# Requires gcloud with a signed-in account. Only committed files are installed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -47,8 +47,8 @@ PAUSE=${PAUSE:-30}
 SIZE=${SIZE:-}
 TABLE=configs/tpu.txt
 FOLDER=grm_jax_run # on the workers
-RUNNING='.venv/bin/python -m grm_jax.main'
-STOPPED=75         # status of what is to be begun again: EX_TEMPFAIL
+COMMAND='.venv/bin/python -m grm_jax.main'
+RETRY_STATUS=75 # EX_TEMPFAIL: the run can be restarted
 
 dry_run=
 if [[ ${1:-} == --dry-run ]]; then
@@ -79,7 +79,7 @@ check() {
   local key
   for key in PROJECT ZONE NAME TOPOLOGY; do
     [[ -n ${!key:-} ]] ||
-      fail "$key is not set; give it in the environment, such as $key=..."
+      fail "$key is not set; set the environment variable $key=..."
   done
   GENERATION=${TOPOLOGY%%:*}
   SHAPE=${TOPOLOGY#*:}
@@ -88,19 +88,21 @@ check() {
   v5e) image=v2-alpha-tpuv5-lite type=v5litepod ;;
   v5p) image=v2-alpha-tpuv5 type=v5p ;;
   v6e) image=v2-alpha-tpuv6e type=v6e ;;
-  *) fail "TOPOLOGY is $TOPOLOGY; it is v4, v5e, v5p or v6e with a shape, such as v5p:4x4x4" ;;
+  *) fail "TOPOLOGY=$TOPOLOGY is invalid; use v4, v5e, v5p or v6e with a shape, for example v5p:4x4x4" ;;
   esac
   [[ $SHAPE =~ ^[0-9]+(x[0-9]+){1,2}$ && $SHAPE != "$TOPOLOGY" ]] ||
-    fail "TOPOLOGY is $TOPOLOGY; its shape is such as 4x4 or 4x4x4"
-  [[ $SLICES =~ ^[1-9][0-9]*$ ]] || fail "SLICES is $SLICES; it is 1 or more"
+    fail "TOPOLOGY=$TOPOLOGY has no valid shape; use a shape such as 4x4 or 4x4x4"
+  [[ $SLICES =~ ^[1-9][0-9]*$ ]] || fail "SLICES=$SLICES is invalid; use a number >= 1"
   [[ -n $dry_run ]] || command -v gcloud >/dev/null ||
     fail 'gcloud is not installed; see cloud.google.com/sdk/docs/install'
 }
 
-tpus() {
+# Runs a gcloud command on TPUs.
+gcloud_tpus() {
   run gcloud compute tpus "$@" --project="$PROJECT" --zone="$ZONE" --quiet
 }
 
+# Prints the names of the nodes, one per slice.
 nodes() {
   if ((SLICES == 1)); then
     printf '%s\n' "$NAME"
@@ -109,59 +111,60 @@ nodes() {
   fi
 }
 
-# What gcloud says of the queued resource; ABSENT where there is none.
+# Prints the state of the queued resource; ABSENT if it does not exist.
 state() {
-  tpus queued-resources describe "$NAME" --format='value(state.state)' \
+  gcloud_tpus queued-resources describe "$NAME" --format='value(state.state)' \
     2>/dev/null || printf 'ABSENT\n'
 }
 
 create() {
-  local -a given=(--type="$type" --topology="$SHAPE")
-  given+=(--runtime-version="${RUNTIME:-$image}")
+  local -a flags=(--type="$type" --topology="$SHAPE")
+  flags+=(--runtime-version="${RUNTIME:-$image}")
   if ((SLICES == 1)); then
-    given+=(--node-id="$NAME")
+    flags+=(--node-id="$NAME")
   else
-    given+=(--node-count="$SLICES" --node-prefix="$NAME")
+    flags+=(--node-count="$SLICES" --node-prefix="$NAME")
   fi
-  ((SPOT == 0)) || given+=(--spot)
-  ((RESERVED == 0)) || given+=(--reserved)
-  tpus queued-resources create "$NAME" "${given[@]}" || return
+  ((SPOT == 0)) || flags+=(--spot)
+  ((RESERVED == 0)) || flags+=(--reserved)
+  gcloud_tpus queued-resources create "$NAME" "${flags[@]}" || return
   [[ -z $dry_run ]] || return 0
-  local found
-  until found=$(state) && [[ $found == ACTIVE ]]; do
-    case $found in
-    SUSPENDED | ABSENT) return "$STOPPED" ;;
+  local current
+  until current=$(state) && [[ $current == ACTIVE ]]; do
+    case $current in
+    SUSPENDED | ABSENT) return "$RETRY_STATUS" ;;
     FAILED)
-      printf 'error: the queued resource is %s\n' "$found" >&2
+      printf 'error: the queued resource has state %s\n' "$current" >&2
       return 1
       ;;
     esac
-    printf 'waiting: %s\n' "$found" >&2
+    printf 'waiting for the queued resource: %s\n' "$current" >&2
     sleep "$PAUSE"
   done
 }
 
-# A command on workers of every node: on_workers WHICH COMMAND
+# Runs a command on workers of every node: on_workers WORKERS COMMAND
 on_workers() {
   local node
   for node in $(nodes); do
-    tpus tpu-vm ssh "$node" --worker="$1" --command="$2" || return
+    gcloud_tpus tpu-vm ssh "$node" --worker="$1" --command="$2" || return
   done
 }
 
-# The first worker of the first node has the log and the files of the run.
+# Runs a command on worker 0 of the first node, which has the log and the files.
 on_first() {
-  tpus tpu-vm ssh "$(nodes | head -n 1)" --worker=0 --command="$1"
+  gcloud_tpus tpu-vm ssh "$(nodes | head -n 1)" --worker=0 --command="$1"
 }
 
+# Copies the current commit to all workers and installs its packages.
 setup() {
   local node archive
   archive=$(mktemp -d)/code.tar.gz
   run git archive --format=tar.gz --output="$archive" HEAD || return
   for node in $(nodes); do
-    tpus tpu-vm scp "$archive" "$node:code.tar.gz" --worker=all || return
+    gcloud_tpus tpu-vm scp "$archive" "$node:code.tar.gz" --worker=all || return
   done
-  # The images have Python 3.10, which is too old; uv brings another one.
+  # The runtime images have Python 3.10, which is too old; uv installs 3.11.
   on_workers all "rm -rf $FOLDER && mkdir $FOLDER \
 && tar xzf code.tar.gz -C $FOLDER && cd $FOLDER \
 && python3 -m pip install -q --user uv \
@@ -170,85 +173,86 @@ setup() {
 -r requirements-tpu.txt"
 }
 
-# A column of the row for this slice, this size and this stage: 4 has the
-# overrides, 5 what libtpu is given, names replaced by what they stand for.
+# Prints a column of the row of configs/tpu.txt for TOPOLOGY, SIZE and a stage:
+# recommended STAGE COLUMN. Column 4 has the overrides, column 5 the libtpu flags
+# with names replaced by their values.
 recommended() {
   awk -F ' *[|] *' -v column="$2" -v key="$TOPOLOGY|$SIZE|$1" '
     match($0, /^[a-z0-9_]+ = /) {
-      named[substr($0, 1, RLENGTH - 3)] = substr($0, RLENGTH + 1)
+      flags_of[substr($0, 1, RLENGTH - 3)] = substr($0, RLENGTH + 1)
     }
     $1 "|" $2 "|" $3 == key {
       count = split($column, words, " ")
       for (i = 1; i <= count; i++) {
-        printf "%s%s", words[i] in named ? named[words[i]] : words[i], \
+        printf "%s%s", words[i] in flags_of ? flags_of[words[i]] : words[i], \
           i < count ? " " : "\n"
       }
     }' "$TABLE"
 }
 
-# What a worker does when the run has ended: writes its status. A run that was
-# asked to stop and saved says so and ends with 0; one that was asked where
-# nothing is to be saved ends with 143, one whose other processes are gone with
-# 134, aborted by JAX.
-ENDING="status=\$?; case \$status in 134 | 143) status=$STOPPED ;; esac; \
+# Commands on a worker after the end of the run, which write its exit status. A
+# run that saved a checkpoint on SIGTERM exits with 0 and a message; a run without
+# checkpoints exits with 143; JAX aborts with 134 when other processes died.
+WRITE_STATUS="status=\$?; case \$status in 134 | 143) status=$RETRY_STATUS ;; esac; \
 if tail -n 20 run.log | grep -q 'run the same command to resume\$'; \
-then status=$STOPPED; fi; echo \$status > run.exit"
+then status=$RETRY_STATUS; fi; echo \$status > run.exit"
 
+# Starts grm_jax.main on all workers: start FLAG...
 start() {
-  (($# > 0)) || fail 'run needs the flags of grm_jax.main, such as --config=...'
+  (($# > 0)) || fail 'run needs flags of grm_jax.main, for example --config=...'
   local quoted stage libtpu='' flag
-  local -a all=("$@") own=()
+  local -a all=("$@") overrides=()
   if [[ -n $SIZE ]]; then
-    # What is recommended goes behind the config's name, where flags that come
-    # later win over it.
+    # The overrides follow --config directly, so that later flags take
+    # precedence.
     all=()
     for flag in "$@"; do
       all+=("$flag")
       if [[ $flag =~ ^--config=(.*/)?([a-z_]+)\.py ]]; then
         stage=${BASH_REMATCH[2]}
-        read -ra own <<<"$(recommended "$stage" 4)"
+        read -ra overrides <<<"$(recommended "$stage" 4)"
         libtpu=$(recommended "$stage" 5)
-        all+=(${own[@]+"${own[@]}"})
+        all+=(${overrides[@]+"${overrides[@]}"})
       fi
     done
-    ((${#own[@]})) || fail "$TABLE has no row for TOPOLOGY=$TOPOLOGY, SIZE=$SIZE\
- and the stage ${stage:-?}; set no SIZE and give the mesh by --config.mesh.KEY=N"
+    ((${#overrides[@]})) || fail "$TABLE has no row for TOPOLOGY=$TOPOLOGY, SIZE=$SIZE\
+ and stage=${stage:-?}; unset SIZE and set the mesh with --config.mesh.KEY=N"
   fi
   quoted=$(printf ' %q' "${all[@]}")
   ((SLICES == 1)) || quoted+=" --config.mesh.num_slices=$SLICES"
-  # What is left of a run before would hold the chips. And away from the ssh
-  # session: a lost connection ends no run.
-  on_workers all "cd $FOLDER && { pkill -KILL -f '^$RUNNING' && sleep 5; \
+  # Processes of an earlier run would keep the chips busy. nohup detaches the run
+  # from the ssh session, so that it survives a lost connection.
+  on_workers all "cd $FOLDER && { pkill -KILL -f '^$COMMAND' && sleep 5; \
 rm -f run.exit; } && nohup bash -c \
 $(printf %q "GRM_COORDINATOR=auto LIBTPU_INIT_ARGS=$(printf %q "${FLAGS-$libtpu}") \
-$RUNNING$quoted; $ENDING") \
+$COMMAND$quoted; $WRITE_STATUS") \
 > run.log 2>&1 < /dev/null &"
 }
 
-# The exit status of the run, '' while it goes on.
-ended() {
+# Prints the exit status of the run, '' while it is running.
+exit_status() {
   on_first "cat $FOLDER/run.exit 2>/dev/null || true"
 }
 
-# Waits for the end of a run: its status, or 75 where it can be begun again.
+# Waits for the end of the run; returns its status, 75 if it can be restarted.
 watch() {
-  local status found
+  local status current
   if [[ -n $dry_run ]]; then
-    ended
+    exit_status
     logs
     return 0
   fi
   while true; do
-    status=$(ended 2>/dev/null) || status=
+    status=$(exit_status 2>/dev/null) || status=
     if [[ -n $status ]]; then
       logs
-      printf 'the run ended with %s\n' "$status" >&2
+      printf 'the run exited with status %s\n' "$status" >&2
       return "$status"
     fi
-    found=$(state)
-    if [[ $found != ACTIVE ]]; then
-      printf 'the slice is %s\n' "$found" >&2
-      return "$STOPPED"
+    current=$(state)
+    if [[ $current != ACTIVE ]]; then
+      printf 'the slice has state %s\n' "$current" >&2
+      return "$RETRY_STATUS"
     fi
     sleep "$PAUSE"
   done
@@ -259,60 +263,61 @@ logs() {
 }
 
 results() {
-  (($# == 2)) || fail 'results needs FROM (on worker 0) and TO (here)'
-  tpus tpu-vm scp --recurse "$(nodes | head -n 1):$FOLDER/$1" "$2" --worker=0
+  (($# == 2)) || fail 'results needs two paths: FROM on worker 0 and TO on this machine'
+  gcloud_tpus tpu-vm scp --recurse "$(nodes | head -n 1):$FOLDER/$1" "$2" --worker=0
 }
 
 delete() {
-  tpus queued-resources delete "$NAME" --force
+  gcloud_tpus queued-resources delete "$NAME" --force
 }
 
 is_up() {
   [[ $(state) == ACTIVE ]]
 }
 
-# What failed with this status: it is no error where the slice is gone.
-lost() {
+# Maps the status of a failed command: a failure on a lost slice can be retried.
+retry_if_lost() {
   ! is_up || return "$1"
-  return "$STOPPED"
+  return "$RETRY_STATUS"
 }
 
+# Runs everything, with restarts after preemptions and stopped processes.
 all() {
   local try status ready=
   for ((try = 0; try <= RETRIES; try++)); do
     status=0
     if [[ -z $ready ]]; then
-      { create && { setup || lost $?; } && ready=1; } || status=$?
+      { create && { setup || retry_if_lost $?; } && ready=1; } || status=$?
     fi
     if [[ -n $ready ]]; then
-      { { start "$@" || lost $?; } && watch; } || status=$?
+      { { start "$@" || retry_if_lost $?; } && watch; } || status=$?
     fi
     if [[ -n $dry_run ]] || ((status == 0)); then
       delete
       return
     fi
-    if ((status != STOPPED)); then
-      printf 'error: ended with %s; what there is is kept: %s\n' \
-        "$status" 'see launch/tpu.sh logs, then delete it' >&2
+    if ((status != RETRY_STATUS)); then
+      printf 'error: exited with status %s; the slice is kept: %s\n' "$status" \
+        'see launch/tpu.sh logs, then run launch/tpu.sh delete' >&2
       return "$status"
     fi
-    sleep "$PAUSE" # who is asked to stop may be about to be taken away
+    sleep "$PAUSE" # a stopped run often precedes a preemption of its slice
     if [[ -n $ready ]] && is_up; then
-      printf 'the run was stopped; starting it again\n' >&2
+      printf 'the run was stopped; restarting it\n' >&2
       continue
     fi
-    printf 'the slice was taken away; beginning again\n' >&2
+    printf 'the slice was preempted; creating a new one\n' >&2
     ready=
     [[ $(state) == ABSENT ]] || delete || return
   done
-  fail "stopped or taken away $((RETRIES + 1)) times; raise RETRIES to go on"
+  fail "stopped or preempted $((RETRIES + 1)) times; raise RETRIES to continue"
 }
 
 command=${1:-}
 [[ -z $command ]] || shift
 case $command in
 create | setup | watch | logs | delete)
-  (($# == 0)) || fail "$command takes no arguments, got $*"
+  (($# == 0)) || fail "$command takes no arguments, but got: $*"
   check
   "$command"
   ;;
@@ -325,5 +330,5 @@ results | all)
   "$command" "$@"
   ;;
 '' | help | --help | -h) usage ;;
-*) fail "$command is no command; launch/tpu.sh --help lists them" ;;
+*) fail "unknown command $command; see launch/tpu.sh --help" ;;
 esac

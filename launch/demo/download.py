@@ -1,8 +1,8 @@
-"""Downloads a file whose SHA-256 is known: the real pairs of `make demo-real`.
+"""Downloads a file and verifies its SHA-256; used by `make demo-real`.
 
   python launch/demo/download.py URL SHA256 FILE
 
-FILE appears whole or not at all. Nothing but the standard library is needed.
+FILE is complete or absent. The script needs only the standard library.
 """
 
 import argparse
@@ -13,44 +13,54 @@ import shutil
 import sys
 import urllib.request
 
-_SECONDS = 60  # without a byte
+_TIMEOUT_S = 60  # without any received data
 
 
 def download(url: str, digest: str, path: pathlib.Path) -> None:
-  """Puts what is at `url` into the file `path`.
+  """Downloads `url` to `path`.
+
+  Args:
+    url: source.
+    digest: expected SHA-256 in hexadecimal.
+    path: target, which is replaced atomically.
 
   Raises:
-    ValueError: it cannot be had, or is another file than was meant.
+    ValueError: the download failed, or the file has another digest.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'{path.name}.part')
+  partial_path = path.with_name(f'{path.name}.part')
   try:
     with (
-      urllib.request.urlopen(url, timeout=_SECONDS) as source,
-      part.open('wb') as target,
+      urllib.request.urlopen(url, timeout=_TIMEOUT_S) as source,
+      partial_path.open('wb') as target,
     ):
       shutil.copyfileobj(source, target)
   except (OSError, ValueError, http.client.HTTPException) as error:
-    raise ValueError(f'{url} cannot be read: {error}') from error
-  with part.open('rb') as file:
-    found = hashlib.file_digest(file, 'sha256').hexdigest()
-  if found != digest:
-    part.unlink()
-    raise ValueError(f'{url} has SHA-256 {found}, not {digest}')
-  part.replace(path)
+    raise ValueError(
+      f'{url} cannot be downloaded ({error}); check the URL and the network'
+    ) from error
+  with partial_path.open('rb') as file:
+    actual = hashlib.file_digest(file, 'sha256').hexdigest()
+  if actual != digest:
+    partial_path.unlink()
+    raise ValueError(
+      f'{url} has SHA-256 {actual} instead of {digest}; check the URL and the '
+      'digest'
+    )
+  partial_path.replace(path)
 
 
 def main() -> None:
-  """Downloads what the command line says."""
+  """Parses the command line and downloads the file."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('url')
   parser.add_argument('sha256')
   parser.add_argument('file', type=pathlib.Path)
-  arguments = parser.parse_args()
+  options = parser.parse_args()
   try:
-    download(arguments.url, arguments.sha256, arguments.file)
+    download(options.url, options.sha256, options.file)
   except ValueError as error:
     sys.exit(f'error: {error}')
 

@@ -1,4 +1,4 @@
-"""The commands of launch/ablations.sh, by its dry run."""
+"""Commands that launch/ablations.sh prints in a dry run."""
 
 import os
 import shlex
@@ -11,7 +11,7 @@ from grm_jax.stages.spct import plan as spct_plan
 from tests import test_main
 from tests.stages import spct_run
 
-# config_flags loads a config's file so.
+# config_flags uses the deprecated load_module.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 
 SCRIPT = test_main.ROOT / 'launch' / 'ablations.sh'
@@ -30,18 +30,22 @@ def dry_run(*arguments, folder=None, **environment):
   return [shlex.split(line) for line in out.stdout.splitlines()]
 
 
-def runs(lines):
-  """The commands that run a stage, by the folder of each."""
-  own = [x for x in lines if 'grm_jax.main' in x]
-  return {next(y for y in x if y.startswith('--workdir='))[10:]: x for x in own}
+def main_commands(lines):
+  """Returns the commands of grm_jax.main by their workdir."""
+  commands = [x for x in lines if 'grm_jax.main' in x]
+  return {
+    next(y for y in x if y.startswith('--workdir='))[10:]: x for x in commands
+  }
 
 
 def test_every_ablation_of_every_seed_is_run(tmp_path):
   lines = dry_run(SEEDS='3 4', WORKDIR='w', PYTHON='py', folder=tmp_path)
-  found = runs(lines)
+  commands = main_commands(lines)
   names = {variant.run for variant in ablations.VARIANTS}
-  assert set(found) == {f'w/{name}/{seed}' for name in names for seed in (3, 4)}
-  for folder, command in found.items():
+  assert set(commands) == {
+    f'w/{name}/{seed}' for name in names for seed in (3, 4)
+  }
+  for folder, command in commands.items():
     assert command[:3] == ['py', '-m', 'grm_jax.main']
     assert '--config=configs/spct.py:tiny' in command
     assert f'--config.seed={folder[-1]}' in command
@@ -50,20 +54,23 @@ def test_every_ablation_of_every_seed_is_run(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_each_is_one_override_beside_its_stages():
-  found = runs(dry_run(SEEDS='0', WORKDIR='w'))
-  own = {}
-  for folder, command in found.items():
-    given = command[3:]
-    given = [x for x in given if not x.startswith(('--workdir', '--config='))]
-    stages = [x for x in given if x.startswith('--config.stages=')]
+def test_each_ablation_has_one_override_and_its_stages():
+  commands = main_commands(dry_run(SEEDS='0', WORKDIR='w'))
+  flags_by_run = {}
+  for folder, command in commands.items():
+    flags = command[3:]
+    flags = [x for x in flags if not x.startswith(('--workdir', '--config='))]
+    stages = [x for x in flags if x.startswith('--config.stages=')]
     assert len(stages) == 1
-    rest = set(given) - {*stages, '--config.seed=0'}
-    one = {'--config.evaluation.k=1', '--config.evaluation.k_intermediate=1'}
-    assert one <= rest or folder == 'w/full/0'
-    rest -= one
-    own[folder.split('/')[1]] = (stages[0][16:], *rest)
-  assert own == {
+    rest = set(flags) - {*stages, '--config.seed=0'}
+    single_sample = {
+      '--config.evaluation.k=1',
+      '--config.evaluation.k_intermediate=1',
+    }
+    assert single_sample <= rest or folder == 'w/full/0'
+    rest -= single_sample
+    flags_by_run[folder.split('/')[1]] = (stages[0][16:], *rest)
+  assert flags_by_run == {
     'full': ('base,sft,rft,grpo,meta_rm,evaluate',),
     'no_principles': (
       'base,sft,rft,grpo,evaluate',
@@ -82,15 +89,14 @@ def test_each_is_one_override_beside_its_stages():
   }
 
 
-def test_what_is_copied_from_the_full_run_is_what_would_be_made(monkeypatch):
-  """A copied stage has the fingerprint that the run asks for."""
+def test_copied_stages_have_expected_fingerprint(monkeypatch):
   monkeypatch.chdir(test_main.ROOT)
   lines = dry_run('--config.sft.steps=7', SEEDS='0', WORKDIR='w')
   steps = {}
-  for folder, command in runs(lines).items():
+  for folder, command in main_commands(lines).items():
     assert command[-1] == '--config.sft.steps=7'
-    given = [x for x in command if x.startswith('--config')]
-    plan = spct_plan.plan(spct_run.parse(*given), folder)
+    flags = [x for x in command if x.startswith('--config')]
+    plan = spct_plan.plan(spct_run.parse(*flags), folder)
     steps[folder] = {step.name: step.fingerprint for step in plan}
   copied = [x[3] for x in lines if x[:2] == ['cp', '-R']]
   assert sorted(copied) == sorted(
@@ -109,7 +115,9 @@ def test_what_is_copied_from_the_full_run_is_what_would_be_made(monkeypatch):
     assert steps[folder]['data'] == steps['w/full/0']['data']
 
 
-def test_overrides_with_spaces_stay_whole():
+def test_overrides_with_spaces_are_quoted():
   lines = dry_run('--config.data=my file.jsonl', SEEDS='0', WORKDIR='a b')
-  assert all('--config.data=my file.jsonl' in x for x in runs(lines).values())
-  assert 'a b/full/0' in runs(lines)
+  assert all(
+    '--config.data=my file.jsonl' in x for x in main_commands(lines).values()
+  )
+  assert 'a b/full/0' in main_commands(lines)

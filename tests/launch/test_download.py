@@ -1,4 +1,4 @@
-"""launch/demo/download.py and where `make demo-real` takes its pairs from."""
+"""launch/demo/download.py, and the data source of `make demo-real`."""
 
 import hashlib
 import subprocess
@@ -27,21 +27,21 @@ def source(tmp_path):
   return path
 
 
-def test_a_file_arrives_whole(source, tmp_path):
+def test_download_is_complete(source, tmp_path):
   target = tmp_path / 'new' / 'data.jsonl'
-  done = call(source.as_uri(), DIGEST, target)
-  assert (done.returncode, done.stderr) == (0, '')
+  process = call(source.as_uri(), DIGEST, target)
+  assert (process.returncode, process.stderr) == (0, '')
   assert target.read_bytes() == CONTENT
   assert [x.name for x in target.parent.iterdir()] == ['data.jsonl']
 
 
-def test_another_file_or_none_is_one_line(source, tmp_path):
+def test_failed_download_is_one_line(source, tmp_path):
   target = tmp_path / 'new' / 'data.jsonl'
-  other = '0' * 64
-  nowhere = (tmp_path / 'nowhere').as_uri()
+  wrong_digest = '0' * 64
+  missing = (tmp_path / 'missing').as_uri()
   for url, digest, words in (
-    (source.as_uri(), other, [DIGEST, other]),
-    (nowhere, DIGEST, [nowhere]),
+    (source.as_uri(), wrong_digest, [DIGEST, wrong_digest]),
+    (missing, DIGEST, [missing]),
     ('no url', DIGEST, ['no url']),
     (
       'http://127.0.0.1:9/x',
@@ -49,27 +49,29 @@ def test_another_file_or_none_is_one_line(source, tmp_path):
       ['http://127.0.0.1:9/x', 'Connection refused'],
     ),
   ):
-    done = call(url, digest, target)
-    assert done.returncode == 1
-    assert done.stderr.startswith('error: ') and names(done.stderr, *words)
-    assert done.stderr.count('\n') == 1
+    process = call(url, digest, target)
+    assert process.returncode == 1
+    assert process.stderr.startswith('error: ') and names(
+      process.stderr, *words
+    )
+    assert process.stderr.count('\n') == 1
     assert not list(target.parent.iterdir())
 
 
 @pytest.mark.parametrize(
-  'given, data, downloads',
+  'flags, data, downloads',
   [
     ([], 'gsm8k_pairs:runs/none.jsonl', True),
     (['DATA=pandalm:here.json'], 'pandalm:here.json', False),
   ],
 )
-def test_pairs_that_are_here_are_not_downloaded(given, data, downloads):
-  done = subprocess.run(
-    ['make', '--dry-run', 'demo-real', 'GSM8K=runs/none.jsonl', *given],
+def test_local_pairs_are_not_downloaded(flags, data, downloads):
+  process = subprocess.run(
+    ['make', '--dry-run', 'demo-real', 'GSM8K=runs/none.jsonl', *flags],
     cwd=test_main.ROOT,
     capture_output=True,
     text=True,
     check=True,
   )
-  assert ('launch/demo/download.py' in done.stdout) == downloads
-  assert f'--config.data={data}' in done.stdout
+  assert ('launch/demo/download.py' in process.stdout) == downloads
+  assert f'--config.data={data}' in process.stdout

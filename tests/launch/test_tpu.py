@@ -1,4 +1,4 @@
-"""launch/tpu.sh: its dry runs, and what it does with a gcloud of our own."""
+"""launch/tpu.sh: dry runs, and runs with a simulated gcloud."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from tests.messages import lines_with, names
 from tests.stages import spct_run
 
 SCRIPT = test_main.ROOT / 'launch' / 'tpu.sh'
-GIVEN = {
+ENVIRONMENT = {
   'PROJECT': 'my-project',
   'ZONE': 'us-east5-a',
   'NAME': 'judge',
@@ -25,11 +25,14 @@ GIVEN = {
 
 
 def call(*arguments, env=None, path=''):
-  given = {**os.environ, **GIVEN, **(env or {})}
+  environment = {**os.environ, **ENVIRONMENT, **(env or {})}
   if path:
-    given['PATH'] = f'{path}:{given["PATH"]}'
+    environment['PATH'] = f'{path}:{environment["PATH"]}'
   return subprocess.run(
-    ['bash', SCRIPT, *arguments], capture_output=True, text=True, env=given
+    ['bash', SCRIPT, *arguments],
+    capture_output=True,
+    text=True,
+    env=environment,
   )
 
 
@@ -40,9 +43,9 @@ def dry_run(*arguments, **env):
 
 
 def value(command, flag):
-  """Of --flag=value; None without it."""
-  found = [x for x in command if x.startswith(f'--{flag}=')]
-  return found[0].partition('=')[2] if found else None
+  """Returns the value of --flag=value; None if the flag is absent."""
+  matches = [x for x in command if x.startswith(f'--{flag}=')]
+  return matches[0].partition('=')[2] if matches else None
 
 
 def test_shellcheck_finds_nothing():
@@ -59,12 +62,12 @@ def _with_venv():
   return f'{os.path.dirname(sys.executable)}:{os.environ["PATH"]}'
 
 
-def test_all_in_order():
-  found = dry_run('all', '--config=configs/grpo.py', '--workdir=gs://b/w')
-  steps = [' '.join(x[:5]) for x in found]
+def test_all_runs_commands_in_order():
+  commands = dry_run('all', '--config=configs/grpo.py', '--workdir=gs://b/w')
+  steps = [' '.join(x[:5]) for x in commands]
   assert steps == [
     'gcloud compute tpus queued-resources create',
-    'git archive --format=tar.gz ' + found[1][3] + ' HEAD',
+    'git archive --format=tar.gz ' + commands[1][3] + ' HEAD',
     'gcloud compute tpus tpu-vm scp',
     'gcloud compute tpus tpu-vm ssh',
     'gcloud compute tpus tpu-vm ssh',
@@ -72,7 +75,7 @@ def test_all_in_order():
     'gcloud compute tpus tpu-vm ssh',
     'gcloud compute tpus queued-resources delete',
   ]
-  for command in found:
+  for command in commands:
     if command[0] == 'gcloud':
       assert value(command, 'project') == 'my-project'
       assert value(command, 'zone') == 'us-east5-a'
@@ -88,31 +91,33 @@ def test_all_in_order():
     ('v6e:8x8', 'v6e', '8x8', 'v2-alpha-tpuv6e'),
   ],
 )
-def test_what_is_asked_for(topology, kind, shape, image):
+def test_create_requests_topology(topology, kind, shape, image):
   (create,) = dry_run('create', TOPOLOGY=topology)
   assert value(create, 'type') == kind
   assert value(create, 'topology') == shape
   assert value(create, 'runtime-version') == image
   assert value(create, 'node-id') == 'judge'
   assert '--spot' not in create and '--reserved' not in create
-  (create,) = dry_run('create', SPOT='1', RESERVED='1', RUNTIME='own')
+  (create,) = dry_run('create', SPOT='1', RESERVED='1', RUNTIME='my-image')
   assert '--spot' in create and '--reserved' in create
-  assert value(create, 'runtime-version') == 'own'
+  assert value(create, 'runtime-version') == 'my-image'
 
 
 def test_several_slices():
   (create,) = dry_run('create', SLICES='2')
   assert value(create, 'node-count') == '2'
   assert value(create, 'node-prefix') == 'judge'
-  found = dry_run('run', '--config=configs/sft.py', SLICES='2')
-  assert [x[5] for x in found] == ['judge-0', 'judge-1']
-  assert all('--config.mesh.num_slices=2' in value(x, 'command') for x in found)
+  starts = dry_run('run', '--config=configs/sft.py', SLICES='2')
+  assert [x[5] for x in starts] == ['judge-0', 'judge-1']
+  assert all(
+    '--config.mesh.num_slices=2' in value(x, 'command') for x in starts
+  )
   (logs,) = dry_run('logs', SLICES='2')
   assert logs[5] == 'judge-0'
 
 
-def test_what_the_workers_run(tmp_path):
-  """The command, run here, gives the flags to Python as they were given."""
+def test_flags_reach_python_unchanged(tmp_path):
+  """Runs the command of the workers locally."""
   flags = ['--config=configs/a.py', "--config.x=('a b',)", '--config.y=$HOME;`']
   (start,) = dry_run('run', *flags, FLAGS='--xla_a=1 --xla_b=2')
   assert value(start, 'worker') == 'all'
@@ -124,8 +129,8 @@ def test_what_the_workers_run(tmp_path):
     '"$LIBTPU_INIT_ARGS" "$@"\nexit 3\n'
   )
   python.chmod(python.stat().st_mode | stat.S_IEXEC)
-  (folder / 'run.exit').write_text('0\n')  # of an earlier run
-  on_a_worker(value(start, 'command'), tmp_path)
+  (folder / 'run.exit').write_text('0\n')  # from an earlier run
+  run_worker_command(value(start, 'command'), tmp_path)
   assert (folder / 'run.log').read_text().splitlines() == [
     *('auto', '--xla_a=1 --xla_b=2', '-m', 'grm_jax.main'),
     *flags,
@@ -133,8 +138,8 @@ def test_what_the_workers_run(tmp_path):
   assert (folder / 'run.exit').read_text() == '3\n'
 
 
-def on_a_worker(command, folder):
-  """Runs it here, but for killing: that would reach other runs."""
+def run_worker_command(command, folder):
+  """Runs the command locally with a fake pkill, to spare other processes."""
   pkill = folder / 'bin' / 'pkill'
   pkill.parent.mkdir()
   pkill.write_text(
@@ -152,7 +157,7 @@ def on_a_worker(command, folder):
 
 
 @pytest.mark.parametrize(
-  'says, status, told',
+  'output, status, reported_status',
   [
     ('', 0, 0),
     ('error: no', 2, 2),
@@ -162,65 +167,67 @@ def on_a_worker(command, folder):
     ('', 75, 75),
   ],
 )
-def test_what_is_to_be_begun_again(tmp_path, says, status, told):
+def test_reported_exit_status(tmp_path, output, status, reported_status):
   (start,) = dry_run('run', '--config=configs/a.py')
   python = tmp_path / 'grm_jax_run' / '.venv' / 'bin' / 'python'
   python.parent.mkdir(parents=True)
-  python.write_text(f'#!/usr/bin/env bash\necho {says!r}\nexit {status}\n')
+  python.write_text(f'#!/usr/bin/env bash\necho {output!r}\nexit {status}\n')
   python.chmod(0o755)
-  on_a_worker(value(start, 'command'), tmp_path)
-  found = (tmp_path / 'grm_jax_run' / 'run.exit').read_text()
-  assert found == f'{told}\n'
+  run_worker_command(value(start, 'command'), tmp_path)
+  text = (tmp_path / 'grm_jax_run' / 'run.exit').read_text()
+  assert text == f'{reported_status}\n'
 
 
-def rows():
-  """The table, names of flags replaced by what they stand for."""
+def read_rows():
+  """Reads configs/tpu.txt; replaces names of flags by the flags."""
   text = (test_main.ROOT / 'configs' / 'tpu.txt').read_text()
   lines = [x for x in text.splitlines() if x and not x.startswith('#')]
-  named = dict(x.split(' = ', 1) for x in lines if '|' not in x)
+  flags_by_name = dict(x.split(' = ', 1) for x in lines if '|' not in x)
   table = [
     [x.strip() for x in line.split('|')] for line in lines if '|' in line
   ]
   return [
-    [*row, ' '.join(named.get(x, x) for x in flags.split())]
+    [*row, ' '.join(flags_by_name.get(x, x) for x in flags.split())]
     for *row, flags in table
   ]
 
 
-@pytest.mark.parametrize('row', rows(), ids=lambda row: ' '.join(row[:3]))
-def test_a_row_of_the_table_is_what_its_stage_takes(row):
-  topology, size, stage, given, libtpu = row
+@pytest.mark.parametrize('row', read_rows(), ids=lambda row: ' '.join(row[:3]))
+def test_row_fits_config_of_stage(row):
+  topology, size, stage, overrides, libtpu = row
   assert size in ('2b', '9b', '27b')
   assert all(x.startswith('--xla_') for x in libtpu.split())
-  config = spct_run.parse(f'--config=configs/{stage}.py', *given.split())
+  config = spct_run.parse(f'--config=configs/{stage}.py', *overrides.split())
   chips = math.prod(map(int, topology.partition(':')[2].split('x')))
-  own = config.train if stage == 'rft' else config
-  mesh = own.mesh
-  others = mesh.data * mesh.tensor
-  assert chips % others == 0 and mesh.fsdp in (-1, chips // others)
-  trained = [own] if 'batch' in own else []
+  stage_config = config.train if stage == 'rft' else config
+  mesh = stage_config.mesh
+  other_axes = mesh.data * mesh.tensor
+  assert chips % other_axes == 0
+  assert mesh.fsdp in (-1, chips // other_axes)
+  trained = [stage_config] if 'batch' in stage_config else []
   if stage == 'spct':
     trained = [config.sft, config.rft.train, config.grpo, config.meta_rm]
-  split = mesh.logical_axis_rules.residual_tokens
-  assert tuple(split) in ((), ('tensor',))
-  for each in trained:
-    assert each.batch.micro_batch_prompts % (chips // mesh.tensor) == 0
-    rows = (
-      each.group_size
-      if 'group_size' in each
-      else each.batch.generations_per_prompt
-    )
-    for bucket, own_size in itertools.product(
-      each.batch.prompt_buckets, each.batch.generation_buckets
+  residual_axes = tuple(mesh.logical_axis_rules.residual_tokens)
+  assert residual_axes in ((), ('tensor',))
+  for train_config in trained:
+    batch = train_config.batch
+    assert batch.micro_batch_prompts % (chips // mesh.tensor) == 0
+    if 'group_size' in train_config:
+      num_generations = train_config.group_size
+    else:
+      num_generations = batch.generations_per_prompt
+    for prompt_size, generation_size in itertools.product(
+      batch.prompt_buckets, batch.generation_buckets
     ):
-      assert not split or (bucket + rows * own_size) % mesh.tensor == 0
+      packed_length = prompt_size + num_generations * generation_size
+      assert not residual_axes or packed_length % mesh.tensor == 0
   heads = model_config.from_name(f'gemma2_{size}').num_kv_heads
   assert heads % mesh.tensor == 0
   assert heads % (mesh.get('decode_tensor', 0) or mesh.tensor) == 0
 
 
-def test_no_row_twice():
-  keys = [tuple(row[:3]) for row in rows()]
+def test_rows_are_unique():
+  keys = [tuple(row[:3]) for row in read_rows()]
   assert len(set(keys)) == len(keys)
 
 
@@ -231,10 +238,10 @@ def test_no_row_twice():
     ('v5e:4x4', "('tensor',)", 'windowed_einsum'),
   ],
 )
-def test_what_is_recommended_goes_before_what_is_given(topology, part, flag):
-  (row,) = (x for x in rows() if x[:3] == [topology, '27b', 'grpo'])
-  topology, size, stage, given, libtpu = row
-  assert part in given
+def test_recommended_overrides_precede_flags(topology, part, flag):
+  (row,) = (x for x in read_rows() if x[:3] == [topology, '27b', 'grpo'])
+  topology, size, stage, overrides, libtpu = row
+  assert part in overrides
   assert flag in libtpu and 'windowed_einsum' in libtpu
   flags = [
     '--workdir=gs://b/w',
@@ -244,7 +251,7 @@ def test_what_is_recommended_goes_before_what_is_given(topology, part, flag):
   for env, expected in (({}, libtpu), ({'FLAGS': '--xla_c=3'}, '--xla_c=3')):
     (start,) = dry_run('run', *flags, TOPOLOGY=topology, SIZE=size, **env)
     command = ' '.join(shlex.split(shlex.split(value(start, 'command'))[-7]))
-    order = [flags[0], flags[1], *given.split(), flags[2]]
+    order = [flags[0], flags[1], *overrides.split(), flags[2]]
     assert f'grm_jax.main {" ".join(order)};' in command
     assert f'LIBTPU_INIT_ARGS={expected} ' in command
 
@@ -273,7 +280,7 @@ def test_results():
     (['fly'], {}, ['fly']),
   ],
 )
-def test_mistakes(arguments, env, words):
+def test_invalid_arguments_are_one_line(arguments, env, words):
   out = call('--dry-run', *arguments, env=env)
   assert out.returncode == 2
   (line,) = out.stderr.splitlines()
@@ -291,42 +298,42 @@ def test_help_names_every_command_and_variable():
   assert 'set -euo' not in out.stdout
 
 
-# A gcloud of one queued resource, which is taken away as often as `taken`
-# says while a run is on, and whose runs end with the words of `status`, the
-# last of them for ever. REFUSED: it is never given.
-PLAYED = """#!/usr/bin/env bash
-printf '%s\\n' "$*" >> "$PLAY/calls"
+# Simulates gcloud with one queued resource. The file `preemptions` has the
+# number of preemptions during runs. The file `status` has the exit statuses of
+# the runs; the last one repeats. With REFUSED, every request fails.
+FAKE_GCLOUD = """#!/usr/bin/env bash
+printf '%s\\n' "$*" >> "$STATE_DIR/calls"
 case "$*" in
 *'queued-resources create'*)
   [[ -z ${REFUSED:-} ]] || exit 1
-  echo ACTIVE > "$PLAY/state"
+  echo ACTIVE > "$STATE_DIR/state"
   ;;
-*'queued-resources describe'*) cat "$PLAY/state" 2>/dev/null || exit 1 ;;
-*'queued-resources delete'*) rm -f "$PLAY/state" ;;
+*'queued-resources describe'*) cat "$STATE_DIR/state" 2>/dev/null || exit 1 ;;
+*'queued-resources delete'*) rm -f "$STATE_DIR/state" ;;
 *'run.exit 2>/dev/null'*)
-  left=$(cat "$PLAY/taken")
+  left=$(cat "$STATE_DIR/preemptions")
   if ((left > 0)); then
-    echo $((left - 1)) > "$PLAY/taken"
-    echo SUSPENDED > "$PLAY/state"
+    echo $((left - 1)) > "$STATE_DIR/preemptions"
+    echo SUSPENDED > "$STATE_DIR/state"
     exit 255
   fi
-  read -r first rest < "$PLAY/status"
-  [[ -z $rest ]] || echo "$rest" > "$PLAY/status"
+  read -r first rest < "$STATE_DIR/status"
+  [[ -z $rest ]] || echo "$rest" > "$STATE_DIR/status"
   echo "$first"
   ;;
 esac
 """
 
 
-def play(tmp_path, taken, status, **env):
+def run_all(tmp_path, preemptions, status, **env):
   gcloud = tmp_path / 'gcloud'
-  gcloud.write_text(PLAYED)
+  gcloud.write_text(FAKE_GCLOUD)
   gcloud.chmod(0o755)
-  (tmp_path / 'taken').write_text(f'{taken}\n')
+  (tmp_path / 'preemptions').write_text(f'{preemptions}\n')
   (tmp_path / 'status').write_text(f'{status}\n')
   out = call(
     *('all', '--config=configs/grpo.py'),
-    env={'PLAY': str(tmp_path), 'PAUSE': '0', **env},
+    env={'STATE_DIR': str(tmp_path), 'PAUSE': '0', **env},
     path=tmp_path,
   )
   return out, (tmp_path / 'calls').read_text().splitlines()
@@ -336,8 +343,8 @@ def count(calls, words):
   return sum(words in x for x in calls)
 
 
-def test_a_slice_that_is_taken_away_is_asked_for_again(tmp_path):
-  out, calls = play(tmp_path, taken=2, status=0)
+def test_preempted_slice_is_requested_again(tmp_path):
+  out, calls = run_all(tmp_path, preemptions=2, status=0)
   assert out.returncode == 0, out.stderr
   assert count(calls, 'queued-resources create') == 3
   assert count(calls, 'grm_jax.main') == 3
@@ -345,17 +352,16 @@ def test_a_slice_that_is_taken_away_is_asked_for_again(tmp_path):
   assert calls[-1].startswith('compute tpus queued-resources delete judge')
 
 
-def test_a_run_that_fails_keeps_its_slice(tmp_path):
-  out, calls = play(tmp_path, taken=0, status=2)
+def test_failed_run_keeps_its_slice(tmp_path):
+  out, calls = run_all(tmp_path, preemptions=0, status=2)
   assert out.returncode == 2
   assert lines_with(out.stderr, 'error', 2)
   assert count(calls, 'queued-resources delete') == 0
   assert count(calls, 'queued-resources create') == 1
 
 
-def test_a_run_that_was_stopped_is_started_again(tmp_path):
-  """On the slice that is there: nothing is asked for or set up twice."""
-  out, calls = play(tmp_path, taken=0, status='75 75 0')
+def test_stopped_run_restarts_on_same_slice(tmp_path):
+  out, calls = run_all(tmp_path, preemptions=0, status='75 75 0')
   assert out.returncode == 0, out.stderr
   assert count(calls, 'grm_jax.main') == 3
   assert count(calls, 'queued-resources create') == 1
@@ -363,26 +369,26 @@ def test_a_run_that_was_stopped_is_started_again(tmp_path):
   assert count(calls, 'queued-resources delete') == 1
 
 
-def test_a_slice_that_is_refused_is_asked_for_once(tmp_path):
-  out, calls = play(tmp_path, taken=0, status=0, REFUSED='1')
+def test_refused_slice_is_requested_once(tmp_path):
+  out, calls = run_all(tmp_path, preemptions=0, status=0, REFUSED='1')
   assert out.returncode == 1
   assert lines_with(out.stderr, 'error', 1)
   assert count(calls, 'queued-resources create') == 1
   assert count(calls, 'grm_jax.main') == 0
 
 
-def test_not_for_ever(tmp_path):
-  out, calls = play(tmp_path, taken=9, status=0, RETRIES='1')
+def test_retries_are_limited(tmp_path):
+  out, calls = run_all(tmp_path, preemptions=9, status=0, RETRIES='1')
   assert out.returncode == 2
   assert lines_with(out.stderr, 'error', 2, 'RETRIES')
   assert count(calls, 'queued-resources create') == 2
 
 
-def test_without_gcloud(tmp_path):
-  bash = tmp_path / 'bin'
-  bash.mkdir()
+def test_missing_gcloud_is_one_line(tmp_path):
+  folder = tmp_path / 'bin'
+  folder.mkdir()
   for name in ('bash', 'dirname', 'sed'):
-    (bash / name).symlink_to(f'/usr/bin/{name}')
-  out = call('logs', env={'PATH': str(bash)})
+    (folder / name).symlink_to(f'/usr/bin/{name}')
+  out = call('logs', env={'PATH': str(folder)})
   assert out.returncode == 2
   assert lines_with(out.stderr, 'error', 'gcloud')
