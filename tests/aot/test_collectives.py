@@ -219,7 +219,7 @@ def test_axes(groups, expected):
 
 
 def seconds(kind, group, devices, nbytes=10**9):
-  found = Collective(kind, nbytes, (tuple(group),), passes=1)
+  found = Collective(kind, nbytes, (tuple(group),), executions=1)
   return collectives.seconds(found, devices, CHIP)
 
 
