@@ -106,15 +106,15 @@ def compare(
   peaks, left_out = harness.measure_peaks(
     MODULE, name, available, setup.checkpoint, args
   )
-  contenders = {x: available[x](workload, setup) for x in peaks}
+  contenders = {name: available[name](workload, setup) for name in peaks}
   difference = check_agreement(contenders, workload, setup.model)
-  runs = {x: lambda _, y=y: y.step() for x, y in contenders.items()}
+  runs = {name: lambda _, x=x: x.step() for name, x in contenders.items()}
   timings = run_interleaved(
     runs, repeats, str(workload), warmup_rounds=_WARMUP_STEPS
   )
-  for contender in contenders.values():
-    contender.close()
-  rows = {x: _make_row(x, timings, peaks) for x in timings}
+  for x in contenders.values():
+    x.close()
+  rows = {name: _make_row(name, timings, peaks) for name in timings}
   print(
     f'\n{name}: {workload}, {repeats} interleaved rounds; log-probabilities '
     f'differ by at most {difference:.1e}'

@@ -195,9 +195,9 @@ def client(
     start = time.monotonic()
     connection = http.client.HTTPConnection('127.0.0.1', port, timeout=600)
     try:
-      body = json.dumps(request)
+      payload = json.dumps(request)
       connection.request(
-        'POST', '/v1/score', body, {'Content-Type': 'application/json'}
+        'POST', '/v1/score', payload, {'Content-Type': 'application/json'}
       )
       if rng.random() < disconnect:
         time.sleep(rng.random())
