@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from tests.launch.test_tpu import rows
+from tests.launch.test_tpu import read_rows
 from tests.messages import lines_with, names
 from tests.test_main import error_of, run
 
@@ -43,7 +43,7 @@ def test_compiles_and_fits(tmp_path, topology, tensor, hbm, program):
 
 def test_an_update_of_the_27b(tmp_path):
   """128 groups of 4 by 64 chips, 64 at a time, as launch/tpu.sh runs it."""
-  (row,) = (x for x in rows() if x[:3] == ['v5p:4x4x4', '27b', 'grpo'])
+  (row,) = (x for x in read_rows() if x[:3] == ['v5p:4x4x4', '27b', 'grpo'])
   flags = row[-1]
   assert 'sparse_core' in flags
   report = tmp_path / 'report.json'
