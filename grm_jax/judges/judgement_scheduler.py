@@ -277,7 +277,7 @@ class JudgementScheduler:
   def _judgement(
     self, item: Generation, principles: str, order: Order
   ) -> Judgement:
-    """Parses a generation: the only place where its scores are read."""
+    """Parses the scores of a generation, once; see also RolloutSampler."""
     generated = item.text or ''
     # A box inside the principles is not a score, so they are not parsed.
     scores = self._prompts.judgement_format.parse_scores(generated, order)
