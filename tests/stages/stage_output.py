@@ -14,7 +14,7 @@ HELD_OUT = 'accuracy'  # an evaluation during training
 DIFFERENCE = 'difference'  # between outputs, after a conversion
 ADDRESS = re.compile(r'http://[\w.-]+:\d+')  # of a service that is ready
 # A process that ends because another one of the run has ended.
-LEFT_ALONE = re.compile('several|task died')
+LEFT_ALONE = re.compile('multi-process run failed|task died')
 # The number of a pipeline's stage, before its title.
 HEAD = re.compile(r'\[(\d)/(\d)\]')
 
