@@ -3,7 +3,6 @@
 import signal
 
 import jax
-from absl import logging
 from jax.experimental import multihost_utils
 
 
@@ -16,7 +15,8 @@ class Preemption:
 
   def __init__(self):
     """Installs a SIGTERM handler; only the main thread may do so."""
-    self._is_requested, self._previous_handler = False, None
+    self._is_requested, self._num_calls = False, 0
+    self._previous_handler = None
     # With several processes JAX installs its own handler.
     if jax.process_count() == 1:
       self._previous_handler = signal.signal(signal.SIGTERM, self._on_signal)
@@ -25,16 +25,20 @@ class Preemption:
     # A signal handler may interrupt any code: only set a flag.
     self._is_requested = True
 
-  def should_stop(self, step: int) -> bool:
-    """Returns whether to save and exit after this step.
+  def should_stop(self) -> bool:
+    """Returns whether to save and exit now; stays True after the first True.
 
-    All processes must call it with the same steps in the same order. After
-    the first True it stays True.
+    It may be called several times per step. All processes must call it equally
+    often.
     """
-    if jax.process_count() > 1:
-      self._is_requested = multihost_utils.reached_preemption_sync_point(step)
-    if self._is_requested:
-      logging.info('preemption notice received; saving after step %d', step)
+    if jax.process_count() > 1 and not self._is_requested:
+      # The service stops all processes at the call after the last one that any
+      # of them has made. It requires numbers without gaps, and must not be
+      # called again after it has returned True.
+      self._num_calls += 1
+      self._is_requested = multihost_utils.reached_preemption_sync_point(
+        self._num_calls
+      )
     return self._is_requested
 
   def close(self) -> None:

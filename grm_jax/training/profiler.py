@@ -65,13 +65,18 @@ class Profiler:
     self._folder = os.path.join(workdir, FOLDER)
     self._is_running = self._is_done = False
 
-  def begin(self, step: int) -> None:
-    """Starts the trace if needed; call it before a step is dispatched."""
+  def begin(self, step: int, num_steps: int = 1) -> None:
+    """Starts the trace if needed; call it before steps are dispatched.
+
+    Args:
+      step: the last step that is dispatched.
+      num_steps: number of steps that are dispatched together.
+    """
     if self._steps is None or self._is_running or self._is_done:
       return
     first, last = self._steps
     # A run that resumes within the range traces the remaining steps.
-    if first <= step <= last:
+    if first <= step and step - num_steps < last:
       self._mirror = GcsMirror(self._folder)
       jax.profiler.start_trace(os.fspath(self._mirror.path))
       self._is_running = True

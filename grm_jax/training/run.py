@@ -26,7 +26,7 @@ from grm_jax.sharding.rules import ShardingLayout
 from grm_jax.tokenizer.tokenizer import Tokenizer
 from grm_jax.training import flops, metric_writer, optimizer, train_state
 from grm_jax.training import profiler as profiling
-from grm_jax.training.preemption import Preemption
+from grm_jax.training.run_state import RunState
 from grm_jax.training.step_timer import StepTimer
 from grm_jax.training.train_state import TrainState
 
@@ -41,113 +41,6 @@ class Resumable(Protocol):
 
   def restore(self, state: Mapping[str, Any]) -> None:
     """Moves to a position; UserError if it belongs to another stream."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RunState:
-  """Progress of a run; stored in the metadata of its checkpoints.
-
-  Attributes:
-    step: number of updates done.
-    eval_pending: the evaluation due at this step has not been done, because
-      the run was preempted. The resumed run does it first.
-    consecutive_failures: number of evaluations in a row with too many parse
-      failures; see ParseFailureStop.
-  """
-
-  step: int = 0
-  eval_pending: bool = False
-  consecutive_failures: int = 0
-
-  @classmethod
-  def from_metadata(
-    cls, metadata: Mapping[str, Any], evaluate_initial: bool = False
-  ) -> 'RunState':
-    """Returns the state in a checkpoint's metadata; {} is a new run.
-
-    Args:
-      metadata: from `read_metadata`.
-      evaluate_initial: whether a new run begins with an evaluation.
-    """
-    if 'step' not in metadata:
-      return cls(eval_pending=evaluate_initial)
-    names = [field.name for field in dataclasses.fields(cls)]
-    return cls(**{name: metadata[name] for name in names if name in metadata})
-
-
-@dataclasses.dataclass(frozen=True)
-class ParseFailureStop:
-  """Rule that ends a run whose generations no longer parse.
-
-  Attributes:
-    max_rate: highest acceptable fraction of parse failures in an evaluation.
-    patience: the run ends after this many evaluations in a row above
-      max_rate; 0 never ends it.
-    key: config key of these settings, for messages.
-  """
-
-  max_rate: float
-  patience: int
-  key: str = 'config.evaluation'
-
-  def __post_init__(self):
-    if not 0 <= self.max_rate <= 1:
-      raise UserError(
-        f'{self.key}.max_parse_failure_rate is {self.max_rate}; set it to a '
-        'fraction from 0 to 1'
-      )
-    if self.patience < 0:
-      raise UserError(
-        f'{self.key}.patience is {self.patience}; set it to 0 (off) or more'
-      )
-
-  def update(self, run_state: RunState, rate: float) -> tuple[RunState, str]:
-    """Counts an evaluation.
-
-    Args:
-      run_state: state before the evaluation.
-      rate: fraction of generations that failed to parse.
-
-    Returns:
-      The new state, and the reason to end the run or ''. With a reason the
-      count restarts at 0, so that a resumed run has the full patience again.
-    """
-    count = run_state.consecutive_failures + 1 if rate > self.max_rate else 0
-    if not self.patience or count < self.patience:
-      return dataclasses.replace(run_state, consecutive_failures=count), ''
-    reason = (
-      f'{rate:.0%} of held-out generations do not parse, above '
-      f'{self.key}.max_parse_failure_rate={self.max_rate:g} in {count} '
-      'evaluations in a row; increase config.loss.kl_coef or decrease '
-      'config.optimizer.learning_rate'
-    )
-    return dataclasses.replace(run_state, consecutive_failures=0), reason
-
-
-class PreemptionPoller:
-  """Polls for a preemption notice; `at` may be called repeatedly per step.
-
-  JAX's coordination service compares numbers of calls: all processes stop at
-  the call after the last one that any of them has made. Calls must therefore
-  be numbered without gaps, and once the service has said yes it must not be
-  asked again.
-  """
-
-  def __init__(self, preemption: Preemption):
-    self._preemption, self._num_calls = preemption, 0
-    self._is_preempted = False
-
-  def should_stop(self, step: int) -> bool:
-    """Returns whether to save after this step and exit.
-
-    All processes must call it equally often.
-    """
-    self._num_calls += 1
-    number = step if jax.process_count() == 1 else self._num_calls
-    self._is_preempted = self._is_preempted or self._preemption.should_stop(
-      number
-    )
-    return self._is_preempted
 
 
 def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:

@@ -21,7 +21,7 @@ from grm_jax.training import profiler as profiling
 from grm_jax.training import run as training_run
 from grm_jax.training.preemption import Preemption
 from grm_jax.training.progress import ProgressPrinter
-from grm_jax.training.run import RunState
+from grm_jax.training.run_state import RunState
 from grm_jax.training.step_timer import StepTimer
 from grm_jax.training.train_step import Loss, TrainStep
 
@@ -132,7 +132,7 @@ def train_supervised(
       # Writes the metrics of step n - 1 while the devices compute step n.
       log.add(step, metrics, infos, data.padding_fraction())
 
-      preempted = preemption.should_stop(step)
+      preempted = preemption.should_stop()
       eval_due = evaluate is not None and training_run.should_run(
         step, config.evaluation.every, total
       )

@@ -3,7 +3,9 @@
 import os
 import signal
 
+import jax
 import pytest
+from jax.experimental import multihost_utils
 
 from grm_jax.training.preemption import Preemption
 from tests import processes
@@ -19,7 +21,7 @@ with Preemption() as preemption:
     time.sleep(0.05)
     if step == 5:
       print('started', flush=True)
-    if preemption.should_stop(step):
+    if preemption.should_stop():
       print('stopped at', step, flush=True)
       break
 """
@@ -27,10 +29,26 @@ with Preemption() as preemption:
 
 def test_signal_stops_at_the_next_step():
   with Preemption() as preemption:
-    assert not preemption.should_stop(1)
+    assert not preemption.should_stop()
     os.kill(os.getpid(), signal.SIGTERM)
-    assert preemption.should_stop(2)
-    assert preemption.should_stop(3)  # it stays True
+    assert preemption.should_stop()
+    assert preemption.should_stop()  # it stays True
+
+
+def test_calls_of_several_processes_have_numbers_without_gaps(monkeypatch):
+  """JAX's service must not be called again after it has returned True."""
+  numbers = []
+
+  def reached(number):
+    numbers.append(number)
+    return number == 3
+
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(multihost_utils, 'reached_preemption_sync_point', reached)
+  preemption = Preemption()
+  results = [preemption.should_stop() for _ in range(5)]
+  assert results == [False, False, True, True, True]
+  assert numbers == [1, 2, 3]
 
 
 @pytest.mark.parametrize('succeeds', [True, False])
@@ -41,7 +59,7 @@ def test_previous_handler_is_restored(succeeds):
     try:
       with Preemption() as preemption:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.should_stop(1) and not signals
+        assert preemption.should_stop() and not signals
         if not succeeds:
           raise FloatingPointError
     except FloatingPointError:

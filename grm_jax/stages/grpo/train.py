@@ -24,7 +24,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from grm_jax.checkpoint import model_directory, orbax_checkpoint
-from grm_jax.data import global_arrays, labelled_examples, tokenized_example
+from grm_jax.data import global_arrays, labelled_examples
 from grm_jax.data.rollout_prompts import RolloutPromptIterator
 from grm_jax.errors import UserError
 from grm_jax.judgement import correctness
@@ -35,25 +35,21 @@ from grm_jax.model.transformer import Transformer
 from grm_jax.sampling import decode_weights
 from grm_jax.sampling.engine import Engine
 from grm_jax.sharding import mesh
-from grm_jax.stages.grpo import collate, update
+from grm_jax.stages.grpo import collate, settings, update
 from grm_jax.stages.grpo import evaluate as grpo_evaluate
 from grm_jax.stages.grpo import metrics as grpo_metrics
 from grm_jax.stages.grpo import rollout as grpo_rollout
 from grm_jax.stages.grpo.rollout import RolloutSampler
 from grm_jax.tokenizer.tokenizer import Tokenizer
-from grm_jax.training import (
-  grpo_loss,
-  metric_writer,
-  optimizer,
-  reference_policy,
-)
+from grm_jax.training import grpo_loss, metric_writer, optimizer
 from grm_jax.training import profiler as profiling
 from grm_jax.training import run as training_run
 from grm_jax.training.preemption import Preemption
 from grm_jax.training.progress import ProgressPrinter
 from grm_jax.training.reference_policy import ReferencePolicy
-from grm_jax.training.run import ParseFailureStop, PreemptionPoller, RunState
+from grm_jax.training.run_state import RunState
 from grm_jax.training.step_timer import StepTimer
+from grm_jax.training.train_state import TrainState
 
 # The generations of a rollout start together and grow together, so decoding can
 # read shorter caches at first; see sampling.engine.Engine.
@@ -73,11 +69,18 @@ def run(config: ConfigDict, workdir: str) -> None:
       not parse (config.evaluation.patience).
     NonFiniteError: the loss or a norm is not finite.
   """
-  check(config, workdir)
-  total = config.steps
-  updates_per_rollout = config.num_minibatches * config.num_iterations
+  settings.check(config, workdir)
+  target, total = os.path.join(workdir, training_run.MODEL), config.steps
+  metadata = training_run.read_metadata(target)
+  updates_per_rollout = settings.updates_per_rollout(config)
   layout = mesh.from_config(config)
-  batch_shape = _batch_shape(config)
+  make_minibatches = functools.partial(
+    collate.make_minibatches,
+    num_minibatches=config.num_minibatches,
+    micro_batch_prompts=config.batch.micro_batch_prompts,
+    batch_shape=settings.batch_shape(config),
+    layout=layout,
+  )
   # Raises UserError now, not after the first rollout.
   global_arrays.local_prompt_indices(layout, config.batch.micro_batch_prompts)
 
@@ -93,8 +96,6 @@ def run(config: ConfigDict, workdir: str) -> None:
   prompts = RolloutPromptIterator(examples, config.response_order, config.seed)
 
   # Policy, sampler, evaluator, reference, optimizer.
-  target = os.path.join(workdir, training_run.MODEL)
-  metadata = training_run.read_metadata(target)
   model, tokenizer, params = training_run.load_model(config, target, layout)
   decode_model = model.clone(
     layout=mesh.from_config(config, weights='resident')
@@ -119,15 +120,13 @@ def run(config: ConfigDict, workdir: str) -> None:
   state = training_run.restore_or_init(target, model, optim, params, prompts)
   del params
   run_state = RunState.from_metadata(metadata, evaluate_initial=True)
-  eval_pending = evaluator is not None and run_state.eval_pending
-  _check_remaining_steps(run_state.step, total, updates_per_rollout)
-  if run_state.step >= total and not eval_pending:
+  settings.check_remaining_steps(config, run_state.step)
+  if run_state.step >= total and not run_state.eval_pending:
     training_run.print_on_host0(f'{target} already has all {total} steps')
     return
 
-  timer = StepTimer()
   with (
-    Preemption() as notice,
+    Preemption() as preemption,
     orbax_checkpoint.CheckpointManager(
       target, max_to_keep=config.max_to_keep
     ) as checkpoints,
@@ -138,20 +137,26 @@ def run(config: ConfigDict, workdir: str) -> None:
       profiling.parse(config.profile_steps), workdir
     ) as profiler,
   ):
-    preemption, preempted = PreemptionPoller(notice), False
-    progress = ProgressPrinter(run_state.step, total)
-    if evaluator is not None and eval_pending:
-      run_state, stop_reason = _evaluate(
-        config, evaluator, state.params, run_state, preemption, timer, writer
-      )
-      if stop_reason:
-        logging.warning('%s', stop_reason)
+    timer, progress = StepTimer(), ProgressPrinter(run_state.step, total)
+    evaluate = functools.partial(
+      _evaluate, config, evaluator, preemption, timer, writer
+    )
+    run_state, stop_reason = evaluate(state.params, run_state)
+    if stop_reason:
+      logging.warning('%s', stop_reason)
 
-    for step in range(
-      run_state.step + updates_per_rollout, total + 1, updates_per_rollout
-    ):
-      for update_step in range(step - updates_per_rollout + 1, step + 1):
-        profiler.begin(update_step)
+    def save(state: TrainState, run_state: RunState) -> None:
+      metadata = training_run.make_metadata(
+        config,
+        run_state,
+        prompts.state(),
+        reference=reference.provenance if reference else None,
+      )
+      training_run.save(checkpoints, writer, state, model, metadata)
+
+    first_step = run_state.step + updates_per_rollout
+    for step in range(first_step, total + 1, updates_per_rollout):
+      profiler.begin(step, updates_per_rollout)
       with jax.profiler.StepTraceAnnotation('grpo', step_num=step):
         # Sample: prompts -> generations -> scores -> rewards.
         with timer.part('rollout'):
@@ -163,27 +168,17 @@ def run(config: ConfigDict, workdir: str) -> None:
             prompts,
             config.prompts_per_rollout,
             config.max_resample_attempts,
-            should_stop=functools.partial(
-              preemption.should_stop, run_state.step
-            ),
+            should_stop=preemption.should_stop,
           )
           del weights  # frees their memory for the update
         if rollout is None:
-          preempted = True
-          break
+          break  # preempted
 
         # Learn: advantages -> log-probabilities -> updates.
         advantages = grpo_rollout.group_advantages(
           rollout.groups, config.loss.normalize_by_std
         )
-        minibatches = collate.make_minibatches(
-          rollout.groups,
-          advantages,
-          num_minibatches=config.num_minibatches,
-          micro_batch_prompts=config.batch.micro_batch_prompts,
-          batch_shape=batch_shape,
-          layout=layout,
-        )
+        minibatches = make_minibatches(rollout.groups, advantages)
         if reference is not None:
           with timer.part('reference'):
             minibatches = update.add_reference_logps(reference, minibatches)
@@ -198,133 +193,43 @@ def run(config: ConfigDict, workdir: str) -> None:
           )
       profiler.end(step, metrics)
 
-      # Log.
+      # Log, evaluate, save, stop.
       infos = [grpo_metrics.batch_info(rollout.groups)] * config.num_iterations
       row = training_run.collect_metrics(
         workdir, timer, model, step, metrics, infos
       )
       row |= grpo_metrics.rollout_metrics(rollout)
       row |= grpo_metrics.throughput(rollout, row, config.num_iterations)
-      row |= {
-        'epochs': prompts.epochs,
-        'learning_rate': float(learning_rate(step - 1)),
-      }
+      row['learning_rate'] = float(learning_rate(step - 1))
+      row['epochs'] = prompts.epochs
       _log(config, writer, progress, step, row, rollout)
 
-      # Evaluate, save, stop.
       is_due = functools.partial(
         training_run.should_run, step, total=total, stride=updates_per_rollout
       )
       run_state = dataclasses.replace(
-        run_state,
-        step=step,
-        eval_pending=evaluator is not None and is_due(config.evaluation.every),
+        run_state, step=step, eval_pending=is_due(config.evaluation.every)
       )
-      stop_reason = ''
-      if evaluator is not None and run_state.eval_pending:
-        run_state, stop_reason = _evaluate(
-          config, evaluator, state.params, run_state, preemption, timer, writer
-        )
-      preempted = preemption.should_stop(step)
-      if preempted:
+      run_state, stop_reason = evaluate(state.params, run_state)
+      if preemption.should_stop():
         break
       if stop_reason or is_due(config.save_every):
         with timer.part('save'):
-          training_run.save(
-            *(checkpoints, writer, state, model),
-            _metadata(config, run_state, prompts, reference),
-          )
+          save(state, run_state)
       if stop_reason and step < total:
         checkpoints.wait()
         raise UserError(f'stopped after step {step} of {total}: {stop_reason}')
       if stop_reason:
         logging.warning('%s', stop_reason)
 
-    if preempted and run_state.step:
-      training_run.save(
-        *(checkpoints, writer, state, model),
-        _metadata(config, run_state, prompts, reference),
-      )
+    if run_state.step:
+      save(state, run_state)  # if it was preempted since the last checkpoint
 
-  if preempted:
+  if run_state.step < total or run_state.eval_pending:
     training_run.print_stopped(run_state.step, total)
     return
   training_run.print_on_host0(
     f'{total} steps; {prompts.epochs:.2f} epochs; model -> {target}'
-  )
-
-
-def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
-  """Checks settings before data or weights are read.
-
-  Args:
-    config: config of the stage.
-    workdir: folder that the run writes.
-    key: config key of `config`, for messages.
-
-  Raises:
-    UserError: a setting is wrong.
-  """
-  training_run.check_workdir(workdir)
-  training_run.check_minimum(
-    ('group_size', config.group_size, 2),
-    ('prompts_per_rollout', config.prompts_per_rollout, 1),
-    ('num_minibatches', config.num_minibatches, 1),
-    ('num_iterations', config.num_iterations, 1),
-    ('max_resample_attempts', config.max_resample_attempts, 0),
-    ('batch.micro_batch_prompts', config.batch.micro_batch_prompts, 1),
-    ('rollout.prompts', config.rollout.prompts, 1),
-    (
-      'rollout.generations_per_prompt',
-      config.rollout.generations_per_prompt,
-      1,
-    ),
-    ('rollout.decode_steps_per_call', config.rollout.decode_steps_per_call, 1),
-    ('max_to_keep', config.max_to_keep, 1),
-    ('evaluation.k', config.evaluation.k, 0),
-    key=key,
-  )
-  if config.prompts_per_rollout < config.num_minibatches:
-    raise UserError(
-      f'{key}.num_minibatches ({config.num_minibatches}) must not exceed '
-      f'{key}.prompts_per_rollout ({config.prompts_per_rollout})'
-    )
-  updates_per_rollout = config.num_minibatches * config.num_iterations
-  if config.steps % updates_per_rollout:
-    raise UserError(
-      f'{key}.steps is {config.steps}; set it to a multiple of the updates per '
-      f'rollout, {updates_per_rollout} ({key}.num_minibatches * '
-      f'{key}.num_iterations)'
-    )
-  if not 0 < config.temperature < float('inf'):
-    raise UserError(
-      f'{key}.temperature is {config.temperature}; set it above 0, because the '
-      'generations of a group must differ'
-    )
-  _batch_shape(config, key)
-  update.make_loss_config(config, key)
-  reference_policy.check_dtype(config.reference.dtype, f'{key}.reference.dtype')
-  _stop_rule(config, key)
-  optimizer.make(config.steps, key=f'{key}.optimizer', **config.optimizer)
-  profiling.parse(config.profile_steps, f'{key}.profile_steps')
-
-
-def _batch_shape(
-  config: ConfigDict, key: str = 'config'
-) -> tokenized_example.BatchShape:
-  return tokenized_example.make_batch_shape(
-    config.batch.prompt_buckets,
-    config.batch.generation_buckets,
-    config.group_size,
-    f'{key}.batch',
-  )
-
-
-def _stop_rule(config: ConfigDict, key: str = 'config') -> ParseFailureStop:
-  return ParseFailureStop(
-    config.evaluation.max_parse_failure_rate,
-    config.evaluation.patience,
-    f'{key}.evaluation',
   )
 
 
@@ -375,55 +280,29 @@ def _load_reference(
   return reference
 
 
-def _metadata(
-  config: ConfigDict,
-  run_state: RunState,
-  prompts: RolloutPromptIterator,
-  reference: ReferencePolicy | None,
-) -> dict[str, Any]:
-  """Returns the metadata of a checkpoint."""
-  return training_run.make_metadata(
-    config,
-    run_state,
-    prompts.state(),
-    reference=reference.provenance if reference else None,
-  )
-
-
-def _check_remaining_steps(
-  step: int, total: int, updates_per_rollout: int
-) -> None:
-  """Raises UserError if the remaining steps are not whole rollouts."""
-  if step < total and (total - step) % updates_per_rollout:
-    raise UserError(
-      f'{total - step} steps remain until config.steps ({total}), which is not '
-      f'a multiple of {updates_per_rollout}, the updates per rollout '
-      '(config.num_minibatches * config.num_iterations); resume with the '
-      'settings that the run started with'
-    )
-
-
 def _evaluate(
   config: ConfigDict,
-  evaluator: evaluation_during_training.JudgeEvaluator,
-  params: dict,
-  run_state: RunState,
-  preemption: PreemptionPoller,
+  evaluator: evaluation_during_training.JudgeEvaluator | None,
+  preemption: Preemption,
   timer: StepTimer,
   writer: metric_writer.MetricWriter,
+  params: dict,
+  run_state: RunState,
 ) -> tuple[RunState, str]:
-  """Evaluates the policy, and writes and prints the result.
+  """Evaluates the policy if it is pending; writes and prints the result.
 
   Returns:
     The new run state, and a reason to end the run or ''. If the evaluation is
     preempted, the run state stays as it was: the evaluation is pending.
   """
   k, step = config.evaluation.k, run_state.step
-  if preemption.should_stop(step):
+  if evaluator is None or not run_state.eval_pending:
+    return dataclasses.replace(run_state, eval_pending=False), ''
+  if preemption.should_stop():
     return run_state, ''
   with timer.part('evaluation'):
     metrics = grpo_evaluate.evaluate(
-      evaluator, params, k, functools.partial(preemption.should_stop, step)
+      evaluator, params, k, preemption.should_stop
     )
   if metrics is None:
     return run_state, ''
@@ -431,7 +310,7 @@ def _evaluate(
   run_state = dataclasses.replace(run_state, eval_pending=False)
   if step == 0:  # the initial model does not count: training may repair it
     return run_state, ''
-  return _stop_rule(config).update(run_state, metrics['parse_failures'])
+  return settings.stop_rule(config).update(run_state, metrics['parse_failures'])
 
 
 def _log(config, writer, progress, step, row, rollout) -> None:
@@ -441,7 +320,7 @@ def _log(config, writer, progress, step, row, rollout) -> None:
     step,
     config.log_samples_every,
     config.steps,
-    config.num_minibatches * config.num_iterations,
+    settings.updates_per_rollout(config),
   )
   grpo_metrics.log_samples(
     writer, step, rollout, _NUM_SAMPLE_TEXTS if texts_due else 0

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from grm_jax.checkpoint import orbax_checkpoint
 from grm_jax.errors import UserError
 from grm_jax.sharding import distributed
+from grm_jax.stages.grpo import settings as grpo_settings
 from grm_jax.stages.grpo import train as grpo_train
 from grm_jax.stages.reward_model import train as rm_train
 from grm_jax.stages.rft import run as rft_run
@@ -100,7 +101,7 @@ def _check_configs(stages: Sequence[PipelineStage], workdir: str) -> None:
     'base': sft_train.check,
     'sft': sft_train.check,
     'rft': rft_run.check,
-    'grpo': grpo_train.check,
+    'grpo': grpo_settings.check,
     'meta_rm': rm_train.check,
   }
   for stage in stages:

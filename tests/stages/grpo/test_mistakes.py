@@ -8,6 +8,7 @@ import json
 import pytest
 
 from grm_jax.errors import UserError
+from grm_jax.stages.grpo import settings as grpo_settings
 from grm_jax.stages.grpo import train as grpo_train
 from grm_jax.stages.grpo.rollout import RolloutSampler
 from tests import test_main
@@ -79,7 +80,7 @@ def test_settings_are_checked_before_data_is_read(
   monkeypatch.setattr(grpo_train.labelled_examples, 'load', None)
   config = runner.config(**changes)
   with pytest.raises(UserError, match=naming(*words)):
-    grpo_train.check(config, str(tmp_path))
+    grpo_settings.check(config, str(tmp_path))
   error_of(config, tmp_path)
 
 

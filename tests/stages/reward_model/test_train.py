@@ -226,10 +226,10 @@ def test_resume_is_bit_exact(runner, clean_run, tmp_path):
 
 
 class PreemptionAt:
-  """Preempts a run after a step."""
+  """Preempts a run at a call, of which there is one per step."""
 
   def __init__(self, step):
-    self.step = step
+    self.step, self.num_calls = step, 0
 
   def __call__(self):
     return self
@@ -240,8 +240,9 @@ class PreemptionAt:
   def __exit__(self, *unused):
     pass
 
-  def should_stop(self, step):
-    return step == self.step
+  def should_stop(self):
+    self.num_calls += 1
+    return self.num_calls == self.step
 
 
 def test_a_resumed_run_does_the_pending_evaluation(
