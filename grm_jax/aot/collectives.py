@@ -147,7 +147,7 @@ def of_module(
 
 
 def _kind(executed: ExecutedInstruction) -> str:
-  """Which of KINDS an instruction is; '' for other instructions."""
+  """Returns the member of KINDS that an instruction is; '' for others."""
   x = executed.instruction
   if x.op == 'send':
     transfer = _TRANSFER.search(x.attributes)

@@ -1,4 +1,4 @@
-"""What a compiled program costs a device: memory, FLOPs, bytes, least time.
+"""Costs of a compiled program on a device: memory, FLOPs, bytes, least time.
 
 Time has three parts: matrix products, bytes to and from HBM, and bytes over the
 network. The roofline takes the longest of them and assumes that it hides the

@@ -56,8 +56,8 @@ class HbmTraffic:
 def of_module(module: HloModule, name: str = '') -> HbmTraffic:
   """Counts the traffic of a program, or of one computation.
 
-  Of a conditional only the branch that moves the fewest bytes counts. It is
-  the common case, such as sampling a token without truncation. A loop counts
+  A conditional counts only the branch that moves the fewest bytes. It is the
+  common case, such as sampling a token without truncation. A loop counts
   once for each execution of its body, once if that number is unknown.
 
   Args:

@@ -150,7 +150,7 @@ def walk(
 ) -> Iterator[ExecutedInstruction]:
   """Yields every executed instruction, inside fusions and loops as well.
 
-  Of a conditional only the branch with the fewest instructions is walked. It
+  In a conditional only the branch with the fewest instructions is walked. It
   is the common case, such as sampling a token without truncation.
 
   Args:

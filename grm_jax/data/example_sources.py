@@ -40,7 +40,7 @@ from grm_jax.judgement.preference_rows import SourceRow
 
 SPLITS = ('train', 'validation', 'held_out')
 
-# What a row of a source becomes.
+# Result of converting one row of a source.
 _RowResult = JudgingExample | SkippedRow | ExampleError
 _ADAPTERS: Mapping[
   str, Callable[[SourceRow], Iterable[JudgingExample | SkippedRow]]

@@ -68,7 +68,7 @@ def random_order(example: JudgingExample, seed: int) -> tuple[int, ...]:
 
 
 def _is_good(example: JudgingExample) -> list[bool]:
-  """Whether each response is the best one, or the single one is correct."""
+  """Returns whether each response is the best, or the only one is correct."""
   if not correctness.has_label(example):
     raise UserError(
       f'example {example.id!r} has no label; set `best`, or for a single '

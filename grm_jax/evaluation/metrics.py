@@ -113,7 +113,7 @@ def strictly_correct(result: Result) -> float:
 
 
 def tied(result: Result) -> bool:
-  """Whether the best response shares the top vote with another one."""
+  """Returns whether the best response shares the top vote with another."""
   if result.example.best is None or result.votes is None:
     return False
   top = voting.winners(result.votes)

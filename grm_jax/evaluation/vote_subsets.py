@@ -104,7 +104,7 @@ def _check(first: JudgedExample, query: JudgedExample) -> None:
 
 
 def _has_metas(judged: Sequence[JudgedExample]) -> bool:
-  """Whether samples have meta scores; those that do not parse need none."""
+  """Returns whether samples have meta scores; unparseable ones need none."""
   num_metas, query_without = 0, None
   for query in judged:
     for sample in query.samples:

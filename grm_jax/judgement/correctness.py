@@ -123,7 +123,7 @@ def load_reward(spec: str) -> RewardFunction:
     def reward(example: JudgingExample, judgement: Judgement) -> float
 
   `example` holds the query, the responses and what is known about them (`best`,
-  `rewards`, `reference`, `tags`). Of `judgement` it can use `text`, the whole
+  `rewards`, `reference`, `tags`). `judgement` offers `text`, the whole
   generation; `scores`, one integer per response in the example's own order, or
   None if the text does not parse; and `truncated`, True if the generation
   reached the maximum length. The result must be a finite number. The function

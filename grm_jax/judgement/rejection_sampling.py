@@ -49,7 +49,7 @@ class FilterSample:
 
 @dataclasses.dataclass(frozen=True)
 class FilterConfig:
-  """Which generations are selected; each False is an ablation of the paper.
+  """Selects the kinds of generations; each False is an ablation of the paper.
 
   Attributes:
     reject: drop incorrect generations and examples that are too easy. Without

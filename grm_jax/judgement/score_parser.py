@@ -38,8 +38,8 @@ _TOKEN = re.compile(
   re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
 
-# Where a group or a label can begin when no group is open. The prose in between
-# is skipped.
+# Possible beginning of a group or a label when no group is open. The prose in
+# between is skipped.
 _START = re.compile(
   r'[\\\[{]|(?<![^\W\d_])(?:score|rating)s?(?![^\W\d_])', re.IGNORECASE
 )

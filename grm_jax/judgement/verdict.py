@@ -15,7 +15,7 @@ _META_KINDS = ('guided', 'best')
 
 @dataclasses.dataclass(frozen=True)
 class VoteConfig:
-  """How the scores of k samples become a vote.
+  """Rule by which the scores of k samples become a vote.
 
   Attributes:
     kind: one of KINDS, see judgement/voting.py. 'guided' sums the scores of the

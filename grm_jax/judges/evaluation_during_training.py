@@ -245,7 +245,7 @@ def _best_is_tied(sample: Judgement, best: int | None) -> bool:
 
 
 def _first_position_wins(sample: Judgement) -> bool | None:
-  """Whether the sole winner stood first; None without a sole winner."""
+  """Returns whether the sole winner stood first; None without one."""
   if sample.scores is None:
     return None
   winners = voting.winners(sample.scores)

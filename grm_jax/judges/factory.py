@@ -249,9 +249,9 @@ def _has_scalar_head(
   compute: ComputeConfig,
   layout: ShardingLayout,
 ) -> bool | None:
-  """Whether a checkpoint has a scalar head; reads its description only.
+  """Returns whether a checkpoint has a scalar head; reads its metadata only.
 
-  Returns None for random weights and for '', which open_model rejects.
+  The result is None for random weights and for '', which open_model rejects.
   """
   if directory in ('', model_directory.RANDOM):
     return None

@@ -98,7 +98,7 @@ class Judge:
     config: JudgeConfig,
     meta: MetaJudge | None = None,
   ):
-    """With `meta`, every judgement gets a score of the meta RM.
+    """Creates the judge; `meta` adds a meta RM score to every judgement.
 
     Raises:
       UserError: a template is invalid, or the vote needs a meta RM and there

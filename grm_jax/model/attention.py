@@ -6,7 +6,7 @@ A row of a batch is a prompt followed by its R generations:
 
 The prompt is right-padded; its true length is known. Prompt token s has
 position s. Token t of a generation has position length + t, whatever its place
-in the row. What a token attends to:
+in the row. A token attends to:
 
   prompt token s       prompt tokens 0..s
   generation token t   the true tokens of its prompt, and tokens 0..t of its
@@ -55,7 +55,7 @@ from grm_jax.sharding.rules import ShardingLayout
 
 @struct.dataclass
 class SequenceLayout:
-  """How the X = S + R * T tokens of each row are arranged.
+  """Arrangement of the X = S + R * T tokens of each row.
 
   Attributes:
     prompt_lengths: int32 [P], true lengths.

@@ -1,4 +1,4 @@
-"""How a model is computed: dtypes, remat, attention backend, block sizes."""
+"""Computation settings: dtypes, remat, attention backend, block sizes."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import jax
 
 from grm_jax.errors import UserError
 
-# What the backward pass saves of each layer pair, from most to least memory.
+# Values of a layer pair that the backward pass saves, most memory first.
 # Without remat ('none') it also saves the gathered kernels of all layers, which
 # only small models can afford.
 REMAT = {

@@ -57,8 +57,8 @@ from grm_jax.model.kv_cache import DecodeContext
 from grm_jax.model.layers import MLP, RMSNorm, apply_rope, sharded_param
 from grm_jax.sharding.rules import ShardingLayout
 
-# What attention needs to know about the tokens: training and prefill use a
-# SequenceLayout, decoding a DecodeContext. Both have positions() and attend().
+# Token layout for attention: training and prefill use a SequenceLayout,
+# decoding a DecodeContext. Both have positions() and attend().
 AttentionContext = SequenceLayout | DecodeContext
 
 

@@ -90,7 +90,7 @@ RULES: dict[str, tuple[str, ...]] = {
   'logit_vocab': ('tensor', 'fsdp'),
 }
 
-# What decoding changes if weights are resident. A decode step reads every
+# Rules that decoding changes if weights are resident. A decode step reads every
 # weight for few tokens, so weights are split over `tensor` alone and never
 # gathered; `data` and `fsdp` split the prompts. The lookup uses the table where
 # it rests: resharding it in every step would move all of it.

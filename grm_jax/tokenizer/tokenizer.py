@@ -21,7 +21,7 @@ _SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 class Codec(Protocol):
-  """What a tokenizer needs from SentencePiece or BPE."""
+  """Interface that a tokenizer needs from SentencePiece or BPE."""
 
   @property
   def vocab_size(self) -> int:
@@ -43,7 +43,7 @@ class Codec(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ChatFormat:
-  """How a model's conversations are written, see chat_format.py.
+  """Format of a model's conversations, see chat_format.py.
 
   Attributes:
     prefix_ids: ids before the first turn.

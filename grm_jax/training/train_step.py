@@ -115,7 +115,7 @@ def grad(
 def _grad_in_compute_dtype(
   loss: Loss, compute: ComputeConfig, params: dict, batch: Any
 ) -> AccumulatedGrads:
-  """As `grad`, with kernel gradients in the dtype they are computed in.
+  """Computes `grad` with kernel gradients left in the compute dtype.
 
   A cast to float32 would add no precision and take twice the memory.
   """
@@ -190,7 +190,7 @@ def _update_on_devices(optimizer, state, grads, count):
 
 
 def _update_on_host(optimizer, state, grads, count):
-  """As `_update_on_devices`, for a state that rests in the host's memory."""
+  """Does the same as `_update_on_devices` for a state in host memory."""
   offloaded = host_offload.OffloadedState(
     state.params, state.masters, state.opt_state
   )

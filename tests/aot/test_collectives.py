@@ -90,7 +90,7 @@ def test_kinds(kind, result, nbytes, start):
   ],
 )
 def test_between_slices(kind, nbytes, sent):
-  """As libtpu writes it; 2 slices of 4 devices, 2,048 bytes of each."""
+  """Parses a send of libtpu: 2 slices of 4 devices, 2,048 bytes of each."""
   found = hlo_parser.parse(
     entry(
       A,

@@ -1,4 +1,4 @@
-"""What is said of programs compiled ahead of time, here for CPU devices."""
+"""Report about programs compiled ahead of time, here for CPU devices."""
 
 import json
 import runpy
@@ -46,7 +46,7 @@ def test_an_update(update):
   of_size = flops.train_step(
     type(size)(**{**vars(size), 'num_layers': 2}), *lengths
   )
-  # Of each of 8 devices, in 3 batches.
+  # Counts of one of 8 devices, in 3 batches.
   assert update['useful_flops'] == 3 * (of_size.total // 8)
   assert update['computed_flops'] > update['useful_flops']
   assert update['recompute_factor'] == pytest.approx(
@@ -162,7 +162,7 @@ def test_a_sweep_ranks_meshes(tmp_path, capsys, monkeypatch):
   path = tmp_path / 'sweep.json'
   compile_report.run(config(sweep='fsdp,tensor', json=str(path)), '')
   assert sorted(made) == [(1, 8), (2, 4), (4, 2), (8, 1)]
-  # What fits comes first, the fastest of it before the others.
+  # Meshes that fit come first, the fastest of them before the others.
   found = [x['mesh']['tensor'] for x in json.loads(path.read_text())]
   assert found == [4, 1, 2]
   out = capsys.readouterr().out

@@ -7,7 +7,7 @@ import pytest
 from grm_jax.aot import hbm_traffic, hlo_parser
 from tests.messages import naming
 
-# What every loop body below can read. Bytes in HBM:
+# Arrays that every loop body below can read. Bytes in HBM:
 #   table 1000 * 128 * 2 = 256,000      cache 4 * 16 * 128 * 2 = 16,384
 #   x      8 * 128 * 2 = 2,048          ids   8 * 4 = 32
 #   new    4 * 1 * 128 * 2 = 1,024      near, place and flag: elsewhere, 0
@@ -140,7 +140,7 @@ def test_a_prefetch_counts_once(target, operand, source, count):
   done = f'{target} copy-done(%start)'
   body = f'  %start = {start}\n  %done = {done}'
   assert hbm(body) == count
-  # Where it is used it costs nothing if it was brought near.
+  # Its use costs nothing if it was copied to near memory.
   used = body + f'\n  %used = {NEAR} negate(%done)'
   assert hbm(used) == count + (0 if target == NEAR else 2048)
 
@@ -442,7 +442,7 @@ def test_a_fusion_with_a_kernel_at_its_end_writes_all_of_its_results():
 
 
 def test_the_largest_ten():
-  """In falling order, whatever the order in the text."""
+  """Instructions are in descending order, whatever their order in the text."""
   body = '\n'.join(
     f'  %y.{n} = f32[{n}]{{0:T(128)}} broadcast(%near), dimensions={{}}'
     for n in (3, 12, 5, 1, 9, 2, 11, 4, 10, 7, 6, 8)
@@ -466,7 +466,7 @@ def test_the_main_loop_is_the_one_that_moves_most(order):
 
 
 def test_no_loop_is_an_error():
-  """One elsewhere, such as in a computation that is called, is not it."""
+  """A loop elsewhere, such as in a called computation, does not count."""
   loop = f'  %y = {X} while(%x), condition=%dear, body=%cheap'
   text = module(loop, BRANCHES, '%n = s32[] negate(%a)')
   with pytest.raises(ValueError, match=naming('ENTRY')):

@@ -1,4 +1,4 @@
-"""What is read off a module's text, against a text read by hand."""
+"""Parsed values of a module's text, against a text read by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ def test_what_is_run_how_often_and_where():
   ]
   assert ('neg', 'inside', 'inner', 15) in found  # 5 times 3
   assert ('w', 'outer', 'outer', 5) in found
-  # Of a conditional the shorter branch, as often as the conditional itself.
+  # The shorter branch of a conditional runs as often as the conditional.
   assert ('neg', 'inside', 'inside', 1) in found
   assert ('w', 'outer', 'outer', 1) not in found
   assert [name for name, *_ in found].count('sum') == 0

@@ -34,7 +34,7 @@ def test_a_product():
 
 
 def test_a_product_as_a_convolution():
-  """As XLA for TPU writes them, here [3072, 2304] by [2304, 4, 256]."""
+  """XLA for TPU writes products like this; [3072, 2304] by [2304, 4, 256]."""
   window = 'window={size=4 pad=3_3 rhs_reversal=1}, dim_labels=bf0_i0o->b0f'
   found = of('3072,2304,1', '2304,4,256', '3072,4,256', window)
   assert found == 2 * 3072 * 2304 * 4 * 256

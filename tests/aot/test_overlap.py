@@ -1,4 +1,4 @@
-"""How long products wait for collectives, against schedules by hand."""
+"""Time that products wait for collectives, against schedules by hand."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def called(number):
 
 
 def start(name, number):
-  """As libtpu begins a collective on the sparse cores."""
+  """Returns libtpu's start of a collective on the sparse cores."""
   return (
     f'%{name} = ((bf16[8,128], token[]), bf16[64,128]) call-start(%a), '
     f'async_execution_thread="sparsecore", to_apply=%called.{number}'

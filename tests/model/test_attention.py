@@ -270,7 +270,7 @@ GLOBAL = {
 @pytest.mark.parametrize('query_block', [3, 512])
 @pytest.mark.parametrize('window, expected', [(3, LOCAL), (None, GLOBAL)])
 def test_visible_keys(window, expected, query_block):
-  """With equal logits and one-hot values, the output shows the visible keys."""
+  """Equal logits and one-hot values make the output show the visible keys."""
   sequence = SequenceLayout(jnp.array([4], jnp.int32), 6, 2, 5)
   zeros = np.zeros((1, 16, 1, 16), np.float32)
   one_hot = np.eye(16, dtype=np.float32)[None, :, None, :]

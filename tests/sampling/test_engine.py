@@ -184,7 +184,7 @@ def test_cache_length_covers_the_longest_row():
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_generations_are_bit_identical_beside_other_requests(dtype):
-  """In other slots and rows, from other steps, beside cancelled requests.
+  """Slots, rows, first steps and cancelled requests beside it vary.
 
   A difference in the last bit would sometimes change a token.
   """

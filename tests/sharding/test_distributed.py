@@ -1,4 +1,4 @@
-"""When jax.distributed is initialized; test_two_processes really does it."""
+"""Decision to initialize jax.distributed; test_two_processes really does it."""
 
 import jax
 import pytest

@@ -153,7 +153,7 @@ def test_no_collective_permutes(on_mesh):
 
 
 def test_a_bad_layout_is_detected(batch):
-  """With prompts over fsdp in the lookup, XLA gathers the whole table."""
+  """Prompts over fsdp in the lookup make XLA gather the whole table."""
   bad = make_layout(lookup_prompts=('data', 'fsdp'), lookup_width=('tensor',))
   executable, messages = compiled(gemma(bad, WITHOUT_REMAT), batch)
   assert WARNING in messages

@@ -115,7 +115,7 @@ def test_digits_are_separate_pieces():
 
 
 def test_characters_with_missing_bytes_become_u_fffd():
-  """As in SmolLM2, which lacks the first byte of the highest planes."""
+  """SmolLM2, for example, lacks the first byte of the highest planes."""
   trained = train(alphabet=[])  # only the bytes of LINES; no 0xC3
   fields = json.loads(trained.to_str())
   vocab = fields['model']['vocab']

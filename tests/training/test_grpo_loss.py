@@ -366,7 +366,7 @@ def test_padding_rows_do_not_change_the_update(fast_model, loss_agg_mode):
 
 
 def test_eight_devices_and_two_batches_equal_one():
-  """With the real network."""
+  """Compares updates of the real network."""
   layout = rules.make_layout(mesh.make_mesh(2, 2, 2), rules.RULES)
   loss_config = dataclasses.replace(GRPO, kl_coef=0.1)
   model = tiny.gemma()

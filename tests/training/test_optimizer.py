@@ -94,7 +94,7 @@ def test_schedule(warmup, schedule, expected):
 
 
 def test_updates_follow_the_schedule():
-  """With a constant gradient each step of Adam equals the learning rate."""
+  """A constant gradient makes each step of Adam equal the learning rate."""
   adamw, rate = make(learning_rate=0.8, warmup_steps=3)
   path, _ = apply_gradients(adamw, *[(1.0, 1.0)] * 4)
   scale = [2.0] + [scale for _, scale in path]

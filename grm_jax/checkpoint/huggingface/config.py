@@ -15,7 +15,7 @@ from grm_jax.model.config import LLAMA, ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class HFFamily:
-  """What a config.json of one model_type contains.
+  """Contents of a config.json of one model_type.
 
   Attributes:
     model_type: value of `model_type`.

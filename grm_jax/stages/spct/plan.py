@@ -282,7 +282,7 @@ def _add_sft(config: ConfigDict, pipeline: PipelinePlan) -> None:
 
 
 def _is_for_practice_only(config: ConfigDict, spec: str) -> bool:
-  """Whether texts drill practice problems, and the data are something else."""
+  """Returns whether only the texts, not the data, drill practice problems."""
   is_basics = spec.partition(':')[0] == sft_sources.BASICS
   return is_basics and not spct_data.is_practice(config.data)
 

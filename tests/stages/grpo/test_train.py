@@ -306,7 +306,7 @@ def test_a_bfloat16_reference_in_host_memory(runner, clean_run, tmp_path):
 
 
 def test_an_offloaded_state_resumes_like_one_on_the_devices(runner, tmp_path):
-  """With bfloat16 kernels beside float32 ones, stopped after a step."""
+  """The state has bfloat16 and float32 kernels; the run stops after a step."""
   changes = {'compute.dtype': 'bfloat16', 'evaluation.data': '', 'steps': 3}
   runner.run(tmp_path / 'devices', **changes)
   changes['optimizer.offload_to_host'] = True

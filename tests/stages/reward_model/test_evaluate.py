@@ -101,7 +101,7 @@ def test_metrics_of_a_meta_rm(tmp_path, monkeypatch):
   assert metrics['count'] == 9 and metrics['positive_rate'] == pytest.approx(
     5 / 9
   )
-  # Of 20 pairs, -ln 3 is as high as three wrong ones and above the fourth.
+  # Among 20 pairs, -ln 3 is as high as three wrong ones and above the fourth.
   assert metrics['auc'] == pytest.approx((4 * 4 + 3 / 2 + 1) / 20)
   # The four wrong ones have weight 5/4, in total half of 10; 0 counts as wrong.
   assert metrics['accuracy'] == pytest.approx((3 + 4 * 5 / 4) / 10)

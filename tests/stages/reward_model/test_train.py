@@ -179,7 +179,7 @@ def test_the_directory_is_a_meta_rm(runner, clean_run):
 
 
 def test_it_scores_and_is_exported(runner, clean_run, tmp_path):
-  """With the commands of README."""
+  """Runs the commands of README."""
   model = clean_run[0] / 'model'
   write(
     tmp_path / 'rows.jsonl',

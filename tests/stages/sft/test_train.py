@@ -273,7 +273,7 @@ def test_a_resumed_run_refuses_other_batches(runner, clean_run, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(runner, tmp_path):
-  """With two batches per step, and a checkpoint after every step."""
+  """Each step takes two batches; a checkpoint follows every step."""
   _, stderr = runner.run(
     tmp_path,
     expect=3,
