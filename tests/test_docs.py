@@ -1,4 +1,4 @@
-"""Commands, names and paths in README.md and docs/ are valid.
+"""Commands, code, names and paths in README.md and docs/ are valid.
 
 Every command is parsed. Commands that convert and score run here with small
 files; stages that train run in tests/stages/.
@@ -8,10 +8,14 @@ import json
 import re
 import shlex
 import subprocess
+import textwrap
 
 import pytest
 
 from docs import settings
+from grm_jax.judgement.correctness import load_reward
+from grm_jax.judgement.example import JudgingExample, Turn
+from grm_jax.judgement.judgement import Judgement
 from tests import gemma2_files, test_main
 from tests.stages import spct_run
 
@@ -135,6 +139,25 @@ def test_the_api_of_the_readme():
   )
   scored = eval(re.search(r'judge\.score\(.*\)', code).group(), {'judge': made})
   assert len(scored) == 1 and len(scored[0]['samples']) == 8
+
+
+@pytest.mark.parametrize(
+  'scores, num_tokens, expected',
+  [((9, 2), 512, 1.0), ((9, 2), 768, 0.75), ((2, 9), 9000, -1.5)],
+)
+def test_the_custom_reward_of_the_method(
+  scores, num_tokens, expected, tmp_path, monkeypatch
+):
+  """The code block of docs/method.md loads as its command names it."""
+  page = (test_main.ROOT / 'docs' / 'method.md').read_text()
+  section = page.split('## A custom reward\n')[1]
+  (spec,) = re.findall(r'--config\.reward=(rewards\.py:\w+)', section)
+  code = re.search(r'^    # rewards\.py\n(?:    .*\n|\n)*', section, re.M)
+  (tmp_path / 'rewards.py').write_text(textwrap.dedent(code.group()))
+  monkeypatch.chdir(tmp_path)
+  example = JudgingExample('e', (Turn('user', 'q'),), ('a', 'b'), best=0)
+  judgement = Judgement((0, 1), 'text', num_tokens, 'stop', scores)
+  assert load_reward(spec)(example, judgement) == expected
 
 
 @pytest.mark.parametrize(
