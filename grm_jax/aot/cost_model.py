@@ -137,6 +137,7 @@ def _work(
     hbm_bytes += outside // program.iterations
 
   def kernel_flops(x: Instruction) -> int:
+    """Returns the FLOPs of a splash attention kernel; 0 for other calls."""
     return _splash_flops(model, x)
 
   costs: Costs = {

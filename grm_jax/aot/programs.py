@@ -137,6 +137,7 @@ def _update(config, model, loss, batch, resident=()) -> list[AotProgram]:
   replicated = model.layout.sharding(())
 
   def scalar(x):
+    """Returns the abstract form of a replicated scalar."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated)
 
   sums = train_step.AccumulatedGrads(

@@ -92,11 +92,13 @@ def _without_small_floats(x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _checksum(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
+  """Returns the checksum of an array of any shape, uint32 []."""
   if sharding is None:
     return _shard_sum(x, [np.uint32(0)] * x.ndim, x.shape)
   axes = [_axes(sharding.spec, dim) for dim in range(x.ndim)]
 
   def shard_sum(shard):
+    """Sums one shard, then over the devices that split the array; uint32 []."""
     # The index of the shard's first element in the global array.
     starts = [
       lax.axis_index(names).astype(jnp.uint32) * np.uint32(size)
@@ -152,6 +154,7 @@ def _shard_sum(
   block_shape = block_shape[: shard.ndim]  # a scalar has no loop dimension
 
   def add_block(i, total):
+    """Adds the hashes of block i, of shape block_shape, to total, uint32 []."""
     first_row = (i % steps) * block_rows
     at = list(jnp.unravel_index(i // steps, outer)) if outer else []
     at += [jnp.minimum(first_row, num_rows - block_rows)]
@@ -182,10 +185,12 @@ def _loop_dim(shape: tuple[int, ...]) -> int:
 
 
 def _iota(like: jax.Array, dim: int) -> jax.Array:
+  """Returns the index along `dim` of each element of `like`, uint32."""
   return lax.broadcasted_iota(jnp.uint32, like.shape, dim)
 
 
 def _bits(x: jax.Array) -> jax.Array:
+  """Returns the bits, unsigned; 8-byte elements as uint32 [..., 2]."""
   x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
   return lax.bitcast_convert_type(x, _UINTS[x.dtype.itemsize])
 

@@ -124,6 +124,7 @@ def load_params(
   saved = index['arrays']['params']
 
   def with_dtype(path, leaf):
+    """Returns the abstract leaf with the dtype in which it is loaded."""
     name = '/'.join(key.key for key in path)
     leaf_dtype = dtype
     if dtype == 'source':

@@ -83,6 +83,7 @@ def silence_late_errors() -> None:
   previous_hook = sys.unraisablehook
 
   def hook(unraisable):
+    """Drops the known late errors; passes others to the previous hook."""
     if str(unraisable.exc_value) not in _LATE_ERRORS:
       previous_hook(unraisable)
 

@@ -85,9 +85,11 @@ def make_global_arrays(
     return slice(first, first + stop - start)
 
   def local_shard(x: np.ndarray, index: Any) -> np.ndarray:
+    """Returns the rows of this process that a shard consists of."""
     return x[(local_slice(index[0]), *index[1:])]
 
   def to_global(x: np.ndarray) -> jax.Array:
+    """Maps the rows of this process, [rows, ...], to [num_prompts, ...]."""
     shape = (num_prompts, *x.shape[1:])
     sharding = layout.sharding(_AXES[: x.ndim], shape)
     # make_array_from_process_local_data does not support layouts where two

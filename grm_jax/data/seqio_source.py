@@ -196,6 +196,7 @@ def _examples(spec: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
   logging.info('reading %s with seqio', spec)
 
   def numbered() -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yields (number from 1, example)."""
     number = 0
     try:
       for example in tensorflow_datasets.as_numpy(dataset):

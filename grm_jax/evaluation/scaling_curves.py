@@ -230,6 +230,7 @@ def _curves(
   points: dict[tuple[int, int | None], CurvePoint] = {}
 
   def cached_point(k, num_meta):
+    """Returns a point of a curve; computes equal selections once."""
     # Selecting all k samples is the same as no selection: compute it once.
     key = k, None if num_meta == k else num_meta
     if key not in points:

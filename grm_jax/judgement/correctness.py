@@ -164,6 +164,7 @@ def _checked(function: RewardFunction, spec: str, path: str) -> RewardFunction:
   """Wraps a user's function; see `load_reward`."""
 
   def reward(example: JudgingExample, judgement: Judgement) -> float:
+    """Calls the user's function and checks that its result is finite."""
     try:
       value = function(example, judgement)
     except Exception as error:  # a user's function can raise anything

@@ -115,6 +115,7 @@ def tokenize(
   """
 
   def tokenize_if_fits(candidate: JudgingExample) -> tuple[int, ...] | None:
+    """Returns the tokens of a prompt, or None if they exceed the limit."""
     text = render(template, candidate, order, hint=hint)
     if len(text) > limit * _MAX_CHARS_PER_TOKEN:
       return None

@@ -64,6 +64,7 @@ def majority(samples: Samples, n: int) -> tuple[float, ...] | None:
     return None
 
   def win(i: int, j: int) -> float:
+    """Returns 1, 0.5 or 0: i beats j in more, as many or fewer samples."""
     lead = sum((s[i] > s[j]) - (s[i] < s[j]) for s in parsed.values())
     return 1.0 if lead > 0 else 0.5 if lead == 0 else 0.0
 
@@ -111,6 +112,7 @@ def top_by_meta(
   parsed = _parsed(samples, n)
 
   def sort_key(index: int) -> tuple[bool, float]:
+    """Orders samples by descending meta; samples with a NaN come last."""
     meta = metas[index]
     if meta is None:
       raise ValueError(f'sample {index} of {k} has no meta')

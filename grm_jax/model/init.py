@@ -33,6 +33,7 @@ def abstract_params(model: Transformer) -> dict:
   """
 
   def abstract(box):
+    """Returns the shape, dtype and sharding of a boxed parameter."""
     value = box.value
     sharding = model.layout.sharding(box.names, value.shape)
     return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)

@@ -256,11 +256,13 @@ def append_recent(
   order = jnp.argsort(~used)  # used blocks first
 
   def update_block(i, caches):
+    """Writes block order[i] of all layers, [B, K, C, H] of [B, K, T, H]."""
     block = order[i]
     start = block * block_size
     writes_here = (target == block)[:, None, None, None]  # [B, 1, 1, 1]
 
     def update(cache, new):
+      """Writes `new` [B, K, C, H] in the rows with writes_here."""
       old = jax.lax.dynamic_slice_in_dim(cache, start, block_size, axis=2)
       return layout.constrain(
         jax.lax.dynamic_update_slice_in_dim(

@@ -82,6 +82,7 @@ def quantize(params: dict) -> dict:
   """
 
   def quantize_leaf(path, x):
+    """Returns a matrix as a QuantizedWeight and other leaves unchanged."""
     name = path[-1].key
     if isinstance(x, QuantizedWeight):
       raise ValueError(
@@ -212,6 +213,7 @@ def lookup(
   """
 
   def take(x):
+    """Returns the rows x[tokens], clipped to the table."""
     return jnp.take(x, tokens, axis=0, mode='clip')
 
   if not isinstance(table, QuantizedWeight):

@@ -139,6 +139,7 @@ class Block(nn.Module):
       return RMSNorm(self.config, self.compute, name=name)
 
     def post_norm(name, out):
+      """Applies the norm after a sublayer where the model has one."""
       return norm(name)(out) if self.config.post_norms else out
 
     parts = (self.config, self.compute, self.layout)

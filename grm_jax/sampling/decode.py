@@ -96,6 +96,8 @@ def insert(
   """
 
   def insert_one(a, slots):
+    """Copies prompt a, [1, ...] of [A, ...], into its slot."""
+
     def insert_leaf(slots_leaf, prompts_leaf):
       row = jax.lax.dynamic_slice_in_dim(prompts_leaf, a, 1)  # [1, ...]
       start = (slot_numbers[a], *[0] * (slots_leaf.ndim - 1))
@@ -112,6 +114,7 @@ def resize(
   """Returns the slots with S = `prompt_size`; every prompt in use must fit."""
 
   def resize_axis(x, axis, length):
+    """Cuts or zero-pads one axis to `length`."""
     x = jax.lax.slice_in_dim(x, 0, min(length, x.shape[axis]), axis=axis)
     padding = [(0, 0)] * x.ndim
     padding[axis] = (0, length - x.shape[axis])
@@ -170,6 +173,7 @@ def decode(
   earlier = [kv_cache.slice_cache(x, cache_length) for x in state.caches]
 
   def body_fn(carry):
+    """Samples a token for every row and runs the model on it."""
     # [P, R, D], [P * R, K, C, H] per layer, [P, R, C].
     hidden, recent, output = carry
     table = weights.embedder['table']
@@ -183,7 +187,7 @@ def decode(
     return hidden, recent, _append(output, sample, rows, stop_ids)
 
   def cond_fn(carry):
-    # Continue while there is room in this call and any row is running.
+    """Continues while there is room in this call and any row is running."""
     *_, output = carry
     return (output.steps < num_steps) & jnp.any(output.status == RUNNING)
 
@@ -243,7 +247,8 @@ def _append(
   is_full = rows.lengths + output.counts + 1 >= rows.max_tokens
   status = jnp.where(is_stop, STOPPED, jnp.where(is_full, FULL, RUNNING))
 
-  def write(buffer, values):  # [P, R, C], [P, R]
+  def write(buffer, values):
+    """Writes values [P, R] at the current step of buffer [P, R, C]."""
     return jax.lax.dynamic_update_slice_in_dim(
       buffer, values[..., None], output.steps, axis=2
     )
@@ -271,6 +276,7 @@ def _forward(
 
 
 def _embed(model, weights, tokens):
+  """Looks up tokens [..., X]; returns [..., X, D]."""
   embedder = Embedder(model.config, model.compute, model.layout)
   return embedder.apply({'params': weights.embedder}, tokens)
 

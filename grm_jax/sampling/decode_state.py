@@ -163,6 +163,7 @@ def empty_generation_caches(
   shape = (num_rows, config.num_kv_heads, length, config.head_dim)
 
   def zeros():
+    """Returns an empty cache, [P * R, K, T, H]."""
     # Without the constraint, a cache inside a jitted loop may be replicated.
     return model.layout.constrain(jnp.zeros(shape, dtype), kv_cache.KV_AXES)
 

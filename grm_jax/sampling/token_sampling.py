@@ -128,6 +128,7 @@ def _bisect_threshold(
   """
 
   def body_fn(i, threshold):
+    """Sets bit 31 - i of threshold [B, 1] if the target is still reached."""
     higher = threshold | jnp.uint32(1) << (31 - i).astype(jnp.uint32)
     total = jnp.sum(jnp.where(keys >= higher, weights, 0.0), axis=-1)  # [B]
     return jnp.where((total >= target)[:, None], higher, threshold)

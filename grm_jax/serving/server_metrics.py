@@ -101,6 +101,7 @@ class _CurrentValues(Collector):
     self._worker, self._engine_counts = worker, engine_counts
 
   def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+    """Yields the current values at each scrape."""
     num_queued, num_in_flight = self._worker.counts()
     yield GaugeMetricFamily('grm_queue_depth', 'Queued examples.', num_queued)
     yield GaugeMetricFamily(

@@ -194,6 +194,7 @@ def token_loss(
   # Masked positions may hold NaN or infinity. Replace them before any
   # arithmetic: 0 * NaN would reach the sums and the gradient.
   def masked(x):
+    """Returns x [P, R, T] with zeros at positions without a token."""
     return jnp.where(mask, x, 0.0)
 
   policy, rollout = masked(logps), masked(policy_batch.rollout_logps)

@@ -122,6 +122,7 @@ def update(
   norm = optax.tree.norm(grads) / count
 
   def mean_and_clip(x):
+    """Divides the sum of a gradient by the count and clips by global norm."""
     x /= count.astype(x.dtype)
     if not optimizer.max_grad_norm:
       return x
@@ -131,6 +132,7 @@ def update(
     return jnp.where(norm < optimizer.max_grad_norm, x, clipped)
 
   def update_slice(index, carry):
+    """Updates one slice of the layers; adds its squared parameter norm."""
     state, squares = carry
     layer_slice = LayerSlice(index)
     state, slice_squares = _update_slice(
@@ -166,6 +168,7 @@ def _update_slice(
   )
 
   def fetch(x, branch):
+    """Copies the slice of one array from host to device memory."""
     return jax.device_put(layer_slice.take(x, branch), jax.memory.Space.Device)
 
   params = jax.tree.map(fetch, state.params | state.masters, branches)
@@ -177,9 +180,11 @@ def _update_slice(
   params = optax.apply_updates(params, changes)
 
   def put(x, new, branch):
+    """Writes the new slice into x, in the dtype of x."""
     return layer_slice.put(x, new.astype(x.dtype), branch)
 
   def put_on_host(x, new, branch):
+    """Writes the new slice into x after a copy to the host."""
     if branch != _COUNTER:
       new = jax.device_put(new, jax.memory.Space.Host)
     return layer_slice.put(x, new, branch)

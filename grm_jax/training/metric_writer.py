@@ -191,9 +191,11 @@ class _TensorBoardFactory:
   """Creates the folders and files of paths with our scheme."""
 
   def directory_check(self, path: str) -> None:
+    """Creates the folder, as tensorboardX requires of a factory."""
     pathlib.Path(_local_path(path)).mkdir(parents=True, exist_ok=True)
 
   def open(self, path: str) -> '_TensorBoardFile':
+    """Opens a file at a path with our scheme."""
     return _TensorBoardFile(_local_path(path))
 
 

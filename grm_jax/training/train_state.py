@@ -58,12 +58,14 @@ def abstract_state(model: Transformer, optimizer: Optimizer) -> TrainState:
   offload = isinstance(optimizer, host_offload.HostOffloadedOptimizer)
 
   def moment(leaf, param):
+    """Returns an abstract moment with its parameter's sharding."""
     sharding = param.sharding
     if offload:
       sharding = sharding.with_memory_kind(HOST_MEMORY)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
   def counter(leaf):
+    """Returns an abstract replicated counter."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
 
   opt_state = host_offload.map_moments(

@@ -121,6 +121,7 @@ def _grad_in_compute_dtype(
   """
 
   def numerator_first(params):
+    """Returns the loss in the form of value_and_grad: (value, aux)."""
     numerator, *others = loss(params, batch)
     return numerator, others
 

@@ -138,6 +138,7 @@ def check_keys(source: TensorSource, config: ModelConfig, scalar: bool) -> None:
 
 def _key_difference(path: str, expected: set[str], keys: set[str]) -> str:
   def first_five(names):
+    """Returns the first five names as text, with the number of the rest."""
     names = sorted(names)
     more = f' and {len(names) - 5} more' if len(names) > 5 else ''
     return ', '.join(names[:5]) + more
@@ -201,6 +202,7 @@ def load_params(source: TensorSource, model: Transformer, dtype: str) -> dict:
 
     # Bind the loop variables: JAX calls this for every shard.
     def read_shard(index, mapping=mapping, leaf_dtype=leaf_dtype):
+      """Returns the elements at `index` of the whole parameter."""
       return read_param(source, mapping, model.config, index, leaf_dtype)
 
     leaf = jax.make_array_from_callback(
@@ -262,6 +264,7 @@ def read_param(
     return _read_tensor(source.slice(keys[0]), mapping, config, index, dtype)
 
   def read_layer(key):
+    """Returns the slice index[1:] of one layer."""
     return _read_tensor(source.slice(key), mapping, config, index[1:], dtype)
 
   # Fill one array layer by layer: stacking would hold all layers twice.

@@ -67,6 +67,7 @@ def _last_parsed(text: str, starts: Sequence[int], n: int) -> int | None:
   """Returns the index of the last start from which the text has a verdict."""
 
   def has_no_verdict(start):
+    """Returns whether no scores can be parsed from `start` on."""
     return score_parser.parse_scores(text[start:], 1, 1, n) is None
 
   # A verdict that a start reaches is reached by all starts before it.

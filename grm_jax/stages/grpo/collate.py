@@ -40,6 +40,7 @@ def make_minibatches(
   )
 
   def to_devices(indices: Sequence[int]) -> PolicyBatch:
+    """Returns the padded micro-batch of these groups as global arrays."""
     padded = pad_groups(
       [groups[i] for i in indices],
       advantages[list(indices)],

@@ -158,6 +158,7 @@ def _hold_out(
   held_out = {queries[i] for i in order[:count]}
 
   def select(is_held_out: bool) -> RewardDataset:
+    """Returns the examples whose query is held out, or the other examples."""
     selected = {
       x.id: x
       for x in examples
