@@ -183,7 +183,12 @@ class JudgementScheduler:
       return
     assert tag.order is not None
     index = pending.sample_indices[tag.order][item.sample]
-    judgement = self._judgement(item, pending.principles, tag.order)
+    judgement = parse_judgement(
+      item,
+      tag.order,
+      self._prompts.judgement_format,
+      principles=pending.principles,
+    )
     pending.samples[index] = judgement
     if self._on_sample is not None:
       self._on_sample(number, index, judgement)
@@ -274,21 +279,32 @@ class JudgementScheduler:
     request = dataclasses.replace(request, example=example)
     self._schedule(number, request, principles)
 
-  def _judgement(
-    self, item: Generation, principles: str, order: Order
-  ) -> Judgement:
-    """Parses the scores of a generation, once; see also RolloutSampler."""
-    generated = item.text or ''
+
+def parse_judgement(
+  generation: Generation,
+  order: Order,
+  prompt_format: PromptFormat,
+  principles: str = '',
+) -> Judgement:
+  """Returns a generation with its parsed scores.
+
+  Args:
+    generation: from an engine with a detokenizer.
+    order: order of the responses in its prompt.
+    prompt_format: parses the scores.
+    principles: principles that an earlier generation wrote; they come first
+      in the text.
+  """
+  assert generation.text is not None  # the engine has a detokenizer
+  text = generation.text
+  return Judgement(
+    order=order,
+    text=f'{principles}\n\n{text}' if principles else text,
+    num_tokens=len(generation.tokens),
+    finish=generation.finish,
     # A box inside the principles is not a score, so they are not parsed.
-    scores = self._prompts.judgement_format.parse_scores(generated, order)
-    text = f'{principles}\n\n{generated}' if principles else generated
-    return Judgement(
-      order=order,
-      text=text,
-      num_tokens=len(item.tokens),
-      finish=item.finish,
-      scores=scores,
-    )
+    scores=prompt_format.parse_scores(text, order),
+  )
 
 
 def _principles_id(number: int) -> str:

@@ -17,6 +17,7 @@ from grm_jax.judgement import correctness
 from grm_jax.judgement.correctness import RewardFunction
 from grm_jax.judgement.judgement import Judgement
 from grm_jax.judgement.prompt_format import PromptFormat
+from grm_jax.judges import judgement_scheduler
 from grm_jax.sampling.decode_state import DecodeWeights
 from grm_jax.sampling.engine import Engine
 from grm_jax.sampling.request import Generation, RejectedRequest, Request
@@ -232,7 +233,12 @@ class RolloutSampler:
     generations: Sequence[Generation],
   ) -> RolloutGroup:
     """Parses the generations of a prompt and computes their rewards."""
-    judgements = tuple(self._judgement(rollout_prompt, x) for x in generations)
+    judgements = tuple(
+      judgement_scheduler.parse_judgement(
+        generation, rollout_prompt.order, self.prompt_format
+      )
+      for generation in generations
+    )
     rewards = [self.reward_fn(rollout_prompt.example, x) for x in judgements]
     return RolloutGroup(
       rollout_prompt=rollout_prompt,
@@ -240,20 +246,6 @@ class RolloutSampler:
       generations=tuple(generations),
       judgements=judgements,
       rewards=np.array(rewards, np.float32),
-    )
-
-  def _judgement(
-    self, rollout_prompt: RolloutPrompt, generation: Generation
-  ) -> Judgement:
-    assert generation.text is not None  # the engine has a detokenizer
-    return Judgement(
-      order=rollout_prompt.order,
-      text=generation.text,
-      num_tokens=len(generation.tokens),
-      finish=generation.finish,
-      scores=self.prompt_format.parse_scores(
-        generation.text, rollout_prompt.order
-      ),
     )
 
 

@@ -70,7 +70,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     examples = {example.id: example for example in loaded}
     inputs = _data_setting(examples) | _prompt_settings(config)
   if 'sample' in phases:
-    rft_sampling.sample(config, workdir, examples, prompt_format, inputs)
+    rft_sampling.sample(config, workdir, examples, inputs)
   if 'filter' in phases:
     path = config.samples or rft_sampling.samples_path(workdir, inputs)
     samples = sample_files.read(path, examples, config.fail_on_bad_rows)

@@ -95,19 +95,6 @@ def _order(row: Mapping[str, Any], n: int) -> tuple[int, ...]:
   return tuple(order)
 
 
-def sample_of(
-  row: Mapping[str, Any], example_id: str, hinted: bool
-) -> FilterSample:
-  """Returns the sample in a row that judgement.to_row wrote."""
-  return FilterSample(
-    example_id=example_id,
-    order=tuple(row['order']),
-    text=row['text'],
-    hinted=hinted,
-    truncated=row['finish'] == 'length',
-  )
-
-
 def kept_rows(
   example: JudgingExample, samples: Sequence[FilterSample]
 ) -> Iterator[dict[str, Any]]:

@@ -22,15 +22,18 @@ from grm_jax.errors import UserError
 from grm_jax.io import atomic_io
 from grm_jax.io import journal as journals
 from grm_jax.io.journal import Journal
-from grm_jax.judgement import judgement, rejection_sampling
+from grm_jax.judgement import correctness
+from grm_jax.judgement import judgement as judgements
 from grm_jax.judgement.example import JudgingExample
-from grm_jax.judgement.judgement import ExampleError, JudgedExample
-from grm_jax.judgement.prompt_format import PromptFormat
+from grm_jax.judgement.judgement import (
+  ExampleError,
+  JudgedExample,
+  Judgement,
+)
 from grm_jax.judges import factory as judge_factory
 from grm_jax.judges.generative import Judge, JudgeConfig
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.sharding import distributed, mesh
-from grm_jax.stages.rft import sample_files
 
 SAMPLES, SETTINGS = 'samples.jsonl', 'samples.json'
 # The config leaves that samples depend on, besides examples and prompts.
@@ -52,7 +55,6 @@ def sample(
   config: ConfigDict,
   workdir: str,
   examples: Mapping[str, JudgingExample],
-  prompt_format: PromptFormat,
   inputs: Mapping[str, Any],
 ) -> None:
   """Writes SAMPLES and SETTINGS, unless SAMPLES has these settings already.
@@ -61,7 +63,6 @@ def sample(
     config: as configs/rft.py.
     workdir: folder of the samples and the journals.
     examples: labelled examples by id.
-    prompt_format: format of the prompts.
     inputs: descriptions of the examples and prompts, by config key.
 
   Raises:
@@ -90,8 +91,8 @@ def sample(
   # An example that cannot be judged has no samples, with or without a hint.
   never_right = [
     examples[id]
-    for id, rows in unhinted.items()
-    if rows and not _any_correct(examples[id], rows, prompt_format)
+    for id, samples in unhinted.items()
+    if samples and not _any_correct(examples[id], samples)
   ]
   logging.info(
     '%d of %d examples have no correct unhinted sample',
@@ -111,10 +112,8 @@ def sample(
   rows = (
     row
     for id, example in examples.items()
-    for is_hinted, rows_by_id in ((False, unhinted), (True, hinted))
-    for row in _sample_rows(
-      example, rows_by_id.get(id, ()), is_hinted, prompt_format
-    )
+    for is_hinted, samples in ((False, unhinted), (True, hinted))
+    for row in _sample_rows(example, samples.get(id, ()), is_hinted)
   )
   # SETTINGS come first: wherever SAMPLES exist, their settings are known.
   atomic_io.write_file(
@@ -201,11 +200,11 @@ def _sample_pass(
   num_samples: int,
   examples: Sequence[JudgingExample],
   settings: Mapping[str, Any],
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[Judgement]]:
   """Samples the examples that are not in the journal yet.
 
   Returns:
-    example id -> judgements as rows; an empty list if it cannot be judged.
+    example id -> judgements; an empty list if the example cannot be judged.
   """
   is_host0 = not jax.process_index()
   if not distributed.broadcast_from_host0(int(atomic_io.exists(journal_path))):
@@ -224,7 +223,7 @@ def _sample_pass(
   for example, result in zip(remaining, results, strict=True):
     rows = []
     if isinstance(result, JudgedExample):
-      rows = [judgement.to_row(x) for x in result.samples]
+      rows = [judgements.to_row(x) for x in result.samples]
     elif config.fail_on_bad_rows:
       raise UserError(f'{config.data}: {result.id}: {result.reason}')
     else:
@@ -234,40 +233,31 @@ def _sample_pass(
   if journal:
     journal.close()
   distributed.barrier(journal_path)
-  return {row['id']: row['samples'] for row in journals.rows(journal_path)}
+  return {
+    row['id']: [judgements.from_row(x) for x in row['samples']]
+    for row in journals.rows(journal_path)
+  }
 
 
-def _any_correct(
-  example: JudgingExample,
-  rows: Iterable[Mapping[str, Any]],
-  prompt_format: PromptFormat,
-) -> bool:
-  samples = (sample_files.sample_of(row, example.id, False) for row in rows)
-  return any(
-    rejection_sampling.outcome(x, example, prompt_format) == 'correct'
-    for x in samples
-  )
+def _any_correct(example: JudgingExample, samples: Iterable[Judgement]) -> bool:
+  return any(correctness.outcome(example, x) == 'correct' for x in samples)
 
 
 def _sample_rows(
-  example: JudgingExample,
-  rows: Iterable[Mapping[str, Any]],
-  hinted: bool,
-  prompt_format: PromptFormat,
+  example: JudgingExample, samples: Iterable[Judgement], hinted: bool
 ) -> Iterator[dict[str, Any]]:
   """Yields the rows of SAMPLES of an example."""
-  for number, row in enumerate(rows):
-    parsed = sample_files.sample_of(row, example.id, hinted)
+  for number, sample in enumerate(samples):
     yield {
       'id': example.id,
       'hinted': hinted,
       'sample': number,
-      'order': row['order'],
-      'text': row['text'],
-      'truncated': parsed.truncated,
-      'num_tokens': row['num_tokens'],
-      'scores': row['scores'],
-      'outcome': rejection_sampling.outcome(parsed, example, prompt_format),
+      'order': sample.order,
+      'text': sample.text,
+      'truncated': sample.truncated,
+      'num_tokens': sample.num_tokens,
+      'scores': sample.scores,
+      'outcome': correctness.outcome(example, sample),
     }
 
 
