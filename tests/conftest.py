@@ -39,4 +39,4 @@ def environment():
   """Environment of processes that run main: one CPU device."""
   from tests import test_main
 
-  return test_main.environment(os.environ['JAX_COMPILATION_CACHE_DIR'])
+  return test_main.environment()

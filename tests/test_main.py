@@ -19,18 +19,14 @@ from tests.processes import HANG_TIMEOUT_S
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def environment(cache):
+def environment():
   """Returns the environment of a run on one CPU device.
 
-  Args:
-    cache: folder of compiled programs, so that nothing is compiled twice.
+  It has the compilation cache of conftest.py.
   """
   flags = '--xla_backend_optimization_level=0'
   return os.environ | {
-    'XLA_FLAGS': f'{flags} --xla_llvm_disable_expensive_passes=true',
-    'JAX_COMPILATION_CACHE_DIR': str(cache),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+    'XLA_FLAGS': f'{flags} --xla_llvm_disable_expensive_passes=true'
   }
 
 

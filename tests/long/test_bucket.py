@@ -14,7 +14,7 @@ def test_the_whole_method_in_a_bucket(tmp_path):
   out = subprocess.run(
     [sys.executable, '-m', 'tests.long.bucket_run', tmp_path],
     cwd=test_main.ROOT,
-    env=test_main.environment(tmp_path / 'cache'),
+    env=test_main.environment(),
     capture_output=True,
     text=True,
   )

@@ -40,7 +40,7 @@ def test_two_processes_of_four_devices_match_one_of_eight(
   tmp_path, monkeypatch
 ):
   """Each process handles its share of the rows; process 0 writes the files."""
-  environment = test_main.environment(tmp_path / 'cache')
+  environment = test_main.environment()
   for name in environment:
     if name.startswith('JAX_'):
       monkeypatch.setenv(name, environment[name])

@@ -38,7 +38,7 @@ def fast(tmp_path_factory):
     '--config.sampling.prompt_buckets=(128,)',
     '--config.k=2',
   ]
-  return arguments, test_main.environment(folder / 'cache')
+  return arguments, test_main.environment()
 
 
 @pytest.fixture(scope='module')

@@ -32,7 +32,7 @@ def fast(tmp_path_factory):
     '--config.sampling.decode_steps_per_call=4',
     '--config.sampling.prompt_buckets=(128,)',
   ]
-  return arguments, test_main.environment(folder / 'cache')
+  return arguments, test_main.environment()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ make these tokens and the end of a turn likely everywhere, so that about a third
 of its generations are right. It can learn the right token in a few steps.
 """
 
-import contextlib
 import dataclasses
 import json
 import pathlib
@@ -13,7 +12,6 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from grm_jax.checkpoint import model_directory
 from grm_jax.model import config as model_config
@@ -134,24 +132,6 @@ class GRPORunner:
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(mesh, 'from_config', on_one_device)
       grpo_train.run(self.config(**changes), str(workdir))
-
-
-@contextlib.contextmanager
-def compiled_once(folder):
-  """Shares compiled programs between the runs of this process."""
-  settings = {
-    'jax_compilation_cache_dir': str(folder),
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-    'jax_persistent_cache_min_entry_size_bytes': -1,
-  }
-  before = {name: getattr(jax.config, name) for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
 
 
 def make_runner(folder):

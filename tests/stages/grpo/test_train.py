@@ -34,8 +34,7 @@ from tests.stages.stage_runs import (
 @pytest.fixture(scope='module')
 def runner(tmp_path_factory):
   folder = tmp_path_factory.mktemp('fixtures')
-  with fixtures.compiled_once(folder / 'cache'):
-    yield fixtures.make_runner(folder)
+  return fixtures.make_runner(folder)
 
 
 @pytest.fixture(scope='module')

@@ -96,8 +96,9 @@ def runner(tmp_path_factory):
     'data': f'{folder}/rows.jsonl',
     'samples': f'{folder}/samples.jsonl',
   }
-  environment = test_main.environment(folder / 'cache')
-  return StageRunner('configs/reward_model.py', folder, settings, environment)
+  return StageRunner(
+    'configs/reward_model.py', folder, settings, test_main.environment()
+  )
 
 
 @pytest.fixture(scope='module')

@@ -80,8 +80,9 @@ def runner(tmp_path_factory):
     'checkpoint': f'{folder}/base',
     'data.texts': f'texts:{folder}/texts.jsonl',
   }
-  environment = test_main.environment(folder / 'cache')
-  return StageRunner('configs/sft.py', folder, settings, environment)
+  return StageRunner(
+    'configs/sft.py', folder, settings, test_main.environment()
+  )
 
 
 @pytest.fixture(scope='module')
