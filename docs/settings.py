@@ -47,16 +47,16 @@ def comments(source: str) -> dict[str, str]:
   """
   trailing, above = _comment_lines(source)
   lines = source.splitlines()
-  found: dict[str, str] = {}
+  comment_of: dict[str, str] = {}
   for key, first, last in _keywords(ast.parse(source)):
     text, number = [], first - 1
     while number in above and lines[number - 1].strip(' #'):
       text.insert(0, above[number])
       number -= 1
     text += [trailing[n] for n in (first, last) if n in trailing][:1]
-    if text and key not in found:
-      found[key] = ' '.join(text)
-  return found
+    if text and key not in comment_of:
+      comment_of[key] = ' '.join(text)
+  return comment_of
 
 
 def _comment_lines(source: str) -> tuple[dict[int, str], dict[int, str]]:

@@ -306,7 +306,7 @@ def _directions(extent: int, torus_extent: int, min_ring_size: int) -> int:
 
 
 def table(
-  found: Sequence[Collective],
+  items: Sequence[Collective],
   mesh: Mapping[str, int],
   devices: Sequence[jax.Device],
   chip: ChipSpec | None,
@@ -315,7 +315,7 @@ def table(
   """Groups collectives by kind and mesh axes, the most bytes first.
 
   Args:
-    found: from `of_module`.
+    items: from `of_module`.
     mesh: sizes by axis.
     devices: devices of the mesh, flat.
     chip: their specification; None if unknown, then seconds are None.
@@ -326,8 +326,8 @@ def table(
     exposed_seconds.
   """
   rows: dict = collections.defaultdict(lambda: [0, 0.0, 0.0, 0.0])
-  exposed_or_zero = exposed_seconds or [0.0] * len(found)
-  for x, exposed in zip(found, exposed_or_zero, strict=True):
+  exposed_or_zero = exposed_seconds or [0.0] * len(items)
+  for x, exposed in zip(items, exposed_or_zero, strict=True):
     row = rows[x.kind, axes(x, mesh)]
     row[0] += x.executions
     row[1] += x.sent_bytes

@@ -82,7 +82,7 @@ def _stats(
   preferred, total = voting.first_position_preference(
     (x.order, x.scores) for x in generations
   )
-  scores, right, others = _histograms(queries)
+  scores, right_scores, other_scores = _histograms(queries)
   return GenerationStats(
     num_queries=len(queries),
     num_generations=len(generations),
@@ -97,8 +97,8 @@ def _stats(
     mean_tokens=_mean(x.num_tokens for x in generations),
     truncated_rate=_mean(x.finish == 'length' for x in generations),
     scores=scores,
-    right=right,
-    others=others,
+    right=right_scores,
+    others=other_scores,
   )
 
 

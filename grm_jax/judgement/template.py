@@ -279,8 +279,8 @@ class _DelimiterFinder:
           if i:
             self.end_lines(lines, in_loop)
             lines = {()}
-          words = [re.escape(x) for x in re.findall(r'\w+|[^\w\s]', part)]
-          lines = {(*line, *words) for line in lines}
+          patterns = [re.escape(x) for x in re.findall(r'\w+|[^\w\s]', part)]
+          lines = {(*line, *patterns) for line in lines}
       case (
         nodes.Name(name=name)
         | nodes.Getattr(attr=name)

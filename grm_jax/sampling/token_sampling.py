@@ -85,17 +85,17 @@ def _top_k_top_p(logits: jax.Array, params: SamplingParams) -> jax.Array:
   """Applies top-k, then top-p to the tokens that top-k keeps."""
   keys = _ordered_bits(logits)
   k = jnp.where(params.top_k > 0, params.top_k, logits.shape[-1])
-  kept = keys >= _bisect_threshold(
+  is_kept = keys >= _bisect_threshold(
     keys, jnp.ones_like(logits), k.astype(jnp.float32)
   )
   weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-  weights = jnp.where(kept, weights, 0.0)
+  weights = jnp.where(is_kept, weights, 0.0)
   # The fewest most likely tokens whose share of the kept weight reaches p.
   target = params.top_p * jnp.sum(weights, axis=-1)
   nucleus = keys >= _bisect_threshold(keys, weights, target)
   # top_p = 1 must keep every token, whatever the rounding of the sums.
-  kept &= nucleus | (params.top_p >= 1)[:, None]
-  return jnp.where(kept, logits, _MASKED)
+  is_kept &= nucleus | (params.top_p >= 1)[:, None]
+  return jnp.where(is_kept, logits, _MASKED)
 
 
 def _ordered_bits(x: jax.Array) -> jax.Array:

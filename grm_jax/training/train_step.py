@@ -122,13 +122,13 @@ def _grad_in_compute_dtype(
 
   def numerator_first(params):
     """Returns the loss in the form of value_and_grad: (value, aux)."""
-    numerator, *others = loss(params, batch)
-    return numerator, others
+    numerator, *count_and_aux = loss(params, batch)
+    return numerator, count_and_aux
 
   cast = model_init.cast_kernels(params, compute.dtype)
   value_and_grad = jax.value_and_grad(numerator_first, has_aux=True)
-  (numerator, others), grads = value_and_grad(cast)
-  denominator, aux = others
+  (numerator, count_and_aux), grads = value_and_grad(cast)
+  denominator, aux = count_and_aux
   return AccumulatedGrads(grads, numerator, denominator, aux)
 
 

@@ -67,18 +67,18 @@ def _number_sorting(task: Task, answer: str) -> _Distractors:
 
 
 def _number_filtering(task: Task, answer: str) -> _Distractors:
-  kept = answer.split(', ')
-  removed = [x for x in task.items if x not in kept]
+  selected = answer.split(', ')
+  removed = [x for x in task.items if x not in selected]
   yield 'the others', ', '.join(removed)
   for item in removed:
     yield (
       'one too many',
-      ', '.join(x for x in task.items if x in kept or x == item),
+      ', '.join(x for x in task.items if x in selected or x == item),
     )
-  for i in range(len(kept)):
-    yield 'one left out', ', '.join(kept[:i] + kept[i + 1 :])
+  for i in range(len(selected)):
+    yield 'one left out', ', '.join(selected[:i] + selected[i + 1 :])
   yield 'as given', ', '.join(task.items)
-  yield from _swapped_neighbours(kept, ', ', 'neighbours swapped')
+  yield from _swapped_neighbours(selected, ', ', 'neighbours swapped')
 
 
 def _letter_counting(task: Task, answer: str) -> _Distractors:
@@ -97,9 +97,9 @@ def _spell_backward(task: Task, answer: str) -> _Distractors:
 
 def _word_sorting(task: Task, answer: str) -> _Distractors:
   yield from _wrong_order(task, answer)
-  words = answer.split(', ')
-  for i in range(1, len(words)):
-    yield 'word twice', ', '.join([*words[:i], words[i - 1], *words[i + 1 :]])
+  items = answer.split(', ')
+  for i in range(1, len(items)):
+    yield 'word twice', ', '.join([*items[:i], items[i - 1], *items[i + 1 :]])
 
 
 def _gcd(task: Task, answer: str) -> _Distractors:

@@ -88,14 +88,14 @@ def make_dataset(family: str, seed: int, settings: Mapping[str, Any]) -> Any:
 
 
 def _words(family: str, min_length: int, max_length: int) -> list[str]:
-  words = [w for w in _story_words() if min_length <= len(w) <= max_length]
-  if len(words) < _MIN_WORDS:
+  lexicon = [w for w in _story_words() if min_length <= len(w) <= max_length]
+  if len(lexicon) < _MIN_WORDS:
     raise ValueError(
-      f'practice family {family}: the story has {len(words)} words of '
+      f'practice family {family}: the story has {len(lexicon)} words of '
       f'{min_length} to {max_length} letters, fewer than {_MIN_WORDS}; allow '
       'more lengths'
     )
-  return words
+  return lexicon
 
 
 @functools.cache

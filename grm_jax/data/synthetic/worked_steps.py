@@ -69,9 +69,9 @@ def _insertion_sort(task: Task, claimed: str) -> str:
 
 
 def _number_filtering(task: Task, claimed: str) -> str:
-  kept = claimed.split(', ')
+  selected = claimed.split(', ')
   return ', '.join(
-    filter_step(item, task.criterion, item in kept) for item in task.items
+    filter_step(item, task.criterion, item in selected) for item in task.items
   )
 
 

@@ -269,8 +269,8 @@ def _bradley_terry_records(
 ) -> list[LabelledRecord]:
   """Returns records of the best response and up to R - 1 others."""
   query, texts = scalar_rm.query_and_responses(example, tokenizer)
-  best, others = _best_and_others(example)
-  chunks = _chunks(others, batch_shape.generations_per_prompt - 1)
+  best, other_indices = _best_and_others(example)
+  chunks = _chunks(other_indices, batch_shape.generations_per_prompt - 1)
   return [
     _make_record(
       example,
@@ -279,7 +279,7 @@ def _bradley_terry_records(
       [texts[i] for i in (best, *chunk)],
       [best, *chunk],
       [True, *[False] * len(chunk)],
-      1 / len(others),
+      1 / len(other_indices),
     )
     for part, chunk in enumerate(chunks)
   ]
@@ -289,11 +289,11 @@ def _pair_records(
   example: JudgingExample, tokenizer: Tokenizer, batch_shape: BatchShape
 ) -> list[LabelledRecord]:
   """Returns the pairs of the best response with each other, in both orders."""
-  best, others = _best_and_others(example)
+  best, other_indices = _best_and_others(example)
   max_prompt = batch_shape.prompt_buckets[-1]
   records = []
   for first in range(len(example.responses)):
-    seconds = others if first == best else [best]
+    seconds = other_indices if first == best else [best]
     for part, chunk in enumerate(
       _chunks(seconds, batch_shape.generations_per_prompt)
     ):
@@ -308,7 +308,7 @@ def _pair_records(
           ],
           chunk,
           [first == best] * len(chunk),
-          1 / (2 * len(others)),
+          1 / (2 * len(other_indices)),
         )
       )
   return records
