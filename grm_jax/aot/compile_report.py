@@ -100,11 +100,13 @@ def _devices(config: ConfigDict) -> Sequence[jax.Device]:
 def _model(config: ConfigDict, devices: Sequence[jax.Device]) -> Transformer:
   sampling = programs.is_sampling(config.program)
   weights = config.sampling.weights if sampling else None
-  size = model_config.from_name(config.size)
+  transformer_config = model_config.from_name(config.size)
   if config.num_layers:
-    size = dataclasses.replace(size, num_layers=config.num_layers)
+    transformer_config = dataclasses.replace(
+      transformer_config, num_layers=config.num_layers
+    )
   return Transformer(
-    size,
+    transformer_config,
     ComputeConfig(**config.compute),
     mesh.from_config(config, devices, weights),
     scalar=programs.has_value_head(config.program),

@@ -149,13 +149,13 @@ def _import(
   """Reads a Hugging Face directory or a GGUF file."""
   if path.endswith('.gguf'):
     file, scalar = gguf.open_file(path), False
-    size = gguf.read_config(file)
-    source = gguf.tensor_source(file, size)
+    config = gguf.read_config(file)
+    source = gguf.tensor_source(file, config)
   else:
-    size, scalar = hf_config.read_config(path)
+    config, scalar = hf_config.read_config(path)
     source = hf_load.open_source(path)
-  hf_load.check_keys(source, size, scalar)
-  model = Transformer(size, compute, layout, scalar)
+  hf_load.check_keys(source, config, scalar)
+  model = Transformer(config, compute, layout, scalar)
   return model, hf_load.load_params(source, model, dtype)
 
 

@@ -42,9 +42,9 @@ def test_an_update(update):
   assert [x['name'] for x in update['programs']] == ['gradients', 'update']
   assert [x['runs_per_step'] for x in update['programs']] == [3, 1]
   lengths = [16] * 8, [[8] * 2] * 8
-  size = model_config.from_name('tiny')
+  tiny_config = model_config.from_name('tiny')
   of_size = flops.train_step(
-    type(size)(**{**vars(size), 'num_layers': 2}), *lengths
+    type(tiny_config)(**{**vars(tiny_config), 'num_layers': 2}), *lengths
   )
   # Counts of one of 8 devices, in 3 batches.
   assert update['useful_flops'] == 3 * (of_size.total // 8)

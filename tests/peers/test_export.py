@@ -60,10 +60,10 @@ def test_loads_without_a_warning(exported, caplog, recwarn):
   assert not [w for w in recwarn if 'transformers' in str(w.filename)]
   assert theirs.dtype == torch.float32
 
-  size = model_config.from_name('tiny')
-  model = Transformer(size, ComputeConfig(), mesh.one_device(), scalar)
+  config = model_config.from_name('tiny')
+  model = Transformer(config, ComputeConfig(), mesh.one_device(), scalar)
   params = model_directory.load_params(str(root / 'ours'), None, model)
-  tokens = np.random.default_rng(0).integers(3, size.vocab_size, (2, 90))
+  tokens = np.random.default_rng(0).integers(3, config.vocab_size, (2, 90))
   batch = Batch(jnp.asarray(tokens, jnp.int32), jnp.full((2,), 90))
   with torch.no_grad():
     expected = theirs.eval()(torch.tensor(tokens)).logits.numpy()
