@@ -74,14 +74,14 @@ def run(config: ConfigDict, workdir: str) -> None:
   if 'filter' in phases:
     path = config.samples or rft_sampling.samples_path(workdir, inputs)
     samples = sample_files.read(path, examples, config.fail_on_bad_rows)
-    kept, counts = _select(samples, examples, prompt_format, filter_config)
+    rows, counts = _select(samples, examples, prompt_format, filter_config)
     report = {
       'filter': dataclasses.asdict(filter_config),
       'samples': path,
       'inputs': inputs,
       'counts': counts,
     }
-    _write_kept(workdir, kept, report)
+    _write_kept(workdir, rows, report)
     distributed.barrier('filter')
   if 'train' in phases:
     _train(config, workdir)
