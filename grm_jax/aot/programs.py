@@ -87,7 +87,7 @@ def of_config(config: ConfigDict, model: Transformer) -> list[AotProgram]:
 
 
 def has_value_head(program: str) -> bool:
-  """Returns whether the program uses a model with a value head."""
+  """Returns whether the program uses a model with a scalar head."""
   return program == 'reward_model_step'
 
 

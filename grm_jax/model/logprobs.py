@@ -182,7 +182,7 @@ def prompt_logps(
 
 
 def values(model: Transformer, params: dict, batch: Batch) -> jax.Array:
-  """Computes the value head at the last token of each generation.
+  """Computes the scalar head at the last token of each generation.
 
   The value of an empty generation is at the last token of its prompt, and so is
   the value of a prompt without generations.

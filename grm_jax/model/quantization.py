@@ -12,7 +12,7 @@ in bfloat16, and are converted on their way into the product. The scheme is the
 symmetric per-channel one of Krishnamoorthi 2018 (arXiv 1806.08342, section
 3.1), without -128, so that the grid is symmetric around zero.
 
-Norms and the value head stay in floats; they have few bytes.
+Norms and the scalar head stay in floats; they have few bytes.
 
 Letters in einsums are those of the callers. Names of parameters:
 transformer.py.

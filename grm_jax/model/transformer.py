@@ -31,7 +31,7 @@ Parameters below `params`, with letters from below:
   value_head/kernel                               [D, 1]  (scalar models only)
 
 The output head is tied to the table. For decoding, everything but the norms and
-the value head may be int8 (quantization.py).
+the scalar head may be int8 (quantization.py).
 
 Letters in shapes and einsums:
   P  prompts                  L  layers             N  query heads
@@ -241,7 +241,7 @@ class Transformer(nn.Module):
     config: what the model is.
     compute: how it is computed.
     layout: mesh and rules.
-    scalar: whether the model has a value head, for `value`.
+    scalar: whether the model has a scalar head, for `value`.
   """
 
   config: ModelConfig

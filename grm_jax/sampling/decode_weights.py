@@ -41,7 +41,7 @@ def place(
     includes a compilation.
   """
   begin = time.monotonic()
-  # Without the value head, if there is one.
+  # Without the scalar head, if there is one.
   names = ('embedder', 'pairs', 'final_norm')
   weights = _convert_jit(model, int8)({name: params[name] for name in names})
   jax.block_until_ready(weights)

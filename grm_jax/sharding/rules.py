@@ -37,7 +37,7 @@ HOST_MEMORY = 'pinned_host'
 #   MLP gate, up         embed, mlp                 gathered_embed, mlp
 #   MLP down             mlp, embed                 mlp, gathered_embed
 #   RMSNorm scale        norm                       norm
-#   value head kernel    norm, value                norm, value
+#   scalar head kernel   norm, value                norm, value
 #   embedding table      vocab, table_width         see the lookup below
 #
 #   activation           logical axes
@@ -62,7 +62,7 @@ RULES: dict[str, tuple[str, ...]] = {
   'head_dim': (),
   'mlp': ('tensor',),
   'norm': (),
-  'value': (),  # the single output of the value head
+  'value': (),  # the single output of the scalar head
   # The embedding table has its own names. With its width split over fsdp, the
   # lookup would make XLA rematerialize the whole table on every device.
   'vocab': ('tensor', 'fsdp'),

@@ -77,7 +77,7 @@ _NORMS_WITHOUT_POST = (
 def param_mappings(
   config: ModelConfig, scalar: bool
 ) -> tuple[ParamMapping, ...]:
-  """Returns the table; `scalar` models have a value head (`score.weight`)."""
+  """Returns the table; `scalar` models have a scalar head (`score.weight`)."""
   norms = _NORMS if config.post_norms else _NORMS_WITHOUT_POST
   mappings = [
     ParamMapping(
