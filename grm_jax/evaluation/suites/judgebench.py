@@ -10,8 +10,9 @@ counts +1 if the correct response wins, -1 if the other wins, and 0 for a tie or
 without a verdict. The pair is correct if the sum is above 0 (utils/metrics.py).
 A pair therefore becomes two examples here, in the orders A B and B A, with the
 same tags['pair']; the higher vote of an example decides its game.
-config.response_order=fixed is the published protocol. With 'balanced' or
-'random', a game is a vote over both orders, so position matters less.
+All samples of an example show its stored order, as in the published protocol:
+for this suite stages/evaluate.py replaces config.response_order by 'fixed'. In
+any other order a game would be a vote over both positions of A.
 
 Score: fraction of correct pairs. Sections are the groups of sources in
 run_judge.py: MMLU-Pro knowledge, LiveBench reasoning and mathematics,
