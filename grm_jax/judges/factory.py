@@ -12,11 +12,12 @@ from grm_jax.checkpoint import model_directory, orbax_checkpoint
 from grm_jax.errors import UserError
 from grm_jax.judgement import template
 from grm_jax.judges.baselines.pairwise_rm import PairJudge
-from grm_jax.judges.baselines.scalar_rm import META, MetaJudge, ScalarJudge
+from grm_jax.judges.baselines.scalar_rm import ScalarJudge
 from grm_jax.judges.baselines.semi_scalar import SemiScalarJudge
 from grm_jax.judges.baselines.token_probability import TokenProbabilityJudge
 from grm_jax.judges.baselines.verdict_scorer import VerdictScorer
 from grm_jax.judges.generative import Judge, JudgeConfig, check_meta
+from grm_jax.judges.meta_rm import META, MetaJudge
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.transformer import Transformer
 from grm_jax.sampling import decode_weights
@@ -261,7 +262,7 @@ def _has_scalar_head(
 def meta_template_of(directory: str) -> str:
   """Returns the template of the prompts that a meta RM was trained with.
 
-  A converted checkpoint does not store it; `scalar_rm.META` is the default.
+  A converted checkpoint does not store it; `meta_rm.META` is the default.
   """
   if directory == model_directory.RANDOM:
     return META

@@ -17,13 +17,13 @@ from grm_jax.judgement.judgement import ExampleError, JudgedExample
 from grm_jax.judgement.judgement_request import JudgementRequest
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judgement.verdict import VoteConfig
-from grm_jax.judges.baselines.scalar_rm import MetaJudge
 from grm_jax.judges.judgement_scheduler import (
   JudgementScheduler,
   OnJudged,
   OnSample,
   PromptBuilder,
 )
+from grm_jax.judges.meta_rm import MetaJudge
 from grm_jax.sampling.decode_state import DecodeWeights
 from grm_jax.sampling.engine import Engine
 from grm_jax.tokenizer.tokenizer import Tokenizer

@@ -17,8 +17,9 @@ from grm_jax.errors import UserError
 from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
-from grm_jax.judges.baselines.scalar_rm import meta_text, score_groups
+from grm_jax.judges.baselines.scalar_rm import score_groups
 from grm_jax.judges.generative import Judge
+from grm_jax.judges.meta_rm import meta_text
 from grm_jax.sampling.padding import PromptWithTexts
 from grm_jax.sampling.scalar_scorer import ScalarScorer
 from grm_jax.tokenizer import chat_format

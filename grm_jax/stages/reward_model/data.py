@@ -33,6 +33,7 @@ from grm_jax.judgement import correctness, rejection_sampling
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judgement.rejection_sampling import FilterSample
+from grm_jax.judges import meta_rm
 from grm_jax.judges.baselines import pairwise_rm, scalar_rm
 from grm_jax.model.batch import Batch
 from grm_jax.stages.rft import sample_files
@@ -246,10 +247,10 @@ def _meta_records(
         _make_record(
           example,
           f'{",".join(map(str, order))} {part}',
-          scalar_rm.meta_prompt(
+          meta_rm.meta_prompt(
             example, order, tokenizer, max_prompt, prompt_format.template
           ),
-          [scalar_rm.meta_text(x.text, tokenizer, max_text) for x in chosen],
+          [meta_rm.meta_text(x.text, tokenizer, max_text) for x in chosen],
           indices,
           [_is_correct(x, example, prompt_format) for x in chosen],
         )

@@ -32,8 +32,8 @@ from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample
 from grm_jax.judges import factory as judge_factory
 from grm_jax.judges import resumable
-from grm_jax.judges.baselines.scalar_rm import MetaJudge
 from grm_jax.judges.generative import Judge, JudgeConfig
+from grm_jax.judges.meta_rm import MetaJudge
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.sampling import decode_weights
 from grm_jax.sharding import distributed, mesh

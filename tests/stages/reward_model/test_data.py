@@ -13,7 +13,8 @@ from grm_jax.judgement.judgement import JudgedExample, Judgement
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judgement.rejection_sampling import FilterSample
 from grm_jax.judges.baselines.pairwise_rm import PairJudge, win_probabilities
-from grm_jax.judges.baselines.scalar_rm import META, MetaJudge, ScalarJudge
+from grm_jax.judges.baselines.scalar_rm import ScalarJudge
+from grm_jax.judges.meta_rm import META, MetaJudge
 from grm_jax.model.batch import Batch
 from grm_jax.stages.reward_model import data as rm_data
 from grm_jax.stages.reward_model.data import RewardDataset

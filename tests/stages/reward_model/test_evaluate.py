@@ -7,7 +7,7 @@ import pytest
 
 from grm_jax.data import tokenized_example
 from grm_jax.judgement.prompt_format import PromptFormat
-from grm_jax.judges.baselines.scalar_rm import META
+from grm_jax.judges.meta_rm import META
 from grm_jax.model import logprobs
 from grm_jax.model.batch import Batch
 from grm_jax.sharding import mesh, rules

@@ -15,7 +15,7 @@ from grm_jax.errors import UserError
 from grm_jax.judgement.example import from_row
 from grm_jax.judgement.judgement import JudgedExample, Judgement
 from grm_jax.judges import factory as judge_factory
-from grm_jax.judges.baselines.scalar_rm import MetaJudge
+from grm_jax.judges.meta_rm import MetaJudge
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.sampling.scalar_scorer import ScalarScorer
 from grm_jax.sharding import mesh
