@@ -69,7 +69,7 @@ _DEFAULTS = dict(
     # Without `data`: fraction of the queries to hold out; 0: no evaluation.
     holdout_fraction=0.1,
     every=100,  # steps; 0: at the end only
-    prompts=64,  # prompts on the devices at once
+    concurrent_prompts=64,  # prompts on the devices at once
   ),
   mesh=dict(
     data=1,  # devices that replicate weights
@@ -100,7 +100,7 @@ _TINY = {
   'steps': 300,
   'optimizer.kind': 'muon',
   'optimizer.learning_rate': 2e-3,
-  'evaluation.prompts': 16,
+  'evaluation.concurrent_prompts': 16,
   'compute.dtype': 'float32',
   'compute.attention': 'xla',
   'compute.remat': 'dots',
@@ -119,7 +119,7 @@ _SMOLLM2 = {
   'optimizer.warmup_steps': 10,
   'save_every': 10,
   'evaluation.every': 0,
-  'evaluation.prompts': 8,
+  'evaluation.concurrent_prompts': 8,
   'compute.dtype': 'float32',
   'compute.attention': 'xla',
   'compute.remat': 'dots',

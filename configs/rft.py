@@ -50,7 +50,7 @@ _DEFAULTS = dict(
   sampling=dict(  # see configs/score.py
     weights='resident',  # or 'fsdp'
     int8=False,  # int8 kernels
-    prompts=64,  # P, prompts on the devices at once
+    concurrent_prompts=64,  # P, prompts decoded at the same time
     generations_per_prompt=4,  # R, samples of a prompt at once
     max_new_tokens=1024,  # T, the longest generation
     decode_steps_per_call=16,  # decode steps between two refills
@@ -86,7 +86,7 @@ _TINY = {
 # SmolLM2-135M on two CPU cores.
 _SMOLLM2 = {
   'checkpoint': 'runs/smollm2/model',
-  'sampling.prompts': 32,
+  'sampling.concurrent_prompts': 32,
   'sampling.generations_per_prompt': 1,
   'sampling.max_new_tokens': 256,
   'sampling.prompt_buckets': (320, 512),

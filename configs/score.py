@@ -49,7 +49,7 @@ _DEFAULTS = dict(
   sampling=dict(
     weights='resident',  # or 'fsdp': split as in training, gathered per layer
     int8=False,  # int8 kernels, one scale per output channel
-    prompts=16,  # P, prompts on the devices at once
+    concurrent_prompts=16,  # P, prompts decoded at the same time
     generations_per_prompt=4,  # R, samples of a prompt at once
     max_new_tokens=1024,  # T, the longest generation
     decode_steps_per_call=16,  # decode steps between two refills
@@ -80,7 +80,7 @@ _TINY = {
   'checkpoint': 'random',
   'input': 'launch/demo/rows.jsonl',
   'k': 4,
-  'sampling.prompts': 2,
+  'sampling.concurrent_prompts': 2,
   'sampling.generations_per_prompt': 2,
   'sampling.max_new_tokens': 96,
   'sampling.prompt_buckets': (1024, 2048),
@@ -92,7 +92,7 @@ _TINY = {
 _SMOLLM2 = {
   'checkpoint': 'runs/smollm2/model',
   'prompt.template': 'brief',
-  'sampling.prompts': 16,
+  'sampling.concurrent_prompts': 16,
   'sampling.generations_per_prompt': 4,
   'sampling.max_new_tokens': 256,
   'sampling.prompt_buckets': (768, 1024),

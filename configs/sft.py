@@ -71,7 +71,7 @@ _DEFAULTS = dict(
   evaluation=dict(
     data='',  # held-out examples, see data/example_sources.py; '': none
     every=400,  # steps; 0: at the end only
-    prompts=64,  # prompts on the devices at once
+    concurrent_prompts=64,  # prompts on the devices at once
   ),
   mesh=dict(
     data=1,  # devices that replicate weights
@@ -106,7 +106,7 @@ _TINY = {
   'optimizer.learning_rate': 6e-3,
   'optimizer.weight_decay': 0.1,
   'evaluation.data': 'practice:240',
-  'evaluation.prompts': 32,
+  'evaluation.concurrent_prompts': 32,
   'compute.dtype': 'float32',
   'compute.attention': 'xla',
   'compute.remat': 'dots',
@@ -141,7 +141,7 @@ _SMOLLM2 = {
   'optimizer.warmup_steps': 10,
   'save_every': 10,
   'evaluation.every': 0,
-  'evaluation.prompts': 8,
+  'evaluation.concurrent_prompts': 8,
   'compute.dtype': 'float32',
   'compute.attention': 'xla',
   'compute.remat': 'dots',

@@ -64,7 +64,7 @@ _DEFAULTS = dict(
     sampling=dict(  # see configs/score.py
       weights='resident',  # or 'fsdp'
       int8=False,  # int8 kernels
-      prompts=16,  # P, prompts on the devices at once
+      concurrent_prompts=16,  # P, prompts decoded at the same time
       generations_per_prompt=4,  # R, samples of a prompt at once
       max_new_tokens=1024,  # T, the longest generation
       decode_steps_per_call=16,  # decode steps between two refills
@@ -140,7 +140,7 @@ _TINY = {
   'prompt.meta': 'practice_meta',
   'prompt_buckets': (256, 512, 1024),
   'meta_rm_samples.num_samples': 8,
-  'evaluation.sampling.prompts': 32,
+  'evaluation.sampling.concurrent_prompts': 32,
   'evaluation.sampling.max_new_tokens': 192,
   'evaluation.sampling.prompt_buckets': (128,),
   'compute.dtype': 'float32',
@@ -174,7 +174,7 @@ _SMOLLM2 = {
   'evaluation.evaluate_initial': True,
   'evaluation.k': 16,
   'evaluation.k_intermediate': 4,
-  'evaluation.sampling.prompts': 32,
+  'evaluation.sampling.concurrent_prompts': 32,
   # Each of the two orders of a pair has k / 2 samples.
   'evaluation.sampling.generations_per_prompt': 2,
   'evaluation.sampling.max_new_tokens': 256,

@@ -29,7 +29,8 @@ PAGES = [
 ]
 TEXT = '\n'.join(path.read_text() for path in PAGES)
 SIZES = """compute.dtype=float32 compute.attention=xla
-sampling.max_new_tokens=16 sampling.decode_steps_per_call=8 sampling.prompts=2
+sampling.max_new_tokens=16 sampling.decode_steps_per_call=8
+sampling.concurrent_prompts=2
 sampling.generations_per_prompt=2 sampling.prompt_buckets=(2048,) k=2"""
 
 

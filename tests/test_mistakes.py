@@ -77,7 +77,7 @@ def write(path, *lines):
 
 SCORE = """configs/score.py checkpoint={grm} input={rows.jsonl} k=2
 compute.dtype=float32 compute.attention=xla sampling.max_new_tokens=16
-sampling.decode_steps_per_call=8 sampling.prompts=4
+sampling.decode_steps_per_call=8 sampling.concurrent_prompts=4
 sampling.generations_per_prompt=2 sampling.prompt_buckets=(2048,)
 """
 CONVERT = 'configs/convert.py source={hf} target={work}/new'

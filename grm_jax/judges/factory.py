@@ -63,8 +63,7 @@ def from_config(
   )
   if config.judge in ('scalar', 'pair', 'semi_scalar'):
     return _value_judge(config, judge_config, layouts)
-  options = config.sampling.to_dict()
-  del options['weights']  # the layouts have it
+  options = sampling_options(config.sampling)
   judge = load(
     config.checkpoint,
     model_directory.step_or_latest(config.checkpoint_step),
@@ -91,6 +90,17 @@ def from_config(
   return TokenProbabilityJudge(judge, verdicts)
 
 
+def sampling_options(sampling: ConfigDict) -> dict[str, Any]:
+  """Returns the options of `load` that a group such as config.sampling has.
+
+  Its leaf `weights` is not an option: it decides the sharding layouts.
+  """
+  options = sampling.to_dict()
+  del options['weights']
+  options['prompts'] = options.pop('concurrent_prompts')
+  return options
+
+
 def _value_judge(
   config: ConfigDict,
   judge_config: JudgeConfig,
@@ -98,7 +108,8 @@ def _value_judge(
 ) -> ScalarJudge | PairJudge | SemiScalarJudge:
   """Returns a judge whose scores are the values of a scalar head."""
   sampling, compute = config.sampling, ComputeConfig(**config.compute)
-  shapes = {x: sampling[x] for x in _SCORER_SHAPES}
+  options = sampling_options(sampling)
+  shapes = {x: options[x] for x in _SCORER_SHAPES}
   decode_layout, layout = layouts
   step = model_directory.step_or_latest(config.checkpoint_step)
   source = (config.checkpoint, step, compute, layout)

@@ -41,7 +41,7 @@ class ScalarScorer:
     Raises:
       UserError: the mesh does not divide the number of prompts.
     """
-    check_divisible(model, 'config.sampling.prompts', prompts)
+    check_divisible(model, 'config.sampling.concurrent_prompts', prompts)
     self.prompts, self.max_new_tokens = prompts, max_new_tokens
     self.prompt_buckets = tuple(sorted(set(prompt_buckets)))
     self._ways = model.layout.num_shards('prompts')

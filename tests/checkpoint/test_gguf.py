@@ -148,7 +148,7 @@ def test_convert_and_score(tmp_path):
     '--config=configs/score.py:tiny',
     f'--config.checkpoint={tmp_path}/model',
     f'--workdir={tmp_path}/scored',
-    '--config.sampling.prompts=8',
+    '--config.sampling.concurrent_prompts=8',
     '--config.sampling.prompt_buckets=(4096,)',
     '--config.mesh.data=8',
   )

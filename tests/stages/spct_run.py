@@ -40,7 +40,7 @@ examples.validation=0 examples.held_out=8
 sft.steps=20 sft.save_every=10 sft.batch.micro_batch_prompts=8
 sft.batch.generation_buckets=(16,) sft.optimizer.warmup_steps=2
 rft.num_samples=2 rft.filter.too_easy=False
-rft.sampling.prompts=4 rft.sampling.max_new_tokens=16
+rft.sampling.concurrent_prompts=4 rft.sampling.max_new_tokens=16
 rft.train.steps=4 rft.train.save_every=1 rft.train.batch.micro_batch_prompts=4
 rft.train.batch.generations_per_prompt=1
 rft.train.batch.generation_buckets=(16,)
@@ -53,7 +53,8 @@ meta_rm_samples.num_samples=2
 meta_rm.steps=4 meta_rm.save_every=1 meta_rm.batch.micro_batch_prompts=2
 meta_rm.batch.generation_buckets=(16,) meta_rm.optimizer.warmup_steps=1
 meta_rm.evaluation.holdout_fraction=0.0
-evaluation.k=4 evaluation.k_intermediate=2 evaluation.sampling.prompts=4
+evaluation.k=4 evaluation.k_intermediate=2
+evaluation.sampling.concurrent_prompts=4
 evaluation.sampling.generations_per_prompt=2
 evaluation.sampling.max_new_tokens=16 evaluation.evaluate_initial=True
 """

@@ -79,7 +79,7 @@ def test_score_runs_on_a_converted_checkpoint(converted, tmp_path):
     '--config=configs/score.py:tiny',
     f'--config.checkpoint={root}/ours',
     f'--workdir={tmp_path}',
-    '--config.sampling.prompts=8',
+    '--config.sampling.concurrent_prompts=8',
   )
   assert names(line, 1024, 300)
 
@@ -90,7 +90,7 @@ def test_random_checkpoint_scores(tmp_path):
     '--config=configs/score.py:tiny',
     f'--config.checkpoint={tmp_path}/model',
     f'--workdir={tmp_path}',
-    '--config.sampling.prompts=8',
+    '--config.sampling.concurrent_prompts=8',
   )
   assert (tmp_path / 'scores.jsonl').read_text().count('\n') == 3
 

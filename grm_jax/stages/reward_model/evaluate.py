@@ -86,8 +86,9 @@ class RewardModelEvaluator:
     num_shards = model.layout.num_shards('prompts')
     if prompts < 1 or prompts % num_shards:
       raise UserError(
-        f'config.evaluation.prompts is {prompts}, but the mesh splits prompts '
-        f'into {num_shards} shards; set it to a multiple of {num_shards}'
+        f'config.evaluation.concurrent_prompts is {prompts}, but the mesh '
+        f'splits prompts into {num_shards} shards; set it to a multiple of '
+        f'{num_shards}'
       )
     self._kind, self._records, self._seed = kind, list(records), seed
     self._model, self._prompts = model, prompts

@@ -86,7 +86,7 @@ def run(config: ConfigDict, workdir: str) -> None:
       make_records(held_out, name='held-out data'),
       model,
       prompt_format,
-      prompts=config.evaluation.prompts,
+      prompts=config.evaluation.concurrent_prompts,
       batch_shape=batch_shape,
       seed=config.seed,
     )

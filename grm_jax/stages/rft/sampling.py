@@ -158,9 +158,8 @@ def _load_judge(config: ConfigDict) -> Judge:
     temperature=config.temperature,
     seed=config.train.seed,
   )
-  options = config.sampling.to_dict()
   layouts = (
-    mesh.from_config(config.train, weights=options.pop('weights')),
+    mesh.from_config(config.train, weights=config.sampling.weights),
     mesh.from_config(config.train),
   )
   return judge_factory.load(
@@ -170,7 +169,7 @@ def _load_judge(config: ConfigDict) -> Judge:
     judge_config,
     ComputeConfig(**config.train.compute),
     layouts,
-    **options,
+    **judge_factory.sampling_options(config.sampling),
   )
 
 

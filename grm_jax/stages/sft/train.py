@@ -118,7 +118,7 @@ def _make_evaluation(
     config,
     model.clone(layout=mesh.from_config(config, weights='resident')),
     tokenizer,
-    prompts=config.evaluation.prompts,
+    prompts=config.evaluation.concurrent_prompts,
     generations_per_prompt=1,  # one greedy judgement of each example
     max_new_tokens=max(config.batch.generation_buckets),
     prompt_buckets=config.batch.prompt_buckets,

@@ -153,12 +153,13 @@ def _load_judge(
   config: ConfigDict, directory: str, step: int | None, meta_checkpoint: str
 ) -> Judge:
   """Returns a judge with the weights of a model directory."""
-  options = config.evaluation.sampling.to_dict()
+  sampling = config.evaluation.sampling
+  options = judge_factory.sampling_options(sampling)
   options['prompt_buckets'] = spct_plan.prompt_buckets(
     config, options['prompt_buckets']
   )
   layouts = (
-    mesh.from_config(config, weights=options.pop('weights')),
+    mesh.from_config(config, weights=sampling.weights),
     mesh.from_config(config),
   )
   return judge_factory.load(

@@ -208,6 +208,6 @@ def test_the_mesh_does_not_divide_prompts():
   layout = rules.make_layout(mesh.make_mesh(fsdp=8), rules.RULES)
   model = tiny.gemma(layout, scalar=True)
   with pytest.raises(
-    ValueError, match=naming(*setting('evaluation.prompts', 4), 8)
+    ValueError, match=naming(*setting('evaluation.concurrent_prompts', 4), 8)
   ):
     make_evaluator(model=model, prompts=4)

@@ -51,7 +51,7 @@ SETTINGS = {
   'save_every': 5,
   'evaluation.holdout_fraction': 0.2,
   'evaluation.every': 10,
-  'evaluation.prompts': 8,
+  'evaluation.concurrent_prompts': 8,
 }
 
 
@@ -372,7 +372,10 @@ MISTAKES = [
     {'evaluation.holdout_fraction': 1.0},
     setting('evaluation.holdout_fraction', 1.0),
   ),
-  ({'evaluation.prompts': 4}, (*setting('evaluation.prompts', 4), 8)),
+  (
+    {'evaluation.concurrent_prompts': 4},
+    (*setting('evaluation.concurrent_prompts', 4), 8),
+  ),
   ({'prompt.single': 'nowhere'}, ['nowhere']),
   ({'checkpoint': 'scratch'}, setting('checkpoint', 'scratch')),
   ({'checkpoint': ''}, ['config.checkpoint']),

@@ -343,7 +343,8 @@ def test_samples_are_the_same_after_kills(tmp_path, environment):
     f'--config.train.prompt.template={tmp_path}/short.txt',
     '--config.sampling.max_new_tokens=12',
     '--config.sampling.decode_steps_per_call=4',
-    '--config.sampling.prompts=16',  # fewer than rows: not all end at once
+    # Fewer prompts than rows: not all end at once.
+    '--config.sampling.concurrent_prompts=16',
     '--config.sampling.prompt_buckets=(128,)',
     '--config.train.batch.prompt_buckets=(128,)',
     '--config.num_samples=2',

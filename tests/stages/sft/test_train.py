@@ -341,7 +341,7 @@ def scratch(runner, tmp_path_factory):
       'save_every': 0,
       'evaluation.data': 'practice:4',
       'evaluation.every': 2,
-      'evaluation.prompts': 4,
+      'evaluation.concurrent_prompts': 4,
     },
   )
   return workdir, stdout
@@ -461,7 +461,7 @@ MISTAKES = [
   ({'profile_steps': '3'}, setting('profile_steps', 3)),
   ({'evaluation.data': 'nowhere.jsonl'}, ['nowhere.jsonl']),
   (
-    {'evaluation.data': 'practice:4', 'evaluation.prompts': 3},
+    {'evaluation.data': 'practice:4', 'evaluation.concurrent_prompts': 3},
     ['prompts', 3, 8],
   ),
   ({'mesh.tensor': 3}, ['tensor', 3]),
