@@ -74,7 +74,9 @@ _DEFAULTS = dict(
   compute=dict(
     dtype='bfloat16',  # of activations and of kernels in products
     param_dtype='float32',  # of parameters at rest
-    remat='nothing_saveable',  # what the backward pass keeps; or 'dots'
+    # Values that the backward pass keeps, most memory first: 'none' (all; no
+    # rematerialization), 'dots', 'dots_no_batch', 'nothing_saveable'.
+    remat='nothing_saveable',
     attention='splash',  # or 'xla'
     query_block=512,  # queries at once in xla attention
     splash_block=512,  # tile of the splash kernel

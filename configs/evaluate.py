@@ -47,7 +47,8 @@ _DEFAULTS = dict(
   response_order='balanced',  # 'random' is the paper's; or 'fixed'
   seed=0,  # of samples, orders and bootstrap intervals
   prompt=dict(
-    template='',  # name in judgement/templates/, or a path; '': the judge's own
+    # Name in grm_jax/judgement/templates/, or a path; '': the judge's own.
+    template='',
     # Template that writes principles for an example that has none; used by
     # the template 'critique'.
     principles='principles',

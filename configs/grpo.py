@@ -29,14 +29,14 @@ _DEFAULTS = dict(
   stage='grpo',  # see grm_jax/main.py
   checkpoint='',  # model directory of the initial policy
   checkpoint_step=-1,  # step of the checkpoint; -1: the newest
-  data='',  # labelled examples, see data/example_sources.py
+  data='',  # labelled examples, see grm_jax/data/example_sources.py
   # 'outcome': +1 for a correct judgement, -1 for any other. Or your own
-  # reward: 'path/to/file.py:function', see judgement/correctness.py.
+  # reward: 'path/to/file.py:function', see grm_jax/judgement/correctness.py.
   reward='outcome',
   fail_on_bad_rows=False,  # stop at the first bad row instead of skipping it
   seed=0,  # of data order and samples
   prompt=dict(
-    template='pointwise',  # name in judgement/templates/, or a path
+    template='pointwise',  # name in grm_jax/judgement/templates/, or a path
     single='single',  # template for one response
     too_long='shorten',  # or 'refuse': skip prompts that do not fit
   ),
@@ -85,7 +85,7 @@ _DEFAULTS = dict(
   profile_steps='',  # 'FIRST,LAST': trace these steps into WORKDIR/profile
   log_samples_every=25,  # steps between sample texts in TensorBoard; 0: none
   evaluation=dict(
-    data='',  # held-out examples, see data/example_sources.py; '': none
+    data='',  # held-out examples, see grm_jax/data/example_sources.py; '': none
     every=50,  # steps; 0: at the start and the end only
     k=8,  # samples per example for Voting@k; 0: greedy only
     max_parse_failure_rate=0.2,  # highest acceptable fraction
@@ -109,7 +109,9 @@ _DEFAULTS = dict(
   compute=dict(
     dtype='bfloat16',  # of layers; or 'float32'
     attention='splash',  # TPU kernel; 'xla' runs everywhere
-    remat='nothing_saveable',  # what the backward pass keeps; or 'dots'
+    # Values that the backward pass keeps, most memory first: 'none' (all; no
+    # rematerialization), 'dots', 'dots_no_batch', 'nothing_saveable'.
+    remat='nothing_saveable',
   ),
 )
 

@@ -31,7 +31,7 @@ _DEFAULTS = dict(
   # A model directory; without a scalar head it gets one. 'random': for tests.
   checkpoint='',
   checkpoint_step=-1,  # step of the checkpoint; -1: the newest
-  data='',  # labelled examples, see data/example_sources.py
+  data='',  # labelled examples, see grm_jax/data/example_sources.py
   samples='',  # judgements: files of the stage rft, separated by commas
   fail_on_bad_rows=False,  # stop at the first bad row instead of skipping it
   seed=0,  # of data order and samples
@@ -64,7 +64,7 @@ _DEFAULTS = dict(
   max_to_keep=2,  # number of checkpoints on disk
   profile_steps='',  # 'FIRST,LAST': trace these steps into WORKDIR/profile
   evaluation=dict(
-    data='',  # held-out examples, see data/example_sources.py
+    data='',  # held-out examples, see grm_jax/data/example_sources.py
     samples='',  # judgements of them, for kind=meta
     # Without `data`: fraction of the queries to hold out; 0: no evaluation.
     holdout_fraction=0.1,
@@ -81,7 +81,9 @@ _DEFAULTS = dict(
   compute=dict(
     dtype='bfloat16',  # of layers; or 'float32'
     attention='splash',  # TPU kernel; 'xla' runs everywhere
-    remat='nothing_saveable',  # what the backward pass keeps; or 'dots'
+    # Values that the backward pass keeps, most memory first: 'none' (all; no
+    # rematerialization), 'dots', 'dots_no_batch', 'nothing_saveable'.
+    remat='nothing_saveable',
   ),
 )
 

@@ -43,7 +43,8 @@ _DEFAULTS = dict(
   k_meta=0,  # default of requests; 0: half of k
   seed=0,  # default of requests
   prompt=dict(
-    template='',  # name in judgement/templates/, or a path; '': the judge's own
+    # Name in grm_jax/judgement/templates/, or a path; '': the judge's own.
+    template='',
     # Template that writes principles for an example that has none; used by
     # the template 'critique'.
     principles='principles',

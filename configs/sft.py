@@ -28,9 +28,10 @@ _DEFAULTS = dict(
   # trained on the texts. 'random': small random weights, for tests.
   checkpoint='',
   checkpoint_step=-1,  # step of the checkpoint; -1: the newest
-  size='tiny',  # model to train from scratch, a name in model/config.py
+  size='tiny',  # model to train from scratch, a name in grm_jax/model/config.py
   data=dict(
-    texts='',  # practice:COUNT, texts:PATH or judged:PATH; data/sft_sources.py
+    # practice:COUNT, texts:PATH or judged:PATH; grm_jax/data/sft_sources.py
+    texts='',
     general='',  # a second source
     general_fraction=0.0,  # fraction of prompts (packed: rows) from `general`
     # Fraction of texts with an error, from the teacher of practice:COUNT.
@@ -39,7 +40,7 @@ _DEFAULTS = dict(
   fail_on_bad_rows=False,  # stop at the first bad row instead of skipping it
   seed=0,  # of data order and samples
   prompt=dict(
-    template='pointwise',  # name in judgement/templates/, or a path
+    template='pointwise',  # name in grm_jax/judgement/templates/, or a path
     single='single',  # template for one response
     too_long='shorten',  # or 'refuse': skip prompts that do not fit
   ),
@@ -69,7 +70,7 @@ _DEFAULTS = dict(
   max_to_keep=2,  # number of checkpoints on disk
   profile_steps='',  # 'FIRST,LAST': trace these steps into WORKDIR/profile
   evaluation=dict(
-    data='',  # held-out examples, see data/example_sources.py; '': none
+    data='',  # held-out examples, see grm_jax/data/example_sources.py; '': none
     every=400,  # steps; 0: at the end only
     concurrent_prompts=64,  # prompts on the devices at once
   ),
@@ -84,7 +85,9 @@ _DEFAULTS = dict(
   compute=dict(
     dtype='bfloat16',  # of layers; or 'float32'
     attention='splash',  # TPU kernel; 'xla' runs everywhere
-    remat='nothing_saveable',  # what the backward pass keeps; or 'dots'
+    # Values that the backward pass keeps, most memory first: 'none' (all; no
+    # rematerialization), 'dots', 'dots_no_batch', 'nothing_saveable'.
+    remat='nothing_saveable',
   ),
 )
 
