@@ -93,7 +93,7 @@ _DEFAULTS = dict(
     patience=2,
   ),
   rollout=dict(
-    prompts=64,  # prompts on the devices at once in sampling
+    concurrent_prompts=64,  # prompts decoded at the same time
     generations_per_prompt=4,  # generations of each prompt at once
     decode_steps_per_call=16,  # decode steps between two refills
     int8=False,  # sample and evaluate with int8 kernels
@@ -133,7 +133,7 @@ _TINY = {
   'optimizer.learning_rate': 5e-4,
   'optimizer.schedule': 'cosine',
   'evaluation.data': 'practice:400',
-  'rollout.prompts': 16,
+  'rollout.concurrent_prompts': 16,
   'rollout.generations_per_prompt': 8,
   'compute.dtype': 'float32',
   'compute.attention': 'xla',
@@ -159,7 +159,7 @@ _SMOLLM2 = {
   'log_samples_every': 5,
   'evaluation.every': 0,
   'evaluation.k': 0,
-  'rollout.prompts': 8,
+  'rollout.concurrent_prompts': 8,
   'rollout.generations_per_prompt': 8,
   'compute.dtype': 'float32',
   'compute.attention': 'xla',

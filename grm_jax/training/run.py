@@ -1,4 +1,4 @@
-"""What all training runs share: start, resume, save, stop, collect metrics.
+"""Start, resume, save and metrics of a training run, for all stages.
 
 A run is a folder WORKDIR with model/ (a model directory, whose checkpoints hold
 everything that the run needs to resume bit for bit), metrics.jsonl and
@@ -332,8 +332,12 @@ def collect_metrics(
 def _speed(timer, model, infos) -> dict[str, float | None]:
   """Ends a lap of the timer in which these batches were trained on."""
   lengths = [length for info in infos for length in info.token_lengths]
-  timer.add('tokens', sum(prompt + sum(own) for prompt, own in lengths))
-  timer.add('generation_tokens', sum(sum(own) for _, own in lengths))
+  timer.add(
+    'tokens', sum(prompt + sum(generations) for prompt, generations in lengths)
+  )
+  timer.add(
+    'generation_tokens', sum(sum(generations) for _, generations in lengths)
+  )
   timer.add('flops', _flops(model, lengths))
   lap = timer.lap()
   flops_per_second = lap.pop('flops_per_second')

@@ -37,7 +37,7 @@ def test_the_run_fits_its_config_and_chips():
   )
   # The devices of both axes split the prompts of an update and of a rollout.
   assert config.batch.micro_batch_prompts % (data * fsdp) == 0
-  assert config.rollout.prompts % (data * fsdp) == 0
+  assert config.rollout.concurrent_prompts % (data * fsdp) == 0
   assert config.prompts_per_rollout % config.batch.micro_batch_prompts == 0
 
 

@@ -14,7 +14,7 @@ SIZES = """
 examples.grpo=16 sft.batch.micro_batch_prompts=8
 rft.sampling.concurrent_prompts=8 rft.train.batch.micro_batch_prompts=8
 grpo.prompts_per_rollout=8
-grpo.batch.micro_batch_prompts=8 grpo.rollout.prompts=8
+grpo.batch.micro_batch_prompts=8 grpo.rollout.concurrent_prompts=8
 meta_rm.batch.micro_batch_prompts=8 meta_rm.evaluation.concurrent_prompts=8
 evaluation.sampling.concurrent_prompts=8 mesh.decode_tensor=2
 """

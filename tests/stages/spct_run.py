@@ -47,7 +47,7 @@ rft.train.batch.generation_buckets=(16,)
 rft.train.optimizer.warmup_steps=1
 grpo.steps=4 grpo.save_every=1 grpo.prompts_per_rollout=2 grpo.group_size=2
 grpo.batch.micro_batch_prompts=2 grpo.batch.generation_buckets=(16,)
-grpo.rollout.prompts=2 grpo.rollout.generations_per_prompt=2
+grpo.rollout.concurrent_prompts=2 grpo.rollout.generations_per_prompt=2
 grpo.optimizer.warmup_steps=1
 meta_rm_samples.num_samples=2
 meta_rm.steps=4 meta_rm.save_every=1 meta_rm.batch.micro_batch_prompts=2

@@ -30,7 +30,7 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
     ('num_iterations', config.num_iterations, 1),
     ('max_resample_attempts', config.max_resample_attempts, 0),
     ('batch.micro_batch_prompts', config.batch.micro_batch_prompts, 1),
-    ('rollout.prompts', config.rollout.prompts, 1),
+    ('rollout.concurrent_prompts', config.rollout.concurrent_prompts, 1),
     (
       'rollout.generations_per_prompt',
       config.rollout.generations_per_prompt,

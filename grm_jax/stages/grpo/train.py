@@ -239,7 +239,7 @@ def _make_engine(
   return judge_factory.make_engine(
     decode_model,
     tokenizer,
-    prompts=config.rollout.prompts,
+    prompts=config.rollout.concurrent_prompts,
     generations_per_prompt=config.rollout.generations_per_prompt,
     max_new_tokens=max(config.batch.generation_buckets),
     decode_steps_per_call=config.rollout.decode_steps_per_call,

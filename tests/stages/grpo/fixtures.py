@@ -32,7 +32,7 @@ SETTINGS = {
   'batch.micro_batch_prompts': 16,
   'batch.prompt_buckets': (32,),
   'batch.generation_buckets': (8,),
-  'rollout.prompts': 16,
+  'rollout.concurrent_prompts': 16,
   'rollout.generations_per_prompt': 4,
   'rollout.decode_steps_per_call': 4,
   'steps': STEPS,

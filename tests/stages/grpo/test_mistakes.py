@@ -37,7 +37,7 @@ WRONG = {
   'num_iterations': 0,
   'max_resample_attempts': -1,
   'batch.micro_batch_prompts': 0,
-  'rollout.prompts': 0,
+  'rollout.concurrent_prompts': 0,
   'rollout.generations_per_prompt': 0,
   'rollout.decode_steps_per_call': 0,
   'max_to_keep': 0,
@@ -118,7 +118,7 @@ def test_mistakes_found_before_weights_are_read(
 
 
 AFTER = [
-  ({'rollout.prompts': 3}, ['prompts', 3, 8]),
+  ({'rollout.concurrent_prompts': 3}, ['prompts', 3, 8]),
   ({'evaluation.data': 'nowhere.jsonl'}, ['nowhere.jsonl']),
   ({'reference.checkpoint': 'nowhere'}, ['nowhere']),
 ]
