@@ -109,7 +109,7 @@ def _model(config: ConfigDict, devices: Sequence[jax.Device]) -> Transformer:
     transformer_config,
     ComputeConfig(**config.compute),
     mesh.from_config(config, devices, weights),
-    scalar=programs.has_value_head(config.program),
+    scalar=programs.has_scalar_head(config.program),
   )
 
 

@@ -86,7 +86,7 @@ def of_config(config: ConfigDict, model: Transformer) -> list[AotProgram]:
   return PROGRAMS[config.program](config, model)
 
 
-def has_value_head(program: str) -> bool:
+def has_scalar_head(program: str) -> bool:
   """Returns whether the program uses a model with a scalar head."""
   return program == 'reward_model_step'
 

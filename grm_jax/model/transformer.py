@@ -215,7 +215,7 @@ class Embedder(nn.Module):
     return x * jnp.asarray(scale, x.dtype)
 
 
-class ValueHead(nn.Module):
+class ScalarHead(nn.Module):
   """Maps hidden states to one float32 number each, for scalar reward models."""
 
   compute: ComputeConfig
@@ -270,7 +270,7 @@ class Transformer(nn.Module):
     self.pairs = scanned(*parts)
     self.final_norm = RMSNorm(self.config, self.compute)
     if self.scalar:
-      self.value_head = ValueHead(self.compute)
+      self.value_head = ScalarHead(self.compute)
 
   def __call__(self, batch: Batch) -> HiddenStates:
     """Computes the hidden states of every token of the batch."""
