@@ -150,8 +150,12 @@ def _format_bytes(count):
   return f'{count:,.2f} GiB'
 
 
+@functools.lru_cache(maxsize=16)
 def _boxed_shapes(model):
-  """Returns the parameter tree as shapes boxed with their logical names."""
+  """Returns the parameter tree as shapes boxed with their logical names.
+
+  A run needs it several times, and tracing a model takes a quarter of a second.
+  """
   return jax.eval_shape(functools.partial(_init, model), jax.random.key(0))
 
 
