@@ -2,7 +2,7 @@
 
 The environment is set before JAX is imported for the first time; processes
 that tests start, and the workers of pytest-xdist, inherit it. Most of the
-suite's time is compilation, so LLVM optimizes little, and every process reads
+suite's time is compilation, so XLA optimizes little, and every process reads
 and writes one cache of compiled programs.
 """
 
@@ -11,14 +11,12 @@ import os
 import shutil
 import tempfile
 
+from tests import processes
+
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = ' '.join(
-  [
-    os.environ.get('XLA_FLAGS', ''),
-    '--xla_force_host_platform_device_count=8',
-    '--xla_backend_optimization_level=0',
-    '--xla_llvm_disable_expensive_passes=true',
-  ]
+os.environ['XLA_FLAGS'] = (
+  f'{os.environ.get("XLA_FLAGS", "")} {processes.FAST_COMPILATION} '
+  '--xla_force_host_platform_device_count=8'
 )
 # The controller of pytest-xdist creates it and its workers inherit it.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:

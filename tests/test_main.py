@@ -14,7 +14,7 @@ from grm_jax import main
 from grm_jax.errors import NonFiniteError, UserError
 from grm_jax.stages.sft import train as sft_train
 from tests.messages import lines_with, names
-from tests.processes import HANG_TIMEOUT_S
+from tests.processes import FAST_COMPILATION, HANG_TIMEOUT_S
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -24,10 +24,7 @@ def environment():
 
   It has the compilation cache of conftest.py.
   """
-  flags = '--xla_backend_optimization_level=0'
-  return os.environ | {
-    'XLA_FLAGS': f'{flags} --xla_llvm_disable_expensive_passes=true'
-  }
+  return os.environ | {'XLA_FLAGS': FAST_COMPILATION}
 
 
 def run(*arguments, expect=0, env=None):

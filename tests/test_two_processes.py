@@ -65,7 +65,9 @@ def test_two_processes_score_as_one(tmp_path, judge, apart):
   main = ['-m', 'grm_jax.main', '--config=configs/score.py:tiny']
   main += ['--config.sampling.concurrent_prompts=8', f'--config.judge={judge}']
   main += ['--config.sampling.max_new_tokens=80', '--config.k=3']
-  run_processes([*main, f'--workdir={tmp_path}/two', f'--config.apart={apart}'])
+  run_processes(
+    [*main, f'--workdir={tmp_path}/two', f'--config.apart={apart}'], devices=1
+  )
   assert [x.name for x in (tmp_path / 'two').iterdir()] == ['scores.jsonl']
   run_processes([*main, f'--workdir={tmp_path}/one'], count=1, devices=1)
   two, one = (

@@ -1,6 +1,5 @@
 """The stage convert through main: import, export, and errors."""
 
-import os
 import pathlib
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from tests import gemma2_files
 from tests.messages import lines_with, names
 from tests.processes import HANG_TIMEOUT_S
 from tests.stages import stage_output
-from tests.test_main import error_of, run
+from tests.test_main import environment, error_of, run
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIELDS = gemma2_files.CONFIGS['odd_heads'] | {
@@ -24,7 +23,7 @@ FIELDS = gemma2_files.CONFIGS['odd_heads'] | {
 }
 CONFIG = '--config=configs/convert.py'
 # One device instead of eight virtual ones starts faster.
-ONE_DEVICE = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+ONE_DEVICE = environment()
 
 
 @pytest.fixture(scope='module')

@@ -381,14 +381,11 @@ def test_all_examples_are_too_long(runner, tmp_path):
 @pytest.mark.parametrize(
   'offload, ends', [(False, [2]), (True, [2, 3])], ids=['devices', 'host']
 )
-def test_two_processes_train_as_one(
-  runner, clean_run, tmp_path, monkeypatch, offload, ends
-):
+def test_two_processes_train_as_one(runner, clean_run, tmp_path, offload, ends):
   """Both sample the same rollouts, and hold their own rows of batches.
 
   With an offloaded state each also holds its own part of it, and resumes.
   """
-  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
   changes = {'evaluation.data': '', 'optimizer.offload_to_host': offload}
   for steps in ends:
     arguments = runner.arguments(steps=steps, **changes)

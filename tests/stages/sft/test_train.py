@@ -399,14 +399,11 @@ def test_a_model_from_scratch_is_a_model_directory(runner, scratch, tmp_path):
   assert len(json.loads(row)['samples']) == 1
 
 
-def test_two_processes_train_as_one_after_kills(
-  runner, clean_run, tmp_path, monkeypatch
-):
+def test_two_processes_train_as_one_after_kills(runner, clean_run, tmp_path):
   """Each holds its own rows. If one is killed, the other ends, too."""
-  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
   run = ['-m', 'grm_jax.main', *runner.arguments(), f'--workdir={tmp_path}']
   for killed, rows in ((1, 7), (0, 12)):
-    with processes.start_processes(run) as children:
+    with processes.start_processes(run, devices=1) as children:
       wait_for(
         children[0], lambda n=rows: lines_of(tmp_path / 'metrics.jsonl') > n
       )
@@ -414,7 +411,7 @@ def test_two_processes_train_as_one_after_kills(
       output = processes.collect_output(children)[1 - killed][1]
     assert children[1 - killed].returncode in (1, 134, -signal.SIGABRT), output
     assert stage_output.LEFT_ALONE.search(output), output
-  processes.run_processes(run)
+  processes.run_processes(run, devices=1)
   np.testing.assert_allclose(losses(tmp_path), losses(clean_run[0]), atol=1e-4)
   assert steps_in(tmp_path) == [15, 20]
   one, two = (meta_of(x, STEPS)['data'] for x in (clean_run[0], tmp_path))
