@@ -14,7 +14,7 @@ from grm_jax import main
 from grm_jax.errors import NonFiniteError, UserError
 from grm_jax.stages.sft import train as sft_train
 from tests.messages import lines_with, names
-from tests.processes import FAST_COMPILATION, HANG_TIMEOUT_S
+from tests.processes import HANG_TIMEOUT_S, RUN_FLAGS
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -24,7 +24,7 @@ def environment():
 
   It has the compilation cache of conftest.py.
   """
-  return os.environ | {'XLA_FLAGS': FAST_COMPILATION}
+  return os.environ | {'XLA_FLAGS': RUN_FLAGS}
 
 
 def run(*arguments, expect=0, env=None):
