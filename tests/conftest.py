@@ -8,6 +8,7 @@ which compile in 60 % of the time of the newer ones.
 """
 
 import atexit
+import collections
 import gc
 import os
 import shutil
@@ -49,3 +50,11 @@ def environment():
   from tests import test_main
 
   return test_main.environment()
+
+
+def pytest_collection_modifyitems(items):
+  """Refuses tests with equal ids: pytest-xdist would run only one of them."""
+  counts = collections.Counter(item.nodeid for item in items)
+  repeated = [id for id, count in counts.items() if count > 1]
+  if repeated:
+    raise pytest.UsageError(f'tests with equal ids: {repeated}')
