@@ -20,7 +20,7 @@ def main(folder: str) -> None:
   with pytest.MonkeyPatch.context() as patch, fake_bucket.bucket(patch) as url:
     for _ in range(2):
       spct_run_module.run(config, f'{url}/work')
-    print(json.dumps(sorted(fake_bucket.Memory.store)))
+    print(json.dumps(sorted(fake_bucket.MemoryBuckets.store)))
 
 
 if __name__ == '__main__':
