@@ -32,7 +32,7 @@ class Judgement:
 
   @property
   def truncated(self) -> bool:
-    """Whether generation reached the maximum length before it ended."""
+    """True if generation reached the maximum length before it ended."""
     return self.finish == 'length'
 
 

@@ -40,7 +40,7 @@ class VoteConfig:
 
   @property
   def needs_meta(self) -> bool:
-    """Whether the vote needs scores by a meta RM."""
+    """True if the vote needs scores by a meta RM."""
     return self.kind in _META_KINDS
 
 

@@ -154,7 +154,7 @@ class JudgeWorker:
 
   @property
   def is_open(self) -> bool:
-    """Whether requests are accepted."""
+    """True while requests are accepted."""
     return not self._close_reason
 
   def close(self, timeout_s: float | None = None) -> bool:

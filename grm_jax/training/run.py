@@ -43,32 +43,28 @@ class Resumable(Protocol):
     """Moves to a position; UserError if it belongs to another stream."""
 
 
-def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
-  """Checks settings of a supervised stage before data or weights are read.
+def check(
+  config: ConfigDict,
+  workdir: str,
+  *minimums: tuple[str, int, int],
+  key: str = 'config',
+) -> None:
+  """Checks settings of a training stage before data or weights are read.
 
   Args:
     config: config of the stage.
     workdir: folder that the run writes.
+    *minimums: settings of the stage alone, as for `check_minimum`.
     key: config key of `config`, for messages.
 
   Raises:
     UserError: a setting is wrong.
   """
-  check_workdir(workdir)
-  check_minimum(
-    ('batch.grad_accum_steps', config.batch.grad_accum_steps, 1),
-    ('batch.generations_per_prompt', config.batch.generations_per_prompt, 1),
-    ('max_to_keep', config.max_to_keep, 1),
-    key=key,
-  )
-  optimizer.make(config.steps, key=f'{key}.optimizer', **config.optimizer)
-  profiling.parse(config.profile_steps, f'{key}.profile_steps')
-
-
-def check_workdir(workdir: str) -> None:
-  """Raises UserError if there is no workdir."""
   if not workdir:
     raise UserError('--workdir is missing; give the folder to write the model')
+  check_minimum(*minimums, ('max_to_keep', config.max_to_keep, 1), key=key)
+  optimizer.make(config.steps, key=f'{key}.optimizer', **config.optimizer)
+  profiling.parse(config.profile_steps, f'{key}.profile_steps')
 
 
 def check_minimum(*settings: tuple[str, int, int], key: str = 'config') -> None:

@@ -31,6 +31,17 @@ _WINDOW = 16  # number of batches whose examples are sorted by length together
 Evaluation = tuple[Mapping[str, float], str]
 
 
+def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
+  """Checks settings of a supervised stage; see training.run.check."""
+  training_run.check(
+    config,
+    workdir,
+    ('batch.grad_accum_steps', config.batch.grad_accum_steps, 1),
+    ('batch.generations_per_prompt', config.batch.generations_per_prompt, 1),
+    key=key,
+  )
+
+
 def make_batches(
   config: ConfigDict,
   examples: Sequence[TokenizedExample],

@@ -59,7 +59,7 @@ class RolloutGroup:
 
   @property
   def has_spread(self) -> bool:
-    """Whether rewards differ; otherwise all advantages are 0."""
+    """True if rewards differ; otherwise all advantages are 0."""
     return not advantages_lib.zero_std(self.rewards[None])[0]
 
 

@@ -5,25 +5,16 @@ from ml_collections import ConfigDict
 from grm_jax.data import tokenized_example
 from grm_jax.errors import UserError
 from grm_jax.stages.grpo import update
-from grm_jax.training import optimizer, reference_policy
-from grm_jax.training import profiler as profiling
+from grm_jax.training import reference_policy
 from grm_jax.training import run as training_run
 from grm_jax.training.run_state import ParseFailureStop
 
 
 def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
-  """Checks settings before data or weights are read.
-
-  Args:
-    config: config of the stage.
-    workdir: folder that the run writes.
-    key: config key of `config`, for messages.
-
-  Raises:
-    UserError: a setting is wrong.
-  """
-  training_run.check_workdir(workdir)
-  training_run.check_minimum(
+  """Checks settings before data or weights are read; see training.run.check."""
+  training_run.check(
+    config,
+    workdir,
     ('group_size', config.group_size, 2),
     ('prompts_per_rollout', config.prompts_per_rollout, 1),
     ('num_minibatches', config.num_minibatches, 1),
@@ -37,7 +28,6 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
       1,
     ),
     ('rollout.decode_steps_per_call', config.rollout.decode_steps_per_call, 1),
-    ('max_to_keep', config.max_to_keep, 1),
     ('evaluation.k', config.evaluation.k, 0),
     key=key,
   )
@@ -62,8 +52,6 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
   update.make_loss_config(config, key)
   reference_policy.check_dtype(config.reference.dtype, f'{key}.reference.dtype')
   stop_rule(config, key)
-  optimizer.make(config.steps, key=f'{key}.optimizer', **config.optimizer)
-  profiling.parse(config.profile_steps, f'{key}.profile_steps')
 
 
 def batch_shape(

@@ -117,8 +117,8 @@ def run(config: ConfigDict, workdir: str) -> None:
 
 
 def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
-  """Checks settings before data or weights are read; see training.run.check."""
-  training_run.check(config, workdir, key)
+  """Checks settings before data or weights are read; see supervised.check."""
+  supervised.check(config, workdir, key)
   kind, evaluation = config.kind, config.evaluation
   if kind not in KINDS:
     raise UserError(f'{key}.kind is {kind!r}; set it to {", ".join(KINDS)}')

@@ -92,8 +92,8 @@ def run(config: ConfigDict, workdir: str) -> None:
 
 
 def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
-  """Checks settings before data or weights are read; see training.run.check."""
-  training_run.check(config, workdir, key)
+  """Checks settings before data or weights are read; see supervised.check."""
+  supervised.check(config, workdir, key)
   fraction = config.data.general_fraction
   if not 0 <= fraction < 1:
     raise UserError(
