@@ -62,7 +62,7 @@ class CheckpointStep:
       value, expected = content['value'], content['sha256']
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise self.damaged(item, f'cannot read {path.name}: {error}') from error
-    if _sha256(value) != expected:
+    if sha256(value) != expected:
       raise self.damaged(item, 'its contents differ from their SHA-256')
     return value
 
@@ -240,8 +240,9 @@ def with_checksum(item: str, value: Any) -> dict[str, Any]:
     value = json.loads(json.dumps(value))
   except (TypeError, ValueError) as error:
     raise ValueError(f'{item} is not JSON: {error}') from error
-  return {'value': value, 'sha256': _sha256(value)}
+  return {'value': value, 'sha256': sha256(value)}
 
 
-def _sha256(value: Any) -> str:
+def sha256(value: Any) -> str:
+  """Returns the SHA-256 of a JSON value, in hexadecimal digits."""
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -9,6 +9,7 @@ the tokenizer lie beside the steps:
 """
 
 import dataclasses
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable
@@ -156,6 +157,40 @@ def _tokenizer_path(directory: str) -> str:
   names = (TOKENIZER, BPE_TOKENIZER)
   existing = [x for x in names if (epath.Path(directory) / x).exists()]
   return os.path.join(directory, (existing or names)[0])
+
+
+def identity(directory: str, step: int | None) -> dict[str, Any]:
+  """Returns what identifies a model, as JSON values; reads no arrays.
+
+  Two models with the same identity compute the same, whatever their folders
+  are called.
+
+  Args:
+    directory: a model directory; RANDOM, SCRATCH or '' identify themselves.
+    step: None for the latest.
+
+  Returns:
+    step (the resolved one), arrays (digest of shapes, dtypes and checksums),
+    model (digest of its configuration) and files (digest of the tokenizer).
+
+  Raises:
+    UserError: no such checkpoint, or it is damaged.
+  """
+  if directory in ('', RANDOM, SCRATCH):
+    return {'checkpoint': directory}
+  step, digests = orbax_checkpoint.json_digests(directory, step)
+  files = hashlib.sha256()
+  for name in (TOKENIZER, BPE_TOKENIZER):
+    path = epath.Path(directory) / name
+    if path.exists():
+      content = path.read_bytes()
+      files.update(f'{name} {len(content)} '.encode() + content)
+  return {
+    'step': step,
+    'arrays': digests['index'],
+    'model': digests.get('model', ''),
+    'files': files.hexdigest(),
+  }
 
 
 def step_or_latest(number: int) -> int | None:

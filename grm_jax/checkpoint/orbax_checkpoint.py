@@ -30,6 +30,7 @@ from grm_jax.checkpoint.integrity import (
   check_leaves,
   describe_leaves,
   leaves_by_path,
+  sha256,
   with_checksum,
 )
 from grm_jax.checkpoint.orbax_reader import read_leaves
@@ -269,6 +270,22 @@ def read_json(
       f'available: {", ".join(available)}'
     )
   return index if item == 'index' else checkpoint.read(item)
+
+
+def json_digests(
+  directory: str | os.PathLike, step: int | None = None
+) -> tuple[int, dict[str, str]]:
+  """Returns the number of a step and the SHA-256 of each of its JSON items.
+
+  The item 'index' contains the checksums of all arrays.
+
+  Raises:
+    UserError: see `read_json`.
+  """
+  checkpoint = _find_step(directory, step)
+  items = ['index', *checkpoint.read_index()['json_items']]
+  digests = {item: sha256(checkpoint.read(item)) for item in items}
+  return checkpoint.step, digests
 
 
 def _restore(
