@@ -45,7 +45,7 @@ _DEFAULTS = dict(
   response_order='stratified',
   prompts_per_rollout=128,  # groups per rollout
   group_size=4,  # generations per group
-  temperature=1.0,  # of rollouts
+  temperature=1.0,  # of rollouts, 1e-5 to 100
   # How often groups whose rewards are all equal are replaced by new ones.
   max_resample_attempts=0,
   num_minibatches=1,  # updates that a rollout is split into

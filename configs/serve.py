@@ -37,7 +37,7 @@ _DEFAULTS = dict(
     timeout_s=600.0,  # seconds until an example is cancelled
   ),
   k=8,  # default of requests: samples; 0: one greedy judgement
-  temperature=0.5,  # default of requests
+  temperature=0.5,  # default of requests, up to 100; below 1e-5: greedy
   response_order='balanced',  # or 'random', 'fixed'
   vote='sum',  # default of requests, see configs/score.py
   k_meta=0,  # default of requests; 0: half of k

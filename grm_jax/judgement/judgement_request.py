@@ -3,7 +3,7 @@
 import dataclasses
 
 from grm_jax.errors import UserError
-from grm_jax.judgement import response_order
+from grm_jax.judgement import response_order, temperature_range
 from grm_jax.judgement.example import JudgingExample
 
 
@@ -15,7 +15,7 @@ class JudgementRequest:
     example: the example to judge.
     k: number of samples; 0 requests one greedy judgement.
     order: response order, one of response_order.KINDS.
-    temperature: sampling temperature.
+    temperature: sampling temperature, see temperature_range.py.
     seed: seed of the response orders and the samples.
     hint: whether the prompt contains the label (rejective fine-tuning).
   """
@@ -52,7 +52,4 @@ def check(k: int, order: str, temperature: float, key: str = 'config') -> None:
       f'{key}.response_order is {order!r}; it must be one of '
       f'{", ".join(response_order.KINDS)}'
     )
-  if not 0 <= temperature < float('inf'):
-    raise UserError(
-      f'{key}.temperature is {temperature}; it must be 0 or a positive number'
-    )
+  temperature_range.check(f'{key}.temperature', temperature)

@@ -13,7 +13,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from grm_jax.errors import UserError
+from grm_jax.judgement import temperature_range
+
 _MASKED = -1e30  # the logit of a token that cannot be sampled
+# Bound of the logits of all other tokens after the temperature. It is far above
+# those of any model, and keeps infinities out.
+_MAX_LOGIT = 1e29
 _BLOCK_SIZE = 256
 
 
@@ -23,7 +29,7 @@ class SamplingParams:
   """Sampling parameters, one value per row; all [B] or all [P, R].
 
   Attributes:
-    temperature: float32; 0 is greedy.
+    temperature: float32; below temperature_range.MIN is greedy.
     top_k: int32; keeps the k most likely tokens (and ties with the last); 0 is
       off.
     top_p: float32; keeps the fewest tokens whose probability reaches p; 1 is
@@ -42,8 +48,11 @@ def invalid_reason(
   temperature: float, top_k: int, top_p: float, min_p: float
 ) -> str | None:
   """Returns which parameter is invalid and why, or None."""
+  try:
+    temperature_range.check('temperature', temperature)
+  except UserError as error:
+    return str(error)
   for name, value, is_valid, allowed in (
-    ('temperature', temperature, 0 <= temperature < float('inf'), '0 or more'),
     ('top_k', top_k, 0 <= top_k < 2**31, '0 (off) or more'),
     ('top_p', top_p, 0 < top_p <= 1, 'above 0 and at most 1 (off)'),
     ('min_p', min_p, 0 <= min_p <= 1, '0 (off) to 1'),
@@ -57,7 +66,8 @@ def truncate(logits: jax.Array, params: SamplingParams) -> jax.Array:
   """Returns the logits of the distribution that tokens are sampled from.
 
   Temperature comes first, then top-k, then top-p on the tokens that are left,
-  then min-p. Rows of temperature 0 keep their most likely tokens only.
+  then min-p. Greedy rows keep their most likely tokens only. No temperature
+  gives a dead token a chance, or makes a log-probability infinite.
 
   Args:
     logits: float32 [B, V]; dead and forbidden entries at -1e30 or below.
@@ -66,10 +76,12 @@ def truncate(logits: jax.Array, params: SamplingParams) -> jax.Array:
   Returns:
     float32 [B, V], -1e30 where a token cannot be sampled.
   """
-  greedy = (params.temperature == 0)[:, None]
+  greedy = _is_greedy(params)[:, None]
   highest = jnp.max(logits, axis=-1, keepdims=True)
   scaled = logits / jnp.where(greedy, 1.0, params.temperature[:, None])
-  scaled = jnp.where(greedy & (logits < highest), _MASKED, scaled)
+  scaled = jnp.clip(scaled, -_MAX_LOGIT, _MAX_LOGIT)
+  is_dead = (logits <= _MASKED) | greedy & (logits < highest)
+  scaled = jnp.where(is_dead, _MASKED, scaled)
   # Top-k and top-p cost about as much as a layer, so skip them if no row uses
   # them.
   is_used = jnp.any((params.top_k > 0) | (params.top_p < 1))
@@ -79,6 +91,10 @@ def truncate(logits: jax.Array, params: SamplingParams) -> jax.Array:
   highest = jnp.max(scaled, axis=-1, keepdims=True)
   min_logit = highest + jnp.log(params.min_p)[:, None]
   return jnp.where(scaled < min_logit, _MASKED, scaled)
+
+
+def _is_greedy(params: SamplingParams) -> jax.Array:
+  return params.temperature < temperature_range.MIN
 
 
 def _top_k_top_p(logits: jax.Array, params: SamplingParams) -> jax.Array:
@@ -166,12 +182,11 @@ def sample_token(
   truncated = truncate(allowed, params)
   uniform = jax.vmap(jax.random.uniform)(keys)
   # Greedy rows take the first of equally likely tokens, as argmax does.
-  uniform = jnp.where(params.temperature == 0, 0.0, uniform)
+  greedy = _is_greedy(params)
+  uniform = jnp.where(greedy, 0.0, uniform)
   highest = jnp.max(truncated, axis=-1, keepdims=True)
   tokens = _inverse_cdf(jnp.exp(truncated - highest), uniform)
-  sampling_logps = jnp.where(
-    params.temperature == 0, 0.0, _token_logp(truncated, tokens)
-  )
+  sampling_logps = jnp.where(greedy, 0.0, _token_logp(truncated, tokens))
   return tokens, sampling_logps, _token_logp(logits, tokens)
 
 

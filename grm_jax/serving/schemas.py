@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from grm_jax.errors import UserError
 from grm_jax.judgement import example as examples
-from grm_jax.judgement import sections, voting
+from grm_jax.judgement import sections, temperature_range, voting
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import JudgedExample, Judgement
 from grm_jax.judgement.judgement_request import JudgementRequest
@@ -74,7 +74,11 @@ class ScoreRequest(BaseModel):
     description='Number of sampled judgements; 0 for one greedy judgement.',
   )
   temperature: float | None = Field(
-    default=None, ge=0, allow_inf_nan=False, description='Of sampling.'
+    default=None,
+    ge=0,
+    le=temperature_range.MAX,
+    allow_inf_nan=False,
+    description=f'Of sampling; below {temperature_range.MIN:g} is greedy.',
   )
   order: Literal['balanced', 'random', 'fixed'] | None = Field(
     default=None, description='Order in which the judge sees the responses.'

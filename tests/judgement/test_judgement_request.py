@@ -22,6 +22,7 @@ EXAMPLE = JudgingExample('a', (Turn('user', 'Why?'),), ('x', 'y'))
       ('config.response_order', 'up', *response_order.KINDS),
     ),
     ({'temperature': -0.5}, ('config.temperature', -0.5)),
+    ({'temperature': 1e30}, ('config.temperature', 1e30)),
     ({'temperature': math.inf}, ('config.temperature', 'inf')),
     ({'temperature': math.nan}, ('config.temperature', 'nan')),
   ],

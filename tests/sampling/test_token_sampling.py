@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grm_jax.judgement import temperature_range
 from grm_jax.sampling.request import Request, row_key
 from grm_jax.sampling.token_sampling import (
   SamplingParams,
@@ -115,6 +116,42 @@ def test_greedy_takes_the_first_of_equal_logits():
   assert model[0] == pytest.approx(3.0 - total, abs=1e-6)
 
 
+@pytest.mark.parametrize('temperature', [0.0, 1e-45, 2e-38, 9e-6])
+def test_temperatures_below_the_minimum_are_greedy(temperature):
+  logits = jnp.array([[3.0, 1.0, 3.0 + 1e-6, 2.0, -1e30]])
+  tokens, logps, _ = sample_token(
+    jnp.broadcast_to(logits, (50, 5)),
+    make_params(50, temperature),
+    keys_of(50),
+  )
+  assert (tokens == 2).all() and (logps == 0).all()
+
+
+@pytest.mark.parametrize('scale', [1e-6, 30.0, 1e4, 1e20, 3e29, 3e38])
+@pytest.mark.parametrize(
+  'temperature', [temperature_range.MIN, temperature_range.MAX, 1e30]
+)
+@pytest.mark.parametrize('truncation', [{}, {'top_k': 12, 'top_p': 0.99}])
+def test_ends_of_the_temperature_range(scale, temperature, truncation):
+  """Logits of any size; half of the tokens are dead or forbidden."""
+  count, rng = 300, np.random.default_rng(0)
+  logits = rng.uniform(-scale, scale, (count, 16)).astype(np.float32)
+  logits = np.where(logits <= -1e30, -9e29, logits)  # below is dead
+  forbidden = np.arange(16) % 4 == 0
+  dead = np.arange(16) % 4 == 1
+  logits = np.where(dead, -1e30, logits)
+  logits[:, forbidden] = scale  # the model prefers them
+  tokens, logps, model_logps = jax.jit(sample_token)(
+    jnp.asarray(logits, jnp.float32),
+    make_params(count, temperature, **truncation),
+    keys_of(count),
+    jnp.asarray(forbidden),
+  )
+  assert not (forbidden | dead)[np.asarray(tokens)].any()
+  assert np.isfinite(logps).all() and (np.asarray(logps) <= 1e-6).all()
+  assert np.isfinite(model_logps).all()
+
+
 def test_top_k_keeps_ties_with_the_last():
   logits = jnp.array([[2.0, 1.0, 1.0, 0.0]])
   cut = truncate(logits, make_params(1, top_k=2))
@@ -158,6 +195,9 @@ def test_row_keys_do_not_change_between_versions():
   'invalid',
   [
     {'temperature': -1},
+    {'temperature': 100.5},
+    {'temperature': 1e30},
+    {'temperature': float('nan')},
     {'top_k': -1},
     {'top_p': 0},
     {'top_p': 1.1},

@@ -103,6 +103,7 @@ def test_judge_receives_fields_of_the_request_or_defaults():
     ({'k': -1}, 422, ['k']),
     ({'k': 'many'}, 422, ['k']),
     ({'temperature': -0.1}, 422, ['temperature']),
+    ({'temperature': 1e30}, 422, ['temperature']),
     ({'temperature': 1e999}, 422, ['temperature']),
     ({'order': 'sorted'}, 422, ['order']),
     ({'query': ''}, 422, ['query']),

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from grm_jax.data import tokenized_example
 from grm_jax.errors import UserError
+from grm_jax.judgement import temperature_range
 from grm_jax.stages.grpo import update
 from grm_jax.training import reference_policy
 from grm_jax.training import run as training_run
@@ -43,11 +44,10 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
       f'rollout, {stride} ({key}.num_minibatches * '
       f'{key}.num_iterations)'
     )
-  if not 0 < config.temperature < float('inf'):
-    raise UserError(
-      f'{key}.temperature is {config.temperature}; set it above 0, because the '
-      'generations of a group must differ'
-    )
+  # Not greedy: the generations of a group must differ.
+  temperature_range.check(
+    f'{key}.temperature', config.temperature, temperature_range.MIN
+  )
   batch_shape(config, key)
   update.make_loss_config(config, key)
   reference_policy.check_dtype(config.reference.dtype, f'{key}.reference.dtype')

@@ -30,7 +30,7 @@ from grm_jax.data import labelled_examples, tokenized_example
 from grm_jax.errors import UserError
 from grm_jax.io import atomic_io
 from grm_jax.judgement import example as examples_lib
-from grm_jax.judgement import rejection_sampling, template
+from grm_jax.judgement import rejection_sampling, temperature_range, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judgement.rejection_sampling import FilterConfig
@@ -116,14 +116,10 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
     ('num_hinted_samples', config.num_hinted_samples, 0),
     key=key,
   )
-  for name, value in (
-    ('temperature', config.temperature),
-    ('hinted_temperature', config.hinted_temperature),
-  ):
-    if not 0 <= value < float('inf'):
-      raise UserError(
-        f'{key}.{name} is {value}; set it to a finite value of 0 or more'
-      )
+  temperature_range.check(f'{key}.temperature', config.temperature)
+  temperature_range.check(
+    f'{key}.hinted_temperature', config.hinted_temperature
+  )
   _check_buckets(config, key)
 
 

@@ -58,6 +58,7 @@ WRONG = {
 }
 WITH_OTHER_WORDS = [
   ({'temperature': float('nan')}, setting('temperature', 'nan')),
+  ({'temperature': 2e-38}, setting('temperature', 2e-38)),  # greedy
   (
     {'num_minibatches': 32, 'steps': 64},
     (*setting('num_minibatches', 32), *setting('prompts_per_rollout', 16)),
