@@ -23,7 +23,7 @@ from typing import Any
 from etils import epath
 
 from grm_jax.errors import UserError
-from grm_jax.io import atomic_io
+from grm_jax.io import atomic_io, input_file
 from grm_jax.judgement import example, judgement
 from grm_jax.judgement.judgement import JudgedExample, Judgement
 
@@ -54,6 +54,7 @@ def read(path: str | os.PathLike[str]) -> Iterator[JudgedExample]:
     UserError: the file cannot be read, or a line is invalid; the message names
       the file and the line.
   """
+  input_file.check(path)
   try:
     with epath.Path(path).open('rb') as file:
       for number, line in enumerate(file, 1):

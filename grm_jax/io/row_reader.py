@@ -6,6 +6,9 @@ The suffix of a file names its format:
   .jsonl    one JSON value per line; blank lines are skipped
   .parquet  needs pyarrow, which is imported when such a file is read
 
+A file with another format than its suffix names is refused. So are pipes and
+devices, because files are read more than once (io/input_file.py).
+
 Rows are numbered from 1. In a file with one value per line the row number is
 the line number. Lines and Parquet rows are read a few at a time, so memory does
 not grow with the file; an array is read as a whole.
@@ -21,9 +24,17 @@ from typing import Any
 from etils import epath
 
 from grm_jax.errors import UserError
+from grm_jax.io import input_file
 
 FORMATS = ('.json', '.jsonl', '.parquet')
 _PARQUET_BATCH = 256  # rows
+_NUM_SNIFFED_BYTES = 4096
+# First bytes of other formats, and what a user can do.
+_NOT_JSON = {
+  b'PAR1': 'its content is Parquet; rename it to .parquet',
+  b'\x1f\x8b': 'its content is compressed; decompress it with gunzip',
+  b'PK\x03\x04': 'its content is a zip archive; extract the file from it',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +96,7 @@ def count_rows(path: str, fallback: str = '') -> int:
 @contextlib.contextmanager
 def _reading(path: str) -> Iterator[None]:
   """Converts errors while opening or reading the file to a UserError."""
+  input_file.check(path)
   try:
     yield
   except OSError as error:
@@ -112,7 +124,9 @@ def _read_json(path: str) -> Iterator[tuple[int, Any]]:
   file = epath.Path(path)
   requirement = 'a .json file must be one array of rows, or one object per line'
   with file.open('rb') as stream:
-    beginning = stream.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()
+    beginning = stream.read(_NUM_SNIFFED_BYTES)
+  _check_beginning(path, beginning)
+  beginning = beginning.removeprefix(codecs.BOM_UTF8).lstrip()
   if beginning.startswith(b'{'):
     rows = _read_json_lines(path)
     number, row = next(rows)
@@ -143,9 +157,39 @@ def _read_json_lines(path: str) -> Iterator[tuple[int, Any]]:
 def _nonblank_lines(path: str) -> Iterator[tuple[int, bytes]]:
   # Iterating over bytes splits at \n only. Texts can contain U+2028 unescaped.
   with epath.Path(path).open('rb') as stream:
+    _check_is_json_lines(path, stream.read(_NUM_SNIFFED_BYTES))
+    stream.seek(0)
     for number, line in enumerate(stream, 1):
       if line.strip():
         yield number, line
+
+
+def _check_beginning(path: str, beginning: bytes) -> None:
+  """Raises UserError if the first bytes of a file are not those of JSON."""
+  for magic, problem in _NOT_JSON.items():
+    if beginning.startswith(magic):
+      raise UserError(f'{path}: {problem}')
+
+
+def _check_is_json_lines(path: str, beginning: bytes) -> None:
+  """Raises UserError if a file begins as another format, or as an array."""
+  _check_beginning(path, beginning)
+  lines = beginning.removeprefix(codecs.BOM_UTF8).split(b'\n')
+  lines = [line.strip() for line in lines if line.strip()]
+  if not lines or not lines[0].startswith(b'['):
+    return
+  # A line can be an array: a bad row among others. An array that is the whole
+  # file, or that ends on a later line, is another format.
+  if len(lines) == 1 or not (_is_json(lines[0]) or _is_json(lines[1])):
+    raise UserError(f'{path}: its content is a JSON array; rename it to .json')
+
+
+def _is_json(text: bytes) -> bool:
+  try:
+    json.loads(text)
+  except (ValueError, RecursionError):
+    return False
+  return True
 
 
 def _read_parquet(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -177,7 +221,10 @@ def _open_parquet(path: str, stream: Any) -> Any:
   try:
     return pyarrow.parquet.ParquetFile(stream)
   except pyarrow.ArrowInvalid as error:
-    raise UserError(f'{path}: not a Parquet file') from error
+    raise UserError(
+      f'{path}: its content is not Parquet; if it is JSON, rename it to .json '
+      'or .jsonl'
+    ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -15,6 +15,7 @@ from typing import Protocol
 from etils import epath
 
 from grm_jax.errors import UserError
+from grm_jax.io import input_file
 from grm_jax.tokenizer import bpe_codec, sentencepiece_codec
 
 _SURROGATE = re.compile('[\ud800-\udfff]')
@@ -151,6 +152,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     UserError: the file cannot be read, or does not have the layout of Gemma's
       tokenizer.model or SmolLM2's tokenizer.json.
   """
+  input_file.check(path)
   try:
     data = epath.Path(path).read_bytes()
   except OSError as error:

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import pathlib
+import socket
 import sys
 import tracemalloc
 
@@ -224,3 +226,47 @@ def test_error_without_pyarrow_states_the_package(tmp_path, monkeypatch):
       function(path)
     assert names(error.value, 'pip install')
     assert '\n' not in str(error.value)
+
+
+ARRAY = json.dumps(ROWS).encode()
+PARQUET = b'PAR1\x15\x04\x15'
+
+
+@pytest.mark.parametrize(
+  'name, content, cure',
+  [
+    ('f.jsonl', ARRAY, '.json'),
+    ('f.jsonl', b'\xef\xbb\xbf' + ARRAY, '.json'),
+    ('f.jsonl', json.dumps(ROWS * 300).encode(), '.json'),
+    ('f.jsonl', json.dumps(ROWS, indent=2).encode(), '.json'),
+    ('f.txt', b'[\n' + b',\n'.join([b'{"a": 1}'] * 3) + b'\n]\n', '.json'),
+    ('f.jsonl', PARQUET, '.parquet'),
+    ('f.json', PARQUET, '.parquet'),
+    ('f.parquet', ARRAY, '.json'),
+    ('f.jsonl', b'\x1f\x8b\x08\x00', 'gunzip'),
+  ],
+)
+def test_wrong_suffix_is_named_with_the_cure(tmp_path, name, content, cure):
+  path = write_bytes(tmp_path / name, content)
+  for function in (read, count_rows):
+    with pytest.raises(UserError, match=naming(path)) as error:
+      function(path, '.jsonl')
+    assert names(str(error.value).split(';')[1], cure)
+
+
+def test_first_line_that_is_an_array_is_one_bad_row(tmp_path):
+  path = write_bytes(tmp_path / 'f.jsonl', b'[{"a": 1}]\n{"b": 2}\n')
+  assert read(path) == [(1, [{'a': 1}]), (2, {'b': 2})]
+
+
+@pytest.mark.parametrize('name', ['f', *(f'f{x}' for x in row_reader.FORMATS)])
+def test_pipe_socket_and_device_are_refused_at_once(tmp_path, name):
+  pipe, device = tmp_path / name, tmp_path / f'zero{name}'
+  os.mkfifo(pipe)
+  device.symlink_to('/dev/zero')
+  with socket.socket(socket.AF_UNIX) as server:
+    server.bind(str(tmp_path / f'socket{name}'))
+    for path in (pipe, device, tmp_path / f'socket{name}'):
+      for function in (read, count_rows):
+        with pytest.raises(UserError, match=naming(str(path))):
+          function(str(path), '.jsonl')
