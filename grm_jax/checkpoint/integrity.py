@@ -1,8 +1,8 @@
 """Checks of a checkpoint step: format version, JSON items, array leaves.
 
-The `index` item of a step holds the format version, the shape, dtype and
-checksum of every array, and the names of the other JSON items. Every JSON item
-is stored with its SHA-256.
+The `index` item of a step holds the format version, the number of the step, the
+shape, dtype and checksum of every array, and the SHA-256 of every other JSON
+item. Every JSON item is stored with its SHA-256, too.
 """
 
 import dataclasses
@@ -20,9 +20,10 @@ from etils import epath
 
 from grm_jax.checkpoint.array_checksum import array_checksum
 from grm_jax.errors import UserError
+from grm_jax.io import atomic_io
 
 # Increased by every change of the layout or the meaning of what is stored.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Bytes that one process restores at once. Orbax needs about as much memory
 # again beside the restored arrays.
 _RESTORE_BATCH_BYTES = 2**30
@@ -54,23 +55,28 @@ class CheckpointStep:
     """Returns the value of a JSON item after checking its SHA-256.
 
     Raises:
-      UserError: the item is missing or damaged.
+      UserError: the item is missing, unreadable or damaged.
     """
     path = self.path / item / 'metadata'
     try:
       content = json.loads(path.read_text())
       value, expected = content['value'], content['sha256']
-    except (OSError, ValueError, KeyError, TypeError) as error:
-      raise self.damaged(item, f'cannot read {path.name}: {error}') from error
+    except FileNotFoundError as error:
+      raise self.damaged(item, f'{path.name} is missing') from error
+    except OSError as error:
+      raise atomic_io.cannot_read(path, error.strerror or error) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+      raise self.damaged(item, f'{path.name} is not JSON: {error}') from error
     if sha256(value) != expected:
       raise self.damaged(item, 'its contents differ from their SHA-256')
     return value
 
   def read_index(self) -> dict[str, Any]:
-    """Returns the index after checking its format version.
+    """Returns the index after checking its format version and its step.
 
     Raises:
-      UserError: the index is missing or damaged, or has another version.
+      UserError: the index is missing, unreadable or damaged, or has another
+        version; or the folder has the name of another step.
     """
     index = self.read('index')
     version = index.get('format_version') if isinstance(index, dict) else None
@@ -80,14 +86,31 @@ class CheckpointStep:
         f'version {FORMAT_VERSION}; use the version of grm_jax that wrote it, '
         'or train or convert the model again'
       )
+    if index['step'] != self.step:
+      raise UserError(
+        f'{self.path} holds step {index["step"]}, not step {self.step}; give '
+        f'the folder its name {index["step"]} again'
+      )
     return index
+
+  def read_item(self, index: dict[str, Any], item: str) -> Any:
+    """Returns the value of a JSON item that belongs to the index.
+
+    Raises:
+      UserError: see `read`; or the item was saved with another step.
+    """
+    value = self.read(item)
+    if sha256(value) != index['json_items'][item]:
+      raise self.damaged(item, 'it was not saved together with the index')
+    return value
 
   def damaged(self, item: str, detail: str) -> UserError:
     """Returns the error for an item that is damaged on disk."""
     return UserError(
       f'step {self.step} in {self.directory} is damaged or not a grm_jax '
       f'checkpoint, item {item!r}: {detail}; use another step '
-      f'({list(self.other_steps)}) or delete {self.path}'
+      f'({list(self.other_steps)}), copy this one again, or move {self.path} '
+      'away'
     )
 
   def mismatch(self, item: str, detail: str) -> UserError:

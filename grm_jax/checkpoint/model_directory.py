@@ -170,25 +170,22 @@ def identity(directory: str, step: int | None) -> dict[str, Any]:
     step: None for the latest.
 
   Returns:
-    step (the resolved one), arrays (digest of shapes, dtypes and checksums),
-    model (digest of its configuration) and files (digest of the tokenizer).
+    those of orbax_checkpoint.identity, and files (SHA-256 of the tokenizer).
 
   Raises:
     UserError: no such checkpoint, or it is damaged.
   """
   if directory in ('', RANDOM, SCRATCH):
     return {'checkpoint': directory}
-  step, digests = orbax_checkpoint.json_digests(directory, step)
   files = hashlib.sha256()
   for name in (TOKENIZER, BPE_TOKENIZER):
     path = epath.Path(directory) / name
-    if path.exists():
-      content = path.read_bytes()
-      files.update(f'{name} {len(content)} '.encode() + content)
+    with atomic_io.wrap_read_errors(path):
+      if path.exists():
+        content = path.read_bytes()
+        files.update(f'{name} {len(content)} '.encode() + content)
   return {
-    'step': step,
-    'arrays': digests['index'],
-    'model': digests.get('model', ''),
+    **orbax_checkpoint.identity(directory, step),
     'files': files.hexdigest(),
   }
 

@@ -6,7 +6,7 @@ Layout of a checkpoint directory, one folder per step, named by its number:
     <step>/opt_state   arrays, if given
     <step>/model       JSON, if given: the configuration of the model
     <step>/meta        JSON, if given: step, RNG, data iterator, config, ...
-    <step>/index       JSON: format version; shape, dtype and checksum of arrays
+    <step>/index       JSON: format version; step; checksums of all other items
 
 Every JSON item is stored with its SHA-256. Arrays are compared with their
 checksums in the dtype in which they were saved, before any cast. Damage raises
@@ -14,6 +14,7 @@ a UserError that names the step, the item and the leaf; the code never falls
 back to another step. With several processes, all must call every function.
 """
 
+import errno
 import os
 from typing import Any
 
@@ -35,6 +36,7 @@ from grm_jax.checkpoint.integrity import (
 )
 from grm_jax.checkpoint.orbax_reader import read_leaves
 from grm_jax.errors import UserError
+from grm_jax.io import atomic_io
 
 _COMMITTED = 'commit_success.txt'  # the last file that Orbax writes
 _TEMPORARY = '.orbax-checkpoint-tmp'
@@ -78,6 +80,7 @@ class CheckpointManager:
       if value is not None and value < 1:
         raise ValueError(f'{name} is {value}; it must be at least 1')
     self.directory = absolute_path(directory)
+    steps(self.directory)  # raises UserError if it cannot be read
     self._is_blocking = host_gb is not None
     orbax_errors.silence_late_errors()
     self._manager = ocp.CheckpointManager(
@@ -126,7 +129,7 @@ class CheckpointManager:
       for item, value in (('model', model), ('meta', meta))
       if value is not None
     }
-    items = _items_to_save(trees, json_items)
+    items = _items_to_save(step, trees, json_items)
     with orbax_errors.wrap_save_errors(self.directory):
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
     if self._is_blocking:
@@ -170,20 +173,25 @@ class CheckpointManager:
 
 
 def _items_to_save(
-  trees: dict[str, Any], json_items: dict[str, Any]
+  step: int, trees: dict[str, Any], json_items: dict[str, Any]
 ) -> dict[str, Any]:
   """Returns the Orbax arguments of all items, including the index."""
   leaves = {item: leaves_by_path(item, tree) for item, tree in trees.items()}
+  checked = {item: with_checksum(item, x) for item, x in json_items.items()}
   index = {
     'format_version': FORMAT_VERSION,
+    'step': step,
     'arrays': {
       item: describe_leaves(item, by_path) for item, by_path in leaves.items()
     },
-    'json_items': sorted(json_items),
+    'json_items': {item: x['sha256'] for item, x in checked.items()},
   }
   items: dict[str, Any] = {
-    item: ocp.args.JsonSave(with_checksum(item, value))
-    for item, value in {**json_items, 'index': index}.items()
+    item: ocp.args.JsonSave(value)
+    for item, value in {
+      **checked,
+      'index': with_checksum('index', index),
+    }.items()
   }
   for item, by_path in leaves.items():
     # Orbax saves neither empty arrays nor empty trees; the index has them.
@@ -210,11 +218,26 @@ def steps(directory: str | os.PathLike) -> list[int]:
   Leftovers of killed saves are not listed. Damaged steps are listed.
 
   Raises:
-    UserError: a bucket, and the package that accesses it is not installed.
+    UserError: `directory` cannot be read or is not a folder; or it is in a
+      bucket, and the package that accesses buckets is not installed.
   """
+  path = absolute_path(directory)
   names = ocp.path.step.standard_name_format()
-  metadata = names.find_all(absolute_path(directory))
-  return sorted(step.step for step in metadata)
+  with atomic_io.wrap_read_errors(path):
+    if not _is_present(path):
+      return []
+    if not path.is_dir():
+      raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    return sorted(step.step for step in names.find_all(path))
+
+
+def _is_present(path: epath.Path) -> bool:
+  """As path.exists(), but a path that cannot be read raises an OSError."""
+  try:
+    path.stat()
+  except FileNotFoundError:
+    return False
+  return True
 
 
 def restore_params(
@@ -233,9 +256,10 @@ def restore_params(
     The tree with jax.Arrays of those shapes, dtypes and shardings.
 
   Raises:
-    UserError: no such step; the step is damaged, unfinished or has another
-      format version; a leaf is missing, is extra, or has another shape or kind
-      of dtype; a leaf without a sharding.
+    UserError: no such step; the step is unreadable, damaged or unfinished, is
+      in the folder of another step, or has another format version; a leaf is
+      missing, is extra, or has another shape or kind of dtype; a leaf without
+      a sharding.
   """
   return _restore(directory, {'params': abstract_params}, step)['params']
 
@@ -258,8 +282,9 @@ def read_json(
   """Returns the JSON item 'model', 'meta' or 'index' of a step.
 
   Raises:
-    UserError: no such step or item, or the step is damaged, unfinished or has
-      another format version.
+    UserError: no such step or item; the step is unreadable, damaged or
+      unfinished, is in the folder of another step, or has another format
+      version.
   """
   checkpoint = _find_step(directory, step)
   index = checkpoint.read_index()
@@ -269,23 +294,28 @@ def read_json(
       f'step {checkpoint.step} in {checkpoint.directory} has no item {item!r}; '
       f'available: {", ".join(available)}'
     )
-  return index if item == 'index' else checkpoint.read(item)
+  return index if item == 'index' else checkpoint.read_item(index, item)
 
 
-def json_digests(
+def identity(
   directory: str | os.PathLike, step: int | None = None
-) -> tuple[int, dict[str, str]]:
-  """Returns the number of a step and the SHA-256 of each of its JSON items.
+) -> dict[str, Any]:
+  """Returns what identifies the contents of a step; reads no arrays.
 
-  The item 'index' contains the checksums of all arrays.
+  Returns:
+    step (the resolved number), params (SHA-256 of the shapes, dtypes and
+    checksums of all parameters) and model (SHA-256 of that item).
 
   Raises:
     UserError: see `read_json`.
   """
   checkpoint = _find_step(directory, step)
-  items = ['index', *checkpoint.read_index()['json_items']]
-  digests = {item: sha256(checkpoint.read(item)) for item in items}
-  return checkpoint.step, digests
+  index = checkpoint.read_index()
+  return {
+    'step': checkpoint.step,
+    'params': sha256(index['arrays']['params']),
+    'model': index['json_items'].get('model', ''),
+  }
 
 
 def _restore(
@@ -319,10 +349,9 @@ def _find_step(
   path = absolute_path(directory)
   existing = steps(path)
   if step is None:
-    if path.exists():
-      _warn_of_leftovers(path)
     if not existing:
       raise _no_checkpoint(path)
+    _warn_of_leftovers(path)
     step = existing[-1]
   if step not in existing:
     raise UserError(
@@ -331,8 +360,12 @@ def _find_step(
     )
   other_steps = tuple(s for s in existing if s != step)
   checkpoint = CheckpointStep(path, step, other_steps)
-  if not (checkpoint.path / _COMMITTED).exists():
-    raise checkpoint.damaged(_COMMITTED, 'missing, so the save did not finish')
+  with atomic_io.wrap_read_errors(checkpoint.path):
+    is_committed = _is_present(checkpoint.path / _COMMITTED)
+  if not is_committed:
+    raise checkpoint.damaged(
+      _COMMITTED, 'missing, so the save or a copy did not finish'
+    )
   return checkpoint
 
 
@@ -351,9 +384,10 @@ def _no_checkpoint(directory: epath.Path) -> UserError:
 def _warn_of_leftovers(directory: epath.Path) -> None:
   finished = {str(step) for step in steps(directory)}
   for path in sorted(directory.iterdir()):
-    is_unfinished = path.name.isdigit() and path.name not in finished
-    if is_unfinished or _TEMPORARY in path.name:
+    if _TEMPORARY in path.name:
       logging.warning(
         'ignoring %s, left by a save that did not finish; it can be deleted',
         path,
       )
+    elif path.name.isdigit() and path.name not in finished:
+      logging.warning('ignoring %s, which is not a finished step', path)

@@ -4,6 +4,7 @@ Errors of a save become a UserError; messages that do not help are dropped.
 """
 
 import contextlib
+import errno
 import functools
 import logging as standard_logging
 import os
@@ -20,6 +21,14 @@ from grm_jax.io import atomic_io
 # end with its error code.
 _STATUS = re.compile(r'[A-Z_]+: ')
 _SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'")
+# Codes that do not depend on the content of a file.
+_NOT_READ = (
+  'PERMISSION_DENIED',
+  'UNAUTHENTICATED',
+  'UNAVAILABLE',
+  'DEADLINE_EXCEEDED',
+  'RESOURCE_EXHAUSTED',
+)
 # Exceptions of threads that outlive their event loop or the interpreter.
 _LATE_ERRORS = (
   'Event loop is closed',
@@ -47,6 +56,22 @@ def wrap_save_errors(directory: str | os.PathLike[str]) -> Iterator[None]:
     code = _SYSTEM_ERROR.search(text)
     reason = os.strerror(int(code[1])) if code else text[:300]
     raise atomic_io.cannot_write(directory, reason) from error
+
+
+def reading_failure(error: BaseException | None) -> str:
+  """Returns why a file could not be read; '' if it was read or is missing.
+
+  Damage can be found only in what was read, so that the two errors need
+  different remedies.
+  """
+  if isinstance(error, FileNotFoundError):
+    return ''
+  if isinstance(error, OSError):
+    return error.strerror or str(error)
+  code = _SYSTEM_ERROR.search(text := str(error))
+  if code and int(code[1]) != errno.ENOENT:
+    return os.strerror(int(code[1]))
+  return text[:300] if text.startswith(_NOT_READ) else ''
 
 
 def silence_log() -> None:

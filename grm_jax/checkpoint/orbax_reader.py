@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from grm_jax.checkpoint import orbax_errors
 from grm_jax.checkpoint.array_checksum import array_checksum
@@ -16,6 +17,7 @@ from grm_jax.checkpoint.integrity import (
   Path,
   restore_batches,
 )
+from grm_jax.io import atomic_io
 
 # Exceptions that Orbax and TensorStore raise for missing, truncated or altered
 # files. A failed read of array data is a bare Exception caused by one of them.
@@ -34,7 +36,8 @@ def read_leaves(
     saved: shape, dtype and checksum of each leaf by name, from the index.
 
   Raises:
-    UserError: an array cannot be read or differs from its checksum.
+    UserError: an array cannot be read, is damaged, or differs from its
+      checksum.
   """
   restored = {}
   for batch in restore_batches(requested, saved):
@@ -105,7 +108,28 @@ def _read_arrays(
     cause = error.__cause__ if type(error) is Exception else error
     if not isinstance(cause, _DAMAGE):
       raise
+    reason = orbax_errors.reading_failure(cause)
+    if reason := reason or _reading_failure(step.path / item):
+      raise atomic_io.cannot_read(step.path / item, reason) from error
     raise step.damaged(item, f'Orbax reports {cause}'[:400]) from error
+
+
+def _reading_failure(folder: epath.Path) -> str:
+  """Returns why a file of an item cannot be opened, '' if all can.
+
+  Orbax reports a folder that may not be entered as one without arrays.
+  """
+  try:
+    for path in sorted(folder.iterdir()):
+      if path.is_dir():
+        if reason := _reading_failure(path):
+          return reason
+      else:
+        with path.open('rb') as file:
+          file.read(1)
+  except OSError as error:
+    return orbax_errors.reading_failure(error)
+  return ''
 
 
 def _leaf_at(tree, path):

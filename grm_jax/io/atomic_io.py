@@ -71,6 +71,30 @@ def wrap_os_errors(path: PathLike) -> Iterator[None]:
     raise cannot_write(path, error.strerror or error) from error
 
 
+@contextlib.contextmanager
+def wrap_read_errors(path: PathLike) -> Iterator[None]:
+  """Converts an OSError in the block to a UserError that names the path.
+
+  Args:
+    path: the path that the block reads.
+
+  Raises:
+    UserError: the block raised an OSError.
+  """
+  try:
+    yield
+  except OSError as error:
+    raise cannot_read(path, error.strerror or error) from error
+
+
+def cannot_read(path: PathLike, reason: Any) -> UserError:
+  """Returns the error for a path that cannot be read."""
+  return UserError(
+    f'cannot read {path}: {reason}; correct the path, or make it readable for '
+    'this user'
+  )
+
+
 def cannot_write(path: PathLike, reason: Any) -> UserError:
   """Returns the error for a path that cannot be written."""
   return UserError(

@@ -36,7 +36,7 @@ def test_identity_depends_on_what_is_computed(saved, tmp_path, monkeypatch):
   assert identity['step'] == 5
   assert model_directory.identity(str(copied), 5) == identity
   older = model_directory.identity(str(copied), 3)
-  assert older['step'] == 3 and older['arrays'] != identity['arrays']
+  assert older['step'] == 3 and older['params'] != identity['params']
   (copied / 'tokenizer.model').write_bytes(b'another one')
   assert model_directory.identity(str(copied), 5) != identity
   shutil.rmtree(copied / '5')

@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from grm_jax.checkpoint import integrity, orbax_checkpoint, orbax_reader
 from grm_jax.checkpoint.orbax_checkpoint import CheckpointManager
 from grm_jax.errors import UserError
-from tests import full_disk
+from tests import full_disk, unreadable
 from tests.messages import lines_with, names, naming
 from tests.processes import HANG_TIMEOUT_S, run_processes
 
@@ -391,6 +391,110 @@ def test_exchanged_arrays_are_detected(tmp_path):
     UserError, match=naming(2, tmp_path, 'params') + '.*block/'
   ):
     orbax_checkpoint.restore_params(tmp_path, abstract(params))
+
+
+def reads_of(directory, abstract_params):
+  """Returns every way to read the newest step."""
+  return (
+    lambda: orbax_checkpoint.restore_params(directory, abstract_params),
+    lambda: orbax_checkpoint.restore(directory, abstract_params, {}),
+    lambda: orbax_checkpoint.read_json(directory, 'meta'),
+    lambda: orbax_checkpoint.read_json(directory, 'index'),
+    lambda: orbax_checkpoint.identity(directory),
+  )
+
+
+def test_a_step_in_the_folder_of_another_step_is_rejected(saved):
+  directory, params = saved
+  abstract_params = abstract(params)
+  (directory / '2').rename(directory / '7')
+  for read in reads_of(directory, abstract_params):
+    with pytest.raises(UserError, match=naming(directory / '7', 2)):
+      read()
+  (directory / '7').rename(directory / 'x')
+  (directory / '1').rename(directory / '2')
+  (directory / 'x').rename(directory / '1')
+  for read in reads_of(directory, abstract_params):
+    with pytest.raises(UserError, match=naming(directory / '2', 1)):
+      read()
+  with pytest.raises(UserError, match=naming(directory / '1', 2)):
+    orbax_checkpoint.restore_params(directory, abstract_params, step=1)
+
+
+@pytest.mark.parametrize('item', ['model', 'meta'])
+def test_a_json_item_of_another_step_is_detected(tmp_path, item):
+  with CheckpointManager(tmp_path) as writer:
+    for step in (1, 2):
+      values = {'model': {'layers': step}, 'meta': {'step': step}}
+      writer.save(step, {'w': jnp.arange(4.0)}, **values)
+  shutil.rmtree(tmp_path / '2' / item)
+  shutil.copytree(tmp_path / '1' / item, tmp_path / '2' / item)
+  with pytest.raises(UserError, match=naming(2, tmp_path, item)):
+    orbax_checkpoint.read_json(tmp_path, item)
+
+
+@pytest.mark.parametrize(
+  'unreadable_path',
+  [
+    '',
+    '2',
+    '2/index',
+    '2/index/metadata',
+    '2/params',
+    '2/params/manifest.ocdbt',
+    '2/params/d',
+    '2/params/_METADATA',
+  ],
+)
+def test_what_may_not_be_read_is_not_called_damaged(unreadable_path):
+  params = make_params(mesh_of(1, 1))
+  with unreadable.folder() as directory:
+    with CheckpointManager(directory) as writer:
+      writer.save(2, params, meta={'step': 2})
+    path = os.path.join(directory, unreadable_path)
+    with (
+      unreadable.made(path),
+      pytest.raises(UserError, match='Permission denied') as caught,
+    ):
+      orbax_checkpoint.restore_params(directory, abstract(params))
+    assert directory in str(caught.value)
+    assert 'delete' not in str(caught.value)
+    assert '\n' not in str(caught.value)
+    restored = orbax_checkpoint.restore_params(directory, abstract(params))
+    assert same_bits(restored, params)
+
+
+@pytest.mark.parametrize('item', ['index/metadata', 'params/manifest.ocdbt'])
+def test_a_folder_in_place_of_a_file_is_not_called_damaged(saved, item):
+  directory, params = saved
+  path = directory / '2' / item
+  path.unlink()
+  path.mkdir()
+  with pytest.raises(UserError, match=naming(path.parents[0])) as caught:
+    orbax_checkpoint.restore_params(directory, abstract(params))
+  assert 'delete' not in str(caught.value)
+
+
+def test_a_file_in_place_of_a_directory_is_one_line(tmp_path):
+  file = tmp_path / 'file'
+  file.write_text('')
+  for read in (
+    *reads_of(file, {}),
+    lambda: orbax_checkpoint.steps(file),
+    lambda: CheckpointManager(file),
+  ):
+    with pytest.raises(UserError, match=naming(file)):
+      read()
+
+
+def test_only_unfinished_saves_may_be_deleted(saved, caplog):
+  """A renamed step is ignored, but it may be the only copy of a model."""
+  directory, params = saved
+  shutil.copytree(directory / '2', directory / '0007')
+  with caplog.at_level(logging.WARNING, 'absl'):
+    orbax_checkpoint.restore_params(directory, abstract(params))
+  assert lines_with(caplog.text, directory / '0007')
+  assert 'delete' not in caplog.text
 
 
 CHILD = """
