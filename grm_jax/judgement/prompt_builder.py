@@ -43,8 +43,13 @@ def render(
     UserError: the template cannot be filled with this example, or the hint
       needs a label that the example lacks.
   """
+  if problem := templates.missing_text(template, len(order)):
+    raise UserError(
+      f'template {template.name}: {problem}; use a template that shows '
+      f'{len(order)} responses'
+    )
   guard = template.guard
-  hint_text = _hint(example, order) if hint else ''
+  hint_text = _hint(template, example, order) if hint else ''
   text = template.render(
     query=[Turn(turn.role, guard(turn.text)) for turn in example.query],
     responses=[guard(example.responses[i]) for i in order],
@@ -61,26 +66,25 @@ def _reference(template: Template, example: JudgingExample) -> str:
   """Returns the section with the reference answer, '' without one."""
   if not example.reference:
     return ''
-  section = templates.load('reference', ('reference',))
-  # The text is inside both templates, so it must not look like a delimiter of
-  # either.
-  text = template.guard(section.guard(example.reference.strip()))
-  return section.render(reference=text)
+  text = template.guard(example.reference.strip())
+  return templates.load_section('reference').render(reference=text)
 
 
-def _hint(example: JudgingExample, order: Sequence[int]) -> str:
+def _hint(
+  template: Template, example: JudgingExample, order: Sequence[int]
+) -> str:
   """Returns the section that states the label."""
   if len(order) == 1:
     if example.rewards is None:
       raise UserError(
         f'{example.id}: a hint needs the label of the response; set `rewards`'
       )
-    section = templates.load('hint_single', ('label',))
+    section = templates.load_section('hint_single')
     return section.render(label=f'{example.rewards[0]:g}')
   if example.best is None:
     raise UserError(f'{example.id}: a hint needs a best response; set `best`')
-  strength = example.tags.get('strength', '')
-  return templates.load('hint', ('best', 'strength')).render(
+  strength = template.guard(example.tags.get('strength', ''))
+  return templates.load_section('hint').render(
     best=list(order).index(example.best) + 1,
     strength=f', by {strength} out of 3' if strength else '',
   )

@@ -25,18 +25,26 @@ of the prompt:
   {% endfor %}
 
 Values are data. They are never compiled, and `Template.guard` puts a backslash
-before anything in them that looks like a delimiter of the template, so that no
-text can end its own slot or open another one. The delimiters are
+before anything in them that looks like a delimiter, so that no text can end its
+own slot or open another one. The delimiters of a template are
 
 - in loops: all literal lines, up to the first value in the line;
 - elsewhere: the literal lines that begin with `#` or `[`.
 
-Spacing and case do not matter. `[End of Response 2]` is escaped anywhere;
-headings and short delimiters such as `[user]` only at the beginning of a line.
+All literal lines of the sections that are inserted into prompts (reference
+answer, hint) are delimiters in every prompt. judgement/guard.py defines what
+looks like one.
+
+A template is checked when it is loaded, and again for each number of responses:
+texts of known content must appear in the prompt whole and in order, with and
+without a reference, principles and a hint. A template that reads responses by
+their numbers, such as `responses[1]`, must be correct for some number of them.
 """
 
 import dataclasses
+import difflib
 import functools
+import itertools
 import pathlib
 import re
 import traceback
@@ -48,7 +56,10 @@ from etils import epath
 from jinja2 import meta, nodes, sandbox
 
 from grm_jax.errors import UserError
+from grm_jax.io import input_file
+from grm_jax.judgement import guard as guards
 from grm_jax.judgement.example import Turn
+from grm_jax.judgement.guard import Delimiter
 
 _REQUIRED = ('query', 'responses')
 _PROMPT_VARIABLES = (
@@ -58,6 +69,7 @@ _PROMPT_VARIABLES = (
   'principles',
   'reference',
 )
+_SECTION_VARIABLES = ('hint', 'principles', 'reference')
 _DIRECTORY = pathlib.Path(__file__).parent / 'templates'
 _JINJA = sandbox.SandboxedEnvironment(
   undefined=jinja2.StrictUndefined,
@@ -66,9 +78,15 @@ _JINJA = sandbox.SandboxedEnvironment(
   trim_blocks=True,
   lstrip_blocks=True,
 )
-# Patterns of what these variables and attributes can write in a delimiter.
-_LABELS = dict.fromkeys(('index', 'index0', 'num_responses'), r'[\w.-]{1,20}')
-_LABELS['role'] = r'(?:system|user|assistant|model)'
+# What these variables and attributes can write in a delimiter.
+_LABELS = dict.fromkeys(('index', 'index0', 'num_responses'), guards.INDEX)
+_LABELS['role'] = guards.ROLE
+# Sections that are inserted into prompts, and their variables.
+SECTIONS = {
+  'reference': ('reference',),
+  'hint': ('best', 'strength'),
+  'hint_single': ('label',),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +98,8 @@ class Template:
     source: text of the template.
     variables: names of the variables that it can use.
     used_variables: names of the variables that it uses.
-    delimiters: matches text that looks like a delimiter of the template.
+    delimiters: the delimiters of the template itself.
+    has_fixed_slots: whether it reads responses by number: `responses[0]`.
     compiled: the template as Jinja compiles it.
   """
 
@@ -88,7 +107,8 @@ class Template:
   source: str
   variables: tuple[str, ...]
   used_variables: frozenset[str]
-  delimiters: re.Pattern[str]
+  delimiters: frozenset[Delimiter]
+  has_fixed_slots: bool
   compiled: jinja2.Template
 
   def render(self, **values: object) -> str:
@@ -107,7 +127,12 @@ class Template:
 
   def guard(self, text: str) -> str:
     """Returns `text` with a backslash before what looks like a delimiter."""
-    return self.delimiters.sub(r'\\\g<0>', text)
+    return self._guard.escape(text)
+
+  @functools.cached_property
+  def _guard(self) -> guards.Guard:
+    sections = (load_section(name).delimiters for name in SECTIONS)
+    return guards.Guard(self.delimiters.union(*sections))
 
 
 class _AnyNumberOfResponses(list):
@@ -139,8 +164,10 @@ def load(
   path: pathlib.Path | epath.Path = _DIRECTORY / f'{name}.txt'
   if not path.is_file():
     path = epath.Path(name)
+    input_file.check(path, key)
   try:
-    text = path.read_text(encoding='utf-8')
+    # Editors on Windows write a byte order mark, which is not a part of it.
+    text = path.read_text(encoding='utf-8').removeprefix('\ufeff')
   except (OSError, UnicodeDecodeError) as error:
     names = ', '.join(sorted(x.stem for x in _DIRECTORY.glob('*.txt')))
     raise UserError(
@@ -148,6 +175,11 @@ def load(
       f'give a path or one of {names}'
     ) from None
   return parse(text, name, variables)
+
+
+def load_section(name: str) -> Template:
+  """Loads one of SECTIONS."""
+  return load(name, SECTIONS[name])
 
 
 def parse(
@@ -162,20 +194,25 @@ def parse(
 
   Raises:
     UserError: the template has a syntax error or a statement other than `for`
-      and `if`, uses a variable or an attribute that does not exist, or does not
-      use `query` or `responses`.
+      and `if`, uses a variable or an attribute that does not exist, or writes a
+      prompt that lacks the query or the responses.
   """
+  _check_braces(text, name, variables)
   try:
     tree = _JINJA.parse(text)
     used = meta.find_undeclared_variables(tree) - _JINJA.globals.keys()
     compiled = _JINJA.from_string(text)
   except jinja2.TemplateSyntaxError as error:
     raise _error(name, error.lineno, error.message, variables) from None
-  delimiters = re.compile(
-    '|'.join(_delimiter_patterns(tree)) or '(?!)', re.IGNORECASE
-  )
+  is_section = 'query' not in variables
   template = Template(
-    name, text, variables, frozenset(used), delimiters, compiled
+    name,
+    text,
+    variables,
+    frozenset(used),
+    _find_delimiters(tree, all_lines=is_section),
+    _reads_responses_by_number(tree),
+    compiled,
   )
   # Rendering finds attributes and filters that do not exist.
   values = dict.fromkeys(variables, 'x') | {
@@ -189,7 +226,115 @@ def parse(
   if missing:
     problem = f'{" and ".join(missing)} must be used: the judge must see it'
     raise _error(name, None, problem, variables)
+  if not is_section:
+    _check_slots(template)
   return template
+
+
+def _check_braces(text: str, name: str, variables: Sequence[str]) -> None:
+  """Raises UserError for a slot that lacks a brace, which is literal text."""
+  try:
+    pieces = list(_JINJA.lex(text))
+  except jinja2.TemplateSyntaxError:
+    return  # `parse` reports it
+  kinds = [kind for _, kind, _ in pieces]
+  for i, (line, kind, literal) in enumerate(pieces):
+    if kind != 'data' or 'raw_begin' in kinds[max(0, i - 1) : i]:
+      continue
+    for match in _SINGLE_BRACE.finditer(literal):
+      slot = re.sub(r'\W+', '_', (match[1] or match[2]).lower())
+      if difflib.get_close_matches(slot, _SLOTS, cutoff=0.8):
+        line += literal.count('\n', 0, match.start())
+        problem = f'{match[0]!r} is not a slot; write {{{{ NAME }}}}'
+        raise _error(name, line, problem, variables)
+
+
+# `{ reference }}`, `{Reference}` or `reference }}`, but not `\text{reference}`.
+_SINGLE_BRACE = re.compile(
+  r'(?<![\w\\])\{\s{0,9}([\w.-]{3,40})\s{0,9}\}|'
+  r'(?<![\w.{-])([\w.-]{3,40})\s{0,9}\}\}'
+)
+_SLOTS = (*_PROMPT_VARIABLES, 'response', 'turn_text', 'turn_role')
+
+
+def _reads_responses_by_number(tree: nodes.Template) -> bool:
+  return any(
+    isinstance(item.node, nodes.Name)
+    and item.node.name == 'responses'
+    and isinstance(item.arg, nodes.Const)
+    for item in tree.find_all(nodes.Getitem)
+  )
+
+
+def _check_slots(template: Template) -> None:
+  """Raises UserError if a prompt lacks a part of what it must show."""
+  if template.has_fixed_slots:
+    # Correct for some number of responses; `render` checks the actual one.
+    problems = [missing_text(template, n) for n in range(1, 9)]
+    problems = [] if '' in problems else problems[:1]
+  else:
+    problems = [missing_text(template, n) for n in range(1, 4)]
+  for problem in filter(None, problems):
+    raise _error(template.name, None, problem, template.variables)
+
+
+_ROLES = (('user',), ('system', 'user', 'assistant', 'user'))
+
+
+@functools.lru_cache(256)
+def missing_text(template: Template, num_responses: int) -> str:
+  """Returns what a prompt with this number of responses lacks, or ''.
+
+  The prompt is written from texts of known content, in all combinations of
+  sections that it can have.
+  """
+  optional = [x for x in _SECTION_VARIABLES if x in template.used_variables]
+  for mask in itertools.product((0, 1), repeat=len(optional)):
+    present = tuple(itertools.compress(optional, mask))
+    for roles in _ROLES:
+      problem = _missing_text(template, num_responses, roles, present)
+      if problem:
+        return f'{problem} (with {", ".join((*roles, *present))})'
+  return ''
+
+
+def _missing_text(
+  template: Template,
+  num_responses: int,
+  roles: Sequence[str],
+  sections: Sequence[str],
+) -> str:
+  """Returns what one such prompt lacks, or ''."""
+  texts = {
+    'query': [_known_text(f'turn{i}') for i in range(len(roles))],
+    'responses': [_known_text(f'response{i}') for i in range(num_responses)],
+    **{name: [_known_text(name)] for name in sections},
+  }
+  values = dict.fromkeys(_SECTION_VARIABLES, '')
+  try:
+    prompt = template.render(
+      query=list(map(Turn, roles, texts['query'])),
+      responses=texts['responses'],
+      num_responses=num_responses,
+      **values | {name: texts[name][0] for name in sections},
+    )
+  except UserError:
+    if not template.has_fixed_slots:
+      raise
+    return f'it cannot show {num_responses} responses'
+  for name, parts in texts.items():
+    positions = [prompt.find(part) for part in parts]
+    if -1 in positions:
+      number = positions.index(-1) + 1
+      return f'{name}: the prompt lacks text {number} of {len(parts)}'
+    if positions != sorted(positions):
+      return f'{name}: the prompt shows the texts in another order'
+  return ''
+
+
+def _known_text(name: str) -> str:
+  # Long, so that a filter that cuts texts is noticed.
+  return f'{name}.{"x" * 2000}.{name}'
 
 
 def _check_nodes(template: Template, tree: nodes.Template) -> None:
@@ -217,16 +362,19 @@ def _error(
   )
 
 
-def _delimiter_patterns(tree: nodes.Template) -> list[str]:
-  """Returns regular expressions of the template's delimiters, sorted."""
+def _find_delimiters(
+  tree: nodes.Template, all_lines: bool
+) -> frozenset[Delimiter]:
+  """Returns the delimiters of a template.
+
+  Args:
+    tree: its syntax tree.
+    all_lines: whether all literal lines are delimiters, as in a loop.
+  """
   finder = _DelimiterFinder()
-  last_lines = finder.follow(tree.body, {()}, in_loop=False)
-  finder.end_lines(last_lines, in_loop=False)
-  return sorted(finder.patterns)
-
-
-# The words of a literal line, as patterns.
-_Line = tuple[str, ...]
+  last_lines = finder.follow(tree.body, {()}, in_loop=all_lines)
+  finder.end_lines(last_lines, in_loop=all_lines)
+  return frozenset(finder.delimiters)
 
 
 class _DelimiterFinder:
@@ -239,9 +387,11 @@ class _DelimiterFinder:
   """
 
   def __init__(self) -> None:
-    self.patterns: set[str] = set()
+    self.delimiters: set[Delimiter] = set()
 
-  def follow(self, node: Any, lines: set[_Line], in_loop: bool) -> set[_Line]:
+  def follow(
+    self, node: Any, lines: set[Delimiter], in_loop: bool
+  ) -> set[Delimiter]:
     """Returns the possible current lines after a node or a list of nodes.
 
     Args:
@@ -259,7 +409,7 @@ class _DelimiterFinder:
         lines = self.follow([*parts], lines, in_loop)
       case nodes.If():
         branches = (node.body, *(x.body for x in node.elif_), node.else_)
-        lines = set[_Line]().union(
+        lines = set[Delimiter]().union(
           *(self.follow(x, lines, in_loop) for x in branches)
         )
       case nodes.CondExpr():
@@ -279,8 +429,8 @@ class _DelimiterFinder:
           if i:
             self.end_lines(lines, in_loop)
             lines = {()}
-          patterns = [re.escape(x) for x in re.findall(r'\w+|[^\w\s]', part)]
-          lines = {(*line, *patterns) for line in lines}
+          tokens = guards.tokens(part)
+          lines = {(*line, *tokens) for line in lines}
       case (
         nodes.Name(name=name)
         | nodes.Getattr(attr=name)
@@ -292,16 +442,9 @@ class _DelimiterFinder:
         lines = set() if in_loop else {()}
     return lines
 
-  def end_lines(self, lines: set[_Line], in_loop: bool) -> None:
-    """Adds the patterns of those lines that are delimiters."""
+  def end_lines(self, lines: set[Delimiter], in_loop: bool) -> None:
+    """Adds those lines that are delimiters."""
     for line in lines:
       literals = set(line).difference(_LABELS.values())
-      if not literals or not (in_loop or line[0] in (r'\#', r'\[')):
-        continue
-      pattern = r'[^\S\n]*'.join(line)
-      # Readers see other characters than \n as line breaks too.
-      begin = r'(?:(?<=[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])|\A)[^\S\n]*'
-      # Long delimiters are escaped anywhere. A short one such as `[user]` can
-      # be code inside a line.
-      is_long = line[0] == r'\[' and len(line) > 3
-      self.patterns.add(pattern if is_long else begin + pattern)
+      if literals and (in_loop or line[0] in '#['):
+        self.delimiters.add(line)

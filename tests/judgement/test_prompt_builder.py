@@ -117,10 +117,10 @@ def test_hint_with_strength_and_hint_with_label():
 def test_hint_is_appended_to_a_template_without_a_slot():
   prompt_template = template.parse(
     '{% for response in responses %}{{ response }}{% endfor %}!'
-    '{{ query[0].text }}'
+    '{% for turn in query %}{{ turn.text }}{% endfor %}'
   )
   text = prompt_builder.render(prompt_template, EXAMPLE, (0, 1, 2), hint=True)
-  assert text.startswith('eleventwelvethirteen!Name a prime.')
+  assert text.startswith('eleventwelvethirteen!Name a prime.Seven.Another.')
   assert 'Response 3 is known to be the best' in text
 
 

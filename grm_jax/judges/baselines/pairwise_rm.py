@@ -42,7 +42,8 @@ def pair_prompt(
 
 def pair_text(response: str, tokenizer: Tokenizer) -> list[int]:
   """Returns the second response in the form that follows the prompt."""
-  return [*tokenizer.encode(response), tokenizer.end_of_turn_id]
+  text = template.load('pair').guard(response)
+  return [*tokenizer.encode(text), tokenizer.end_of_turn_id]
 
 
 class PairJudge:
