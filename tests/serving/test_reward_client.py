@@ -1,10 +1,16 @@
 """Tests of the reward functions with the call signatures of the trainers."""
 
+import email.utils
+import http.server
 import itertools
 import json
+import threading
+import time
 import urllib.error
 import urllib.request
+from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from grm_jax.serving import openrlhf, reward_client
@@ -121,10 +127,6 @@ def test_rejected_request_raises(address):
     RewardClient(address).trl()(['p'] * 5, [f'x {i}' for i in range(5)])
   with pytest.raises(ValueError, match=naming(address, 'query')):
     RewardClient(address).score([{'query': ' ', 'response': 'x 1'}])
-  with pytest.raises(OSError):
-    RewardClient('http://127.0.0.1:1').score(
-      [{'query': 'q', 'response': 'x 1'}]
-    )
 
 
 def test_client_sends_token():
@@ -156,17 +158,210 @@ def test_client_retries_while_the_queue_is_full():
       RewardClient(address, max_attempts=1).score([row])
 
 
+class ScriptedHandler(http.server.BaseHTTPRequestHandler):
+  """Replies with the next (status, headers, body) of `replies`, or drops.
+
+  After the last one, a batch gets the score 5 for every response.
+  """
+
+  replies: ClassVar[list] = []
+  paths: ClassVar[list] = []
+  num_examples: ClassVar[list] = []
+
+  def do_POST(self):  # noqa: N802, a name of the standard library
+    body = self.rfile.read(int(self.headers['Content-Length']))
+    requests = json.loads(body)['requests']
+    self.paths.append(self.path)
+    self.num_examples.append(len(requests))
+    scores = [{'scores': [5.0] * len(x['responses'])} for x in requests]
+    reply = 200, {}, json.dumps({'results': scores}).encode()
+    status, headers, content = self.replies.pop(0) if self.replies else reply
+    if not status:
+      return  # closes the connection without a reply
+    self.send_response(status)
+    for name, value in headers.items():
+      self.send_header(name, value)
+    self.end_headers()
+    self.wfile.write(content)
+
+  def log_message(self, *unused):
+    pass
+
+
+@pytest.fixture
+def scripted():
+  """Yields (url, handler class) of a server with scripted replies."""
+  handler = type(
+    'Handler',
+    (ScriptedHandler,),
+    {'replies': [], 'paths': [], 'num_examples': []},
+  )
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f'http://127.0.0.1:{server.server_port}', handler
+    server.shutdown()
+    thread.join()
+
+
+ROW = {'query': 'q', 'response': 'x 1'}
+
+
+@pytest.mark.parametrize(
+  'reply',
+  [
+    (0, {}, b''),  # the connection is closed
+    (502, {}, b'<html>'),
+    (503, {'Retry-After': '0'}, b'{"error": "e"}'),
+    (429, {'Retry-After': 'Wed, 21 Oct 2015 07:28:00 GMT'}, b''),
+    (429, {'Retry-After': 'Wed, 21 Oct 2015 07:28:00 -0000'}, b''),
+    (429, {'Retry-After': 'soon'}, b''),
+    (429, {'Retry-After': '-5'}, b''),
+    (429, {'Retry-After': 'nan'}, b''),
+    (200, {'Content-Length': '999'}, b'{"results'),  # cut off
+  ],
+)
+def test_client_retries(scripted, reply):
+  address, handler = scripted
+  handler.replies += [reply, reply]
+  client = RewardClient(address, backoff_s=0.01)
+  assert client.score([ROW]) == [5]
+  assert len(handler.paths) == 3
+
+
+def test_client_waits_for_a_service_that_starts_later(monkeypatch):
+  server = http.server.HTTPServer(('127.0.0.1', 0), ScriptedHandler)
+  address = f'http://127.0.0.1:{server.server_port}'
+  server.server_close()
+  waits = []
+  monkeypatch.setattr(reward_client.time, 'sleep', waits.append)
+  client = RewardClient(address, max_attempts=8)
+  with pytest.raises(OSError, match=naming(address, 8)):
+    client.score([ROW])
+  assert waits == [1, 2, 4, 8, 16, 30, 30]
+
+
+def test_retry_after_a_date_in_the_future():
+  date = email.utils.formatdate(time.time() + 100, usegmt=True)
+  assert 90 < reward_client._wait_s(date, 1.0) <= 100
+  assert reward_client._wait_s('7', 1.0) == 7
+  assert reward_client._wait_s(None, 1.5) == 1.5
+
+
+@pytest.mark.parametrize(
+  'suffix, path',
+  [
+    ('/', '/v1/score_batch'),
+    ('//', '/v1/score_batch'),
+    ('/judge/', '/judge/v1/score_batch'),
+    ('/v1/score', '/v1/score_batch'),
+    ('/v1/score_batch/', '/v1/score_batch'),
+    ('/judge/openrlhf', '/judge/v1/score_batch'),
+  ],
+)
+def test_address_with_a_path(scripted, suffix, path):
+  address, handler = scripted
+  assert RewardClient(address + suffix).score([ROW]) == [5]
+  assert handler.paths == [path]
+
+
+def test_address_without_a_scheme():
+  with pytest.raises(ValueError, match=naming('127.0.0.1:8080', 'http://')):
+    RewardClient('127.0.0.1:8080')
+
+
+@pytest.mark.parametrize(
+  'answer, text',
+  [
+    (0, '0'),
+    (0.0, '0.0'),
+    (False, 'False'),
+    (np.int64(0), '0'),
+    (np.float32(0), '0.0'),
+    (np.bool_(False), 'False'),
+    ('0', '0'),
+    ('nan', 'nan'),
+    (None, ''),
+    (float('nan'), ''),
+    (np.float32('nan'), ''),
+    ('', ''),
+  ],
+)
+def test_known_answers(answer, text):
+  judge = unlimited_judge()
+  with listening(make_service(judge)) as address:
+    RewardClient(address).trl()(
+      ['p'], ['x 1'], reference=np.array([answer, 1], object)[:1]
+    )
+    RewardClient(address).score([ROW | {'reference': answer}])
+    reward_client.verl(
+      'd', 'x 1', answer, {'question': 'q'}, url=address, reference=True
+    )
+  assert [x.example.reference for x in judge.requests] == [text] * 3
+
+
+def test_messages_without_text():
+  """Messages of tool calls have no content; others have a list of parts."""
+  judge = unlimited_judge()
+  parts = [{'type': 'text', 'text': 'q'}, {'type': 'image'}]
+  prompt = [
+    USER,
+    {'role': 'assistant', 'content': None, 'tool_calls': []},
+    {'role': 'user', 'content': parts},
+  ]
+  completions = [
+    [{'role': 'assistant', 'content': None}],
+    [{'role': 'assistant'}],
+    [],
+  ]
+  with listening(make_service(judge)) as address:
+    client = RewardClient(address)
+    assert client.trl()([prompt] * 3, completions) == [0, 0, 0]
+    client.score([{'messages': prompt, 'response': 'x 1'}])
+  for request in judge.requests:
+    assert [x.text for x in request.example.query] == ['q', '', 'q']
+
+
+def test_batches_are_split_by_size_and_by_the_limits_of_the_service():
+  judge = unlimited_judge()
+  rows = [
+    {'query': f'q {i}', 'response': 'x' * 400 + f' {i % 10}'} for i in range(20)
+  ]
+  expected = [i % 10 for i in range(20)]
+  service = make_service(judge, body_bytes=1000, max_queue=30, batch=3)
+  with listening(service) as address:
+    client = RewardClient(address, batch_size=20, body_bytes=1000)
+    assert client.score(rows) == expected
+    # The limits of the service are unknown to this client.
+    assert RewardClient(address, batch_size=20).score(rows) == expected
+    rows[7]['response'] *= 3
+    with pytest.raises(ValueError, match=naming(1000)):
+      client.score(rows)
+
+
+def test_default_batches_fit_the_default_limits(scripted):
+  """64 prompts with 8 responses of 8,000 characters."""
+  address, handler = scripted
+  rows = [
+    {'query': str(i), 'response': str(j) + 'x' * 8000}
+    for i in range(64)
+    for j in range(8)
+  ]
+  assert RewardClient(address).score(rows) == [5] * 512
+  assert handler.num_examples == [62, 2]
+
+
 def test_missing_is_the_reward_if_no_judgement_parses():
-  judge = rule_judge(engine=RuleEngine(silent={('0:0', 0)}))
-  with listening(make_service(judge.stream)) as address:
-    row = {'query': 'q', 'response': 'x 1'}
-    with pytest.raises(ValueError, match='missing'):
-      RewardClient(address, options={'k': 1}).score([row])
-  judge = rule_judge(engine=RuleEngine(silent={('0:0', 0)}))
-  with listening(make_service(judge.stream)) as address:
-    assert RewardClient(address, missing=-1.0, options={'k': 1}).score(
-      [row]
-    ) == [-1.0]
+  def silent_judge():
+    return rule_judge(engine=RuleEngine(silent={('0:0', 0)})).stream
+
+  for missing in (None, -1.0):
+    with listening(make_service(silent_judge())) as address:
+      client = RewardClient(address, missing=missing, options={'k': 1})
+      assert client.trl()(['q', 'r'], ['x 1', 'x 2']) == [missing, 2]
+  with listening(make_service(silent_judge())) as address:
+    extra = {'question': 'q'}
+    assert reward_client.verl('d', 'x 1', '', extra, url=address, k=1) == 0
 
 
 def post(address, body):
