@@ -32,9 +32,12 @@ _DEFAULTS = dict(
     characters=400_000,  # of all texts of an example
     responses=16,  # of an example
     k=64,  # samples of an example
-    batch=256,  # examples of a request
+    batch=256,  # examples of a request, at most max_queue
     max_queue=1024,  # examples that wait, of all clients
     timeout_s=600.0,  # seconds until an example is cancelled
+    receive_timeout_s=60.0,  # seconds to send a header, and then a body
+    connections=512,  # open connections, of all clients
+    total_body_bytes=64_000_000,  # of all requests without an answer
   ),
   k=8,  # default of requests: samples; 0: one greedy judgement
   temperature=0.5,  # default of requests, up to 100; below 1e-5: greedy

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import secrets
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 import fastapi
@@ -11,7 +12,8 @@ import starlette.exceptions
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 
 from grm_jax.errors import UserError
 from grm_jax.serving import handlers, openrlhf, playground, server_metrics
@@ -33,11 +35,12 @@ from grm_jax.serving.schemas import (
 _ERRORS = {
   400: 'The body is not valid JSON.',
   401: 'The bearer token is missing or wrong.',
+  408: 'The client sends its body too slowly.',
   413: 'The body is too large.',
   415: 'The content type is not application/json.',
   421: 'The Host header is not an allowed host.',
   422: 'The request is invalid or exceeds a limit.',
-  429: 'The request queue is full; retry after Retry-After seconds.',
+  429: 'The server is busy; retry after Retry-After seconds.',
   503: 'The server is stopping, or the judge has failed.',
   504: 'The judge did not finish within the timeout.',
 }
@@ -64,13 +67,15 @@ def make_app(service: Service) -> FastAPI:
   app.state.service = service
   app.add_exception_handler(RequestValidationError, _on_validation_error)
   app.add_exception_handler(starlette.exceptions.HTTPException, _on_http_error)
-  app.include_router(_v1)
-  app.include_router(_trainers)
+  # Documents the token that _CheckedRoute requires.
+  security = [Depends(_bearer)] if service.token else []
+  app.include_router(_v1, dependencies=security)
+  app.include_router(_trainers, dependencies=security)
   app.include_router(_monitoring)
   app.include_router(playground.make_router())
-  app.add_middleware(BodyLimit, max_bytes=service.limits.body_bytes)
   if service.allowed_hosts:
     app.add_middleware(AllowedHosts, hosts=service.allowed_hosts)
+  app.add_middleware(BodyLimit, limits=service.limits)
   # Added last, so it is the outermost and counts the errors of the others.
   app.add_middleware(
     RequestCounter,
@@ -82,12 +87,7 @@ def make_app(service: Service) -> FastAPI:
 
 async def _on_validation_error(request: Request, error: Any) -> JSONResponse:
   """Returns one line with the first error, without the client's input."""
-  # A page of another site can post text/plain without the browser's permission
-  # check (CORS preflight), but not application/json.
-  if 'json' not in request.headers.get('content-type', ''):
-    return error_response(
-      415, 'send the body as Content-Type: application/json'
-    )
+  del request
   first = error.errors()[0]
   if first['type'] == 'json_invalid':
     return error_response(400, f'the body is not valid JSON: {first["msg"]}')
@@ -106,12 +106,27 @@ def _get_service(request: Request) -> Service:
 _ServiceParam = Annotated[Service, Depends(_get_service)]
 
 
-def _check_token(
-  service: _ServiceParam,
-  credentials: Annotated[
-    HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))
-  ],
-) -> None:
+_bearer = HTTPBearer(auto_error=False)
+
+
+class _CheckedRoute(APIRoute):
+  """A route that checks the headers of a request before it reads the body."""
+
+  def get_route_handler(self) -> Callable[[Request], Coroutine]:
+    """Returns the handler of FastAPI behind the checks."""
+    handle = super().get_route_handler()
+
+    async def check_and_handle(request: Request) -> Response:
+      await _check_token(request)
+      if request.method == 'POST':
+        _check_content_type(request)
+      return await handle(request)
+
+    return check_and_handle
+
+
+async def _check_token(request: Request) -> None:
+  service, credentials = _get_service(request), await _bearer(request)
   if not service.token:
     return
   token = '' if credentials is None else credentials.credentials
@@ -124,12 +139,33 @@ def _check_token(
     )
 
 
-_v1 = fastapi.APIRouter(prefix='/v1', dependencies=[Depends(_check_token)])
-_trainers = fastapi.APIRouter(dependencies=[Depends(_check_token)])
+def _check_content_type(request: Request) -> None:
+  """Raises HTTPException if the body is not declared as JSON.
+
+  A page of another site can post text/plain without the browser's permission
+  check (CORS preflight), but not application/json.
+  """
+  header = request.headers.get('content-type', '')
+  kind, _, subtype = header.partition(';')[0].strip().lower().partition('/')
+  if kind != 'application' or subtype.rpartition('+')[2] != 'json':
+    raise HTTPException(415, 'send the body as Content-Type: application/json')
+
+
+_v1 = fastapi.APIRouter(prefix='/v1', route_class=_CheckedRoute)
+_trainers = fastapi.APIRouter(route_class=_CheckedRoute)
 _monitoring = fastapi.APIRouter()
 
 
-@_v1.post('/score', response_model=ScoreResponse)
+@_v1.post(
+  '/score',
+  response_model=ScoreResponse,
+  responses={
+    200: {
+      'description': 'The result, or with `stream` server-sent events.',
+      'content': {'text/event-stream': {'schema': {'type': 'string'}}},
+    }
+  },
+)
 async def score(
   request: Request, score_request: ScoreRequest, service: _ServiceParam
 ) -> Any:
@@ -139,7 +175,7 @@ async def score(
   each judgement, then `result` (the same as without `stream`) or `error`.
   """
   if score_request.stream:
-    return handlers.stream(service, score_request)
+    return await handlers.stream(service, score_request)
   (result,) = await handlers.score(request, service, [score_request])
   if isinstance(result, ErrorResponse):
     raise HTTPException(422, result.error)
@@ -165,8 +201,11 @@ async def openrlhf_rewards(
 ) -> openrlhf.RewardResponse:
   """Returns rewards for OpenRLHF's --remote_rm_url."""
   try:
-    groups, score_requests = openrlhf.parse(
-      reward_request, service.limits.responses
+    groups, score_requests = await asyncio.to_thread(
+      openrlhf.parse,
+      reward_request,
+      service.limits.batch * service.limits.responses,
+      service.limits.responses,
     )
   except UserError as error:
     raise HTTPException(422, str(error)) from None

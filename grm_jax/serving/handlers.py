@@ -81,27 +81,31 @@ async def score(
       limits.timeout_s; 499 if the client disconnects; 503 if the judge fails.
   """
   queues: list[asyncio.Queue[Event]] = [asyncio.Queue() for _ in score_requests]
-  submitted = _submit(service, score_requests, queues)
+  submitted = await _submit(service, score_requests, queues)
   try:
     all_results = asyncio.gather(*map(_wait_result, queues))
     results = await _wait_all(request, service, len(submitted), all_results)
-    return [
-      _make_response(service, example, result)
-      for example, result in zip(submitted, results, strict=True)
-    ]
+    return await asyncio.to_thread(
+      lambda: [
+        _make_response(service, example, result)
+        for example, result in zip(submitted, results, strict=True)
+      ]
+    )
   finally:
     # Also after an error; finished examples are not affected.
     service.worker.cancel(example.pending for example in submitted)
 
 
-def stream(service: Service, score_request: ScoreRequest) -> StreamingResponse:
+async def stream(
+  service: Service, score_request: ScoreRequest
+) -> StreamingResponse:
   """Returns server-sent events of one example.
 
   Raises:
     HTTPException: the example cannot be queued.
   """
   queue: asyncio.Queue[Event] = asyncio.Queue()
-  (example,) = _submit(service, [score_request], [queue])
+  (example,) = await _submit(service, [score_request], [queue])
   return _EventStreamResponse(
     _event_stream(service, example, queue),
     on_end=lambda: service.worker.cancel([example.pending]),
@@ -126,7 +130,7 @@ class _EventStreamResponse(StreamingResponse):
       self._on_end()
 
 
-def _submit(
+async def _submit(
   service: Service,
   score_requests: Sequence[ScoreRequest],
   queues: Sequence[asyncio.Queue[Event]],
@@ -135,9 +139,13 @@ def _submit(
   loop = asyncio.get_running_loop()
   try:
     service.limits.check_batch(len(score_requests))
-    parsed = [
-      schemas.parse(x, service.defaults, service.limits) for x in score_requests
-    ]
+    # In a thread: other requests get answers while long texts are read.
+    parsed = await asyncio.to_thread(
+      lambda: [
+        schemas.parse(x, service.defaults, service.limits)
+        for x in score_requests
+      ]
+    )
   except UserError as error:
     raise HTTPException(422, str(error)) from None
   try:

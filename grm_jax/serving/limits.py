@@ -1,6 +1,7 @@
-"""Limits on the size of requests and on the length of the queue."""
+"""Limits on connections, on the size of requests, and on the queue."""
 
 import dataclasses
+import math
 
 from grm_jax.errors import UserError
 from grm_jax.judgement.example import JudgingExample
@@ -20,6 +21,11 @@ class ServerLimits:
     batch: maximum number of examples in a request.
     max_queue: maximum number of queued examples, over all clients.
     timeout_s: seconds after which a request is cancelled.
+    receive_timeout_s: seconds in which a client must send the header of a
+      request, and then its body.
+    connections: maximum number of open connections.
+    total_body_bytes: maximum size of the bodies of all requests that the
+      server is receiving or has not answered.
   """
 
   body_bytes: int
@@ -29,11 +35,27 @@ class ServerLimits:
   batch: int
   max_queue: int
   timeout_s: float
+  receive_timeout_s: float = 60.0
+  connections: int = 512
+  total_body_bytes: int = 64_000_000
 
   def __post_init__(self):
     for name, value in dataclasses.asdict(self).items():
-      if not value > 0:
-        raise UserError(f'config.limits.{name} is {value}; it must be above 0')
+      if not 0 < value < math.inf:
+        raise UserError(
+          f'config.limits.{name} is {value}; set it to a finite value above 0'
+        )
+    # A request that never fits would be told for ever to come back later.
+    for part, whole in (
+      ('batch', 'max_queue'),
+      ('body_bytes', 'total_body_bytes'),
+    ):
+      size, room = getattr(self, part), getattr(self, whole)
+      if size > room:
+        raise UserError(
+          f'config.limits.{part} is {size}, and config.limits.{whole} is '
+          f'{room}; set config.limits.{part} to at most {room}'
+        )
 
   def check_example(self, example: JudgingExample) -> None:
     """Raises UserError if the example is too large."""

@@ -1,16 +1,24 @@
 """ASGI middleware: request counts, allowed host names, body size limit."""
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Collection, Mapping
 
+from absl import logging
+from fastapi import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from grm_jax.serving import schemas
+from grm_jax.serving.limits import ServerLimits
 
 
 def error_response(
   status: int, message: str, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
   """Returns an error in the form of schemas.ErrorResponse."""
-  return JSONResponse({'error': message}, status, headers=headers)
+  content = schemas.ErrorResponse(error=message).model_dump()
+  return JSONResponse(content, status, headers=headers)
 
 
 class RequestCounter:
@@ -83,50 +91,119 @@ def _without_port(host):
 
 
 class BodyLimit:
-  """Responds with 413 to a body above the limit, before it is parsed.
+  """Limits the size of bodies and the time in which clients must send them.
 
-  FastAPI's max_body_size rejects the same requests, but replaces the error by a
+  A body is read when the application asks for it. A request that is refused for
+  its path, its token or its headers is answered without that.
+
+  Many clients read the answer only after they have sent the whole body. Closing
+  the connection before that would discard the answer, so the rest of the body
+  is read and dropped until receive_timeout_s is over.
+
+  FastAPI's max_body_size rejects the same sizes, but replaces the error by a
   plain text that does not state the limit.
   """
 
-  def __init__(self, app: ASGIApp, max_bytes: int):
-    self._app, self._max_bytes = app, max_bytes
+  def __init__(self, app: ASGIApp, limits: ServerLimits):
+    self._app, self._limits = app, limits
+    self._total_bytes = 0  # of the bodies of unanswered requests
 
   async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-    """Forwards the request if its body is within the limit."""
+    """Forwards the request; the application reads its body through limits."""
     if scope['type'] != 'http':
       await self._app(scope, receive, send)
       return
-    # The declared length saves reading the body. A chunked body declares none.
-    declared = dict(scope['headers']).get(b'content-length', b'')
-    if declared.isdigit() and int(declared) > self._max_bytes:
-      await self._reject(scope, receive, send)
-      return
-    messages = await self._read_body(receive)
-    if messages is None:
-      await self._reject(scope, receive, send)
-      return
+    body = _Body(scope, receive, self._limits.receive_timeout_s)
 
-    async def replay() -> Message:
-      # First the messages that were read here, then a later disconnect.
-      return messages.pop(0) if messages else await receive()
+    async def receive_within_limits() -> Message:
+      if body.is_complete:
+        return await receive()  # a disconnection
+      message = await body.receive()
+      self._total_bytes += len(message.get('body', b''))
+      self._check_sizes(body.num_bytes)
+      return message
 
-    await self._app(scope, replay, send)
+    async def send_and_drain(message: Message) -> None:
+      is_body = message['type'] == 'http.response.body'
+      if is_body and not message.get('more_body') and not body.is_complete:
+        # The client has the whole answer, and the connection stays open.
+        await send({**message, 'more_body': True})
+        await body.drain()
+        message = {'type': 'http.response.body'}
+      await send(message)
 
-  async def _read_body(self, receive: Receive) -> list[Message] | None:
-    """Returns all messages of the body, or None if it is too large."""
-    messages: list[Message] = []
-    num_bytes = 0
-    while True:
-      messages.append(await receive())
-      num_bytes += len(messages[-1].get('body', b''))
-      if num_bytes > self._max_bytes:
-        return None
-      if not messages[-1].get('more_body', False):
-        return messages
+    try:
+      # The declared length saves reading. A chunked body declares none.
+      if body.declared_bytes > self._limits.body_bytes:
+        response = error_response(413, self._too_large())
+        await response(scope, receive, send_and_drain)
+      else:
+        await self._app(scope, receive_within_limits, send_and_drain)
+    finally:
+      self._total_bytes -= body.num_bytes
 
-  async def _reject(self, scope, receive, send):
-    message = f'the body has more than {self._max_bytes} bytes'
-    # The rest of the body is not read, so the connection cannot be reused.
-    response = error_response(413, message, {'Connection': 'close'})
-    await response(scope, receive, send)
+  def _check_sizes(self, num_bytes: int) -> None:
+    """Raises HTTPException if a body, or all bodies together, are too large."""
+    if num_bytes > self._limits.body_bytes:
+      raise HTTPException(413, self._too_large())
+    if self._total_bytes > self._limits.total_body_bytes:
+      message = (
+        'the unanswered requests have more than '
+        f'{self._limits.total_body_bytes} bytes '
+        '(config.limits.total_body_bytes); retry later'
+      )
+      log_limit(message)
+      raise HTTPException(429, message, {'Retry-After': '1'})
+
+  def _too_large(self) -> str:
+    return f'the body has more than {self._limits.body_bytes} bytes'
+
+
+class _Body:
+  """The body of one request.
+
+  Attributes:
+    declared_bytes: its size in the header; 0 if unknown.
+    num_bytes: bytes that the application has received.
+    is_complete: whether nothing more can be received.
+  """
+
+  def __init__(self, scope: Scope, receive: Receive, timeout_s: float):
+    headers = dict(scope['headers'])
+    declared = headers.get(b'content-length', b'')
+    self.declared_bytes = int(declared) if declared.isdigit() else 0
+    self.num_bytes = 0
+    self.is_complete = not (declared or b'transfer-encoding' in headers)
+    self._receive, self._timeout_s = receive, timeout_s
+    self._deadline = asyncio.get_running_loop().time() + timeout_s
+
+  async def receive(self) -> Message:
+    """Returns the next part; HTTPException if the client is too slow."""
+    message = await self._next()
+    self.num_bytes += len(message.get('body', b''))
+    return message
+
+  async def drain(self) -> None:
+    """Drops the rest, until it ends or the client is too slow."""
+    with contextlib.suppress(HTTPException):
+      while not self.is_complete:
+        await self._next()
+
+  async def _next(self) -> Message:
+    try:
+      async with asyncio.timeout_at(self._deadline):
+        message = await self._receive()
+    except TimeoutError:
+      reason = (
+        f'the body is not complete after {self._timeout_s:g} s '
+        '(config.limits.receive_timeout_s)'
+      )
+      log_limit(reason)
+      raise HTTPException(408, reason, {'Connection': 'close'}) from None
+    self.is_complete = not message.get('more_body', False)
+    return message
+
+
+def log_limit(message: str) -> None:
+  """Logs that a limit was met, at most once in ten seconds."""
+  logging.log_every_n_seconds(logging.WARNING, '%s', 10, message)

@@ -264,7 +264,7 @@ def _wait_s(retry_after: str | None, default: float) -> float:
 def _without_response(row: dict[str, Any]) -> dict[str, Any]:
   """Returns the fields of a score request that all responses share."""
   prompt = {key: value for key, value in row.items() if key != 'response'}
-  reference = _reference_text(prompt.pop('reference', None))
+  reference = reference_text(prompt.pop('reference', None))
   if reference:
     prompt['reference'] = reference
   if prompt.get('messages') is not None:
@@ -275,7 +275,7 @@ def _without_response(row: dict[str, Any]) -> dict[str, Any]:
   return prompt
 
 
-def _reference_text(reference: Any) -> str:
+def reference_text(reference: Any) -> str:
   """Returns a known answer as text; '' for None and NaN, but '0' for 0."""
   text = '' if reference is None else str(reference)
   is_number = not isinstance(reference, str)

@@ -6,9 +6,20 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+  AfterValidator,
+  AllowInfNan,
+  BaseModel,
+  BeforeValidator,
+  ConfigDict,
+  FailFast,
+  Field,
+  StrictBool,
+  model_validator,
+)
 
 from grm_jax.errors import UserError
+from grm_jax.io import terminal
 from grm_jax.judgement import example as examples
 from grm_jax.judgement import sections, temperature_range, voting
 from grm_jax.judgement.example import JudgingExample
@@ -27,22 +38,51 @@ def _check_unicode(text: str) -> str:
   return text
 
 
+def _check_number(value: Any) -> Any:
+  """Rejects booleans and texts, which pydantic would convert to numbers."""
+  if isinstance(value, bool | str):
+    raise UserError(f'{value!r} is not a number; send it as a JSON number')
+  return value
+
+
 Text = Annotated[str, AfterValidator(_check_unicode)]
+Int = Annotated[int, BeforeValidator(_check_number)]
+Float = Annotated[
+  float, BeforeValidator(_check_number), AllowInfNan(allow_inf_nan=False)
+]
+# An error message holds texts of the request, so it is cut and escaped.
+Reason = Annotated[str, AfterValidator(terminal.short)]
 
 
-class Message(BaseModel):
-  """A turn of a conversation."""
+class RequestModel(BaseModel):
+  """Base of all parts of a request: no field that is not listed."""
 
   model_config = ConfigDict(extra='forbid')
+
+  @model_validator(mode='before')
+  @classmethod
+  def _check_names(cls, data: Any) -> Any:
+    """Rejects the first unknown field.
+
+    Pydantic would report all of them, and a body can have 500,000.
+    """
+    for name in data if isinstance(data, dict) else ():
+      if name not in cls.model_fields:
+        raise UserError(f'{terminal.short(name, 60)!r} is not a field')
+    return data
+
+
+class Message(RequestModel):
+  """A turn of a conversation."""
+
   role: Literal['system', 'user', 'assistant']
   content: Text
 
 
-class ScoreRequest(BaseModel):
+class ScoreRequest(RequestModel):
   """Responses to judge. `query` or `messages` is required."""
 
   model_config = ConfigDict(
-    extra='forbid',
     json_schema_extra={
       'examples': [
         {
@@ -54,11 +94,12 @@ class ScoreRequest(BaseModel):
     },
   )
   query: Text | None = Field(default=None, description="The user's question.")
-  messages: list[Message] | None = Field(
+  messages: Annotated[list[Message] | None, FailFast()] = Field(
     default=None, description='A conversation that ends with a user turn.'
   )
   responses: Annotated[
     list[Text],
+    FailFast(),
     Field(min_length=1, description='One or more responses to judge.'),
   ]
   id: Text | None = Field(
@@ -68,44 +109,46 @@ class ScoreRequest(BaseModel):
       'texts, so the same request has the same result.'
     ),
   )
-  k: int | None = Field(
+  k: Int | None = Field(
     default=None,
     ge=0,
     description='Number of sampled judgements; 0 for one greedy judgement.',
   )
-  temperature: float | None = Field(
+  temperature: Float | None = Field(
     default=None,
     ge=0,
     le=temperature_range.MAX,
-    allow_inf_nan=False,
     description=f'Of sampling; below {temperature_range.MIN:g} is greedy.',
   )
   order: Literal['balanced', 'random', 'fixed'] | None = Field(
     default=None, description='Order in which the judge sees the responses.'
   )
-  seed: int | None = Field(default=None, description='Seed of sampling.')
-  meta: bool | None = Field(
+  seed: Int | None = Field(
+    default=None, ge=0, lt=2**64, description='Seed of sampling.'
+  )
+  meta: StrictBool | None = Field(
     default=None,
     description='Whether the meta RM selects the judgements that vote.',
   )
-  k_meta: int | None = Field(
+  k_meta: Int | None = Field(
     default=None,
     ge=0,
-    description='Number of judgements the meta RM selects; 0 for half of k.',
+    description=(
+      'Number of judgements the meta RM selects, at most k; 0 for half of k.'
+    ),
   )
   principles: Text = Field(default='', description='Principles to judge by.')
   reference: Text = Field(default='', description='A known correct answer.')
-  stream: bool = Field(
+  stream: StrictBool = Field(
     default=False,
     description='Send each judgement when it is finished, as an event.',
   )
 
 
-class BatchRequest(BaseModel):
+class BatchRequest(RequestModel):
   """Many requests; none of them can stream."""
 
-  model_config = ConfigDict(extra='forbid')
-  requests: Annotated[list[ScoreRequest], Field(min_length=1)]
+  requests: Annotated[list[ScoreRequest], FailFast(), Field(min_length=1)]
 
 
 class Sample(BaseModel):
@@ -163,7 +206,7 @@ class ScoreResponse(BaseModel):
 class ErrorResponse(BaseModel):
   """The reason of a failure and how to fix it."""
 
-  error: str
+  error: Reason
 
 
 class BatchResponse(BaseModel):
@@ -216,7 +259,7 @@ def parse(
     _or_default(request.seed, defaults.seed),
   )
   limits.check_samples(judgement_request.k)
-  return judgement_request, _vote_config(request, defaults)
+  return judgement_request, _vote_config(request, judgement_request.k, defaults)
 
 
 def _or_default(value, default):
@@ -237,10 +280,15 @@ def _content_hash(row: dict[str, Any]) -> str:
   return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
-def _vote_config(request, defaults) -> VoteConfig:
+def _vote_config(request, k, defaults) -> VoteConfig:
   kind = defaults.voting.kind
   if request.meta is not None:
     kind = 'guided' if request.meta else 'sum'
+  if (request.k_meta or 0) > k:
+    raise UserError(
+      f'k_meta is {request.k_meta}, and k is {k}; the meta RM selects at most '
+      'k judgements'
+    )
   config = VoteConfig(kind, _or_default(request.k_meta, defaults.voting.k_meta))
   if config.needs_meta and not defaults.has_meta:
     raise UserError(
