@@ -55,7 +55,8 @@ LIBRARIES = {
   'starlette': ('serving/', False),
   'pydantic': ('serving/', False),
   'prometheus_client': ('serving/', False),
-  'uvicorn': ('stages/serve.py', True),
+  'uvicorn': ('serving/', False),
+  'h11': ('serving/', False),
 }
 FILES = sorted(PACKAGE.rglob('*.py'))
 

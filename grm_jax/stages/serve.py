@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import re
 import signal
 import socket
 import threading
@@ -20,6 +21,7 @@ from grm_jax.serving.limits import ServerLimits
 from grm_jax.training import run as training_run
 
 _PACKAGES = ('fastapi', 'uvicorn', 'prometheus_client')
+_MAX_TOKEN_BYTES = 4096
 _LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 # The same as host names of requests, which have IPv6 addresses in brackets.
 _LOOPBACK_HOSTS = ('127.0.0.1', 'localhost', '[::1]')
@@ -90,14 +92,24 @@ def _read_token(path: str) -> str:
   if not path:
     return ''
   try:
-    token = epath.Path(path).read_text().strip()
-  except (OSError, UnicodeDecodeError) as error:
+    with epath.Path(path).open('rb') as file:
+      data = file.read(_MAX_TOKEN_BYTES + 1)
+  except OSError as error:
     raise UserError(
       f'config.token_file={path} cannot be read: {error}'
     ) from None
+  # Editors of some systems begin a text file with a byte-order mark.
+  token = data.decode('utf-8-sig', errors='replace').strip()
   if not token:
     raise UserError(
       f'config.token_file={path} is empty; write the token into it'
+    )
+  # Clients send it in a header, which holds nothing else.
+  if not re.fullmatch('[!-~]+', token) or len(data) > _MAX_TOKEN_BYTES:
+    raise UserError(
+      f'config.token_file={path} holds a token with spaces or characters '
+      f'outside ASCII, or more than {_MAX_TOKEN_BYTES} bytes; use letters, '
+      'digits and punctuation in one line'
     )
   return token
 
@@ -129,9 +141,13 @@ def _serve(
 ) -> None:
   """Serves on a bound socket; see `run`."""
   # These need optional packages; `_check` has found them.
-  import uvicorn
-
-  from grm_jax.serving import app, schemas, server_metrics, worker
+  from grm_jax.serving import (
+    app,
+    schemas,
+    server,
+    server_metrics,
+    worker,
+  )
 
   judge_worker = worker.JudgeWorker(judge.stream, limits.max_queue)
   service = app.Service(
@@ -144,7 +160,7 @@ def _serve(
       voting=judge.config.vote_config(),
       has_meta=judge.meta is not None,
     ),
-    limits=limits,
+    limits=server.fit_descriptors(limits),
     metrics=server_metrics.ServerMetrics(
       judge_worker, lambda: _engine_counts(judge)
     ),
@@ -152,15 +168,8 @@ def _serve(
     about=_about(config, judge),
     allowed_hosts=_allowed_hosts(config),
   )
-  server = uvicorn.Server(
-    uvicorn.Config(
-      app.make_app(service),
-      log_level='warning',
-      access_log=False,
-      timeout_graceful_shutdown=int(limits.timeout_s) + 1,
-    )
-  )
-  _exit_on_failure(judge_worker, server)
+  http_server = server.make_server(app.make_app(service))
+  _exit_on_failure(judge_worker, http_server)
   server_socket.listen()
   host, port = server_socket.getsockname()[:2]
   address = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
@@ -168,7 +177,7 @@ def _serve(
     f'serving on http://{address}, API description at http://{address}/docs'
   )
   with _ignore_repeated_signals():
-    server.run(sockets=[server_socket])
+    http_server.run(sockets=[server_socket])
   if judge_worker.failed.is_set():
     raise RuntimeError('the judge failed; see the error above')
 

@@ -4,11 +4,10 @@ import contextlib
 import socket
 import threading
 
-import uvicorn
-
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
 from grm_jax.judgement.verdict import VoteConfig
 from grm_jax.serving import app, limits, schemas, server_metrics, worker
+from grm_jax.serving import server as http_server
 
 COUNTS = {'tokens': 7, 'row_steps': 9, 'prompts': 3, 'generations': 2}
 
@@ -84,6 +83,9 @@ def make_limits(**changes):
     batch=3,
     max_queue=4,
     timeout_s=20.0,
+    receive_timeout_s=20.0,
+    connections=64,
+    total_body_bytes=100_000,
   )
   return limits.ServerLimits(**values | changes)
 
@@ -118,8 +120,7 @@ def listening(service):
   with socket.socket() as bound_socket:
     bound_socket.bind(('127.0.0.1', 0))
     bound_socket.listen()
-    config = uvicorn.Config(app.make_app(service), log_level='warning')
-    server = uvicorn.Server(config)
+    server = http_server.make_server(app.make_app(service))
     thread = threading.Thread(target=server.run, args=([bound_socket],))
     thread.start()
     try:
