@@ -30,6 +30,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from grm_jax.errors import NonFiniteError, UserError
+from grm_jax.io import terminal
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file of a stage, see configs/.'
@@ -68,6 +69,7 @@ def main(argv: list[str]) -> None:
   # time and is slow to import for --help.
   from grm_jax.sharding import distributed
 
+  logging.get_absl_handler().addFilter(terminal.EscapeFilter())
   config = _CONFIG.value
   try:
     module_name = _stage_module(config.get('stage'))
@@ -164,7 +166,7 @@ def _one_line(error: BaseException) -> str:
 
 def _print_error(message: str) -> None:
   # One write, because other threads may write too.
-  sys.stderr.write(f'error: {message}\n')
+  sys.stderr.write(f'error: {terminal.printable(message)}\n')
 
 
 def _exit_with_error(message: str) -> NoReturn:

@@ -123,11 +123,16 @@ class BodyLimit:
       self._check_sizes(body.num_bytes)
       return message
 
+    def release() -> None:
+      self._total_bytes -= body.num_bytes
+      body.num_bytes = 0
+
     async def send_and_drain(message: Message) -> None:
       is_body = message['type'] == 'http.response.body'
       if is_body and not message.get('more_body') and not body.is_complete:
         # The client has the whole answer, and the connection stays open.
         await send({**message, 'more_body': True})
+        release()
         await body.drain()
         message = {'type': 'http.response.body'}
       await send(message)
@@ -140,7 +145,7 @@ class BodyLimit:
       else:
         await self._app(scope, receive_within_limits, send_and_drain)
     finally:
-      self._total_bytes -= body.num_bytes
+      release()
 
   def _check_sizes(self, num_bytes: int) -> None:
     """Raises HTTPException if a body, or all bodies together, are too large."""

@@ -68,7 +68,7 @@ class RequestModel(BaseModel):
     """
     for name in data if isinstance(data, dict) else ():
       if name not in cls.model_fields:
-        raise UserError(f'{terminal.short(name, 60)!r} is not a field')
+        raise UserError(f'{name!r} is not a field')
     return data
 
 

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from grm_jax.checkpoint import model_directory
 from grm_jax.data import dataset_files
 from grm_jax.errors import UserError
-from grm_jax.io import atomic_io, row_reader
+from grm_jax.io import atomic_io, row_reader, terminal
 from grm_jax.io import journal as journals
 from grm_jax.io.journal import Journal
 from grm_jax.judgement import verdict
@@ -41,6 +41,7 @@ from grm_jax.judges.generative import JudgeConfig
 from grm_jax.sharding import distributed
 
 _NUM_PRINTED_ROWS = 5
+_MAX_PRINTED_ID = 60  # characters
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -275,14 +276,15 @@ def _format_table(rows: Sequence[dict[str, Any]]) -> str:
   """Returns a line of text per row."""
   lines = []
   for row in rows:
+    name = terminal.short(str(row['id']), _MAX_PRINTED_ID)
     if 'error' in row:
-      lines.append(f'{row["id"]}: {row["error"]}')
+      lines.append(f'{name}: {terminal.short(row["error"])}')
       continue
     votes = 'no vote'
     if row['votes'] is not None:
       votes = ' '.join(f'{x:g}' for x in row['votes'])
     lines.append(
-      f'{row["id"]}: {votes}  best {row["best"]}  '
+      f'{name}: {votes}  best {row["best"]}  '
       f'({row["failures"]} of {len(row["samples"])} do not parse)'
     )
   return '\n'.join(lines)

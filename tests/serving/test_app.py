@@ -4,7 +4,10 @@ import asyncio
 import json
 import re
 import threading
+import time
+from concurrent import futures
 
+import httpx2 as httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -13,7 +16,7 @@ from grm_jax.serving import app, server_metrics
 from tests.judges.fake import RuleMeta
 from tests.judges.fake import judge as rule_judge
 from tests.messages import names
-from tests.serving.fake import PacedJudge, make_limits, make_service
+from tests.serving.fake import PacedJudge, listening, make_limits, make_service
 
 REQUEST = {'query': 'q', 'responses': ['x 3', 'y 4'], 'k': 4}
 
@@ -102,6 +105,31 @@ def test_judge_receives_fields_of_the_request_or_defaults():
     ({'k': 9}, 422, ['k', 9, 8]),
     ({'k': -1}, 422, ['k']),
     ({'k': 'many'}, 422, ['k']),
+    ({'k': '4'}, 422, ['k']),
+    ({'k': True}, 422, ['k']),
+    ({'k': 2.5}, 422, ['k']),
+    ({'k': [4]}, 422, ['k']),
+    ({'temperature': '0.5'}, 422, ['temperature']),
+    ({'temperature': False}, 422, ['temperature']),
+    ({'seed': True}, 422, ['seed']),
+    ({'seed': '1'}, 422, ['seed']),
+    ({'seed': 2**64}, 422, ['seed']),
+    ({'seed': -1}, 422, ['seed']),
+    ({'k_meta': 10**9}, 422, ['k_meta', 10**9, 4]),
+    ({'k_meta': 5}, 422, ['k_meta', 5, 4]),
+    ({'k_meta': True}, 422, ['k_meta']),
+    ({'meta': 1}, 422, ['meta']),
+    ({'meta': 'true'}, 422, ['meta']),
+    ({'stream': 'yes'}, 422, ['stream']),
+    ({'id': 7}, 422, ['id']),
+    ({'x' * 15_000: 1}, 422, []),
+    ({'order': 'x' * 15_000}, 422, ['order']),
+    ({'k': 'x' * 15_000}, 422, ['k']),
+    ({'\x1b[31m\n\x9b': 1}, 422, ['\\x1b[31m\\n\\x9b']),
+    ({'\ud800': 1}, 422, ['\\ud800']),
+    ({str(i): i for i in range(1000)}, 422, [0]),
+    ({'messages': ['a', 'b'], 'query': None}, 422, ['messages.0']),
+    ({'query': {'\x1b': 1}}, 422, ['query']),
     ({'temperature': -0.1}, 422, ['temperature']),
     ({'temperature': 1e30}, 422, ['temperature']),
     ({'temperature': 1e999}, 422, ['temperature']),
@@ -127,7 +155,7 @@ def test_invalid_request_is_one_line_of_error(
   assert list(response.json()) == ['error']
   (error,) = response.json().values()
   assert names(error, *mentioned), error
-  assert '\n' not in error and len(error) < 300
+  assert error.isprintable() and len(error) <= 300
 
 
 @pytest.mark.parametrize(
@@ -145,6 +173,84 @@ def test_content_type_must_be_json(client):
     )
     assert response.status_code == 415
     assert 'application/json' in response.json()['error']
+
+
+def test_whole_numbers_can_be_floats(client):
+  """JSON has one type of numbers."""
+  response = post(client, k=4.0, seed=1.0, temperature=1, id='a')
+  assert response.status_code == 200
+  assert len(response.json()['samples']) == 4
+
+
+@pytest.mark.parametrize('secured', [False, True])
+def test_openapi_names_the_token_where_it_is_required(secured):
+  service = make_service(rule_judge().stream, 'secret' if secured else '')
+  with TestClient(app.make_app(service)) as client:
+    paths = client.get('/openapi.json').json()['paths']
+    for path, operations in paths.items():
+      for method, operation in operations.items():
+        response = client.request(method, path, content=b'{}')
+        assert ('security' in operation) == (response.status_code == 401)
+    assert ('security' in paths['/v1/about']['get']) == secured
+
+
+def test_openapi_documents_events(client):
+  paths = client.get('/openapi.json').json()['paths']
+  content = paths['/v1/score']['post']['responses']['200']['content']
+  assert set(content) == {'application/json', 'text/event-stream'}
+
+
+def longest_pause_s(address, request):
+  """Returns the longest answer time of /healthz while a request is handled."""
+  pauses = [0.0]
+  with futures.ThreadPoolExecutor() as pool:
+    running = pool.submit(request)
+    while not running.done():
+      begin_s = time.monotonic()
+      httpx.get(address + '/healthz', timeout=60)
+      pauses.append(time.monotonic() - begin_s)
+  return max(pauses), running.result()
+
+
+@pytest.mark.parametrize(
+  'name, body',
+  [
+    ('/v1/score', lambda: {str(i): 0 for i in range(300_000)}),
+    ('/v1/score', lambda: {**REQUEST, 'responses': [0] * 1_000_000}),
+    ('/v1/score', lambda: {'messages': [{}] * 900_000, 'responses': ['a']}),
+    ('/v1/score_batch', lambda: {'requests': [0] * 1_000_000}),
+    ('/openrlhf', lambda: {'query': ['a'] * 500_000, 'prompts': []}),
+    ('/openrlhf', lambda: {'query': ['a'], 'labels': [[]] * 900_000}),
+    (
+      '/openrlhf',
+      lambda: {'query': ['a' + '\n' * 1_900_000 + 'b'], 'prompts': ['a']},
+    ),
+    (
+      '/openrlhf',
+      lambda: {'query': ['a' + '\n</s>' * 400_000 + 'b'], 'prompts': ['a']},
+    ),
+    ('/openrlhf', lambda: {'query': ['<|' * 1_900_000], 'prompts': ['<|']}),
+  ],
+)
+def test_large_bodies_do_not_stop_the_server(name, body):
+  """Other clients get answers while 4 MB are checked."""
+  judge = PacedJudge()
+  judge.allow()
+  size = {'body_bytes': 4_000_000, 'total_body_bytes': 64_000_000}
+  data = json.dumps(body()).encode()
+  assert 2_000_000 < len(data) < 4_000_000
+  service = make_service(judge, **size, characters=400_000)
+  kind = {'content-type': 'application/json'}
+  with listening(service) as address:
+    pause_s, response = longest_pause_s(
+      address,
+      lambda: httpx.post(
+        address + name, content=data, headers=kind, timeout=60
+      ),
+    )
+  assert response.status_code == 422 and len(response.content) < 400
+  # Reading the JSON takes some tenths of a second.
+  assert pause_s < 4
 
 
 def test_unpaired_surrogate_is_rejected(client):

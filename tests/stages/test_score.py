@@ -74,6 +74,24 @@ def test_the_tiny_config(tmp_path, run):
   assert sorted(p.name for p in tmp_path.iterdir()) == ['scores.jsonl']
 
 
+def test_escape_sequences_do_not_reach_the_terminal(tmp_path, run):
+  escape = '\x1b[31m\x9b2J\n'
+  rows = [
+    {'id': escape + '1', 'query': 'q', 'responses': ['a']},
+    {'id': escape + '2', 'query': 'q', 'responses': [escape, 1]},
+    {'id': escape + '3', 'query': 'q' * 10**6 * 2, 'responses': ['a']},
+    {'id': '4' * 1000, 'query': 'q', 'responses': ['a']},
+  ]
+  (tmp_path / 'in.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  stdout, stderr = run(
+    f'--workdir={tmp_path}/run', f'--config.input={tmp_path}/in.jsonl'
+  )
+  assert '\x1b' not in stdout + stderr and '\x9b' not in stdout + stderr
+  assert names(stdout, r'\x1b[31m\x9b2J\n1') and '4' * 100 not in stdout
+  written = read_rows(tmp_path / 'run/scores.jsonl')
+  assert [x['id'] for x in written] == [escape + '1', '4' * 1000]
+
+
 def test_meta_rm_and_greedy(tmp_path, run):
   run(
     '--config.sampling.prompt_buckets=(1024,)',

@@ -13,8 +13,10 @@ from concurrent import futures
 
 import pytest
 
+from grm_jax.errors import UserError
+from grm_jax.stages import serve
 from tests import processes
-from tests.messages import names
+from tests.messages import names, naming
 from tests.stages import stage_output
 
 REQUEST = {'query': 'What is 2 + 3?', 'responses': ['It is 5.', '6'], 'k': 3}
@@ -152,6 +154,8 @@ def test_sigterm_finishes_accepted_requests(server):
     (('--config.token_file=nowhere',), ['config.token_file', 'nowhere']),
     (('--config.limits.k=2',), ['k', 4, 2]),
     (('--config.limits.max_queue=0',), ['config.limits.max_queue', 0]),
+    (('--config.limits.max_queue=9',), ['config.limits.batch', 256, 9]),
+    (('--config.limits.timeout_s=inf',), ['config.limits.timeout_s', 'inf']),
     (('--config.vote=guided',), ['config.vote', 'config.meta_checkpoint']),
     (('--config.checkpoint=nowhere',), ['nowhere']),
   ],
@@ -167,6 +171,41 @@ def test_wrong_settings_are_one_line(flags, words):
   assert completed.returncode == 2, completed.stderr
   last = completed.stderr.strip().splitlines()[-1]
   assert last.startswith('error: ') and names(last, *words)
+
+
+@pytest.mark.parametrize(
+  'content',
+  [b'secret', b'\xef\xbb\xbfsecret\r\n', b'\n  secret\n\n', b'secret' * 600],
+)
+def test_token_file(tmp_path, content):
+  path = tmp_path / 'token'
+  path.write_bytes(content)
+  expected = content.removeprefix(b'\xef\xbb\xbf').strip().decode()
+  assert serve._read_token(str(path)) == expected
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    b'',
+    b' \n',
+    b'\xef\xbb\xbf',
+    'gehéim'.encode(),
+    'gehéim'.encode('latin-1'),
+    'secret'.encode('utf-16'),
+    b'two words',
+    b'two\nlines',
+    b'a\tb',
+    b'a\x00b',
+    b'a\x1b[0m',
+    b'x' * 5000,
+  ],
+)
+def test_token_that_no_client_can_send(tmp_path, content):
+  path = tmp_path / 'token'
+  path.write_bytes(content)
+  with pytest.raises(UserError, match=naming(f'config.token_file={path}')):
+    serve._read_token(str(path))
 
 
 def test_a_port_in_use_is_an_error():
