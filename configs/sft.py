@@ -28,7 +28,8 @@ _DEFAULTS = dict(
   # trained on the texts. 'random': small random weights, for tests.
   checkpoint='',
   checkpoint_step=-1,  # step of the checkpoint; -1: the newest
-  size='tiny',  # model to train from scratch, a name in grm_jax/model/config.py
+  # With checkpoint=scratch: a name in grm_jax/model/config.py; '': tiny.
+  size='',
   data=dict(
     # practice:COUNT, texts:PATH or judged:PATH; grm_jax/data/sft_sources.py
     texts='',

@@ -21,6 +21,7 @@ LAYERS = (
   {'data', 'sampling', 'checkpoint'},
   {'serving', 'tokenizer', 'model'},
   {'judgement', 'sharding', 'io'},
+  {'settings'},
   {'errors'},
 )
 ALLOWED = {

@@ -13,19 +13,51 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from grm_jax import settings
 from grm_jax.aot import cost_model, programs, tables, topology
 from grm_jax.aot.cost_model import Costs
 from grm_jax.aot.programs import AotProgram
 from grm_jax.errors import UserError
 from grm_jax.io import atomic_io
+from grm_jax.model import compute_config
 from grm_jax.model import config as model_config
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import mesh
 from grm_jax.sharding.chip_specs import ChipSpec
 from grm_jax.sharding.mesh import AXES
+from grm_jax.sharding.rules import WEIGHTS
+from grm_jax.training import grpo_loss, optimizer, reference_policy
 
 LOCAL = 'local'  # config.topology: the devices of this machine
+# Rules of configs/aot.py.
+SETTINGS: settings.Rules = {
+  'stage': settings.one_of('aot'),
+  'program': settings.one_of(*programs.PROGRAMS),
+  'topology': settings.TEXT,
+  'size': model_config.SIZE,
+  'num_layers': settings.integer(0, note='0: as in `size`'),
+  'micro_batch_prompts': settings.integer(1),
+  'grad_accum_steps': settings.integer(1),
+  'prompt_size': settings.integer(1),
+  'num_generations': settings.samples(1),
+  'generation_size': settings.integer(1),
+  'json': settings.TEXT,
+  'sweep': settings.optional(settings.some_of(*AXES), 'no sweep'),
+  'optimizer': optimizer.SETTINGS,
+  'loss': grpo_loss.SETTINGS,
+  'reference': reference_policy.SETTINGS,
+  'mesh': mesh.DECODE_SETTINGS,
+  'sampling': {
+    'weights': settings.one_of(*WEIGHTS),
+    'int8': settings.BOOLEAN,
+  },
+  'compute': {
+    name: rule
+    for name, rule in compute_config.SETTINGS.items()
+    if name != 'interpret'
+  },
+}
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -38,6 +70,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     workdir: not used.
   """
   del workdir
+  settings.check(config, SETTINGS)
   result: Any
   if config.sweep:
     result = sweep(config)
@@ -72,7 +105,7 @@ def compile_step(config: ConfigDict) -> dict[str, Any]:
   model = _model(config, devices)
   step_programs = programs.of_config(config, model)
   costs = [cost_model.of_program(x, model, chip) for x in step_programs]
-  settings = {
+  labels = {
     'program': config.program,
     'topology': config.topology,
     'devices': len(devices),
@@ -88,7 +121,7 @@ def compile_step(config: ConfigDict) -> dict[str, Any]:
     'remat': config.compute.remat,
   }
   state = _state_bytes(step_programs[0])
-  return settings | state | _step_costs(costs, chip) | {'programs': costs}
+  return labels | state | _step_costs(costs, chip) | {'programs': costs}
 
 
 def _devices(config: ConfigDict) -> Sequence[jax.Device]:
@@ -177,13 +210,9 @@ def sweep(config: ConfigDict) -> list[dict[str, Any]]:
     config: as configs/aot.py.
 
   Raises:
-    UserError: config.sweep does not name mesh axes, or no mesh compiles.
+    UserError: no mesh compiles.
   """
-  axes = [x.strip() for x in config.sweep.split(',') if x.strip()]
-  if not axes or set(axes) - set(AXES):
-    raise UserError(
-      f'config.sweep is {config.sweep!r}; give some of {",".join(AXES)}'
-    )
+  axes = [x.strip() for x in config.sweep.split(',')]
   reports, reasons = [], []
   for sizes in _meshes(axes, len(_devices(config))):
     mesh_config = config.copy_and_resolve_references()

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from grm_jax.errors import UserError
 from grm_jax.model import init as model_init
 from grm_jax.model import logprobs
 from grm_jax.model.batch import Batch
@@ -26,7 +25,6 @@ from grm_jax.training import (
   flops,
   grpo_loss,
   optimizer,
-  reference_policy,
   reward_model_loss,
   train_state,
   train_step,
@@ -74,15 +72,6 @@ def of_config(config: ConfigDict, model: Transformer) -> list[AotProgram]:
   Raises:
     UserError: an unknown program, or sizes that the mesh cannot split.
   """
-  if config.program not in PROGRAMS:
-    raise UserError(
-      f'config.program is {config.program!r}; it can be {", ".join(PROGRAMS)}'
-    )
-  if config.grad_accum_steps < 1:
-    raise UserError(
-      f'config.grad_accum_steps is {config.grad_accum_steps}; it must be 1 or '
-      'more'
-    )
   return PROGRAMS[config.program](config, model)
 
 
@@ -163,7 +152,6 @@ def _update(config, model, loss, batch, resident=()) -> list[AotProgram]:
 
 def _reference_params(config, model) -> dict:
   dtype = config.reference.dtype
-  reference_policy.check_dtype(dtype)
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding),
     model_init.abstract_params(model),

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grm_jax.errors import UserError
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenizedExample:
@@ -46,7 +44,7 @@ def token_array(ids: Sequence[int]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-  """Padded lengths of a batch; `make_batch_shape` creates one from a config.
+  """Padded lengths of a batch, and its generations per prompt.
 
   Attributes:
     prompt_buckets: ascending lengths; S is one of them.
@@ -57,51 +55,6 @@ class BatchShape:
   prompt_buckets: tuple[int, ...]
   generation_buckets: tuple[int, ...]
   generations_per_prompt: int
-
-
-def make_batch_shape(
-  prompt_buckets: int | Sequence[int],
-  generation_buckets: int | Sequence[int],
-  generations_per_prompt: int,
-  key: str = 'config.batch',
-) -> BatchShape:
-  """Returns the BatchShape that `config.batch` describes.
-
-  Args:
-    prompt_buckets: one length, or several in any order.
-    generation_buckets: one length, or several in any order.
-    generations_per_prompt: R, at least 0.
-    key: config key of the settings, for error messages.
-
-  Raises:
-    UserError: there is no bucket, a bucket is below 1, or R is negative.
-  """
-  if generations_per_prompt < 0:
-    raise UserError(
-      f'{key}.generations_per_prompt is {generations_per_prompt}; set it to 0 '
-      'or more'
-    )
-  return BatchShape(
-    parse_buckets(f'{key}.prompt_buckets', prompt_buckets),
-    parse_buckets(f'{key}.generation_buckets', generation_buckets),
-    generations_per_prompt,
-  )
-
-
-def parse_buckets(key: str, lengths: int | Sequence[int]) -> tuple[int, ...]:
-  """Returns distinct bucket lengths in ascending order.
-
-  Args:
-    key: config key of the setting, for error messages.
-    lengths: one length, or several in any order.
-
-  Raises:
-    UserError: there is no length, or one is below 1.
-  """
-  values = (lengths,) if isinstance(lengths, int) else tuple(lengths)
-  if not values or min(values) < 1:
-    raise UserError(f'{key} is {lengths}; set it to one or more lengths >= 1')
-  return tuple(sorted(set(values)))
 
 
 def misfit_reason(example: TokenizedExample, shape: BatchShape) -> str | None:

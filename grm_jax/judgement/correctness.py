@@ -115,7 +115,7 @@ def outcome_reward(example: JudgingExample, judgement: Judgement) -> float:
   return 1.0 if outcome(example, judgement) == 'correct' else -1.0
 
 
-def load_reward(spec: str) -> RewardFunction:
+def load_reward(spec: str, key: str = 'config.reward') -> RewardFunction:
   """Loads the reward function that `config.reward` names.
 
   A user's function has the signature
@@ -133,6 +133,7 @@ def load_reward(spec: str) -> RewardFunction:
   Args:
     spec: 'outcome' for `outcome_reward`, or 'path/to/file.py:function'. The
       path is local and relative to the working directory.
+    key: config key of `spec`, for messages.
 
   Returns:
     The function. A user's function is wrapped: it raises UserError if it fails
@@ -146,14 +147,13 @@ def load_reward(spec: str) -> RewardFunction:
   path, separator, name = spec.rpartition(':')
   if not separator or not path.endswith('.py') or not name.isidentifier():
     raise UserError(
-      f"config.reward is {spec!r}; it must be 'outcome' or "
-      "'path/to/file.py:function'"
+      f"{key} is {spec!r}; it must be 'outcome' or 'path/to/file.py:function'"
     )
   function = getattr(_load_module(path), name, None)
   if not callable(function):
     problem = 'is not a function' if function is not None else 'does not exist'
     raise UserError(
-      f'config.reward is {spec!r}, but {name} {problem} in that file; define '
+      f'{key} is {spec!r}, but {name} {problem} in that file; define '
       f'def {name}(example, judgement) there'
     )
 

@@ -10,7 +10,6 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-from grm_jax.errors import UserError
 from grm_jax.judgement import correctness
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import Judgement
@@ -66,13 +65,6 @@ class FilterConfig:
   unhinted: bool = True
   hinted: bool = True
   max_per_example: int = 0
-
-  def __post_init__(self):
-    if self.max_per_example < 0:
-      raise UserError(
-        f'config.filter.max_per_example is {self.max_per_example}; give a '
-        'positive number, or 0 for no limit'
-      )
 
 
 def outcome(

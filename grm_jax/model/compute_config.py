@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from grm_jax.errors import UserError
+from grm_jax import settings
 
 # Values of a layer pair that the backward pass saves, most memory first.
 # Without remat ('none') it also saves the gathered kernels of all layers, which
@@ -16,7 +16,23 @@ REMAT = {
   'nothing_saveable': jax.checkpoint_policies.nothing_saveable,
 }
 ATTENTION = ('xla', 'splash')
-_DTYPES = ('float32', 'bfloat16')
+DTYPES = ('float32', 'bfloat16')
+# Rules of config.compute. Each stage has some of these leaves.
+SETTINGS = {
+  'dtype': settings.one_of(*DTYPES),
+  'param_dtype': settings.one_of(*DTYPES),
+  'remat': settings.one_of(*REMAT),
+  'attention': settings.one_of(*ATTENTION),
+  'query_block': settings.integer(1),
+  'splash_block': settings.integer(1),
+  'head_chunk': settings.integer(1),
+  'interpret': settings.BOOLEAN,
+}
+TRAINING_SETTINGS = {x: SETTINGS[x] for x in ('dtype', 'remat', 'attention')}
+JUDGE_SETTINGS = {
+  x: SETTINGS[x]
+  for x in ('dtype', 'attention', 'query_block', 'splash_block', 'head_chunk')
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +61,4 @@ class ComputeConfig:
   interpret: bool = False
 
   def __post_init__(self):
-    for name, allowed in (
-      ('dtype', _DTYPES),
-      ('param_dtype', _DTYPES),
-      ('remat', REMAT),
-      ('attention', ATTENTION),
-    ):
-      value = getattr(self, name)
-      if value not in allowed:
-        raise UserError(
-          f'config.compute.{name} is {value!r}; use one of {", ".join(allowed)}'
-        )
-    for name in ('query_block', 'splash_block', 'head_chunk'):
-      if getattr(self, name) < 1:
-        raise UserError(
-          f'config.compute.{name} is {getattr(self, name)}; it must be positive'
-        )
+    settings.check_values(dataclasses.asdict(self), SETTINGS, 'config.compute')

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from grm_jax import settings
 from grm_jax.errors import UserError
 
 # The embedding table has a multiple of this many rows, so that any common mesh
@@ -169,19 +170,14 @@ MODEL_CONFIGS: dict[str, ModelConfig] = {
     window=128,
   ),
 }
+# Rule of config.size.
+SIZE = settings.one_of(*MODEL_CONFIGS)
 
 
 def from_name(name: str) -> ModelConfig:
   """Returns the architecture that `config.size` names.
 
   Args:
-    name: a key of MODEL_CONFIGS.
-
-  Raises:
-    UserError: the name is unknown.
+    name: a key of MODEL_CONFIGS; '' for 'tiny'.
   """
-  if name not in MODEL_CONFIGS:
-    raise UserError(
-      f'config.size is {name!r}; use one of {", ".join(MODEL_CONFIGS)}'
-    )
-  return MODEL_CONFIGS[name]
+  return MODEL_CONFIGS[name or 'tiny']

@@ -1,10 +1,25 @@
 """Limits on connections, on the size of requests, and on the queue."""
 
 import dataclasses
-import math
 
+from grm_jax import settings
 from grm_jax.errors import UserError
 from grm_jax.judgement.example import JudgingExample
+
+_SECONDS = settings.number(0, 7 * 86_400, above=True)  # a week at most
+# Rules of config.limits.
+SETTINGS = {
+  'body_bytes': settings.integer(1),
+  'characters': settings.integer(1),
+  'responses': settings.integer(1),
+  'k': settings.samples(1),
+  'batch': settings.integer(1),
+  'max_queue': settings.integer(1),
+  'timeout_s': _SECONDS,
+  'receive_timeout_s': _SECONDS,
+  'connections': settings.integer(1),
+  'total_body_bytes': settings.integer(1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +55,7 @@ class ServerLimits:
   total_body_bytes: int = 64_000_000
 
   def __post_init__(self):
-    for name, value in dataclasses.asdict(self).items():
-      if not 0 < value < math.inf:
-        raise UserError(
-          f'config.limits.{name} is {value}; set it to a finite value above 0'
-        )
+    settings.check(dataclasses.asdict(self), SETTINGS, 'config.limits')
     # A request that never fits would be told for ever to come back later.
     for part, whole in (
       ('batch', 'max_queue'),

@@ -18,10 +18,24 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from grm_jax import settings
 from grm_jax.errors import UserError
 from grm_jax.sharding import rules
+from grm_jax.sharding.rules import AXES
 
-AXES = ('data', 'fsdp', 'tensor')
+_AXIS_SIZE = settings.Rule(
+  'a positive integer, or -1 (the remaining devices)',
+  lambda x: settings.integer(-1).is_valid(x) and x != 0,
+)
+# Rules of config.mesh; stages that generate also have `decode_tensor`.
+SETTINGS: dict[str, settings.Rule | settings.Rules] = {
+  **dict.fromkeys(AXES, _AXIS_SIZE),
+  'num_slices': settings.integer(1),
+  'logical_axis_rules': rules.SETTINGS,
+}
+DECODE_SETTINGS = SETTINGS | {
+  'decode_tensor': settings.integer(0, note='0: as `tensor`')
+}
 
 
 def axis_sizes(

@@ -20,8 +20,10 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from grm_jax import settings
 from grm_jax.errors import UserError
 
+AXES = ('data', 'fsdp', 'tensor')
 Rules = Mapping[str, tuple[str, ...]]
 
 # The memory kind of arrays in host memory, as jax.sharding names it.
@@ -105,6 +107,11 @@ _RESIDENT_WEIGHTS: dict[str, tuple[str, ...]] = {
   'logit_prompts': ('data', 'fsdp'),
   'logit_vocab': ('tensor',),
 }
+
+# Rules of config.mesh.logical_axis_rules.
+SETTINGS = dict.fromkeys(RULES, settings.tuple_of(AXES))
+# Places of the weights while a model generates, see `decode_rules`.
+WEIGHTS = ('resident', 'fsdp')
 
 _KEY = 'config.mesh.logical_axis_rules'
 

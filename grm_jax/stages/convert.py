@@ -19,14 +19,15 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from grm_jax import settings
 from grm_jax.checkpoint import gguf, model_directory
 from grm_jax.checkpoint.huggingface import config as hf_config
 from grm_jax.checkpoint.huggingface import load as hf_load
 from grm_jax.checkpoint.huggingface import save as hf_save
 from grm_jax.errors import UserError
 from grm_jax.io import atomic_io
+from grm_jax.model import compute_config, logprobs
 from grm_jax.model import config as model_config
-from grm_jax.model import logprobs
 from grm_jax.model.batch import Batch
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.transformer import Transformer
@@ -37,6 +38,21 @@ from grm_jax.sharding.rules import ShardingLayout
 # implementations.
 _TOLERANCE = 1e-3
 _VERIFY_SHAPE = (2, 64)  # prompts, tokens
+
+# Rules of configs/convert.py.
+SETTINGS: settings.Rules = {
+  'stage': settings.one_of('convert'),
+  'direction': settings.one_of('checkpoint', 'huggingface'),
+  'source': settings.TEXT,
+  'target': settings.TEXT,
+  'checkpoint_step': settings.STEP,
+  'size': settings.optional(model_config.SIZE, 'tiny'),
+  'scalar': settings.BOOLEAN,
+  'seed': settings.SEED,
+  'dtype': settings.one_of('source', *compute_config.DTYPES),
+  'verify': settings.BOOLEAN,
+  'mesh': mesh.SETTINGS,
+}
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -51,6 +67,7 @@ def run(config: ConfigDict, workdir: str) -> None:
       or `config.verify` finds a difference.
   """
   target = config.target or (workdir and os.path.join(workdir, 'model'))
+  settings.check(config, SETTINGS)
   _check_paths(config, target)
   start_s = time.monotonic()
   layout = mesh.from_config(config)
@@ -69,14 +86,15 @@ def run(config: ConfigDict, workdir: str) -> None:
 
 
 def _check_paths(config: ConfigDict, target: str) -> None:
-  if config.direction not in ('checkpoint', 'huggingface'):
-    raise UserError(
-      f"config.direction is {config.direction!r}; set it to 'checkpoint' or "
-      "'huggingface'"
-    )
   if not config.source:
     raise UserError(
       "config.source is empty; set it to a directory, a GGUF file or 'random'"
+    )
+  random = config.source == 'random'
+  if (config.size or config.scalar) and not random:
+    raise UserError(
+      f'config.size is {config.size!r} and config.scalar is {config.scalar}, '
+      f'which only config.source=random has; config.source is {config.source}'
     )
   if not target:
     raise UserError(
@@ -122,11 +140,6 @@ def _read(
 ) -> tuple[Transformer, dict]:
   """Returns the model and the parameters of `config.source`."""
   dtype = 'float32' if config.dtype == 'source' else config.dtype
-  if dtype not in ('float32', 'bfloat16'):
-    raise UserError(
-      f"config.dtype is {config.dtype!r}; set it to 'source', 'float32' or "
-      "'bfloat16'"
-    )
   compute = ComputeConfig(param_dtype=dtype)
   if config.source == 'random':
     model = Transformer(

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from grm_jax import settings
 from grm_jax.checkpoint import model_directory
 from grm_jax.data import dataset_files
 from grm_jax.errors import UserError
@@ -25,10 +26,20 @@ from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import JudgedExample
 from grm_jax.judges import factory as judge_factory
 from grm_jax.judges import resumable
+from grm_jax.judges import settings as judge_settings
 from grm_jax.judges.baselines.pairwise_rm import PairJudge
 from grm_jax.judges.baselines.scalar_rm import ScalarJudge
 from grm_jax.judges.factory import AnyJudge
 
+# Rules of configs/evaluate.py.
+SETTINGS = judge_settings.JUDGE | {
+  'stage': settings.one_of('evaluate'),
+  'judge': settings.one_of(*judge_factory.JUDGES),
+  'suites': dict.fromkeys(SUITES, settings.TEXT),
+  'max_rows': settings.integer(0, note='0: all'),
+  'reuse_samples': settings.TEXT,
+  'greedy': settings.BOOLEAN,
+}
 # Response orders that the published protocol of a suite prescribes.
 RESPONSE_ORDERS = {'judgebench': 'fixed'}
 # Suites that get the subset of a row from the name of its file or folder.
@@ -47,8 +58,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   Raises:
     UserError: a path, a row or a setting is wrong.
   """
-  if not workdir:
-    raise UserError('--workdir is empty; set it to the folder of the report')
+  check(config, workdir)
   if config.reuse_samples:
     judged = _read_samples(config.reuse_samples)
   else:
@@ -61,6 +71,25 @@ def run(config: ConfigDict, workdir: str) -> None:
   if config.checkpoint == model_directory.RANDOM and not config.reuse_samples:
     print('random weights: the results have no meaning')
   print(f'report -> {os.path.join(workdir, "report.html")}')
+
+
+def check(config: ConfigDict, workdir: str) -> None:
+  """Raises UserError if a setting is wrong."""
+  if not workdir:
+    raise UserError('--workdir is empty; set it to the folder of the report')
+  settings.check(config, SETTINGS)
+  if config.reuse_samples:
+    return
+  if not any(config.suites.values()):
+    raise UserError(
+      'no suite has a path; set --config.suites.NAME=PATH for a NAME of '
+      f'{", ".join(SUITES)}'
+    )
+  if not config.k and not config.greedy:
+    raise UserError(
+      f'config.k is {config.k} and config.greedy is false, so that nothing is '
+      'judged; set one of them'
+    )
 
 
 def _read_samples(directory: str) -> dict[str, list[JudgedExample]]:
@@ -94,16 +123,6 @@ def _judge_suites(
     for name, path in config.suites.items()
     if path
   }
-  if not suites:
-    raise UserError(
-      'no suite has a path; set --config.suites.NAME=PATH for a NAME of '
-      f'{", ".join(SUITES)}'
-    )
-  if config.k < 1 and not config.greedy:
-    raise UserError(
-      f'config.k is {config.k} and config.greedy is false, so that nothing is '
-      'judged; set one of them'
-    )
   judge = judge_factory.from_config(
     config, judge_factory.make_judge_config(config)
   )

@@ -26,6 +26,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from grm_jax import settings
 from grm_jax.checkpoint import model_directory
 from grm_jax.data import dataset_files
 from grm_jax.errors import UserError
@@ -36,12 +37,22 @@ from grm_jax.judgement import verdict
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError
 from grm_jax.judges import factory as judge_factory
+from grm_jax.judges import settings as judge_settings
 from grm_jax.judges.factory import AnyJudge
 from grm_jax.judges.generative import JudgeConfig
 from grm_jax.sharding import distributed
 
 _NUM_PRINTED_ROWS = 5
 _MAX_PRINTED_ID = 60  # characters
+# Rules of configs/score.py.
+SETTINGS = judge_settings.VOTING_JUDGE | {
+  'stage': settings.one_of('score'),
+  'judge': settings.one_of(*judge_factory.JUDGES),
+  'input': settings.TEXT,
+  'output': settings.TEXT,
+  'fail_on_bad_rows': settings.BOOLEAN,
+  'apart': settings.BOOLEAN,
+}
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -55,7 +66,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     UserError: a path or a setting is wrong, or with config.fail_on_bad_rows a
       row is bad; the message has file and line.
   """
-  output = _output_path(config, workdir)
+  output = check(config, workdir)
   num_rows = _count_rows(config.input)
   shard = _row_shard(config)
   num_shard_rows = len(range(shard.index, num_rows, shard.count))
@@ -86,8 +97,13 @@ def run(config: ConfigDict, workdir: str) -> None:
     _write_results(output, _journal_paths(output, shard.count), config)
 
 
-def _output_path(config: ConfigDict, workdir: str) -> str:
-  """Returns the path of the results, after checks that need no file."""
+def check(config: ConfigDict, workdir: str) -> str:
+  """Checks the settings; returns the path of the results.
+
+  Raises:
+    UserError: a setting is wrong.
+  """
+  settings.check(config, SETTINGS)
   output = config.output or (workdir and os.path.join(workdir, 'scores.jsonl'))
   if not output:
     raise UserError(
@@ -97,11 +113,6 @@ def _output_path(config: ConfigDict, workdir: str) -> str:
   if not config.checkpoint:
     raise UserError(
       "config.checkpoint is empty; set it to a model directory or 'random'"
-    )
-  if config.k < 0:
-    raise UserError(
-      f'config.k is {config.k}; set it to 1 or more, or to 0 for one greedy '
-      'judgement'
     )
   return output
 

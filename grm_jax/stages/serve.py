@@ -14,9 +14,12 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from grm_jax import settings
 from grm_jax.errors import UserError
 from grm_jax.judges import factory as judge_factory
+from grm_jax.judges import settings as judge_settings
 from grm_jax.judges.generative import Judge
+from grm_jax.serving import limits as server_limits
 from grm_jax.serving.limits import ServerLimits
 from grm_jax.training import run as training_run
 
@@ -25,6 +28,18 @@ _MAX_TOKEN_BYTES = 4096
 _LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 # The same as host names of requests, which have IPv6 addresses in brackets.
 _LOOPBACK_HOSTS = ('127.0.0.1', 'localhost', '[::1]')
+
+# Rules of configs/serve.py.
+SETTINGS = judge_settings.VOTING_JUDGE | {
+  'stage': settings.one_of('serve'),
+  # A service needs a judge that writes judgements.
+  'judge': settings.one_of('grm', 'llm'),
+  'host': settings.NAME,
+  'port': settings.integer(0, 2**16 - 1, note='0: any free port'),
+  'allowed_hosts': settings.NAMES,
+  'token_file': settings.TEXT,
+  'limits': server_limits.SETTINGS,
+}
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -55,6 +70,7 @@ def run(config: ConfigDict, workdir: str) -> None:
 
 def _check(config: ConfigDict) -> ServerLimits:
   """Checks what does not need the weights, and returns the limits."""
+  settings.check(config, SETTINGS)
   missing = [x for x in _PACKAGES if importlib.util.find_spec(x) is None]
   if missing:
     raise UserError(
@@ -66,19 +82,8 @@ def _check(config: ConfigDict) -> ServerLimits:
       f'a service runs in one process, not in {jax.process_count()}; start one '
       'service per host'
     )
-  if config.judge not in ('grm', 'llm'):
-    raise UserError(
-      f"config.judge is {config.judge!r}; a service needs 'grm' or 'llm', "
-      'which write judgements'
-    )
   limits = ServerLimits(**config.limits)
-  training_run.check_minimum(('k', config.k, 0))
   limits.check_samples(config.k)
-  if not 0 <= config.port < 2**16:
-    raise UserError(
-      f'config.port is {config.port}; set it to a value from 0 (any free port) '
-      f'to {2**16 - 1}'
-    )
   if config.host not in _LOOPBACK and not config.token_file:
     logging.warning(
       'config.host=%s: everyone who can reach this machine can use the '

@@ -15,12 +15,11 @@ Letters: P prompts, R generations per prompt, T generation tokens.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 
-from grm_jax.errors import UserError
+from grm_jax import settings
 from grm_jax.model import batch as batches
 from grm_jax.model import logprobs
 from grm_jax.model.batch import Batch
@@ -29,6 +28,14 @@ from grm_jax.training.train_step import AuxMetrics
 
 KL_ESTIMATORS = ('k1', 'k2', 'k3')
 LOSS_AGG_MODES = ('sequence', 'token', 'constant')
+# Rules of config.loss.
+SETTINGS = {
+  'kl_coef': settings.number(0),
+  'kl_estimator': settings.one_of(*KL_ESTIMATORS),
+  'clip_low': settings.number(0, 1, above=True),
+  'clip_high': settings.number(0, above=True),
+  'loss_agg_mode': settings.one_of(*LOSS_AGG_MODES),
+}
 
 # Bound of |log ratio|. e^20 is 5e8: far outside of any sound update, and far
 # inside of float32.
@@ -95,25 +102,7 @@ class GRPOLossConfig:
   key: dataclasses.InitVar[str] = 'config.loss'
 
   def __post_init__(self, key):
-    for name, is_valid, expected in (
-      ('kl_coef', 0 <= self.kl_coef < math.inf, '0 or more'),
-      ('clip_low', 0 < self.clip_low <= 1, 'above 0, at most 1'),
-      ('clip_high', 0 < self.clip_high < math.inf, 'above 0'),
-      (
-        'kl_estimator',
-        self.kl_estimator in KL_ESTIMATORS,
-        f'one of {", ".join(KL_ESTIMATORS)}',
-      ),
-      (
-        'loss_agg_mode',
-        self.loss_agg_mode in LOSS_AGG_MODES,
-        f'one of {", ".join(LOSS_AGG_MODES)}',
-      ),
-      ('max_tokens', self.max_tokens >= 1, '1 or more'),
-    ):
-      if not is_valid:
-        value = dataclasses.asdict(self)[name]
-        raise UserError(f'{key}.{name} is {value!r}; use {expected}')
+    settings.check_values(dataclasses.asdict(self), SETTINGS, key)
 
 
 def logps(model: Transformer, params: dict, batch: Batch) -> jax.Array:

@@ -4,14 +4,14 @@ Gradients are accumulated before (train_step.py): one call is one update. The
 learning rate of the n-th update is schedule(n - 1), with n from 1.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax
 import optax
 from optax import contrib
 
+from grm_jax import settings
 from grm_jax.errors import UserError
 from grm_jax.training.host_offload import HostOffloadedOptimizer
 
@@ -21,22 +21,23 @@ KINDS = ('adamw', 'muon')
 SCHEDULES = ('constant', 'cosine')
 MOMENT_DTYPES = ('float32', 'bfloat16')
 
-# Setting -> its range, in words and as a test. NaN fails every test.
-_BOUNDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-  'kind': (f'one of {", ".join(KINDS)}', lambda x: x in KINDS),
-  'learning_rate': ('positive', lambda x: 0 < x < math.inf),
-  'warmup_steps': ('0 or more', lambda x: x >= 0),
-  'schedule': (f'one of {", ".join(SCHEDULES)}', lambda x: x in SCHEDULES),
-  'end_fraction': ('from 0 to 1', lambda x: 0 <= x <= 1),
-  'weight_decay': ('0 or more', lambda x: 0 <= x < math.inf),
-  'max_grad_norm': ('0 (off) or more', lambda x: 0 <= x < math.inf),
-  'b1': ('from 0 to below 1', lambda x: 0 <= x < 1),
-  'b2': ('from 0 to below 1', lambda x: 0 <= x < 1),
-  'eps': ('positive', lambda x: 0 < x < math.inf),
-  'moment_dtype': (
-    f'one of {", ".join(MOMENT_DTYPES)}',
-    lambda x: x in MOMENT_DTYPES,
-  ),
+# Rules of config.optimizer.
+SETTINGS = {
+  'kind': settings.one_of(*KINDS),
+  'learning_rate': settings.number(0, above=True),
+  'warmup_steps': settings.integer(0),
+  'schedule': settings.one_of(*SCHEDULES),
+  'weight_decay': settings.number(0),
+  'max_grad_norm': settings.number(0),
+  'b2': settings.number(0, 1, below=True),
+  'moment_dtype': settings.one_of(*MOMENT_DTYPES),
+  'offload_to_host': settings.BOOLEAN,
+}
+# Rules of the arguments of `make` that no config has.
+_CONSTANTS = {
+  'b1': settings.number(0, 1, below=True),
+  'eps': settings.number(0, above=True),
+  'end_fraction': settings.FRACTION,
 }
 # Kernels that Muon orthogonalizes, as matrices from input axes to output axes.
 # Axis 0 counts layers: each layer is a separate matrix.
@@ -103,7 +104,7 @@ def make(
   Raises:
     UserError: a value is out of range.
   """
-  _check(total_steps, locals(), key)
+  check(total_steps, locals(), key)
   rate = _rate(total_steps, learning_rate, warmup_steps, schedule, end_fraction)
   inner = (
     _muon(rate, b1, b2, weight_decay, moment_dtype)
@@ -173,15 +174,22 @@ def _rate(total_steps, highest, warmup_steps, schedule, end_fraction):
   )
 
 
-def _check(total_steps: int, settings: Mapping[str, Any], key: str) -> None:
-  for name, (allowed, is_valid) in _BOUNDS.items():
-    if not is_valid(settings[name]):
-      raise UserError(
-        f'{key}.{name} is {settings[name]!r}; it must be {allowed}'
-      )
-  warmup_steps = settings['warmup_steps']
+def check(total_steps: int, values: Mapping[str, Any], key: str) -> None:
+  """Checks the arguments of `make`.
+
+  Args:
+    total_steps: see `make`.
+    values: the settings by name.
+    key: config key of the settings, for messages.
+
+  Raises:
+    UserError: a setting is wrong.
+  """
+  settings.check_values(values, SETTINGS | _CONSTANTS, key)
+  warmup_steps = values['warmup_steps']
   if warmup_steps >= total_steps:
+    stage_key = key.rpartition('.')[0]
     raise UserError(
-      f'{key}.warmup_steps ({warmup_steps}) must be less than config.steps '
-      f'({total_steps})'
+      f'{key}.warmup_steps ({warmup_steps}) must be less than '
+      f'{stage_key}.steps ({total_steps})'
     )

@@ -10,35 +10,41 @@ from typing import Any
 import jax
 from absl import logging
 
-from grm_jax.errors import UserError
+from grm_jax import settings
 from grm_jax.io.gcs_mirror import GcsMirror
 
 FOLDER = 'profile'
 
 
-def parse(
-  value: str | tuple[int, ...], key: str = 'config.profile_steps'
-) -> tuple[int, int] | None:
+def _is_range(value: Any) -> bool:
+  if not isinstance(value, str):
+    return False
+  try:
+    first, last = map(int, value.split(','))
+  except ValueError:
+    return False
+  return 1 <= first <= last
+
+
+SETTING = settings.optional(
+  settings.Rule("'FIRST,LAST' such as '10,12', counted from 1", _is_range),
+  'no trace',
+)
+
+
+def parse(value: str) -> tuple[int, int] | None:
   """Returns the first and last step to trace, or None for no trace.
 
   Args:
-    value: 'FIRST,LAST' or a tuple, counted from 1; '' or () for no trace.
-    key: config key of `value`, for messages.
+    value: 'FIRST,LAST', counted from 1; '' for no trace.
 
   Raises:
     UserError: any other value.
   """
+  settings.check_value(value, SETTING, 'config.profile_steps')
   if not value:
     return None
-  parts = value.split(',') if isinstance(value, str) else value
-  try:
-    first, last = map(int, parts)
-  except ValueError:
-    first, last = 0, 0
-  if not 1 <= first <= last:
-    raise UserError(
-      f'{key} is {value!r}; use FIRST,LAST such as 10,12, counted from 1'
-    )
+  first, last = map(int, value.split(','))
   return first, last
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from grm_jax import settings
 from grm_jax.checkpoint import model_directory, orbax_checkpoint
 from grm_jax.errors import UserError
 from grm_jax.model.batch import Batch
@@ -21,7 +22,11 @@ from grm_jax.model.transformer import Transformer
 from grm_jax.sharding.rules import HOST_MEMORY
 from grm_jax.training import grpo_loss
 
-DTYPES = ('float32', 'bfloat16')
+# Rules of config.reference; the stage grpo also has `checkpoint`.
+SETTINGS = {
+  'dtype': settings.one_of('float32', 'bfloat16'),
+  'offload_to_host': settings.BOOLEAN,
+}
 
 
 class ReferencePolicy:
@@ -56,7 +61,7 @@ class ReferencePolicy:
       UserError: unsupported dtype; a checkpoint of another configuration or
         with a scalar head.
     """
-    check_dtype(dtype)
+    settings.check_value(dtype, SETTINGS['dtype'], 'config.reference.dtype')
     self.provenance = _provenance(directory, step, seed)
     params = _load(directory, self.provenance['step'], model, dtype, seed)
     self._device_shardings = jax.tree.map(lambda x: x.sharding, params)
@@ -100,16 +105,6 @@ class ReferencePolicy:
       # begins, which needs the memory.
       jax.block_until_ready(results)
     return results
-
-
-def check_dtype(dtype: str, key: str = 'config.reference.dtype') -> None:
-  """Checks the dtype of a reference.
-
-  Raises:
-    UserError: unsupported dtype; the message names `key`.
-  """
-  if dtype not in DTYPES:
-    raise UserError(f'{key} is {dtype!r}; use one of {", ".join(DTYPES)}')
 
 
 def _provenance(directory: str, step: int | None, seed: int) -> dict[str, Any]:

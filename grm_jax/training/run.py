@@ -16,12 +16,15 @@ import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
+from grm_jax import settings
 from grm_jax.checkpoint import model_directory, orbax_checkpoint
 from grm_jax.data.collate import BatchInfo
 from grm_jax.errors import UserError
+from grm_jax.model import compute_config
 from grm_jax.model import init as model_init
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.transformer import Transformer
+from grm_jax.sharding import mesh
 from grm_jax.sharding.rules import ShardingLayout
 from grm_jax.tokenizer.tokenizer import Tokenizer
 from grm_jax.training import flops, metric_writer, optimizer, train_state
@@ -31,6 +34,21 @@ from grm_jax.training.step_timer import StepTimer
 from grm_jax.training.train_state import TrainState
 
 MODEL = 'model'  # the model directory in a workdir
+# Rules of the leaves of all training stages.
+SETTINGS: dict[str, settings.Rule | settings.Rules] = {
+  'checkpoint': settings.TEXT,
+  'checkpoint_step': settings.STEP,
+  'data': settings.TEXT,
+  'fail_on_bad_rows': settings.BOOLEAN,
+  'seed': settings.SEED,
+  'steps': settings.integer(1),
+  'optimizer': optimizer.SETTINGS,
+  'save_every': settings.PERIOD,
+  'max_to_keep': settings.integer(1),
+  'profile_steps': profiling.SETTING,
+  'mesh': mesh.SETTINGS,
+  'compute': compute_config.TRAINING_SETTINGS,
+}
 
 
 class Resumable(Protocol):
@@ -44,17 +62,14 @@ class Resumable(Protocol):
 
 
 def check(
-  config: ConfigDict,
-  workdir: str,
-  *minimums: tuple[str, int, int],
-  key: str = 'config',
+  config: ConfigDict, workdir: str, rules: settings.Rules, key: str
 ) -> None:
   """Checks settings of a training stage before data or weights are read.
 
   Args:
     config: config of the stage.
     workdir: folder that the run writes.
-    *minimums: settings of the stage alone, as for `check_minimum`.
+    rules: rules of the stage; they contain SETTINGS.
     key: config key of `config`, for messages.
 
   Raises:
@@ -62,16 +77,8 @@ def check(
   """
   if not workdir:
     raise UserError('--workdir is missing; give the folder to write the model')
-  check_minimum(*minimums, ('max_to_keep', config.max_to_keep, 1), key=key)
-  optimizer.make(config.steps, key=f'{key}.optimizer', **config.optimizer)
-  profiling.parse(config.profile_steps, f'{key}.profile_steps')
-
-
-def check_minimum(*settings: tuple[str, int, int], key: str = 'config') -> None:
-  """Raises UserError for a (name, value, minimum) with a smaller value."""
-  for name, value, minimum in settings:
-    if value < minimum:
-      raise UserError(f'{key}.{name} is {value}; set it to {minimum} or more')
+  settings.check(config, rules, key)
+  optimizer.check(config.steps, config.optimizer, f'{key}.optimizer')
 
 
 def has_checkpoint(target: str) -> bool:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from grm_jax import settings
 from grm_jax.checkpoint import orbax_checkpoint
 from grm_jax.data import global_arrays
 from grm_jax.data.batch_iterator import BatchIterator
@@ -29,17 +30,14 @@ _WINDOW = 16  # number of batches whose examples are sorted by length together
 
 # Metrics of an evaluation by name, and a summary for the terminal.
 Evaluation = tuple[Mapping[str, float], str]
-
-
-def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
-  """Checks settings of a supervised stage; see training.run.check."""
-  training_run.check(
-    config,
-    workdir,
-    ('batch.grad_accum_steps', config.batch.grad_accum_steps, 1),
-    ('batch.generations_per_prompt', config.batch.generations_per_prompt, 1),
-    key=key,
-  )
+# Rules of config.batch.
+BATCH: dict[str, settings.Rule | settings.Rules] = {
+  'micro_batch_prompts': settings.integer(1),
+  'grad_accum_steps': settings.integer(1),
+  'generations_per_prompt': settings.samples(1),
+  'prompt_buckets': settings.LENGTHS,
+  'generation_buckets': settings.LENGTHS,
+}
 
 
 def make_batches(

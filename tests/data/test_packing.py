@@ -95,7 +95,7 @@ def test_a_sequence_longer_than_a_row():
 
 
 def test_a_packed_row_holds_any_example_that_fits():
-  shape = tokenized_example.make_batch_shape((8, 6), (5, 2), 1)
+  shape = BatchShape((6, 8), (2, 5), 1)
   longest = tokenized('1', 8, [5])
   assert tokenized_example.partition_by_fit([longest], shape) == (
     [longest],

@@ -5,7 +5,6 @@ import pytest
 
 from grm_jax.data import tokenized_example
 from grm_jax.data.tokenized_example import BatchShape, TokenizedExample
-from grm_jax.errors import UserError
 from tests.messages import names, naming
 
 SHAPE = BatchShape((4, 8), (2, 5), 2)
@@ -72,23 +71,6 @@ def test_tokens_must_be_int32_of_rank_1(prompt, words):
     TokenizedExample('x', prompt, (good,), 's')
   with pytest.raises(ValueError, match=naming(*words)):
     TokenizedExample('x', good, (good, prompt), 's')
-
-
-def test_make_batch_shape():
-  assert tokenized_example.make_batch_shape((8, 4, 8), 5, 0) == BatchShape(
-    (4, 8), (5,), 0
-  )
-  assert tokenized_example.make_batch_shape(8, [2, 5], 3) == BatchShape(
-    (8,), (2, 5), 3
-  )
-  for arguments, words in [
-    (((), 5, 1), ['config.batch.prompt_buckets', '()']),
-    (((4, 0), 5, 1), ['config.batch.prompt_buckets', '(4, 0)']),
-    ((4, 0, 1), ['config.batch.generation_buckets', 0]),
-    ((4, 5, -1), ['config.batch.generations_per_prompt', -1]),
-  ]:
-    with pytest.raises(UserError, match=naming(*words)):
-      tokenized_example.make_batch_shape(*arguments)
 
 
 def test_the_fingerprint_depends_on_everything():

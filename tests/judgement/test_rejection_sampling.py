@@ -216,13 +216,6 @@ def test_every_sample_needs_an_outcome():
     select([sample('a')], [], FilterConfig())
 
 
-def test_negative_max_per_example():
-  with pytest.raises(
-    UserError, match=naming('config.filter.max_per_example', -1)
-  ):
-    FilterConfig(max_per_example=-1)
-
-
 def test_count_by_source():
   """Source A has an example of every kind, B an ordinary one."""
   outcomes_by_kind = {

@@ -134,11 +134,6 @@ def test_remat_is_around_each_pair():
     assert remat_policies(name) == [REMAT[name]]
 
 
-def test_unknown_model_name_is_rejected():
-  with pytest.raises(UserError, match=naming('gemma3', 'gemma2_2b')):
-    model_config.from_name('gemma3')
-
-
 @pytest.mark.parametrize(
   'field, words',
   [

@@ -425,7 +425,6 @@ def test_gradient_at_ratio_one_is_the_policy_gradient():
     ('clip_high', math.inf),
     ('kl_estimator', 'k4'),
     ('loss_agg_mode', 'tokens'),
-    ('max_tokens', 0),
   ],
 )
 def test_invalid_settings_name_the_config_key(key, value):

@@ -14,9 +14,7 @@ from tests.messages import lines_with, naming, setting
   [
     ('10,12', (10, 12)),
     (' 3, 3', (3, 3)),
-    ((10, 12), (10, 12)),
     ('', None),
-    ((), None),
   ],
 )
 def test_parse(value, expected):

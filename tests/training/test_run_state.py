@@ -4,9 +4,8 @@ import dataclasses
 
 import pytest
 
-from grm_jax.errors import UserError
 from grm_jax.training.run_state import ParseFailureStop, RunState
-from tests.messages import names, naming, setting
+from tests.messages import names
 
 
 def test_run_state_round_trip():
@@ -44,17 +43,3 @@ def test_parse_failures_stop_a_run(patience, rates, ends):
 def test_failures_before_a_resume_are_counted():
   state = RunState(3, consecutive_failures=2)
   assert ParseFailureStop(0.2, 3).update(state, 0.3)[1]
-
-
-@pytest.mark.parametrize(
-  'arguments, words',
-  [
-    ((1.5, 2), setting('evaluation.max_parse_failure_rate', 1.5)),
-    ((-0.1, 2), setting('evaluation.max_parse_failure_rate', -0.1)),
-    ((float('nan'), 2), setting('evaluation.max_parse_failure_rate', 'nan')),
-    ((0.2, -1), setting('evaluation.patience', -1)),
-  ],
-)
-def test_invalid_stop_settings_name_the_config_key(arguments, words):
-  with pytest.raises(UserError, match=naming(*words)):
-    ParseFailureStop(*arguments)

@@ -25,7 +25,6 @@ from grm_jax.data.synthetic import (
 )
 from grm_jax.data.synthetic.answer_check import AnswerCheck
 from grm_jax.data.synthetic.distractors import make_distractors
-from grm_jax.errors import UserError
 from grm_jax.judgement import response_order
 from grm_jax.judgement.example import JudgingExample
 
@@ -69,7 +68,6 @@ def write(
     1 or 0.
 
   Raises:
-    UserError: `error_rate` is not in 0..1.
     ValueError: the query or the family is not from this package, or `order` is
       not a permutation.
   """
@@ -100,10 +98,6 @@ def _analysis(
   seed: int,
 ) -> tuple[str, list[AnswerCheck]]:
   """Returns the line of work and the check of each response."""
-  if not 0 <= error_rate <= 1:
-    raise UserError(
-      f'config.data.teacher_error_rate is {error_rate}; it must be in 0..1'
-    )
   family = example.tags.get('family', '')
   task = task_format.parse(family, example.query[-1].text)
   answers = [task_format.answer_in(response) for response in responses]

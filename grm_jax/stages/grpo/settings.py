@@ -2,36 +2,53 @@
 
 from ml_collections import ConfigDict
 
-from grm_jax.data import tokenized_example
+from grm_jax import settings
+from grm_jax.data.rollout_prompts import STRATIFIED
+from grm_jax.data.tokenized_example import BatchShape
 from grm_jax.errors import UserError
-from grm_jax.judgement import temperature_range
-from grm_jax.stages.grpo import update
-from grm_jax.training import reference_policy
+from grm_jax.judgement import correctness, response_order, temperature_range
+from grm_jax.judgement.prompt_format import PromptFormat
+from grm_jax.judges import settings as judge_settings
+from grm_jax.sharding import mesh
+from grm_jax.training import grpo_loss, reference_policy
 from grm_jax.training import run as training_run
 from grm_jax.training.run_state import ParseFailureStop
+
+# Rules of configs/grpo.py.
+SETTINGS = training_run.SETTINGS | {
+  'stage': settings.one_of('grpo'),
+  'reward': settings.TEXT,
+  'prompt': judge_settings.PROMPT,
+  'response_order': settings.one_of(STRATIFIED, *response_order.KINDS),
+  'prompts_per_rollout': settings.integer(1),
+  'group_size': settings.samples(2),
+  'temperature': temperature_range.ROLLOUTS,
+  'max_resample_attempts': settings.integer(0),
+  'num_minibatches': settings.integer(1),
+  'num_iterations': settings.integer(1),
+  'loss': grpo_loss.SETTINGS | {'normalize_by_std': settings.BOOLEAN},
+  'reference': reference_policy.SETTINGS | {'checkpoint': settings.TEXT},
+  'batch': {
+    'micro_batch_prompts': settings.integer(1),
+    'prompt_buckets': settings.LENGTHS,
+    'generation_buckets': settings.LENGTHS,
+  },
+  'log_samples_every': settings.integer(0, note='0: none'),
+  'rollout': judge_settings.GENERATION,
+  'evaluation': {
+    'data': settings.TEXT,
+    'every': settings.integer(0, note='0: at the start and the end only'),
+    'k': settings.samples(0, note='0: greedy only'),
+    'max_parse_failure_rate': settings.FRACTION,
+    'patience': settings.integer(0, note='0: never'),
+  },
+  'mesh': mesh.DECODE_SETTINGS,
+}
 
 
 def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
   """Checks settings before data or weights are read; see training.run.check."""
-  training_run.check(
-    config,
-    workdir,
-    ('group_size', config.group_size, 2),
-    ('prompts_per_rollout', config.prompts_per_rollout, 1),
-    ('num_minibatches', config.num_minibatches, 1),
-    ('num_iterations', config.num_iterations, 1),
-    ('max_resample_attempts', config.max_resample_attempts, 0),
-    ('batch.micro_batch_prompts', config.batch.micro_batch_prompts, 1),
-    ('rollout.concurrent_prompts', config.rollout.concurrent_prompts, 1),
-    (
-      'rollout.generations_per_prompt',
-      config.rollout.generations_per_prompt,
-      1,
-    ),
-    ('rollout.decode_steps_per_call', config.rollout.decode_steps_per_call, 1),
-    ('evaluation.k', config.evaluation.k, 0),
-    key=key,
-  )
+  training_run.check(config, workdir, SETTINGS, key)
   if config.prompts_per_rollout < config.num_minibatches:
     raise UserError(
       f'{key}.num_minibatches ({config.num_minibatches}) must not exceed '
@@ -44,34 +61,26 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
       f'rollout, {stride} ({key}.num_minibatches * '
       f'{key}.num_iterations)'
     )
-  # Not greedy: the generations of a group must differ.
-  temperature_range.check(
-    f'{key}.temperature', config.temperature, temperature_range.MIN
-  )
-  batch_shape(config, key)
-  update.make_loss_config(config, key)
-  reference_policy.check_dtype(config.reference.dtype, f'{key}.reference.dtype')
-  stop_rule(config, key)
+  prompt = config.prompt
+  PromptFormat(
+    prompt.template, prompt.single, prompt.too_long, key=f'{key}.prompt'
+  ).check()
+  correctness.load_reward(config.reward, f'{key}.reward')
 
 
-def batch_shape(
-  config: ConfigDict, key: str = 'config'
-) -> tokenized_example.BatchShape:
-  """Returns the padded shapes of micro-batches; UserError if they are wrong."""
-  return tokenized_example.make_batch_shape(
-    config.batch.prompt_buckets,
-    config.batch.generation_buckets,
-    config.group_size,
-    f'{key}.batch',
+def batch_shape(config: ConfigDict) -> BatchShape:
+  """Returns the padded shapes of micro-batches."""
+  batch = config.batch
+  return BatchShape(
+    batch.prompt_buckets, batch.generation_buckets, config.group_size
   )
 
 
-def stop_rule(config: ConfigDict, key: str = 'config') -> ParseFailureStop:
+def stop_rule(config: ConfigDict) -> ParseFailureStop:
   """Returns the rule of config.evaluation that ends a run."""
+  evaluation = config.evaluation
   return ParseFailureStop(
-    config.evaluation.max_parse_failure_rate,
-    config.evaluation.patience,
-    f'{key}.evaluation',
+    evaluation.max_parse_failure_rate, evaluation.patience
   )
 
 

@@ -88,7 +88,6 @@ def run(config: ConfigDict, workdir: str) -> None:
   prompt_format = PromptFormat(
     config.prompt.template, config.prompt.single, config.prompt.too_long
   )
-  prompt_format.check()
   reward_fn = correctness.load_reward(config.reward)
   examples = labelled_examples.load(
     config.data, config.fail_on_bad_rows, prompt_format

@@ -23,8 +23,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
+from grm_jax import settings
 from grm_jax.checkpoint import model_directory
-from grm_jax.data import global_arrays, tokenized_example
+from grm_jax.data import global_arrays
+from grm_jax.data.tokenized_example import BatchShape
 from grm_jax.errors import UserError
 from grm_jax.judgement import template
 from grm_jax.judgement.prompt_format import PromptFormat
@@ -42,6 +44,22 @@ _LOSSES = {
   'pair': reward_model_loss.bce_loss,
 }
 
+# Rules of configs/reward_model.py.
+SETTINGS = training_run.SETTINGS | {
+  'stage': settings.one_of('reward_model'),
+  'kind': settings.one_of(*KINDS),
+  'samples': settings.TEXT,
+  'prompt': {'meta': settings.TEXT, 'single': settings.TEXT},
+  'batch': supervised.BATCH,
+  'evaluation': {
+    'data': settings.TEXT,
+    'samples': settings.TEXT,
+    'holdout_fraction': settings.number(0, 1, below=True),
+    'every': settings.PERIOD,
+    'concurrent_prompts': settings.integer(1),
+  },
+}
+
 
 def run(config: ConfigDict, workdir: str) -> None:
   """Trains on `config.data` and `config.samples`.
@@ -56,7 +74,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   """
   check(config, workdir)
   layout = mesh.from_config(config)
-  batch_shape = tokenized_example.make_batch_shape(
+  batch_shape = BatchShape(
     config.batch.prompt_buckets,
     config.batch.generation_buckets,
     config.batch.generations_per_prompt,
@@ -117,11 +135,9 @@ def run(config: ConfigDict, workdir: str) -> None:
 
 
 def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
-  """Checks settings before data or weights are read; see supervised.check."""
-  supervised.check(config, workdir, key)
+  """Checks settings before data or weights are read; see training.run.check."""
+  training_run.check(config, workdir, SETTINGS, key)
   kind, evaluation = config.kind, config.evaluation
-  if kind not in KINDS:
-    raise UserError(f'{key}.kind is {kind!r}; set it to {", ".join(KINDS)}')
   if kind == 'meta':
     if not config.samples:
       raise UserError(
@@ -150,12 +166,7 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
       f'{key}.checkpoint=scratch: this stage needs a trained model; give the '
       'model/ folder of the stage sft'
     )
-  if not 0 <= evaluation.holdout_fraction < 1:
-    raise UserError(
-      f'{key}.evaluation.holdout_fraction is {evaluation.holdout_fraction}; '
-      'set it to 0 or more and below 1'
-    )
-  template.load(config.prompt.meta, key='config.prompt.meta')
+  template.load(config.prompt.meta, key=f'{key}.prompt.meta')
   _prompt_format(config).check()
 
 

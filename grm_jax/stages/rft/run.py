@@ -26,7 +26,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from grm_jax.data import labelled_examples, tokenized_example
+from grm_jax import settings
+from grm_jax.data import labelled_examples
 from grm_jax.errors import UserError
 from grm_jax.io import atomic_io
 from grm_jax.judgement import example as examples_lib
@@ -34,14 +35,38 @@ from grm_jax.judgement import rejection_sampling, temperature_range, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judgement.rejection_sampling import FilterConfig
+from grm_jax.judges import settings as judge_settings
 from grm_jax.sharding import distributed
 from grm_jax.stages.rft import sample_files
 from grm_jax.stages.rft import sampling as rft_sampling
 from grm_jax.stages.sft import train as sft_train
-from grm_jax.training import run as training_run
 
 PHASES = ('sample', 'filter', 'train')
 KEPT, FILTER = 'kept.jsonl', 'filter.json'
+# Rules of configs/rft.py.
+SETTINGS: settings.Rules = {
+  'stage': settings.one_of('rft'),
+  'phases': settings.some_of(*PHASES),
+  'checkpoint': settings.TEXT,
+  'checkpoint_step': settings.STEP,
+  'data': settings.TEXT,
+  'samples': settings.TEXT,
+  'fail_on_bad_rows': settings.BOOLEAN,
+  'num_samples': settings.samples(1),
+  'temperature': temperature_range.SETTING,
+  'num_hinted_samples': settings.samples(0),
+  'hinted_temperature': temperature_range.SETTING,
+  'response_order': judge_settings.RESPONSE_ORDER,
+  'filter': {
+    'reject': settings.BOOLEAN,
+    'too_easy': settings.BOOLEAN,
+    'unhinted': settings.BOOLEAN,
+    'hinted': settings.BOOLEAN,
+    'max_per_example': settings.integer(0, note='0: all'),
+  },
+  'sampling': judge_settings.SAMPLING,
+  'train': sft_train.SETTINGS,
+}
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -55,10 +80,6 @@ def run(config: ConfigDict, workdir: str) -> None:
     UserError: a path, a row or a setting is wrong, or no generation is
       selected.
   """
-  if not workdir:
-    raise UserError(
-      '--workdir is empty; set it to the folder of the samples and the model'
-    )
   check(config, workdir)
   phases = _phases(config)
   filter_config = FilterConfig(**config.filter)
@@ -98,40 +119,27 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
   Raises:
     UserError: a setting is wrong.
   """
+  if not workdir:
+    raise UserError(
+      '--workdir is empty; set it to the folder of the samples and the model'
+    )
+  settings.check(config, SETTINGS, key)
   phases = _phases(config)
   if 'train' in phases:
     sft_train.check(config.train, workdir, f'{key}.train')
-  for phase in phases:
-    if phase not in PHASES:
-      raise UserError(
-        f'{key}.phases contains {phase!r}; use some of {", ".join(PHASES)}'
-      )
   if config.samples and 'sample' in phases:
     raise UserError(
       f'{key}.samples={config.samples} replaces sampling, but {key}.phases is '
       f'{config.phases}; set --{key}.phases=filter,train'
     )
-  training_run.check_minimum(
-    ('num_samples', config.num_samples, 1),
-    ('num_hinted_samples', config.num_hinted_samples, 0),
-    key=key,
-  )
-  temperature_range.check(f'{key}.temperature', config.temperature)
-  temperature_range.check(
-    f'{key}.hinted_temperature', config.hinted_temperature
-  )
+  _prompt_format(config, key).check()
   _check_buckets(config, key)
 
 
 def _check_buckets(config: ConfigDict, key: str) -> None:
   """Raises UserError if sampling and training shorten prompts differently."""
-  sampling_buckets = tokenized_example.parse_buckets(
-    f'{key}.sampling.prompt_buckets', config.sampling.prompt_buckets
-  )
-  train_buckets = tokenized_example.parse_buckets(
-    f'{key}.train.batch.prompt_buckets', config.train.batch.prompt_buckets
-  )
-  longest, train_longest = max(sampling_buckets), max(train_buckets)
+  longest = max(config.sampling.prompt_buckets)
+  train_longest = max(config.train.batch.prompt_buckets)
   shortens = config.train.prompt.too_long == 'shorten'
   if shortens and not config.samples and longest != train_longest:
     raise UserError(
@@ -145,13 +153,11 @@ def _phases(config: ConfigDict) -> list[str]:
   return [phase.strip() for phase in config.phases.split(',')]
 
 
-def _prompt_format(config: ConfigDict) -> PromptFormat:
+def _prompt_format(config: ConfigDict, key: str = 'config') -> PromptFormat:
   prompt = config.train.prompt
-  prompt_format = PromptFormat(
-    prompt.template, prompt.single, prompt.too_long, key='config.train.prompt'
+  return PromptFormat(
+    prompt.template, prompt.single, prompt.too_long, key=f'{key}.train.prompt'
   )
-  prompt_format.check()
-  return prompt_format
 
 
 def _data_setting(examples: Mapping[str, JudgingExample]) -> dict[str, str]:

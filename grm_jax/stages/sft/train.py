@@ -16,10 +16,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from grm_jax.data import global_arrays, packing, sft_sources, tokenized_example
+from grm_jax import settings
+from grm_jax.checkpoint import model_directory
+from grm_jax.data import global_arrays, packing, sft_sources
+from grm_jax.data.tokenized_example import BatchShape
 from grm_jax.errors import UserError
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judges import evaluation_during_training
+from grm_jax.judges import settings as judge_settings
+from grm_jax.model import config as model_config
 from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import mesh
 from grm_jax.stages.sft import data as sft_data
@@ -28,6 +33,26 @@ from grm_jax.training import run as training_run
 from grm_jax.training import supervised
 from grm_jax.training.supervised import Evaluation
 from grm_jax.training.train_step import supervised_loss
+
+# Rules of configs/sft.py.
+SETTINGS = training_run.SETTINGS | {
+  'stage': settings.one_of('sft'),
+  'size': settings.optional(model_config.SIZE, 'tiny'),
+  'data': {
+    'texts': settings.TEXT,
+    'teacher_error_rate': settings.FRACTION,
+    'general': settings.TEXT,
+    'general_fraction': settings.number(0, 1, below=True),
+  },
+  'prompt': judge_settings.PROMPT,
+  'batch': supervised.BATCH | {'packed': settings.BOOLEAN},
+  'evaluation': {
+    'data': settings.TEXT,
+    'every': settings.PERIOD,
+    'concurrent_prompts': settings.integer(1),
+  },
+  'mesh': mesh.DECODE_SETTINGS,
+}
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -46,9 +71,8 @@ def run(config: ConfigDict, workdir: str) -> None:
   prompt_format = PromptFormat(
     config.prompt.template, config.prompt.single, config.prompt.too_long
   )
-  prompt_format.check()
   layout = mesh.from_config(config)
-  batch_shape = tokenized_example.make_batch_shape(
+  batch_shape = BatchShape(
     config.batch.prompt_buckets,
     config.batch.generation_buckets,
     config.batch.generations_per_prompt,
@@ -92,14 +116,22 @@ def run(config: ConfigDict, workdir: str) -> None:
 
 
 def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
-  """Checks settings before data or weights are read; see supervised.check."""
-  supervised.check(config, workdir, key)
-  fraction = config.data.general_fraction
-  if not 0 <= fraction < 1:
+  """Checks settings before data or weights are read; see training.run.check."""
+  training_run.check(config, workdir, SETTINGS, key)
+  if config.size and config.checkpoint != model_directory.SCRATCH:
     raise UserError(
-      f'{key}.data.general_fraction is {fraction}; set it to 0 or more and '
-      'below 1'
+      f'{key}.size is {config.size}, but the model has the size of its '
+      f"checkpoint; set {key}.size to '', or {key}.checkpoint to scratch"
     )
+  if config.data.general_fraction and not config.data.general:
+    raise UserError(
+      f"{key}.data.general is '', but {key}.data.general_fraction is "
+      f'{config.data.general_fraction}; set {key}.data.general to a source'
+    )
+  prompt = config.prompt
+  PromptFormat(
+    prompt.template, prompt.single, prompt.too_long, key=f'{key}.prompt'
+  ).check()
 
 
 def _source_rates(config: ConfigDict) -> dict[str, float]:

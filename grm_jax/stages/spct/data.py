@@ -48,13 +48,7 @@ def path(folder: str, part: str) -> str:
 
 
 def check(config: ConfigDict) -> None:
-  """Raises UserError if config.data or config.examples is wrong."""
-  for key, value in config.examples.items():
-    minimum = 0 if key in ('texts', VALIDATION) else 1
-    if value < minimum:
-      raise UserError(
-        f'config.examples.{key} is {value}; set it to {minimum} or more'
-      )
+  """Raises UserError if config.data is wrong."""
   if config.data.startswith(f'{sft_sources.PRACTICE}:'):
     raise UserError(
       f'config.data is {config.data}; set it to practice, and the number of '

@@ -27,7 +27,6 @@ from grm_jax.errors import UserError
 from grm_jax.evaluation import judgement_io, pipeline_report
 from grm_jax.evaluation.pipeline_report import StageResult
 from grm_jax.io import atomic_io
-from grm_jax.judgement import judgement_request
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample
 from grm_jax.judges import factory as judge_factory
@@ -55,8 +54,6 @@ def check(config: ConfigDict) -> None:
   """Raises UserError if config.evaluation is wrong."""
   evaluation = config.evaluation
   k, k_intermediate = evaluation.k, evaluation.k_intermediate
-  if k < 1:
-    raise UserError(f'config.evaluation.k is {k}; set it to 1 or more')
   # Curves have points at powers of 2 and at k.
   is_power_of_2 = k_intermediate > 0 and not k_intermediate & (
     k_intermediate - 1
@@ -74,10 +71,6 @@ def check(config: ConfigDict) -> None:
       'scratch, which has no judge before training; set config.checkpoint to a '
       'model directory'
     )
-  judgement_request.check(
-    k, evaluation.response_order, evaluation.temperature, 'config.evaluation'
-  )
-  _judge_config(config)
 
 
 def run(config: ConfigDict, workdir: str, folder: str) -> bool:
@@ -283,7 +276,7 @@ def _facts(
   """Returns the settings at the top of the report."""
   initial = config.checkpoint
   if initial == model_directory.SCRATCH:
-    initial = f'{initial} ({config.sft.size})'
+    initial = f'{initial} ({config.sft.size or "tiny"})'
   return {
     'data': config.data,
     'initial model': initial,

@@ -29,6 +29,7 @@ from grm_jax.stages.spct import data as spct_data
 from grm_jax.stages.spct import evaluate as spct_evaluate
 from grm_jax.stages.spct import plan as spct_plan
 from grm_jax.stages.spct import progress as spct_progress
+from grm_jax.stages.spct import settings as spct_settings
 from grm_jax.stages.spct.plan import PipelineStage
 from grm_jax.training import run as training_run
 
@@ -85,10 +86,12 @@ def _plan_and_check(config: ConfigDict, workdir: str) -> list[PipelineStage]:
   Raises:
     UserError: see `run`.
   """
+  spct_settings.check(config)
   spct_data.check(config)
   spct_evaluate.check(config)
   stages = spct_plan.plan(config, workdir)
   _check_configs(stages, workdir)
+  spct_settings.check_inputs(config)
   spct_progress.check(workdir, stages)
   # All processes have read the records before any process writes one.
   distributed.barrier('checked')
@@ -108,6 +111,8 @@ def _check_configs(stages: Sequence[PipelineStage], workdir: str) -> None:
     if stage.stage in checks:
       folder = os.path.join(workdir, stage.name)
       checks[stage.stage](stage.config, folder, f'config.{stage.stage}')
+    if stage.stage == spct_plan.SAMPLES:
+      rft_run.check(stage.config, folder, 'config.rft')
 
 
 def _run_stage(config: ConfigDict, workdir: str, stage: PipelineStage) -> bool:

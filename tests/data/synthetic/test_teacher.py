@@ -13,7 +13,6 @@ from grm_jax.data.synthetic import (
 )
 from grm_jax.data.synthetic import examples as practice
 from grm_jax.data.synthetic.task_format import Task
-from grm_jax.errors import UserError
 from grm_jax.judgement import correctness, response_order, template
 from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.judgement.score_parser import parse_scores
@@ -391,11 +390,3 @@ def test_scores(family, query, rows):
 def test_invalid_queries_and_orders(family, query, order, message):
   with pytest.raises(ValueError, match=message):
     teacher.write(make_example(family, query, '2', '3'), order=order)
-
-
-@pytest.mark.parametrize('rate', [-0.1, 30])
-def test_an_error_rate_out_of_range(rate):
-  with pytest.raises(
-    UserError, match=naming('config.data.teacher_error_rate', rate)
-  ):
-    teacher.write(PAIRS[0], error_rate=rate)

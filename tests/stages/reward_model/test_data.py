@@ -22,7 +22,7 @@ from tests import test_configs
 from tests.judges.fake import load_tokenizer
 from tests.messages import names, naming, setting
 
-SHAPE = tokenized_example.make_batch_shape((600,), (64,), 2)
+SHAPE = tokenized_example.BatchShape((600,), (64,), 2)
 
 
 def example(name, *responses, **fields):

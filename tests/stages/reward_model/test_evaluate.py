@@ -184,7 +184,7 @@ def test_values_are_the_models(tmp_path):
   layout = rules.make_layout(mesh.make_mesh(fsdp=8), rules.RULES)
   model = tiny.gemma(layout, scalar=True, vocab_size=1024)
   params = tiny.params(model)
-  batch_shape = tokenized_example.make_batch_shape((256, 600), (16, 64), 2)
+  batch_shape = tokenized_example.BatchShape((256, 600), (16, 64), 2)
   evaluator = make_evaluator(model=model, batch_shape=batch_shape, prompts=8)
   all_values = evaluator.values(params)
   alone = tiny.gemma(scalar=True, vocab_size=1024)

@@ -1,0 +1,56 @@
+"""Rules of the settings of judges; score, evaluate and serve share them."""
+
+from grm_jax import settings
+from grm_jax.judgement import (
+  prompt_builder,
+  response_order,
+  temperature_range,
+  verdict,
+)
+from grm_jax.model import compute_config
+from grm_jax.sharding import mesh, rules
+
+# Leaves with which a model generates.
+GENERATION = {
+  'int8': settings.BOOLEAN,
+  'concurrent_prompts': settings.integer(1),
+  'generations_per_prompt': settings.samples(1),
+  'decode_steps_per_call': settings.integer(1),
+}
+# config.sampling.
+SAMPLING = GENERATION | {
+  'weights': settings.one_of(*rules.WEIGHTS),
+  'max_new_tokens': settings.integer(1),
+  'prompt_buckets': settings.LENGTHS,
+}
+RESPONSE_ORDER = settings.one_of(*response_order.KINDS)
+TOO_LONG = settings.one_of(*prompt_builder.TOO_LONG)
+# config.prompt of the stages that train a judge.
+PROMPT = {
+  'template': settings.TEXT,
+  'single': settings.TEXT,
+  'too_long': TOO_LONG,
+}
+JUDGE: dict[str, settings.Rule | settings.Rules] = {
+  'checkpoint': settings.TEXT,
+  'checkpoint_step': settings.STEP,
+  'meta_checkpoint': settings.TEXT,
+  'k': settings.samples(0, note='0: greedy only'),
+  'temperature': temperature_range.SETTING,
+  'response_order': RESPONSE_ORDER,
+  'seed': settings.SEED,
+  'prompt': {
+    'template': settings.TEXT,
+    'principles': settings.TEXT,
+    'too_long': TOO_LONG,
+    'meta': settings.TEXT,
+  },
+  'sampling': SAMPLING,
+  'mesh': mesh.DECODE_SETTINGS,
+  'compute': compute_config.JUDGE_SETTINGS,
+}
+# With the leaves of votes.
+VOTING_JUDGE = JUDGE | {
+  'vote': settings.one_of(*verdict.KINDS),
+  'k_meta': settings.samples(0, note='0: half of k'),
+}
