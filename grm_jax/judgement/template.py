@@ -56,7 +56,6 @@ from etils import epath
 from jinja2 import meta, nodes, sandbox
 
 from grm_jax.errors import UserError
-from grm_jax.io import input_file
 from grm_jax.judgement import guard as guards
 from grm_jax.judgement.example import Turn
 from grm_jax.judgement.guard import Delimiter
@@ -164,11 +163,12 @@ def load(
   path: pathlib.Path | epath.Path = _DIRECTORY / f'{name}.txt'
   if not path.is_file():
     path = epath.Path(name)
-    input_file.check(path, key)
   try:
+    if path.exists() and not path.is_file():
+      raise OSError('it is not a regular file')  # a pipe or a device
     # Editors on Windows write a byte order mark, which is not a part of it.
     text = path.read_text(encoding='utf-8').removeprefix('\ufeff')
-  except (OSError, UnicodeDecodeError) as error:
+  except (OSError, ValueError) as error:
     names = ', '.join(sorted(x.stem for x in _DIRECTORY.glob('*.txt')))
     raise UserError(
       f'{key} is {name!r}, which cannot be read as a UTF-8 file ({error}); '

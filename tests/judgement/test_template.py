@@ -1,5 +1,6 @@
 """Templates: rendering, invalid templates, and guarded data."""
 
+import os
 import re
 
 import pytest
@@ -465,3 +466,19 @@ def test_template_file_of_a_user(tmp_path):
   path.write_bytes(b'\xff')
   with pytest.raises(UserError, match=naming('custom.txt', 'UTF-8')):
     template.load.__wrapped__(str(path))
+
+
+@pytest.mark.parametrize('kind', ['folder', 'pipe', 'device', 'zero character'])
+def test_path_that_is_not_a_file_is_refused_at_once(tmp_path, kind):
+  path = str(tmp_path / 'custom.txt')
+  match kind:
+    case 'folder':
+      os.mkdir(path)
+    case 'pipe':
+      os.mkfifo(path)
+    case 'device':
+      os.symlink('/dev/zero', path)
+    case 'zero character':
+      path += '\0'
+  with pytest.raises(UserError, match='config.prompt.single'):
+    template.load(path, key='config.prompt.single')
