@@ -45,6 +45,7 @@ import dataclasses
 import difflib
 import functools
 import itertools
+import os
 import pathlib
 import re
 import traceback
@@ -164,8 +165,9 @@ def load(
   if not path.is_file():
     path = epath.Path(name)
   try:
-    if path.exists() and not path.is_file():
-      raise OSError('it is not a regular file')  # a pipe or a device
+    # epath's is_file() is true of a pipe and of a device without an end.
+    if os.path.exists(path) and not os.path.isfile(path):
+      raise OSError('it is not a regular file')
     # Editors on Windows write a byte order mark, which is not a part of it.
     text = path.read_text(encoding='utf-8').removeprefix('\ufeff')
   except (OSError, ValueError) as error:
