@@ -5,9 +5,20 @@ import re
 
 _NOUNS = 'response|assistant|answer|candidate|reply|model|output|completion'
 _SCORE_WORDS = frozenset(['score', 'scores', 'rating', 'ratings'])
+# After these, a list needs a colon to be the scores: "the ratings of [1, 5]".
+_PREPOSITIONS = frozenset(['for', 'of'])
+_VERBS = frozenset(['is', 'are'])
 _LABEL_WORDS = _SCORE_WORDS.union(
-  ['and', 'final', 'overall', 'for', 'of', 'is', 'the', 'responses'],
+  ['and', 'final', 'overall', 'the', 'responses'],
+  _PREPOSITIONS,
+  _VERBS,
   _NOUNS.split('|'),
+)
+
+# Commands of LaTeX for the font of a text.
+_FONTS = (
+  'text(?:bf|it|rm|tt|sf|sc|sl|up|md|normal)?|'
+  'math(?:bf|it|rm|sf|tt|cal|normal)|operatorname|mbox'
 )
 
 # The text is read once, token by token. A token that fails backtracks over at
@@ -20,17 +31,20 @@ _TOKEN = re.compile(
 | (?P<open> [\[{{] )
 | (?P<close> [\]}}] )
   # A label's number, not a score: "Response 2", "B:", "2 =".
-| (?P<index> (?:{_NOUNS})\s*\#?(?:[0-9]{{1,2}}|[a-h])\b
-           | (?:[0-9]{{1,2}}|[a-h])(?=[\s*)]*[:=]) )
+| (?P<index> (?:{_NOUNS})(?:[\s~]|\\[ ,;:])*\\?\#?(?:[0-9]{{1,2}}|[a-h])\b
+           | (?:[0-9]{{1,2}}|[a-h])(?=[\s*)]*[:=])
+           # In its own braces: "\text{{B}}: 8".
+           | \\{{1,2}}(?:{_FONTS})\{{\s*(?:[0-9]{{1,2}}|[a-h])\s*\}}
+             (?=\s*(?:[:=]|\\colon)) )
 | (?P<number> [0-9]+(?:\.[0-9]*)? )
 | (?P<over> /\s*[0-9]+(?:\.[0-9]*)? )
 | (?P<word> [^\W\d_]+ )
 | (?P<noise> (?:
       [\s,;:=&$*"'`()~|\u200b\ufeff\u2018\u2019\u201c\u201d]
     | \.(?![0-9])
+    | \\{{1,2}}(?:{_FONTS}|bf|left|right|q?quad|colon)
     | \\\\(?!boxed)
     | \\[ ,;:!&${{}}()\[\]]
-    | \\(?:text(?:bf|it|rm|tt)?|math(?:bf|it|rm|sf|tt)|bf|left|right|q?quad)
     ){{1,200}} )
 | (?P<dash> [-\u2013\u2014\u2022>\#]+ )
 | (?P<other> \\[a-z]* | . )
@@ -42,6 +56,12 @@ _TOKEN = re.compile(
 # between is skipped.
 _START = re.compile(
   r'[\\\[{]|(?<![^\W\d_])(?:score|rating)s?(?![^\W\d_])', re.IGNORECASE
+)
+
+# Thoughts of a reasoning model.
+_THINK_TAG = re.compile(
+  r'<\s{0,3}(/?)\s{0,3}(?:think|thinking|thoughts?|reasoning)\s{0,3}>',
+  re.IGNORECASE,
 )
 
 # Maximum nesting depth. Beyond it the outermost groups are dropped.
@@ -66,9 +86,9 @@ def parse_scores(
 
   1. the last box that is a list of exactly C numbers, or the last complete run
      of exactly C boxes, whichever is later in the text;
-  2. the last list in square brackets, [2, 4] or [[2, 4]], of exactly C numbers.
-     For C = 1 it must be [[7]] or follow a word such as "Score:", because [1]
-     is more likely a citation.
+  2. the last list in square brackets of exactly C numbers that follows a word
+     such as "Scores:" or has double brackets, [[2, 4]]. Any other list is more
+     likely a citation or code.
 
   A box is `\boxed{...}` with its closing brace; the last number of an unclosed
   box may be cut off.
@@ -76,7 +96,8 @@ def parse_scores(
   A list consists of numbers, separators (spaces, commas, semicolons, "and", &,
   |), quotes, markup (brackets, braces, $, *, \text, \mathbf, \left, spaces of
   LaTeX) and labels ("Response 1:", "Score:"). The number in a label must be the
-  position of the score that follows. A number is written in digits, with
+  position of the score that follows, in its list or in its run of boxes. Labels
+  and scores can have their own braces. A number is written in digits, with
   optional zeros after the point (8.0) and optionally "/high" after it (8/10 if
   `high` is 10). Anything else makes the group not a list: 8.5, 8/5, a sign, a
   number outside of low..high.
@@ -84,7 +105,8 @@ def parse_scores(
   A run consists of boxes with one number each. Between them there can be
   separators, dashes, markup, "/high" and labels, numbered as above.
 
-  Full-width characters count as their ASCII forms.
+  Full-width characters count as their ASCII forms. Text inside <think> tags is
+  ignored, also if the tag is not closed.
 
   Args:
     text: any text; parsing takes linear time.
@@ -101,7 +123,7 @@ def parse_scores(
   if num_responses < 1:
     raise ValueError(f'num_responses is {num_responses}; it must be at least 1')
   reader = _ScoreReader(num_responses, low, high)
-  text = text.translate(_TO_ASCII)
+  text = blank_thoughts(text).translate(_TO_ASCII)
   position = 0
   while position < len(text):
     if reader.is_idle():
@@ -116,6 +138,27 @@ def parse_scores(
   return reader.scores()
 
 
+def blank_thoughts(text: str) -> str:
+  """Replaces everything in <think> tags by NUL, at the same length.
+
+  The text before a closing tag without an opening one is a thought too, because
+  the opening tag can be at the end of the prompt.
+  """
+  parts, depth, end = [], 0, 0
+  for tag in _THINK_TAG.finditer(text.translate(_TO_ASCII)):
+    is_closing = bool(tag[1])
+    piece = text[end : tag.start()]
+    if depth or is_closing:
+      piece = '\0' * len(piece)
+    if is_closing and not depth:
+      parts = ['\0' * end]
+    parts += [piece, '\0' * len(tag[0])]
+    depth = max(0, depth - 1) if is_closing else depth + 1
+    end = tag.end()
+  rest = text[end:]
+  return ''.join([*parts, '\0' * len(rest) if depth else rest])
+
+
 def _to_integer(number: str) -> int | None:
   """Returns the value of '8', '8.' or '8.0'; None for 8.5 or a long number."""
   whole, _, fraction = number.partition('.')
@@ -127,6 +170,7 @@ def _to_integer(number: str) -> int | None:
 
 def _label_position(label: str) -> int:
   """Returns the position from 1 in a label: 2 for 'Response 2' and 'B'."""
+  label = label.rstrip().rstrip('}').rstrip()  # of "\\text{B}"
   last = label[-1].lower()
   if last.isalpha():
     return ord(last) - ord('a') + 1
@@ -147,6 +191,8 @@ class _Group:
       the current run.
     labelled: whether it follows a word such as "Score".
     is_list: whether its content so far can be a list.
+    fits_labels: whether its labels count its numbers.
+    fits_run: whether its labels count the boxes of the current run.
     doubled: whether it directly contains another pair of square brackets.
   """
 
@@ -156,6 +202,8 @@ class _Group:
   continues_run: bool
   labelled: bool
   is_list: bool = True
+  fits_labels: bool = True
+  fits_run: bool = True
   doubled: bool = False
 
 
@@ -175,12 +223,15 @@ class _ScoreReader:
     self._run_end = 0
     self._continues_run = False  # no token since the run's end interrupts it
     self._labelled = False
+    self._needs_colon = False  # before the label applies again
     self._boxed: tuple[int, ...] | None = None
     self._bracketed: tuple[int, ...] | None = None
 
   def is_idle(self) -> bool:
     """Returns whether prose can be skipped."""
-    return not (self._groups or self._continues_run or self._labelled)
+    return not (
+      self._groups or self._continues_run or self._labelled or self._needs_colon
+    )
 
   def scores(self) -> tuple[int, ...] | None:
     """Returns the scores at the end of the text."""
@@ -191,6 +242,8 @@ class _ScoreReader:
     """Updates the state with the next token."""
     kind, text = token.lastgroup, token[0]
     if kind == 'noise':
+      if self._needs_colon and (':' in text or '=' in text):
+        self._labelled, self._needs_colon = True, False
       return
     if kind == 'number':
       self._read_number(_to_integer(text))
@@ -201,12 +254,22 @@ class _ScoreReader:
     elif kind == 'close':
       self._close(text, token.end())
     elif kind == 'word' and text.lower() in _LABEL_WORDS:
-      self._labelled = self._labelled or text.lower() in _SCORE_WORDS
+      self._read_label_word(text.lower())
     elif kind == 'dash':
       self._mark_not_a_list()
     elif kind != 'over' or _to_integer(text[1:].strip()) != self._high:
       self._mark_not_a_list()
-      self._continues_run = self._labelled = False
+      self._continues_run = False
+      self._end_label()
+
+  def _read_label_word(self, word: str) -> None:
+    if word in _SCORE_WORDS or (self._needs_colon and word in _VERBS):
+      self._labelled, self._needs_colon = True, False
+    elif word in _PREPOSITIONS and self._labelled:
+      self._labelled, self._needs_colon = False, True
+
+  def _end_label(self) -> None:
+    self._labelled = self._needs_colon = False
 
   def _mark_not_a_list(self) -> None:
     if self._groups:
@@ -215,7 +278,7 @@ class _ScoreReader:
   def _read_number(self, value: int | None) -> None:
     # Between the boxes of a run a bare number can only be the next label.
     self._continues_run = self._continues_run and value == len(self._run) + 1
-    self._labelled = False
+    self._end_label()
     if value is None or not self._low <= value <= self._high:
       self._mark_not_a_list()
     elif self._groups:
@@ -223,9 +286,10 @@ class _ScoreReader:
 
   def _read_label(self, position: int) -> None:
     self._continues_run = self._continues_run and position == len(self._run) + 1
-    first = self._groups[-1].first if self._groups else 0
-    if position != len(self._numbers) - first + 1:
-      self._mark_not_a_list()
+    for group in self._groups:
+      count = len(self._numbers) - group.first
+      group.fits_labels = group.fits_labels and position == count + 1
+      group.fits_run = group.fits_run and position == len(self._run) + 1
 
   def _open(self, kind: str, begin: int) -> None:
     if len(self._groups) == _MAX_DEPTH:
@@ -242,7 +306,8 @@ class _ScoreReader:
     if kind != '[':
       self._num_braces += 1
     if kind == 'box':
-      self._continues_run = self._labelled = False
+      self._continues_run = False
+      self._end_label()
 
   def _close(self, mark: str, end: int) -> None:
     """Ends the group that a mark closes; an unmatched mark is ignored."""
@@ -276,16 +341,19 @@ class _ScoreReader:
 
   def _end_box(self, group: _Group, end: int) -> None:
     count = len(self._numbers) - group.first if group.is_list else 0
+    is_single = count == 1 and (group.fits_labels or group.fits_run)
     # A box around the boxes of the run neither ends nor continues it.
     if group.begin >= self._run_end:
-      if count != 1 or not group.continues_run:
+      if not is_single or not group.continues_run:
         self._end_run()
-      if count == 1:
+      if is_single:
         self._run.append(self._numbers[-1])
-      self._run_end, self._continues_run = end, count == 1
-    if count == self._n:
+      self._run_end, self._continues_run = end, is_single
+    if count == self._n and group.fits_labels:
       self._boxed = tuple(self._numbers[-self._n :])
     self._labelled = False
+    # "Scores: \\boxed{unclear}: [2, 4]"
+    self._needs_colon = group.labelled and not group.is_list
 
   def _end_run(self) -> None:
     if len(self._run) == self._n:
@@ -294,9 +362,9 @@ class _ScoreReader:
 
   def _end_bracket(self, group: _Group) -> None:
     count = len(self._numbers) - group.first if group.is_list else 0
-    is_unambiguous = self._n > 1 or group.labelled or group.doubled
-    if count == self._n and is_unambiguous:
+    is_verdict = group.fits_labels and (group.labelled or group.doubled)
+    if count == self._n and is_verdict:
       self._bracketed = tuple(self._numbers[-self._n :])
     if self._groups and self._groups[-1].kind == '[':
       self._groups[-1].doubled = True
-    self._labelled = False
+    self._end_label()

@@ -52,8 +52,19 @@ PAIRS = [
   ('As [1] says, ...\nFinal Scores: **[[2, 4]]**', (2, 4)),
   ('Scores: 【2，4】', (2, 4)),
   ('Final Scores: [[2, 4]] [end of judgement]', (2, 4)),
-  ('[3, 3] at first, then [2, 4]', (2, 4)),
-  ('[3, 3 at first, then [2, 4]', (2, 4)),
+  ('Scores: [3, 3] at first, then scores: [2, 4]', (2, 4)),
+  ('Scores: [3, 3 at first, then the scores are [2, 4]', (2, 4)),
+  ('"scores": [2, 4]', (2, 4)),
+  ('**Final Ratings** = [2, 4]', (2, 4)),
+  ('Scores for the responses: [2, 4]', (2, 4)),
+  # A list without a label is a citation or code.
+  ('[3, 3] at first, then [2, 4]', None),
+  ('Response 1 returns [1, 2] and Response 2 returns [2, 1].', None),
+  ('As sources [4] and [1, 5] say.\nScores: 9, 4', None),
+  ('Both cite [1, 5].', None),
+  ('The ratings of [1, 5] are low.', None),
+  ('Scores: [9, 4], as in [1, 5]', (9, 4)),
+  ('See [1, 2], [3, 4].\nScores: [9, 4]\n[1, 5] Smith.', (9, 4)),
   ('Scores: [8/10, 9/10]', (8, 9)),
   # Boxes have priority over brackets.
   ('Scores: \\boxed{8, 9}, that is [2, 4]', (8, 9)),
@@ -125,6 +136,45 @@ PAIRS = [
   ('\\boxed{Scores: 8, 9}', (8, 9)),
   ('\\boxed{Response  1 Score = 8, Response  2 Score = 9}', (8, 9)),
   ('\\boxed{Response 2: 8, Response 1: 9}', None),
+  # Labels in their own braces or brackets.
+  ('\\boxed{\\text{Response 1: } 8, \\text{Response 2: } 7}', (8, 7)),
+  ('\\boxed{\\text{Response 1}: 8, \\text{Response 2}: 7}', (8, 7)),
+  ('\\boxed{\\text{A: } 8, \\text{B: } 7}', (8, 7)),
+  ('\\boxed{\\mathrm{A}: 8, \\mathrm{B}: 7}', (8, 7)),
+  ('\\boxed{\\textbf{1}: 8, \\textbf{2}: 7}', (8, 7)),
+  ('\\boxed{\\textsf{Response A} = 8, \\textsf{Response B} = 7}', (8, 7)),
+  ('\\boxed{\\text{Response 1}\\colon 8, \\text{Response 2}\\colon 7}', (8, 7)),
+  ('\\boxed{\\mathbf{Response~1}: 8; \\mathbf{Response~2}: 7}', (8, 7)),
+  ('\\boxed{\\mathrm{Response\\ 1}: 8, \\mathrm{Response\\ 2}: 7}', (8, 7)),
+  ('\\boxed{\\text{Response \\#1: } 8, \\text{Response \\#2: } 7}', (8, 7)),
+  ('\\\\boxed{\\\\text{Response 1: } 8, \\\\text{Response 2: } 7}', (8, 7)),
+  (
+    '\\boxed{\\text{Response 1: } \\mathbf{8}, \\text{Response 2: } 7/10}',
+    (8, 7),
+  ),
+  ('\\boxed{{Response 1: 8}, {Response 2: 7}}', (8, 7)),
+  ('\\boxed{[Response 1: 8], [Response 2: 7]}', (8, 7)),
+  ('Scores: [[Response 1: 8], [Response 2: 7]]', (8, 7)),
+  ('\\boxed{\\text{Response 1: } 8}, \\boxed{\\text{Response 2: } 7}', (8, 7)),
+  ('\\boxed{Response 1: 8}\n\\boxed{Response 2: 7}', (8, 7)),
+  ('\\boxed{\\text{Response 2: } 8, \\text{Response 1: } 7}', None),
+  ('\\boxed{\\text{Response 1: } 8, \\text{Response 1: } 7}', None),
+  ('\\boxed{[Response 2: 8], [Response 1: 7]}', None),
+  ('\\boxed{Response 2: 8}, \\boxed{Response 1: 7}', None),
+  # Thoughts.
+  ('<think>First I thought \\boxed{2, 9}', None),
+  ('<think>\\boxed{2, 9}</think>\nScores: \\boxed{8, 3}', (8, 3)),
+  ('<think>\\boxed{2, 9}</think>\nI cannot judge this.', None),
+  ('\\boxed{2, 9}</think>\nI cannot judge this.', None),
+  ('\\boxed{2, 9}</think>\nScores: \\boxed{8, 3}', (8, 3)),
+  ('<THINKING >\\boxed{2, 9}', None),
+  ('<thinking>\\boxed{2, 9}</thinking> \\boxed{8, 3}', (8, 3)),
+  ('＜think＞\\boxed{2, 9}', None),
+  ('<think>a<think>b</think>\\boxed{2, 9}</think> \\boxed{8, 3}', (8, 3)),
+  ('<think>a<think>b</think>\\boxed{2, 9}', None),
+  ('\\boxed{8, 3} <think>or \\boxed{2, 9}', (8, 3)),
+  ('\\boxed{8}, <think>\\boxed{2}</think> \\boxed{9}', None),
+  ('I think <b>\\boxed{8, 3}</b>', (8, 3)),
   # Full-width.
   ('Scores: \\boxed{８，９}', (8, 9)),
   ('Scores: \\boxed{8、9}', (8, 9)),
@@ -197,6 +247,10 @@ SINGLES = [
   ('Rating: [[7]], see [1]', (7,)),
   ('[[7]]', (7,)),
   ('[[a], 7]', None),
+  ('\\boxed{\\text{Response 1: } 7}', (7,)),
+  ('\\boxed{\\text{Response 2: } 7}', None),
+  ('Score: \\boxed{seven} [1]', None),
+  ('<think>Score: [7]', None),
 ]
 
 
@@ -353,6 +407,7 @@ def test_every_form_is_parsed_within_prose(scores, before, after):
       assert parse_scores(text, n - 1) is None, text
 
 
+# One megabyte of each.
 LONG = [
   ('', '[', ''),
   ('', '[', ']'),
@@ -374,6 +429,17 @@ LONG = [
   ('\\boxed{1', ' ', ' '),
   ('\\boxed{response', ' ', '\n'),
   ('\\boxed{', '\ud800', '８'),
+  ('', '<think>', ''),
+  ('', '<think>', '</think>'),
+  ('', '</think>', ''),
+  ('', '<', '>'),
+  ('\\boxed{', '\\text{Response 1: } 8,', ''),
+  ('\\boxed{', '{Response 1', '}'),
+  ('\\boxed{', 'Response~\\ ', ''),
+  ('\\boxed{\\text{', ' ', '1'),
+  ('Scores for ', 'of ', ':'),
+  *(('', x, '') for x in '\t\v\f\r\x85\u2028\u200b\0'),
+  *(('\\boxed{Response', x, '') for x in '\t\v\f\r\x85\u2028\u200b\0'),
 ]
 
 

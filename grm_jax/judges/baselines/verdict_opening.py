@@ -45,22 +45,23 @@ def find_opening(text: str, n: int) -> Opening | None:
   Returns:
     The opening, or None if the text has no verdict.
   """
+  whole_text, text = text, score_parser.blank_thoughts(text)
   without_lists = text.translate(_BRACKETS_TO_COMMAS)
   boxes = list(_BOX.finditer(without_lists))
   box_starts = [box.start() for box in boxes]
   last = _last_parsed(without_lists, box_starts, n)
   if last is not None:
-    return Opening(text[: boxes[last].end()], '}')
+    return Opening(whole_text[: boxes[last].end()], '}')
   list_starts = [match.start() for match in _LIST.finditer(text)]
   last = _last_parsed(text, list_starts, n)
   if last is not None:
     brackets = _BRACKETS.search(text, list_starts[last])
     assert brackets is not None  # a list that parses has brackets
     depth = sum(x in '[［【' for x in brackets[0])
-    return Opening(text[: brackets.end()], ']' * depth)
+    return Opening(whole_text[: brackets.end()], ']' * depth)
   # Rarely, a box parses with its brackets but not with commas in their place.
   last = _last_parsed(text, box_starts, n)
-  return None if last is None else Opening(text[: boxes[last].end()], '}')
+  return None if last is None else Opening(whole_text[: boxes[last].end()], '}')
 
 
 def _last_parsed(text: str, starts: Sequence[int], n: int) -> int | None:
