@@ -28,7 +28,7 @@ _DEFAULTS = dict(
   allowed_hosts=(),
   token_file='',  # file with the bearer token that clients must send
   limits=dict(  # above them a request gets status 413, 422, 429 or 504
-    body_bytes=4_000_000,  # of a request
+    body_bytes=4_000_000,  # of a request; 16 times that of all unanswered
     characters=400_000,  # of all texts of an example
     responses=16,  # of an example
     k=64,  # samples of an example
@@ -37,7 +37,6 @@ _DEFAULTS = dict(
     timeout_s=600.0,  # seconds until an example is cancelled
     receive_timeout_s=60.0,  # seconds to send a header, and then a body
     connections=512,  # open connections, of all clients
-    total_body_bytes=64_000_000,  # of all requests without an answer
   ),
   k=8,  # default of requests: samples; 0: one greedy judgement
   temperature=0.5,  # default of requests, up to 100; below 1e-5: greedy

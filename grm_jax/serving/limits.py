@@ -6,6 +6,8 @@ from grm_jax import settings
 from grm_jax.errors import UserError
 from grm_jax.judgement.example import JudgingExample
 
+# Bodies of the maximum size that the server keeps at once.
+_MAX_BODIES = 16
 _SECONDS = settings.number(0, 7 * 86_400, above=True)  # a week at most
 # Rules of config.limits.
 SETTINGS = {
@@ -18,7 +20,6 @@ SETTINGS = {
   'timeout_s': _SECONDS,
   'receive_timeout_s': _SECONDS,
   'connections': settings.integer(1),
-  'total_body_bytes': settings.integer(1),
 }
 
 
@@ -39,8 +40,6 @@ class ServerLimits:
     receive_timeout_s: seconds in which a client must send the header of a
       request, and then its body.
     connections: maximum number of open connections.
-    total_body_bytes: maximum size of the bodies of all requests that the
-      server is receiving or has not answered.
   """
 
   body_bytes: int
@@ -52,21 +51,21 @@ class ServerLimits:
   timeout_s: float
   receive_timeout_s: float = 60.0
   connections: int = 512
-  total_body_bytes: int = 64_000_000
 
   def __post_init__(self):
     settings.check(dataclasses.asdict(self), SETTINGS, 'config.limits')
-    # A request that never fits would be told for ever to come back later.
-    for part, whole in (
-      ('batch', 'max_queue'),
-      ('body_bytes', 'total_body_bytes'),
-    ):
-      size, room = getattr(self, part), getattr(self, whole)
-      if size > room:
-        raise UserError(
-          f'config.limits.{part} is {size}, and config.limits.{whole} is '
-          f'{room}; set config.limits.{part} to at most {room}'
-        )
+    # A batch above the queue would be told for ever to come back later.
+    if self.batch > self.max_queue:
+      raise UserError(
+        f'config.limits.batch is {self.batch}, and config.limits.max_queue is '
+        f'{self.max_queue}; set config.limits.batch to at most '
+        f'{self.max_queue}'
+      )
+
+  @property
+  def total_body_bytes(self) -> int:
+    """Maximum size of the bodies of all requests without an answer."""
+    return _MAX_BODIES * self.body_bytes
 
   def check_example(self, example: JudgingExample) -> None:
     """Raises UserError if the example is too large."""

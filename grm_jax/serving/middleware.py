@@ -154,8 +154,8 @@ class BodyLimit:
     if self._total_bytes > self._limits.total_body_bytes:
       message = (
         'the unanswered requests have more than '
-        f'{self._limits.total_body_bytes} bytes '
-        '(config.limits.total_body_bytes); retry later'
+        f'{self._limits.total_body_bytes} bytes, 16 times '
+        f'config.limits.body_bytes={self._limits.body_bytes}; retry later'
       )
       log_limit(message)
       raise HTTPException(429, message, {'Retry-After': '1'})

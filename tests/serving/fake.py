@@ -85,7 +85,6 @@ def make_limits(**changes):
     timeout_s=20.0,
     receive_timeout_s=20.0,
     connections=64,
-    total_body_bytes=100_000,
   )
   return limits.ServerLimits(**values | changes)
 
