@@ -36,8 +36,11 @@ _DEFAULTS = dict(
   fail_on_bad_rows=False,  # stop at the first bad row instead of skipping it
   seed=0,  # of data order and samples
   prompt=dict(
-    template='pointwise',  # name in grm_jax/judgement/templates/, or a path
-    single='single',  # template for one response
+    # What is empty is as in the training of the model (judge.json in its
+    # directory). A name in grm_jax/judgement/templates/, or a path.
+    template='',
+    single='',  # template for one response; 'none': `template`
+    score_range=(),  # lowest and highest score, as (1, 10)
     too_long='shorten',  # or 'refuse': skip prompts that do not fit
   ),
   # Order of the responses in a prompt. 'stratified' puts the best response in

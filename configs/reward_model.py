@@ -38,8 +38,10 @@ _DEFAULTS = dict(
   prompt=dict(
     # Template of the meta RM's prompts. The checkpoint stores it for judges.
     meta='meta',
-    # Template by which single responses were judged; '': scores of 1 to 10.
-    single='single',
+    # Template by which single responses were judged; '': as in the training of
+    # config.checkpoint; 'none': that of several responses.
+    single='',
+    score_range=(),  # lowest and highest score of the samples
   ),
   batch=dict(
     micro_batch_prompts=32,  # P, prompts on the devices at once

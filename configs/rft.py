@@ -52,7 +52,7 @@ _DEFAULTS = dict(
     int8=False,  # int8 kernels
     concurrent_prompts=64,  # P, prompts decoded at the same time
     generations_per_prompt=4,  # R, samples of a prompt at once
-    max_new_tokens=1024,  # T, the longest generation
+    max_new_tokens=0,  # T, the longest generation; 0: as in training, or 1024
     decode_steps_per_call=16,  # decode steps between two refills
     # The last length must be that of train.batch.prompt_buckets, so that
     # sampling and training shorten the same prompts.
@@ -66,6 +66,10 @@ _TRAIN = {
   # Not the texts of the cold start, whose mistakes RFT filters out.
   'data.general': '',
   'data.general_fraction': 0.0,
+  # As in the training of the sampling model, see configs/score.py.
+  'prompt.template': '',
+  'prompt.single': '',
+  'prompt.score_range': (),
   'batch.generations_per_prompt': 2,  # kept samples of a prompt in one pass
 }
 
@@ -76,6 +80,8 @@ _TINY = {
   'sampling.generations_per_prompt': 1,
   'sampling.max_new_tokens': 192,
   'sampling.prompt_buckets': (112, 160),
+  'train.prompt.template': 'practice',
+  'train.prompt.single': 'practice_single',
   'train.data.general': 'basics:8000',
   'train.data.general_fraction': 0.2,
   'train.batch.generations_per_prompt': 1,  # few samples of a prompt are kept
@@ -86,6 +92,8 @@ _TINY = {
 # SmolLM2-135M on two CPU cores.
 _SMOLLM2 = {
   'checkpoint': 'runs/smollm2/model',
+  'train.prompt.template': 'brief',
+  'train.prompt.single': 'brief_single',
   'sampling.concurrent_prompts': 32,
   'sampling.generations_per_prompt': 1,
   'sampling.max_new_tokens': 256,

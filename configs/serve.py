@@ -45,20 +45,25 @@ _DEFAULTS = dict(
   k_meta=0,  # default of requests; 0: half of k
   seed=0,  # default of requests
   prompt=dict(
-    # Name in grm_jax/judgement/templates/, or a path; '': the judge's own.
+    # What is empty is as in the training of the model (judge.json in its
+    # directory). A name in grm_jax/judgement/templates/, or a path.
     template='',
+    # The same for examples of one response; 'none': `template`. A model that
+    # stores nothing uses `template`.
+    single='',
+    score_range=(),  # lowest and highest score, as (1, 10)
     # Template that writes principles for an example that has none; used by
     # the template 'critique'.
-    principles='principles',
+    principles='',
     too_long='shorten',  # or 'refuse': report examples that do not fit
-    meta='',  # template of the meta RM; '': the one that it was trained with
+    meta='',  # template of the meta RM
   ),
   sampling=dict(
     weights='resident',  # or 'fsdp': split as in training, gathered per layer
     int8=False,  # int8 kernels, one scale per output channel
     concurrent_prompts=16,  # P, prompts decoded at the same time
     generations_per_prompt=4,  # R, samples of a prompt at once
-    max_new_tokens=1024,  # T, the longest generation
+    max_new_tokens=0,  # T, the longest generation; 0: as in training, or 1024
     decode_steps_per_call=16,  # decode steps between two refills
     # One length: with several, the last bits of a sum can depend on the other
     # prompts on the devices, and rarely a sample with them.
@@ -87,7 +92,6 @@ _TINY = {
   'k': 4,
   'sampling.concurrent_prompts': 4,
   'sampling.generations_per_prompt': 2,
-  'sampling.max_new_tokens': 96,
   'sampling.prompt_buckets': (2048,),
   'compute.dtype': 'float32',
   'compute.attention': 'xla',

@@ -42,7 +42,8 @@ _DEFAULTS = dict(
   seed=0,  # of data order and samples
   prompt=dict(
     template='pointwise',  # name in grm_jax/judgement/templates/, or a path
-    single='single',  # template for one response
+    single='single',  # template for one response; 'none': `template`
+    score_range=(1, 10),  # lowest and highest score
     too_long='shorten',  # or 'refuse': skip prompts that do not fit
   ),
   batch=dict(

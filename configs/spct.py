@@ -44,7 +44,8 @@ _DEFAULTS = dict(
   principles=True,  # False: judgements without principles
   prompt=dict(
     template='pointwise',
-    single='single',  # of examples with one response
+    single='single',  # of examples with one response; '': `template`
+    score_range=(1, 10),  # lowest and highest score
     too_long='shorten',  # or 'refuse'
     meta='meta',  # of the meta RM
   ),

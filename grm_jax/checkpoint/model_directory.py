@@ -2,10 +2,11 @@
 
 A model directory is a checkpoint directory (orbax_checkpoint.py) whose `model`
 item holds the ModelConfig and whether the model has a scalar head. The files of
-the tokenizer lie beside the steps:
+the tokenizer, and how the model was asked in training, lie beside the steps:
 
     <directory>/<step>/params, model, ...
     <directory>/tokenizer.model (Gemma-2) or tokenizer.json (SmolLM2)
+    <directory>/judge.json (judgement/trained_judge.py), if it was trained here
 """
 
 import dataclasses
@@ -22,6 +23,8 @@ from etils import epath
 from grm_jax.checkpoint import orbax_checkpoint
 from grm_jax.errors import UserError
 from grm_jax.io import atomic_io
+from grm_jax.judgement import trained_judge
+from grm_jax.judgement.trained_judge import TrainedJudge
 from grm_jax.model import config as model_config
 from grm_jax.model import init as model_init
 from grm_jax.model.compute_config import ComputeConfig
@@ -41,6 +44,7 @@ _POST_NORM_SCALE = 0.3  # 1 + scale of the post-norms of a new model
 COMPANIONS = (
   TOKENIZER,
   BPE_TOKENIZER,
+  trained_judge.FILE,
   'tokenizer_config.json',
   'special_tokens_map.json',
   'generation_config.json',
@@ -141,10 +145,18 @@ def load_tokenizer(directory: str, config: ModelConfig) -> tokenizer.Tokenizer:
   """Returns the tokenizer of a model directory.
 
   Raises:
-    UserError: no tokenizer, or it has more tokens than the model.
+    UserError: no tokenizer, or it has more tokens than the model, or another
+      chat format than in training.
   """
   path = _tokenizer_path(directory)
   loaded = tokenizer.load(path)
+  settings = read_trained_judge(directory)
+  if settings and settings.chat_format != loaded.chat_format.name:
+    raise UserError(
+      f'{path} has the chat format {loaded.chat_format.name}, but the model '
+      f'was trained with {settings.chat_format}; use the tokenizer of this '
+      'model'
+    )
   if loaded.vocab_size > config.vocab_size:
     raise UserError(
       f'{path} has {loaded.vocab_size} tokens, but the model has '
@@ -170,7 +182,8 @@ def identity(directory: str, step: int | None) -> dict[str, Any]:
     step: None for the latest.
 
   Returns:
-    those of orbax_checkpoint.identity, and files (SHA-256 of the tokenizer).
+    those of orbax_checkpoint.identity, and files (SHA-256 of the tokenizer and
+    of the judge's settings).
 
   Raises:
     UserError: no such checkpoint, or it is damaged.
@@ -178,7 +191,7 @@ def identity(directory: str, step: int | None) -> dict[str, Any]:
   if directory in ('', RANDOM, SCRATCH):
     return {'checkpoint': directory}
   files = hashlib.sha256()
-  for name in (TOKENIZER, BPE_TOKENIZER):
+  for name in (TOKENIZER, BPE_TOKENIZER, trained_judge.FILE):
     path = epath.Path(directory) / name
     with atomic_io.wrap_read_errors(path):
       if path.exists():
@@ -188,6 +201,27 @@ def identity(directory: str, step: int | None) -> dict[str, Any]:
     **orbax_checkpoint.identity(directory, step),
     'files': files.hexdigest(),
   }
+
+
+def read_trained_judge(directory: str) -> TrainedJudge | None:
+  """Returns how a model was asked in training; None if it is not stored.
+
+  Raises:
+    UserError: judge.json cannot be read or is damaged.
+  """
+  if directory in ('', RANDOM, SCRATCH):
+    return None
+  path = epath.Path(directory) / trained_judge.FILE
+  with atomic_io.wrap_read_errors(path):
+    if not path.exists():
+      return None
+    return trained_judge.from_json(path.read_bytes(), str(path))
+
+
+def write_trained_judge(directory: str, settings: TrainedJudge) -> None:
+  """Stores how the model is asked in training, atomically."""
+  path = os.path.join(directory, trained_judge.FILE)
+  atomic_io.write_file(path, trained_judge.to_json(settings))
 
 
 def step_or_latest(number: int) -> int | None:

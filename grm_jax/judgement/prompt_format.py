@@ -6,6 +6,7 @@ fine-tuned on exactly the prompts that it reads later.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from grm_jax.errors import UserError
 from grm_jax.judgement import (
@@ -15,9 +16,10 @@ from grm_jax.judgement import (
   template,
 )
 from grm_jax.judgement.example import JudgingExample
-from grm_jax.judgement.template import Template
+from grm_jax.judgement.template import StoredTemplate, Template
 
 READS = ('scores', 'best')
+MAX_SCORE = 1000  # score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +31,21 @@ class PromptFormat:
       two or more responses.
     single: template for examples with one response. It requests a score of 0
       or 1, as in training (arXiv 2504.02495, appendix). With '' such examples
-      use `template` and scores from 1 to 10.
+      use `template` and its scores.
     too_long: 'shorten' or 'refuse', see judgement/prompt_builder.py.
+    score_range: lowest and highest score.
+    single_score_range: the same in answers to `single`.
     reads: 'scores', or 'best': the generation names only the best response
       (LLM-as-a-judge), which gets score 1 and the others 0.
     key: config key of these settings, for messages.
   """
 
-  template: str
-  single: str = ''
+  template: str | StoredTemplate
+  single: str | StoredTemplate = ''
   too_long: str = 'shorten'
   reads: str = 'scores'
+  score_range: tuple[int, int] = (1, 10)
+  single_score_range: tuple[int, int] = (0, 1)
   key: str = dataclasses.field(default='config.prompt', compare=False)
 
   def __post_init__(self):
@@ -50,6 +56,16 @@ class PromptFormat:
       if value not in choices:
         raise UserError(
           f'{key} is {value!r}; it must be one of {", ".join(choices)}'
+        )
+
+    for name, value in (
+      ('score_range', self.score_range),
+      ('single_score_range', self.single_score_range),
+    ):
+      if not is_score_range(value):
+        raise UserError(
+          f'{self.key}.{name} is {value!r}; set it to the lowest and the '
+          f'highest score, such as (1, 10), from 0 to {MAX_SCORE}'
         )
 
   def check(self) -> None:
@@ -112,5 +128,13 @@ class PromptFormat:
       positions = range(1, num_responses + 1)
       return best and tuple(int(i == best[0]) for i in positions)
     if num_responses == 1 and self.single:
-      return score_parser.parse_scores(text, 1, 0, 1)
-    return score_parser.parse_scores(text, num_responses)
+      return score_parser.parse_scores(text, 1, *self.single_score_range)
+    return score_parser.parse_scores(text, num_responses, *self.score_range)
+
+
+def is_score_range(value: Any) -> bool:
+  """Returns whether a value is a lowest and a highest score."""
+  is_pair = isinstance(value, tuple) and len(value) == 2
+  # type(x): True is an instance of int.
+  is_ints = is_pair and all(type(x) is int for x in value)
+  return is_ints and 0 <= value[0] < value[1] <= MAX_SCORE

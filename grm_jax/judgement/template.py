@@ -145,22 +145,51 @@ class _AnyNumberOfResponses(list):
     return 'x'
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredTemplate:
+  """A template's text, as a model directory stores it.
+
+  Attributes:
+    name: name or path from which it was read.
+    source: its text.
+  """
+
+  name: str
+  source: str
+
+  def __str__(self) -> str:
+    return self.name
+
+
+def stored(name: str | StoredTemplate) -> StoredTemplate:
+  """Returns a template as a model directory stores it; see `load`."""
+  return StoredTemplate(str(name), source(name))
+
+
+def source(name: str | StoredTemplate) -> str:
+  """Returns the text of a template; see `load`."""
+  return load(name).source
+
+
 @functools.cache
 def load(
-  name: str,
+  name: str | StoredTemplate,
   variables: tuple[str, ...] = _PROMPT_VARIABLES,
   key: str = 'config.prompt.template',
 ) -> Template:
   """Loads a built-in template, or the template in a file.
 
   Args:
-    name: name of a file in templates/ without its suffix, or a path.
+    name: name of a file in templates/ without its suffix, or a path; or the
+      text that a model directory stores.
     variables: names of the variables that the template can use.
     key: config key that the name comes from, for messages.
 
   Raises:
     UserError: there is no such template, or it is invalid; see `parse`.
   """
+  if isinstance(name, StoredTemplate):
+    return parse(name.source, name.name, variables)
   path: pathlib.Path | epath.Path = _DIRECTORY / f'{name}.txt'
   if not path.is_file():
     path = epath.Path(name)

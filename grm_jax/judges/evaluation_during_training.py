@@ -15,6 +15,7 @@ from grm_jax.data import example_sources
 from grm_jax.judgement import correctness, voting
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
+from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judges.factory import make_engine
 from grm_jax.judges.generative import Judge, JudgeConfig
 from grm_jax.model.transformer import Transformer
@@ -137,6 +138,7 @@ class JudgeEvaluator:
 
 def from_config(
   config: ConfigDict,
+  prompt_format: PromptFormat,
   model: Transformer,
   tokenizer: Tokenizer,
   engine: Engine | None = None,
@@ -147,6 +149,7 @@ def from_config(
 
   Args:
     config: of training.
+    prompt_format: format of the prompts, as in training.
     model: see JudgeEvaluator.
     tokenizer: see JudgeEvaluator.
     engine: see JudgeEvaluator.
@@ -161,12 +164,7 @@ def from_config(
   examples, _ = example_sources.load(
     config.evaluation.data, 'held_out', config.fail_on_bad_rows
   )
-  judge_config = JudgeConfig(
-    template=config.prompt.template,
-    single=config.prompt.single,
-    too_long=config.prompt.too_long,
-    seed=config.seed,
-  )
+  judge_config = JudgeConfig.from_prompt_format(prompt_format, seed=config.seed)
   return JudgeEvaluator(
     examples, model, tokenizer, judge_config, engine, int8, **engine_shapes
   )

@@ -1,16 +1,17 @@
 """Makes judges from checkpoints, for the stages and for scripts."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from grm_jax.checkpoint import model_directory, orbax_checkpoint
+from grm_jax.checkpoint import model_directory
 from grm_jax.errors import UserError
-from grm_jax.judgement import template
+from grm_jax.judgement import template, trained_judge
+from grm_jax.judges.baselines import pairwise_rm
 from grm_jax.judges.baselines.pairwise_rm import PairJudge
 from grm_jax.judges.baselines.scalar_rm import ScalarJudge
 from grm_jax.judges.baselines.semi_scalar import SemiScalarJudge
@@ -47,6 +48,8 @@ _TEMPLATES = {
 JUDGES = tuple(_TEMPLATES)
 # The options of an engine that ScalarScorer has too.
 _SCORER_SHAPES = ('prompts', 'max_new_tokens', 'prompt_buckets')
+# Tokens of a generation by random weights, which has no meaning.
+_RANDOM_LENGTH = 96
 # Verdicts scored with one prompt: those of two samples of eight responses.
 _VERDICTS_PER_PROMPT = 16
 
@@ -61,9 +64,9 @@ def from_config(
     mesh.from_config(config, devices, config.sampling.weights),
     mesh.from_config(config, devices),
   )
+  options = sampling_options(config.sampling, config.checkpoint)
   if config.judge in ('scalar', 'pair', 'semi_scalar'):
-    return _value_judge(config, judge_config, layouts)
-  options = sampling_options(config.sampling)
+    return _value_judge(config, judge_config, layouts, options)
   judge = load(
     config.checkpoint,
     model_directory.step_or_latest(config.checkpoint_step),
@@ -90,29 +93,58 @@ def from_config(
   return TokenProbabilityJudge(judge, verdicts)
 
 
-def sampling_options(sampling: ConfigDict) -> dict[str, Any]:
+def sampling_options(
+  sampling: ConfigDict, checkpoint: str, key: str = 'config.sampling'
+) -> dict[str, Any]:
   """Returns the options of `load` that a group such as config.sampling has.
 
   Its leaf `weights` is not an option: it decides the sharding layouts.
+
+  Args:
+    sampling: the group.
+    checkpoint: model directory, which has the length of generations if the
+      group does not.
+    key: config key of the group.
   """
   options = sampling.to_dict()
   del options['weights']
   options['prompts'] = options.pop('concurrent_prompts')
+  options['max_new_tokens'] = _generation_length(
+    checkpoint, options['max_new_tokens'], f'{key}.max_new_tokens'
+  )
   return options
+
+
+def _generation_length(checkpoint: str, value: int, key: str) -> int:
+  """Returns `value`, or for 0 the length of generations in training."""
+  is_random = checkpoint == model_directory.RANDOM
+  return trained_judge.generation_length(
+    model_directory.read_trained_judge(checkpoint),
+    checkpoint,
+    value,
+    key,
+    _RANDOM_LENGTH if is_random else trained_judge.DEFAULT_LENGTH,
+  )
 
 
 def _value_judge(
   config: ConfigDict,
   judge_config: JudgeConfig,
   layouts: tuple[ShardingLayout, ShardingLayout],
+  options: dict[str, Any],
 ) -> ScalarJudge | PairJudge | SemiScalarJudge:
   """Returns a judge whose scores are the values of a scalar head."""
   sampling, compute = config.sampling, ComputeConfig(**config.compute)
-  options = sampling_options(sampling)
   shapes = {x: options[x] for x in _SCORER_SHAPES}
   decode_layout, layout = layouts
   step = model_directory.step_or_latest(config.checkpoint_step)
   source = (config.checkpoint, step, compute, layout)
+  stored = model_directory.read_trained_judge(config.checkpoint)
+  # A generative judge can score by log-probabilities.
+  if stored and stored.kind != 'grm' and config.judge != 'semi_scalar':
+    trained_judge.check_kind(
+      stored, config.checkpoint, config.judge, 'config.checkpoint'
+    )
   # A scalar reward model may lack the head; it scores by log-probabilities.
   if config.judge != 'scalar' and _has_scalar_head(*source) is False:
     raise UserError(
@@ -126,7 +158,8 @@ def _value_judge(
   if config.judge == 'scalar':
     return ScalarJudge(scorer, tokenizer)
   if config.judge == 'pair':
-    return PairJudge(scorer, tokenizer)
+    trained = stored.template if stored and stored.kind == 'pair' else None
+    return PairJudge(scorer, tokenizer, trained or pairwise_rm.TEMPLATE)
   decoder = model.clone(layout=decode_layout)
   weights, _ = decode_weights.place(decoder, params, sampling.int8)
   engine = make_engine(
@@ -141,18 +174,36 @@ def _value_judge(
 
 
 def make_judge_config(config: ConfigDict) -> JudgeConfig:
-  """Returns the settings of the judge that `config` describes."""
+  """Returns the settings of the judge that `config` describes.
+
+  What the config leaves empty is as in the training of the model.
+  """
   if config.judge not in JUDGES:
     raise UserError(
       f'config.judge is {config.judge!r}; it must be one of {", ".join(JUDGES)}'
     )
   names_best = config.judge in ('llm', 'token_probability')
-  return JudgeConfig(
-    template=config.prompt.template or _TEMPLATES[config.judge],
-    principles=config.prompt.principles,
+  # Only a model trained as a GRM knows how a GRM is asked.
+  stored = None
+  if config.judge == 'grm':
+    stored = model_directory.read_trained_judge(config.checkpoint)
+  prompt = config.prompt
+  prompt_format = trained_judge.prompt_format(
+    stored,
+    config.checkpoint,
+    template=prompt.template,
+    single=prompt.single,
+    score_range=prompt.score_range,
+    default_template=_TEMPLATES[config.judge],
+    too_long=prompt.too_long,
     reads='best' if names_best else 'scores',
-    too_long=config.prompt.too_long,
-    meta=config.prompt.meta,
+  )
+  return JudgeConfig.from_prompt_format(
+    prompt_format,
+    principles=trained_judge.principles_template(
+      stored, config.checkpoint, prompt.principles
+    ),
+    meta=prompt.meta,
     order=config.response_order,
     temperature=config.temperature,
     seed=config.seed,
@@ -213,6 +264,12 @@ def load(
   judge_config.prompt_format().check()
   if judge_config.meta:
     template.load(judge_config.meta, key='config.prompt.meta')
+  meta_template = trained_judge.meta_template(
+    model_directory.read_trained_judge(meta_checkpoint),
+    meta_checkpoint,
+    judge_config.meta,
+    META,
+  )
   _check_heads(checkpoint, step, meta_checkpoint, compute, layouts[0])
   model, tokenizer, params = model_directory.open_model(
     checkpoint, step, compute, layouts[0], seed=judge_config.seed
@@ -230,7 +287,7 @@ def load(
     meta = MetaJudge(
       ScalarScorer(meta_model, meta_params, **shapes),
       meta_tokenizer,
-      judge_config.meta or meta_template_of(meta_checkpoint),
+      meta_template,
     )
   return Judge(engine, weights, tokenizer, judge_config, meta)
 
@@ -270,17 +327,6 @@ def _has_scalar_head(
   return model_directory.build_model(directory, step, compute, layout).scalar
 
 
-def meta_template_of(directory: str) -> str:
-  """Returns the template of the prompts that a meta RM was trained with.
-
-  A converted checkpoint does not store it; `meta_rm.META` is the default.
-  """
-  if directory == model_directory.RANDOM:
-    return META
-  config = orbax_checkpoint.read_json(directory, 'meta').get('config', {})
-  return config.get('prompt', {}).get('meta', META)
-
-
 def make_engine(
   model: Transformer, tokenizer: Tokenizer, **engine_options: Any
 ) -> Engine:
@@ -310,7 +356,7 @@ def load_judge(
   int8: bool = False,
   prompts: int | None = None,
   generations_per_prompt: int = 4,
-  max_new_tokens: int = 1024,
+  max_new_tokens: int = 0,
   decode_steps_per_call: int = 16,
   prompt_buckets: Sequence[int] = (1024, 2048, 4096),
   **settings: Any,
@@ -326,10 +372,14 @@ def load_judge(
     int8: whether kernels are quantized to int8.
     prompts: prompt slots; default 4 for every shard of the prompts.
     generations_per_prompt: rows of a slot, see sampling.engine.Engine.
-    max_new_tokens: maximum length of a generation.
+    max_new_tokens: maximum length of a generation; 0 for the one in training.
     decode_steps_per_call: steps between two refills of rows.
     prompt_buckets: lengths that prompts are padded to, ascending.
-    **settings: see JudgeConfig.
+    **settings: see JudgeConfig. Templates and score ranges that are not given
+      are those of the training of the model.
+
+  Raises:
+    UserError: see `load`.
   """
   backend = jax.default_backend()
   compute = ComputeConfig(
@@ -347,13 +397,38 @@ def load_judge(
     checkpoint,
     step,
     meta_checkpoint or '',
-    JudgeConfig(**settings),
+    JudgeConfig(**settings | _trained_settings(checkpoint, settings)),
     compute,
     (decode_layout, layout),
     int8=int8,
     prompts=prompts,
     generations_per_prompt=generations_per_prompt,
-    max_new_tokens=max_new_tokens,
+    max_new_tokens=_generation_length(
+      checkpoint, max_new_tokens, 'load_judge.max_new_tokens'
+    ),
     decode_steps_per_call=decode_steps_per_call,
     prompt_buckets=prompt_buckets,
   )
+
+
+def _trained_settings(
+  checkpoint: str, given: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns the settings of JudgeConfig that the model directory stores."""
+  reads = given.get('reads', 'scores')
+  stored = None
+  if reads == 'scores':
+    stored = model_directory.read_trained_judge(checkpoint)
+  names = ('template', 'single', 'score_range', 'single_score_range')
+  prompt_format = trained_judge.prompt_format(
+    stored,
+    checkpoint,
+    **{name: given[name] for name in names if name in given},
+    default_template=_TEMPLATES['grm' if reads == 'scores' else 'llm'],
+    key='load_judge',
+  )
+  principles = trained_judge.principles_template(
+    stored, checkpoint, given.get('principles', ''), 'load_judge.principles'
+  )
+  trained = {name: getattr(prompt_format, name) for name in names}
+  return trained | {'principles': principles}

@@ -16,6 +16,7 @@ from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample
 from grm_jax.judgement.judgement_request import JudgementRequest
 from grm_jax.judgement.prompt_format import PromptFormat
+from grm_jax.judgement.template import StoredTemplate
 from grm_jax.judgement.verdict import VoteConfig
 from grm_jax.judges.judgement_scheduler import (
   JudgementScheduler,
@@ -34,21 +35,25 @@ class JudgeConfig:
   """Settings of a judge. The defaults are the paper's where it gives them.
 
   Attributes:
-    template: name or path, see judgement/template.py.
+    template: see judgement/template.py.
     principles: template that writes principles, once for every example without
       any; read only if `template` uses principles.
     single: template for examples of one response, see
       judgement/prompt_format.py.
+    score_range, single_score_range: see judgement/prompt_format.py.
     too_long: 'shorten' or 'refuse', see judgement/prompt_builder.py.
     order, temperature, seed, hint: see judgement/judgement_request.py.
     vote, k_meta: see judgement/verdict.py, VoteConfig.
     reads: 'scores' or 'best', see judgement/prompt_format.py.
-    meta: template of the meta RM's prompts; '' for the one in its checkpoint.
+    meta: template of the meta RM's prompts; '' for the one that it was trained
+      with.
   """
 
-  template: str = 'pointwise'
-  principles: str = 'principles'
-  single: str = ''
+  template: str | StoredTemplate = 'pointwise'
+  principles: str | StoredTemplate = 'principles'
+  single: str | StoredTemplate = ''
+  score_range: tuple[int, int] = (1, 10)
+  single_score_range: tuple[int, int] = (0, 1)
   too_long: str = 'shorten'
   order: str = 'balanced'
   temperature: float = 0.5
@@ -63,9 +68,31 @@ class JudgeConfig:
     self.prompt_format(), self.vote_config()  # both check their values
     judgement_request.check(0, self.order, self.temperature)
 
+  @classmethod
+  def from_prompt_format(
+    cls, prompt_format: PromptFormat, **settings: Any
+  ) -> 'JudgeConfig':
+    """Returns settings with these prompts."""
+    return cls(
+      template=prompt_format.template,
+      single=prompt_format.single,
+      score_range=prompt_format.score_range,
+      single_score_range=prompt_format.single_score_range,
+      too_long=prompt_format.too_long,
+      reads=prompt_format.reads,
+      **settings,
+    )
+
   def prompt_format(self) -> PromptFormat:
     """Returns the prompts of judgements and their parser."""
-    return PromptFormat(self.template, self.single, self.too_long, self.reads)
+    return PromptFormat(
+      self.template,
+      self.single,
+      self.too_long,
+      self.reads,
+      self.score_range,
+      self.single_score_range,
+    )
 
   def vote_config(self) -> VoteConfig:
     """Returns how samples are combined."""

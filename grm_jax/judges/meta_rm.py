@@ -11,12 +11,13 @@ from grm_jax.errors import UserError
 from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample
+from grm_jax.judgement.template import StoredTemplate
 from grm_jax.sampling.padding import PromptWithTexts
 from grm_jax.sampling.scalar_scorer import ScalarScorer
 from grm_jax.tokenizer import chat_format
 from grm_jax.tokenizer.tokenizer import Tokenizer
 
-META = 'meta'  # the template of meta RMs whose checkpoints name none
+META = 'meta'  # the template of meta RMs that store none
 
 
 def meta_prompt(
@@ -24,7 +25,7 @@ def meta_prompt(
   order: Sequence[int],
   tokenizer: Tokenizer,
   limit: int,
-  template_name: str,
+  template_name: str | StoredTemplate,
 ) -> tuple[int, ...]:
   """Returns the meta RM's prompt for judgements with one order.
 
@@ -61,7 +62,7 @@ class MetaJudge:
     self,
     scorer: ScalarScorer,
     tokenizer: Tokenizer,
-    template_name: str = META,
+    template_name: str | StoredTemplate = META,
   ):
     self.scorer, self.tokenizer = scorer, tokenizer
     self.template_name = template_name

@@ -3,10 +3,12 @@
 from grm_jax import settings
 from grm_jax.judgement import (
   prompt_builder,
+  prompt_format,
   response_order,
   temperature_range,
   verdict,
 )
+from grm_jax.judgement.prompt_format import MAX_SCORE
 from grm_jax.model import compute_config
 from grm_jax.sharding import mesh, rules
 
@@ -20,15 +22,24 @@ GENERATION = {
 # config.sampling.
 SAMPLING = GENERATION | {
   'weights': settings.one_of(*rules.WEIGHTS),
-  'max_new_tokens': settings.integer(1),
+  'max_new_tokens': settings.integer(0, note='0: as in training'),
   'prompt_buckets': settings.LENGTHS,
 }
 RESPONSE_ORDER = settings.one_of(*response_order.KINDS)
 TOO_LONG = settings.one_of(*prompt_builder.TOO_LONG)
+# Lowest and highest score.
+SCORE_RANGE = settings.optional(
+  settings.Rule(
+    f'a tuple of the lowest and the highest score, from 0 to {MAX_SCORE}',
+    prompt_format.is_score_range,
+  ),
+  'as in training',
+)
 # config.prompt of the stages that train a judge.
 PROMPT = {
   'template': settings.TEXT,
   'single': settings.TEXT,
+  'score_range': SCORE_RANGE,
   'too_long': TOO_LONG,
 }
 JUDGE: dict[str, settings.Rule | settings.Rules] = {
@@ -41,6 +52,8 @@ JUDGE: dict[str, settings.Rule | settings.Rules] = {
   'seed': settings.SEED,
   'prompt': {
     'template': settings.TEXT,
+    'single': settings.TEXT,
+    'score_range': SCORE_RANGE,
     'principles': settings.TEXT,
     'too_long': TOO_LONG,
     'meta': settings.TEXT,

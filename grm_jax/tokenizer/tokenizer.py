@@ -47,12 +47,14 @@ class ChatFormat:
   """Format of a model's conversations, see chat_format.py.
 
   Attributes:
+    name: 'gemma' or 'chatml'.
     prefix_ids: ids before the first turn.
     model_role: the name of the model's own turns.
     has_system_role: whether a system text is a turn of its own. If not, it is
       joined to the first user turn.
   """
 
+  name: str
   prefix_ids: tuple[int, ...]
   model_role: str
   has_system_role: bool
@@ -183,6 +185,7 @@ def _gemma_tokenizer(codec: sentencepiece_codec.SentencePieceCodec):
   return Tokenizer(
     codec,
     ChatFormat(
+      name='gemma',
       prefix_ids=(sentencepiece_codec.BOS,),
       model_role='model',
       has_system_role=False,
@@ -198,7 +201,12 @@ def _bpe_tokenizer(codec: bpe_codec.BPECodec):
   end_of_text, start_of_turn, end_of_turn = codec.chatml_ids
   return Tokenizer(
     codec,
-    ChatFormat(prefix_ids=(), model_role='assistant', has_system_role=True),
+    ChatFormat(
+      name='chatml',
+      prefix_ids=(),
+      model_role='assistant',
+      has_system_role=True,
+    ),
     eos_id=end_of_text,
     bos_id=start_of_turn,
     start_of_turn_id=start_of_turn,

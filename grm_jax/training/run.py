@@ -20,6 +20,8 @@ from grm_jax import settings
 from grm_jax.checkpoint import model_directory, orbax_checkpoint
 from grm_jax.data.collate import BatchInfo
 from grm_jax.errors import UserError
+from grm_jax.judgement import trained_judge
+from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.model import compute_config
 from grm_jax.model import init as model_init
 from grm_jax.model.compute_config import ComputeConfig
@@ -91,6 +93,34 @@ def read_metadata(target: str) -> dict[str, Any]:
   if not has_checkpoint(target):
     return {}
   return orbax_checkpoint.read_json(target, 'meta')
+
+
+def prompt_format(
+  prompt: ConfigDict, checkpoint: str, key: str = 'config.prompt', **options
+) -> PromptFormat:
+  """Returns the prompts of a training stage.
+
+  Args:
+    prompt: template, single, score_range and too_long. What
+      is empty is as in the training of the initial model.
+    checkpoint: model directory of the initial model.
+    key: config key of `prompt`.
+    **options: see trained_judge.prompt_format.
+
+  Raises:
+    UserError: a template cannot be loaded, or a value is wrong.
+  """
+  return trained_judge.prompt_format(
+    model_directory.read_trained_judge(checkpoint),
+    checkpoint,
+    template=prompt.template,
+    single=prompt.single,
+    score_range=prompt.score_range,
+    default_single='single',
+    too_long=prompt.too_long,
+    key=key,
+    **options,
+  )
 
 
 def load_model(

@@ -14,6 +14,7 @@ from grm_jax.errors import UserError
 from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample
+from grm_jax.judgement.template import StoredTemplate
 from grm_jax.judges.baselines.scalar_rm import (
   in_batches,
   score_groups,
@@ -24,9 +25,15 @@ from grm_jax.sampling.scalar_scorer import ScalarScorer
 from grm_jax.tokenizer import chat_format
 from grm_jax.tokenizer.tokenizer import Tokenizer
 
+TEMPLATE = 'pair'  # the template of models that store none
+
 
 def pair_prompt(
-  example: JudgingExample, first: int, tokenizer: Tokenizer, limit: int
+  example: JudgingExample,
+  first: int,
+  tokenizer: Tokenizer,
+  limit: int,
+  template_name: str | StoredTemplate = TEMPLATE,
 ) -> tuple[int, ...]:
   """Returns the query and the response with index `first` as a prompt.
 
@@ -34,15 +41,19 @@ def pair_prompt(
     UserError: the prompt does not fit in `limit` tokens, even shortened.
   """
   chat = functools.partial(chat_format.render_user, tokenizer)
-  pair_template = template.load('pair')
+  pair_template = template.load(template_name)
   return prompt_builder.tokenize(
     pair_template, example, (first,), chat, limit=limit
   )
 
 
-def pair_text(response: str, tokenizer: Tokenizer) -> list[int]:
+def pair_text(
+  response: str,
+  tokenizer: Tokenizer,
+  template_name: str | StoredTemplate = TEMPLATE,
+) -> list[int]:
   """Returns the second response in the form that follows the prompt."""
-  text = template.load('pair').guard(response)
+  text = template.load(template_name).guard(response)
   return [*tokenizer.encode(text), tokenizer.end_of_turn_id]
 
 
@@ -53,8 +64,14 @@ class PairJudge:
   interface is that of scalar_rm.ScalarJudge.
   """
 
-  def __init__(self, scorer: ScalarScorer, tokenizer: Tokenizer):
+  def __init__(
+    self,
+    scorer: ScalarScorer,
+    tokenizer: Tokenizer,
+    template_name: str | StoredTemplate = TEMPLATE,
+  ):
     self.scorer, self.tokenizer = scorer, tokenizer
+    self.template_name = template_name
 
   def judge(
     self,
@@ -88,12 +105,19 @@ class PairJudge:
       return ExampleError(
         example.id, 'a pairwise judge needs two responses or more; it has one'
       )
-    texts = [pair_text(x, self.tokenizer) for x in example.responses]
+    texts = [
+      pair_text(x, self.tokenizer, self.template_name)
+      for x in example.responses
+    ]
     items: list[PromptWithTexts] = []
     for i in range(len(texts)):
       try:
         prompt = pair_prompt(
-          example, i, self.tokenizer, self.scorer.prompt_buckets[-1]
+          example,
+          i,
+          self.tokenizer,
+          self.scorer.prompt_buckets[-1],
+          self.template_name,
         )
       except UserError as error:
         return ExampleError(example.id, str(error))

@@ -7,7 +7,6 @@ from grm_jax.data.rollout_prompts import STRATIFIED
 from grm_jax.data.tokenized_example import BatchShape
 from grm_jax.errors import UserError
 from grm_jax.judgement import correctness, response_order, temperature_range
-from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judges import settings as judge_settings
 from grm_jax.sharding import mesh
 from grm_jax.training import grpo_loss, reference_policy
@@ -61,10 +60,7 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
       f'rollout, {stride} ({key}.num_minibatches * '
       f'{key}.num_iterations)'
     )
-  prompt = config.prompt
-  PromptFormat(
-    prompt.template, prompt.single, prompt.too_long, key=f'{key}.prompt'
-  ).check()
+  training_run.prompt_format(config.prompt, config.checkpoint, f'{key}.prompt')
   correctness.load_reward(config.reward, f'{key}.reward')
 
 

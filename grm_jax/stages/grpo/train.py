@@ -27,8 +27,7 @@ from grm_jax.checkpoint import model_directory, orbax_checkpoint
 from grm_jax.data import global_arrays, labelled_examples
 from grm_jax.data.rollout_prompts import RolloutPromptIterator
 from grm_jax.errors import UserError
-from grm_jax.judgement import correctness
-from grm_jax.judgement.prompt_format import PromptFormat
+from grm_jax.judgement import correctness, trained_judge
 from grm_jax.judges import evaluation_during_training
 from grm_jax.judges import factory as judge_factory
 from grm_jax.model.transformer import Transformer
@@ -85,9 +84,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   global_arrays.local_prompt_indices(layout, config.batch.micro_batch_prompts)
 
   # Data.
-  prompt_format = PromptFormat(
-    config.prompt.template, config.prompt.single, config.prompt.too_long
-  )
+  prompt_format = training_run.prompt_format(config.prompt, config.checkpoint)
   reward_fn = correctness.load_reward(config.reward)
   examples = labelled_examples.load(
     config.data, config.fail_on_bad_rows, prompt_format
@@ -96,6 +93,19 @@ def run(config: ConfigDict, workdir: str) -> None:
 
   # Policy, sampler, evaluator, reference, optimizer.
   model, tokenizer, params = training_run.load_model(config, target, layout)
+  max_new_tokens = trained_judge.generation_length(
+    model_directory.read_trained_judge(config.checkpoint),
+    config.checkpoint,
+    max(config.batch.generation_buckets),
+    'config.batch.generation_buckets',
+  )
+  if params is not None:  # a new run
+    model_directory.write_trained_judge(
+      target,
+      trained_judge.of_training(
+        'grm', prompt_format, tokenizer.chat_format.name, max_new_tokens
+      ),
+    )
   decode_model = model.clone(
     layout=mesh.from_config(config, weights='resident')
   )
@@ -110,7 +120,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     seed=config.seed,
   )
   evaluator = evaluation_during_training.from_config(
-    config, decode_model, tokenizer, engine, config.rollout.int8
+    config, prompt_format, decode_model, tokenizer, engine, config.rollout.int8
   )
   reference = _load_reference(config, model, metadata)
   optim, learning_rate = optimizer.make(total, **config.optimizer)

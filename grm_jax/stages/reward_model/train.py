@@ -17,6 +17,7 @@ metrics.jsonl, tensorboard/, and calibration.png of the held-out data. A run
 that was killed or preempted (SIGTERM) resumes when the same command runs again.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +29,11 @@ from grm_jax.checkpoint import model_directory
 from grm_jax.data import global_arrays
 from grm_jax.data.tokenized_example import BatchShape
 from grm_jax.errors import UserError
-from grm_jax.judgement import template
+from grm_jax.judgement import template, trained_judge
 from grm_jax.judgement.prompt_format import PromptFormat
+from grm_jax.judgement.trained_judge import TrainedJudge
+from grm_jax.judges import settings as judge_settings
+from grm_jax.judges.baselines import pairwise_rm
 from grm_jax.sharding import mesh
 from grm_jax.stages.reward_model import data as rm_data
 from grm_jax.stages.reward_model.data import KINDS, LabelledRecord
@@ -43,13 +47,19 @@ _LOSSES = {
   'bradley_terry': reward_model_loss.bradley_terry_loss,
   'pair': reward_model_loss.bce_loss,
 }
+# config.kind -> kind of the judge that reads the model.
+_JUDGE_KINDS = {'meta': 'meta', 'bradley_terry': 'scalar', 'pair': 'pair'}
 
 # Rules of configs/reward_model.py.
 SETTINGS = training_run.SETTINGS | {
   'stage': settings.one_of('reward_model'),
   'kind': settings.one_of(*KINDS),
   'samples': settings.TEXT,
-  'prompt': {'meta': settings.TEXT, 'single': settings.TEXT},
+  'prompt': {
+    'meta': settings.TEXT,
+    'single': settings.TEXT,
+    'score_range': judge_settings.SCORE_RANGE,
+  },
   'batch': supervised.BATCH,
   'evaluation': {
     'data': settings.TEXT,
@@ -88,6 +98,14 @@ def run(config: ConfigDict, workdir: str) -> None:
   model, tokenizer, params = training_run.load_model(
     config, target, layout, scalar=True
   )
+  if params is not None:  # a new run
+    settings = _trained_judge(
+      config.kind,
+      prompt_format,
+      tokenizer.chat_format.name,
+      batch_shape.generation_buckets[-1],
+    )
+    model_directory.write_trained_judge(target, settings)
   make_records = functools.partial(
     rm_data.make_records,
     config.kind,
@@ -167,11 +185,38 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
       'model/ folder of the stage sft'
     )
   template.load(config.prompt.meta, key=f'{key}.prompt.meta')
-  _prompt_format(config).check()
+  _prompt_format(config, key)
 
 
-def _prompt_format(config: ConfigDict) -> PromptFormat:
-  return PromptFormat(config.prompt.meta, config.prompt.single)
+def _prompt_format(config: ConfigDict, key: str = 'config') -> PromptFormat:
+  """Returns the meta RM's template, and how its samples were judged."""
+  judged = trained_judge.prompt_format(
+    model_directory.read_trained_judge(config.checkpoint),
+    config.checkpoint,
+    single=config.prompt.single,
+    score_range=config.prompt.score_range,
+    default_single='single',
+    key=f'{key}.prompt',
+  )
+  return dataclasses.replace(judged, template=config.prompt.meta)
+
+
+def _trained_judge(
+  kind: str, prompt_format: PromptFormat, chat_format: str, max_new_tokens: int
+) -> TrainedJudge:
+  """Returns how the model is asked, for the judges that will read it."""
+  judge_kind = _JUDGE_KINDS[kind]
+  if judge_kind == 'meta':
+    return trained_judge.of_training(
+      judge_kind, prompt_format, chat_format, max_new_tokens
+    )
+  is_pair = judge_kind == 'pair'
+  return TrainedJudge(
+    judge_kind,
+    chat_format,
+    template.stored(pairwise_rm.TEMPLATE) if is_pair else None,
+    max_new_tokens=max_new_tokens,
+  )
 
 
 def _check_labels(target: str, label_digest: str) -> None:

@@ -40,6 +40,7 @@ from grm_jax.sharding import distributed
 from grm_jax.stages.rft import sample_files
 from grm_jax.stages.rft import sampling as rft_sampling
 from grm_jax.stages.sft import train as sft_train
+from grm_jax.training import run as training_run
 
 PHASES = ('sample', 'filter', 'train')
 KEPT, FILTER = 'kept.jsonl', 'filter.json'
@@ -89,9 +90,9 @@ def run(config: ConfigDict, workdir: str) -> None:
       config.data, config.fail_on_bad_rows, prompt_format
     )
     examples = {example.id: example for example in loaded}
-    inputs = _data_setting(examples) | _prompt_settings(config)
+    inputs = _data_setting(examples) | _prompt_settings(prompt_format)
   if 'sample' in phases:
-    rft_sampling.sample(config, workdir, examples, inputs)
+    rft_sampling.sample(config, workdir, examples, inputs, prompt_format)
   if 'filter' in phases:
     path = config.samples or rft_sampling.samples_path(workdir, inputs)
     samples = sample_files.read(path, examples, config.fail_on_bad_rows)
@@ -105,7 +106,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     _write_kept(workdir, rows, report)
     distributed.barrier('filter')
   if 'train' in phases:
-    _train(config, workdir)
+    _train(config, workdir, prompt_format)
 
 
 def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
@@ -132,7 +133,7 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
       f'{key}.samples={config.samples} replaces sampling, but {key}.phases is '
       f'{config.phases}; set --{key}.phases=filter,train'
     )
-  _prompt_format(config, key).check()
+  _prompt_format(config, key)
   _check_buckets(config, key)
 
 
@@ -154,9 +155,8 @@ def _phases(config: ConfigDict) -> list[str]:
 
 
 def _prompt_format(config: ConfigDict, key: str = 'config') -> PromptFormat:
-  prompt = config.train.prompt
-  return PromptFormat(
-    prompt.template, prompt.single, prompt.too_long, key=f'{key}.train.prompt'
+  return training_run.prompt_format(
+    config.train.prompt, config.checkpoint, f'{key}.train.prompt'
   )
 
 
@@ -166,15 +166,19 @@ def _data_setting(examples: Mapping[str, JudgingExample]) -> dict[str, str]:
   return {'data': f'{len(examples)} examples, {digest}'}
 
 
-def _prompt_settings(config: ConfigDict) -> dict[str, str]:
+def _prompt_settings(prompt_format: PromptFormat) -> dict[str, Any]:
   """Returns prompt settings with digests of the templates, by config key."""
-  prompt = config.train.prompt
-  settings = {'train.prompt.too_long': prompt.too_long}
-  for key in ('template', 'single'):
-    name = prompt[key]
-    digest = _digest([template.load(name).source]) if name else ''
-    settings[f'train.prompt.{key}'] = name and f'{name}, {digest}'
-  return settings
+  settings: dict[str, Any] = {
+    'too_long': prompt_format.too_long,
+    'score_range': list(prompt_format.score_range),
+    'single_score_range': list(prompt_format.single_score_range),
+  }
+  for key, name in (
+    ('template', prompt_format.template),
+    ('single', prompt_format.single),
+  ):
+    settings[key] = name and f'{name}, {_digest([template.source(name)])}'
+  return {f'train.prompt.{key}': value for key, value in settings.items()}
 
 
 def _digest(values: Iterable[Any]) -> str:
@@ -249,7 +253,9 @@ def _count_table(counts: Mapping[str, Mapping[str, int]]) -> str:
   return '\n'.join(lines)
 
 
-def _train(config: ConfigDict, workdir: str) -> None:
+def _train(
+  config: ConfigDict, workdir: str, prompt_format: PromptFormat
+) -> None:
   """Runs the stage sft on KEPT, by default from the sampling model."""
   path = os.path.join(workdir, KEPT)
   remedy = 'run the filter (--config.phases=filter,train)'
@@ -257,7 +263,7 @@ def _train(config: ConfigDict, workdir: str) -> None:
     raise UserError(f'{path} does not exist; {remedy}')
   report = rft_sampling.read_json(os.path.join(workdir, FILTER), remedy)
   rft_sampling.check_same(
-    path, report['inputs'], _prompt_settings(config), remedy
+    path, report['inputs'], _prompt_settings(prompt_format), remedy
   )
   train_config = config.train.copy_and_resolve_references()
   with train_config.unlocked():
@@ -265,4 +271,4 @@ def _train(config: ConfigDict, workdir: str) -> None:
     if not train_config.checkpoint:
       train_config.checkpoint = config.checkpoint
       train_config.checkpoint_step = config.checkpoint_step
-  sft_train.run(train_config, workdir)
+  sft_train.run(train_config, workdir, prompt_format)

@@ -30,6 +30,7 @@ from grm_jax.judgement.judgement import (
   JudgedExample,
   Judgement,
 )
+from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judges import factory as judge_factory
 from grm_jax.judges.generative import Judge, JudgeConfig
 from grm_jax.model.compute_config import ComputeConfig
@@ -56,6 +57,7 @@ def sample(
   workdir: str,
   examples: Mapping[str, JudgingExample],
   inputs: Mapping[str, Any],
+  prompt_format: PromptFormat,
 ) -> None:
   """Writes SAMPLES and SETTINGS, unless SAMPLES has these settings already.
 
@@ -64,6 +66,7 @@ def sample(
     workdir: folder of the samples and the journals.
     examples: labelled examples by id.
     inputs: descriptions of the examples and prompts, by config key.
+    prompt_format: format of the prompts.
 
   Raises:
     UserError: SAMPLES or a journal has other settings, the checkpoint cannot
@@ -76,7 +79,7 @@ def sample(
     logging.info('%s exists and has these settings; skip sampling', target)
     _remove_journals(workdir)  # left by a kill after SAMPLES was written
     return
-  load_unhinted = functools.cache(lambda: _load_judge(config))
+  load_unhinted = functools.cache(lambda: _load_judge(config, prompt_format))
   load_hinted = functools.cache(
     lambda: _with_hint(load_unhinted(), config.hinted_temperature)
   )
@@ -147,13 +150,10 @@ def _check_existing(workdir: str, settings: Mapping[str, Any]) -> None:
   check_same(target, stored, settings, remedy)
 
 
-def _load_judge(config: ConfigDict) -> Judge:
+def _load_judge(config: ConfigDict, prompt_format: PromptFormat) -> Judge:
   """Returns the judge that samples without hints."""
-  prompt = config.train.prompt
-  judge_config = JudgeConfig(
-    template=prompt.template,
-    single=prompt.single,
-    too_long=prompt.too_long,
+  judge_config = JudgeConfig.from_prompt_format(
+    prompt_format,
     order=config.response_order,
     temperature=config.temperature,
     seed=config.train.seed,
@@ -169,7 +169,7 @@ def _load_judge(config: ConfigDict) -> Judge:
     judge_config,
     ComputeConfig(**config.train.compute),
     layouts,
-    **judge_factory.sampling_options(config.sampling),
+    **judge_factory.sampling_options(config.sampling, config.checkpoint),
   )
 
 

@@ -21,6 +21,7 @@ from grm_jax.checkpoint import model_directory
 from grm_jax.data import global_arrays, packing, sft_sources
 from grm_jax.data.tokenized_example import BatchShape
 from grm_jax.errors import UserError
+from grm_jax.judgement import trained_judge
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judges import evaluation_during_training
 from grm_jax.judges import settings as judge_settings
@@ -55,12 +56,15 @@ SETTINGS = training_run.SETTINGS | {
 }
 
 
-def run(config: ConfigDict, workdir: str) -> None:
+def run(
+  config: ConfigDict, workdir: str, prompt_format: PromptFormat | None = None
+) -> None:
   """Fine-tunes a model on `config.data`.
 
   Args:
     config: from configs/sft.py.
     workdir: folder that this run writes.
+    prompt_format: format of the prompts; None for that of config.prompt.
 
   Raises:
     UserError: a path, a row or a setting is wrong, or no text fits.
@@ -68,9 +72,11 @@ def run(config: ConfigDict, workdir: str) -> None:
   """
   check(config, workdir)
   examples, seqio_specs = sft_data.read(config)
-  prompt_format = PromptFormat(
-    config.prompt.template, config.prompt.single, config.prompt.too_long
-  )
+  if prompt_format is None:
+    # This stage decides how a judge is asked: no warning about a change.
+    prompt_format = training_run.prompt_format(
+      config.prompt, config.checkpoint, warns=False
+    )
   layout = mesh.from_config(config)
   batch_shape = BatchShape(
     config.batch.prompt_buckets,
@@ -80,12 +86,21 @@ def run(config: ConfigDict, workdir: str) -> None:
   local_indices = global_arrays.local_prompt_indices(
     layout, config.batch.micro_batch_prompts
   )
+  target = os.path.join(workdir, training_run.MODEL)
   model, tokenizer, params = training_run.load_model(
     config,
-    os.path.join(workdir, training_run.MODEL),
+    target,
     layout,
     scratch_corpus=lambda: sft_sources.text_lines(examples, prompt_format),
   )
+  if params is not None:  # a new run
+    description = trained_judge.of_training(
+      'grm',
+      prompt_format,
+      tokenizer.chat_format.name,
+      batch_shape.generation_buckets[-1],
+    )
+    model_directory.write_trained_judge(target, description)
   tokenized = sft_data.tokenize(
     examples,
     seqio_specs,
@@ -110,7 +125,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     params,
     batches,
     loss=functools.partial(supervised_loss, model),
-    evaluate=_make_evaluation(config, model, tokenizer),
+    evaluate=_make_evaluation(config, prompt_format, model, tokenizer),
     derived_metrics=_perplexity,
   )
 
@@ -128,10 +143,9 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
       f"{key}.data.general is '', but {key}.data.general_fraction is "
       f'{config.data.general_fraction}; set {key}.data.general to a source'
     )
-  prompt = config.prompt
-  PromptFormat(
-    prompt.template, prompt.single, prompt.too_long, key=f'{key}.prompt'
-  ).check()
+  training_run.prompt_format(
+    config.prompt, config.checkpoint, f'{key}.prompt', warns=False
+  )
 
 
 def _source_rates(config: ConfigDict) -> dict[str, float]:
@@ -143,11 +157,15 @@ def _source_rates(config: ConfigDict) -> dict[str, float]:
 
 
 def _make_evaluation(
-  config: ConfigDict, model: Transformer, tokenizer: Tokenizer
+  config: ConfigDict,
+  prompt_format: PromptFormat,
+  model: Transformer,
+  tokenizer: Tokenizer,
 ) -> Callable[[dict], Evaluation] | None:
   """Returns the evaluation on config.evaluation.data; None without data."""
   evaluator = evaluation_during_training.from_config(
     config,
+    prompt_format,
     model.clone(layout=mesh.from_config(config, weights='resident')),
     tokenizer,
     prompts=config.evaluation.concurrent_prompts,

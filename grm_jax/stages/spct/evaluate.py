@@ -134,6 +134,7 @@ def _judge_config(config: ConfigDict) -> JudgeConfig:
   return JudgeConfig(
     template=prompt['template'],
     single=prompt['single'],
+    score_range=tuple(prompt['score_range']),
     too_long=prompt['too_long'],
     order=evaluation.response_order,
     temperature=evaluation.temperature,
@@ -147,7 +148,9 @@ def _load_judge(
 ) -> Judge:
   """Returns a judge with the weights of a model directory."""
   sampling = config.evaluation.sampling
-  options = judge_factory.sampling_options(sampling)
+  options = judge_factory.sampling_options(
+    sampling, directory, 'config.evaluation.sampling'
+  )
   options['prompt_buckets'] = spct_plan.prompt_buckets(
     config, options['prompt_buckets']
   )

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from grm_jax.checkpoint import model_directory
 from grm_jax.data import sft_sources
 from grm_jax.errors import UserError
+from grm_jax.judgement import trained_judge
 from grm_jax.stages.rft import sampling as rft_sampling
 from grm_jax.stages.spct import data as spct_data
 from grm_jax.stages.spct import fingerprint as spct_fingerprint
@@ -36,6 +37,7 @@ _NO_PRINCIPLES = {
 _MODEL_KEYS = (
   'seed',
   'prompt.too_long',
+  'prompt.score_range',
   'principles',
   'prompt_buckets',
   'compute.dtype',
@@ -156,7 +158,7 @@ def judge_directories(config: ConfigDict, workdir: str) -> dict[str, str]:
   return trained
 
 
-def prompt_settings(config: ConfigDict) -> dict[str, str]:
+def prompt_settings(config: ConfigDict) -> dict[str, Any]:
   """Returns the settings of the judges' prompts.
 
   Raises:
@@ -173,7 +175,10 @@ def prompt_settings(config: ConfigDict) -> dict[str, str]:
         'config.prompt.template to a template without them'
       )
     names = {key: _NO_PRINCIPLES.get(name, name) for key, name in names.items()}
-  return names | {'too_long': prompt.too_long}
+  return names | {
+    'too_long': prompt.too_long,
+    'score_range': prompt.score_range,
+  }
 
 
 def cold_start_texts(config: ConfigDict, workdir: str) -> str:
@@ -452,10 +457,13 @@ def _copy(config: ConfigDict) -> ConfigDict:
 
 def _shared(config: ConfigDict) -> dict[str, Any]:
   """Returns the settings that all stages share."""
+  prompt = prompt_settings(config)
+  # For a stage, '' is the template of its initial model.
+  prompt['single'] = prompt['single'] or trained_judge.NONE
   return {
     'fail_on_bad_rows': config.fail_on_bad_rows,
     'seed': config.seed,
-    'prompt': ConfigDict(prompt_settings(config)),
+    'prompt': ConfigDict(prompt),
     'mesh': _copy(config.mesh),
   }
 

@@ -154,10 +154,14 @@ def trained(monkeypatch):
   return calls
 
 
+def prompt_format(config):
+  p = config.prompt
+  return PromptFormat(p.template, p.single, p.too_long)
+
+
 def training_data(config):
   """Returns (example, tokenized example) pairs that the stage sft trains on."""
-  p = config.prompt
-  forms = PromptFormat(p.template, p.single, p.too_long)
+  forms = prompt_format(config)
   longest = config.batch.prompt_buckets[-1]
   return [
     (text, sft_sources.tokenize(text, forms, load_tokenizer(), limit=longest))
@@ -188,7 +192,8 @@ def prompts(workdir, run, trained, request):
   engine = ScriptedEngine()
   name = f'--config.train.prompt.template={request.param}'
   run('--config.num_hinted_samples=2', name, *LONG, engine=engine)
-  ((config, trained_in),) = trained
+  ((config, trained_in, trained_format),) = trained
+  assert trained_format == prompt_format(config)
   assert trained_in == str(workdir)
   assert config.data.texts == f'judged:{workdir}/kept.jsonl'
   samples = [x for x in read_rows(workdir / 'samples.jsonl') if x['hinted']]
@@ -202,8 +207,7 @@ def prompts(workdir, run, trained, request):
 def test_training_prompts_are_the_unhinted_prompts(workdir, prompts):
   config, unhinted, hinted = prompts
   render = functools.partial(chat_format.render_user, load_tokenizer())
-  p = config.prompt
-  forms = PromptFormat(p.template, p.single, p.too_long)
+  forms = prompt_format(config)
   examples = {x['id']: examples_lib.from_row(x, 0) for x in ORDERED}
   trained = {}
   for text, record in training_data(config):
@@ -252,7 +256,7 @@ def test_no_principles_in_sampling_and_training(workdir, run, trained):
     *LONG,
     engine=engine,
   )
-  ((config, _),) = trained
+  ((config, _, _),) = trained
   sampled_prompts = {tuple(x.prompt) for x in engine.requests}
   pairs = [r for x, r in training_data(config) if len(x.order) > 1]
   assert len(pairs) == 2  # mixed and saved
@@ -271,11 +275,11 @@ def test_general_data_and_checkpoint_of_the_training(workdir, run, trained):
   )
   run('--config.train.data.general_fraction=0.0', '--config.phases=train')
   run('--config.train.checkpoint=base', '--config.phases=train')
-  fractions = [x.data.general_fraction for x, _ in trained]
+  fractions = [x.data.general_fraction for x, _, _ in trained]
   assert fractions == [0.2, 0.0, 0.2]
-  assert [x.data.general for x, _ in trained] == ['basics:8000'] * 3
+  assert [x.data.general for x, _, _ in trained] == ['basics:8000'] * 3
   # The default is the sampling model.
-  assert [(x.checkpoint, x.checkpoint_step) for x, _ in trained] == [
+  assert [(x.checkpoint, x.checkpoint_step) for x, _, _ in trained] == [
     ('c', 4),
     ('runs/sft/model', -1),
     ('base', -1),
@@ -323,7 +327,7 @@ SHORTER = '--config.sampling.prompt_buckets=(192,)'
       ['--config.train.prompt.too_long=cut'],
       ['config.train.prompt.too_long', 'cut'],
     ),
-    (['--config.train.prompt.single='], ['config.train.prompt.single']),
+    (['--config.train.prompt.single=none'], ['config.train.prompt.single']),
     (
       ['--config.train.prompt.template=critique'],
       ['config.train.prompt.template', 'critique', 'principles'],

@@ -1,0 +1,289 @@
+"""How a judge is asked: what its model directory stores about its training.
+
+A judge that reads another prompt than in training fails without an error: its
+scores do not parse, or have no meaning. Training therefore writes TrainedJudge
+as judge.json beside the tokenizer, with the texts of the templates, and judging
+uses them unless a config overrides them. A converted model has no judge.json;
+it gets the defaults of the stage.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import logging
+
+from grm_jax.errors import UserError
+from grm_jax.judgement import template as templates
+from grm_jax.judgement.prompt_format import PromptFormat
+from grm_jax.judgement.template import StoredTemplate
+
+FILE = 'judge.json'
+# Increased by every change of the content or its meaning.
+FORMAT_VERSION = 1
+# What a model is trained as, and its description in messages.
+KINDS = {
+  'grm': 'a generative judge',
+  'meta': 'a meta RM',
+  'scalar': 'a scalar reward model',
+  'pair': 'a pairwise reward model',
+}
+NONE = 'none'  # value of config.prompt.single: no template of its own
+DEFAULT_LENGTH = 1024  # tokens of a generation
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedJudge:
+  """How a model was asked in training.
+
+  Attributes:
+    kind: what it was trained as, one of KINDS. A 'grm' writes a score for each
+      response.
+    chat_format: name of the tokenizer's chat format.
+    template: template of its prompts; None for the kind 'scalar', which reads
+      conversations.
+    single: template of prompts with one response; None if `template` serves
+      for them.
+    principles: template that writes principles; None if `template` has none.
+    score_range: lowest and highest score.
+    single_score_range: the same in answers to `single`.
+    max_new_tokens: length of the longest generation.
+  """
+
+  kind: str
+  chat_format: str
+  template: StoredTemplate | None = None
+  single: StoredTemplate | None = None
+  principles: StoredTemplate | None = None
+  score_range: tuple[int, int] = (1, 10)
+  single_score_range: tuple[int, int] = (0, 1)
+  max_new_tokens: int = DEFAULT_LENGTH
+
+
+def of_training(
+  kind: str,
+  prompt_format: PromptFormat,
+  chat_format: str,
+  max_new_tokens: int,
+  principles: str = 'principles',
+) -> TrainedJudge:
+  """Returns the settings of a model that is trained with this format."""
+  loaded = prompt_format.template_for(2)
+  has_principles = 'principles' in loaded.used_variables
+  return TrainedJudge(
+    kind,
+    chat_format,
+    templates.stored(prompt_format.template),
+    templates.stored(prompt_format.single) if prompt_format.single else None,
+    templates.stored(principles) if has_principles else None,
+    prompt_format.score_range,
+    prompt_format.single_score_range,
+    max_new_tokens,
+  )
+
+
+def to_json(settings: TrainedJudge) -> str:
+  """Returns the content of FILE."""
+  content = {'format_version': FORMAT_VERSION, **dataclasses.asdict(settings)}
+  return json.dumps(content, indent=2) + '\n'
+
+
+def from_json(text: str | bytes, path: str) -> TrainedJudge:
+  """Returns the settings in the content of FILE.
+
+  Args:
+    text: the content.
+    path: path of the file, for messages.
+
+  Raises:
+    UserError: the file is damaged or has another format version.
+  """
+  try:
+    content = json.loads(text)
+    version = content.pop('format_version')
+    if version != FORMAT_VERSION:
+      raise UserError(
+        f'{path} has format version {version}, this code reads version '
+        f'{FORMAT_VERSION}; use the version of grm_jax that wrote it, or train '
+        'the model again'
+      )
+    settings = _from_fields(content)
+    for stored in (settings.template, settings.single, settings.principles):
+      if stored:
+        templates.load(stored, key=path)
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
+    if isinstance(error, UserError):
+      raise
+    raise UserError(
+      f'{path} does not describe a judge ({error}); copy it again from where '
+      'the model was trained'
+    ) from error
+  return settings
+
+
+def _from_fields(fields: Mapping[str, Any]) -> TrainedJudge:
+  values: dict[str, Any] = dict(fields)
+  for name in ('template', 'single', 'principles'):
+    values[name] = values[name] and StoredTemplate(**values[name])
+  for name in ('score_range', 'single_score_range'):
+    low, high = values[name]
+    values[name] = (int(low), int(high))
+  settings = TrainedJudge(**values)
+  if settings.kind not in KINDS:
+    raise ValueError(f'kind is {settings.kind!r}')
+  if type(settings.max_new_tokens) is not int or settings.max_new_tokens < 1:
+    raise ValueError(f'max_new_tokens is {settings.max_new_tokens!r}')
+  if settings.kind != 'scalar' and settings.template is None:
+    raise ValueError('template is missing')
+  return settings
+
+
+def prompt_format(
+  stored: TrainedJudge | None,
+  model: str,
+  *,
+  template: str | StoredTemplate = '',
+  single: str | StoredTemplate = '',
+  score_range: Sequence[int] = (),
+  single_score_range: Sequence[int] = (),
+  default_template: str = 'pointwise',
+  default_single: str = '',
+  key: str = 'config.prompt',
+  warns: bool = True,
+  **fields: Any,
+) -> PromptFormat:
+  """Returns the format of prompts: given values, else those of the model.
+
+  Args:
+    stored: settings of the model; None if it stores none.
+    model: its directory, for messages.
+    template: name or path, '' for the model's.
+    single: the same for one response; NONE to use `template`.
+    score_range: lowest and highest score, () for the model's.
+    single_score_range: the same in answers to `single`.
+    default_template: template of a model that stores none.
+    default_single: the same for one response.
+    key: config key of these values.
+    warns: whether to warn about a given value that differs from the model's.
+    **fields: further fields of PromptFormat.
+
+  Raises:
+    UserError: a template cannot be loaded, or a value is wrong.
+  """
+  defaults = {
+    'template': default_template,
+    'single': default_single,
+    'score_range': (1, 10),
+    'single_score_range': (0, 1),
+  }
+  if stored and stored.kind != 'grm':
+    stored = None  # such as the scalar model that a critic shares
+  if stored:
+    defaults = {name: getattr(stored, name) or '' for name in defaults}
+  given = {
+    'template': template,
+    'single': single,
+    'score_range': tuple(score_range),
+    'single_score_range': tuple(single_score_range),
+  }
+  chosen: dict[str, Any] = {
+    name: value or defaults[name] for name, value in given.items()
+  }
+  if chosen['single'] == NONE:
+    chosen['single'] = ''
+  result = PromptFormat(**chosen, key=key, **fields)
+  result.check()
+  if stored and warns:
+    for name, value in given.items():
+      if value:
+        _compare(f'{key}.{name}', chosen[name], defaults[name], model)
+  return result
+
+
+def generation_length(
+  stored: TrainedJudge | None,
+  model: str,
+  value: int,
+  key: str = 'config.sampling.max_new_tokens',
+  default: int = DEFAULT_LENGTH,
+) -> int:
+  """Returns the maximum length of a generation: `value`, or the model's for 0.
+
+  Warns if the value differs from the model's. A model that stores none has the
+  default.
+  """
+  if stored is None or stored.kind != 'grm':
+    return value or default
+  if value:
+    _compare(key, value, stored.max_new_tokens, model)
+  return value or stored.max_new_tokens
+
+
+def principles_template(
+  stored: TrainedJudge | None,
+  model: str,
+  value: str | StoredTemplate,
+  key: str = 'config.prompt.principles',
+) -> str | StoredTemplate:
+  """Returns the template that writes principles: `value`, or the model's."""
+  default = stored.principles if stored else None
+  if value and default:
+    _compare(key, value, default, model)
+  return value or default or 'principles'
+
+
+def meta_template(
+  stored: TrainedJudge | None,
+  model: str,
+  value: str | StoredTemplate,
+  default: str,
+) -> str | StoredTemplate:
+  """Returns the template of a meta RM: `value`, or the model's.
+
+  Raises:
+    UserError: the model was trained as something else.
+  """
+  check_kind(stored, model, 'meta', 'config.meta_checkpoint')
+  if stored is None or stored.template is None:
+    return value or default
+  if value:
+    _compare('config.prompt.meta', value, stored.template, model)
+  return value or stored.template
+
+
+def check_kind(
+  stored: TrainedJudge | None, model: str, kind: str, key: str
+) -> None:
+  """Raises UserError for a model that was trained to judge in another way."""
+  if stored and stored.kind != kind:
+    raise UserError(
+      f'{key}: {model} was trained as {KINDS[stored.kind]}, not as '
+      f'{KINDS[kind]}; give a model of this kind, or set config.judge to the '
+      'kind of this model'
+    )
+
+
+def _compare(key: str, value: Any, trained: Any, model: str) -> None:
+  """Warns if a given value differs from the one of the model."""
+  if key.rpartition('.')[2] in ('template', 'single', 'principles', 'meta'):
+    if (value and templates.source(value)) == (
+      trained and templates.source(trained)
+    ):
+      return
+    if str(value) == str(trained):
+      value = f'{value} (its text has changed since training)'
+  elif value == trained:
+    return
+  _warn_once(
+    f'{key} is {value or NONE}, but {model} was trained with '
+    f'{trained or NONE}: its judgements may fail to parse or mean nothing; '
+    f'leave {key} empty to use the value of the model'
+  )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+  # A stage resolves its settings several times.
+  logging.warning('%s', message)
