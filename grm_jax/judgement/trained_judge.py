@@ -1,10 +1,10 @@
 """How a judge is asked: what its model directory stores about its training.
 
 A judge that reads another prompt than in training fails without an error: its
-scores do not parse, or have no meaning. Training therefore writes TrainedJudge
-as judge.json beside the tokenizer, with the texts of the templates, and judging
-uses them unless a config overrides them. A converted model has no judge.json;
-it gets the defaults of the stage.
+scores do not parse, or have no meaning. Training therefore writes a
+TrainedJudge as judge.json beside the tokenizer, with the texts of the
+templates, and judging uses it unless a config overrides it. A converted model
+has no judge.json; it gets the defaults of the stage.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from absl import logging
 
 from grm_jax.errors import UserError
 from grm_jax.judgement import template as templates
-from grm_jax.judgement.prompt_format import PromptFormat
+from grm_jax.judgement.prompt_format import PromptFormat, is_score_range
 from grm_jax.judgement.template import StoredTemplate
 
 FILE = 'judge.json'
@@ -103,41 +103,39 @@ def from_json(text: str | bytes, path: str) -> TrainedJudge:
   try:
     content = json.loads(text)
     version = content.pop('format_version')
-    if version != FORMAT_VERSION:
-      raise UserError(
-        f'{path} has format version {version}, this code reads version '
-        f'{FORMAT_VERSION}; use the version of grm_jax that wrote it, or train '
-        'the model again'
-      )
-    settings = _from_fields(content)
-    for stored in (settings.template, settings.single, settings.principles):
-      if stored:
-        templates.load(stored, key=path)
+    judge = _from_fields(content) if version == FORMAT_VERSION else None
   except (ValueError, TypeError, KeyError, AttributeError) as error:
-    if isinstance(error, UserError):
-      raise
     raise UserError(
       f'{path} does not describe a judge ({error}); copy it again from where '
       'the model was trained'
     ) from error
-  return settings
+  if judge is None:
+    raise UserError(
+      f'{path} has format version {version}, this code reads version '
+      f'{FORMAT_VERSION}; use the version of grm_jax that wrote it, or train '
+      'the model again'
+    )
+  return judge
 
 
 def _from_fields(fields: Mapping[str, Any]) -> TrainedJudge:
   values: dict[str, Any] = dict(fields)
   for name in ('template', 'single', 'principles'):
     values[name] = values[name] and StoredTemplate(**values[name])
+    if values[name]:
+      templates.load(values[name])  # raises UserError if it is invalid
   for name in ('score_range', 'single_score_range'):
-    low, high = values[name]
-    values[name] = (int(low), int(high))
-  settings = TrainedJudge(**values)
-  if settings.kind not in KINDS:
-    raise ValueError(f'kind is {settings.kind!r}')
-  if type(settings.max_new_tokens) is not int or settings.max_new_tokens < 1:
-    raise ValueError(f'max_new_tokens is {settings.max_new_tokens!r}')
-  if settings.kind != 'scalar' and settings.template is None:
+    values[name] = tuple(values[name])
+    if not is_score_range(values[name]):
+      raise ValueError(f'{name} is {values[name]!r}')
+  judge = TrainedJudge(**values)
+  if judge.kind not in KINDS:
+    raise ValueError(f'kind is {judge.kind!r}')
+  if type(judge.max_new_tokens) is not int or judge.max_new_tokens < 1:
+    raise ValueError(f'max_new_tokens is {judge.max_new_tokens!r}')
+  if judge.kind != 'scalar' and judge.template is None:
     raise ValueError('template is missing')
-  return settings
+  return judge
 
 
 def prompt_format(

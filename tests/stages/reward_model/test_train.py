@@ -12,9 +12,9 @@ import pytest
 
 from grm_jax.checkpoint import model_directory
 from grm_jax.errors import UserError
+from grm_jax.judgement import template
 from grm_jax.judgement.example import from_row
 from grm_jax.judgement.judgement import JudgedExample, Judgement
-from grm_jax.judges import factory as judge_factory
 from grm_jax.judges.meta_rm import MetaJudge
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.sampling.scalar_scorer import ScalarScorer
@@ -167,12 +167,11 @@ def test_the_directory_is_a_meta_rm(runner, clean_run):
     for order in ((0, 1), (1, 0))
     for right in (True, False)
   )
-  # The checkpoint stores the template of its prompts.
-  template = judge_factory.meta_template_of(str(clean_run[0] / 'model'))
-  assert template == 'practice_meta'
-  # A checkpoint without one, for example a converted one, has the default.
-  assert judge_factory.meta_template_of(str(runner.folder / 'base')) == 'meta'
-  rated = MetaJudge(scorer, tokenizer, template).rate(
+  # The model directory stores the template of its prompts.
+  trained = model_directory.read_trained_judge(str(clean_run[0] / 'model'))
+  assert trained.kind == 'meta'
+  assert trained.template == template.stored('practice_meta')
+  rated = MetaJudge(scorer, tokenizer, trained.template).rate(
     JudgedExample(example, samples)
   )
   ratings = [x.meta for x in rated.samples]  # right, wrong, right, wrong

@@ -1,0 +1,100 @@
+"""A trained judge is asked as in training by every stage, without a flag."""
+
+import dataclasses
+import os
+import pathlib
+import runpy
+
+import pytest
+
+from grm_jax.checkpoint import model_directory
+from grm_jax.judgement import template
+from grm_jax.judgement.example import JudgingExample, Turn
+from grm_jax.judges import factory
+from grm_jax.stages import convert
+from grm_jax.stages.sft import train as sft_train
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+LENGTH = 200  # tokens of the longest generation in training
+PAIR = JudgingExample('pair', (Turn('user', '1 + 1?'),), ('2', '3'))
+SINGLE = JudgingExample('single', (Turn('user', '1 + 1?'),), ('2',))
+
+
+def load_config(stage, **values):
+  config = runpy.run_path(str(CONFIGS / f'{stage}.py'))['get_config']('tiny')
+  config.update_from_flattened_dict(values)
+  return config
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """The model of one step of SFT with a template that is gone afterwards."""
+  folder = tmp_path_factory.mktemp('trained')
+  path = folder / 'mine.txt'
+  path.write_text('MINE\n' + template.source('practice'))
+  values = {
+    'checkpoint': 'random',
+    'data.texts': 'practice:12',
+    'data.general': '',
+    'data.general_fraction': 0.0,
+    'prompt.template': str(path),
+    'batch.micro_batch_prompts': 8,
+    'batch.packed': False,
+    'batch.prompt_buckets': (512,),
+    'batch.generation_buckets': (LENGTH,),
+    'steps': 1,
+    'optimizer.warmup_steps': 0,
+    'evaluation.data': '',
+  }
+  config = load_config('sft', **{'prompt.score_range': (1, 9)} | values)
+  sft_train.run(config, str(folder))
+  path.unlink()
+  return str(folder / 'model')
+
+
+def load_with(stage, checkpoint):
+  if stage == 'load_judge':
+    return factory.load_judge(checkpoint)
+  shapes = {'sampling.concurrent_prompts': 8}  # one per device of the tests
+  config = load_config(stage, checkpoint=checkpoint, **shapes)
+  make_config = factory.make_voting_judge_config
+  if stage == 'evaluate':
+    make_config = factory.make_judge_config
+  return factory.from_config(config, make_config(config))
+
+
+@pytest.mark.parametrize('stage', ['score', 'evaluate', 'serve', 'load_judge'])
+def test_stages_ask_as_in_training(stage, trained, caplog):
+  with caplog.at_level('WARNING', 'absl'):
+    judge = load_with(stage, trained)
+  assert caplog.text == ''
+  prompts = judge.prompts.judgement_format
+  assert prompts.render(PAIR, (0, 1)).startswith('MINE\nJudge 2 answers.')
+  single = template.load('practice_single').source.split('\n')[0]
+  assert prompts.render(SINGLE, (0,)).startswith(single)
+  assert prompts.parse_scores(r'\boxed{9, 1}', (0, 1)) == (9, 1)
+  assert prompts.parse_scores(r'\boxed{10, 1}', (0, 1)) is None
+  assert prompts.parse_scores(r'\boxed{0}', (0,)) == (0,)
+  assert judge.engine.limits.max_new_tokens == LENGTH
+
+
+def test_a_directory_without_judge_json_has_the_defaults(trained, tmp_path):
+  """As one that was converted from published weights."""
+  os.symlink(os.path.join(trained, '1'), tmp_path / '1')
+  os.symlink(
+    os.path.join(trained, 'tokenizer.model'), tmp_path / 'tokenizer.model'
+  )
+  prompts = load_with('score', str(tmp_path)).prompts.judgement_format
+  assert prompts.template == 'pointwise' and not prompts.single
+
+
+def test_conversion_keeps_how_a_judge_is_asked(trained, tmp_path):
+  stored = model_directory.read_trained_judge(trained)
+  values = {'direction': 'huggingface', 'source': trained}
+  hf = str(tmp_path / 'hf')
+  convert.run(load_config('convert', **values, target=hf), '')
+  back = str(tmp_path / 'back')
+  convert.run(load_config('convert', source=hf, target=back), '')
+  assert model_directory.read_trained_judge(hf) == stored
+  assert model_directory.read_trained_judge(back) == stored
+  assert dataclasses.asdict(stored)['template']['source'].startswith('MINE')
