@@ -21,6 +21,8 @@ _FONTS = (
   'math(?:bf|it|rm|sf|tt|cal|normal)|operatorname|mbox'
 )
 
+_BRACED_LABEL = r'\{\s*(?:[0-9]{1,2}|[a-h])\s*\}(?=\s*(?:[:=]|\\colon))'
+
 # The text is read once, token by token. A token that fails backtracks over at
 # most one run of blanks, so parsing any text takes linear time. The order of
 # the alternatives matters. There are no possessive quantifiers, because Python
@@ -34,15 +36,14 @@ _TOKEN = re.compile(
 | (?P<index> (?:{_NOUNS})(?:[\s~]|\\[ ,;:])*\\?\#?(?:[0-9]{{1,2}}|[a-h])\b
            | (?:[0-9]{{1,2}}|[a-h])(?=[\s*)]*[:=])
            # In its own braces: "\text{{B}}: 8".
-           | \\{{1,2}}(?:{_FONTS})\{{\s*(?:[0-9]{{1,2}}|[a-h])\s*\}}
-             (?=\s*(?:[:=]|\\colon)) )
+           | \\{{1,2}}(?:{_FONTS}){_BRACED_LABEL} )
 | (?P<number> [0-9]+(?:\.[0-9]*)? )
 | (?P<over> /\s*[0-9]+(?:\.[0-9]*)? )
 | (?P<word> [^\W\d_]+ )
 | (?P<noise> (?:
       [\s,;:=&$*"'`()~|\u200b\ufeff\u2018\u2019\u201c\u201d]
     | \.(?![0-9])
-    | \\{{1,2}}(?:{_FONTS}|bf|left|right|q?quad|colon)
+    | \\{{1,2}}(?:{_FONTS}|bf|left|right|q?quad|colon)(?![a-z]|{_BRACED_LABEL})
     | \\\\(?!boxed)
     | \\[ ,;:!&${{}}()\[\]]
     ){{1,200}} )
@@ -144,19 +145,25 @@ def blank_thoughts(text: str) -> str:
   The text before a closing tag without an opening one is a thought too, because
   the opening tag can be at the end of the prompt.
   """
-  parts, depth, end = [], 0, 0
+  visible: list[tuple[int, int]] = []  # (begin, end)
+  depth, begin = 0, 0
   for tag in _THINK_TAG.finditer(text.translate(_TO_ASCII)):
-    is_closing = bool(tag[1])
-    piece = text[end : tag.start()]
-    if depth or is_closing:
-      piece = '\0' * len(piece)
-    if is_closing and not depth:
-      parts = ['\0' * end]
-    parts += [piece, '\0' * len(tag[0])]
-    depth = max(0, depth - 1) if is_closing else depth + 1
-    end = tag.end()
-  rest = text[end:]
-  return ''.join([*parts, '\0' * len(rest) if depth else rest])
+    if not tag[1]:
+      if not depth:
+        visible.append((begin, tag.start()))
+      depth += 1
+    else:
+      if not depth:
+        visible.clear()
+      depth = max(0, depth - 1)
+    begin = tag.end()
+  if not depth:
+    visible.append((begin, len(text)))
+  parts, end = [], 0
+  for begin, next_end in visible:
+    parts += ['\0' * (begin - end), text[begin:next_end]]
+    end = next_end
+  return ''.join([*parts, '\0' * (len(text) - end)])
 
 
 def _to_integer(number: str) -> int | None:
@@ -170,13 +177,11 @@ def _to_integer(number: str) -> int | None:
 
 def _label_position(label: str) -> int:
   """Returns the position from 1 in a label: 2 for 'Response 2' and 'B'."""
-  label = label.rstrip().rstrip('}').rstrip()  # of "\\text{B}"
-  last = label[-1].lower()
-  if last.isalpha():
-    return ord(last) - ord('a') + 1
-  digits = re.search(r'[0-9]+$', label)
-  assert digits is not None  # the token pattern ends in a letter or digits
-  return int(digits[0])
+  last = re.search(r'([0-9]+|[a-zA-Z])[\s}]*$', label)
+  assert last is not None  # the token pattern ends in a letter or digits
+  if last[1].isalpha():
+    return ord(last[1].lower()) - ord('a') + 1
+  return int(last[1])
 
 
 @dataclasses.dataclass(slots=True)
