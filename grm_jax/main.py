@@ -20,18 +20,61 @@ The same command resumes the run after 134 and 143, usually after 1, and after
 a full disk once there is space.
 """
 
+import ast
+import contextlib
+import difflib
+import glob
 import importlib
 import os
 import sys
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from grm_jax.errors import NonFiniteError, UserError
 from grm_jax.io import terminal
+from grm_jax.io.standard_output import StandardOutput
 
+
+class _TupleParser(flags.ArgumentParser):
+  """Parses the value of a tuple leaf: `(1, 2)`, `1,2` or `a,b`.
+
+  The parser of ml_collections joins the values of a flag that is given several
+  times. With this one the last value counts, as for all other leaves.
+  """
+
+  def parse(self, argument: Any) -> tuple[Any, ...]:
+    """Returns the tuple of a text; tuples are returned unchanged."""
+    if not isinstance(argument, str):
+      return tuple(argument)
+    try:
+      value = ast.literal_eval(argument)
+    except (SyntaxError, ValueError):
+      value = tuple(x.strip() for x in argument.split(','))
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+  def flag_type(self) -> str:
+    """Returns the name of the type in --help."""
+    return 'tuple'
+
+
+class _GroupParser(flags.ArgumentParser):
+  """Refuses a value for a group of leaves."""
+
+  def parse(self, argument: Any) -> ConfigDict:
+    """Returns a group unchanged, which is the default value of its flag."""
+    if not isinstance(argument, ConfigDict):
+      raise ValueError(
+        'this is a group of settings; set one of them, as in '
+        '--config.GROUP.KEY=VALUE, see docs/settings.md'
+      )
+    return argument
+
+
+config_flags.register_flag_parser_for_type(tuple, _TupleParser())
+config_flags.register_flag_parser_for_type(ConfigDict, _GroupParser())
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file of a stage, see configs/.'
 )
@@ -71,10 +114,13 @@ def main(argv: list[str]) -> None:
 
   logging.get_absl_handler().addFilter(terminal.EscapeFilter())
   config = _CONFIG.value
+  output = StandardOutput(sys.stdout)
   try:
-    module_name = _stage_module(config.get('stage'))
-    distributed.initialize()
-    importlib.import_module(module_name).run(config, _WORKDIR.value)
+    with contextlib.redirect_stdout(output):
+      module_name = _stage_module(config.get('stage'))
+      distributed.initialize()
+      importlib.import_module(module_name).run(config, _WORKDIR.value)
+      output.check()
   except (UserError, NonFiniteError) as error:
     logging.debug('', exc_info=True)
     _print_error(str(error))
@@ -108,30 +154,63 @@ def _parse_flags(argv: list[str]) -> list[str]:
   """Parses the flags; an invalid config file or key is an error of one line."""
   try:
     arguments = flags.FLAGS(argv)
+    config = _CONFIG.value
     # A config file that could not be loaded raises only on attribute access.
-    _CONFIG.value.get  # noqa: B018
-    return arguments
-  except (
-    flags.Error,
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-    OSError,
-  ) as error:
+    config.get  # noqa: B018
+  except Exception as error:  # a config file is Python, and can raise anything
+    logging.debug('', exc_info=True)
+    _exit_with_error(_config_problem(argv, error) or _flag_problem(error, argv))
+  if not isinstance(config, ConfigDict):
     _exit_with_error(
-      _missing_config_file(argv) or _with_full_key(_one_line(error), argv)
+      f'get_config returns a {type(config).__name__}; return a '
+      'ml_collections.ConfigDict'
     )
+  return arguments
 
 
-def _missing_config_file(argv: list[str]) -> str:
-  """Returns a message if the file in --config does not exist, else ''."""
-  for argument in argv:
-    name, _, value = argument.lstrip('-').partition('=')
-    path = value.partition(':')[0]
-    if name == 'config' and path and not os.path.isfile(path):
-      return f'--config={path} does not exist; give a file in configs/'
+def _config_problem(argv: list[str], error: Exception) -> str:
+  """Returns what is wrong with the file in --config; '' for nothing."""
+  value = _value_of('config', argv)
+  if not value:
+    return '--config is missing; give one of the files in configs/'
+  path = value.partition(':')[0]
+  if not os.path.isfile(path):
+    close = difflib.get_close_matches(path, glob.glob('configs/*.py'), 1)
+    hint = f'did you mean {close[0]}?' if close else 'give a file in configs/'
+    return f'--config={path} does not exist; {hint}'
+  if not path.endswith('.py'):
+    return f'--config={path} is not a Python file; give a file in configs/'
+  if isinstance(error, SyntaxError):
+    return f'{error.filename}:{error.lineno}: {error.msg}'
+  if 'get_config' in str(error) and isinstance(error, AttributeError):
+    return f'{path} has no get_config; define `def get_config(arg="")` there'
+  line = traceback.extract_tb(error.__traceback__)[-1]
+  same_file = os.path.exists(line.filename) and os.path.samefile(
+    line.filename, path
+  )
+  # ValueError is the answer of get_config to an unknown variant.
+  if same_file and type(error) is not ValueError:
+    return f'{path}:{line.lineno}: {type(error).__name__}: {_one_line(error)}'
   return ''
+
+
+def _value_of(name: str, argv: list[str]) -> str:
+  """Returns the value of a flag, written `--name=value` or `--name value`."""
+  result = ''
+  for i, argument in enumerate(argv[1:], 1):
+    flag, separator, value = argument.partition('=')
+    if flag in (f'-{name}', f'--{name}'):
+      result = value if separator else ''.join(argv[i + 1 : i + 2])
+  return result
+
+
+def _flag_problem(error: Exception, argv: list[str]) -> str:
+  """Returns what is wrong with the other flags."""
+  message = _with_full_key(_one_line(error), argv)
+  is_unknown = isinstance(error, flags.UnrecognizedFlagError)
+  if is_unknown and 'Did you mean' not in message:
+    message += '; set config leaves with --config.key=value'
+  return message
 
 
 def _with_full_key(message: str, argv: list[str]) -> str:
@@ -160,7 +239,7 @@ def _one_line(error: BaseException) -> str:
   text = str(error.args[0] if isinstance(error, KeyError) else error)
   # The error of a config file comes last, after the traceback of its import.
   if 'Traceback' in text:
-    text = text.strip().splitlines()[-1]
+    text = text.strip().splitlines()[-1].removeprefix('ValueError: ')
   return ' '.join(text.split())
 
 

@@ -8,7 +8,8 @@ import sys
 import types
 
 import pytest
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from grm_jax import main
 from grm_jax.errors import NonFiniteError, UserError
@@ -73,6 +74,20 @@ def error_of(*arguments, env=None):
       ['config.stage', 'ppo', *main.STAGES],
     ),
     ([], ['--config']),
+    (['--config'], ['--config']),
+    (['--config=configs/score'], ['configs/score', 'configs/score.py']),
+    (['--config=configs'], ['configs']),
+    (['--config=configs/tpu.txt'], ['configs/tpu.txt']),
+    (['--config=configs/sft.py', '--config.data=x'], ['config.data']),
+    (['--config=configs/sft.py', '--steps=3'], ['steps', '--config.key']),
+    (
+      ['--config=configs/sft.py', '--workdir=/nowhere/x', '--config.stage=os'],
+      ['config.stage', 'os'],
+    ),
+    (
+      ['--config=configs/score.py:tiny', '--config.stage=sft'],
+      ['config.apart', 'config.stage'],
+    ),
     (['--config=configs/aot.py:tiny', '--worksdir=x'], ['worksdir']),
     (['--config=configs/aot.py:tiny', 'extra'], ["'extra'"]),
     (
@@ -115,6 +130,83 @@ def test_mistake_is_one_line(arguments, words):
   assert names(line, *words), line
 
 
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    ('def get_config(:', [1]),
+    ('\n\nimport nothing_here', [3, 'nothing_here']),
+    ('def get_config():\n  return 1 / 0', [2, 'ZeroDivisionError']),
+    ('x = 1', ['get_config']),
+    ('def get_config():\n  return {}', ['ConfigDict']),
+    ('def get_config():\n  return []', ['get']),
+  ],
+)
+def test_a_damaged_config_file(tmp_path, text, words):
+  path = tmp_path / 'own.py'
+  path.write_text(text)
+  assert names(error_of(f'--config={path}'), *words)
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'nothing', 'cpu,nothing', ' '])
+def test_a_platform_without_plugin(tmp_path, platform):
+  line = error_of(
+    *('--config=configs/convert.py:tiny', f'--workdir={tmp_path}/new'),
+    env=environment() | {'JAX_PLATFORMS': platform},
+  )
+  assert names(line, 'JAX_PLATFORMS', repr(platform))
+  assert not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize(
+  'arguments, buckets',
+  [
+    (['=(24,)', '=(0,)'], (0,)),
+    (['=(24,)', '=()'], ()),
+    (['=(24, 48)', ' [8]'], (8,)),
+    (['=8,16', '=32'], (32,)),
+  ],
+)
+@pytest.mark.parametrize('flag', ['-config', '--config'])
+def test_the_last_value_of_a_tuple_counts(
+  monkeypatch, flag, arguments, buckets
+):
+  argv = ['main', f'{flag}=configs/score.py']
+  for argument in arguments:
+    name = f'{flag}.sampling.prompt_buckets'
+    argv += (
+      f'{name}{argument}'.split(' ', 1)
+      if argument[0] == ' '
+      else [f'{name}{argument}']
+    )
+  assert parse(monkeypatch, argv).sampling.prompt_buckets == buckets
+
+
+@pytest.mark.parametrize(
+  'values, hosts',
+  [(['a.b'], ('a.b',)), (["('x',)", 'a.b, c-d:1'], ('a.b', 'c-d:1'))],
+)
+def test_texts_in_a_tuple(monkeypatch, values, hosts):
+  flags_ = [f'--config.allowed_hosts={x}' for x in values]
+  argv = ['main', '--config=configs/serve.py', *flags_]
+  assert parse(monkeypatch, argv).allowed_hosts == hosts
+
+
+def test_the_last_value_of_a_boolean_counts(monkeypatch):
+  argv = ['main', '--config=configs/score.py', '--config.sampling.int8=true']
+  assert parse(monkeypatch, argv).sampling.int8
+  argv.append('--noconfig.sampling.int8')
+  assert not parse(monkeypatch, argv).sampling.int8
+
+
+def parse(monkeypatch, argv):
+  """Returns the config of a command line."""
+  monkeypatch.setattr(sys, 'argv', argv)
+  values = flags.FlagValues()
+  flag = config_flags.DEFINE_config_file('config', None, flag_values=values)
+  values(argv)
+  return flag.value
+
+
 def run_failing_stage(monkeypatch, error):
   """Calls main for a stage that raises this error."""
 
@@ -144,6 +236,39 @@ def test_known_errors_have_one_line_and_an_exit_code(
 def test_other_errors_keep_their_traceback(monkeypatch, kind):
   with pytest.raises(kind, match='why'):
     run_failing_stage(monkeypatch, kind('why'))
+
+
+CONVERT = [
+  sys.executable,
+  '-m',
+  'grm_jax.main',
+  '--config=configs/convert.py:tiny',
+]
+
+
+@pytest.mark.parametrize('target', ['/dev/full', 'closed pipe'])
+def test_a_run_ends_although_stdout_cannot_be_written(tmp_path, target):
+  if target == 'closed pipe':
+    reader, descriptor = os.pipe()
+    os.close(reader)
+  else:
+    descriptor = os.open(target, os.O_WRONLY)
+  process = subprocess.run(
+    [*CONVERT, f'--workdir={tmp_path}'],
+    cwd=ROOT,
+    env=environment(),
+    stdout=descriptor,
+    stderr=subprocess.PIPE,
+    text=True,
+    timeout=HANG_TIMEOUT_S,
+  )
+  os.close(descriptor)
+  assert process.returncode == 2
+  assert 'Traceback' not in process.stderr
+  assert 'ignored' not in process.stderr
+  assert (tmp_path / 'model' / '0').is_dir()
+  lines = [x for x in process.stderr.splitlines() if x.startswith('error: ')]
+  assert len(lines) == 1
 
 
 def test_help_lists_the_flags():

@@ -33,9 +33,25 @@ def initialize() -> None:
   run has a single process.
 
   Raises:
-    UserError: some but not all of the variables are set, or a number is not a
-      whole number.
+    UserError: some but not all of the variables are set, a number is not a
+      whole number, or JAX_PLATFORMS names a platform without devices.
   """
+  try:
+    _join()
+    _log_devices()
+  except (AssertionError, RuntimeError) as error:
+    # JAX raises both if a platform has no plugin or no devices.
+    platforms = os.environ.get('JAX_PLATFORMS')
+    if not platforms or jax.distributed.is_initialized():
+      raise
+    reason = ' '.join(str(error).split()) or 'it has no plugin or no devices'
+    raise UserError(
+      f'JAX_PLATFORMS is {platforms!r}, but JAX cannot use it: {reason}; set '
+      'JAX_PLATFORMS=cpu, or install the plugin for this platform'
+    ) from error
+
+
+def _join() -> None:
   values = [os.environ.get(name) for name in _VARIABLES]
   hosts = os.environ.get('TPU_WORKER_HOSTNAMES', '')
   # On machines without a TPU libtpu sets the variable to a warning sentence.
@@ -50,6 +66,9 @@ def initialize() -> None:
       f'{", ".join(missing)} not set; set all of {", ".join(_VARIABLES)}, or '
       'none for a single process'
     )
+
+
+def _log_devices() -> None:
   logging.info(
     'process %d of %d, %d local devices of %d, platform %s',
     jax.process_index(),
