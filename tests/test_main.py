@@ -85,7 +85,11 @@ def error_of(*arguments, env=None):
       ['config.stage', 'os'],
     ),
     (
-      ['--config=configs/score.py:tiny', '--config.stage=sft'],
+      [
+        '--config=configs/score.py:tiny',
+        '--config.stage=sft',
+        '--workdir=/nowhere/x',
+      ],
       ['config.apart', 'config.stage'],
     ),
     (['--config=configs/aot.py:tiny', '--worksdir=x'], ['worksdir']),
@@ -238,12 +242,7 @@ def test_other_errors_keep_their_traceback(monkeypatch, kind):
     run_failing_stage(monkeypatch, kind('why'))
 
 
-CONVERT = [
-  sys.executable,
-  '-m',
-  'grm_jax.main',
-  '--config=configs/convert.py:tiny',
-]
+MAIN = [sys.executable, '-m', 'grm_jax.main']
 
 
 @pytest.mark.parametrize('target', ['/dev/full', 'closed pipe'])
@@ -254,7 +253,7 @@ def test_a_run_ends_although_stdout_cannot_be_written(tmp_path, target):
   else:
     descriptor = os.open(target, os.O_WRONLY)
   process = subprocess.run(
-    [*CONVERT, f'--workdir={tmp_path}'],
+    [*MAIN, '--config=configs/convert.py:tiny', f'--workdir={tmp_path}'],
     cwd=ROOT,
     env=environment(),
     stdout=descriptor,

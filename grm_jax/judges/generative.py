@@ -18,6 +18,7 @@ from grm_jax.judgement.judgement_request import JudgementRequest
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judgement.template import StoredTemplate
 from grm_jax.judgement.verdict import VoteConfig
+from grm_jax.judges import row_limits
 from grm_jax.judges.judgement_scheduler import (
   JudgementScheduler,
   OnJudged,
@@ -249,9 +250,11 @@ class Judge:
     )
 
   def _requests(self, examples, k) -> Iterator[JudgementRequest | ExampleError]:
-    for example in examples:
-      is_error = isinstance(example, ExampleError)
-      yield example if is_error else self.config.request(example, k)
+    for example in map(row_limits.limited, examples):
+      if isinstance(example, ExampleError):
+        yield example
+      else:
+        yield self.config.request(example, k)
 
   def _add_meta(
     self, item: JudgedExample | ExampleError

@@ -17,6 +17,10 @@ from grm_jax.model.transformer import Transformer
 from grm_jax.sampling.compiled_functions import check_divisible
 from grm_jax.sampling.padding import PromptWithTexts, pad_items
 
+# Texts that follow a prompt at once. The prompt is computed again for the other
+# texts, so that the memory of a batch does not depend on the rows.
+_MAX_TEXTS = 32
+
 
 class ScalarScorer:
   """A model that gives a number to each text; see `score`.
@@ -68,16 +72,20 @@ class ScalarScorer:
 
   def score(self, items: Sequence[PromptWithTexts]) -> list[np.ndarray]:
     """Returns float32 [number of texts] for each item."""
-    scores = []
-    for first in range(0, len(items), self.prompts):
-      chunk = items[first : first + self.prompts]
+    if not items:
+      return []
+    parts = _split(items)
+    rows = []
+    for first in range(0, len(parts), self.prompts):
+      chunk = parts[first : first + self.prompts]
       output = self._score_batch(self._params, self._pad(chunk))
       output = np.asarray(output.addressable_data(0))  # [P, R]
-      scores += [
+      rows += [
         row[: len(texts)]
         for row, (_, texts) in zip(output, chunk, strict=False)
       ]
-    return scores
+    ends = np.cumsum([len(texts) for _, texts in items])
+    return np.split(np.concatenate(rows), ends[:-1])
 
   def _pad(self, items: Sequence[PromptWithTexts]) -> Batch:
     """Returns the batch of up to P items; dummies fill it up."""
@@ -89,6 +97,15 @@ class ScalarScorer:
     p = min(p, self.prompts)
     r = _next_power_of_two(max(len(texts) for _, texts in items))
     return pad_items(items, (p, s, r, self.max_new_tokens))
+
+
+def _split(items: Sequence[PromptWithTexts]) -> list[PromptWithTexts]:
+  """Returns the items in parts of at most _MAX_TEXTS texts, in order."""
+  return [
+    (prompt, texts[first : first + _MAX_TEXTS])
+    for prompt, texts in items
+    for first in range(0, len(texts), _MAX_TEXTS)
+  ]
 
 
 def _next_power_of_two(n: int) -> int:

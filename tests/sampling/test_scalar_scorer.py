@@ -44,3 +44,25 @@ def test_batch_size(num_shards, count, num_prompts):
   scorer = ScalarScorer(model, tiny.params(model), prompts=6, **SHAPES)
   batch = scorer._pad(ITEMS[:count])
   assert batch.prompts.shape == (num_prompts, 16)
+
+
+def test_many_texts_are_scored_in_batches_of_bounded_size(monkeypatch):
+  scorer = ScalarScorer(MODEL, PARAMS, prompts=2, **SHAPES)
+  sizes = []
+  pad = scorer._pad
+
+  def recording_pad(items):
+    batch = pad(items)
+    sizes.append(batch.generations.shape[1])
+    return batch
+
+  monkeypatch.setattr(scorer, '_pad', recording_pad)
+  texts = [[20 + i % 40, 30 + i // 40] for i in range(100)]
+  items = [((5, 6, 7), texts), ((5, 6), texts[:1]), ((8, 9), texts[:33])]
+  scores = scorer.score(items)
+  assert [len(x) for x in scores] == [100, 1, 33]
+  assert max(sizes) == 32
+  monkeypatch.undo()
+  alone = [scorer.score([((5, 6, 7), [text])])[0][0] for text in texts]
+  np.testing.assert_allclose(scores[0], alone, atol=1e-5)
+  assert scorer.score([]) == []

@@ -15,6 +15,7 @@ from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample
 from grm_jax.judgement.template import StoredTemplate
+from grm_jax.judges import row_limits
 from grm_jax.judges.baselines.scalar_rm import (
   in_batches,
   score_groups,
@@ -99,6 +100,7 @@ class PairJudge:
     self, example: JudgingExample | ExampleError
   ) -> list[PromptWithTexts] | ExampleError:
     """Returns a prompt per response, followed by the other responses."""
+    example = row_limits.limited(example, row_limits.MAX_PAIRED_RESPONSES)
     if isinstance(example, ExampleError):
       return example
     if len(example.responses) < 2:

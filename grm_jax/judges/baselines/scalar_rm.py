@@ -9,6 +9,7 @@ import tqdm
 from grm_jax.errors import UserError
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
+from grm_jax.judges import row_limits
 from grm_jax.sampling.padding import PromptWithTexts
 from grm_jax.sampling.scalar_scorer import ScalarScorer
 from grm_jax.tokenizer import chat_format
@@ -132,6 +133,7 @@ class ScalarJudge:
     self, example: JudgingExample | ExampleError
   ) -> list[PromptWithTexts] | ExampleError:
     """Returns the example's only item, or why it cannot be judged."""
+    example = row_limits.limited(example)
     if isinstance(example, ExampleError):
       return example
     try:

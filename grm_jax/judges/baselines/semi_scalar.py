@@ -17,6 +17,7 @@ from grm_jax.errors import UserError
 from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
+from grm_jax.judges import row_limits
 from grm_jax.judges.baselines.scalar_rm import score_groups
 from grm_jax.judges.generative import Judge
 from grm_jax.judges.meta_rm import meta_text
@@ -143,7 +144,7 @@ class SemiScalarJudge:
 
 def _singles(examples, started) -> Iterator[JudgingExample | ExampleError]:
   """Yields one example per response; appends the originals to `started`."""
-  for example in examples:
+  for example in map(row_limits.limited, examples):
     started.append(example)
     if isinstance(example, ExampleError):
       yield example

@@ -1,0 +1,67 @@
+"""One huge row is an error with its id; every judge judges the others."""
+
+import numpy as np
+import pytest
+
+from grm_jax.judgement.judgement import ExampleError, JudgedExample
+from grm_jax.judges import row_limits
+from grm_jax.judges.baselines.pairwise_rm import PairJudge
+from grm_jax.judges.baselines.scalar_rm import ScalarJudge
+from grm_jax.judges.baselines.semi_scalar import SemiScalarJudge
+from tests.judges import fake
+from tests.messages import names
+
+
+class CountingScorer:
+  """Scores texts by their length, and counts them."""
+
+  prompts, prompt_buckets, max_new_tokens = 4, (3000,), 200
+
+  def __init__(self):
+    self.num_texts = 0
+
+  def rejection_reason(self, item):
+    return None
+
+  def score(self, items):
+    self.num_texts += sum(len(texts) for _, texts in items)
+    return [np.array([float(len(x)) for x in texts]) for _, texts in items]
+
+
+def judge_of(kind, scorer):
+  if kind == 'scalar':
+    return ScalarJudge(scorer, fake.load_tokenizer())
+  if kind == 'pair':
+    return PairJudge(scorer, fake.load_tokenizer())
+  if kind == 'semi_scalar':
+    return SemiScalarJudge(fake.judge(template='critic'), scorer)
+  return fake.judge()
+
+
+@pytest.mark.parametrize('kind', ['grm', 'scalar', 'pair', 'semi_scalar'])
+def test_a_huge_row_is_an_error_and_the_rest_is_judged(kind):
+  many = fake.example('many', *('x' for _ in range(20_000)))
+  long = fake.example('long', *['x' * (row_limits.MAX_CHARACTERS // 4)] * 5)
+  rows = [fake.example('a', 'r 1', 'r 2'), many, long]
+  rows.append(fake.example('b', 'r 3', 'r 4'))
+  scorer = CountingScorer()
+  a, first, second, b = judge_of(kind, scorer).judge(rows, 2)
+  assert isinstance(a, JudgedExample) and a.example.id == 'a'
+  assert isinstance(b, JudgedExample) and b.example.id == 'b'
+  assert isinstance(first, ExampleError) and first.id == 'many'
+  assert names(first.reason, 20_000)
+  assert isinstance(second, ExampleError) and second.id == 'long'
+  assert names(second.reason, row_limits.MAX_CHARACTERS)
+  assert scorer.num_texts <= 8
+
+
+def test_pairs_have_a_lower_limit():
+  limit = row_limits.MAX_PAIRED_RESPONSES
+  judge = PairJudge(CountingScorer(), fake.load_tokenizer())
+  rows = [
+    fake.example(str(n), *(f'r{i}' for i in range(n)))
+    for n in (limit, limit + 1)
+  ]
+  fits, too_many = judge.judge(rows)
+  assert len(fits.samples[0].scores) == limit
+  assert names(too_many.reason, limit, limit + 1)
