@@ -352,10 +352,12 @@ def _add_meta_rm(config: ConfigDict, pipeline: PipelinePlan) -> None:
     stage_config.update(
       stage='reward_model', kind='meta', **_shared(config), **initial
     )
+    judged_by = stage_config.prompt
     stage_config.prompt = ConfigDict(
       {
         'meta': config.prompt.meta,
-        'single': prompt_settings(config)['single'],
+        'single': judged_by.single,
+        'score_range': judged_by.score_range,
       }
     )
     with stage_config.mesh.unlocked():

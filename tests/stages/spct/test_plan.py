@@ -95,6 +95,7 @@ def test_shared_settings_reach_all_stages():
       assert config.prompt.to_dict() == {
         'meta': 'practice_meta',
         'single': 'practice_single',
+        'score_range': (1, 10),
       }
       continue
     assert config.prompt.to_dict() == {
