@@ -102,6 +102,7 @@ def test_shared_settings_reach_all_stages():
       'template': 'practice',
       'single': 'practice_single',
       'too_long': 'refuse',
+      'score_range': (1, 10),
     }
     assert config.evaluation.data == ''
   assert planned['grpo'].config.compute.remat == 'dots'
