@@ -14,11 +14,14 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
+
 from grm_jax.errors import UserError
 from grm_jax.judgement import response_order
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
 from grm_jax.judgement.judgement_request import JudgementRequest
 from grm_jax.judgement.prompt_format import PromptFormat
+from grm_jax.judges import faults
 from grm_jax.sampling.request import Generation, RejectedRequest, Request
 from grm_jax.tokenizer import chat_format
 from grm_jax.tokenizer.tokenizer import Tokenizer
@@ -177,18 +180,21 @@ class JudgementScheduler:
     pending = self._pending.get(number)
     if pending is None:
       return  # another prompt of the example was rejected, or it was dropped
-    if isinstance(item, RejectedRequest):
+    try:
+      if isinstance(item, RejectedRequest):
+        raise UserError(item.reason)
+      assert tag.order is not None
+      index = pending.sample_indices[tag.order][item.sample]
+      judgement = parse_judgement(
+        item,
+        tag.order,
+        self._prompts.judgement_format,
+        principles=pending.principles,
+      )
+    except Exception as error:
       del self._pending[number]
-      self._on_judged(number, ExampleError(tag.example_id, item.reason))
+      self._on_judged(number, faults.example_error(tag.example_id, error))
       return
-    assert tag.order is not None
-    index = pending.sample_indices[tag.order][item.sample]
-    judgement = parse_judgement(
-      item,
-      tag.order,
-      self._prompts.judgement_format,
-      principles=pending.principles,
-    )
     pending.samples[index] = judgement
     if self._on_sample is not None:
       self._on_sample(number, index, judgement)
@@ -210,8 +216,8 @@ class JudgementScheduler:
       else:
         requests = self._judgement_requests(number, request, principles)
         self._ready.extend(requests)
-    except UserError as error:
-      self._on_judged(number, ExampleError(example.id, str(error)))
+    except Exception as error:
+      self._on_judged(number, faults.example_error(example.id, error))
 
   def _principles_request(
     self, number: int, request: JudgementRequest
@@ -294,7 +300,14 @@ def parse_judgement(
     prompt_format: parses the scores.
     principles: principles that an earlier generation wrote; they come first
       in the text.
+
+  Raises:
+    FloatingPointError: the model computed NaN or an infinity.
   """
+  if not np.isfinite(generation.model_logps).all():
+    raise FloatingPointError(
+      'the model computed a log-probability that is not finite'
+    )
   assert generation.text is not None  # the engine has a detokenizer
   text = generation.text
   return Judgement(

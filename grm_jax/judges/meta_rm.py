@@ -7,11 +7,11 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from grm_jax.errors import UserError
 from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample
 from grm_jax.judgement.template import StoredTemplate
+from grm_jax.judges import faults
 from grm_jax.sampling.padding import PromptWithTexts
 from grm_jax.sampling.scalar_scorer import ScalarScorer
 from grm_jax.tokenizer import chat_format
@@ -72,18 +72,17 @@ class MetaJudge:
 
     The meta RM reads the first `max_new_tokens` tokens of a longer judgement.
     """
-    try:
-      return self._rate(judged)
-    except UserError as error:
-      return ExampleError(judged.example.id, f'meta RM: {error}')
-
-  def _rate(self, judged: JudgedExample) -> JudgedExample:
     by_order: dict[tuple[int, ...], list[int]] = {}
     for index, sample in enumerate(judged.samples):
       by_order.setdefault(sample.order, []).append(index)
-    items = [
-      self._item(judged, order, indices) for order, indices in by_order.items()
-    ]
+    try:
+      items = [
+        self._item(judged, order, indices)
+        for order, indices in by_order.items()
+      ]
+    except Exception as error:
+      failure = faults.example_error(judged.example.id, error)
+      return ExampleError(failure.id, f'meta RM: {failure.reason}')
     samples = list(judged.samples)
     scores = self.scorer.score(items)
     for indices, values in zip(by_order.values(), scores, strict=True):

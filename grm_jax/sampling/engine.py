@@ -11,6 +11,7 @@ started the next call, so the caller parses them while the device is busy.
 On a pod, every process runs the same engine on the same requests.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -195,7 +196,8 @@ class Engine:
 
     Yields:
       Generations in the order in which they end, and a RejectedRequest for
-      every request that breaks a limit.
+      every request that breaks a limit, and for every sample whose tokens have
+      no text.
     """
     bar = tqdm.tqdm(
       desc=progress,
@@ -237,11 +239,13 @@ class Engine:
       output = session.decode(table) if table.requests() else None
       # The device is busy from here on; the caller's work overlaps with it.
       yield from rejected
-      yield from map(self._generation, ended)
+      yield from map(self._result, ended)
       ended = []
       if output is not None:
         for _, _, row in table.rows():
-          self._check_stop_strings(row)
+          # An error is raised again when the sample ends.
+          with contextlib.suppress(Exception):
+            self._check_stop_strings(row)
         ended = self._collect(table, output)
 
   def _admit(
@@ -309,6 +313,16 @@ class Engine:
     row.num_checked = len(row.tokens)
     if length is not None:
       row.truncate(length, 'string')
+
+  def _result(self, row: ActiveSample) -> Generation | RejectedRequest:
+    """Returns the generation of an ended sample, or why it has no text."""
+    try:
+      return self._generation(row)
+    except Exception as error:  # of this sample; all others are intact
+      request = row.request
+      logging.error('request %s', request.id, exc_info=error)
+      reason = f'the generation has no text: {type(error).__name__}: {error}'
+      return RejectedRequest(request.id, reason, request.tag)
 
   def _generation(self, row: ActiveSample) -> Generation:
     """Returns the generation of an ended sample."""

@@ -69,6 +69,7 @@ def make_app(service: Service) -> FastAPI:
   app.add_exception_handler(starlette.exceptions.HTTPException, _on_http_error)
   # Documents the token that _CheckedRoute requires.
   security = [Depends(_bearer)] if service.token else []
+  app.add_exception_handler(Exception, _on_fault)
   app.include_router(_v1, dependencies=security)
   app.include_router(_trainers, dependencies=security)
   app.include_router(_monitoring)
@@ -97,6 +98,13 @@ async def _on_validation_error(request: Request, error: Any) -> JSONResponse:
 
 async def _on_http_error(request: Request, error: Any) -> JSONResponse:
   return error_response(error.status_code, error.detail, error.headers)
+
+
+async def _on_fault(request: Request, error: Exception) -> JSONResponse:
+  """Returns an error in the program; the server logs its traceback."""
+  del request
+  reason = f'an error in the program: {type(error).__name__}'
+  return error_response(500, reason)
 
 
 def _get_service(request: Request) -> Service:

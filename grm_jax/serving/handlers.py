@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+from absl import logging
 from fastapi import HTTPException, Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -236,18 +237,33 @@ def _make_response(
 ) -> ScoreResponse | ErrorResponse:
   """Converts a result to its JSON form and counts it."""
   if isinstance(result, ExampleError):
-    service.metrics.count_not_judged('error')
-    return ErrorResponse(error=result.reason)
+    return _error(service, result.reason)
+  try:
+    return _make_score_response(service, example, result)
+  except Exception as error:  # of this example; others have their results
+    logging.exception('no response to %s', result.example.id)
+    return _error(service, f'{type(error).__name__}: {error}')
+
+
+def _error(service: Service, reason: str) -> ErrorResponse:
+  service.metrics.count_not_judged('error')
+  return ErrorResponse(error=reason)
+
+
+def _make_score_response(
+  service: Service, example: _SubmittedExample, judged: JudgedExample
+) -> ScoreResponse:
   pending, now = example.pending, time.monotonic()
   assert pending.start_time is not None  # a judged example has left the queue
   timings = Timings(
     queued_seconds=pending.start_time - pending.arrival_time,
     seconds=now - pending.arrival_time,
   )
-  service.metrics.count_judged(result, timings.queued_seconds, timings.seconds)
-  return schemas.make_response(
-    result, example.vote_config, pending.request.seed, timings
+  response = schemas.make_response(
+    judged, example.vote_config, pending.request.seed, timings
   )
+  service.metrics.count_judged(judged, timings.queued_seconds, timings.seconds)
+  return response
 
 
 async def _event_stream(service, example, queue) -> AsyncIterator[str]:
@@ -273,6 +289,12 @@ async def _event_stream(service, example, queue) -> AsyncIterator[str]:
   except (asyncio.CancelledError, GeneratorExit):  # the client disconnected
     service.metrics.count_not_judged('disconnect')
     raise
+  except Exception as error:
+    logging.exception(
+      'the stream of %s ends', example.pending.request.example.id
+    )
+    response = _error(service, f'{type(error).__name__}: {error}')
+    yield _format_event('error', response)
 
 
 def _format_event(kind: str, content) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 import grm_jax
 from grm_jax.errors import UserError
-from grm_jax.judgement import verdict
+from grm_jax.judgement import prompt_format, verdict
 from grm_jax.judgement.judgement import ExampleError, JudgedExample
 from grm_jax.judgement.judgement_request import JudgementRequest
 from tests.judges.fake import (
@@ -179,6 +179,74 @@ def test_errors_keep_their_position_in_the_stream():
   ]
   assert items[1].id == 'long' and names(items[1].reason, 1200)
   assert items[2] == ExampleError('f', 'bad')
+
+
+class FaultyTokenizer:
+  """Raises at texts with the word "fault"; otherwise a tokenizer."""
+
+  def __init__(self, tokenizer, error):
+    self.tokenizer, self.error = tokenizer, error
+
+  def __getattr__(self, name):
+    return getattr(self.tokenizer, name)
+
+  def encode(self, text):
+    if 'fault' in text:
+      raise self.error
+    return self.tokenizer.encode(text)
+
+
+class NotFiniteEngine(RuleEngine):
+  """The model is broken for one prompt."""
+
+  def _generation(self, request, sample, text):
+    generation = super()._generation(request, sample, text)
+    if 'fault' not in load_tokenizer().decode(request.prompt):
+      return generation
+    logps = np.append(generation.model_logps[1:], np.nan)
+    return dataclasses.replace(generation, model_logps=logps)
+
+
+def faulty_judge(kind, monkeypatch):
+  """Returns a judge that fails at texts with the word "fault"."""
+  if kind == 'model':
+    return judge(NotFiniteEngine())
+  faulty = judge()
+  if kind == 'tokenizer':
+    tokenizer = FaultyTokenizer(faulty.tokenizer, RecursionError('too deep'))
+    faulty.prompts = dataclasses.replace(faulty.prompts, tokenizer=tokenizer)
+  else:
+    parse = prompt_format.PromptFormat.parse_scores
+
+    def fail(self, text, order):
+      if '9' in text:
+        raise IndexError('group')
+      return parse(self, text, order)
+
+    monkeypatch.setattr(prompt_format.PromptFormat, 'parse_scores', fail)
+  return faulty
+
+
+@pytest.mark.parametrize('kind', ['tokenizer', 'model', 'parser'])
+def test_a_fault_is_an_error_of_its_example_alone(kind, monkeypatch):
+  bad = example('bad', 'fault 9', 'y 4', 'z 1')
+  faulty = faulty_judge(kind, monkeypatch)
+  items = list(faulty.judge([EXAMPLES[2], bad, EXAMPLES[1]], 4))
+  assert [x.id for x in items if isinstance(x, ExampleError)] == ['bad']
+  expected = judge().judge([EXAMPLES[2], EXAMPLES[1]], 4)
+  assert [items[0], items[2]] == list(expected)
+  requests = [JudgementRequest(x, 4) for x in (bad, EXAMPLES[1])]
+  stream = Stream([requests[0], lambda _: None, requests[1]]).run(faulty)
+  assert isinstance(stream.judged[0], ExampleError)
+  assert isinstance(stream.judged[1], JudgedExample)
+
+
+def test_exhausted_memory_is_not_a_fault_of_one_example():
+  faulty = judge()
+  tokenizer = FaultyTokenizer(faulty.tokenizer, MemoryError())
+  faulty.prompts = dataclasses.replace(faulty.prompts, tokenizer=tokenizer)
+  with pytest.raises(MemoryError):
+    list(faulty.judge([example('bad', 'fault 9', 'y 4')], 2))
 
 
 def test_long_examples_are_shortened_by_default():

@@ -88,6 +88,28 @@ def assert_same(generations, expected):
       )
 
 
+@pytest.mark.parametrize('stop', [(), ('never',)])
+def test_a_sample_without_a_text_does_not_end_the_others(stop):
+  """The detokenizer raises at one token, as at a dead id."""
+  results = list(engine().run(WEIGHTS, make_requests(4, seed=1)))
+  bad_token = int(results[0].tokens[0])
+
+  def detokenize(ids):
+    if bad_token in ids:
+      raise ValueError(f'cannot decode id {bad_token}')
+    return ' '.join(map(str, ids))
+
+  faulty = engine(detokenize=detokenize)
+  items = list(faulty.run(WEIGHTS, make_requests(4, seed=1, stop=stop)))
+  rejected = [x for x in items if isinstance(x, RejectedRequest)]
+  good = [x for x in results if bad_token not in x.tokens]
+  assert len(rejected) == len(results) - len(good) > 0 and good
+  assert all(names(x.reason, bad_token) and x.tag is not None for x in rejected)
+  assert_same(
+    by_name(x for x in items if isinstance(x, Generation)), by_name(good)
+  )
+
+
 def test_logps_equal_a_full_forward_pass(sampled):
   for g in sampled.values():
     x = full_logits(PROMPTS[g.tag], g.tokens)

@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from grm_jax.judgement.verdict import VoteConfig
-from grm_jax.serving import app, server_metrics
+from grm_jax.serving import app, schemas, server_metrics
 from tests.judges.fake import RuleMeta
 from tests.judges.fake import judge as rule_judge
 from tests.messages import names
@@ -327,6 +327,49 @@ def test_stream_of_an_example_error():
   assert parse_events(response.text) == [
     ('error', {'error': 'it cannot be judged'})
   ]
+
+
+@pytest.mark.parametrize('stream', [False, True])
+def test_a_fault_fails_its_request_alone(monkeypatch, stream):
+  """The text of one judgement cannot be split into sections."""
+  split = schemas.sections.split
+
+  def fail(text):
+    if '7' in text:
+      raise RecursionError('too deep')
+    return split(text)
+
+  monkeypatch.setattr(schemas.sections, 'split', fail)
+  with TestClient(app.make_app(make_service(rule_judge().stream))) as client:
+    response = post(client, responses=['x 7', 'y 1'], stream=stream)
+    if stream:
+      kind, error = parse_events(response.text)[-1]
+      assert kind == 'error' and names(error['error'], 'RecursionError')
+    else:
+      assert response.status_code == 422
+      assert names(response.json()['error'], 'RecursionError')
+    requests = [{**REQUEST, 'responses': ['x 7']}, REQUEST]
+    batch = client.post('/v1/score_batch', json={'requests': requests})
+    first, second = batch.json()['results']
+    assert 'error' in first and second['votes'] == [12, 16]
+    outcomes = read_metrics(client)
+  assert outcomes['grm_examples_total{outcome="error"}'] == '2.0'
+
+
+def test_a_fault_before_the_queue_is_one_error_500(monkeypatch):
+  def fail(row, number):
+    raise RecursionError('too deep')
+
+  with TestClient(
+    app.make_app(make_service(rule_judge().stream)),
+    raise_server_exceptions=False,
+  ) as client:
+    with monkeypatch.context() as patch:
+      patch.setattr(schemas.examples, 'from_row', fail)
+      response = post(client)
+    assert response.status_code == 500
+    assert names(response.json()['error'], 'RecursionError')
+    assert post(client).status_code == 200
 
 
 def test_meta_rm_selects_the_votes():

@@ -10,12 +10,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from grm_jax.errors import UserError
 from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample
 from grm_jax.judgement.template import StoredTemplate
-from grm_jax.judges import row_limits
+from grm_jax.judges import faults, row_limits
 from grm_jax.judges.baselines.scalar_rm import (
   in_batches,
   score_groups,
@@ -121,8 +120,8 @@ class PairJudge:
           self.scorer.prompt_buckets[-1],
           self.template_name,
         )
-      except UserError as error:
-        return ExampleError(example.id, str(error))
+      except Exception as error:
+        return faults.example_error(example.id, error)
       item = prompt, texts[:i] + texts[i + 1 :]
       reason = self.scorer.rejection_reason(item)
       if reason:

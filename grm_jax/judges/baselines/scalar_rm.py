@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import tqdm
 
-from grm_jax.errors import UserError
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
-from grm_jax.judges import row_limits
+from grm_jax.judges import faults, row_limits
 from grm_jax.sampling.padding import PromptWithTexts
 from grm_jax.sampling.scalar_scorer import ScalarScorer
 from grm_jax.tokenizer import chat_format
@@ -138,7 +137,7 @@ class ScalarJudge:
       return example
     try:
       item = query_and_responses(example, self.tokenizer)
-    except UserError as error:
-      return ExampleError(example.id, str(error))
+    except Exception as error:
+      return faults.example_error(example.id, error)
     reason = self.scorer.rejection_reason(item)
     return ExampleError(example.id, reason) if reason else [item]

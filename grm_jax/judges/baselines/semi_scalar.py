@@ -17,7 +17,7 @@ from grm_jax.errors import UserError
 from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
-from grm_jax.judges import row_limits
+from grm_jax.judges import faults, row_limits
 from grm_jax.judges.baselines.scalar_rm import score_groups
 from grm_jax.judges.generative import Judge
 from grm_jax.judges.meta_rm import meta_text
@@ -115,7 +115,10 @@ class SemiScalarJudge:
     """Returns the input of the scalar head, or why there is none."""
     items = []
     for number, part in enumerate(parts, 1):
-      item = self._item(part)
+      try:
+        item = self._item(part)
+      except Exception as error:
+        item = faults.example_error(example.id, error).reason
       if isinstance(item, str):
         return ExampleError(example.id, f'response {number}: {item}')
       items.append(item)
