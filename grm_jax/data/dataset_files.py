@@ -11,6 +11,7 @@ and yields a SkippedRow for a correct row that does not yield an example.
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from grm_jax.judgement.judgement import ExampleError
 from grm_jax.judgement.preference_rows import RowTable, SourceRow
 
 T = TypeVar('T')
+_ROW_ID = re.compile('row [0-9]+')  # see judgement.example.id_of_row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,10 +182,27 @@ def _convert(
       continue
     try:
       fields = tfds_source.drop_unset_fields(value) if is_dataset else value
+      _check_id(fields, number)
       yield number, convert(fields, number)
     except UserError as error:
-      name = value.get('id', number) if isinstance(value, dict) else number
-      yield number, ExampleError(str(name), str(error))
+      yield number, ExampleError(_name(value, number), str(error))
+
+
+def _name(row: Any, number: int) -> str | int:
+  id = row.get('id') if isinstance(row, dict) else None
+  if id is None:
+    return f'row {number}'
+  return id if type(id) is int else str(id)
+
+
+def _check_id(row: Any, number: int) -> None:
+  """Raises UserError if a row states the id of another row without one."""
+  id = row.get('id') if isinstance(row, dict) else None
+  if isinstance(id, str) and id != f'row {number}' and _ROW_ID.fullmatch(id):
+    raise UserError(
+      f'row {number} has the id {id!r}, which is the name of another row '
+      'without an id; use another id'
+    )
 
 
 def read_examples(

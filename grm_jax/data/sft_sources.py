@@ -33,6 +33,7 @@ from grm_jax.data.datasets import prometheus
 from grm_jax.data.tokenized_example import TokenizedExample, token_array
 from grm_jax.errors import UserError
 from grm_jax.judgement import example as examples_lib
+from grm_jax.judgement import row_values
 from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.judgement.judgement import ExampleError
 from grm_jax.judgement.prompt_format import PromptFormat
@@ -196,6 +197,8 @@ def _from_text_row(row: Any, number: int, source: str) -> SFTExample:
     raise UserError('the row is not a JSON object')
   # Parsed as a judging example with a placeholder response.
   fields = {key: row[key] for key in ('id', 'query', 'messages') if key in row}
+  if fields.get('query') is None and fields.get('messages') is None:
+    raise row_values.missing_field('query or messages', row)
   example = examples_lib.from_row(fields | {'responses': ['']}, number)
   return SFTExample(example.id, source, _generations(row), turns=example.query)
 
@@ -205,11 +208,13 @@ def _from_judged_row(row: Any, number: int, source: str) -> SFTExample:
   n = len(example.responses)
   order = row.get('order')
   order = list(range(n)) if order is None else order
-  is_int_list = isinstance(order, list) and all(type(x) is int for x in order)
-  if not is_int_list or sorted(order) != list(range(n)):
+  order = (
+    list(map(row_values.integer, order)) if isinstance(order, list) else []
+  )
+  if set(order) != set(range(n)) or len(order) != n:
     raise UserError(
-      f'order is {order!r}; it must list the indices of the {n} responses, '
-      'from 0, once each'
+      f'order is {row["order"]!r:.60}; it must list the indices of the {n} '
+      'responses, from 0, once each'
     )
   return SFTExample(
     example.id, source, _generations(row), example=example, order=tuple(order)
@@ -218,7 +223,9 @@ def _from_judged_row(row: Any, number: int, source: str) -> SFTExample:
 
 def _generations(row: dict[str, Any]) -> tuple[str, ...]:
   generation, generations = row.get('generation'), row.get('generations')
-  if (generation is None) == (generations is None):
+  if generation is None and generations is None:
+    raise row_values.missing_field('generation or generations', row)
+  if generation is not None and generations is not None:
     raise UserError('a row must have either generation or generations')
   texts = [generation] if generations is None else generations
   is_text_list = isinstance(texts, list) and all(

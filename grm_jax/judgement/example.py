@@ -1,11 +1,11 @@
 """The judging example: the record that every part of the program exchanges."""
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from grm_jax.errors import UserError
+from grm_jax.judgement import row_values
 
 ROLES = ('system', 'user', 'assistant')
 # A longer text is a mistake or an attack: it is 50 times what a prompt can
@@ -31,7 +31,7 @@ class JudgingExample:
   """A query, C candidate responses to it, and what is known about them.
 
   Attributes:
-    id: unique within its source.
+    id: unique within its source; random draws depend on it.
     query: the conversation; the last turn is the user's.
     responses: [C] texts, C >= 1.
     best: index of the best response; None if it is unknown or C = 1.
@@ -39,6 +39,7 @@ class JudgingExample:
     reference: a correct answer; '' if there is none.
     principles: principles to judge by; with '' the judge writes its own.
     tags: origin of the example: suite, section, subset and others.
+    has_integer_id: whether the row stated the id as an integer.
 
   Raises:
     UserError: the fields do not make a valid example.
@@ -52,11 +53,17 @@ class JudgingExample:
   reference: str = ''
   principles: str = ''
   tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  has_integer_id: bool = dataclasses.field(default=False, compare=False)
 
   def __post_init__(self):
     problem = self._query_problem() or self._response_problem()
     if problem:
       raise UserError(problem)
+
+  @property
+  def stated_id(self) -> str | int:
+    """The id with the type that it has in the row."""
+    return int(self.id) if self.has_integer_id else self.id
 
   def _query_problem(self) -> str:
     if not self.query or self.query[-1].role != 'user':
@@ -90,22 +97,24 @@ def from_row(row: Any, number: int) -> JudgingExample:
     row: an object with `responses` and either `query` (a string) or `messages`
       ([{role, content}, ...]); optionally best, rewards, id, reference,
       principles and tags.
-    number: the row number, which is the id of a row without one.
+    number: the row number, see `id_of_row`.
 
   Raises:
     UserError: the row is invalid; the message names the field.
   """
   if not isinstance(row, dict):
     raise UserError('the row is not a JSON object')
-  responses = row.get('responses')
+  if row.get('responses') is None:
+    raise row_values.missing_field('responses', row)
+  responses = row['responses']
   if not isinstance(responses, list) or not _are_strings(responses):
     raise UserError('responses must be a list of strings')
   best, rewards = row.get('best'), row.get('rewards')
-  if best is not None and type(best) is not int:
-    raise UserError(f'best must be an index from 0, not {best!r}')
-  id = row.get('id')
+  if best is not None and (best := row_values.integer(best)) is None:
+    raise UserError(f'best must be an index from 0, not {row["best"]!r:.60}')
+  id = id_of_row(row, number)
   return JudgingExample(
-    id=str(number if id is None else id),
+    id=str(id),
     query=_query(row),
     responses=tuple(responses),
     best=best,
@@ -113,7 +122,25 @@ def from_row(row: Any, number: int) -> JudgingExample:
     reference=_optional_text(row, 'reference'),
     principles=_optional_text(row, 'principles'),
     tags=_tags(row),
+    has_integer_id=isinstance(id, int),
   )
+
+
+def id_of_row(row: Mapping[str, Any], number: int) -> str | int:
+  """Returns the id that a row states, or 'row 3' for row 3 without an id.
+
+  Raises:
+    UserError: the id is neither a text nor an integer.
+  """
+  id = row.get('id')
+  if id is None:
+    return f'row {number}'
+  if isinstance(id, str):
+    return id
+  integer = row_values.integer(id)
+  if integer is None:
+    raise UserError(f'id must be a text or an integer, not {id!r:.60}')
+  return integer
 
 
 def to_row(example: JudgingExample) -> dict[str, Any]:
@@ -132,8 +159,10 @@ def to_row(example: JudgingExample) -> dict[str, Any]:
 
 def _query(row: Mapping[str, Any]) -> tuple[Turn, ...]:
   query, messages = row.get('query'), row.get('messages')
-  if (query is None) == (messages is None):
-    raise UserError('a row must have either query or messages')
+  if query is None and messages is None:
+    raise row_values.missing_field('query or messages', row)
+  if query is not None and messages is not None:
+    raise UserError('a row must have either query or messages, not both')
   if messages is None:
     if not isinstance(query, str):
       raise UserError('query must be a string')
@@ -172,13 +201,11 @@ def _are_strings(values: Iterable[Any]) -> bool:
 
 
 def _finite_numbers(values: Any) -> tuple[float, ...]:
-  are_numbers = isinstance(values, list) and all(
-    isinstance(x, int | float) and not isinstance(x, bool) for x in values
+  numbers = (
+    [row_values.finite_number(x) for x in values]
+    if isinstance(values, list)
+    else [None]
   )
-  try:
-    numbers = tuple(float(x) for x in values) if are_numbers else None
-  except OverflowError:  # an integer beyond the range of float
-    numbers = None
-  if numbers is None or not all(map(math.isfinite, numbers)):
+  if None in numbers:
     raise UserError('rewards must be a list of finite numbers')
-  return numbers
+  return tuple(x for x in numbers if x is not None)

@@ -56,11 +56,11 @@ class ExampleError:
   """An example that could not be judged.
 
   Attributes:
-    id: the example's id.
+    id: the example's id, or the one that its row states.
     reason: what is wrong with it, one line.
   """
 
-  id: str
+  id: str | int
   reason: str
 
 

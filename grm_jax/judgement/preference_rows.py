@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from grm_jax.errors import UserError
+from grm_jax.judgement import row_values
 from grm_jax.judgement.example import JudgingExample, Turn
 
 # Another seed gives other response orders: results would not be comparable.
@@ -61,8 +62,7 @@ class SourceRow:
         field of another type as well.
     """
     if key not in self.fields:
-      available = ', '.join(self.fields)
-      raise self.error(f'no field {key}; the row has {available}')
+      raise self.error(str(row_values.missing_field(key, self.fields)))
     return self.fields[key]
 
   def text_field(self, key: str) -> str:
@@ -92,12 +92,21 @@ class SourceRow:
     return tuple(values)
 
   def int_field(self, key: str) -> int:
-    """Returns an integer field; a string of digits is converted."""
-    value = self.field(key)
-    if isinstance(value, str) and value.strip().isdecimal():
-      return int(value)
-    if type(value) is not int:
-      raise self.error(f'{key} must be an integer, not {_abbreviated(value)}')
+    """Returns an integer field, see row_values.integer."""
+    value = row_values.integer(self.field(key))
+    if value is None:
+      raise self.error(
+        f'{key} must be an integer, not {_abbreviated(self.field(key))}'
+      )
+    return value
+
+  def number_field(self, key: str) -> float:
+    """Returns a finite number, see row_values.finite_number."""
+    value = row_values.finite_number(self.field(key))
+    if value is None:
+      raise self.error(
+        f'{key} must be a finite number, not {_abbreviated(self.field(key))}'
+      )
     return value
 
   def choice_field(self, key: str, choices: Iterable[str]) -> str:

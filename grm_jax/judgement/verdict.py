@@ -84,7 +84,7 @@ def verdict(
     'random', max(1, len(winners)), 1, seed, example.id
   )
   return {
-    'id': example.id,
+    'id': example.stated_id,
     'votes': votes,
     'best': winners[permutation[0]] if winners else None,
     'winners': winners,

@@ -167,7 +167,9 @@ def _judge_rows(
     progress='judging',
     total=total,
   )
-  for (number, _), result in zip(numbered, results, strict=True):
+  for (number, item), result in zip(numbered, results, strict=True):
+    if isinstance(result, ExampleError) and isinstance(item, JudgingExample):
+      result = dataclasses.replace(result, id=item.stated_id)
     yield number, result
 
 

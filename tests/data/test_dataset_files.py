@@ -8,8 +8,9 @@ import tracemalloc
 
 import pytest
 
-from grm_jax.data import dataset_files
+from grm_jax.data import dataset_files, example_sources, sft_sources
 from grm_jax.errors import UserError
+from grm_jax.evaluation.suites import llmbar
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError
 from tests.evaluation.suites.published import write
@@ -33,7 +34,7 @@ def test_a_row_becomes_an_example(rows_file):
   ((number, example),) = dataset_files.read_examples(rows_file(GOOD))
   assert number == 1
   assert isinstance(example, JudgingExample)
-  assert (example.id, example.query[0].text) == ('1', 'q')
+  assert (example.id, example.query[0].text) == ('row 1', 'q')
   assert (example.responses, example.best) == (('a', 'b'), 1)
 
 
@@ -52,9 +53,9 @@ def test_rows_have_the_line_numbers_of_an_editor(rows_file):
     (b'{"query": "\xff"}', 'line 2', 'JSON'),
     (b'[' * 100_000, 'line 2', 'JSON'),
     (b'9' * 5000, 'line 2', 'JSON'),
-    (b'[1]', '2', 'object'),
+    (b'[1]', 'row 2', 'object'),
     (b'{"id": "x", "query": "q"}', 'x', 'responses'),
-    (b'{"query": " ", "responses": ["a"]}', '2', 'query'),
+    (b'{"query": " ", "responses": ["a"]}', 'row 2', 'query'),
   ],
 )
 def test_a_bad_line_between_good_ones(rows_file, line, id, word):
@@ -109,10 +110,10 @@ def test_all_formats_yield_the_same_examples(tmp_path, suffix):
   assert (pair.rewards, pair.tags) == (None, {})
   assert (
     isinstance(bad, ExampleError)
-    and bad.id == '7'
+    and str(bad.id) == '7'
     and names(bad.reason, 'best')
   )
-  assert (single.id, single.query[0].text) == ('3', 'm')
+  assert (single.id, single.query[0].text) == ('row 3', 'm')
   assert (single.best, single.rewards) == (None, (1.0,))
   assert (single.tags, bare.tags) == ({'suite': 's'}, {'subset': 't'})
 
@@ -159,3 +160,50 @@ def test_text_digests_are_stable():
 def test_text_digest_of_a_lone_surrogate():
   digest = dataset_files.text_digest('\ud800')
   assert digest == hashlib.sha256(rb'["\ud800"]').hexdigest()[:16]
+
+
+def test_rows_without_an_id_never_have_the_id_of_another_row(tmp_path):
+  plain = {'query': 'q', 'responses': ['a']}
+  rows_of_file = [
+    plain | {'id': '2'},
+    plain,
+    plain | {'id': 2},
+    plain | {'id': 'row 2'},
+    plain | {'id': 'row 5'},
+    plain,
+  ]
+  path = write(tmp_path / 'f.jsonl', rows_of_file)
+  items = [item for _, item in dataset_files.read_examples(str(path))]
+  bad = items.pop(3)
+  assert isinstance(bad, ExampleError) and names(bad.reason, "'row 2'")
+  assert [x.stated_id for x in items] == ['2', 'row 2', 2, 'row 5', 'row 6']
+
+
+TURN = [{'role': 'assistant', 'content': '4'}]
+TRL_ROWS = [
+  {'prompt': 'q', 'chosen': '4', 'rejected': '5'},
+  {'prompt': TURN, 'chosen': TURN, 'rejected': TURN},
+  {'chosen': '4', 'rejected': '5'},
+  {'prompt': '2 * 3?', 'completions': ['6', '7'], 'labels': [True, False]},
+]
+
+
+@pytest.mark.parametrize('row', TRL_ROWS)
+@pytest.mark.parametrize(
+  'reader', ['examples', 'skywork', 'offsetbias', 'texts']
+)
+def test_rows_of_trl_are_refused_with_columns_and_cure(tmp_path, reader, row):
+  path = str(write(tmp_path / 'f.jsonl', [row]))
+  match reader:
+    case 'examples':
+      ((_, item),) = dataset_files.read_examples(path)
+    case 'texts':
+      (item,) = sft_sources.read(f'texts:{path}', 'train', 'mine')
+    case _:
+      (item,) = example_sources.read(f'{reader}:{path}')
+  assert isinstance(item, ExampleError)
+  problem, cure = item.reason.split(';', 1)
+  assert names(problem, 'columns', *row)
+  assert names(cure, 'query', 'responses')
+  with pytest.raises(UserError, match=naming('f.jsonl', *row, 'query')):
+    llmbar.load(path)

@@ -318,8 +318,8 @@ def test_bad_rows_of_own_data(tmp_path):
   table = [own_row('a'), own_row('b', id='B', best=5), [], own_row('c', id='C')]
   path = write(tmp_path / 'f.jsonl', table)
   examples, errors = example_sources.load(path)
-  assert [example.id for example in examples] == ['1', 'C']
-  assert [error.id for error in errors] == ['B', '3']
+  assert [example.id for example in examples] == ['row 1', 'C']
+  assert [error.id for error in errors] == ['B', 'row 3']
   assert re.match(in_row(path, 2, 'best', 5, 2), errors[0].reason)
   assert re.match(in_row(path, 3, 'object'), errors[1].reason)
 
@@ -381,7 +381,10 @@ def test_repeated_ids(tmp_path):
   ]
   path = write(tmp_path / 'f.jsonl', table)
   examples, (error,) = example_sources.load(path)
-  assert [(e.id, e.query[0].text) for e in examples] == [('A', 'a'), ('4', 'b')]
+  assert [(e.id, e.query[0].text) for e in examples] == [
+    ('A', 'a'),
+    ('row 4', 'b'),
+  ]
   assert error.id == 'A' and names(error.reason, path, "'A'")
 
 

@@ -67,7 +67,7 @@ def test_rows_of_plain_texts(tmp_path):
   )
   first, second = read('texts', path)
   assert first == SFTExample(
-    '1', 'mine', ('Yes.',), turns=(Turn('user', 'Hi?'),)
+    'row 1', 'mine', ('Yes.',), turns=(Turn('user', 'Hi?'),)
   )
   assert (second.id, second.generations) == ('b', ('So.', ''))
   assert [turn.role for turn in second.turns] == [
@@ -168,7 +168,7 @@ BAD = [
     {'query': 'q', 'responses': ['a', 'b'], 'generation': 'g', 'order': order},
     ['order', 2],
   )
-  for order in ([0], [0, 0], [1, 2], ['1', '0'], [True, False], 'ab', [0, [1]])
+  for order in ([0], [0, 0], [1, 2], ['1', '2'], [True, False], 'ab', [0, [1]])
 ]
 
 
@@ -179,7 +179,7 @@ def test_bad_rows_are_reported_and_skipped(tmp_path, kind, row, expected_words):
   first, error, last = read(kind, path)
   assert isinstance(error, ExampleError)
   assert re.match(in_row(path, 3, *expected_words), error.reason)
-  assert [type(first), first.id, last.id] == [SFTExample, '1', '4']
+  assert [type(first), first.id, last.id] == [SFTExample, 'row 1', 'row 4']
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_to_line_and_from_row():
   row = json.loads(judgement_io.to_line(ODD))
   assert judgement_io.from_row(row, 1) == ODD
   del row['example']['id']
-  assert judgement_io.from_row(row, 7).example.id == '7'
+  assert judgement_io.from_row(row, 7).example.id == 'row 7'
   with pytest.raises(UserError, match='example'):
     judgement_io.from_row({}, 1)
 

@@ -28,7 +28,7 @@ def row(**changes):
 
 def test_minimal_row():
   assert from_row(ROW, 7) == JudgingExample(
-    id='7',
+    id='row 7',
     query=(Turn('user', 'Why?'),),
     responses=('Because.', 'No idea.'),
     best=None,
@@ -74,7 +74,18 @@ def test_row_with_all_fields():
   'changes, attribute, expected',
   [
     ({'id': 0}, 'id', '0'),
-    ({'id': None}, 'id', '7'),
+    ({'id': None}, 'id', 'row 7'),
+    ({'id': '7'}, 'id', '7'),
+    ({'id': 7}, 'stated_id', 7),
+    ({'id': 7.0}, 'stated_id', 7),
+    ({'id': -7}, 'stated_id', -7),
+    ({'id': '7'}, 'stated_id', '7'),
+    ({'id': None}, 'stated_id', 'row 7'),
+    ({'best': 1.0}, 'best', 1),
+    ({'best': '0'}, 'best', 0),
+    ({'best': ' +1 '}, 'best', 1),
+    ({'rewards': ['0', '-2.5']}, 'rewards', (0.0, -2.5)),
+    ({'rewards': [0, 1.0]}, 'rewards', (0.0, 1.0)),
     ({'best': None}, 'best', None),
     ({'best': 0}, 'best', 0),
     ({'rewards': None}, 'rewards', None),
@@ -98,8 +109,17 @@ def test_valid_rows(changes, attribute, expected):
     (row(responses='Because.'), 'responses'),
     (row(responses=['Because.', None]), 'responses'),
     (row(responses=[]), 'responses'),
-    (row(best='0'), naming('best', "'0'")),
-    (row(best=1.0), 'best'),
+    (row(best='x'), naming('best', "'x'")),
+    (row(best=0.5), naming('best', 0.5)),
+    (row(best='0.5'), naming('best', "'0.5'")),
+    (row(best='1e0'), naming('best', "'1e0'")),
+    (row(best=float('nan')), naming('best', 'nan')),
+    (row(best=float('inf')), naming('best', 'inf')),
+    (row(best='-1'), naming('best', -1)),
+    (row(id=True), naming('id', 'True')),
+    (row(id=1.5), naming('id', 1.5)),
+    (row(id=[1]), 'id'),
+    (row(rewards=['nan', 1]), naming('rewards', 'finite')),
     (row(best=True), 'best'),
     (row(best=2), naming('best', 2)),
     (row(best=-1), naming('best', -1)),
@@ -137,6 +157,34 @@ def test_valid_rows(changes, attribute, expected):
 def test_invalid_rows(invalid_row, message):
   with pytest.raises(UserError, match=message):
     from_row(invalid_row, 7)
+
+
+@pytest.mark.parametrize(
+  'other_row, columns',
+  [
+    (
+      {'prompt': 'q', 'chosen': 'a', 'rejected': 'b'},
+      ['prompt', 'chosen', 'rejected', 'query', 'responses', 'best'],
+    ),
+    (
+      {'chosen': MESSAGES, 'rejected': MESSAGES},
+      ['chosen', 'rejected', 'skywork:PATH'],
+    ),
+    (
+      {'prompt': 'q', 'completions': ['6'], 'labels': [True]},
+      ['prompt', 'completions', 'labels', 'rewards', 'responses'],
+    ),
+    ({'prompt': 'q', 'completion': 'a'}, ['prompt', 'completion', 'query']),
+    ({'question': 'q', 'answer': 'a'}, ['question', 'answer', 'responses']),
+    ({}, ['responses', 'query']),
+    ({'responses': ['a'], 'prompt': 'q'}, ['prompt', 'query', 'messages']),
+    ({f'c{i}': i for i in range(500)}, ['c0', 'responses']),
+  ],
+)
+def test_other_columns_are_named_with_the_cure(other_row, columns):
+  with pytest.raises(UserError, match=naming(*columns)) as error:
+    from_row(other_row, 7)
+  assert len(str(error.value)) < 500
 
 
 JSON = st.recursive(

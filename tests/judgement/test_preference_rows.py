@@ -1,5 +1,6 @@
 """Checked fields of a row, and the order of the responses."""
 
+import numpy as np
 import pytest
 
 from grm_jax.errors import UserError
@@ -25,6 +26,45 @@ def test_fields():
   assert ROW.text_list_field('texts') == ('x', 'y')
   assert ROW.object_list_field('objects')[0].text_field('text') == 'a'
   assert ROW.choice_field('text', ['x', 'y']) == 'x'
+
+
+def row_with(value):
+  return preference_rows.SourceRow('f.json', 7, {'x': value})
+
+
+@pytest.mark.parametrize(
+  'value, integer',
+  [(-2, -2), ('-2', -2), (' +2 ', 2), ('2.0', 2), ('-0', 0), (2.0, 2)]
+  + [(np.float32(-3), -3), (np.int8(3), 3), ('007', 7), ('２', 2)],
+)
+def test_integers_in_all_spellings(value, integer):
+  result = row_with(value).int_field('x')
+  assert (result, type(result)) == (integer, int)
+
+
+@pytest.mark.parametrize(
+  'value',
+  [2.5, '2.5', True, np.True_, float('nan'), float('inf'), '1e3', '', ' ', '-']
+  + ['1_0', '--2', '\u22122', 'two', None, [2], '9' * 5000],
+)
+def test_other_values_are_no_integers(value):
+  with pytest.raises(UserError, match=naming('x')):
+    row_with(value).int_field('x')
+
+
+@pytest.mark.parametrize(
+  'value, number', [(-2, -2.0), ('-0.5', -0.5), ('.5', 0.5), (1.5, 1.5)]
+)
+def test_numbers_in_all_spellings(value, number):
+  assert row_with(value).number_field('x') == number
+
+
+@pytest.mark.parametrize(
+  'value', [True, 'nan', float('nan'), float('inf'), 10**400, 'x', None, [1]]
+)
+def test_other_values_are_no_numbers(value):
+  with pytest.raises(UserError, match=naming('x')):
+    row_with(value).number_field('x')
 
 
 @pytest.mark.parametrize(

@@ -273,7 +273,7 @@ def test_score_returns_one_row_per_row():
   ]
   results = generative.score(rows, k=4)
   assert [row['votes'] for row in results] == [(12, 32), (8,)]
-  assert [row['id'] for row in results] == ['0', '1']
+  assert [row['id'] for row in results] == ['row 0', 'row 1']
   assert all(len(row['samples']) == 4 for row in results)
   with pytest.raises(UserError, match='responses'):
     generative.score([{'query': 'q', 'responses': 'a'}])

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from grm_jax.data.dataset_files import SkippedRow, text_digest
-from grm_jax.judgement import preference_rows
+from grm_jax.judgement import preference_rows, row_values
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.preference_rows import SourceRow
 
@@ -101,9 +101,11 @@ def math(row: SourceRow) -> Iterator[JudgingExample | SkippedRow]:
 
 def _is_correct(row: SourceRow) -> bool:
   value = row.field('is_correct')
-  if not isinstance(value, bool):
+  # pandas writes the booleans of a column with gaps as 1.0 and 0.0.
+  number = int(value) if isinstance(value, bool) else row_values.integer(value)
+  if number not in (0, 1):
     raise row.error(f'is_correct must be true or false, not {value!r:.60}')
-  return value
+  return bool(number)
 
 
 def _examples(

@@ -5,12 +5,11 @@ judgement/preference_rows.py), whatever their order in the file. tags['suite']
 is the name of the dataset, tags['subset'] the origin that the row states.
 """
 
-import math
 import re
 from collections.abc import Iterator
 
 from grm_jax.data.dataset_files import SkippedRow, text_digest
-from grm_jax.judgement import preference_rows
+from grm_jax.judgement import preference_rows, row_values
 from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.judgement.preference_rows import SourceRow
 
@@ -29,7 +28,7 @@ def ultrafeedback(row: SourceRow) -> Iterator[JudgingExample | SkippedRow]:
   instruction = row.text_field('instruction')
   completions = row.object_list_field('completions')
   texts = [completion.text_field('response') for completion in completions]
-  scores = [_float_field(x, 'overall_score') for x in completions]
+  scores = [x.number_field('overall_score') for x in completions]
   if len(texts) < 2:
     yield SkippedRow('fewer than two completions')
   elif scores.count(max(scores)) > 1:
@@ -74,6 +73,10 @@ def skywork(row: SourceRow) -> Iterator[JudgingExample]:
   Skywork/Skywork-Reward-Preference-80K-v0.2). The turns before the last one are
   the query and must be the same in both.
   """
+  if 'prompt' in row.fields or isinstance(row.field('chosen'), str):
+    # Preference rows of TRL: the prompt is not a part of the conversations.
+    name = 'chosen that is a whole conversation'
+    raise row.error(str(row_values.missing_field(name, row.fields)))
   chosen, rejected = _turns(row, 'chosen'), _turns(row, 'rejected')
   if chosen[:-1] != rejected[:-1]:
     raise row.error(
@@ -130,14 +133,6 @@ def _tags(row: SourceRow, suite: str) -> dict[str, str]:
   return {'suite': suite} | (
     {'subset': subset} if isinstance(subset, str) else {}
   )
-
-
-def _float_field(row: SourceRow, key: str) -> float:
-  value = row.field(key)
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  if not is_number or not math.isfinite(value):
-    raise row.error(f'{key} must be a finite number, not {value!r:.60}')
-  return float(value)
 
 
 def _turns(row: SourceRow, key: str) -> tuple[Turn, ...]:

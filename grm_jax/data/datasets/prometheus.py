@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from grm_jax.data import dataset_files, label_only_judgements
-from grm_jax.judgement import response_order
+from grm_jax.judgement import response_order, row_values
 from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.judgement.judgement import ExampleError
 from grm_jax.judgement.preference_rows import SourceRow
@@ -107,17 +107,19 @@ def _rated_response(row: SourceRow) -> Iterator[RatedResponse]:
   criterion = _CRITERION.search(sections['rubric'])
   if criterion is None:
     raise row.error('its rubric has no criterion in square brackets')
-  scores = row.list_field('gpt4_score')
+  scores = [row_values.integer(x) for x in row.list_field('gpt4_score')]
   feedback = row.text_list_field('gpt4_feedback')
   if len(scores) != len(feedback):
     raise row.error(
       f'gpt4_score has {len(scores)} entries and gpt4_feedback '
       f'{len(feedback)}; the numbers must be equal'
     )
-  if not all(type(x) is int and 1 <= x <= 5 for x in scores):
-    raise row.error(f'gpt4_score is {scores}; each must be an integer 1 to 5')
-  mean = sum(scores) / len(scores)
-  closest = min(range(len(scores)), key=lambda i: abs(scores[i] - mean))
+  ratings = [x for x in scores if x is not None and 1 <= x <= 5]
+  if len(ratings) < len(scores):
+    given = row.field('gpt4_score')
+    raise row.error(f'gpt4_score is {given}; each must be an integer 1 to 5')
+  mean = sum(ratings) / len(ratings)
+  closest = min(range(len(ratings)), key=lambda i: abs(ratings[i] - mean))
   yield RatedResponse(
     (sections['query'], ' '.join(criterion[1].split())),
     sections['response'],

@@ -21,7 +21,7 @@ All five pairs of a question are resampled together.
 from collections.abc import Iterator, Sequence
 
 from grm_jax.evaluation import metrics, suite_rows
-from grm_jax.judgement import preference_rows
+from grm_jax.judgement import preference_rows, row_values
 from grm_jax.judgement.example import JudgingExample
 
 PREFERENCE = 'Human-Preference-V1'
@@ -79,7 +79,7 @@ def _preference_examples(row):
 def _correctness_examples(row, dataset):
   question_id = row.field('question_id')
   query = preference_rows.user_query(row.text_field('prompt'))
-  scores = row.list_field('scores')
+  scores = [_score(row, value) for value in row.list_field('scores')]
   for k, pair in enumerate(row.list_field('sampled_conflict_pairs')):
     i, j = _check_pair(row, pair, scores)
     responses = tuple(row.text_field(f'response_{x + 1}') for x in (i, j))
@@ -93,13 +93,19 @@ def _correctness_examples(row, dataset):
     )
 
 
+def _score(row, value) -> float:
+  number = value if isinstance(value, bool) else row_values.finite_number(value)
+  if number is None:
+    raise row.error(f'scores must be numbers or booleans, not {value!r:.60}')
+  return float(number)
+
+
 def _check_pair(row, pair, scores):
   """Returns the pair (i, j) of a correct and an incorrect response."""
-  if not all(isinstance(score, bool | int | float) for score in scores):
-    raise row.error('scores must be numbers or booleans')
-  is_int_list = isinstance(pair, list) and all(type(i) is int for i in pair)
-  if not is_int_list or len(pair) != 2:
-    raise row.error(f'sampled_conflict_pairs: {pair} is not [i, j]')
+  stated = pair
+  pair = list(map(row_values.integer, pair)) if isinstance(pair, list) else []
+  if len(pair) != 2 or None in pair:
+    raise row.error(f'sampled_conflict_pairs: {stated} is not [i, j]')
   if not all(0 <= i < len(scores) for i in pair):
     raise row.error(
       f'sampled_conflict_pairs: {pair} is out of range; there are '

@@ -8,6 +8,7 @@ from absl import logging
 from grm_jax.errors import UserError
 from grm_jax.io import row_reader
 from grm_jax.judgement import example as examples_lib
+from grm_jax.judgement import row_values
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.rejection_sampling import FilterSample
 
@@ -63,11 +64,12 @@ def _parse_row(
     raise UserError(row.reason)
   if not isinstance(row, dict):
     raise UserError('the row is not a JSON object')
-  id, text = row.get('id'), row.get('text')
-  # Rows of examples convert integer ids to strings, too.
-  id = str(id) if type(id) is int else id
-  if not isinstance(id, str) or id not in examples:
-    raise UserError(f'config.data has no labelled example {id!r}')
+  for key in ('id', 'text'):
+    if row.get(key) is None:
+      raise row_values.missing_field(key, row)
+  id, text = str(examples_lib.id_of_row(row, 0)), row['text']
+  if id not in examples:
+    raise UserError(f'config.data has no labelled example {row["id"]!r:.60}')
   if not isinstance(text, str):
     raise UserError('text is not a string')
   hinted, truncated = (_flag(row, key) for key in ('hinted', 'truncated'))
@@ -88,11 +90,11 @@ def _order(row: Mapping[str, Any], n: int) -> tuple[int, ...]:
   order = row.get('order')
   if order is None:
     return tuple(range(n))
-  # type(x): True is an instance of int.
-  ints = isinstance(order, list) and all(type(x) is int for x in order)
-  if not ints or sorted(order) != list(range(n)):
+  indices = map(row_values.integer, order if isinstance(order, list) else [])
+  positions = tuple(x for x in indices if x is not None)
+  if sorted(positions) != list(range(n)) or len(order) != n:
     raise UserError(f'order {order!r} is not a permutation of {n} responses')
-  return tuple(order)
+  return positions
 
 
 def kept_rows(
