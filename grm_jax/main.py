@@ -119,6 +119,7 @@ def main(argv: list[str]) -> None:
     with contextlib.redirect_stdout(output):
       module_name = _stage_module(config.get('stage'))
       distributed.initialize()
+      distributed.agree(lambda: _command(config))
       importlib.import_module(module_name).run(config, _WORKDIR.value)
       output.check()
   except (UserError, NonFiniteError) as error:
@@ -135,6 +136,18 @@ def main(argv: list[str]) -> None:
       'earlier, its log states the cause. Start all processes again to resume'
     )
     distributed.exit_process(1)
+
+
+def _command(config: ConfigDict) -> dict[str, Any]:
+  """Returns what must be the same in all processes of a run."""
+  from grm_jax.stages import input_identity, run_record
+
+  settings = run_record.flatten(config)
+  return {
+    '--workdir': _WORKDIR.value,
+    'the code of grm_jax': input_identity.of_code(),
+    **{f'config.{key}': value for key, value in settings.items()},
+  }
 
 
 def _stage_module(stage: str | None) -> str:

@@ -22,13 +22,15 @@ HANG_TIMEOUT_S = 900
 
 
 @contextlib.contextmanager
-def start_processes(arguments, count=2, devices=4):
+def start_processes(arguments, count=2, devices=4, differences=(), folders=()):
   """Starts `python *arguments` in `count` processes that form one run.
 
   Args:
     arguments: command line after `python`.
     count: number of processes.
     devices: number of CPU devices of each process.
+    differences: further arguments of the last process.
+    folders: working directory of each process; () for the project's root.
 
   Yields:
     The processes; their standard output and error are pipes. Processes that
@@ -39,6 +41,7 @@ def start_processes(arguments, count=2, devices=4):
     port = probe.getsockname()[1]
   environment = {
     **os.environ,
+    'PYTHONPATH': str(ROOT),
     'JAX_PLATFORMS': 'cpu',
     'XLA_FLAGS': f'{RUN_FLAGS} '
     f'--xla_force_host_platform_device_count={devices}',
@@ -48,8 +51,12 @@ def start_processes(arguments, count=2, devices=4):
     environment['GRM_NUM_PROCESSES'] = str(count)
   children = [
     subprocess.Popen(
-      [sys.executable, *map(str, arguments)],
-      cwd=ROOT,
+      [
+        sys.executable,
+        *map(str, arguments),
+        *(differences if i == count - 1 else ()),
+      ],
+      cwd=folders[i] if folders else ROOT,
       env=environment | ({'GRM_PROCESS_ID': str(i)} if count > 1 else {}),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,

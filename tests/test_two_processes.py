@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests import gemma2_files
-from tests.processes import run_processes
+from tests.messages import names
+from tests.processes import ROOT, collect_output, run_processes, start_processes
 
 # A vocabulary of 512 needs no padding; every matrix divides by the mesh
 # fsdp=4 x tensor=2.
@@ -68,7 +69,8 @@ def test_two_processes_score_as_one(tmp_path, judge, apart):
   run_processes(
     [*main, f'--workdir={tmp_path}/two', f'--config.apart={apart}'], devices=1
   )
-  assert [x.name for x in (tmp_path / 'two').iterdir()] == ['scores.jsonl']
+  files = sorted(x.name for x in (tmp_path / 'two').iterdir())
+  assert files == ['config.json', 'scores.jsonl']
   run_processes([*main, f'--workdir={tmp_path}/one'], count=1, devices=1)
   two, one = (
     [json.loads(x) for x in (tmp_path / n / 'scores.jsonl').open()]
@@ -82,3 +84,52 @@ def test_two_processes_score_as_one(tmp_path, judge, apart):
     assert a['best'] == b['best']
     if judge == 'scalar':
       np.testing.assert_allclose(a['votes'], b['votes'], atol=1e-5)
+
+
+def errors_of(*arguments, **options):
+  """Returns the error lines of two processes that must end with code 2."""
+  main = ['-m', 'grm_jax.main', *arguments]
+  with start_processes(main, devices=1, **options) as children:
+    outputs = collect_output(children)
+  lines = []
+  for child, (_, stderr) in zip(children, outputs, strict=True):
+    assert child.returncode == 2, stderr
+    lines += [x for x in stderr.splitlines() if x.startswith('error: ')]
+  assert len(lines) == 2
+  return lines
+
+
+@pytest.mark.parametrize(
+  'difference, words',
+  [
+    ('--config.k=3', ['config.k', 4, 3]),
+    ('--config.apart=True', ['config.apart', False, True]),
+    ('--workdir=elsewhere', ['--workdir', 'elsewhere']),
+  ],
+)
+def test_processes_with_other_settings_end(tmp_path, difference, words):
+  for line in errors_of(
+    '--config=configs/score.py:tiny',
+    f'--workdir={tmp_path}/run',
+    differences=[difference],
+  ):
+    assert names(line, *words, 'process 1')
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('second', ['{"query": "other"', '{"query": "q"', None])
+def test_processes_with_other_rows_end(tmp_path, second):
+  folders = [tmp_path / 'a', tmp_path / 'b']
+  for folder, text in zip(folders, ('{"query": "q"', second), strict=True):
+    folder.mkdir()
+    if text is not None:
+      row = text + ', "responses": ["yes", "no"]}\n'
+      (folder / 'rows.jsonl').write_text(row * (2 if folder.name == 'b' else 1))
+  for line in errors_of(
+    f'--config={ROOT}/configs/score.py:tiny',
+    '--config.input=rows.jsonl',
+    f'--workdir={tmp_path}/run',
+    folders=folders,
+  ):
+    assert names(line, 'rows.jsonl', 'process 1')
+  assert not (tmp_path / 'run').exists()

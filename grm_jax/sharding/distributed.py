@@ -3,11 +3,15 @@
 Examples are a TPU pod, or two processes on one machine.
 """
 
+import json
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 import jax
+import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
@@ -19,6 +23,8 @@ HEARTBEAT_S = 60
 # Process 0 runs the coordination service. After an error it waits this many
 # seconds before it exits, so that other processes can report their own error.
 EXIT_GRACE_S = 5
+
+T = TypeVar('T')
 
 _VARIABLES = ('GRM_COORDINATOR', 'GRM_NUM_PROCESSES', 'GRM_PROCESS_ID')
 
@@ -120,6 +126,72 @@ def broadcast_from_host0(number: int) -> int:
   if jax.process_count() == 1:
     return number
   return int(multihost_utils.broadcast_one_to_all(number))
+
+
+def run_on_all(read: Callable[[], T]) -> T:
+  """Returns what `read` returns in this process.
+
+  All processes must call it at the same point.
+
+  Raises:
+    UserError: in all processes, if `read` raises it in any process.
+  """
+  if jax.process_count() == 1:
+    return read()
+  try:
+    result, message = read(), ''
+  except UserError as error:
+    result, message = None, str(error)
+  for index, text in enumerate(_gather_texts(message)):
+    if text:
+      raise UserError(f'process {index}: {text}')
+  return cast(T, result)
+
+
+def agree(read: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+  """Returns what `read` returns, if it returns the same in all processes.
+
+  All processes must call it at the same point.
+
+  Args:
+    read: returns JSON values by name, for example of config keys.
+
+  Raises:
+    UserError: in all processes, if `read` raises it in any process or returns
+      different values. The message names the process and the first value that
+      differs.
+  """
+  values = dict(run_on_all(read))
+  if jax.process_count() > 1:
+    first, *others = map(json.loads, _gather_texts(json.dumps(values)))
+    for index, other in enumerate(others, 1):
+      _check_equal(first, other, index)
+  return values
+
+
+def _check_equal(
+  first: Mapping[str, Any], other: Mapping[str, Any], index: int
+) -> None:
+  for key in sorted({*first, *other}):
+    if first.get(key) != other.get(key):
+      raise UserError(
+        f'{key} is {other.get(key)!r} in process {index} but '
+        f'{first.get(key)!r} in process 0; start all processes with the same '
+        'command, files and version of grm_jax'
+      )
+
+
+def _gather_texts(text: str) -> list[str]:
+  """Returns the texts of all processes."""
+  data = np.frombuffer(text.encode(), np.uint8)
+  lengths = multihost_utils.process_allgather(np.int32(data.size))
+  padded = np.zeros(max(1, lengths.max()), np.uint8)
+  padded[: data.size] = data
+  rows = multihost_utils.process_allgather(padded)
+  return [
+    bytes(row[:length]).decode()
+    for row, length in zip(rows, lengths, strict=True)
+  ]
 
 
 def barrier(name: str) -> None:

@@ -6,9 +6,9 @@ judgements; the report can be written again from them, without a model. An
 interrupted run resumes from its journals.
 """
 
-import dataclasses
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,8 @@ from grm_jax.data import dataset_files
 from grm_jax.errors import UserError
 from grm_jax.evaluation import judgement_io, report, scaling_curves
 from grm_jax.evaluation.suites import SUITES
-from grm_jax.io import atomic_io
+from grm_jax.io import atomic_io, run_lock
+from grm_jax.io import journal as journals
 from grm_jax.judgement import preference_rows
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import JudgedExample
@@ -30,6 +31,8 @@ from grm_jax.judges import settings as judge_settings
 from grm_jax.judges.baselines.pairwise_rm import PairJudge
 from grm_jax.judges.baselines.scalar_rm import ScalarJudge
 from grm_jax.judges.factory import AnyJudge
+from grm_jax.sharding import distributed
+from grm_jax.stages import input_identity, path_check, run_record
 
 # Rules of configs/evaluate.py.
 SETTINGS = judge_settings.JUDGE | {
@@ -59,12 +62,22 @@ def run(config: ConfigDict, workdir: str) -> None:
     UserError: a path, a row or a setting is wrong.
   """
   check(config, workdir)
-  if config.reuse_samples:
-    judged = _read_samples(config.reuse_samples)
-  else:
-    judged = _judge_suites(config, workdir)
-  if jax.process_index():
-    return
+  with run_lock.hold_workdir(workdir):
+    if config.reuse_samples:
+      judged = _read_samples(config.reuse_samples)
+      if not run_record.read_settings(workdir):
+        run_record.begin(config, workdir, dict, resumes=False)
+    else:
+      judged = _judge_suites(config, workdir)
+    if not jax.process_index():
+      _write_report(config, workdir, judged)
+
+
+def _write_report(
+  config: ConfigDict,
+  workdir: str,
+  judged: Mapping[str, Sequence[JudgedExample]],
+) -> None:
   reports = {name: _report(name, examples) for name, examples in judged.items()}
   report.write_report(workdir, reports, _facts(config), atomic_io.write_file)
   print(report.table(reports))
@@ -118,20 +131,67 @@ def _judge_suites(
 ) -> dict[str, list[JudgedExample]]:
   """Judges all suites that have a path."""
   # Reads all rows before the weights, to find a wrong path early.
-  suites = {
-    name: SUITES[name].load(_resolve_source(name, path))
-    for name, path in config.suites.items()
-    if path
-  }
-  judge = judge_factory.from_config(
-    config, judge_factory.make_judge_config(config)
+  paths = {name: path for name, path in config.suites.items() if path}
+  suites = distributed.run_on_all(lambda: _read_suites(config, paths))
+  run_settings = run_record.begin(
+    config,
+    workdir,
+    functools.partial(_identify_inputs, config, workdir, suites),
+    resumes=any(_has_judgements(workdir, name) for name in paths),
+  )
+  load_judge = functools.cache(
+    lambda: judge_factory.from_config(
+      config, judge_factory.make_judge_config(config)
+    )
   )
   return {
     name: _judge_suite(
-      config, workdir, judge, name, examples[: config.max_rows or None]
+      config, workdir, load_judge, name, examples, run_settings
     )
     for name, examples in suites.items()
   }
+
+
+def _read_suites(
+  config: ConfigDict, paths: Mapping[str, str]
+) -> dict[str, Sequence[JudgingExample]]:
+  """Returns the first config.max_rows examples of each suite."""
+  return {
+    name: SUITES[name].load(_resolve_source(name, path))[
+      : config.max_rows or None
+    ]
+    for name, path in paths.items()
+  }
+
+
+def _identify_inputs(
+  config: ConfigDict,
+  workdir: str,
+  suites: Mapping[str, Sequence[JudgingExample]],
+) -> dict[str, str]:
+  """Returns the identities of the inputs; checks that they stay as they are."""
+  path_check.check_distinct(
+    {
+      **{f'suites.{name}': config.suites[name] for name in suites},
+      **{x: config[x] for x in ('checkpoint', 'meta_checkpoint')},
+    },
+    [x for name in suites for x in _files_of(workdir, name)],
+  )
+  return {
+    **{f'suites.{k}': input_identity.of_items(v) for k, v in suites.items()},
+    **input_identity.of_judge(config),
+  }
+
+
+def _files_of(workdir: str, suite: str) -> list[str]:
+  """Returns the samples of a suite, and the journals that come before them."""
+  path = _samples_path(workdir, suite)
+  return [path, f'{path}.partial', f'{path}.greedy']
+
+
+def _has_judgements(workdir: str, suite: str) -> bool:
+  samples, *journal_paths = _files_of(workdir, suite)
+  return atomic_io.exists(samples) or any(map(journals.has_rows, journal_paths))
 
 
 def _resolve_source(suite: str, path: str) -> str | preference_rows.RowTable:
@@ -149,26 +209,32 @@ def _resolve_source(suite: str, path: str) -> str | preference_rows.RowTable:
 def _judge_suite(
   config: ConfigDict,
   workdir: str,
-  judge: AnyJudge,
+  load_judge: Callable[[], AnyJudge],
   suite: str,
   examples: Sequence[JudgingExample],
+  run_settings: Mapping[str, Any],
 ) -> list[JudgedExample]:
-  """Writes and returns samples and a greedy judgement of each example."""
+  """Returns samples and a greedy judgement of each example; writes them.
+
+  An earlier start of this run may have written them already.
+  """
+  path, samples_journal, greedy_journal = _files_of(workdir, suite)
+  if atomic_io.exists(path):
+    return _read_finished(path, examples)
   order = RESPONSE_ORDERS.get(suite, config.response_order)
-  judge = judge_factory.with_order(judge, order)
+  judge = judge_factory.with_order(load_judge(), order)
   # All samples of a scalar judge are equal, and equal to the greedy judgement.
   is_scalar = isinstance(judge, ScalarJudge | PairJudge)
   k = min(1, config.k) if is_scalar else config.k
-  path = _samples_path(workdir, suite)
-  header = _journal_header(config, suite, order, len(examples))
+  header = {**run_settings, 'suite': suite}
   progress = f'{suite}, {k} samples' if k else suite
   judged = resumable.judge_all(
-    judge, examples, k, f'{path}.partial', header, progress
+    judge, examples, k, samples_journal, header, progress
   )
   greedy: list[JudgedExample] = []
   if config.greedy and not is_scalar:
     greedy = resumable.judge_all(
-      judge, examples, 0, f'{path}.greedy', header, suite
+      judge, examples, 0, greedy_journal, header, suite
     )
   if jax.process_index():
     return judged  # only process 0 has all judgements, and reports them
@@ -178,29 +244,21 @@ def _judge_suite(
       for x, y in zip(judged, greedy, strict=True)
     ]
   judgement_io.write(path, judged)
-  for journal in (f'{path}.partial', f'{path}.greedy'):
+  for journal in (samples_journal, greedy_journal):
     atomic_io.remove(journal)
   return judged
 
 
-def _journal_header(
-  config: ConfigDict, suite: str, order: str, num_rows: int
-) -> dict[str, Any]:
-  """Returns the settings that identify a journal of this run."""
-  judge_config = judge_factory.make_judge_config(config)
-  return dataclasses.asdict(judge_config) | {
-    'suite': suite,
-    'path': config.suites[suite],
-    'rows': num_rows,
-    'order': order,
-    'judge': config.judge,
-    'checkpoint': config.checkpoint,
-    'checkpoint_step': config.checkpoint_step,
-    'meta_checkpoint': config.meta_checkpoint,
-    'k': config.k,
-    'sampling.max_new_tokens': config.sampling.max_new_tokens,
-    'sampling.int8': config.sampling.int8,
-  }
+def _read_finished(
+  path: str, examples: Sequence[JudgingExample]
+) -> list[JudgedExample]:
+  """Returns the judgements of a suite that is complete."""
+  judged = list(judgement_io.read(path))
+  if [x.example for x in judged] != list(examples):
+    raise UserError(
+      f'{path} has other examples than its suite; delete it to judge them again'
+    )
+  return judged
 
 
 def _report(suite: str, judged: Sequence[JudgedExample]) -> report.SuiteReport:

@@ -18,19 +18,18 @@ import heapq
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from absl import logging
-from etils import epath
 from ml_collections import ConfigDict
 
 from grm_jax import settings
 from grm_jax.checkpoint import model_directory
 from grm_jax.data import dataset_files
 from grm_jax.errors import UserError
-from grm_jax.io import atomic_io, row_reader, terminal
+from grm_jax.io import atomic_io, row_reader, run_lock, terminal
 from grm_jax.io import journal as journals
 from grm_jax.io.journal import Journal
 from grm_jax.judgement import verdict
@@ -41,6 +40,7 @@ from grm_jax.judges import settings as judge_settings
 from grm_jax.judges.factory import AnyJudge
 from grm_jax.judges.generative import JudgeConfig
 from grm_jax.sharding import distributed
+from grm_jax.stages import input_identity, path_check, run_record
 
 _NUM_PRINTED_ROWS = 5
 _MAX_PRINTED_ID = 60  # characters
@@ -67,11 +67,54 @@ def run(config: ConfigDict, workdir: str) -> None:
       row is bad; the message has file and line.
   """
   output = check(config, workdir)
+  with run_lock.hold(f'{output}.lock', output):
+    shard = _row_shard(config)
+    journal_paths = _journal_paths(output, shard.count)
+    is_finished = bool(workdir) and atomic_io.exists(output)
+    run_settings = run_record.begin(
+      config,
+      workdir,
+      lambda: _read_inputs(config, output, journal_paths),
+      resumes=is_finished or any(map(journals.has_rows, journal_paths)),
+    )
+    if is_finished and not any(map(atomic_io.exists, journal_paths)):
+      if not jax.process_index():
+        print(f'{output} has all results; delete it to score again')
+      return
+    _score(config, output, shard, run_settings)
+
+
+def _read_inputs(
+  config: ConfigDict, output: str, journal_paths: Sequence[str]
+) -> dict[str, str]:
+  """Returns the identities of the inputs; checks that they stay as they are."""
+  reads = {
+    'input': config.input,
+    'checkpoint': config.checkpoint,
+    'meta_checkpoint': config.meta_checkpoint,
+  }
+  path_check.check_distinct(
+    reads, (output, _errors_path(output), *journal_paths)
+  )
   num_rows = _count_rows(config.input)
-  shard = _row_shard(config)
+  identity = input_identity.of_source(config.input)
+  return {
+    'input': f'{identity}, {num_rows} rows',
+    **input_identity.of_judge(config),
+  }
+
+
+def _score(
+  config: ConfigDict,
+  output: str,
+  shard: 'RowShard',
+  run_settings: Mapping[str, Any],
+) -> None:
+  """Judges the rows that have no result yet, and writes the results."""
+  num_rows = _count_rows(config.input)
   num_shard_rows = len(range(shard.index, num_rows, shard.count))
   judge_config = judge_factory.make_voting_judge_config(config)
-  journal = _open_journal(config, judge_config, output, shard)
+  journal = _open_journal(config, run_settings, output, shard)
   num_done = journal.count if journal else 0
   if not config.apart:
     num_done = distributed.broadcast_from_host0(num_done)
@@ -137,6 +180,11 @@ def _journal_paths(output: str, count: int) -> list[str]:
   if count == 1:
     return [f'{output}.partial']
   return [f'{output}.{i}-of-{count}.partial' for i in range(count)]
+
+
+def _errors_path(output: str) -> str:
+  """Returns the path of the rows that cannot be judged."""
+  return f'{os.path.splitext(output)[0]}.errors.jsonl'
 
 
 def _load_judge(
@@ -205,7 +253,10 @@ def _count_rows(path: str) -> int:
 
 
 def _open_journal(
-  config: ConfigDict, judge_config: JudgeConfig, output: str, shard: RowShard
+  config: ConfigDict,
+  run_settings: Mapping[str, Any],
+  output: str,
+  shard: RowShard,
 ) -> Journal | None:
   """Returns the journal of this process; None if it has none.
 
@@ -225,18 +276,7 @@ def _open_journal(
       f'{shard.count}; resume with that number and the same config.apart, or '
       'delete the file'
     )
-  header = {
-    'judge': config.judge,
-    'checkpoint': config.checkpoint,
-    'checkpoint_step': config.checkpoint_step,
-    'meta_checkpoint': config.meta_checkpoint,
-    'input': config.input,
-    'input_bytes': epath.Path(config.input).stat().length,
-    'k': config.k,
-    'sampling.max_new_tokens': config.sampling.max_new_tokens,
-    'sampling.int8': config.sampling.int8,
-  }
-  header |= dataclasses.asdict(judge_config)
+  header = {**run_settings, 'apart': [shard.index, shard.count]}
   return Journal(paths[shard.index], header)
 
 
@@ -250,7 +290,7 @@ def _write_results(
         f'{path} does not exist; with config.apart all processes need access '
         'to the folder of config.output'
       )
-  errors_path = f'{os.path.splitext(output)[0]}.errors.jsonl'
+  errors_path = _errors_path(output)
   good = (row for row in _merge(journal_paths) if 'error' not in row)
   bad = (row for row in _merge(journal_paths) if 'error' in row)
   num_bad = atomic_io.write_lines(errors_path, map(json.dumps, bad))

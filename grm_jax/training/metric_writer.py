@@ -7,6 +7,7 @@ after n updates. metrics.jsonl is the record: a row is in the file when
 seconds of a killed run. One process writes.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -34,33 +35,63 @@ class MetricWriter:
   """Writes rows, texts and histograms; use as a context manager."""
 
   def __init__(
-    self, workdir: str | os.PathLike[str], step: int = 0, active: bool = True
+    self,
+    workdir: str | os.PathLike[str],
+    step: int = 0,
+    position: Mapping[str, Any] | None = None,
+    active: bool = True,
   ):
     """Opens WORKDIR/metrics.jsonl and WORKDIR/tensorboard.
 
     Args:
       workdir: a folder, local or gs://; created if it does not exist.
-      step: number of updates that the run has done. Rows of later steps, which
-        a killed run wrote after its last checkpoint, are removed, as is an
-        incomplete line. At 0 the file is emptied. Write and upload the row of a
-        step before its checkpoint: otherwise a resumed run lacks the row.
+      step: number of updates that the run has done.
+      position: from `position` when the checkpoint of `step` was saved. What a
+        killed run wrote after it is removed. Without it the file is emptied.
       active: whether this process writes. Otherwise all methods do nothing.
 
     Raises:
-      UserError: workdir cannot be written.
+      UserError: workdir cannot be written, or the rows before `position` were
+        changed.
     """
     self._file: BinaryIO | None = None
     self._board: Any = None
+    self._num_bytes, self._sha256 = 0, hashlib.sha256()
     if not active:
       return
     with atomic_io.wrap_os_errors(workdir):
       rows = GcsMirror(os.path.join(workdir, FILE))
       board = GcsMirror(os.path.join(workdir, TENSORBOARD))
     self._rows_mirror, self._mirrors = rows, (rows, board)
-    _drop_later_rows(rows.path, step)
-    self._file = rows.path.open('ab')
+    if position is not None:
+      self._read_rows(rows.path, position)
+    with atomic_io.wrap_os_errors(rows.path):
+      self._file = rows.path.open('ab')
+      self._file.truncate(self._num_bytes)
     with atomic_io.wrap_os_errors(board.path):
       self._board = _open_tensorboard(board.path, step)
+
+  def _read_rows(self, path: pathlib.Path, position: Mapping[str, Any]) -> None:
+    """Checks the rows that the run continues."""
+    if not path.exists():
+      logging.warning('%s is missing; it will lack the earlier rows', path)
+      return
+    with path.open('rb') as file:
+      content = file.read(position['bytes'])
+    self._count(content)
+    if self.position() != position:
+      raise UserError(
+        f'{path} was changed after the last checkpoint was saved; restore it, '
+        'or delete it to continue without the earlier rows'
+      )
+
+  def _count(self, data: bytes) -> None:
+    self._num_bytes += len(data)
+    self._sha256.update(data)
+
+  def position(self) -> dict[str, Any]:
+    """Returns length and digest of metrics.jsonl, for a checkpoint."""
+    return {'bytes': self._num_bytes, 'sha256': self._sha256.hexdigest()}
 
   def write(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Appends a row, which is in metrics.jsonl before this returns.
@@ -79,10 +110,12 @@ class MetricWriter:
       return
     numbers = _to_numbers(scalars)
     row = {'step': step, **{name: _to_json(x) for name, x in numbers.items()}}
+    line = json.dumps(row, allow_nan=False).encode() + b'\n'
     with atomic_io.wrap_os_errors(self._rows_mirror.path):
-      self._file.write(json.dumps(row, allow_nan=False).encode() + b'\n')
+      self._file.write(line)
       # A process that is killed loses its own buffer, but not the kernel's.
       self._file.flush()
+    self._count(line)
     for name, x in numbers.items():
       self._board.add_scalar(name, x, step)
     for mirror in self._mirrors:
@@ -101,8 +134,10 @@ class MetricWriter:
       self._board.add_histogram(name, np.asarray(values), step)
 
   def upload(self) -> None:
-    """Uploads metrics.jsonl to the bucket, if workdir is in one."""
+    """Makes metrics.jsonl durable: on the disk, or in the bucket."""
     if self._file is not None:
+      with atomic_io.wrap_os_errors(self._rows_mirror.path):
+        os.fsync(self._file.fileno())
       self._rows_mirror.upload()
 
   def close(self) -> None:
@@ -233,28 +268,6 @@ class _TensorBoardFile:
         self._path,
         error.strerror,
       )
-
-
-def _drop_later_rows(path: pathlib.Path, step: int) -> None:
-  """Keeps the complete rows up to `step`; empties the file at step 0."""
-  content = path.read_bytes() if path.exists() else b''
-  lines = content.splitlines(keepends=True) if step else []
-  # Atomic: a kill during the rewrite leaves the old file.
-  with atomic_io.atomic_write(path) as file:
-    file.writelines(line for line in lines if _is_kept(line, path, step))
-
-
-def _is_kept(line: bytes, path: pathlib.Path, step: int) -> bool:
-  """Returns whether the line is complete and of a step up to `step`."""
-  if not line.endswith(b'\n'):
-    return False
-  try:
-    return json.loads(line)['step'] <= step
-  except (ValueError, KeyError, TypeError) as error:
-    raise UserError(
-      f'{path} has a line that is not a row of metrics: {line[:60]!r}; delete '
-      'the file or choose another --workdir'
-    ) from error
 
 
 def _to_numbers(scalars: Mapping[str, Any]) -> dict[str, int | float]:

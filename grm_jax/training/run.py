@@ -299,7 +299,7 @@ def save(
       of the steps before its checkpoint again.
     state: the train state.
     model: the model.
-    metadata: from `make_metadata`.
+    metadata: from `make_metadata`. That of process 0 is saved.
   """
   step = int(state.step)
   if step in checkpoints.steps():
@@ -310,7 +310,7 @@ def save(
     state.master_params(),
     state.opt_state,
     model=model_directory.model_metadata(model),
-    meta=metadata,
+    meta={**metadata, 'metrics': writer.position()},
   )
 
 

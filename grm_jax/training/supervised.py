@@ -103,7 +103,8 @@ def train_supervised(
   target, total = os.path.join(workdir, training_run.MODEL), config.steps
   optim, learning_rate = optimizer.make(total, **config.optimizer)
   train_step = TrainStep(model, optim, loss)
-  run_state = RunState.from_metadata(training_run.read_metadata(target))
+  saved = training_run.read_metadata(target)
+  run_state = RunState.from_metadata(saved)
   state = training_run.restore_or_init(target, model, optim, params, batches)
   del params
   eval_pending = evaluate is not None and run_state.eval_pending
@@ -117,7 +118,10 @@ def train_supervised(
       target, max_to_keep=config.max_to_keep
     ) as checkpoints,
     metric_writer.MetricWriter(
-      workdir, run_state.step, jax.process_index() == 0
+      workdir,
+      run_state.step,
+      saved.get('metrics'),
+      active=jax.process_index() == 0,
     ) as writer,
     profiling.Profiler(
       profiling.parse(config.profile_steps), workdir

@@ -1,12 +1,13 @@
-"""A journal continues after its last complete line."""
+"""A journal continues after its last intact line."""
 
-import json
+import logging
 import subprocess
 import sys
 
 import pytest
 
 from grm_jax.errors import UserError
+from grm_jax.io import journal as journals
 from grm_jax.io.journal import Journal
 from tests import full_disk
 from tests.messages import naming
@@ -91,11 +92,84 @@ def test_appended_row_survives_sigkill(tmp_path):
   )
   process = subprocess.run([sys.executable, '-c', code, str(path)])
   assert process.returncode == -9
-  lines = path.read_text().splitlines()
-  assert [json.loads(x) for x in lines] == [{'a': 1}, {'i': 0}]
+  assert list(journals.rows(path)) == [{'i': 0}]
 
 
 def test_delete(tmp_path):
   journal = Journal(tmp_path / 'j', HEADER)
   journal.delete()
   assert not (tmp_path / 'j').exists()
+
+
+def damage(lines, kind):
+  """Returns the lines of a journal with line 3, the second row, damaged."""
+  second = lines[2]
+  return {
+    'changed': [*lines[:2], second.replace(b'"i": 1', b'"i": 7'), *lines[3:]],
+    'doubled': [*lines[:2], lines[1], *lines[2:]],
+    'missing': [*lines[:2], *lines[3:]],
+    'exchanged': [*lines[:2], lines[3], second, *lines[4:]],
+    'NUL': [*lines[:2], bytes(len(second)), *lines[3:]],
+    'NUL line': [*lines[:2], b'\0\n', *lines[2:]],
+    'blank': [*lines[:2], b'\n', *lines[2:]],
+    'not UTF-8': [*lines[:2], b'\xff\xfe\n', *lines[2:]],
+    'not JSON': [*lines[:2], second[:20] + b'\n', *lines[3:]],
+  }[kind]
+
+
+DAMAGES = ['changed', 'doubled', 'missing', 'exchanged', 'NUL', 'blank'] + [
+  'NUL line',
+  'not UTF-8',
+  'not JSON',
+]
+
+
+@pytest.mark.parametrize('kind', DAMAGES)
+def test_damaged_rows_are_written_again(tmp_path, caplog, kind):
+  path = tmp_path / 'j'
+  write(path, 4)
+  intact = path.read_bytes()
+  path.write_bytes(b''.join(damage(intact.splitlines(True), kind)))
+  with caplog.at_level(logging.WARNING), Journal(path, HEADER) as journal:
+    assert journal.count == 1
+  assert str(path) in caplog.text and 'line 3' in caplog.text
+  write(path, 4)
+  assert path.read_bytes() == intact
+
+
+@pytest.mark.parametrize('kind', DAMAGES)
+def test_damaged_rows_are_not_results(tmp_path, kind):
+  path = tmp_path / 'j'
+  write(path, 4)
+  path.write_bytes(b''.join(damage(path.read_bytes().splitlines(True), kind)))
+  rows = journals.rows(path)
+  assert next(rows)['i'] == 0
+  with pytest.raises(UserError, match=naming(path, 3)):
+    list(rows)
+
+
+def test_zeros_after_a_crash_are_replaced(tmp_path):
+  path = tmp_path / 'j'
+  path.write_bytes(bytes(512))
+  write(path, 2)
+  assert [row['i'] for row in journals.rows(path)] == [0, 1]
+
+
+def test_a_file_without_rows_binds_no_run(tmp_path):
+  path = tmp_path / 'j'
+  write(path, 0)
+  with Journal(path, HEADER | {'k': 16}) as journal:
+    journal.append({'i': 5})
+  assert [row['i'] for row in journals.rows(path)] == [5]
+  with pytest.raises(UserError, match=naming(path, 'k', 16, 8)):
+    Journal(path, HEADER)
+
+
+def test_all_differences_are_listed():
+  stored = {'checkpoint': 'a', 'k': 8, 'seed': 0}
+  text = journals.differences(stored, {'checkpoint': 'b', 'k': 16, 'seed': 0})
+  assert "config.checkpoint was 'a', now 'b'" in text
+  assert 'config.k was 8, now 16' in text and 'seed' not in text
+  assert not journals.differences(stored, stored)
+  many = {f'x{i}': i for i in range(20)}
+  assert '12 more' in journals.differences({}, many)

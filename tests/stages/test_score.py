@@ -59,7 +59,7 @@ def write_rows(path, count):
   )
 
 
-def test_the_tiny_config(tmp_path, run):
+def test_the_tiny_config(tmp_path, run, error_of):
   stdout, _ = run(f'--workdir={tmp_path}')
   rows = read_rows(tmp_path / 'scores.jsonl')
   assert [row['id'] for row in rows] == ['sum', 'letters', 'tide']
@@ -71,7 +71,18 @@ def test_the_tiny_config(tmp_path, run):
     parsed = [s['scores'] for s in row['samples'] if s['scores']]
     assert row['failures'] == 4 - len(parsed)
   assert lines_with(stdout, stage_output.RANDOM)
-  assert sorted(p.name for p in tmp_path.iterdir()) == ['scores.jsonl']
+  names_of_files = sorted(p.name for p in tmp_path.iterdir())
+  assert names_of_files == ['config.json', 'scores.jsonl']
+  # The finished workdir is not judged again, and not with other settings.
+  before = (tmp_path / 'scores.jsonl').stat().st_mtime_ns
+  stdout, _ = run(f'--workdir={tmp_path}', '--config.mesh.tensor=1')
+  assert lines_with(stdout, tmp_path / 'scores.jsonl')
+  line = error_of(
+    f'--workdir={tmp_path}', '--config.k=2', '--config.temperature=0.7'
+  )
+  assert names(line, tmp_path, 'config.k', 4, 2)
+  assert names(line, 'config.temperature', 0.5, 0.7)
+  assert (tmp_path / 'scores.jsonl').stat().st_mtime_ns == before
 
 
 def test_escape_sequences_do_not_reach_the_terminal(tmp_path, run):
@@ -184,6 +195,7 @@ def test_bad_rows_are_reported_and_skipped(tmp_path, run, error_of):
     assert names(error['error'], *words)
     assert lines_with(stderr, rows, error['line'])
   assert lines_with(stdout, len(BAD), tmp_path / 'scores.errors.jsonl')
+  arguments = [f'--config.input={rows}', f'--workdir={tmp_path}/again']
   line = error_of(*arguments, '--config.fail_on_bad_rows=true')
   assert names(line, rows, 2, 'JSON')
 

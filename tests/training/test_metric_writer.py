@@ -18,11 +18,19 @@ from tests import full_disk
 from tests.messages import names, naming
 
 
-def write_steps(workdir, first, last, step=0):
-  """Writes steps first..last of a run that resumes after `step`."""
-  with metric_writer.MetricWriter(workdir, step) as writer:
+def write_steps(workdir, first, last, step=0, position=None):
+  """Writes steps first..last of a run that resumes after `step`.
+
+  Returns:
+    The position after step 2.
+  """
+  position_2 = None
+  with metric_writer.MetricWriter(workdir, step, position) as writer:
     for n in range(first, last + 1):
       writer.write(n, {'loss': 1 / n, 'tokens': 8 * n})
+      if n == 2:
+        position_2 = writer.position()
+  return position_2
 
 
 def rows(workdir):
@@ -80,13 +88,15 @@ def test_nan_and_infinity_become_strings(tmp_path):
   assert float(row['c']) == -math.inf
 
 
-@pytest.mark.parametrize('partial_line', ['', '{"step": 5, "lo', '{"step": 2'])
+@pytest.mark.parametrize(
+  'partial_line', ['', '{"step": 5, "lo', '{"step": 2', '\0' * 9, '\n\n', 'x\n']
+)
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path, partial_line):
   write_steps(tmp_path / 'uninterrupted', 1, 6)
-  write_steps(tmp_path / 'killed', 1, 4)
+  position = write_steps(tmp_path / 'killed', 1, 4)
   path = tmp_path / 'killed' / 'metrics.jsonl'
   path.write_text(path.read_text() + partial_line)
-  write_steps(tmp_path / 'killed', 3, 6, step=2)
+  write_steps(tmp_path / 'killed', 3, 6, step=2, position=position)
   assert (
     path.read_bytes()
     == (tmp_path / 'uninterrupted' / 'metrics.jsonl').read_bytes()
@@ -131,15 +141,33 @@ def test_inactive_writer_does_nothing(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
+def damage(lines, kind):
+  """Returns two rows with damage to the second."""
+  return {
+    'changed': [lines[0], lines[1].replace('16', '61')],
+    'doubled': [lines[0], lines[0], lines[1]],
+    'missing': [lines[1]],
+    'shorter': [lines[0], lines[1][:-5]],
+    'blank': [lines[0], '\n', lines[1]],
+    'NUL': [lines[0], '\0' * len(lines[1])],
+    'empty': [],
+  }[kind]
+
+
 @pytest.mark.parametrize(
-  'content', ['not json\n', '[1]\n', '{"loss": 1}\n', '{"step": "1"}\n']
+  'kind', ['changed', 'doubled', 'missing', 'shorter', 'blank', 'NUL', 'empty']
 )
-def test_file_with_other_content_is_not_changed(tmp_path, content):
+def test_changed_rows_are_refused(tmp_path, kind):
+  position = write_steps(tmp_path, 1, 2)
   path = tmp_path / 'metrics.jsonl'
+  content = ''.join(damage(path.read_text().splitlines(True), kind))
   path.write_text(content)
-  with pytest.raises(UserError, match=naming(path, '--workdir')):
-    metric_writer.MetricWriter(tmp_path, step=1)
+  with pytest.raises(UserError, match=naming(path)):
+    metric_writer.MetricWriter(tmp_path, 2, position)
   assert path.read_text() == content
+  path.unlink()
+  write_steps(tmp_path, 3, 4, 2, position)
+  assert [row['step'] for row in rows(tmp_path)] == [3, 4]
 
 
 def test_unwritable_workdir_is_named(tmp_path):
@@ -155,14 +183,15 @@ def test_full_disk_is_reported(tmp_path):
   scalars = {f'a number {i}': i for i in range(100)}
   with metric_writer.MetricWriter(tmp_path) as writer:
     writer.write(1, scalars)
+    position = writer.position()
   with (
     pytest.raises(UserError, match=message),
     full_disk.limit_file_size(path.stat().st_size + 5),
-    metric_writer.MetricWriter(tmp_path, step=1) as writer,
+    metric_writer.MetricWriter(tmp_path, 1, position) as writer,
   ):
     writer.write(2, scalars)
     pytest.fail('an incomplete row was accepted')
-  with metric_writer.MetricWriter(tmp_path, step=1) as writer:
+  with metric_writer.MetricWriter(tmp_path, 1, position) as writer:
     writer.write(2, {'loss': 3})
   assert rows(tmp_path) == [{'step': 1, **scalars}, {'step': 2, 'loss': 3}]
 
@@ -178,7 +207,7 @@ def test_full_disk_for_tensorboard_only_warns(tmp_path, caplog):
   assert rows(tmp_path) == [{'step': 99, 'loss': 1}]
   (warning,) = [x for x in caplog.messages if names(x, full_disk.ERROR_TEXT)]
   assert f'{tmp_path}/tensorboard/events' in warning
-  with metric_writer.MetricWriter(tmp_path, step=99) as writer:
+  with metric_writer.MetricWriter(tmp_path, 99) as writer:
     writer.write(100, {'loss': 2})
   assert tensorboard(tmp_path)['loss'][100].simple_value == 2
 

@@ -16,7 +16,7 @@ again, because preemption leaves too little time to finish it.
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,13 +27,17 @@ from grm_jax.checkpoint import model_directory, orbax_checkpoint
 from grm_jax.data import global_arrays, labelled_examples
 from grm_jax.data.rollout_prompts import RolloutPromptIterator
 from grm_jax.errors import UserError
+from grm_jax.io import run_lock
 from grm_jax.judgement import correctness, trained_judge
+from grm_jax.judgement.example import JudgingExample
+from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judges import evaluation_during_training
 from grm_jax.judges import factory as judge_factory
 from grm_jax.model.transformer import Transformer
 from grm_jax.sampling import decode_weights
 from grm_jax.sampling.engine import Engine
-from grm_jax.sharding import mesh
+from grm_jax.sharding import distributed, mesh
+from grm_jax.stages import input_identity, run_record
 from grm_jax.stages.grpo import collate, settings, update
 from grm_jax.stages.grpo import evaluate as grpo_evaluate
 from grm_jax.stages.grpo import metrics as grpo_metrics
@@ -69,6 +73,50 @@ def run(config: ConfigDict, workdir: str) -> None:
     NonFiniteError: the loss or a norm is not finite.
   """
   settings.check(config, workdir)
+  with run_lock.hold_workdir(workdir):
+    prompt_format = training_run.prompt_format(config.prompt, config.checkpoint)
+    examples = distributed.run_on_all(
+      lambda: labelled_examples.load(
+        config.data, config.fail_on_bad_rows, prompt_format
+      )
+    )
+    run_record.begin_training(
+      config,
+      workdir,
+      {
+        'data': config.data,
+        'evaluation.data': config.evaluation.data,
+        'reference.checkpoint': config.reference.checkpoint,
+        'reward': config.reward.rpartition(':')[0],
+      },
+      lambda: _identify_data(config, workdir, examples),
+    )
+    _train(config, workdir, prompt_format, examples)
+
+
+def _identify_data(
+  config: ConfigDict, workdir: str, examples: Sequence[JudgingExample]
+) -> dict[str, str]:
+  path, _, function = config.reward.rpartition(':')
+  reward = f'{function}, {input_identity.of_file(path)}' if path else function
+  begun = run_record.read_settings(workdir).get('reference.checkpoint', '')
+  return {
+    'data': input_identity.of_items(examples),
+    'evaluation.data': input_identity.of_source(config.evaluation.data),
+    'reward': reward,
+    'reference.checkpoint': input_identity.of_checkpoint(
+      config.reference.checkpoint, -1, begun
+    ),
+  }
+
+
+def _train(
+  config: ConfigDict,
+  workdir: str,
+  prompt_format: PromptFormat,
+  examples: Sequence[JudgingExample],
+) -> None:
+  """Trains a judge on examples; see `run`."""
   target, total = os.path.join(workdir, training_run.MODEL), config.steps
   metadata = training_run.read_metadata(target)
   updates_per_rollout = settings.updates_per_rollout(config)
@@ -83,12 +131,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   # Raises UserError now, not after the first rollout.
   global_arrays.local_prompt_indices(layout, config.batch.micro_batch_prompts)
 
-  # Data.
-  prompt_format = training_run.prompt_format(config.prompt, config.checkpoint)
   reward_fn = correctness.load_reward(config.reward)
-  examples = labelled_examples.load(
-    config.data, config.fail_on_bad_rows, prompt_format
-  )
   prompts = RolloutPromptIterator(examples, config.response_order, config.seed)
 
   # Policy, sampler, evaluator, reference, optimizer.
@@ -140,7 +183,10 @@ def run(config: ConfigDict, workdir: str) -> None:
       target, max_to_keep=config.max_to_keep
     ) as checkpoints,
     metric_writer.MetricWriter(
-      workdir, run_state.step, jax.process_index() == 0
+      workdir,
+      run_state.step,
+      metadata.get('metrics'),
+      active=jax.process_index() == 0,
     ) as writer,
     profiling.Profiler(
       profiling.parse(config.profile_steps), workdir

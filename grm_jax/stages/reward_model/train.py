@@ -29,14 +29,20 @@ from grm_jax.checkpoint import model_directory
 from grm_jax.data import global_arrays
 from grm_jax.data.tokenized_example import BatchShape
 from grm_jax.errors import UserError
+from grm_jax.io import run_lock
 from grm_jax.judgement import template, trained_judge
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judgement.trained_judge import TrainedJudge
 from grm_jax.judges import settings as judge_settings
 from grm_jax.judges.baselines import pairwise_rm
-from grm_jax.sharding import mesh
+from grm_jax.sharding import distributed, mesh
+from grm_jax.stages import input_identity, run_record
 from grm_jax.stages.reward_model import data as rm_data
-from grm_jax.stages.reward_model.data import KINDS, LabelledRecord
+from grm_jax.stages.reward_model.data import (
+  KINDS,
+  LabelledRecord,
+  RewardDataset,
+)
 from grm_jax.stages.reward_model.evaluate import RewardModelEvaluator
 from grm_jax.training import reward_model_loss, supervised
 from grm_jax.training import run as training_run
@@ -83,6 +89,44 @@ def run(config: ConfigDict, workdir: str) -> None:
     NonFiniteError: the loss or a norm is not finite.
   """
   check(config, workdir)
+  with run_lock.hold_workdir(workdir):
+    dataset, held_out = distributed.run_on_all(lambda: rm_data.read(config))
+    evaluation = config.evaluation
+    run_record.begin_training(
+      config,
+      workdir,
+      {
+        'data': config.data,
+        'samples': config.samples,
+        'evaluation.data': evaluation.data,
+        'evaluation.samples': evaluation.samples,
+      },
+      lambda: {
+        **_identify(dataset),
+        **(_identify(held_out, 'evaluation.') if evaluation.data else {}),
+      },
+    )
+    _train(config, workdir, dataset, held_out)
+
+
+def _identify(
+  dataset: RewardDataset | None, branch: str = ''
+) -> dict[str, str]:
+  """Returns the identities of examples and samples, by config key."""
+  assert dataset is not None
+  return {
+    f'{branch}data': input_identity.of_items([*dataset.examples.values()]),
+    f'{branch}samples': input_identity.of_items([*dataset.samples.items()]),
+  }
+
+
+def _train(
+  config: ConfigDict,
+  workdir: str,
+  dataset: RewardDataset,
+  held_out: RewardDataset | None,
+) -> None:
+  """Trains on labelled records; see `run`."""
   layout = mesh.from_config(config)
   batch_shape = BatchShape(
     config.batch.prompt_buckets,
@@ -92,7 +136,6 @@ def run(config: ConfigDict, workdir: str) -> None:
   local_indices = global_arrays.local_prompt_indices(
     layout, config.batch.micro_batch_prompts
   )
-  dataset, held_out = rm_data.read(config)
   prompt_format = _prompt_format(config)
   target = os.path.join(workdir, training_run.MODEL)
   model, tokenizer, params = training_run.load_model(

@@ -17,10 +17,9 @@ samples.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,17 +28,19 @@ from ml_collections import ConfigDict
 from grm_jax import settings
 from grm_jax.data import labelled_examples
 from grm_jax.errors import UserError
-from grm_jax.io import atomic_io
-from grm_jax.judgement import example as examples_lib
+from grm_jax.io import atomic_io, run_lock
 from grm_jax.judgement import rejection_sampling, temperature_range, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judgement.rejection_sampling import FilterConfig
 from grm_jax.judges import settings as judge_settings
 from grm_jax.sharding import distributed
+from grm_jax.stages import input_identity, path_check, run_record
 from grm_jax.stages.rft import sample_files
 from grm_jax.stages.rft import sampling as rft_sampling
+from grm_jax.stages.sft import data as sft_data
 from grm_jax.stages.sft import train as sft_train
+from grm_jax.training import metric_writer
 from grm_jax.training import run as training_run
 
 PHASES = ('sample', 'filter', 'train')
@@ -82,23 +83,88 @@ def run(config: ConfigDict, workdir: str) -> None:
       selected.
   """
   check(config, workdir)
-  phases = _phases(config)
-  filter_config = FilterConfig(**config.filter)
-  prompt_format = _prompt_format(config)
-  if 'sample' in phases or 'filter' in phases:
-    loaded = labelled_examples.load(
-      config.data, config.fail_on_bad_rows, prompt_format
+  with run_lock.hold_workdir(workdir):
+    phases = _phases(config)
+    prompt_format = _prompt_format(config)
+    examples, inputs = distributed.run_on_all(
+      lambda: _read_inputs(config, workdir, phases, prompt_format)
     )
-    examples = {example.id: example for example in loaded}
-    inputs = _data_setting(examples) | _prompt_settings(prompt_format)
+    run_record.begin(
+      config,
+      workdir,
+      lambda: inputs,
+      resumes=training_run.has_checkpoint(_model_path(workdir)),
+      branch='train.',
+    )
+    _run_phases(config, workdir, phases, examples, inputs, prompt_format)
+
+
+def _model_path(workdir: str) -> str:
+  return os.path.join(workdir, training_run.MODEL)
+
+
+def _read_inputs(
+  config: ConfigDict,
+  workdir: str,
+  phases: Sequence[str],
+  prompt_format: PromptFormat,
+) -> tuple[dict[str, JudgingExample], dict[str, Any]]:
+  """Returns the examples by id, and the identities of all inputs, by key."""
+  path_check.check_distinct(
+    {x: config[x] for x in ('data', 'samples', 'checkpoint')},
+    [_model_path(workdir), *_files_of(workdir, phases)],
+  )
+  inputs = _prompt_settings(prompt_format)
+  if phases == ['train']:
+    _check_kept(workdir, prompt_format)
+    return {}, inputs
+  loaded = labelled_examples.load(
+    config.data, config.fail_on_bad_rows, prompt_format
+  )
+  inputs['data'] = input_identity.of_items(loaded)
+  if config.samples:
+    inputs['samples'] = input_identity.of_file(config.samples)
+  elif 'sample' not in phases:
+    rft_sampling.samples_path(workdir, inputs)
+  if 'sample' in phases:
+    # A training run that has begun needs the initial checkpoint no longer.
+    begun = ''
+    if training_run.has_checkpoint(_model_path(workdir)):
+      begun = rft_sampling.read_settings(workdir).get('checkpoint', '')
+    inputs['checkpoint'] = input_identity.of_checkpoint(
+      config.checkpoint, config.checkpoint_step, begun
+    )
+  return {example.id: example for example in loaded}, inputs
+
+
+def _files_of(workdir: str, phases: Sequence[str]) -> list[str]:
+  """Returns the files that the phases write."""
+  names = {
+    'sample': (rft_sampling.SAMPLES, rft_sampling.SETTINGS),
+    'filter': (KEPT, FILTER),
+    'train': (metric_writer.FILE,),
+  }
+  return [os.path.join(workdir, x) for phase in phases for x in names[phase]]
+
+
+def _run_phases(
+  config: ConfigDict,
+  workdir: str,
+  phases: Sequence[str],
+  examples: Mapping[str, JudgingExample],
+  inputs: Mapping[str, Any],
+  prompt_format: PromptFormat,
+) -> None:
   if 'sample' in phases:
     rft_sampling.sample(config, workdir, examples, inputs, prompt_format)
   if 'filter' in phases:
     path = config.samples or rft_sampling.samples_path(workdir, inputs)
     samples = sample_files.read(path, examples, config.fail_on_bad_rows)
-    rows, counts = _select(samples, examples, prompt_format, filter_config)
+    rows, counts = _select(
+      samples, examples, prompt_format, FilterConfig(**config.filter)
+    )
     report = {
-      'filter': dataclasses.asdict(filter_config),
+      'filter': dataclasses.asdict(FilterConfig(**config.filter)),
       'samples': path,
       'inputs': inputs,
       'counts': counts,
@@ -133,6 +199,11 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
       f'{key}.samples={config.samples} replaces sampling, but {key}.phases is '
       f'{config.phases}; set --{key}.phases=filter,train'
     )
+  if 'sample' in phases and not config.checkpoint:
+    raise UserError(
+      f'{key}.checkpoint is empty; set it to the model directory of the stage '
+      'sft'
+    )
   _prompt_format(config, key)
   _check_buckets(config, key)
 
@@ -160,12 +231,6 @@ def _prompt_format(config: ConfigDict, key: str = 'config') -> PromptFormat:
   )
 
 
-def _data_setting(examples: Mapping[str, JudgingExample]) -> dict[str, str]:
-  """Returns the number and a digest of the examples, by config key."""
-  digest = _digest(map(examples_lib.to_row, examples.values()))
-  return {'data': f'{len(examples)} examples, {digest}'}
-
-
 def _prompt_settings(prompt_format: PromptFormat) -> dict[str, Any]:
   """Returns prompt settings with digests of the templates, by config key."""
   settings: dict[str, Any] = {
@@ -177,16 +242,9 @@ def _prompt_settings(prompt_format: PromptFormat) -> dict[str, Any]:
     ('template', prompt_format.template),
     ('single', prompt_format.single),
   ):
-    settings[key] = name and f'{name}, {_digest([template.source(name)])}'
+    digest = name and input_identity.digest(template.source(name))
+    settings[key] = name and f'{name}, {digest}'
   return {f'train.prompt.{key}': value for key, value in settings.items()}
-
-
-def _digest(values: Iterable[Any]) -> str:
-  """Returns 12 hexadecimal digits of a sequence of JSON values."""
-  sha256 = hashlib.sha256()
-  for value in values:
-    sha256.update(json.dumps(value).encode() + b'\n')
-  return sha256.hexdigest()[:12]
 
 
 def _select(
@@ -253,10 +311,8 @@ def _count_table(counts: Mapping[str, Mapping[str, int]]) -> str:
   return '\n'.join(lines)
 
 
-def _train(
-  config: ConfigDict, workdir: str, prompt_format: PromptFormat
-) -> None:
-  """Runs the stage sft on KEPT, by default from the sampling model."""
+def _check_kept(workdir: str, prompt_format: PromptFormat) -> str:
+  """Returns the path of KEPT; UserError without it or with other prompts."""
   path = os.path.join(workdir, KEPT)
   remedy = 'run the filter (--config.phases=filter,train)'
   if not atomic_io.exists(path):
@@ -265,10 +321,20 @@ def _train(
   rft_sampling.check_same(
     path, report['inputs'], _prompt_settings(prompt_format), remedy
   )
+  return path
+
+
+def _train(
+  config: ConfigDict, workdir: str, prompt_format: PromptFormat
+) -> None:
+  """Runs the stage sft on KEPT, by default from the sampling model."""
+  path = _check_kept(workdir, prompt_format)
   train_config = config.train.copy_and_resolve_references()
   with train_config.unlocked():
     train_config.data.texts = f'judged:{path}'
     if not train_config.checkpoint:
       train_config.checkpoint = config.checkpoint
       train_config.checkpoint_step = config.checkpoint_step
-  sft_train.run(train_config, workdir, prompt_format)
+  sft_train.train(
+    train_config, workdir, *sft_data.read(train_config), prompt_format
+  )

@@ -35,12 +35,11 @@ from grm_jax.judges import factory as judge_factory
 from grm_jax.judges.generative import Judge, JudgeConfig
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.sharding import distributed, mesh
+from grm_jax.stages import run_record
 
 SAMPLES, SETTINGS = 'samples.jsonl', 'samples.json'
 # The config leaves that samples depend on, besides examples and prompts.
 _SAMPLING_KEYS = (
-  'checkpoint',
-  'checkpoint_step',
   'num_samples',
   'num_hinted_samples',
   'response_order',
@@ -129,15 +128,7 @@ def sample(
 
 
 def _sampling_settings(config: ConfigDict) -> dict[str, Any]:
-  settings = {}
-  for key in _SAMPLING_KEYS:
-    value = config
-    for part in key.split('.'):
-      value = value[part]
-    settings[key] = value
-  # Shorter buckets change only the padding.
-  longest = max(config.sampling.prompt_buckets)
-  return settings | {'sampling.prompt_buckets': longest}
+  return run_record.leaves(config, *_SAMPLING_KEYS, 'sampling.prompt_buckets')
 
 
 def _check_existing(workdir: str, settings: Mapping[str, Any]) -> None:
@@ -206,10 +197,6 @@ def _sample_pass(
     example id -> judgements; an empty list if the example cannot be judged.
   """
   is_host0 = not jax.process_index()
-  if not distributed.broadcast_from_host0(int(atomic_io.exists(journal_path))):
-    # A loading error must not leave a journal, whose settings would then be
-    # required of the next run.
-    load_judge()
   journal = Journal(journal_path, settings) if is_host0 else None
   num_done = distributed.broadcast_from_host0(journal.count if journal else 0)
   remaining = examples[num_done:]
@@ -285,7 +272,7 @@ def samples_path(workdir: str, inputs: Mapping[str, Any]) -> str:
 def check_same(
   path: str, stored: Mapping[str, Any], current: Mapping[str, Any], remedy: str
 ) -> None:
-  """Raises UserError for the first current setting with another stored value.
+  """Raises UserError if current settings have other stored values.
 
   Args:
     path: file with the stored settings, for the message.
@@ -293,12 +280,19 @@ def check_same(
     current: settings of this run.
     remedy: what the user can do, for the message.
   """
-  for key, value in current.items():
-    if stored.get(key) != value:
-      raise UserError(
-        f'{path} was written with config.{key}={stored.get(key)!r}, but this '
-        f'run has {value!r}; {remedy}'
-      )
+  different = journals.differences(
+    {key: stored.get(key) for key in current}, current
+  )
+  if different:
+    raise UserError(
+      f'{path} was written with other settings: {different}; {remedy}'
+    )
+
+
+def read_settings(workdir: str) -> dict[str, Any]:
+  """Returns the settings of SAMPLES; {} if there are none."""
+  path = os.path.join(workdir, SETTINGS)
+  return read_json(path, '') if atomic_io.exists(path) else {}
 
 
 def read_json(path: str, remedy: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -19,15 +19,18 @@ from ml_collections import ConfigDict
 from grm_jax import settings
 from grm_jax.checkpoint import model_directory
 from grm_jax.data import global_arrays, packing, sft_sources
+from grm_jax.data.sft_sources import SFTExample
 from grm_jax.data.tokenized_example import BatchShape
 from grm_jax.errors import UserError
+from grm_jax.io import run_lock
 from grm_jax.judgement import trained_judge
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judges import evaluation_during_training
 from grm_jax.judges import settings as judge_settings
 from grm_jax.model import config as model_config
 from grm_jax.model.transformer import Transformer
-from grm_jax.sharding import mesh
+from grm_jax.sharding import distributed, mesh
+from grm_jax.stages import input_identity, run_record
 from grm_jax.stages.sft import data as sft_data
 from grm_jax.tokenizer.tokenizer import Tokenizer
 from grm_jax.training import run as training_run
@@ -56,22 +59,64 @@ SETTINGS = training_run.SETTINGS | {
 }
 
 
-def run(
-  config: ConfigDict, workdir: str, prompt_format: PromptFormat | None = None
-) -> None:
+def run(config: ConfigDict, workdir: str) -> None:
   """Fine-tunes a model on `config.data`.
 
   Args:
     config: from configs/sft.py.
     workdir: folder that this run writes.
-    prompt_format: format of the prompts; None for that of config.prompt.
 
   Raises:
     UserError: a path, a row or a setting is wrong, or no text fits.
     NonFiniteError: the loss or a norm is not finite.
   """
   check(config, workdir)
-  examples, seqio_specs = sft_data.read(config)
+  with run_lock.hold_workdir(workdir):
+    examples, seqio_specs = distributed.run_on_all(
+      lambda: sft_data.read(config)
+    )
+    run_record.begin_training(
+      config,
+      workdir,
+      {
+        'data.texts': config.data.texts,
+        'data.general': config.data.general,
+        'evaluation.data': config.evaluation.data,
+      },
+      lambda: _identify_data(config, examples),
+    )
+    train(config, workdir, examples, seqio_specs)
+
+
+def _identify_data(
+  config: ConfigDict, examples: Sequence[SFTExample]
+) -> dict[str, str]:
+  by_source: dict[str, list[SFTExample]] = {}
+  for example in examples:
+    by_source.setdefault(example.source, []).append(example)
+  evaluation = input_identity.of_source(config.evaluation.data)
+  return {
+    **{f'data.{k}': input_identity.of_items(v) for k, v in by_source.items()},
+    'evaluation.data': evaluation,
+  }
+
+
+def train(
+  config: ConfigDict,
+  workdir: str,
+  examples: Sequence[SFTExample],
+  seqio_specs: Mapping[str, str],
+  prompt_format: PromptFormat | None = None,
+) -> None:
+  """Fine-tunes a model; see `run`.
+
+  Args:
+    config: from configs/sft.py.
+    workdir: folder that this run writes.
+    examples: from sft_data.read.
+    seqio_specs: from sft_data.read.
+    prompt_format: prompts of judgements; None for those of config.prompt.
+  """
   if prompt_format is None:
     # This stage decides how a judge is asked: no warning about a change.
     prompt_format = training_run.prompt_format(

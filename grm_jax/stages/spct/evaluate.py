@@ -36,6 +36,7 @@ from grm_jax.judges.meta_rm import MetaJudge
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.sampling import decode_weights
 from grm_jax.sharding import distributed, mesh
+from grm_jax.stages import input_identity
 from grm_jax.stages.spct import data as spct_data
 from grm_jax.stages.spct import plan as spct_plan
 from grm_jax.training import metric_writer
@@ -100,16 +101,20 @@ def run(config: ConfigDict, workdir: str, folder: str) -> bool:
   for name, directory in directories.items():
     path = _samples_path(folder, name)
     if not atomic_io.exists(path):
-      step = None
-      if name == spct_plan.BEFORE:
-        step = model_directory.step_or_latest(config.checkpoint_step)
+      step = config.checkpoint_step if name == spct_plan.BEFORE else -1
+      step_or_none = model_directory.step_or_latest(step)
       if judge is None:
-        judge = _load_judge(config, directory, step, meta_checkpoint)
+        judge = _load_judge(config, directory, step_or_none, meta_checkpoint)
       else:
-        judge = _load_weights(config, judge, directory, step)
+        judge = _load_weights(config, judge, directory, step_or_none)
       is_last = name == last
       k = config.evaluation.k if is_last else config.evaluation.k_intermediate
-      _judge_all(judge, examples, folder, name, k)
+      identity = {
+        'checkpoint': input_identity.of_checkpoint(directory, step),
+        'meta_checkpoint': input_identity.of_checkpoint(meta_checkpoint, -1),
+        'examples': input_identity.of_items(examples),
+      }
+      _judge_all(judge, examples, folder, name, k, identity)
     judged[name] = list(judgement_io.read(path))
   if not jax.process_index():
     _write_report(config, workdir, folder, judged)
@@ -186,13 +191,14 @@ def _judge_all(
   folder: str,
   name: str,
   k: int,
+  identity: Mapping[str, str],
 ) -> None:
   """Writes the samples and the greedy judgements of a model."""
   # Without the meta RM, which `postprocess` applies: it must not fail examples
   # that only the meta RM cannot read.
   grm = Judge(judge.engine, judge.weights, judge.tokenizer, judge.config)
   path = _samples_path(folder, name)
-  header = {'judge': name}
+  header = {'judge': name, **identity}
   sampled = resumable.judge_all(
     grm,
     examples,

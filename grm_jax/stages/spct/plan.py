@@ -17,9 +17,9 @@ from grm_jax.checkpoint import model_directory
 from grm_jax.data import sft_sources
 from grm_jax.errors import UserError
 from grm_jax.judgement import trained_judge
+from grm_jax.stages import input_identity, run_record
 from grm_jax.stages.rft import sampling as rft_sampling
 from grm_jax.stages.spct import data as spct_data
-from grm_jax.stages.spct import fingerprint as spct_fingerprint
 from grm_jax.training import run as training_run
 
 STAGES = ('base', 'sft', 'rft', 'grpo', 'meta_rm', 'evaluate')
@@ -66,7 +66,7 @@ class PipelineStage:
   @property
   def fingerprint(self) -> str:
     """Twelve hexadecimal digits of `settings` and `reads`."""
-    return spct_fingerprint.digest([self.settings, self.reads])
+    return input_identity.digest([self.settings, self.reads])
 
 
 @dataclasses.dataclass
@@ -226,8 +226,8 @@ def _batch_shape(config: ConfigDict, batch: ConfigDict) -> dict[str, Any]:
 
 
 def _add_data(config: ConfigDict, pipeline: PipelinePlan) -> None:
-  settings = spct_fingerprint.of(config, 'data', 'examples', 'sft.data.texts')
-  settings['data'] = spct_fingerprint.of_source(config.data)
+  settings = run_record.leaves(config, 'data', 'examples', 'sft.data.texts')
+  settings['data'] = input_identity.of_source(config.data)
   # The cold start takes examples away from the other stages.
   settings['stages has sft'] = 'sft' in selected_stages(config)
   pipeline.add(DATA, config, settings)
@@ -241,7 +241,7 @@ def _add_base(config: ConfigDict, pipeline: PipelinePlan) -> None:
   if _is_for_practice_only(config, texts):
     return
   settings = _model_settings(config, 'base')
-  settings['base.data.texts'] = spct_fingerprint.of_source(texts)
+  settings['base.data.texts'] = input_identity.of_source(texts)
   stage_config = _copy(config.base)
   with stage_config.unlocked():
     stage_config.update(
@@ -255,7 +255,7 @@ def _add_base(config: ConfigDict, pipeline: PipelinePlan) -> None:
 
 def _add_sft(config: ConfigDict, pipeline: PipelinePlan) -> None:
   settings = _model_settings(config, 'sft', 'examples.texts')
-  settings['sft.data.texts'] = spct_fingerprint.of_source(config.sft.data.texts)
+  settings['sft.data.texts'] = input_identity.of_source(config.sft.data.texts)
   settings |= _checkpoint_settings(config, pipeline)
   stage_config = _copy(config.sft)
   with stage_config.unlocked():
@@ -336,13 +336,16 @@ def _add_meta_rm(config: ConfigDict, pipeline: PipelinePlan) -> None:
   """Adds the sampling for the meta RM, and its training."""
   _add_meta_rm_samples(config, pipeline)
   settings = _model_settings(config, 'meta_rm')
-  settings['prompt.meta'] = spct_fingerprint.of_template(
+  settings['prompt.meta'] = input_identity.of_template(
     config.prompt.meta, 'config.prompt.meta'
   )
   # By default the meta RM starts from the GRM that it guides. A small meta RM
   # then ranks more judgements of a query correctly than from the cold start.
   if config.meta_rm.checkpoint:
     initial = {'checkpoint': config.meta_rm.checkpoint, 'checkpoint_step': -1}
+    settings['meta_rm.checkpoint'] = input_identity.of_checkpoint(
+      config.meta_rm.checkpoint, -1
+    )
   else:
     initial = _initial_checkpoint(config, pipeline)
     settings |= _checkpoint_settings(config, pipeline)
@@ -403,7 +406,7 @@ def _add_meta_rm_samples(config: ConfigDict, pipeline: PipelinePlan) -> None:
 def _add_evaluation(config: ConfigDict, pipeline: PipelinePlan) -> None:
   settings = _model_settings(config, 'evaluation')
   if config.evaluation.evaluate_initial:
-    settings |= spct_fingerprint.of(config, 'checkpoint', 'checkpoint_step')
+    settings |= _checkpoint_identity(config)
   reads = [x for x in (*pipeline.judges, 'meta_rm') if x in pipeline.stages]
   pipeline.add(EVALUATION, config, settings, DATA, *reads, stage='evaluate')
 
@@ -420,10 +423,10 @@ _ADD_STAGE = {
 
 def _model_settings(config: ConfigDict, *keys: str) -> dict[str, Any]:
   """Returns the settings of a stage that samples from or trains a model."""
-  settings = spct_fingerprint.of(config, *_MODEL_KEYS, *keys)
+  settings = run_record.leaves(config, *_MODEL_KEYS, *keys)
   for key in ('template', 'single'):
     name = prompt_settings(config)[key]
-    settings[f'prompt.{key}'] = spct_fingerprint.of_template(
+    settings[f'prompt.{key}'] = input_identity.of_template(
       name, f'config.prompt.{key}'
     )
   return settings
@@ -450,7 +453,14 @@ def _checkpoint_settings(
   """Returns config.checkpoint and its step if the next stage starts there."""
   if pipeline.judges or BASE in pipeline.stages:
     return {}  # the fingerprint of an earlier stage covers its model
-  return spct_fingerprint.of(config, 'checkpoint', 'checkpoint_step')
+  return _checkpoint_identity(config)
+
+
+def _checkpoint_identity(config: ConfigDict) -> dict[str, str]:
+  identity = input_identity.of_checkpoint(
+    config.checkpoint, config.checkpoint_step
+  )
+  return {'checkpoint': identity}
 
 
 def _copy(config: ConfigDict) -> ConfigDict:

@@ -17,14 +17,14 @@ from etils import epath
 
 from grm_jax.checkpoint import orbax_checkpoint
 from grm_jax.errors import UserError
-from grm_jax.io import atomic_io
-from grm_jax.stages.spct import fingerprint as spct_fingerprint
+from grm_jax.io import atomic_io, journal
 from grm_jax.stages.spct.plan import PipelineStage
 from grm_jax.training import run as training_run
 
 STARTED, FINISHED = 'started.json', 'finished.json'
 # Files that stages resume from, besides checkpoints.
-_RESUMABLE_FILES = ('*.partial', '*.greedy', '*samples.jsonl')
+_JOURNALS = ('*.partial', '*.greedy')
+_SAMPLES = '*samples.jsonl'
 
 
 def check(workdir: str, stages: Sequence[PipelineStage]) -> None:
@@ -71,7 +71,9 @@ def _can_resume(folder: str) -> bool:
   """Returns whether the stage has written anything to resume from."""
   if orbax_checkpoint.steps(os.path.join(folder, training_run.MODEL)):
     return True
-  return bool(atomic_io.list_files(folder, *_RESUMABLE_FILES))
+  if atomic_io.list_files(folder, _SAMPLES):
+    return True
+  return any(map(journal.has_rows, atomic_io.list_files(folder, *_JOURNALS)))
 
 
 def _check_record(
@@ -86,17 +88,15 @@ def _check_record(
     f'set another --workdir, or delete {", ".join(stale)} in {workdir} to run '
     'these stages again'
   )
-  stored = record['settings']
-  key = spct_fingerprint.first_difference(stored, stage.settings)
-  if key is not None:
+  different = journal.differences(record['settings'], stage.settings)
+  if different:
     raise UserError(
-      f'{folder} was written with config.{key}={stored.get(key)!r}, but this '
-      f'run has {stage.settings.get(key)!r}; {remedy}'
+      f'{folder} was written with other settings: {different}; {remedy}'
     )
   stored = record['reads']
-  name = spct_fingerprint.first_difference(stored, stage.reads)
-  if name is not None:
-    raise UserError(
-      f'{folder} was written from {name} {stored.get(name, "(none)")}, but '
-      f'this run has {stage.reads.get(name, "(none)")}; {remedy}'
-    )
+  for name in sorted({*stored, *stage.reads}):
+    if stored.get(name) != stage.reads.get(name):
+      raise UserError(
+        f'{folder} was written from {name} {stored.get(name, "(none)")}, but '
+        f'this run has {stage.reads.get(name, "(none)")}; {remedy}'
+      )

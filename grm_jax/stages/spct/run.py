@@ -19,7 +19,9 @@ from ml_collections import ConfigDict
 
 from grm_jax.checkpoint import orbax_checkpoint
 from grm_jax.errors import UserError
+from grm_jax.io import run_lock
 from grm_jax.sharding import distributed
+from grm_jax.stages import run_record
 from grm_jax.stages.grpo import settings as grpo_settings
 from grm_jax.stages.grpo import train as grpo_train
 from grm_jax.stages.reward_model import train as rm_train
@@ -59,7 +61,19 @@ def run(config: ConfigDict, workdir: str) -> None:
   if not workdir:
     raise UserError('--workdir is empty; set it to the folder of all stages')
   workdir = workdir if '://' in workdir else os.path.normpath(workdir)
-  stages = _plan_and_check(config, workdir)
+  with run_lock.hold_workdir(workdir):
+    stages = distributed.run_on_all(lambda: _plan_and_check(config, workdir))
+    # The records of the stages have their own settings and inputs.
+    run_record.begin(config, workdir, dict, resumes=False)
+    finished = _run_stages(config, workdir, stages)
+    if finished and spct_plan.EVALUATION in {stage.name for stage in stages}:
+      spct_evaluate.print_summary(workdir)
+
+
+def _run_stages(
+  config: ConfigDict, workdir: str, stages: Sequence[PipelineStage]
+) -> bool:
+  """Runs the stages that have not finished; returns False after SIGTERM."""
   for number, stage in enumerate(stages, 1):
     title = f'[{number}/{len(stages)}] {_TITLES[stage.stage]}'
     if spct_progress.is_finished(workdir, stage):
@@ -72,12 +86,11 @@ def run(config: ConfigDict, workdir: str) -> None:
       training_run.print_on_host0(
         f'stage {stage.name} was interrupted; run the same command to resume'
       )
-      return
+      return False
     training_run.print_on_host0(
       f'{stage.name} took {time.monotonic() - start_s:.0f} s'
     )
-  if spct_plan.EVALUATION in {stage.name for stage in stages}:
-    spct_evaluate.print_summary(workdir)
+  return True
 
 
 def _plan_and_check(config: ConfigDict, workdir: str) -> list[PipelineStage]:
@@ -93,8 +106,6 @@ def _plan_and_check(config: ConfigDict, workdir: str) -> list[PipelineStage]:
   _check_configs(stages, workdir)
   spct_settings.check_inputs(config)
   spct_progress.check(workdir, stages)
-  # All processes have read the records before any process writes one.
-  distributed.barrier('checked')
   return stages
 
 

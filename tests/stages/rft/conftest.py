@@ -5,6 +5,7 @@ Settings are parsed as on a command line.
 
 import pytest
 
+from grm_jax.checkpoint import model_directory
 from grm_jax.errors import UserError
 from grm_jax.judges.generative import Judge
 from grm_jax.stages.rft import run as rft_run
@@ -39,6 +40,11 @@ def run(tmp_path, monkeypatch):
       return Judge(engine, 'weights', load_tokenizer(), settings)
 
     monkeypatch.setattr(rft_sampling.judge_factory, 'load', load)
+    monkeypatch.setattr(
+      model_directory,
+      'identity',
+      lambda path, n: {'step': n or 0, 'path': path},
+    )
     config = fixtures.parse(f'--config.data={tmp_path}/rows.jsonl', *arguments)
     rft_run.run(config, str(workdir))
     return loaded

@@ -110,7 +110,7 @@ def test_filtering_with_other_rules_needs_no_model(workdir, run, change, kept):
   } == kept
   after = {x.name: x.read_bytes() for x in workdir.iterdir()}
   changed = {name for name in before if after[name] != before[name]}
-  assert changed == {'kept.jsonl', 'filter.json'}
+  assert changed == {'config.json', 'kept.jsonl', 'filter.json'}
   run(*FILTER)
   assert (workdir / 'kept.jsonl').read_bytes() == before['kept.jsonl']
 
@@ -149,7 +149,7 @@ def trained(monkeypatch):
   """Replaces the stage sft; returns the arguments of its runs."""
   calls = []
   monkeypatch.setattr(
-    rft_run.sft_train, 'run', lambda *arguments: calls.append(arguments)
+    rft_run.sft_train, 'train', lambda *arguments: calls.append(arguments[:2])
   )
   return calls
 

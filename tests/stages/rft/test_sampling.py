@@ -65,6 +65,7 @@ def test_samples_have_scores_and_outcomes(workdir, run):
   assert hinted['order'] == [0, 1, 2]
   assert hinted['num_tokens'] == len(load_tokenizer().encode(hinted['text']))
   assert sorted(x.name for x in workdir.iterdir()) == [
+    'config.json',
     'samples.json',
     'samples.jsonl',
   ]
@@ -195,21 +196,28 @@ class Killed(Exception):
   pass
 
 
+class Stopping(ScriptedEngine):
+  """An engine that is killed at the request after the first `count`."""
+
+  def __init__(self, count):
+    super().__init__()
+    self.count = count
+
+  def run(self, weights, requests, **unused):
+    for request in requests:
+      if len(self.requests) == self.count:
+        raise Killed
+      self.requests.append(request)
+      for i in range(request.num_samples):
+        yield self.generation(request, i)
+
+
 # 6 unhinted prompts, then 3 hinted ones.
 @pytest.mark.parametrize('num_requests', [0, 1, 5, 6, 7])
 def test_sampling_resumes_after_an_exception(workdir, run, num_requests):
   """The last test of this file kills processes."""
 
-  class Stopping(ScriptedEngine):
-    def run(self, weights, requests, **unused):
-      for request in requests:
-        if len(self.requests) == num_requests:
-          raise Killed
-        self.requests.append(request)
-        for i in range(request.num_samples):
-          yield self.generation(request, i)
-
-  engine = Stopping()
+  engine = Stopping(num_requests)
   for _ in range(2):
     with pytest.raises(Killed):
       run(*SAMPLE, engine=engine)
@@ -224,8 +232,8 @@ def test_sampling_resumes_after_an_exception(workdir, run, num_requests):
 
 
 CHANGES = [
-  ('--config.checkpoint=other', 'checkpoint', 'runs/sft/model'),
-  ('--config.checkpoint_step=5', 'checkpoint_step', -1),
+  ('--config.checkpoint=other', 'checkpoint', 'step 0'),
+  ('--config.checkpoint_step=5', 'checkpoint', 'step 0'),
   ('--config.num_samples=2', 'num_samples', 3),
   ('--config.num_hinted_samples=0', 'num_hinted_samples', 1),
   ('--config.response_order=random', 'response_order', 'fixed'),
@@ -296,12 +304,8 @@ def test_samples_without_stored_settings(workdir, run, error_of):
 def test_a_journal_with_other_settings_is_an_error(
   workdir, run, error_of, change, key, was
 ):
-  class Stopping(ScriptedEngine):
-    def generation(self, request, sample):
-      raise ValueError('stopped')
-
-  with pytest.raises(ValueError, match='stopped'):
-    run(*SAMPLE, engine=Stopping())
+  with pytest.raises(Killed):
+    run(*SAMPLE, engine=Stopping(2))
   line = error_of(*SAMPLE, change, engine=ScriptedEngine())
   assert names(line, workdir / 'unhinted.partial', key, was)
 
@@ -362,7 +366,7 @@ def test_samples_are_the_same_after_kills(tmp_path, environment):
   test_main.run(*here, env=environment)
   clean = [*arguments, f'--workdir={tmp_path}/clean']
   test_main.run(*clean, env=environment)
-  names = ['samples.json', 'samples.jsonl']
+  names = ['config.json', 'samples.json', 'samples.jsonl']
   assert sorted(x.name for x in workdir.iterdir()) == names
   for name in names:
     assert (workdir / name).read_bytes() == (

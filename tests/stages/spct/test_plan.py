@@ -2,7 +2,7 @@
 
 import pytest
 
-from grm_jax.stages.spct import fingerprint as spct_fingerprint
+from grm_jax.stages import input_identity
 from grm_jax.stages.spct import plan as spct_plan
 from tests import test_main
 from tests.messages import naming
@@ -15,6 +15,10 @@ pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 @pytest.fixture(autouse=True)
 def root(monkeypatch):
   monkeypatch.chdir(test_main.ROOT)
+  # No test here has the model directories that it names.
+  monkeypatch.setattr(
+    input_identity, 'of_checkpoint', lambda path, step: f'{path} {step}'
+  )
 
 
 def plan(*arguments, workdir='w'):
@@ -238,7 +242,7 @@ def test_fingerprints_cover_the_content_of_files(tmp_path):
   data.write_text('two')
   assert fingerprints()['data'] != before['data']
   data.write_text('one')
-  spct_fingerprint.template.load.cache_clear()
+  input_identity.template.load.cache_clear()
   template.write_text('{{ query }} {{ responses }}')
   after = fingerprints()
   assert after['data'] == before['data'] and after['sft'] != before['sft']
@@ -298,14 +302,14 @@ def test_only_the_evaluation_depends_on_the_initial_judge():
 @pytest.mark.parametrize('spec', ['{}/a.json', '{}/*.json', '{}'])
 def test_fingerprint_of_a_source_changes_with_its_content(tmp_path, spec):
   spec = f'gsm8k:{spec.format(tmp_path)}'
-  assert spct_fingerprint.of_source(spec) == spec  # no file exists
+  assert input_identity.of_source(spec) == spec  # no file exists
   (tmp_path / 'a.json').write_text('[]')
-  fingerprint = spct_fingerprint.of_source(spec)
-  assert fingerprint.startswith(f'{spec}, ')
+  fingerprint = input_identity.of_source(spec)
+  assert fingerprint.startswith('gsm8k:a.json, ')
   (tmp_path / 'README').write_text('no data')
-  assert spct_fingerprint.of_source(spec) == fingerprint
+  assert input_identity.of_source(spec) == fingerprint
   (tmp_path / 'a.json').write_text('[1]')
-  assert spct_fingerprint.of_source(spec) != fingerprint
+  assert input_identity.of_source(spec) != fingerprint
 
 
 def test_without_principles():

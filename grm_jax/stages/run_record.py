@@ -1,0 +1,255 @@
+"""Binds a WORKDIR to the settings and inputs of the run that wrote it.
+
+WORKDIR/config.json has the whole config, and the identity of each input: the
+resolved step and a digest of a checkpoint, a digest of a file. A run that
+continues what is in WORKDIR must have the same ones. Leaves that do not change
+the result, such as those of the mesh, may differ.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from grm_jax.errors import UserError
+from grm_jax.io import atomic_io, journal, run_lock
+from grm_jax.sharding import distributed
+from grm_jax.stages import input_identity, path_check
+from grm_jax.training import metric_writer
+from grm_jax.training import run as training_run
+
+RECORD = 'config.json'
+# Leaves and branches, at any place in a config, that do not change the result.
+_FREE = frozenset(
+  [
+    'apart',
+    'attention',
+    'concurrent_prompts',
+    'decode_steps_per_call',
+    'every',
+    'head_chunk',
+    'log_samples_every',
+    'max_parse_failure_rate',
+    'max_to_keep',
+    'mesh',
+    'offload_to_host',
+    'output',
+    'patience',
+    'profile_steps',
+    'query_block',
+    'remat',
+    'save_every',
+    'splash_block',
+    'weights',
+  ]
+)
+# Others that do not change it in one branch.
+_FREE_LEAVES = (
+  'sampling.generations_per_prompt',
+  'rollout.generations_per_prompt',
+)
+# Tuples of which only the largest value changes the result.
+_LARGEST = 'sampling.prompt_buckets'
+
+
+def begin(
+  config: ConfigDict,
+  workdir: str,
+  read_inputs: Callable[[], Mapping[str, str]],
+  *,
+  resumes: bool,
+  branch: str = '',
+) -> dict[str, Any]:
+  """Checks that this run fits WORKDIR, and writes config.json.
+
+  All processes must call it. It comes after the check of the settings, and
+  before the first file that a run resumes from is written.
+
+  Args:
+    config: config of the stage.
+    workdir: folder of the run; '' writes no file.
+    read_inputs: opens the inputs; returns their identities by config key.
+    resumes: whether this run continues results in `workdir`.
+    branch: compare only the settings whose keys begin with it.
+
+  Returns:
+    The settings and inputs that the result depends on, JSON values by key.
+
+  Raises:
+    UserError: an input cannot be read, or differs between processes; `workdir`
+      belongs to another stage; or the run resumes with other settings.
+  """
+  agreed = distributed.agree(
+    lambda: {f'config.{key}': x for key, x in read_inputs().items()}
+  )
+  inputs = {key.removeprefix('config.'): x for key, x in agreed.items()}
+  settings = _settings(config, inputs)
+  if not workdir:
+    return settings
+  path = os.path.join(workdir, RECORD)
+  stored = _read(path)
+  if stored:
+    _check_stage(stored, config, workdir)
+  if stored and resumes:
+    _check_settings(stored, settings, branch, workdir)
+  # No process may see the new record before all have compared the old one.
+  distributed.barrier('compared')
+  record = {'config': _to_json(config), 'settings': settings}
+  atomic_io.write_file(path, json.dumps(record, indent=2) + '\n')
+  return settings
+
+
+def begin_training(
+  config: ConfigDict,
+  workdir: str,
+  reads: Mapping[str, str],
+  identify_data: Callable[[], Mapping[str, str]],
+) -> None:
+  """Calls `begin` for a stage that trains WORKDIR/model.
+
+  Args:
+    config: config of the stage.
+    workdir: folder of the run.
+    reads: paths and data sources that the stage reads, by config key, besides
+      the initial checkpoint and the templates.
+    identify_data: returns the identities of the data, by config key.
+
+  Raises:
+    UserError: see `begin`; or the run would overwrite one of its inputs.
+  """
+  target = os.path.join(workdir, training_run.MODEL)
+  path_check.check_distinct(
+    {**reads, 'checkpoint': config.checkpoint},
+    [target, *(os.path.join(workdir, x) for x in (RECORD, metric_writer.FILE))],
+  )
+  resumes = training_run.has_checkpoint(target)
+  begun = read_settings(workdir).get('checkpoint', '') if resumes else ''
+
+  def read_inputs() -> dict[str, str]:
+    """Returns the identities of all inputs."""
+    checkpoint = input_identity.of_checkpoint(
+      config.checkpoint, config.checkpoint_step, begun
+    )
+    templates = input_identity.of_templates(config)
+    return {**identify_data(), **templates, 'checkpoint': checkpoint}
+
+  begin(config, workdir, read_inputs, resumes=resumes)
+
+
+def read_settings(workdir: str) -> dict[str, Any]:
+  """Returns what `begin` returned to the run in this folder; {} for none."""
+  return _read(os.path.join(workdir, RECORD)).get('settings', {})
+
+
+def leaves(config: ConfigDict, *keys: str) -> dict[str, Any]:
+  """Returns the leaves that the result depends on, JSON values by key.
+
+  Args:
+    config: a whole config.
+    *keys: keys of leaves or branches to return; none for all.
+  """
+  return {
+    leaf: max(value) if leaf.endswith(_LARGEST) else value
+    for leaf, value in flatten(config).items()
+    if not _is_free(leaf)
+    and (not keys or f'{leaf}.'.startswith(tuple(f'{x}.' for x in keys)))
+  }
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+  """Returns all leaves of a config, JSON values by key."""
+  result: dict[str, Any] = {}
+
+  def add(key, value):
+    if not isinstance(value, dict):
+      result[key] = value
+      return
+    for name, child in value.items():
+      add(f'{key}.{name}' if key else name, child)
+
+  add('', _to_json(config))
+  return result
+
+
+def _is_free(leaf: str) -> bool:
+  return not _FREE.isdisjoint(leaf.split('.')) or leaf.endswith(_FREE_LEAVES)
+
+
+def _to_json(config: ConfigDict) -> dict[str, Any]:
+  return json.loads(config.to_json_best_effort())
+
+
+def _settings(config: ConfigDict, inputs: Mapping[str, str]) -> dict[str, Any]:
+  """Returns the leaves, with identities in place of paths and steps."""
+  steps = {f'{key}_step' for key in inputs}
+  settings = leaves(config)
+  return {k: v for k, v in settings.items() if k not in steps} | dict(inputs)
+
+
+def _read(path: str) -> dict[str, Any]:
+  """Returns the record; {} if there is none.
+
+  Raises:
+    UserError: the file was not written by `begin`.
+  """
+  try:
+    record = json.loads(epath.Path(path).read_text())
+  except FileNotFoundError:
+    return {}
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f'cannot read {path}: {error}; restore it, or choose another --workdir'
+    ) from error
+  if not isinstance(record, dict) or not {'config', 'settings'} <= {*record}:
+    raise UserError(
+      f'{path} is not the record of a run; choose another --workdir'
+    )
+  return record
+
+
+def _check_stage(
+  stored: Mapping[str, Any], config: ConfigDict, workdir: str
+) -> None:
+  stage = stored['config'].get('stage')
+  if stage == config.stage:
+    return
+  names = {x.name for x in epath.Path(workdir).iterdir()}
+  if names - {RECORD, run_lock.WORKDIR_LOCK}:
+    raise UserError(
+      f'{workdir} has results of the stage {stage}, but this is the stage '
+      f'{config.stage}; choose another --workdir'
+    )
+
+
+def _check_settings(
+  stored: Mapping[str, Any],
+  settings: Mapping[str, Any],
+  branch: str,
+  workdir: str,
+) -> None:
+  old, new = (
+    {k: v for k, v in x.items() if k.startswith(branch)}
+    for x in (stored['settings'], settings)
+  )
+  for key in [key for key in new if key.endswith('steps') and key in old]:
+    if _only_extends(key, old, new):
+      del old[key], new[key]
+  different = journal.differences(old, new)
+  if different:
+    raise UserError(
+      f'{workdir} was written with other settings: {different}; use the old '
+      'settings to continue, or choose another --workdir'
+    )
+
+
+def _only_extends(
+  key: str, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> bool:
+  """Returns whether more steps leave the earlier steps as they were."""
+  head, _, name = key.rpartition('steps')
+  schedule = new.get(f'{head}optimizer.schedule')
+  is_total = not name and (not head or head.endswith('.'))
+  return is_total and schedule == 'constant' and new[key] > old[key]
