@@ -180,7 +180,7 @@ def _query(row: Mapping[str, Any]) -> tuple[Turn, ...]:
 
 
 def _tags(row: Mapping[str, Any]) -> dict[str, str]:
-  tags = row.get('tags') or {}
+  tags = {} if row.get('tags') is None else row['tags']
   # Parquet stores every tag in every row, with null where a row lacks it.
   if isinstance(tags, dict):
     tags = {key: value for key, value in tags.items() if value is not None}
@@ -190,7 +190,9 @@ def _tags(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _optional_text(row: Mapping[str, Any], key: str) -> str:
-  text = row.get(key) or ''
+  text = row.get(key)
+  if text is None:
+    return ''
   if not isinstance(text, str):
     raise UserError(f'{key} must be a string')
   return text

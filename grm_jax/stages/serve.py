@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from grm_jax import settings
 from grm_jax.errors import UserError
+from grm_jax.io import input_file
 from grm_jax.judges import factory as judge_factory
 from grm_jax.judges import settings as judge_settings
 from grm_jax.judges.generative import Judge
@@ -96,6 +97,7 @@ def _check(config: ConfigDict) -> ServerLimits:
 def _read_token(path: str) -> str:
   if not path:
     return ''
+  input_file.check(path, 'config.token_file')
   try:
     with epath.Path(path).open('rb') as file:
       data = file.read(_MAX_TOKEN_BYTES + 1)

@@ -131,6 +131,13 @@ def test_valid_rows(changes, attribute, expected):
     (row(rewards=[10**400]), naming('rewards', 'finite')),
     (row(rewards=[float('nan')]), naming('rewards', 'finite')),
     (row(reference=3), 'reference'),
+    # Values that are false are not missing: the answer 0 must not get lost.
+    (row(reference=0), 'reference'),
+    (row(reference=0.0), 'reference'),
+    (row(reference=False), 'reference'),
+    (row(principles=[]), 'principles'),
+    (row(tags=[]), 'tags'),
+    (row(tags=0), 'tags'),
     (row(principles=['a']), 'principles'),
     (row(reference='x' * 1_000_001), naming(1000001)),
     (row(tags=['suite']), 'tags'),

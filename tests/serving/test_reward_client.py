@@ -405,9 +405,59 @@ def test_openrlhf_rewards():
   assert examples['y 10',].reference == ''
 
 
+def test_openrlhf_labels_can_be_numbers():
+  """Python writes NaN into JSON for a missing number."""
+  labels = [0, 0.0, False, 7, '0', '', None, float('nan')]
+  judge = unlimited_judge()
+  prompts = [f'p{i}:' for i in range(len(labels))]
+  with listening(make_service(judge)) as address:
+    post(
+      address,
+      {
+        'query': [x + 'y 1' for x in prompts],
+        'prompts': prompts,
+        'labels': labels,
+      },
+    )
+  references = {
+    x.example.query[0].text: x.example.reference for x in judge.requests
+  }
+  expected = ['0', '0.0', 'False', '7', '0', '', '', '']
+  assert [references[x] for x in prompts] == expected
+
+
+@pytest.mark.parametrize(
+  'response, expected',
+  [
+    ('x 1', 'x 1'),
+    ('x 1 \n', 'x 1 \n'),
+    ('x 1</s>', 'x 1'),
+    (' x 1 \n<|im_end|> \n</s>\n ', ' x 1'),
+    ('x 1<EOS><｜end▁of▁sentence｜>', 'x 1'),
+    ('x</s>1', 'x</s>1'),
+    ('</s>', ''),
+    ('<|IM_end|>', ''),
+    ('<|a b|>', '<|a b|>'),
+    ('', ''),
+    ('x' + '\n' * 10**6 + 'y', 'x' + '\n' * 10**6 + 'y'),
+    ('x' + '\u2028\x85' * 10**6 + '</s>', 'x'),
+    ('x' + ' </s>' * 10**5, 'x'),
+    ('<|' * 10**6, '<|' * 10**6),
+    ('<｜' * 10**6 + 'a>', '<｜' * 10**6 + 'a>'),
+  ],
+  ids=range(15),
+)
+def test_end_tokens(response, expected):
+  begin_s = time.monotonic()
+  assert openrlhf._without_end_tokens(response) == expected
+  assert time.monotonic() - begin_s < 5
+
+
 @pytest.mark.parametrize(
   'body, message',
   [
+    ({'query': ['a'] * 13, 'prompts': ['a'] * 13}, 'query has 13 texts'),
+    ({'query': ['a'], 'prompts': ['a'], 'labels': [[0]]}, 'labels'),
     ({'query': ['a']}, 'prompts are missing'),
     ({'query': ['a'], 'prompts': ['a', 'b']}, '2 prompts for 1 texts'),
     ({'query': ['ab'], 'prompts': ['a'], 'labels': []}, None),

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -206,6 +207,13 @@ def test_token_that_no_client_can_send(tmp_path, content):
   path.write_bytes(content)
   with pytest.raises(UserError, match=naming(f'config.token_file={path}')):
     serve._read_token(str(path))
+
+
+def test_token_file_that_is_a_pipe(tmp_path):
+  os.mkfifo(tmp_path / 'token')
+  for path in (tmp_path / 'token', '/dev/zero'):
+    with pytest.raises(UserError, match=naming(f'config.token_file={path}')):
+      serve._read_token(str(path))
 
 
 def test_a_port_in_use_is_an_error():
