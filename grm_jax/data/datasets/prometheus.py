@@ -27,7 +27,6 @@ _SECTIONS = {
   'rubric': 'Score Rubrics',
 }
 _HEADING = re.compile(r'^###(.+?): ?$', re.MULTILINE)
-_CRITERION = re.compile(r'\[(.+?)\]', re.DOTALL)
 _SENTENCE_BREAK = re.compile(r'(?<=[.!?])\s+(?=[A-Z])')
 _MAX_SENTENCES = 2  # of each feedback
 
@@ -104,8 +103,8 @@ def _example(query: str, pair: Sequence[RatedResponse]) -> JudgingExample:
 
 def _rated_response(row: SourceRow) -> Iterator[RatedResponse]:
   sections = _sections(row)
-  criterion = _CRITERION.search(sections['rubric'])
-  if criterion is None:
+  criterion = _in_brackets(sections['rubric'])
+  if not criterion:
     raise row.error('its rubric has no criterion in square brackets')
   scores = [row_values.integer(x) for x in row.list_field('gpt4_score')]
   feedback = row.text_list_field('gpt4_feedback')
@@ -121,11 +120,19 @@ def _rated_response(row: SourceRow) -> Iterator[RatedResponse]:
   mean = sum(ratings) / len(ratings)
   closest = min(range(len(ratings)), key=lambda i: abs(ratings[i] - mean))
   yield RatedResponse(
-    (sections['query'], ' '.join(criterion[1].split())),
+    (sections['query'], ' '.join(criterion.split())),
     sections['response'],
     mean,
     _first_sentences(feedback[closest]),
   )
+
+
+def _in_brackets(text: str) -> str:
+  """Returns the text in the first pair of square brackets, '' without one."""
+  # A regular expression takes quadratic time for many unclosed brackets.
+  _, _, rest = text.partition('[')
+  end = rest.find(']', 1)
+  return rest[: max(0, end)]
 
 
 def _sections(row: SourceRow) -> dict[str, str]:
