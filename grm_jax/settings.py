@@ -19,6 +19,8 @@ from grm_jax.errors import UserError
 _MAX_INT = 2**31 - 1
 # Samples of one example. More would take days for a few examples.
 MAX_SAMPLES = 10_000
+# Examples that a run can ask for. More would fill the host's memory.
+MAX_EXAMPLES = 10_000_000
 _SHOWN_CHARACTERS = 80
 
 
@@ -171,6 +173,11 @@ def some_of(*choices: str) -> Rule:
 def samples(low: int, note: str = '') -> Rule:
   """The number of samples of an example; see MAX_SAMPLES."""
   return integer(low, MAX_SAMPLES, note)
+
+
+def examples(low: int, note: str = '') -> Rule:
+  """A number of examples; see MAX_EXAMPLES."""
+  return integer(low, MAX_EXAMPLES, note)
 
 
 def tuple_of(choices: tuple[str, ...]) -> Rule:

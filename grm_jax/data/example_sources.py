@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from absl import logging
 
+from grm_jax import settings
 from grm_jax.data import dataset_files
 from grm_jax.data.dataset_files import SkippedRow
 from grm_jax.data.datasets import checked_math, pandalm, preferences
@@ -123,13 +124,14 @@ def parse_count(spec: str, default: int) -> int:
   """Returns COUNT of a spec NAME:COUNT, `default` if the spec has none.
 
   Raises:
-    UserError: COUNT is not a positive integer.
+    UserError: COUNT is not an integer from 1 to settings.MAX_EXAMPLES.
   """
   name, _, count = spec.partition(':')
-  if count and not (count.isdecimal() and int(count)):
+  is_valid = count.isdecimal() and count.isascii() and len(count) < 20
+  if count and not (is_valid and 0 < int(count) <= settings.MAX_EXAMPLES):
     raise UserError(
-      f'{spec!r}: COUNT is {count!r}; write {name}:COUNT with a positive '
-      'integer'
+      f'{spec[:80]!r}: COUNT is {count[:20]!r}; write {name}:COUNT with an '
+      f'integer from 1 to {settings.MAX_EXAMPLES}'
     )
   return int(count or default)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
 from grm_jax import settings
@@ -228,6 +229,13 @@ def _judge_suite(
   k = min(1, config.k) if is_scalar else config.k
   header = {**run_settings, 'suite': suite}
   progress = f'{suite}, {k} samples' if k else suite
+  logging.info(
+    '%s: %d queries with %d samples each: %d samples',
+    suite,
+    len(examples),
+    k,
+    len(examples) * k,
+  )
   judged = resumable.judge_all(
     judge, examples, k, samples_journal, header, progress
   )

@@ -207,6 +207,13 @@ def _judge_rows(
   total: int,
 ) -> Iterator[tuple[int, Any]]:
   """Yields (line number, judged example or error) for every row."""
+  num_samples = max(1, config.k)
+  logging.info(
+    '%d rows with %d samples each: %d samples',
+    total,
+    num_samples,
+    total * num_samples,
+  )
   # The judge reads ahead; tee keeps the numbers until the results arrive.
   numbered, rows = itertools.tee(rows)
   results = judge.judge(

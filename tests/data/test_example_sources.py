@@ -427,3 +427,11 @@ def test_reading_files_does_not_import_tensorflow_or_jax(tmp_path):
     [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True
   )
   assert out.stdout.strip() == '[]', out.stderr
+
+
+@pytest.mark.parametrize(
+  'count', ['0', '-1', '1.5', '\u0663', '9' * 30, '10000001']
+)
+def test_a_count_out_of_range(count):
+  with pytest.raises(UserError, match=naming('COUNT')):
+    example_sources.load(f'practice:{count}')
