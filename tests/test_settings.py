@@ -263,3 +263,29 @@ def test_spct_opens_the_inputs_of_all_stages_first(tmp_path, changes, words):
   with pytest.raises(UserError, match=naming(*words)):
     importlib.import_module(main.STAGES['spct']).run(config, str(workdir))
   assert not workdir.exists()
+
+
+@pytest.mark.parametrize('stage', ['sft', 'grpo', 'rft', 'reward_model'])
+@pytest.mark.parametrize('checkpoint', ['', 'nowhere', __file__])
+def test_the_checkpoint_is_opened_first(tmp_path, stage, checkpoint):
+  config = test_configs.load(test_configs.ROOT / f'configs/{stage}.py', 'tiny')
+  config.checkpoint = checkpoint
+  workdir = tmp_path / 'work'
+  with pytest.raises(UserError, match=naming(checkpoint or 'checkpoint')):
+    importlib.import_module(main.STAGES[stage]).run(config, str(workdir))
+  assert not workdir.exists()
+
+
+def test_a_mistake_before_training_leaves_no_tokenizer(tmp_path):
+  config = test_configs.load(test_configs.ROOT / 'configs/sft.py', 'tiny')
+  config.update_from_flattened_dict(
+    {
+      'checkpoint': 'scratch',
+      'data.texts': 'practice:20',
+      'data.general_fraction': 0.0,
+      'batch.prompt_buckets': (8,),  # no text fits
+    }
+  )
+  with pytest.raises(UserError, match=naming(8)):
+    importlib.import_module(main.STAGES['sft']).run(config, str(tmp_path))
+  assert not (tmp_path / 'model').exists()

@@ -52,6 +52,17 @@ COMPANIONS = (
 )
 
 
+def check_readable(directory: str, step: int | None) -> None:
+  """Raises UserError if a checkpoint does not exist or cannot be read."""
+  if not directory:
+    raise UserError(
+      "config.checkpoint is empty; give a directory, 'random', or for training "
+      "also 'scratch'"
+    )
+  if directory != RANDOM:
+    orbax_checkpoint.read_json(directory, 'model', step)
+
+
 def open_model(
   directory: str,
   step: int | None,
@@ -75,11 +86,7 @@ def open_model(
   Raises:
     UserError: `directory` is empty, or not a model directory.
   """
-  if not directory:
-    raise UserError(
-      "config.checkpoint is empty; give a directory, 'random', or for training "
-      "also 'scratch'"
-    )
+  check_readable(directory, step)
   if directory == RANDOM:
     model = Transformer(model_config.from_name('tiny'), compute, layout, scalar)
     with tempfile.TemporaryDirectory() as folder:
@@ -256,6 +263,15 @@ def copy_companions(source: str, target: str) -> None:
     path = epath.Path(source) / name
     if path.exists():
       atomic_io.write_file(epath.Path(target) / name, path.read_bytes())
+
+
+def remove_companions(target: str) -> None:
+  """Removes the small files, and the folder if it is empty then."""
+  for name in COMPANIONS:
+    atomic_io.remove(os.path.join(target, name))
+  path = epath.Path(target)
+  if path.is_dir() and not any(path.iterdir()):
+    path.rmdir()
 
 
 def write_tiny_tokenizer(target: str) -> None:

@@ -5,10 +5,12 @@ everything that the run needs to resume bit for bit), metrics.jsonl and
 tensorboard/. The loops are in training/supervised.py and stages/grpo/train.py.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -81,6 +83,31 @@ def check(
     raise UserError('--workdir is missing; give the folder to write the model')
   settings.check(config, rules, key)
   optimizer.check(config.steps, config.optimizer, f'{key}.optimizer')
+
+
+def check_checkpoint(config: ConfigDict, workdir: str) -> None:
+  """Raises UserError if a new run cannot open its initial checkpoint."""
+  special = (model_directory.RANDOM, model_directory.SCRATCH)
+  is_new = not has_checkpoint(os.path.join(workdir, MODEL))
+  if is_new and config.checkpoint not in special:
+    model_directory.check_readable(
+      config.checkpoint, model_directory.step_or_latest(config.checkpoint_step)
+    )
+
+
+@contextlib.contextmanager
+def no_leftovers(workdir: str) -> Iterator[None]:
+  """Removes the tokenizer of a run that a mistake ends before it trains.
+
+  A corrected run with another tokenizer must not find it.
+  """
+  target = os.path.join(workdir, MODEL)
+  try:
+    yield
+  except UserError:
+    if not has_checkpoint(target) and not jax.process_index():
+      model_directory.remove_companions(target)
+    raise
 
 
 def has_checkpoint(target: str) -> bool:

@@ -73,7 +73,8 @@ def run(config: ConfigDict, workdir: str) -> None:
     NonFiniteError: the loss or a norm is not finite.
   """
   settings.check(config, workdir)
-  with run_lock.hold_workdir(workdir):
+  training_run.check_checkpoint(config, workdir)
+  with run_lock.hold_workdir(workdir), training_run.no_leftovers(workdir):
     prompt_format = training_run.prompt_format(config.prompt, config.checkpoint)
     examples = distributed.run_on_all(
       lambda: labelled_examples.load(

@@ -89,7 +89,8 @@ def run(config: ConfigDict, workdir: str) -> None:
     NonFiniteError: the loss or a norm is not finite.
   """
   check(config, workdir)
-  with run_lock.hold_workdir(workdir):
+  training_run.check_checkpoint(config, workdir)
+  with run_lock.hold_workdir(workdir), training_run.no_leftovers(workdir):
     dataset, held_out = distributed.run_on_all(lambda: rm_data.read(config))
     evaluation = config.evaluation
     run_record.begin_training(

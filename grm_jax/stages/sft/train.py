@@ -71,7 +71,8 @@ def run(config: ConfigDict, workdir: str) -> None:
     NonFiniteError: the loss or a norm is not finite.
   """
   check(config, workdir)
-  with run_lock.hold_workdir(workdir):
+  training_run.check_checkpoint(config, workdir)
+  with run_lock.hold_workdir(workdir), training_run.no_leftovers(workdir):
     examples, seqio_specs = distributed.run_on_all(
       lambda: sft_data.read(config)
     )

@@ -102,9 +102,9 @@ def _plan_and_check(config: ConfigDict, workdir: str) -> list[PipelineStage]:
   spct_settings.check(config)
   spct_data.check(config)
   spct_evaluate.check(config)
+  spct_settings.check_inputs(config)
   stages = spct_plan.plan(config, workdir)
   _check_configs(stages, workdir)
-  spct_settings.check_inputs(config)
   spct_progress.check(workdir, stages)
   return stages
 
