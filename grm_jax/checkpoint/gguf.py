@@ -36,6 +36,17 @@ _LAYER_NAMES = {
   'ffn_norm': 'post_attention_layernorm',
 }
 _LAYER_TENSOR = re.compile(r'blk\.(\d+)\.(\w+)')
+# Keys of the architecture that are read, or change nothing.
+_ARCHITECTURE_KEYS = frozenset(
+  f'llama.{key}'
+  for key in (
+    *('block_count', 'context_length', 'embedding_length', 'vocab_size'),
+    *('feed_forward_length', 'attention.head_count', 'rope.freq_base'),
+    *('attention.head_count_kv', 'attention.layer_norm_rms_epsilon'),
+    *('attention.key_length', 'attention.value_length'),
+    'rope.dimension_count',
+  )
+)
 _CONTROL = 3  # gguf's TokenType.CONTROL
 # 'smollm' splits digits one by one and then words as GPT-2 does.
 _PRE_TOKENIZERS = {
@@ -111,11 +122,16 @@ def read_config(file: GGUFFile) -> ModelConfig:
   Raises:
     UserError: missing metadata, or an unsupported feature.
   """
+  _check_unknown(file)
   num_heads = file.field('llama.attention.head_count')
   width = file.field('llama.embedding_length')
-  head_dim = file.field('llama.rope.dimension_count', width // num_heads)
-  if 'llama.rope.scaling.type' in file.reader.fields:
-    raise UserError(f'{file.path}: scaled RoPE is not supported')
+  head_dim = file.field('llama.attention.key_length', width // num_heads)
+  for key in ('rope.dimension_count', 'attention.value_length'):
+    if (value := file.field(f'llama.{key}', head_dim)) != head_dim:
+      raise UserError(
+        f'{file.path}: llama.{key} is {value!r}, but heads have {head_dim} '
+        'dimensions; only the same number is supported'
+      )
   epsilon = file.field('llama.attention.layer_norm_rms_epsilon')
   return ModelConfig(
     num_layers=file.field('llama.block_count'),
@@ -131,6 +147,22 @@ def read_config(file: GGUFFile) -> ModelConfig:
     norm_eps=float(f'{epsilon:.6g}'),
     **LLAMA,
   )
+
+
+def _check_unknown(file: GGUFFile) -> None:
+  """Raises UserError for metadata that may change what the model computes."""
+  for key in sorted(file.reader.fields):
+    if not key.startswith('llama.'):
+      continue
+    value = file.field(key)
+    # A known key can have one value per layer. In others, 0, False and 'none'
+    # turn a feature off.
+    is_known = key in _ARCHITECTURE_KEYS and not isinstance(value, list)
+    if not is_known and value not in (0, 0.0, False, '', 'none'):
+      raise UserError(
+        f'{file.path}: {key} is {value!r}, which is not supported; use a model '
+        'without it'
+      )
 
 
 def tokenizer_json(file: GGUFFile) -> str:

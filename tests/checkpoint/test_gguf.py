@@ -60,7 +60,9 @@ def make_vocabulary():
   return [*control, *alphabet, 'is']
 
 
-def write(path, arch='llama', pre='smollm', quantized=(), scaled=False):
+def write(
+  path, arch='llama', pre='smollm', quantized=(), scaled=False, extra=()
+):
   """Writes a GGUF file; returns its tensors as Hugging Face has them."""
   vocabulary = make_vocabulary()
   fields = FIELDS | {'vocab_size': len(vocabulary)}
@@ -76,6 +78,9 @@ def write(path, arch='llama', pre='smollm', quantized=(), scaled=False):
   out.add_layer_norm_rms_eps(fields['rms_norm_eps'])
   if scaled:
     out.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+  for key, value in dict(extra).items():
+    add = {float: out.add_float32, int: out.add_uint32, list: out.add_array}
+    add[type(value)](f'llama.{key}', value)
   out.add_tokenizer_model('gpt2')
   out.add_tokenizer_pre(pre)
   out.add_token_list(vocabulary)
@@ -177,7 +182,7 @@ def test_unreadable_files_are_rejected(tmp_path):
   [
     ({'arch': 'qwen2'}, ['qwen2', 'llama']),
     ({'pre': 'tekken'}, ['tekken', 'smollm']),
-    ({'scaled': True}, ['RoPE']),
+    ({'scaled': True}, ['llama.rope.scaling.type', 'yarn']),
   ],
 )
 def test_unsupported_models_are_rejected(tmp_path, changes, words):
@@ -187,3 +192,31 @@ def test_unsupported_models_are_rejected(tmp_path, changes, words):
     file = gguf_file.open_file(path)
     gguf_file.read_config(file)
     gguf_file.tokenizer_json(file)
+
+
+@pytest.mark.parametrize(
+  'key, value',
+  [
+    ('logit_scale', 0.5),
+    ('attention.scale', 0.1),
+    ('attention.sliding_window', 128),
+    ('rope.scale_linear', 4.0),
+    ('expert_count', 8),
+    ('attention.value_length', 16),
+    ('attention.key_length', 16),
+    ('some.new_key', 1),
+  ],
+)
+def test_metadata_that_changes_the_outputs_is_refused(tmp_path, key, value):
+  path = str(tmp_path / 'm.gguf')
+  write(path, extra={key: value})
+  with pytest.raises(UserError, match=naming(path)) as caught:
+    gguf_file.read_config(gguf_file.open_file(path))
+  assert 'llama.' in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_features_that_are_off_are_accepted(tmp_path):
+  path = str(tmp_path / 'm.gguf')
+  off = {'expert_count': 0, 'attention.key_length': 8, 'context_length': 99}
+  write(path, extra=off)
+  assert gguf_file.read_config(gguf_file.open_file(path)).head_dim == 8

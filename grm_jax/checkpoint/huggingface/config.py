@@ -1,10 +1,12 @@
 """Converts Hugging Face's config.json to a ModelConfig and back.
 
-Models with features that grm_jax does not implement are rejected.
+Models with features that grm_jax does not implement are rejected, and so are
+fields that are not known here: they may change what the model computes.
 """
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -57,8 +59,28 @@ _COMMON_FIELDS = {
 }
 _COMMON_REQUIRED = {
   'attention_bias': (False, None),
-  'rope_scaling': (None,),
+  'is_causal': (None, True),
+  'is_decoder': (None, False, True),  # causal in any case
+  'partial_rotary_factor': (None, 1.0),
 }
+# Fields that no output depends on: of training, generation, or other programs.
+_IGNORED = frozenset(
+  (
+    *('_attn_implementation', '_name_or_path', 'architectures', 'auto_map'),
+    *('attention_dropout', 'bos_token_id', 'cache_implementation', 'dtype'),
+    *('eos_token_id', 'id2label', 'initializer_range', 'is_llama_config'),
+    *('label2id', 'max_position_embeddings', 'model_type', 'num_labels'),
+    *('pad_token_id', 'pretraining_tp', 'problem_type', 'tokenizer_class'),
+    *('torch_dtype', 'transformers.js_config', 'transformers_version'),
+    *('unsloth_fixed', 'unsloth_version', 'use_cache', 'unk_token_id'),
+    *('return_dict', 'finetuning_task', 'task_specific_params'),
+  )
+)
+# ModelConfig fields that can be None, and those that need not be integers.
+_OPTIONAL = ('window', 'attn_softcap', 'final_softcap', 'head_dim')
+_REAL = ('norm_eps', 'query_pre_attn_scalar', 'attn_softcap', 'final_softcap')
+_ROPE_FIELDS = ('rope_theta', 'rope_parameters', 'rope_scaling')
+_ROPE_KEYS = ('rope_type', 'type', 'rope_theta', 'partial_rotary_factor')
 GEMMA2 = HFFamily(
   model_type='gemma2',
   class_prefix='Gemma2',
@@ -76,6 +98,8 @@ GEMMA2 = HFFamily(
     'tie_word_embeddings': (True, None),
     'use_bidirectional_attention': (False, None),
     'hidden_activation': ('gelu_pytorch_tanh', None),
+    # transformers does not read it.
+    'hidden_act': (None, 'gelu_pytorch_tanh', 'gelu'),
   },
   token_ids={'bos_token_id': 2, 'eos_token_id': 1, 'pad_token_id': 0},
 )
@@ -90,6 +114,8 @@ LLAMA_FAMILY = HFFamily(
     'tie_word_embeddings': (True,),
     'hidden_act': ('silu', None),
     'mlp_bias': (False, None),
+    # transformers does not read it.
+    'hidden_activation': (None, 'silu', 'gelu_pytorch_tanh'),
   },
   token_ids={
     'bos_token_id': 1,
@@ -141,6 +167,7 @@ def read_config(directory: str) -> tuple[ModelConfig, bool]:
   missing = [x for x in family.fields.values() if x not in fields]
   if missing:
     raise UserError(f'{path} has no {", ".join(missing)}')
+  _check_sizes(path, family, fields)
   _check_features(path, family, fields)
   is_scalar = architecture == family.scalar_model
   if is_scalar:
@@ -193,33 +220,90 @@ def to_hf_config(
   for ours, theirs in family.fields.items():
     fields[theirs] = getattr(config, ours)
   if family is GEMMA2:
-    fields['layer_types'] = _layer_types(config.num_layers)
+    fields['layer_types'] = _layer_types(family, config.num_layers)
   if scalar:
     fields['id2label'] = {'0': 'LABEL_0'}
     fields['label2id'] = {'LABEL_0': 0}
   return fields
 
 
-def _layer_types(num_layers: int) -> list[str]:
+def _layer_types(family: HFFamily, num_layers: int) -> list[str]:
   pair = ['sliding_attention', 'full_attention']
-  return pair * (num_layers // 2)
+  if family is LLAMA_FAMILY:
+    pair = ['full_attention'] * 2
+  # An odd number is reported by ModelConfig.
+  return (pair * num_layers)[:num_layers]
 
 
 def _check_features(
   path: str, family: HFFamily, fields: Mapping[str, Any]
 ) -> None:
   for name, supported in family.required.items():
-    if fields.get(name) not in supported:
+    if not _is_one_of(fields.get(name), supported):
       raise UserError(
         f'{path}: {name} is {fields.get(name)!r}; only {supported[0]!r} is '
         'supported'
       )
-  expected = _layer_types(fields['num_hidden_layers'])
-  if family is GEMMA2 and (fields.get('layer_types') or expected) != expected:
+  expected = _layer_types(family, fields['num_hidden_layers'])
+  if (fields.get('layer_types') or expected) != expected:
     raise UserError(
-      f'{path}: layer_types must alternate sliding and full attention, '
-      'starting with sliding'
+      f'{path}: layer_types is {fields["layer_types"]!r}; only '
+      f'{expected[:2]!r}, repeated, is supported'
     )
+  window = fields.get('sliding_window')
+  if family is GEMMA2 and fields.get('sliding_window_size', window) != window:
+    raise UserError(
+      f'{path}: sliding_window_size is {fields["sliding_window_size"]!r} and '
+      f'sliding_window is {window!r}; set both to the same value'
+    )
+  _check_unknown(path, family, fields)
+
+
+def _is_one_of(value: Any, supported: tuple[Any, ...]) -> bool:
+  """Returns whether a value is supported; 1 and 0 are not true and false."""
+  return any(
+    value == x and isinstance(value, bool) == isinstance(x, bool)
+    for x in supported
+  )
+
+
+def _check_unknown(
+  path: str, family: HFFamily, fields: Mapping[str, Any]
+) -> None:
+  """Raises UserError for a field that may change what the model computes."""
+  known = {*family.fields.values(), *family.required, *_ROPE_FIELDS}
+  known |= {*_IGNORED, 'head_dim', 'layer_types'}
+  known |= {'sliding_window_size'} if family is GEMMA2 else set()
+  unknown = {
+    name: value
+    for name, value in fields.items()
+    # None, False and empty values turn a feature off.
+    if name not in known and value not in (None, False, '', [], {})
+  }
+  if unknown:
+    name, value = min(unknown.items())
+    raise UserError(
+      f'{path}: {name} is {value!r}, which is not supported; use a model '
+      'without it. If it does not change the outputs, remove it from a copy of '
+      'the file'
+    )
+
+
+def _check_sizes(
+  path: str, family: HFFamily, fields: Mapping[str, Any]
+) -> None:
+  """Raises UserError for a number that is not one, or not positive."""
+  for ours, theirs in (*family.fields.items(), ('head_dim', 'head_dim')):
+    value = fields.get(theirs)
+    if value is None and ours in _OPTIONAL:
+      continue
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_whole = isinstance(value, int) or ours in _REAL
+    if not (is_number and is_whole and 0 < value < math.inf):
+      kind = 'number' if ours in _REAL else 'integer'
+      raise UserError(
+        f'{path}: {theirs} is {value!r}; it must be a positive {kind}'
+      )
 
 
 def _check_num_labels(path: str, fields: Mapping[str, Any]) -> None:
@@ -230,9 +314,42 @@ def _check_num_labels(path: str, fields: Mapping[str, Any]) -> None:
 
 
 def _rope_base(path: str, fields: Mapping[str, Any]) -> float:
-  rope = fields.get('rope_parameters') or {}
-  if rope.get('rope_type', 'default') != 'default':
+  """Returns the base of the rotary frequencies, without any scaling.
+
+  transformers has read scaling from `rope_scaling` and `rope_parameters`, with
+  the type under `rope_type` and `type`, or one such dict per layer type.
+  """
+  given = {x: fields[x] for x in _ROPE_FIELDS[1:] if fields.get(x)}
+  if len(given) == 2 and given['rope_scaling'] != given['rope_parameters']:
     raise UserError(
-      f'{path}: rope_type is {rope["rope_type"]!r}; only "default" is supported'
+      f'{path}: rope_scaling is {given["rope_scaling"]!r} and rope_parameters '
+      f'is {given["rope_parameters"]!r}; keep one of them'
     )
-  return float(rope.get('rope_theta', fields.get('rope_theta', 10_000.0)))
+  rope: dict[str, Any] = {}
+  for name, rope in given.items():
+    _check_rope(path, name, rope)
+  base = rope.get('rope_theta', fields.get('rope_theta', 10_000.0))
+  is_number = isinstance(base, int | float) and not isinstance(base, bool)
+  if not (is_number and 0 < base < math.inf):
+    raise UserError(
+      f'{path}: rope_theta is {base!r}; it must be a positive number'
+    )
+  return float(base)
+
+
+def _check_rope(path: str, name: str, rope: Any) -> None:
+  """Raises UserError for anything but an unscaled rotary embedding."""
+  if not isinstance(rope, dict):
+    raise UserError(f'{path}: {name} is {rope!r}; it must be an object')
+  for key, value in sorted(rope.items()):
+    is_type = key in ('rope_type', 'type')
+    if key not in _ROPE_KEYS or (is_type and value != 'default'):
+      raise UserError(
+        f'{path}: {name} has {key} {value!r}; only the rope_type "default" is '
+        'supported'
+      )
+  if not _is_one_of(rope.get('partial_rotary_factor'), (None, 1.0)):
+    raise UserError(
+      f'{path}: {name} has partial_rotary_factor '
+      f'{rope["partial_rotary_factor"]!r}; only 1.0 is supported'
+    )

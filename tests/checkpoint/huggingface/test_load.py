@@ -246,8 +246,61 @@ def test_unsupported_dtypes_are_rejected(tmp_path):
     ({'tie_word_embeddings': False}, ['tie_word_embeddings', False]),
     ({'hidden_activation': 'relu'}, ['hidden_activation', 'relu']),
     ({'rope_scaling': {'factor': 2}}, ['rope_scaling']),
-    ({'rope_parameters': {'rope_type': 'yarn'}}, ['rope_type', 'yarn']),
+    *[
+      ({name: value}, words)
+      for name in ('rope_parameters', 'rope_scaling')
+      for value, words in (
+        ({'rope_type': 'yarn'}, ['rope_type', 'yarn']),
+        ({'type': 'linear', 'factor': 8.0}, ['factor', 8.0]),
+        ({'type': 'linear', 'rope_theta': 1e4}, ['type', 'linear']),
+        ({'rope_type': 'linear', 'factor': 8.0}, ['factor', 8.0]),
+        ({'rope_type': 'default', 'type': 'linear'}, ['type', 'linear']),
+        ({'rope_type': 'linear', 'type': 'default'}, ['rope_type', 'linear']),
+        ({'rope_type': None}, ['rope_type', None]),
+        ({'rope_type': 'default', 'factor': 8.0}, ['factor', 8.0]),
+        ({'partial_rotary_factor': 0.5}, ['partial_rotary_factor', 0.5]),
+        ({'rope_theta': None}, ['rope_theta', None]),
+        ({'rope_theta': '1e4'}, ['rope_theta']),
+        ('linear', ['linear']),
+        (
+          {
+            'full_attention': {'rope_type': 'linear', 'factor': 8.0},
+            'sliding_attention': {'rope_type': 'default'},
+          },
+          ['full_attention'],
+        ),
+      )
+    ],
+    (
+      {
+        'rope_scaling': {'rope_type': 'default', 'rope_theta': 5.0},
+        'rope_parameters': {'rope_type': 'default', 'rope_theta': 6.0},
+      },
+      ['rope_scaling', 'rope_parameters'],
+    ),
+    ({'rope_theta': None}, ['rope_theta', None]),
+    ({'rope_theta': -1.0}, ['rope_theta', -1.0]),
+    ({'partial_rotary_factor': 0.5}, ['partial_rotary_factor', 0.5]),
+    ({'rope_local_base_freq': 1e4}, ['rope_local_base_freq', 10000.0]),
+    ({'attention_multiplier': 0.5}, ['attention_multiplier', 0.5]),
+    ({'logit_scale': 0.0625}, ['logit_scale', 0.0625]),
+    ({'sliding_window_pattern': 6}, ['sliding_window_pattern', 6]),
+    ({'use_qk_norm': True}, ['use_qk_norm', True]),
+    ({'quantization_config': {'bits': 4}}, ['quantization_config']),
+    ({'hidden_act': 'relu'}, ['hidden_act', 'relu']),
+    ({'is_causal': False}, ['is_causal', False]),
+    ({'sliding_window_size': 9}, ['sliding_window_size', 9]),
+    ({'sliding_window': 0}, ['sliding_window', 0]),
+    ({'attn_logit_softcapping': 0.0}, ['attn_logit_softcapping', 0.0]),
+    ({'query_pre_attn_scalar': '11'}, ['query_pre_attn_scalar']),
+    ({'num_hidden_layers': 4.5}, ['num_hidden_layers', 4.5]),
+    ({'hidden_size': True}, ['hidden_size', True]),
+    ({'rms_norm_eps': None}, ['rms_norm_eps', None]),
     ({'layer_types': ['full_attention'] * 4}, ['layer_types']),
+    (
+      {'layer_types': ['full_attention', 'sliding_attention'] * 2},
+      ['layer_types'],
+    ),
     ({'num_hidden_layers': 3}, ['num_layers', 3]),
     ({'num_key_value_heads': 4}, ['num_heads', 6, 'num_kv_heads', 4]),
   ],
@@ -257,6 +310,54 @@ def test_unsupported_gemma2_configs_are_rejected(tmp_path, change, words):
   (tmp_path / 'config.json').write_text(json.dumps(config))
   with pytest.raises(UserError, match=naming(*words)):
     config_lib.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'change, base',
+  [
+    ({'rope_parameters': {'rope_type': 'default', 'rope_theta': 5e5}}, 5e5),
+    ({'rope_parameters': {'type': 'default', 'rope_theta': 5e5}}, 5e5),
+    ({'rope_parameters': {'rope_theta': 7}, 'rope_theta': 9.0}, 7.0),
+    ({'rope_scaling': {'rope_type': 'default'}, 'rope_theta': 9.0}, 9.0),
+    ({'rope_scaling': None, 'rope_parameters': None}, 10_000.0),
+    ({'rope_parameters': {}, 'rope_scaling': {}}, 10_000.0),
+  ],
+)
+def test_unscaled_rope_in_every_form(tmp_path, change, base):
+  config = gemma2_files.config_json(FIELDS) | change
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  assert config_lib.read_config(tmp_path)[0].rope_base == base
+
+
+# The fields of published files that change no output.
+PUBLISHED = {
+  '_name_or_path': 'google/gemma-2-2b',
+  'attention_dropout': 0.0,
+  'cache_implementation': 'hybrid',
+  'eos_token_id': [1, 107],
+  'hidden_act': 'gelu_pytorch_tanh',
+  'initializer_range': 0.02,
+  'max_position_embeddings': 8192,
+  'sliding_window_size': FIELDS['sliding_window'],
+  'transformers_version': '4.42.4',
+  'use_cache': True,
+  'rope_interleaved': False,
+}
+
+
+def test_published_fields_are_accepted(tmp_path):
+  config = gemma2_files.config_json(FIELDS)
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  expected = config_lib.read_config(tmp_path)
+  (tmp_path / 'config.json').write_text(json.dumps(config | PUBLISHED))
+  assert config_lib.read_config(tmp_path) == expected
+  llama = gemma2_files.config_json(gemma2_files.LLAMA) | {
+    'is_llama_config': True,
+    'pretraining_tp': 1,
+    'transformers.js_config': {'kv_cache_dtype': {'q4f16': 'float16'}},
+  }
+  (tmp_path / 'config.json').write_text(json.dumps(llama))
+  assert config_lib.read_config(tmp_path)[0].head_dim == 8
 
 
 def test_invalid_config_files_are_rejected(tmp_path):
@@ -318,6 +419,11 @@ def test_llama_config_defaults(tmp_path):
     ({'mlp_bias': True}, ['mlp_bias', True]),
     ({'attention_bias': True}, ['attention_bias', True]),
     ({'rope_parameters': {'rope_type': 'llama3'}}, ['rope_type', 'llama3']),
+    ({'rope_scaling': {'type': 'linear', 'factor': 2.0}}, ['rope_scaling']),
+    ({'rope_interleaved': True}, ['rope_interleaved', True]),
+    ({'sliding_window': 128}, ['sliding_window', 128]),
+    ({'layer_types': ['sliding_attention'] * 4}, ['layer_types']),
+    ({'head_dim': 0}, ['head_dim', 0]),
     ({'architectures': ['Gemma2ForCausalLM']}, ['LlamaForCausalLM']),
   ],
 )
