@@ -115,10 +115,13 @@ def _check_paths(config: ConfigDict, target: str) -> None:
       raise UserError(f'config.source={config.source} is not a file')
   elif config.source != 'random' and not epath.Path(config.source).is_dir():
     raise UserError(f'config.source={config.source} is not a directory')
-  if epath.Path(target).is_file() or _is_in_use(target, config.direction):
-    raise UserError(
-      f'config.target={target} exists; choose another path or delete it'
-    )
+  if importing and not random and not _is_gguf(config):
+    hf_config.check_tokenizer(config.source)
+  with atomic_io.wrap_read_errors(target):
+    if epath.Path(target).is_file() or _is_in_use(target, config.direction):
+      raise UserError(
+        f'config.target={target} exists; choose another path or delete it'
+      )
 
 
 def _is_gguf(config: ConfigDict) -> bool:
@@ -189,7 +192,9 @@ def _export(
   config: ConfigDict, model: Transformer, params: dict, target: str
 ) -> None:
   """Writes a Hugging Face directory next to the target, then renames it."""
-  temporary = f'{target}.tmp'
+  # Without a slash at the end or links: a longer name is beside the target.
+  target = os.path.realpath(target)
+  temporary = f'{target}.export.tmp'
   if not jax.process_index():
     # Left by an export that was killed.
     shutil.rmtree(temporary, ignore_errors=True)

@@ -1,6 +1,8 @@
 """The stage convert through main: import, export, and errors."""
 
+import os
 import pathlib
+import runpy
 import signal
 import subprocess
 import sys
@@ -9,9 +11,11 @@ import time
 import pytest
 from safetensors.numpy import load_file
 
+from grm_jax.errors import UserError
+from grm_jax.stages import convert
 from grm_jax.tokenizer import tiny as tiny_tokenizer
 from tests import gemma2_files
-from tests.messages import lines_with, names
+from tests.messages import lines_with, names, naming
 from tests.processes import HANG_TIMEOUT_S
 from tests.stages import stage_output
 from tests.test_main import environment, error_of, run
@@ -24,6 +28,13 @@ FIELDS = gemma2_files.CONFIGS['odd_heads'] | {
 CONFIG = '--config=configs/convert.py'
 # One device instead of eight virtual ones starts faster.
 ONE_DEVICE = environment()
+
+
+def load_config(**values):
+  path = ROOT / 'configs' / 'convert.py'
+  config = runpy.run_path(str(path))['get_config']()
+  config.update_from_flattened_dict(values)
+  return config
 
 
 @pytest.fixture(scope='module')
@@ -202,3 +213,61 @@ def test_a_flipped_bit_is_an_error(converted, tmp_path):
   )
   assert names(line, 0, copy, 'embedder/table')
   assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+  'spelling', ['out/', 'out//', './out', 'link', 'link/']
+)
+def test_export_into_every_spelling_of_a_target(
+  tmp_path, spelling, monkeypatch
+):
+  """The retry after a kill works, and keeps a folder that is not its own."""
+  monkeypatch.chdir(tmp_path)
+  os.mkdir('real')
+  os.symlink('real', 'link')
+  folder = tmp_path / ('real' if 'link' in spelling else 'out')
+  os.mkdir(f'{folder}.tmp')
+  (tmp_path / f'{folder.name}.tmp' / 'mine').write_text('keep')
+  source = str(tmp_path / 'ours')
+  config = load_config(source='random', size='tiny', target=source)
+  convert.run(config, '')
+  values = {'direction': 'huggingface', 'source': source, 'size': ''}
+  config = load_config(**values, target=spelling)
+  # Killed while it writes: its folder stays.
+  save = convert.hf_save.save_directory
+
+  def save_half(directory, params, model):
+    """Writes the files and is interrupted."""
+    save(directory, params, model)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(convert.hf_save, 'save_directory', save_half)
+    with pytest.raises(KeyboardInterrupt):
+      convert.run(config, '')
+  assert not list(folder.glob('*'))
+  convert.run(config, '')
+  assert (folder / 'config.json').exists()
+  assert (folder / 'tokenizer.model').exists()
+  assert sorted(x.name for x in tmp_path.glob('*.tmp')) == [
+    f'{folder.name}.tmp'
+  ]
+  assert (tmp_path / f'{folder.name}.tmp' / 'mine').exists()
+  with pytest.raises(UserError, match=naming('config.target')):
+    convert.run(config, '')
+
+
+def test_gemma_with_only_a_tokenizer_json_is_refused(tmp_path, monkeypatch):
+  source = tmp_path / 'hf'
+  source.mkdir()
+  gemma2_files.write(source, gemma2_files.CONFIGS['no_caps'], 1)
+  (source / 'tokenizer.json').write_text('{}')
+  config = load_config(source=str(source), target=str(tmp_path / 'ours'))
+  monkeypatch.setattr(
+    convert.hf_load, 'open_source', lambda path: pytest.fail('read weights')
+  )
+  expected = naming(source, 'tokenizer.model', 'tokenizer.json')
+  with pytest.raises(UserError, match=expected) as caught:
+    convert.run(config, '')
+  assert '\n' not in str(caught.value)
+  assert not (tmp_path / 'ours').exists()

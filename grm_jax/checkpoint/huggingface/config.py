@@ -175,6 +175,27 @@ def read_config(directory: str) -> tuple[ModelConfig, bool]:
   return _model_config(path, family, fields), is_scalar
 
 
+def check_tokenizer(directory: str) -> None:
+  """Checks that the tokenizer of a model is one that can be read.
+
+  Raises:
+    UserError: config.json cannot be read, or a Gemma-2 model has only a
+      tokenizer.json.
+  """
+  path = os.path.join(directory, 'config.json')
+  family = _find_family(path, read_json(path))
+  has_model, has_json = (
+    os.path.exists(os.path.join(directory, name))
+    for name in ('tokenizer.model', 'tokenizer.json')
+  )
+  if family is GEMMA2 and has_json and not has_model:
+    raise UserError(
+      f'{directory} has a tokenizer.json but no tokenizer.model, which Gemma-2 '
+      'needs; download tokenizer.model from the model that these weights come '
+      'from, such as google/gemma-2-2b-it, into this directory'
+    )
+
+
 def _find_family(path: str, fields: Any) -> HFFamily:
   model_type = fields.get('model_type') if isinstance(fields, dict) else None
   for family in (GEMMA2, LLAMA_FAMILY):
