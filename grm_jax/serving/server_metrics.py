@@ -11,6 +11,7 @@ from grm_jax.judgement.judgement import JudgedExample
 from grm_jax.serving.worker import JudgeWorker
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
+_FIRST_CHECK = 16  # samples before the first report of failures
 _BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 # Counters of the sampling engine and their help texts.
 _ENGINE_COUNTERS = {
@@ -28,13 +29,17 @@ class ServerMetrics:
     self,
     worker: JudgeWorker,
     engine_counts: Callable[[], Mapping[str, float]],
+    on_counts: Callable[[int, int, int], None] = lambda *counts: None,
   ):
     """Starts all counters at zero.
 
     Args:
       worker: the worker whose queue is measured.
       engine_counts: returns a value for each key of _ENGINE_COUNTERS.
+      on_counts: called with the numbers so far of samples, parse failures and
+        truncated samples, less and less often.
     """
+    self._on_counts = on_counts
     self.registry = registry = CollectorRegistry()
     self._requests = Counter(
       'grm_requests',
@@ -53,6 +58,13 @@ class ServerMetrics:
       'Sampled judgements that do not parse.',
       registry=registry,
     )
+    self._truncated = Counter(
+      'grm_truncated_samples',
+      'Sampled judgements that reached the token limit.',
+      registry=registry,
+    )
+    self._counts = [0, 0, 0]  # samples, failures, truncated
+    self._next_check = _FIRST_CHECK
     self._queue_wait = Histogram(
       'grm_queue_wait_seconds',
       'Time of an example in the queue.',
@@ -77,9 +89,20 @@ class ServerMetrics:
     """Counts a judged example, its samples and its parse failures."""
     self._examples.labels('judged').inc()
     self._samples.inc(len(judged.samples))
-    self._parse_failures.inc(sum(x.scores is None for x in judged.samples))
+    failures = sum(x.scores is None for x in judged.samples)
+    truncated = sum(x.truncated for x in judged.samples)
+    self._parse_failures.inc(failures)
+    self._truncated.inc(truncated)
+    self._check_failures(len(judged.samples), failures, truncated)
     self._queue_wait.observe(queue_wait_s)
     self._request_duration.observe(duration_s)
+
+  def _check_failures(self, *counts: int) -> None:
+    """Reports all counts so far after 16, 32, 64, ... samples."""
+    self._counts = [x + y for x, y in zip(self._counts, counts, strict=True)]
+    if self._counts[0] >= self._next_check:
+      self._next_check = 2 * self._counts[0]
+      self._on_counts(*self._counts)
 
   def count_not_judged(self, outcome: str) -> None:
     """Counts an accepted example without a result.

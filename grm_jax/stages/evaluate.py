@@ -27,7 +27,7 @@ from grm_jax.judgement import preference_rows
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import JudgedExample
 from grm_jax.judges import factory as judge_factory
-from grm_jax.judges import resumable
+from grm_jax.judges import failure_report, resumable
 from grm_jax.judges import settings as judge_settings
 from grm_jax.judges.baselines.pairwise_rm import PairJudge
 from grm_jax.judges.baselines.scalar_rm import ScalarJudge
@@ -85,6 +85,23 @@ def _write_report(
   if config.checkpoint == model_directory.RANDOM and not config.reuse_samples:
     print('random weights: the results have no meaning')
   print(f'report -> {os.path.join(workdir, "report.html")}')
+  for name, examples in judged.items():
+    warning = '' if config.reuse_samples else _failure_warning(config, examples)
+    if warning:
+      print(f'{name}: {warning}')
+
+
+def _failure_warning(
+  config: ConfigDict, judged: Sequence[JudgedExample]
+) -> str:
+  return failure_report.of_samples(
+    config,
+    (
+      (sample.scores is None, sample.truncated)
+      for x in judged
+      for sample in (*x.samples, *([x.greedy] if x.greedy else []))
+    ),
+  )
 
 
 def check(config: ConfigDict, workdir: str) -> None:

@@ -36,6 +36,7 @@ from grm_jax.judgement import verdict
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError
 from grm_jax.judges import factory as judge_factory
+from grm_jax.judges import failure_report
 from grm_jax.judges import settings as judge_settings
 from grm_jax.judges.factory import AnyJudge
 from grm_jax.judges.generative import JudgeConfig
@@ -308,6 +309,14 @@ def _write_results(
   if first is not None:
     results = itertools.chain((first,), good)
     num_good = atomic_io.write_lines(output, map(json.dumps, results))
+  warning = failure_report.of_samples(
+    config,
+    (
+      (sample['scores'] is None, sample['finish'] == 'length')
+      for row in _merge(journal_paths)
+      for sample in row.get('samples', ())
+    ),
+  )
   for path in journal_paths:
     atomic_io.remove(path)
   if not num_good:
@@ -323,6 +332,8 @@ def _write_results(
     print(f'{num_bad} bad rows -> {errors_path}')
   else:
     atomic_io.remove(errors_path)
+  if warning:
+    print(warning)
 
 
 def _merge(journal_paths: Sequence[str]) -> Iterator[dict[str, Any]]:

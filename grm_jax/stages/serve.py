@@ -1,6 +1,7 @@
 """The stage serve: a judge behind HTTP, until SIGTERM."""
 
 import contextlib
+import functools
 import importlib.util
 import re
 import signal
@@ -18,6 +19,7 @@ from grm_jax import settings
 from grm_jax.errors import UserError
 from grm_jax.io import input_file
 from grm_jax.judges import factory as judge_factory
+from grm_jax.judges import failure_report
 from grm_jax.judges import settings as judge_settings
 from grm_jax.judges.generative import Judge
 from grm_jax.serving import limits as server_limits
@@ -169,7 +171,9 @@ def _serve(
     ),
     limits=server.fit_descriptors(limits),
     metrics=server_metrics.ServerMetrics(
-      judge_worker, lambda: _engine_counts(judge)
+      judge_worker,
+      lambda: _engine_counts(judge),
+      functools.partial(_warn_of_failures, config),
     ),
     token=token,
     about=_about(config, judge),
@@ -205,6 +209,17 @@ def _about(config: ConfigDict, judge: Judge) -> dict[str, Any]:
     'prompt_tokens': judge.engine.limits.max_prompt_tokens,
     'judgement_tokens': judge.engine.limits.max_new_tokens,
   }
+
+
+def _warn_of_failures(
+  config: ConfigDict, count: int, failures: int, truncated: int
+) -> None:
+  """Logs that most judgements so far fail, with the likely cause."""
+  warning = failure_report.of_counts(
+    config, count, failures=failures, truncated=truncated
+  )
+  if warning:
+    logging.warning('%s', warning)
 
 
 def _engine_counts(judge: Judge) -> Mapping[str, float]:

@@ -315,12 +315,12 @@ def _check_sizes(
 ) -> None:
   """Raises UserError for a number that is not one, or not positive."""
   for ours, theirs in (*family.fields.items(), ('head_dim', 'head_dim')):
-    value = fields.get(theirs)
+    value: Any = fields.get(theirs)
     if value is None and ours in _OPTIONAL:
       continue
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    is_whole = isinstance(value, int) or ours in _REAL
-    if not (is_number and is_whole and 0 < value < math.inf):
+    kinds = int | float if ours in _REAL else int
+    is_number = isinstance(value, kinds) and not isinstance(value, bool)
+    if not (is_number and 0 < float(value) < math.inf):
       kind = 'number' if ours in _REAL else 'integer'
       raise UserError(
         f'{path}: {theirs} is {value!r}; it must be a positive {kind}'
