@@ -130,13 +130,41 @@ def tokenize(
   if tokens is None and too_long == 'shorten':
     tokens = _shorten(example, tokenize_if_fits)
   if tokens is None:
-    num_chars = sum(map(len, example.responses))
-    num_chars += sum(len(turn.text) for turn in example.query)
-    raise UserError(
-      f'an example of {num_chars} characters does not fit a prompt of {limit} '
-      f'tokens ({key}.too_long={too_long}); increase the prompt length'
-    )
+    raise _too_long(template, example, order, chat, limit, key, too_long)
   return tokens
+
+
+def _too_long(
+  template: Template,
+  example: JudgingExample,
+  order: Sequence[int],
+  chat: ChatTokenizer,
+  limit: int,
+  key: str,
+  too_long: str,
+) -> UserError:
+  """Returns the error that states whether the template or the example is."""
+  empty = dataclasses.replace(
+    example,
+    query=tuple(Turn(turn.role, '-') for turn in example.query),
+    responses=('-',) * len(example.responses),
+    reference='',
+    principles='',
+  )
+  num_tokens = len(chat(render(template, empty, order)))
+  if num_tokens > limit:
+    return UserError(
+      f'template {template.name} has {num_tokens} tokens without the texts of '
+      f'an example, but a prompt can have {limit}; increase the prompt length, '
+      f'or set a shorter {key}.template'
+    )
+  num_chars = sum(map(len, example.responses))
+  num_chars += sum(len(turn.text) for turn in example.query)
+  return UserError(
+    f'an example of {num_chars} characters does not fit a prompt of {limit} '
+    f'tokens ({key}.too_long={too_long}), of which the template takes '
+    f'{num_tokens}; increase the prompt length'
+  )
 
 
 def _shorten(

@@ -435,3 +435,12 @@ def test_reading_files_does_not_import_tensorflow_or_jax(tmp_path):
 def test_a_count_out_of_range(count):
   with pytest.raises(UserError, match=naming('COUNT')):
     example_sources.load(f'practice:{count}')
+
+
+@pytest.mark.parametrize('spec', ['ultrafeedback:{}', 'math:{}', 'jsonl:{}'])
+@pytest.mark.parametrize('name', ['MISSING', 'missing.jsonl', 'missing.txt'])
+def test_missing_file_is_reported_as_missing(tmp_path, spec, name):
+  path = tmp_path / name
+  with pytest.raises(UserError, match=naming(path, 'No such file')) as error:
+    list(example_sources.read(spec.format(path)))
+  assert '.parquet' not in str(error.value)

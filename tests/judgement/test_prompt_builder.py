@@ -9,7 +9,7 @@ import pytest
 from grm_jax.errors import UserError
 from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample, Turn
-from tests.messages import naming
+from tests.messages import names, naming
 
 EXAMPLE = JudgingExample(
   id='a',
@@ -201,8 +201,18 @@ def test_conversation_is_truncated_next():
   assert num_removed(text) > 8000
 
 
+@pytest.mark.parametrize('too_long', prompt_builder.TOO_LONG)
+def test_template_that_is_too_long_is_named(too_long):
+  with pytest.raises(
+    UserError, match=naming('pointwise', 512, 'config.prompt.template')
+  ) as error:
+    tokenize(long_example(20, 12), 512, too_long=too_long)
+  assert not names(error.value, 42)  # the length of the example
+
+
 def test_example_that_is_too_long():
-  for limit, too_long in ((100, 'shorten'), (5000, 'refuse')):
+  template_length = len(tokenize(long_example(1, 1, query=1), 10**6))
+  for limit, too_long in ((template_length + 99, 'shorten'), (5000, 'refuse')):
     with pytest.raises(UserError, match=naming(8010, limit)):
       tokenize(long_example(4000, 4000), limit, too_long=too_long)
 

@@ -200,6 +200,32 @@ def test_bad_rows_are_reported_and_skipped(tmp_path, run, error_of):
   assert names(line, rows, 2, 'JSON')
 
 
+def test_ids_of_all_kinds_keep_their_type(tmp_path, run):
+  rows = tmp_path / 'rows.jsonl'
+  row = {'query': 'q', 'responses': ['a', 'b']}
+  # Half a surrogate pair, an escape sequence, numbers, and no id.
+  ids = ['\ud83d', 'x\x1b[2J', 3, '3', 2.0, None]
+  bad = {'id': 7, 'query': 'q', 'responses': []}
+  lines = [json.dumps(row | {'id': id}) for id in ids] + [json.dumps(bad)]
+  rows.write_text('\n'.join(lines))
+  stdout, stderr = run(
+    f'--config.input={rows}', '--config.k=1', f'--workdir={tmp_path}'
+  )
+  scored = read_rows(tmp_path / 'scores.jsonl')
+  assert [x['id'] for x in scored] == [*ids[:4], 2, 'row 6']
+  assert [type(x['id']) for x in scored] == [str, str, int, str, int, str]
+  assert read_rows(tmp_path / 'scores.errors.jsonl')[0]['id'] == 7
+  assert '\x1b' not in stdout + stderr
+
+
+def test_input_that_is_no_file_is_refused_at_once(tmp_path, error_of):
+  pipe = tmp_path / 'rows.jsonl'
+  os.mkfifo(pipe)
+  for path in (pipe, '/dev/zero'):
+    line = error_of(f'--config.input={path}', f'--workdir={tmp_path}/out')
+    assert names(line, path)
+
+
 @pytest.mark.parametrize('suffix', ['json', 'parquet'])
 def test_other_formats_give_the_same_scores(tmp_path, run, suffix):
   rows = [
