@@ -1,6 +1,7 @@
 """Makes files and folders unreadable for a test, also for root."""
 
 import contextlib
+import grp  # noqa: F401 (pathlib imports it when the user may not read it)
 import os
 import shutil
 import tempfile

@@ -261,8 +261,10 @@ def copy_companions(source: str, target: str) -> None:
     )
   for name in COMPANIONS:
     path = epath.Path(source) / name
-    if path.exists():
-      atomic_io.write_file(epath.Path(target) / name, path.read_bytes())
+    with atomic_io.wrap_read_errors(path):
+      content = path.read_bytes() if path.exists() else None
+    if content is not None:
+      atomic_io.write_file(epath.Path(target) / name, content)
 
 
 def remove_companions(target: str) -> None:

@@ -19,7 +19,7 @@ from etils import epath
 
 from grm_jax.data import seqio_source, tfds_source
 from grm_jax.errors import UserError
-from grm_jax.io import row_reader
+from grm_jax.io import atomic_io, row_reader
 from grm_jax.judgement import example as examples_lib
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError
@@ -85,12 +85,13 @@ def list_files(path: str) -> list[str]:
   not the file exists.
   """
   root = epath.Path(path)
-  if '*' in root.name:
-    return sorted(str(file) for file in root.parent.glob(root.name))
-  if not root.is_dir():
-    return [path]
-  files = (x for x in root.iterdir() if x.suffix in row_reader.FORMATS)
-  return sorted(str(x) for x in files)
+  with atomic_io.wrap_read_errors(path):
+    if '*' in root.name:
+      return sorted(str(file) for file in root.parent.glob(root.name))
+    if not root.is_dir():
+      return [path]
+    files = (x for x in root.iterdir() if x.suffix in row_reader.FORMATS)
+    return sorted(str(x) for x in files)
 
 
 def _resolve(path: str, published_name: str) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from etils import epath
 
 from grm_jax.errors import UserError
-from grm_jax.io import row_reader
+from grm_jax.io import atomic_io, row_reader
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.preference_rows import RowTable, SourceRow
 
@@ -77,13 +77,14 @@ def _numbered(path, keep):
 
 def _files(path, keep) -> list[str]:
   root = epath.Path(path)
-  if not root.is_dir():
-    return [str(path)]
-  files = [
-    str(file)
-    for file in _files_below(root)
-    if keep(file.relative_to(root).as_posix())
-  ]
+  with atomic_io.wrap_read_errors(path):
+    if not root.is_dir():
+      return [str(path)]
+    files = [
+      str(file)
+      for file in _files_below(root)
+      if keep(file.relative_to(root).as_posix())
+    ]
   if not files:
     raise UserError(
       f'{path}: the folder has no file of this benchmark; give the folder or '

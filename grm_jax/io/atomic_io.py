@@ -175,9 +175,10 @@ def list_files(folder: PathLike, *patterns: str) -> list[str]:
     *patterns: shell patterns such as '*.txt'.
   """
   directory = epath.Path(folder)
-  if not directory.is_dir():
-    return []
-  names = sorted(x.name for x in directory.iterdir())
+  with wrap_read_errors(folder):
+    if not directory.is_dir():
+      return []
+    names = sorted(x.name for x in directory.iterdir())
   return [
     os.path.join(folder, name)
     for name in names

@@ -191,7 +191,7 @@ def load(
   if isinstance(name, StoredTemplate):
     return parse(name.source, name.name, variables)
   path: pathlib.Path | epath.Path = _DIRECTORY / f'{name}.txt'
-  if not path.is_file():
+  if not os.path.isfile(path):  # pathlib raises PermissionError
     path = epath.Path(name)
   try:
     # epath's is_file() is true of a pipe and of a device without an end.

@@ -24,6 +24,7 @@ from grm_jax.checkpoint.huggingface.param_mapping import (
   param_mappings,
 )
 from grm_jax.errors import UserError
+from grm_jax.io import atomic_io
 from grm_jax.model import init as model_init
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.transformer import Transformer
@@ -95,7 +96,8 @@ def _file_names(directory: str) -> list[str]:
     files = read_json(index).get('weight_map', {})
     names = sorted(set(files.values()))
   else:
-    names = [n for n in os.listdir(directory) if n.endswith('.safetensors')]
+    with atomic_io.wrap_read_errors(directory):
+      names = [n for n in os.listdir(directory) if n.endswith('.safetensors')]
   if not names:
     raise UserError(
       f'{directory} has no .safetensors file; save the model again with '
