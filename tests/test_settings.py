@@ -265,7 +265,7 @@ def test_spct_opens_the_inputs_of_all_stages_first(tmp_path, changes, words):
   assert not workdir.exists()
 
 
-@pytest.mark.parametrize('stage', ['sft', 'grpo', 'rft', 'reward_model'])
+@pytest.mark.parametrize('stage', ['sft', 'grpo', 'reward_model'])
 @pytest.mark.parametrize('checkpoint', ['', 'nowhere', __file__])
 def test_the_checkpoint_is_opened_first(tmp_path, stage, checkpoint):
   config = test_configs.load(test_configs.ROOT / f'configs/{stage}.py', 'tiny')

@@ -26,7 +26,6 @@ import jax
 from ml_collections import ConfigDict
 
 from grm_jax import settings
-from grm_jax.checkpoint import model_directory
 from grm_jax.data import labelled_examples
 from grm_jax.errors import UserError
 from grm_jax.io import atomic_io, run_lock
@@ -85,10 +84,6 @@ def run(config: ConfigDict, workdir: str) -> None:
   """
   check(config, workdir)
   phases = _phases(config)
-  if 'sample' in phases:
-    model_directory.check_readable(
-      config.checkpoint, model_directory.step_or_latest(config.checkpoint_step)
-    )
   with run_lock.hold_workdir(workdir), training_run.no_leftovers(workdir):
     prompt_format = _prompt_format(config)
     examples, inputs = distributed.run_on_all(

@@ -345,7 +345,7 @@ SHORTER = '--config.sampling.prompt_buckets=(192,)'
   ],
 )
 def test_wrong_settings_are_named(workdir, error_of, arguments, words):
-  line = error_of('--config.checkpoint=random', *arguments)
+  line = error_of(*arguments)
   assert names(line, *words)
   assert not workdir.exists()
 
@@ -477,7 +477,6 @@ def test_wrong_settings_at_the_command_line(
   write_rows(tmp_path / 'rows.jsonl', ROWS)
   line = test_main.error_of(
     '--config=configs/rft.py:tiny',
-    '--config.checkpoint=random',
     f'--config.data={tmp_path}/rows.jsonl',
     f'--workdir={tmp_path}/work',
     change,
