@@ -264,7 +264,7 @@ def test_errors_keep_their_position_in_the_stream(template_path, plain):
     JudgedExample,
     JudgedExample,
   ]
-  assert results[1].id == '7' and names(results[1].reason, 64)
+  assert results[1].id == 'row 7' and names(results[1].reason, 64)
   assert results[2] == items[2]
   assert [x.example for x in (results[0], *results[3:])] == EXAMPLES
 
