@@ -3,11 +3,12 @@
 Examples are a TPU pod, or two processes on one machine.
 """
 
+import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import jax
@@ -146,6 +147,18 @@ def run_on_all(read: Callable[[], T]) -> T:
     if text:
       raise UserError(f'process {index}: {text}')
   return cast(T, result)
+
+
+@contextlib.contextmanager
+def enter_on_all(context: contextlib.AbstractContextManager) -> Iterator[None]:
+  """Enters a context in every process; all processes must call it.
+
+  Raises:
+    UserError: in all processes, if entering raises it in any process.
+  """
+  with contextlib.ExitStack() as stack:
+    run_on_all(lambda: stack.enter_context(context))
+    yield
 
 
 def agree(read: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

@@ -25,13 +25,13 @@ from grm_jax.checkpoint.huggingface import config as hf_config
 from grm_jax.checkpoint.huggingface import load as hf_load
 from grm_jax.checkpoint.huggingface import save as hf_save
 from grm_jax.errors import UserError
-from grm_jax.io import atomic_io
+from grm_jax.io import atomic_io, run_lock
 from grm_jax.model import compute_config, logprobs
 from grm_jax.model import config as model_config
 from grm_jax.model.batch import Batch
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.transformer import Transformer
-from grm_jax.sharding import mesh
+from grm_jax.sharding import distributed, mesh
 from grm_jax.sharding.rules import ShardingLayout
 
 # Maximum difference of float32 logits of the same weights in two
@@ -68,7 +68,19 @@ def run(config: ConfigDict, workdir: str) -> None:
   """
   target = config.target or (workdir and os.path.join(workdir, 'model'))
   settings.check(config, SETTINGS)
-  _check_paths(config, target)
+  if not target:
+    raise UserError(
+      'config.target and --workdir are empty; set --config.target=DIR or '
+      '--workdir=DIR'
+    )
+  lock = target if '://' in target else os.path.realpath(target)
+  with distributed.enter_on_all(run_lock.hold(f'{lock}.lock', target)):
+    distributed.run_on_all(lambda: _check_paths(config, target))
+    _convert(config, target)
+
+
+def _convert(config: ConfigDict, target: str) -> None:
+  """Converts after the checks; see `run`."""
   start_s = time.monotonic()
   layout = mesh.from_config(config)
   model, params = _read(config, layout)
@@ -95,11 +107,6 @@ def _check_paths(config: ConfigDict, target: str) -> None:
     raise UserError(
       f'config.size is {config.size!r} and config.scalar is {config.scalar}, '
       f'which only config.source=random has; config.source is {config.source}'
-    )
-  if not target:
-    raise UserError(
-      'config.target and --workdir are empty; set --config.target=DIR or '
-      '--workdir=DIR'
     )
   # The side that is not one of our checkpoints is mapped into memory.
   importing = config.direction == 'checkpoint'

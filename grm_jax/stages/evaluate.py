@@ -63,7 +63,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     UserError: a path, a row or a setting is wrong.
   """
   check(config, workdir)
-  with run_lock.hold_workdir(workdir):
+  with distributed.enter_on_all(run_lock.hold_workdir(workdir)):
     if config.reuse_samples:
       judged = _read_samples(config.reuse_samples)
       if not run_record.read_settings(workdir):

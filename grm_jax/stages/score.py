@@ -68,7 +68,7 @@ def run(config: ConfigDict, workdir: str) -> None:
       row is bad; the message has file and line.
   """
   output = check(config, workdir)
-  with run_lock.hold(f'{output}.lock', output):
+  with distributed.enter_on_all(run_lock.hold(f'{output}.lock', output)):
     shard = _row_shard(config)
     journal_paths = _journal_paths(output, shard.count)
     is_finished = bool(workdir) and atomic_io.exists(output)

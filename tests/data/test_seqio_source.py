@@ -154,7 +154,9 @@ def spec(name, split='train'):
 def test_a_task_of_texts_yields_examples_or_errors():
   first, second, torn, bad = dataset_files.read_examples(spec('mine_judging'))
   assert [first[0], second[0], torn[0], bad[0]] == [1, 2, 3, 4]
-  assert first[1] == JudgingExample('1', (Turn('user', 'q'),), ('x', 'y'), 1)
+  assert first[1] == JudgingExample(
+    'row 1', (Turn('user', 'q'),), ('x', 'y'), 1
+  )
   assert second[1].query == (
     Turn('user', 'm1'),
     Turn('assistant', 'm2'),

@@ -74,7 +74,10 @@ def run(config: ConfigDict, workdir: str) -> None:
   """
   settings.check(config, workdir)
   training_run.check_checkpoint(config, workdir)
-  with run_lock.hold_workdir(workdir), training_run.no_leftovers(workdir):
+  with (
+    distributed.enter_on_all(run_lock.hold_workdir(workdir)),
+    training_run.no_leftovers(workdir),
+  ):
     prompt_format = training_run.prompt_format(config.prompt, config.checkpoint)
     examples = distributed.run_on_all(
       lambda: labelled_examples.load(

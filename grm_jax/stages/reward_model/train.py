@@ -90,7 +90,10 @@ def run(config: ConfigDict, workdir: str) -> None:
   """
   check(config, workdir)
   training_run.check_checkpoint(config, workdir)
-  with run_lock.hold_workdir(workdir), training_run.no_leftovers(workdir):
+  with (
+    distributed.enter_on_all(run_lock.hold_workdir(workdir)),
+    training_run.no_leftovers(workdir),
+  ):
     dataset, held_out = distributed.run_on_all(lambda: rm_data.read(config))
     evaluation = config.evaluation
     run_record.begin_training(

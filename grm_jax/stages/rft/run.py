@@ -84,7 +84,10 @@ def run(config: ConfigDict, workdir: str) -> None:
   """
   check(config, workdir)
   phases = _phases(config)
-  with run_lock.hold_workdir(workdir), training_run.no_leftovers(workdir):
+  with (
+    distributed.enter_on_all(run_lock.hold_workdir(workdir)),
+    training_run.no_leftovers(workdir),
+  ):
     prompt_format = _prompt_format(config)
     examples, inputs = distributed.run_on_all(
       lambda: _read_inputs(config, workdir, phases, prompt_format)

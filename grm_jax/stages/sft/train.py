@@ -72,7 +72,10 @@ def run(config: ConfigDict, workdir: str) -> None:
   """
   check(config, workdir)
   training_run.check_checkpoint(config, workdir)
-  with run_lock.hold_workdir(workdir), training_run.no_leftovers(workdir):
+  with (
+    distributed.enter_on_all(run_lock.hold_workdir(workdir)),
+    training_run.no_leftovers(workdir),
+  ):
     examples, seqio_specs = distributed.run_on_all(
       lambda: sft_data.read(config)
     )

@@ -61,7 +61,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   if not workdir:
     raise UserError('--workdir is empty; set it to the folder of all stages')
   workdir = workdir if '://' in workdir else os.path.normpath(workdir)
-  with run_lock.hold_workdir(workdir):
+  with distributed.enter_on_all(run_lock.hold_workdir(workdir)):
     stages = distributed.run_on_all(lambda: _plan_and_check(config, workdir))
     # The records of the stages have their own settings and inputs.
     run_record.begin(config, workdir, dict, resumes=False)

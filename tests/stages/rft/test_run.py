@@ -149,7 +149,11 @@ def trained(monkeypatch):
   """Replaces the stage sft; returns the arguments of its runs."""
   calls = []
   monkeypatch.setattr(
-    rft_run.sft_train, 'train', lambda *arguments: calls.append(arguments[:2])
+    rft_run.sft_train,
+    'train',
+    lambda config, workdir, texts, specs, prompts: calls.append(
+      (config, workdir, prompts)
+    ),
   )
   return calls
 
