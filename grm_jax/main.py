@@ -10,7 +10,8 @@ Exit codes:
 
   0    The stage finished, or it stopped after SIGTERM and saved its state. The
        last line of the output tells which.
-  1    An error in the program or the machine, with a traceback.
+  1    An error in the program or the machine, with a traceback; or another
+       process of the run has ended, with a message of one line.
   2    A user's mistake or a full disk, with a message of one line.
   3    Training computed a number that is not finite.
   134  JAX aborted this process because another process of the run is gone.
@@ -126,15 +127,21 @@ def main(argv: list[str]) -> None:
     logging.debug('', exc_info=True)
     _print_error(str(error))
     distributed.exit_process(2 if isinstance(error, UserError) else 3)
-  except Exception:
+  except Exception as error:
     if not distributed.is_multiprocess():
       raise
     # The other processes would wait for this one: end it explicitly.
-    traceback.print_exc()
-    _print_error(
-      'this process of a multi-process run failed; if another process ended '
-      'earlier, its log states the cause. Start all processes again to resume'
-    )
+    if distributed.is_lost_peer(error):
+      _print_error(
+        f'another process of this run has ended ({_one_line(error)}); its log '
+        'states the cause. Start all processes again to resume'
+      )
+    else:
+      traceback.print_exc()
+      _print_error(
+        'this process of a multi-process run failed; start all processes again '
+        'to resume'
+      )
     distributed.exit_process(1)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from absl import logging
 
 from grm_jax.io import atomic_io
+from grm_jax.sharding import distributed
 
 # TensorStore errors begin with a status code. Those of the operating system
 # end with its error code.
@@ -51,7 +52,8 @@ def wrap_save_errors(directory: str | os.PathLike[str]) -> Iterator[None]:
     with atomic_io.wrap_os_errors(directory):
       yield
   except ValueError as error:
-    if not _STATUS.match(text := str(error)):
+    # A collective of the save fails with a ValueError, too.
+    if not _STATUS.match(text := str(error)) or distributed.is_lost_peer(error):
       raise
     code = _SYSTEM_ERROR.search(text)
     reason = os.strerror(int(code[1])) if code else text[:300]

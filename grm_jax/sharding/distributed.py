@@ -6,6 +6,7 @@ Examples are a TPU pod, or two processes on one machine.
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,10 @@ HEARTBEAT_S = 60
 # seconds before it exits, so that other processes can report their own error.
 EXIT_GRACE_S = 5
 
+_LOST_PEER = re.compile(
+  r'Gloo|NCCL|coordination service|heartbeat|[Bb]arrier .*timed out|'
+  r'[Tt]ask .* (?:died|has been lost)|Connection (?:reset|closed) by peer'
+)
 T = TypeVar('T')
 
 _VARIABLES = ('GRM_COORDINATOR', 'GRM_NUM_PROCESSES', 'GRM_PROCESS_ID')
@@ -101,6 +106,15 @@ def _initialize_jax(*addresses):
 def is_multiprocess() -> bool:
   """Returns whether this run has several processes."""
   return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_lost_peer(error: BaseException) -> bool:
+  """Returns whether an error means that another process has ended.
+
+  The exceptions of collectives are RuntimeErrors or ValueErrors with a text of
+  the library that communicates.
+  """
+  return bool(_LOST_PEER.search(str(error)))
 
 
 def exit_process(status: int) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -19,9 +20,15 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from grm_jax.checkpoint import integrity, orbax_checkpoint, orbax_reader
+from grm_jax.checkpoint import (
+  integrity,
+  orbax_checkpoint,
+  orbax_errors,
+  orbax_reader,
+)
 from grm_jax.checkpoint.orbax_checkpoint import CheckpointManager
 from grm_jax.errors import UserError
+from grm_jax.sharding import distributed
 from tests import full_disk, unreadable
 from tests.messages import lines_with, names, naming
 from tests.processes import HANG_TIMEOUT_S, run_processes
@@ -656,3 +663,27 @@ def test_two_processes(tmp_path):
   restored = orbax_checkpoint.restore_params(tmp_path / 'run', abstract_params)
   expected = np.arange(64 * 16, dtype=np.float32).reshape(64, 16)
   np.testing.assert_array_equal(restored['w'], expected)
+
+
+def test_a_lost_process_is_no_full_disk(tmp_path):
+  texts = [
+    'UNKNOWN: Gloo AllGather failed: [external/gloo/gloo/transport/tcp/pair.cc'
+    ':538] Read error [127.0.0.1]:45477: Connection reset by peer',
+    'DEADLINE_EXCEEDED: Barrier save timed out after 600 s',
+    'UNAVAILABLE: the coordination service agent was shut down',
+  ]
+  for text in texts:
+    with (
+      pytest.raises(ValueError, match=re.escape(text)) as error,
+      orbax_errors.wrap_save_errors(tmp_path),
+    ):
+      raise ValueError(text)
+    assert not isinstance(error.value, UserError)
+    assert distributed.is_lost_peer(error.value)
+  full = ValueError("RESOURCE_EXHAUSTED: write failed [os_error_code='28': x]")
+  assert not distributed.is_lost_peer(full)
+  with (
+    pytest.raises(UserError, match=naming(tmp_path)),
+    orbax_errors.wrap_save_errors(tmp_path),
+  ):
+    raise full

@@ -2,12 +2,12 @@
 
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from grm_jax.data import dataset_files, example_sources, tfds_source
 from grm_jax.data.datasets import preferences
@@ -326,9 +326,9 @@ def test_suites_read_row_tables(suites):
   ],
 )
 def test_evaluation_accepts_dataset_names(suites, tmp_path, suite, spec, words):
-  config = ConfigDict(
-    {'reuse_samples': '', 'suites': {suite: spec}, 'k': 0, 'greedy': False}
-  )
+  path = str(ROOT / 'configs' / 'evaluate.py')
+  config = runpy.run_path(path)['get_config']('tiny')
+  config.suites[suite] = spec
   with pytest.raises(UserError, match=naming(*words)) as error:
     evaluate.run(config, str(tmp_path))
   assert '\n' not in str(error.value)
