@@ -192,6 +192,7 @@ def _identify_inputs(
     {
       **{f'suites.{name}': config.suites[name] for name in suites},
       **{x: config[x] for x in ('checkpoint', 'meta_checkpoint')},
+      **input_identity.template_names(config),
     },
     [x for name in suites for x in _files_of(workdir, name)],
   )

@@ -127,14 +127,16 @@ def of_templates(config: ConfigDict, branch: str = '') -> dict[str, str]:
     config: a config with the branch `prompt`.
     branch: its config key with a dot at its end, '' for a whole config.
   """
-  names = ('template', 'single', 'principles', 'meta')
   return {
-    f'{branch}prompt.{name}': of_template(
-      config.prompt[name], f'config.{branch}prompt.{name}'
-    )
-    for name in names
-    if name in config.prompt
+    f'{branch}{key}': of_template(name, f'config.{branch}{key}')
+    for key, name in template_names(config).items()
   }
+
+
+def template_names(config: ConfigDict) -> dict[str, str]:
+  """Returns the names or paths of the templates in config.prompt, by key."""
+  names = ('template', 'single', 'principles', 'meta')
+  return {f'prompt.{x}': config.prompt[x] for x in names if x in config.prompt}
 
 
 def of_code() -> str:

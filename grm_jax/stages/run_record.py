@@ -122,7 +122,11 @@ def begin_training(
   """
   target = os.path.join(workdir, training_run.MODEL)
   path_check.check_distinct(
-    {**reads, 'checkpoint': config.checkpoint},
+    {
+      **reads,
+      **input_identity.template_names(config),
+      'checkpoint': config.checkpoint,
+    },
     [target, *(os.path.join(workdir, x) for x in (RECORD, metric_writer.FILE))],
   )
   resumes = training_run.has_checkpoint(target)

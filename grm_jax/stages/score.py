@@ -93,6 +93,7 @@ def _read_inputs(
     'input': config.input,
     'checkpoint': config.checkpoint,
     'meta_checkpoint': config.meta_checkpoint,
+    **input_identity.template_names(config),
   }
   path_check.check_distinct(
     reads, (output, _errors_path(output), *journal_paths)

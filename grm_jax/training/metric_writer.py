@@ -145,6 +145,12 @@ class MetricWriter:
     if self._file is not None:
       with atomic_io.wrap_os_errors(self._rows_mirror.path):
         self._file.close()
+        content = self._rows_mirror.path.read_bytes()[: self._num_bytes]
+      if hashlib.sha256(content).digest() != self._sha256.digest():
+        logging.warning(
+          '%s was changed by another program while this run wrote it',
+          self._rows_mirror.path,
+        )
       self._board.close()
       for mirror in self._mirrors:
         mirror.close()

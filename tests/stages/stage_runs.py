@@ -66,14 +66,18 @@ class StageRunner:
     return config
 
 
-def write_model(path, scalar=False):
-  """Writes a model directory with random weights; compiles nothing."""
+def write_model(path, scalar=False, step=0):
+  """Writes a model directory with random weights; compiles nothing.
+
+  Weights of another step differ.
+  """
   model = Transformer(
     model_config.from_name('tiny'), ComputeConfig(), mesh.one_device(), scalar
   )
   # Small weights, so that runs on other devices stay close to each other.
-  params = jax.tree.map(lambda x: 0.1 * x, tiny.params(model))
-  model_directory.save(str(path), 0, model, params, {})
+  factor = 0.1 + 0.01 * step
+  params = jax.tree.map(lambda x: factor * x, tiny.params(model))
+  model_directory.save(str(path), step, model, params, {})
   tiny_tokenizer.train(path / 'tokenizer.model')
 
 

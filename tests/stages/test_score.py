@@ -12,7 +12,7 @@ import pytest
 from tests import test_main
 from tests.evaluation.suites import published
 from tests.messages import lines_with, names
-from tests.stages import stage_output
+from tests.stages import stage_output, stage_runs
 
 TEMPLATE = (
   '{% for turn in query %}{{ turn.text }}{% endfor %}\n'
@@ -258,6 +258,49 @@ def test_a_file_without_good_rows_is_an_error(tmp_path, run, error_of):
   assert len(read_rows(tmp_path / 'scores.jsonl')) == 2
 
 
+def kill_after(count, journal, fast, *arguments):
+  """Starts a run and kills it when the journal has `count` lines."""
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'grm_jax.main', *fast[0], *arguments],
+    cwd=test_main.ROOT,
+    env=fast[1],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  while not journal.exists() or journal.read_bytes().count(b'\n') < count:
+    assert process.poll() is None
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+
+
+def test_half_a_run_is_not_continued_with_other_inputs(
+  tmp_path, run, fast, error_of
+):
+  rows, model = tmp_path / 'rows.jsonl', tmp_path / 'model'
+  write_rows(rows, 40)
+  stage_runs.write_model(model)
+  command = [
+    f'--config.input={rows}',
+    f'--config.checkpoint={model}',
+    '--config.k=2',
+    f'--workdir={tmp_path}/run',
+  ]
+  output = tmp_path / 'run' / 'scores.jsonl'
+  kill_after(5, output.with_name('scores.jsonl.partial'), fast, *command)
+  content = rows.read_text()
+  rows.write_text(content.replace('q 30', 'q 31'))
+  assert names(error_of(*command), 'config.input', tmp_path / 'run')
+  rows.write_text(content)
+  stage_runs.write_model(model, step=1)
+  line = error_of(*command)
+  assert names(line, 'config.checkpoint', tmp_path / 'run')
+  assert 'step 0' in line and 'step 1' in line
+  assert not output.exists()
+  run(*command, '--config.checkpoint_step=0')
+  assert len(read_rows(output)) == 40
+
+
 def test_resumes_after_kills_with_the_same_scores(tmp_path, run, fast):
   rows = tmp_path / 'rows.jsonl'
   write_rows(rows, 40)
@@ -265,19 +308,7 @@ def test_resumes_after_kills_with_the_same_scores(tmp_path, run, fast):
   run(*command, f'--workdir={tmp_path}/clean')
   journal = tmp_path / 'killed' / 'scores.jsonl.partial'
   for count in (3, 14, 27):
-    process = subprocess.Popen(
-      [sys.executable, '-m', 'grm_jax.main', *fast[0], *command]
-      + [f'--workdir={tmp_path}/killed'],
-      cwd=test_main.ROOT,
-      env=fast[1],
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL,
-    )
-    while not journal.exists() or journal.read_bytes().count(b'\n') < count:
-      assert process.poll() is None
-      time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_after(count, journal, fast, *command, f'--workdir={tmp_path}/killed')
     assert not (tmp_path / 'killed' / 'scores.jsonl').exists()
   run(*command, f'--workdir={tmp_path}/killed')
   clean, killed = (

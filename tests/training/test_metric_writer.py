@@ -170,6 +170,17 @@ def test_changed_rows_are_refused(tmp_path, kind):
   assert [row['step'] for row in rows(tmp_path)] == [3, 4]
 
 
+def test_rows_changed_during_the_run_are_reported(tmp_path, caplog):
+  path = tmp_path / 'metrics.jsonl'
+  with metric_writer.MetricWriter(tmp_path) as writer:
+    writer.write(1, {'loss': 1})
+  assert str(path) not in caplog.text
+  with metric_writer.MetricWriter(tmp_path) as writer:
+    writer.write(1, {'loss': 1})
+    path.write_text(path.read_text().replace('1', '2'))
+  assert str(path) in caplog.text
+
+
 def test_unwritable_workdir_is_named(tmp_path):
   (tmp_path / 'FILE').touch()
   with pytest.raises(UserError, match=naming(tmp_path / 'FILE/run')):

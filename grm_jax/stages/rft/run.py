@@ -114,7 +114,10 @@ def _read_inputs(
 ) -> tuple[dict[str, JudgingExample], dict[str, Any]]:
   """Returns the examples by id, and the identities of all inputs, by key."""
   path_check.check_distinct(
-    {x: config[x] for x in ('data', 'samples', 'checkpoint')},
+    {
+      **{x: config[x] for x in ('data', 'samples', 'checkpoint')},
+      **input_identity.template_names(config.train),
+    },
     [_model_path(workdir), *_files_of(workdir, phases)],
   )
   inputs = _prompt_settings(prompt_format)

@@ -33,6 +33,7 @@ from grm_jax.sharding import distributed
 
 COLD_START, TRAIN, VALIDATION = 'cold_start', 'train', 'validation'
 RFT, GRPO, FRESH, HELD_OUT = 'rft', 'grpo', 'fresh', 'held_out'
+PARTS = (COLD_START, TRAIN, VALIDATION, RFT, GRPO, FRESH, HELD_OUT)
 # The cold start gets at most a third of the training examples.
 _COLD_START_DIVISOR = 3
 

@@ -21,7 +21,7 @@ from grm_jax.checkpoint import orbax_checkpoint
 from grm_jax.errors import UserError
 from grm_jax.io import run_lock
 from grm_jax.sharding import distributed
-from grm_jax.stages import run_record
+from grm_jax.stages import input_identity, path_check, run_record
 from grm_jax.stages.grpo import settings as grpo_settings
 from grm_jax.stages.grpo import train as grpo_train
 from grm_jax.stages.reward_model import train as rm_train
@@ -103,6 +103,19 @@ def _plan_and_check(config: ConfigDict, workdir: str) -> list[PipelineStage]:
   spct_data.check(config)
   spct_evaluate.check(config)
   spct_settings.check_inputs(config)
+  path_check.check_distinct(
+    {
+      'data': config.data,
+      'sft.data.texts': config.sft.data.texts,
+      'base.data.texts': config.base.data.texts,
+      'checkpoint': config.checkpoint,
+      **input_identity.template_names(config),
+    },
+    [
+      spct_data.path(os.path.join(workdir, spct_plan.DATA), x)
+      for x in spct_data.PARTS
+    ],
+  )
   stages = spct_plan.plan(config, workdir)
   _check_configs(stages, workdir)
   spct_progress.check(workdir, stages)
@@ -119,8 +132,8 @@ def _check_configs(stages: Sequence[PipelineStage], workdir: str) -> None:
     'meta_rm': rm_train.check,
   }
   for stage in stages:
+    folder = os.path.join(workdir, stage.name)
     if stage.stage in checks:
-      folder = os.path.join(workdir, stage.name)
       checks[stage.stage](stage.config, folder, f'config.{stage.stage}')
     if stage.stage == spct_plan.SAMPLES:
       rft_run.check(stage.config, folder, 'config.rft')
