@@ -167,7 +167,7 @@ def test_the_workdir_belongs_to_another_stage(runner, tmp_path):
 def test_examples_that_cannot_be_rewarded(runner, tmp_path, row, word):
   path = tmp_path / 'rows.jsonl'
   path.write_text(json.dumps({'id': 'x', 'query': 'q', **row}))
-  config = runner.config(data=str(path), **{'prompt.single': ''})
+  config = runner.config(data=str(path), **{'prompt.single': 'none'})
   assert names(error_of(config, tmp_path), path, word)
 
 
