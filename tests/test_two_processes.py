@@ -133,3 +133,21 @@ def test_processes_with_other_rows_end(tmp_path, second):
   ):
     assert names(line, 'rows.jsonl', 'process 1')
   assert not (tmp_path / 'run').exists()
+
+
+def test_processes_with_other_training_texts_end(tmp_path):
+  """The same rows in another order are other texts, too."""
+  folders = [tmp_path / 'a', tmp_path / 'b']
+  rows = [json.dumps({'query': f'q {i}', 'generation': 'g'}) for i in range(4)]
+  for folder, texts in zip(folders, (rows, rows[::-1]), strict=True):
+    folder.mkdir()
+    (folder / 'rows.jsonl').write_text('\n'.join(texts) + '\n')
+  for line in errors_of(
+    f'--config={ROOT}/configs/sft.py:base',
+    '--config.data.texts=texts:rows.jsonl',
+    '--config.data.general_fraction=0.0',
+    f'--workdir={tmp_path}/run',
+    folders=folders,
+  ):
+    assert names(line, 'config.data.texts', 'process 1', 'process 0')
+  assert not (tmp_path / 'run').exists()
