@@ -125,12 +125,11 @@ def test_metrics_in_a_bucket():
   with metric_writer.MetricWriter(work) as writer:
     writer.write(1, {'loss': 2.0})
     writer.write(2, {'loss': 1.0})
-    writer.upload()
-    position = writer.position()
+    writer.commit(2)
     uploaded = epath.Path(work, metric_writer.FILE).read_text()
     assert [json.loads(x)['step'] for x in uploaded.splitlines()] == [1, 2]
     writer.write(3, {'loss': 0.5})
-  with metric_writer.MetricWriter(work, 2, position) as writer:
+  with metric_writer.MetricWriter(work, 2) as writer:
     writer.write(3, {'loss': 0.25})
   lines = epath.Path(work, metric_writer.FILE).read_text().splitlines()
   assert [json.loads(x)['loss'] for x in lines] == [2, 1, 0.25]

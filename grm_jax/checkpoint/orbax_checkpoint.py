@@ -112,7 +112,7 @@ class CheckpointManager:
         of leaves must not contain '/' or '.'.
       opt_state: as `params`; None to save no optimizer state.
       model: JSON value, the same on all processes.
-      meta: JSON value; that of process 0 is saved.
+      meta: JSON value, the same on all processes.
 
     Raises:
       UserError: the step exists or is older than the latest; the directory

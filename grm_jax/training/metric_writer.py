@@ -2,7 +2,7 @@
 
 Row n holds the metrics of the n-th update; a checkpoint of step n is the state
 after n updates. metrics.jsonl is the record: a row is in the file when
-`MetricWriter.write` returns, and in a bucket when `MetricWriter.upload` returns
+`MetricWriter.write` returns, and in a bucket when `MetricWriter.commit` returns
 (see io/gcs_mirror.py). TensorBoard files are a view of it and may lack the last
 seconds of a killed run. One process writes.
 """
@@ -19,12 +19,14 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
 from grm_jax.errors import NonFiniteError, UserError
 from grm_jax.io import atomic_io
 from grm_jax.io.gcs_mirror import GcsMirror
 
 FILE = 'metrics.jsonl'
+POSITIONS = 'metrics.positions.json'  # length and digest at each checkpoint
 TENSORBOARD = 'tensorboard'
 _SCHEME = 'grm_tensorboard'  # of paths that _TensorBoardFile writes
 _FLUSH_SECONDS = 10
@@ -38,21 +40,19 @@ class MetricWriter:
     self,
     workdir: str | os.PathLike[str],
     step: int = 0,
-    position: Mapping[str, Any] | None = None,
     active: bool = True,
   ):
     """Opens WORKDIR/metrics.jsonl and WORKDIR/tensorboard.
 
     Args:
       workdir: a folder, local or gs://; created if it does not exist.
-      step: number of updates that the run has done.
-      position: from `position` when the checkpoint of `step` was saved. What a
-        killed run wrote after it is removed. Without it the file is emptied.
+      step: number of updates that the run has done. What a killed run wrote
+        after `commit(step)` is removed. At 0 the file is emptied.
       active: whether this process writes. Otherwise all methods do nothing.
 
     Raises:
-      UserError: workdir cannot be written, or the rows before `position` were
-        changed.
+      UserError: workdir cannot be written, or the rows up to `commit(step)`
+        were changed.
     """
     self._file: BinaryIO | None = None
     self._board: Any = None
@@ -63,34 +63,39 @@ class MetricWriter:
       rows = GcsMirror(os.path.join(workdir, FILE))
       board = GcsMirror(os.path.join(workdir, TENSORBOARD))
     self._rows_mirror, self._mirrors = rows, (rows, board)
-    if position is not None:
-      self._read_rows(rows.path, position)
+    self._positions_path = os.path.join(workdir, POSITIONS)
+    self._positions = _read_positions(self._positions_path) if step else {}
+    if step:
+      self._read_rows(rows.path, self._positions.get(str(step)))
     with atomic_io.wrap_os_errors(rows.path):
       self._file = rows.path.open('ab')
       self._file.truncate(self._num_bytes)
     with atomic_io.wrap_os_errors(board.path):
       self._board = _open_tensorboard(board.path, step)
 
-  def _read_rows(self, path: pathlib.Path, position: Mapping[str, Any]) -> None:
+  def _read_rows(
+    self, path: pathlib.Path, position: Mapping[str, Any] | None
+  ) -> None:
     """Checks the rows that the run continues."""
     if not path.exists():
       logging.warning('%s is missing; it will lack the earlier rows', path)
       return
-    with path.open('rb') as file:
-      content = file.read(position['bytes'])
-    self._count(content)
-    if self.position() != position:
+    if position is not None:
+      with path.open('rb') as file:
+        self._count(file.read(position['bytes']))
+    if position is None or self._position() != position:
       raise UserError(
-        f'{path} was changed after the last checkpoint was saved; restore it, '
-        'or delete it to continue without the earlier rows'
+        f'{path} does not have the content that {self._positions_path} '
+        'describes; restore both, or delete the first one to continue without '
+        'the earlier rows'
       )
 
   def _count(self, data: bytes) -> None:
     self._num_bytes += len(data)
     self._sha256.update(data)
 
-  def position(self) -> dict[str, Any]:
-    """Returns length and digest of metrics.jsonl, for a checkpoint."""
+  def _position(self) -> dict[str, Any]:
+    """Returns length and digest of the rows so far."""
     return {'bytes': self._num_bytes, 'sha256': self._sha256.hexdigest()}
 
   def write(self, step: int, scalars: Mapping[str, Any]) -> None:
@@ -133,12 +138,24 @@ class MetricWriter:
     if self._board is not None:
       self._board.add_histogram(name, np.asarray(values), step)
 
-  def upload(self) -> None:
-    """Makes metrics.jsonl durable: on the disk, or in the bucket."""
-    if self._file is not None:
-      with atomic_io.wrap_os_errors(self._rows_mirror.path):
-        os.fsync(self._file.fileno())
-      self._rows_mirror.upload()
+  def commit(self, step: int) -> None:
+    """Makes all rows durable; call it before the checkpoint of `step`.
+
+    They are on the disk, or in the bucket if workdir is in one. A run that
+    resumes from this checkpoint compares them with POSITIONS.
+
+    Args:
+      step: number of the checkpoint.
+    """
+    if self._file is None:
+      return
+    with atomic_io.wrap_os_errors(self._rows_mirror.path):
+      os.fsync(self._file.fileno())
+    self._rows_mirror.upload()
+    self._positions[str(step)] = self._position()
+    atomic_io.write_file(
+      self._positions_path, json.dumps(self._positions, indent=2) + '\n'
+    )
 
   def close(self) -> None:
     """Writes and uploads everything pending."""
@@ -226,6 +243,14 @@ def _open_tensorboard(folder: pathlib.Path, step: int) -> Any:
     # File names differ by the second only, and an existing file is replaced.
     filename_suffix=f'.{time.time_ns()}',
   )
+
+
+def _read_positions(path: str) -> dict[str, Any]:
+  """Returns the content of POSITIONS; {} if it is missing or damaged."""
+  try:
+    return dict(json.loads(epath.Path(path).read_text()))
+  except (OSError, ValueError, TypeError):
+    return {}
 
 
 class _TensorBoardFactory:

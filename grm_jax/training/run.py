@@ -326,18 +326,18 @@ def save(
       of the steps before its checkpoint again.
     state: the train state.
     model: the model.
-    metadata: from `make_metadata`. That of process 0 is saved.
+    metadata: from `make_metadata`.
   """
   step = int(state.step)
   if step in checkpoints.steps():
     return
-  writer.upload()
+  writer.commit(step)
   checkpoints.save(
     step,
     state.master_params(),
     state.opt_state,
     model=model_directory.model_metadata(model),
-    meta={**metadata, 'metrics': writer.position()},
+    meta=metadata,
   )
 
 

@@ -103,8 +103,7 @@ def train_supervised(
   target, total = os.path.join(workdir, training_run.MODEL), config.steps
   optim, learning_rate = optimizer.make(total, **config.optimizer)
   train_step = TrainStep(model, optim, loss)
-  saved = training_run.read_metadata(target)
-  run_state = RunState.from_metadata(saved)
+  run_state = RunState.from_metadata(training_run.read_metadata(target))
   state = training_run.restore_or_init(target, model, optim, params, batches)
   del params
   eval_pending = evaluate is not None and run_state.eval_pending
@@ -120,7 +119,6 @@ def train_supervised(
     metric_writer.MetricWriter(
       workdir,
       run_state.step,
-      saved.get('metrics'),
       active=jax.process_index() == 0,
     ) as writer,
     profiling.Profiler(

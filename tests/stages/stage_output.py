@@ -14,7 +14,9 @@ HELD_OUT = 'accuracy'  # an evaluation during training
 DIFFERENCE = 'difference'  # between outputs, after a conversion
 ADDRESS = re.compile(r'http://[\w.-]+:\d+')  # of a service that is ready
 # A process that ends because another one of the run has ended.
-LEFT_ALONE = re.compile('multi-process run failed|task died')
+LEFT_ALONE = re.compile(
+  'multi-process run failed|another process of this run has ended|task died'
+)
 # The number of a pipeline's stage, before its title.
 HEAD = re.compile(r'\[(\d)/(\d)\]')
 

@@ -18,19 +18,12 @@ from tests import full_disk
 from tests.messages import names, naming
 
 
-def write_steps(workdir, first, last, step=0, position=None):
-  """Writes steps first..last of a run that resumes after `step`.
-
-  Returns:
-    The position after step 2.
-  """
-  position_2 = None
-  with metric_writer.MetricWriter(workdir, step, position) as writer:
+def write_steps(workdir, first, last, step=0):
+  """Writes steps first..last of a run that resumes after `step`."""
+  with metric_writer.MetricWriter(workdir, step) as writer:
     for n in range(first, last + 1):
       writer.write(n, {'loss': 1 / n, 'tokens': 8 * n})
-      if n == 2:
-        position_2 = writer.position()
-  return position_2
+      writer.commit(n)
 
 
 def rows(workdir):
@@ -93,10 +86,10 @@ def test_nan_and_infinity_become_strings(tmp_path):
 )
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path, partial_line):
   write_steps(tmp_path / 'uninterrupted', 1, 6)
-  position = write_steps(tmp_path / 'killed', 1, 4)
+  write_steps(tmp_path / 'killed', 1, 4)
   path = tmp_path / 'killed' / 'metrics.jsonl'
   path.write_text(path.read_text() + partial_line)
-  write_steps(tmp_path / 'killed', 3, 6, step=2, position=position)
+  write_steps(tmp_path / 'killed', 3, 6, step=2)
   assert (
     path.read_bytes()
     == (tmp_path / 'uninterrupted' / 'metrics.jsonl').read_bytes()
@@ -158,15 +151,15 @@ def damage(lines, kind):
   'kind', ['changed', 'doubled', 'missing', 'shorter', 'blank', 'NUL', 'empty']
 )
 def test_changed_rows_are_refused(tmp_path, kind):
-  position = write_steps(tmp_path, 1, 2)
+  write_steps(tmp_path, 1, 2)
   path = tmp_path / 'metrics.jsonl'
   content = ''.join(damage(path.read_text().splitlines(True), kind))
   path.write_text(content)
   with pytest.raises(UserError, match=naming(path)):
-    metric_writer.MetricWriter(tmp_path, 2, position)
+    metric_writer.MetricWriter(tmp_path, 2)
   assert path.read_text() == content
   path.unlink()
-  write_steps(tmp_path, 3, 4, 2, position)
+  write_steps(tmp_path, 3, 4, 2)
   assert [row['step'] for row in rows(tmp_path)] == [3, 4]
 
 
@@ -194,15 +187,15 @@ def test_full_disk_is_reported(tmp_path):
   scalars = {f'a number {i}': i for i in range(100)}
   with metric_writer.MetricWriter(tmp_path) as writer:
     writer.write(1, scalars)
-    position = writer.position()
+    writer.commit(1)
   with (
     pytest.raises(UserError, match=message),
     full_disk.limit_file_size(path.stat().st_size + 5),
-    metric_writer.MetricWriter(tmp_path, 1, position) as writer,
+    metric_writer.MetricWriter(tmp_path, 1) as writer,
   ):
     writer.write(2, scalars)
     pytest.fail('an incomplete row was accepted')
-  with metric_writer.MetricWriter(tmp_path, 1, position) as writer:
+  with metric_writer.MetricWriter(tmp_path, 1) as writer:
     writer.write(2, {'loss': 3})
   assert rows(tmp_path) == [{'step': 1, **scalars}, {'step': 2, 'loss': 3}]
 
@@ -215,6 +208,7 @@ def test_full_disk_for_tensorboard_only_warns(tmp_path, caplog):
     for n in range(1, 100):
       writer.histogram(n, 'scores', np.arange(100))
     writer.write(99, {'loss': 1})
+    writer.commit(99)
   assert rows(tmp_path) == [{'step': 99, 'loss': 1}]
   (warning,) = [x for x in caplog.messages if names(x, full_disk.ERROR_TEXT)]
   assert f'{tmp_path}/tensorboard/events' in warning
@@ -265,3 +259,14 @@ def test_import_loads_neither_torch_nor_tensorflow():
     text=True,
   )
   assert out.stdout.strip() == '[]', out.stderr
+
+
+@pytest.mark.parametrize('content', [None, '', '{', '[]', '{"1": 2}'])
+def test_rows_without_their_positions_are_refused(tmp_path, content):
+  write_steps(tmp_path, 1, 2)
+  path = tmp_path / metric_writer.POSITIONS
+  path.unlink()
+  if content is not None:
+    path.write_text(content)
+  with pytest.raises(UserError, match=naming(tmp_path / 'metrics.jsonl', path)):
+    metric_writer.MetricWriter(tmp_path, 2)

@@ -189,7 +189,6 @@ def _train(
     metric_writer.MetricWriter(
       workdir,
       run_state.step,
-      metadata.get('metrics'),
       active=jax.process_index() == 0,
     ) as writer,
     profiling.Profiler(

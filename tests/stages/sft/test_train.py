@@ -266,7 +266,7 @@ def test_a_resumed_run_refuses_other_batches(runner, clean_run, tmp_path):
   # Other texts make other batches, too.
   texts = tmp_path / 'texts.jsonl'
   texts.write_text('{"query": "q", "generation": "g"}\n' * 40)
-  with pytest.raises(UserError, match=naming('examples', 40, 'fingerprint')):
+  with pytest.raises(UserError, match=naming('config.data.texts')):
     sft_train.run(
       runner.config(**{'data.texts': f'texts:{texts}'}), str(workdir)
     )
