@@ -29,6 +29,7 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -50,6 +51,8 @@ class _TupleParser(flags.ArgumentParser):
     """Returns the tuple of a text; tuples are returned unchanged."""
     if not isinstance(argument, str):
       return tuple(argument)
+    if not argument.strip():
+      return ()
     try:
       value = ast.literal_eval(argument)
     except (SyntaxError, ValueError):
@@ -172,11 +175,17 @@ def _stage_module(stage: str | None) -> str:
 
 def _parse_flags(argv: list[str]) -> list[str]:
   """Parses the flags; an invalid config file or key is an error of one line."""
+  output = StandardOutput(sys.stdout)
   try:
-    arguments = flags.FLAGS(argv)
+    with contextlib.redirect_stdout(output):  # --help prints and exits
+      arguments = flags.FLAGS(argv)
     config = _CONFIG.value
     # A config file that could not be loaded raises only on attribute access.
     config.get  # noqa: B018
+  except SystemExit:
+    with _exit_on_user_error():
+      output.check('')
+    raise
   except Exception as error:  # a config file is Python, and can raise anything
     logging.debug('', exc_info=True)
     _exit_with_error(_config_problem(argv, error) or _flag_problem(error, argv))
@@ -186,6 +195,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
       'ml_collections.ConfigDict'
     )
   return arguments
+
+
+@contextlib.contextmanager
+def _exit_on_user_error() -> Iterator[None]:
+  try:
+    yield
+  except UserError as error:
+    _exit_with_error(str(error))
 
 
 def _config_problem(argv: list[str], error: Exception) -> str:

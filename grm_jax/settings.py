@@ -21,6 +21,11 @@ _MAX_INT = 2**31 - 1
 MAX_SAMPLES = 10_000
 # Examples that a run can ask for. More would fill the host's memory.
 MAX_EXAMPLES = 10_000_000
+# Tokens of a prompt or a generation. No model here reads as many.
+MAX_TOKENS = 2**20
+# Things in one step or call, such as prompts or decode steps. More would not
+# fit the memory of any device, or would take days.
+MAX_PARALLEL = 2**16
 _SHOWN_CHARACTERS = 80
 
 
@@ -180,6 +185,16 @@ def examples(low: int, note: str = '') -> Rule:
   return integer(low, MAX_EXAMPLES, note)
 
 
+def tokens(low: int, note: str = '') -> Rule:
+  """A length in tokens; see MAX_TOKENS."""
+  return integer(low, MAX_TOKENS, note)
+
+
+def parallel(low: int) -> Rule:
+  """A number of things in one step or call; see MAX_PARALLEL."""
+  return integer(low, MAX_PARALLEL)
+
+
 def tuple_of(choices: tuple[str, ...]) -> Rule:
   """A tuple of some of the choices, each once; it can be empty."""
   return Rule(
@@ -227,7 +242,7 @@ def _are_lengths(x: Any) -> bool:
   return (
     isinstance(x, list | tuple)
     and bool(x)
-    and all(_is_int(y) and 1 <= y <= _MAX_INT for y in x)
+    and all(_is_int(y) and 1 <= y <= MAX_TOKENS for y in x)
     and all(a < b for a, b in zip(x, x[1:], strict=False))
   )
 
@@ -243,7 +258,8 @@ NAMES = Rule(
 )
 # Padded lengths, such as prompt_buckets.
 LENGTHS = Rule(
-  'a tuple of different positive integers in ascending order', _are_lengths
+  f'a tuple of different integers from 1 to {MAX_TOKENS} in ascending order',
+  _are_lengths,
 )
 FRACTION = number(0, 1)
 # jax.random.key ignores the higher bits of larger seeds.

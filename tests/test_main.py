@@ -270,6 +270,27 @@ def test_a_run_ends_although_stdout_cannot_be_written(tmp_path, target):
   assert len(lines) == 1
 
 
+def test_help_that_cannot_be_written_is_one_line():
+  with open('/dev/full', 'w') as full:
+    process = subprocess.run(
+      [*MAIN, '--help'],
+      cwd=ROOT,
+      env=environment(),
+      stdout=full,
+      stderr=subprocess.PIPE,
+      text=True,
+      timeout=HANG_TIMEOUT_S,
+    )
+  assert process.returncode == 2
+  (line,) = process.stderr.splitlines()
+  assert names(line, 'standard output', 'No space left on device')
+
+
+def test_an_empty_tuple_can_be_written_as_an_empty_text():
+  parser = main._TupleParser()
+  assert parser.parse('') == parser.parse('()') == ()
+
+
 def test_help_lists_the_flags():
   stdout, _ = run('--help', expect=1)
   assert names(stdout, '--config', '--workdir')

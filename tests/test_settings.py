@@ -116,6 +116,9 @@ def test_a_rule_accepts_one_type(stage):
       [('a', 'a'), ('c',), 'a'],
     ),
     (settings.samples(0), [0, 64], [-1, 1_000_000]),
+    (settings.LENGTHS, [(2**20,)], [(2**20 + 1,), (2 * 10**9,)]),
+    (settings.tokens(0), [0, 2**20], [-1, 2**20 + 1]),
+    (settings.parallel(1), [1, 2**16], [0, 2**16 + 1]),
     (settings.optional(settings.LENGTHS, 'none'), [(), (4,)], [(4, 2), 0]),
   ],
 )
@@ -209,6 +212,31 @@ WRONG = [
   ('convert', {'dtype': 'int8'}, 'dtype'),
   ('convert', {'checkpoint_step': -2}, 'checkpoint_step'),
   ('aot', {'num_layers': -2}, 'num_layers'),
+  ('aot', {'num_layers': 3}, 'num_layers'),
+  ('aot', {'json': '/'}, 'json'),
+  ('score', {'input': ''}, 'input'),
+  ('score', {'checkpoint_step': 5}, 'checkpoint_step'),
+  ('score', {'k_meta': 5, 'meta_checkpoint': 'a'}, 'k_meta'),
+  ('score', {'vote': 'best'}, 'vote'),
+  ('score', {'prompt.meta': 'meta'}, 'prompt.meta'),
+  ('score', {'output': '/dev/null'}, 'output'),
+  ('score', {'output': 'nowhere/'}, 'output'),
+  ('score', {'output': str(test_configs.ROOT)}, 'output'),
+  ('serve', {'limits.k': 2}, 'limits.k'),
+  ('evaluate', {'checkpoint': '', 'suites.rmb': 'a'}, 'checkpoint'),
+  # The devices do not fit.
+  *(
+    (stage, {leaf: value, 'suites.rmb': 'a'}, leaf)
+    for stage in ('score', 'evaluate', 'serve', 'sft', 'grpo', 'spct')
+    for leaf, value in (
+      ('mesh.fsdp', 3),
+      ('mesh.decode_tensor', 5),
+      ('compute.attention', 'splash'),
+    )
+  ),
+  ('rft', {'train.mesh.fsdp': 3}, 'train.mesh.fsdp'),
+  ('rft', {'train.compute.attention': 'splash'}, 'train.compute.attention'),
+  ('reward_model', {'mesh.fsdp': 3}, 'mesh.fsdp'),
   ('aot', {'program': 'train'}, 'program'),
   ('aot', {'sweep': 'fsdp,rows'}, 'sweep'),
   ('spct', {'examples.held_out': 0}, 'examples.held_out'),
@@ -228,6 +256,8 @@ WRONG = [
 @pytest.mark.parametrize('stage, changes, key', WRONG)
 def test_a_stage_refuses_a_wrong_leaf(tmp_path, stage, changes, key):
   config = test_configs.load(test_configs.ROOT / f'configs/{stage}.py', 'tiny')
+  if stage != 'evaluate':
+    changes = {k: v for k, v in changes.items() if k != 'suites.rmb'}
   config.update_from_flattened_dict(changes)
   workdir = tmp_path / 'work'
   with pytest.raises(UserError, match=naming(f'config.{key}')) as caught:

@@ -18,6 +18,7 @@ FOLDER_READERS = {
   'suite': SUITES['rewardbench'].load,
   'data': lambda path: list(dataset_files.read_examples(f'{path}/rows.jsonl')),
   'data folder': dataset_files.list_files,
+  'data pattern': lambda path: dataset_files.list_files(f'{path}/*.jsonl'),
   'files': lambda path: atomic_io.list_files(path, '*'),
   'checkpoint': lambda path: orbax_checkpoint.read_json(path, 'model'),
   'steps': orbax_checkpoint.steps,

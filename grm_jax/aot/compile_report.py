@@ -7,6 +7,7 @@ defines what is counted, sharding/chip_specs.py has the numbers of chips.
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,12 +37,15 @@ SETTINGS: settings.Rules = {
   'program': settings.one_of(*programs.PROGRAMS),
   'topology': settings.TEXT,
   'size': model_config.SIZE,
-  'num_layers': settings.integer(0, note='0: as in `size`'),
-  'micro_batch_prompts': settings.integer(1),
-  'grad_accum_steps': settings.integer(1),
-  'prompt_size': settings.integer(1),
+  'num_layers': settings.Rule(
+    'an even integer from 0 to 1000 (0: as in `size`)',
+    lambda x: settings.integer(0, 1000).is_valid(x) and x % 2 == 0,
+  ),
+  'micro_batch_prompts': settings.parallel(1),
+  'grad_accum_steps': settings.parallel(1),
+  'prompt_size': settings.tokens(1),
   'num_generations': settings.samples(1),
-  'generation_size': settings.integer(1),
+  'generation_size': settings.tokens(1),
   'json': settings.TEXT,
   'sweep': settings.optional(settings.some_of(*AXES), 'no sweep'),
   'optimizer': optimizer.SETTINGS,
@@ -71,6 +75,10 @@ def run(config: ConfigDict, workdir: str) -> None:
   """
   del workdir
   settings.check(config, SETTINGS)
+  if os.path.isdir(config.json):
+    raise UserError(
+      f'config.json={config.json} is a folder; give the path of a file'
+    )
   result: Any
   if config.sweep:
     result = sweep(config)

@@ -14,6 +14,7 @@ a UserError that names the step, the item and the leaf; the code never falls
 back to another step. With several processes, all must call every function.
 """
 
+import contextlib
 import errno
 import os
 from typing import Any
@@ -370,6 +371,20 @@ def _find_step(
 
 
 def _no_checkpoint(directory: epath.Path) -> UserError:
+  # Common mistakes: the folder of a run, and the folder of a step.
+  with contextlib.suppress(UserError):  # unreadable
+    if steps(directory / 'model'):
+      return UserError(
+        f'no checkpoint in {directory}, which is the folder of a run; give '
+        f'{directory / "model"}'
+      )
+    if directory.name.isdigit() and int(directory.name) in steps(
+      directory.parent
+    ):
+      return UserError(
+        f'no checkpoint in {directory}, which is one step of a checkpoint; '
+        f'give {directory.parent}, and {int(directory.name)} as checkpoint_step'
+      )
   if (directory / 'config.json').exists():
     return UserError(
       f'no checkpoint in {directory}, which is a Hugging Face directory; '

@@ -9,6 +9,7 @@ and yields a SkippedRow for a correct row that does not yield an example.
 """
 
 import dataclasses
+import fnmatch
 import hashlib
 import json
 import re
@@ -87,7 +88,11 @@ def list_files(path: str) -> list[str]:
   root = epath.Path(path)
   with atomic_io.wrap_read_errors(path):
     if '*' in root.name:
-      return sorted(str(file) for file in root.parent.glob(root.name))
+      if not root.parent.is_dir():
+        return []
+      # glob() would hide that the folder cannot be read.
+      files = root.parent.iterdir()
+      return sorted(str(x) for x in files if fnmatch.fnmatch(x.name, root.name))
     if not root.is_dir():
       return [path]
     files = (x for x in root.iterdir() if x.suffix in row_reader.FORMATS)

@@ -114,6 +114,8 @@ def _format(path: str, fallback: str) -> str:
     return fallback
   if not file.exists():
     raise FileNotFoundError('No such file or directory')
+  if file.is_dir():
+    raise IsADirectoryError('Is a directory')
   raise UserError(
     f'cannot read {path}: its suffix must be one of {", ".join(FORMATS)}'
   )

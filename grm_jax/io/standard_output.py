@@ -48,13 +48,15 @@ class StandardOutput(io.TextIOBase):
       raise OSError('standard output is closed')
     return self._stream.fileno()
 
-  def check(self) -> None:
-    """Raises UserError if something could not be written."""
+  def check(
+    self, note: str = 'the results are in the files of this run; '
+  ) -> None:
+    """Raises UserError, with the note, if something could not be written."""
     self.flush()
     if self._error:
       raise UserError(
-        f'standard output cannot be written ({self._error}); the results are '
-        'in the files of this run; send the output to another place'
+        f'standard output cannot be written ({self._error}); {note}send '
+        'the output to another place'
       )
 
   def _give_up(self, error: OSError) -> None:

@@ -3,13 +3,15 @@
 An example that is too long for the prompt is shortened. First its responses are
 truncated to one common length, so that only the longest ones lose text, down to
 200 characters each; if that is not enough, the turns of the conversation are
-truncated in the same way. A mark in the text replaces what is removed.
+truncated in the same way. A mark in the text replaces what is removed. In a
+text that has such a mark of its own, a backslash comes before it.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
 from grm_jax.errors import UserError
+from grm_jax.judgement import guard as guards
 from grm_jax.judgement import template as templates
 from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.judgement.template import Template
@@ -22,6 +24,14 @@ _MIN_LENGTH = 200  # characters
 # No supported tokenizer has longer tokens. A text with more characters per
 # token cannot fit and need not be tokenized.
 _MAX_CHARS_PER_TOKEN = 64
+# Replaces what is removed of a text.
+_REMOVED = '[... {} characters left out ...]'
+_MARK_GUARD = guards.Guard(
+  [
+    ('[', *(guards.INDEX,) * n, *guards.tokens('characters left out'), ']')
+    for n in range(3)  # 1,234 is two numbers
+  ]
+)
 
 
 def render(
@@ -43,6 +53,29 @@ def render(
     UserError: the template cannot be filled with this example, or the hint
       needs a label that the example lacks.
   """
+  return _fill(template, _without_marks(example), order, hint=hint)
+
+
+def _without_marks(example: JudgingExample) -> JudgingExample:
+  """Returns the example with a backslash before marks in its own texts."""
+  escape = _MARK_GUARD.escape
+  return dataclasses.replace(
+    example,
+    query=tuple(Turn(turn.role, escape(turn.text)) for turn in example.query),
+    responses=tuple(map(escape, example.responses)),
+    reference=escape(example.reference),
+    principles=escape(example.principles),
+  )
+
+
+def _fill(
+  template: Template,
+  example: JudgingExample,
+  order: Sequence[int],
+  *,
+  hint: bool,
+) -> str:
+  """Returns the prompt's text; see `render`."""
   if problem := templates.missing_text(template, len(order)):
     raise UserError(
       f'template {template.name}: {problem}; use a template that shows '
@@ -117,10 +150,11 @@ def tokenize(
   Raises:
     UserError: see `render`; or the example is too long.
   """
+  example = _without_marks(example)
 
   def tokenize_if_fits(candidate: JudgingExample) -> tuple[int, ...] | None:
     """Returns the tokens of a prompt, or None if they exceed the limit."""
-    text = render(template, candidate, order, hint=hint)
+    text = _fill(template, candidate, order, hint=hint)
     if len(text) > limit * _MAX_CHARS_PER_TOKEN:
       return None
     tokens = tuple(chat(text))
@@ -216,6 +250,6 @@ def _truncate(text: str, length: int) -> str:
   head_length = length - tail_length
   num_removed = len(text) - length
   return (
-    f'{text[:head_length]}\n[... {num_removed} characters left out ...]\n'
+    f'{text[:head_length]}\n{_REMOVED.format(num_removed)}\n'
     f'{text[len(text) - tail_length :]}'
   )

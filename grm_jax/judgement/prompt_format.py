@@ -71,7 +71,13 @@ class PromptFormat:
   def check(self) -> None:
     """Raises UserError if a template cannot be loaded or is invalid."""
     self.template_for(2)
-    self.template_for(1)
+    single = self.template_for(1)
+    problem = self.single and template.missing_text(single, 1)
+    if problem:
+      raise UserError(
+        f'{self.key}.single={self.single}: {problem}; give a template that '
+        'shows one response'
+      )
 
   def template_for(self, num_responses: int) -> Template:
     """Returns the template for an example with this number of responses."""

@@ -14,6 +14,13 @@ _LABEL_WORDS = _SCORE_WORDS.union(
   _VERBS,
   _NOUNS.split('|'),
 )
+# After a preposition they say of which responses: "Scores for both: [3, 4]".
+_WHICH = frozenset(
+  ['a', 'all', 'b', 'both', 'each', 'every', 'four', 'individual', 'these']
+  + ['those', 'three', 'two']
+  + ['answers', 'assistants', 'candidates', 'completions', 'models', 'outputs']
+  + ['replies']
+)
 
 # Commands of LaTeX for the font of a text.
 _FONTS = (
@@ -53,6 +60,13 @@ _TOKEN = re.compile(
   re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
 
+# A remark between a label and its colon: "Scores (out of 10): [8, 9]".
+_REMARK = re.compile(
+  r'[\s*_"\'`]{0,9}(?:\([^()\[\]{}\\\n]{1,60}\)|\bout of [0-9]{1,4})'
+  r'(?=[\s*_"\'`]{0,9}[:=])',
+  re.IGNORECASE,
+)
+
 # Possible beginning of a group or a label when no group is open. The prose in
 # between is skipped.
 _START = re.compile(
@@ -87,9 +101,10 @@ def parse_scores(
 
   1. the last box that is a list of exactly C numbers, or the last complete run
      of exactly C boxes, whichever is later in the text;
-  2. the last list in square brackets of exactly C numbers that follows a word
-     such as "Scores:" or has double brackets, [[2, 4]]. Any other list is more
-     likely a citation or code.
+  2. the last list in square brackets of exactly C numbers that follows a label
+     such as "Scores:", "Scores (out of 10):" or "Ratings for both:", or has
+     double brackets, [[2, 4]]. Any other list is more likely a citation or
+     code.
 
   A box is `\boxed{...}` with its closing brace; the last number of an unclosed
   box may be cut off.
@@ -132,6 +147,9 @@ def parse_scores(
       if start is None:
         break
       position = start.start()
+    remark = reader.is_after_label() and _REMARK.match(text, position)
+    if remark:
+      position = remark.end()
     token = _TOKEN.match(text, position)
     assert token is not None  # the last alternative matches any character
     reader.read(token)
@@ -238,6 +256,10 @@ class _ScoreReader:
       self._groups or self._continues_run or self._labelled or self._needs_colon
     )
 
+  def is_after_label(self) -> bool:
+    """Returns whether a label such as "Scores for both" came last."""
+    return (self._labelled or self._needs_colon) and not self._groups
+
   def scores(self) -> tuple[int, ...] | None:
     """Returns the scores at the end of the text."""
     self._end_run()
@@ -260,6 +282,9 @@ class _ScoreReader:
       self._close(text, token.end())
     elif kind == 'word' and text.lower() in _LABEL_WORDS:
       self._read_label_word(text.lower())
+    elif kind == 'word' and self._needs_colon and text.lower() in _WHICH:
+      self._mark_not_a_list()
+      self._continues_run = False
     elif kind == 'dash':
       self._mark_not_a_list()
     elif kind != 'over' or _to_integer(text[1:].strip()) != self._high:

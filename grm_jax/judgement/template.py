@@ -48,6 +48,7 @@ import itertools
 import os
 import pathlib
 import re
+import string
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -273,17 +274,19 @@ def _check_braces(text: str, name: str, variables: Sequence[str]) -> None:
     if kind != 'data' or 'raw_begin' in kinds[max(0, i - 1) : i]:
       continue
     for match in _SINGLE_BRACE.finditer(literal):
-      slot = re.sub(r'\W+', '_', (match[1] or match[2]).lower())
+      slot = re.sub(r'\W+', '_', match[match.lastindex or 0].lower())
       if difflib.get_close_matches(slot, _SLOTS, cutoff=0.8):
         line += literal.count('\n', 0, match.start())
         problem = f'{match[0]!r} is not a slot; write {{{{ NAME }}}}'
         raise _error(name, line, problem, variables)
 
 
-# `{ reference }}`, `{Reference}` or `reference }}`, but not `\text{reference}`.
+# `{ reference }}`, `{Reference}`, `reference }}` or `%(reference)s`, but not
+# `\text{reference}`.
 _SINGLE_BRACE = re.compile(
   r'(?<![\w\\])\{\s{0,9}([\w.-]{3,40})\s{0,9}\}|'
-  r'(?<![\w.{-])([\w.-]{3,40})\s{0,9}\}\}'
+  r'(?<![\w.{-])([\w.-]{3,40})\s{0,9}\}\}|'
+  r'%\(([\w.-]{3,40})\)s'
 )
 _SLOTS = (*_PROMPT_VARIABLES, 'response', 'turn_text', 'turn_role')
 
@@ -338,7 +341,11 @@ def _missing_text(
   """Returns what one such prompt lacks, or ''."""
   texts = {
     'query': [_known_text(f'turn{i}') for i in range(len(roles))],
-    'responses': [_known_text(f'response{i}') for i in range(num_responses)],
+    # The third text is the first one again, so that no order is sorted.
+    'responses': [
+      _known_text(f'response{i % 2 if i < 4 else i}')
+      for i in range(num_responses)
+    ],
     **{name: [_known_text(name)] for name in sections},
   }
   values = dict.fromkeys(_SECTION_VARIABLES, '')
@@ -353,19 +360,32 @@ def _missing_text(
     if not template.has_fixed_slots:
       raise
     return f'it cannot show {num_responses} responses'
+  prompt = ' '.join(prompt.split())
   for name, parts in texts.items():
-    positions = [prompt.find(part) for part in parts]
-    if -1 in positions:
-      number = positions.index(-1) + 1
-      return f'{name}: the prompt lacks text {number} of {len(parts)}'
-    if positions != sorted(positions):
-      return f'{name}: the prompt shows the texts in another order'
+    position = 0
+    for number, part in enumerate(parts, 1):
+      # A template can indent a text, or write a list of texts as Python does.
+      forms = [' '.join(x.split()) for x in (part, repr(part)[1:-1])]
+      ends = [
+        begin + len(form)
+        for form in forms
+        if (begin := prompt.find(form, position)) >= 0
+      ]
+      if not ends:
+        problem = f'{name}: the prompt lacks text {number} of {len(parts)}'
+        is_there = any(form in prompt for form in forms)
+        return problem + (', in this order' if is_there else '')
+      position = ends[0]
   return ''
 
 
 def _known_text(name: str) -> str:
-  # Long, so that a filter that cuts texts is noticed.
-  return f'{name}.{"x" * 2000}.{name}'
+  # Long, and with all kinds of characters, so that a filter that cuts or
+  # changes texts is noticed.
+  return f'{name}. {_ALL_KINDS}\n\n{"word " * 2000}.{name}'
+
+
+_ALL_KINDS = f'{string.ascii_letters} {string.punctuation} 0123456789 <b>é</b>'
 
 
 def _check_nodes(template: Template, tree: nodes.Template) -> None:

@@ -19,6 +19,7 @@ from grm_jax.judges.baselines.token_probability import TokenProbabilityJudge
 from grm_jax.judges.baselines.verdict_scorer import VerdictScorer
 from grm_jax.judges.generative import Judge, JudgeConfig, check_meta
 from grm_jax.judges.meta_rm import META, MetaJudge
+from grm_jax.model import compute_config
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.transformer import Transformer
 from grm_jax.sampling import decode_weights
@@ -52,6 +53,38 @@ _SCORER_SHAPES = ('prompts', 'max_new_tokens', 'prompt_buckets')
 _RANDOM_LENGTH = 96
 # Verdicts scored with one prompt: those of two samples of eight responses.
 _VERDICTS_PER_PROMPT = 16
+
+
+def check(config: ConfigDict, is_local: bool = False) -> None:
+  """Checks settings of a judge before a run writes anything.
+
+  Args:
+    config: config of a stage that judges.
+    is_local: whether the devices of one process hold the model.
+
+  Raises:
+    UserError: the devices or the other settings do not fit.
+  """
+  compute_config.check_devices(config, is_local=is_local)
+  if 'vote' in config:
+    check_meta(config.vote, config.k_meta, bool(config.meta_checkpoint))
+    if config.k_meta > max(1, config.k):
+      raise UserError(
+        f'config.k_meta is {config.k_meta}, but there are config.k={config.k} '
+        'judgements; set config.k_meta to at most config.k'
+      )
+  if config.prompt.meta and not config.meta_checkpoint:
+    raise UserError(
+      f'config.prompt.meta={config.prompt.meta} is the template of a meta RM; '
+      'set config.meta_checkpoint, or leave config.prompt.meta empty'
+    )
+  has_steps = config.checkpoint not in ('', model_directory.RANDOM)
+  if config.checkpoint_step >= 0 and not has_steps:
+    raise UserError(
+      f'config.checkpoint_step is {config.checkpoint_step}, but '
+      f'config.checkpoint={config.checkpoint} has no steps; set '
+      'config.checkpoint_step=-1'
+    )
 
 
 def from_config(
@@ -260,7 +293,7 @@ def load(
     UserError: a setting is wrong, or a checkpoint is the wrong kind of model.
       Everything that does not need the weights is checked before reading them.
   """
-  check_meta(judge_config, bool(meta_checkpoint))
+  check_meta(judge_config.vote, judge_config.k_meta, bool(meta_checkpoint))
   judge_config.prompt_format().check()
   if judge_config.meta:
     template.load(judge_config.meta, key='config.prompt.meta')

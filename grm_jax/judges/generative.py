@@ -132,7 +132,7 @@ class Judge:
       UserError: a template is invalid, or the vote needs a meta RM and there
         is none.
     """
-    check_meta(config, meta is not None)
+    check_meta(config.vote, config.k_meta, meta is not None)
     self.engine, self.weights = engine, weights
     self.tokenizer, self.config, self.meta = tokenizer, config, meta
     judgement_format, principles_format = config.prompt_format(), None
@@ -264,16 +264,16 @@ class Judge:
     return self.meta.rate(item)
 
 
-def check_meta(config: JudgeConfig, has_meta: bool) -> None:
+def check_meta(vote: str, k_meta: int, has_meta: bool) -> None:
   """Raises UserError if the settings need a meta RM and there is none."""
   if has_meta:
     return
-  if config.vote_config().needs_meta:
+  if verdict.VoteConfig(vote).needs_meta:
     raise UserError(
-      f'config.vote={config.vote} needs a meta RM; set config.meta_checkpoint'
+      f'config.vote={vote} needs a meta RM; set config.meta_checkpoint'
     )
-  if config.k_meta:
+  if k_meta:
     raise UserError(
-      f'config.k_meta={config.k_meta} is the number of judgements that a meta '
+      f'config.k_meta={k_meta} is the number of judgements that a meta '
       'RM selects; set config.meta_checkpoint, or set config.k_meta=0'
     )

@@ -15,14 +15,14 @@ from grm_jax.sharding import mesh, rules
 # Leaves with which a model generates.
 GENERATION = {
   'int8': settings.BOOLEAN,
-  'concurrent_prompts': settings.integer(1),
+  'concurrent_prompts': settings.parallel(1),
   'generations_per_prompt': settings.samples(1),
-  'decode_steps_per_call': settings.integer(1),
+  'decode_steps_per_call': settings.parallel(1),
 }
 # config.sampling.
 SAMPLING = GENERATION | {
   'weights': settings.one_of(*rules.WEIGHTS),
-  'max_new_tokens': settings.integer(0, note='0: as in training'),
+  'max_new_tokens': settings.tokens(0, note='0: as in training'),
   'prompt_buckets': settings.LENGTHS,
 }
 RESPONSE_ORDER = settings.one_of(*response_order.KINDS)

@@ -3,8 +3,11 @@
 import dataclasses
 
 import jax
+from ml_collections import ConfigDict
 
 from grm_jax import settings
+from grm_jax.errors import UserError
+from grm_jax.sharding import mesh
 
 # Values of a layer pair that the backward pass saves, most memory first.
 # Without remat ('none') it also saves the gathered kernels of all layers, which
@@ -62,3 +65,35 @@ class ComputeConfig:
 
   def __post_init__(self):
     settings.check_values(dataclasses.asdict(self), SETTINGS, 'config.compute')
+
+
+def check_devices(
+  config: ConfigDict, key: str = 'config', is_local: bool = False
+) -> None:
+  """Checks that the devices fit `config.mesh` and `config.compute`.
+
+  Args:
+    config: has `mesh` and `compute`.
+    key: config key of `config`, for messages.
+    is_local: whether a mesh has the devices of one process only.
+
+  Raises:
+    UserError: they do not fit.
+  """
+  devices = jax.local_devices() if is_local else jax.devices()
+  generates = config.mesh.get('decode_tensor', 0)
+  try:
+    mesh.from_config(config, devices, 'resident' if generates else None)
+  except UserError as error:
+    message = str(error).replace('config.mesh', f'{key}.mesh')
+    raise UserError(message) from None
+  check_platform(config.compute.attention, devices[0].platform, key)
+
+
+def check_platform(attention: str, platform: str, key: str = 'config') -> None:
+  """Raises UserError for a kernel that the platform does not run."""
+  if attention == 'splash' and platform != 'tpu':
+    raise UserError(
+      f'{key}.compute.attention is splash, a kernel for TPU, and the devices '
+      f'are {platform}; set {key}.compute.attention=xla'
+    )

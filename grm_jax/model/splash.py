@@ -20,6 +20,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 
 from grm_jax.errors import UserError
+from grm_jax.model import compute_config
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.sharding.rules import ShardingLayout
 
@@ -59,11 +60,8 @@ def attend(
       tile is not a multiple of 128.
   """
   platform = layout.mesh.devices.flat[0].platform
-  if platform != 'tpu' and not compute.interpret:
-    raise UserError(
-      'config.compute.attention is splash, a kernel for TPU, and the devices '
-      f'are {platform}; set config.compute.attention=xla'
-    )
+  if not compute.interpret:
+    compute_config.check_platform(compute.attention, platform)
   block = _checked_block(query.shape[1], compute.splash_block)
   query_axes = ('prompts', 'heads', 'tokens', 'head_dim')
   kv_axes = ('prompts', 'kv_heads', 'tokens', 'head_dim')

@@ -116,6 +116,11 @@ def check(config: ConfigDict, workdir: str) -> None:
       'no suite has a path; set --config.suites.NAME=PATH for a NAME of '
       f'{", ".join(SUITES)}'
     )
+  if not config.checkpoint:
+    raise UserError(
+      "config.checkpoint is empty; set it to a model directory or 'random'"
+    )
+  judge_factory.check(config)
   if not config.k and not config.greedy:
     raise UserError(
       f'config.k is {config.k} and config.greedy is false, so that nothing is '

@@ -155,10 +155,21 @@ def check(config: ConfigDict, workdir: str) -> str:
       'config.output and --workdir are empty; set --config.output=FILE or '
       '--workdir=DIR'
     )
+  # A gs:// path never exists locally.
+  if output.endswith('/') or (
+    os.path.exists(output) and not os.path.isfile(output)
+  ):
+    raise UserError(
+      f'config.output={output} is not a file; give the path of a file, such as '
+      f'{os.path.join(output, "scores.jsonl")}'
+    )
+  if not config.input:
+    raise UserError('config.input is empty; set it to a file with rows')
   if not config.checkpoint:
     raise UserError(
       "config.checkpoint is empty; set it to a model directory or 'random'"
     )
+  judge_factory.check(config, config.apart)
   return output
 
 

@@ -86,7 +86,12 @@ def _check(config: ConfigDict) -> ServerLimits:
       'service per host'
     )
   limits = ServerLimits(**config.limits)
-  limits.check_samples(config.k)
+  if config.k > limits.k:
+    raise UserError(
+      f'config.k is {config.k}, but config.limits.k is {limits.k}; set '
+      'config.k to at most config.limits.k'
+    )
+  judge_factory.check(config)
   if config.host not in _LOOPBACK and not config.token_file:
     logging.warning(
       'config.host=%s: everyone who can reach this machine can use the '

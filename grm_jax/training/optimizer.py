@@ -24,11 +24,11 @@ MOMENT_DTYPES = ('float32', 'bfloat16')
 # Rules of config.optimizer.
 SETTINGS = {
   'kind': settings.one_of(*KINDS),
-  'learning_rate': settings.number(0, above=True),
+  'learning_rate': settings.number(0, 1e6, above=True),
   'warmup_steps': settings.integer(0),
   'schedule': settings.one_of(*SCHEDULES),
-  'weight_decay': settings.number(0),
-  'max_grad_norm': settings.number(0),
+  'weight_decay': settings.number(0, 1e6),
+  'max_grad_norm': settings.number(0, 1e30),
   'b2': settings.number(0, 1, below=True),
   'moment_dtype': settings.one_of(*MOMENT_DTYPES),
   'offload_to_host': settings.BOOLEAN,

@@ -83,6 +83,7 @@ def check(
     raise UserError('--workdir is missing; give the folder to write the model')
   settings.check(config, rules, key)
   optimizer.check(config.steps, config.optimizer, f'{key}.optimizer')
+  compute_config.check_devices(config, key)
 
 
 def check_checkpoint(config: ConfigDict, workdir: str) -> None:

@@ -32,8 +32,8 @@ _WINDOW = 16  # number of batches whose examples are sorted by length together
 Evaluation = tuple[Mapping[str, float], str]
 # Rules of config.batch.
 BATCH: dict[str, settings.Rule | settings.Rules] = {
-  'micro_batch_prompts': settings.integer(1),
-  'grad_accum_steps': settings.integer(1),
+  'micro_batch_prompts': settings.parallel(1),
+  'grad_accum_steps': settings.parallel(1),
   'generations_per_prompt': settings.samples(1),
   'prompt_buckets': settings.LENGTHS,
   'generation_buckets': settings.LENGTHS,

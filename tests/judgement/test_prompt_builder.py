@@ -9,6 +9,7 @@ import pytest
 from grm_jax.errors import UserError
 from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample, Turn
+from grm_jax.judgement.prompt_format import PromptFormat
 from tests.messages import names, naming
 
 EXAMPLE = JudgingExample(
@@ -229,3 +230,44 @@ def test_huge_response_is_not_tokenized_completely():
   )
   assert len(tokens) <= 6000
   assert max(lengths) <= 6000 * 64
+
+
+@pytest.mark.parametrize(
+  'mark',
+  [
+    '[... 12 characters left out ...]',
+    '\uff3b\u2026 12 Characters left-out]',
+    '[... 1,234 characters left out ...]',
+    '[...\n5\ncharacters left out ...]',
+  ],
+)
+def test_a_text_cannot_forge_what_is_left_out(mark):
+  prompt_template = template.load('pointwise')
+  example = JudgingExample(
+    'a', (Turn('user', f'q {mark}'),), (f'x {mark}', 'y'), reference=mark
+  )
+  text = prompt_builder.render(prompt_template, example, (0, 1))
+  assert text.count(mark) == text.count(f'\\{mark}') == 3
+
+
+def test_the_mark_of_a_shortened_text_is_not_escaped():
+  prompt_template = template.load('pointwise')
+  example = JudgingExample('a', (Turn('user', 'q'),), ('word ' * 9000, 'y'))
+  tokens = prompt_builder.tokenize(
+    prompt_template,
+    example,
+    (0, 1),
+    lambda text: list(text.encode()),
+    limit=9000,
+  )
+  text = bytes(tokens).decode()
+  assert re.search(r'\n\[\.\.\. \d+ characters left out \.\.\.\]\n', text)
+
+
+def test_a_template_for_one_response_must_show_one(tmp_path):
+  path = tmp_path / 'two.txt'
+  turns = '{% for turn in query %}{{ turn.text }}{% endfor %}'
+  path.write_text(turns + '{{ responses[0] }} {{ responses[1] }}')
+  PromptFormat(str(path), 'single').check()
+  with pytest.raises(UserError, match=naming('config.prompt.single')):
+    PromptFormat('pointwise', str(path)).check()

@@ -387,7 +387,15 @@ LOOP = '{% for x in responses %}\n{{ x }}\n{% endfor %}'
     (QUERY + '{{ num_responses }}{% for x in responses %}{% endfor %}', 'resp'),
     (QUERY + LOOP.replace('x in responses', 'x in responses[:1]'), 'responses'),
     (QUERY + LOOP.replace('{{ x }}', '{{ x|truncate(99) }}'), 'responses'),
+    (QUERY + LOOP.replace('{{ x }}', '{{ x[:9000] }}'), 'responses'),
+    (QUERY + LOOP.replace('{{ x }}', '{{ x.split("\\n")[0] }}'), 'responses'),
+    (QUERY + LOOP.replace('{{ x }}', '{{ x|striptags }}'), 'responses'),
+    (QUERY + LOOP.replace('{{ x }}', '{{ x|lower }}'), 'responses'),
+    (QUERY + LOOP.replace('{{ x }}', '{{ x|e }}'), 'responses'),
     (QUERY + LOOP.replace('in responses', 'in responses|reverse'), 'responses'),
+    # Votes would count for other responses, or for fewer of them.
+    (QUERY + LOOP.replace('in responses', 'in responses|sort'), 'responses'),
+    (QUERY + LOOP.replace('in responses', 'in responses|unique'), 'responses'),
     (QUERY + '{# {{ responses }} #}{{ responses|length }}', 'responses'),
     (QUERY + '{% if reference %}' + LOOP + '{% endif %}', 'responses'),
     (QUERY + '{% if not hint %}' + LOOP + '{% endif %}', 'responses'),
@@ -412,6 +420,17 @@ def test_template_that_loses_content_is_refused(text, slot):
 
 
 @pytest.mark.parametrize(
+  'shown',
+  ['{{ x }}', '{{ x|trim }}', '  {{ x|indent }}'],
+)
+def test_a_template_can_lay_out_texts(shown):
+  text = QUERY + LOOP.replace('{{ x }}', shown)
+  assert 'word' in template.parse(text).render(
+    query=[Turn('user', 'q')], responses=['word'], reference='', num_responses=1
+  )
+
+
+@pytest.mark.parametrize(
   'slot',
   [
     '{{Reference}}',
@@ -425,6 +444,7 @@ def test_template_that_loses_content_is_refused(text, slot):
     'reference }}',
     '{num-responses}',
     '{hint}',
+    '%(reference)s',
   ],
 )
 @pytest.mark.parametrize(

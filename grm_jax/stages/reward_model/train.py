@@ -72,7 +72,7 @@ SETTINGS = training_run.SETTINGS | {
     'samples': settings.TEXT,
     'holdout_fraction': settings.number(0, 1, below=True),
     'every': settings.PERIOD,
-    'concurrent_prompts': settings.integer(1),
+    'concurrent_prompts': settings.parallel(1),
   },
 }
 

@@ -53,7 +53,7 @@ SETTINGS = training_run.SETTINGS | {
   'evaluation': {
     'data': settings.TEXT,
     'every': settings.PERIOD,
-    'concurrent_prompts': settings.integer(1),
+    'concurrent_prompts': settings.parallel(1),
   },
   'mesh': mesh.DECODE_SETTINGS,
 }

@@ -81,6 +81,8 @@ def check(config: ConfigDict) -> None:
   own = {x: config[x] for x in config if x not in STAGE_SETTINGS}
   settings.check(own, SETTINGS)
   settings.check_values(config, STAGE_SETTINGS)
+  # Before the checks of stages, whose keys of these settings are others.
+  compute_config.check_devices(config)
 
 
 def check_inputs(config: ConfigDict) -> None:
