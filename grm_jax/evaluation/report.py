@@ -26,6 +26,8 @@ from grm_jax.judgement import correctness, voting
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import JudgedExample, Judgement
 
+# Files of a report, besides the pictures.
+RESULTS, PAGE = 'results.json', 'report.html'
 # Kinds of example generations, and their CSS classes.
 KINDS = {
   'right': 'right',
@@ -211,8 +213,8 @@ def render(
     for name, suite_plots in plots_of.items()
     for kind, (_, png) in suite_plots.items()
   }
-  files['results.json'] = _results_json(suites, facts)
-  files['report.html'] = report_html.page(
+  files[RESULTS] = _results_json(suites, facts)
+  files[PAGE] = report_html.page(
     'Evaluation report', _body(suites, facts, front, plots_of)
   )
   return files

@@ -277,8 +277,17 @@ def _compare(key: str, value: Any, trained: Any, model: str) -> None:
   _warn_once(
     f'{key} is {value or NONE}, but {model} was trained with '
     f'{trained or NONE}: its judgements may fail to parse or mean nothing; '
-    f'leave {key} empty to use the value of the model'
+    f'{_as_trained(key)} to use the value of the model'
   )
+
+
+def _as_trained(key: str) -> str:
+  """Returns what makes a setting use the value of the model."""
+  if key.endswith('max_new_tokens'):
+    return f'set {key}=0'
+  if key.endswith('generation_buckets'):
+    return f'let {key} end at that length'
+  return f'leave {key} empty'
 
 
 @functools.cache

@@ -61,12 +61,14 @@ def _cause(config: ConfigDict, count: int, truncated: int) -> str:
       'one of its training, or train it with configs/sft.py. If judgements are '
       f'only cut off, raise config.sampling.max_new_tokens={length}'
     )
-  if 2 * truncated > count:
+  has_trained_length = trained and length >= trained.max_new_tokens
+  if 2 * truncated > count and not has_trained_length:
     return (
       f'config.sampling.max_new_tokens={length} is too small; raise it, or set '
       'it to 0 for the length in training'
     )
   return (
     f'{checkpoint} has not learned to write scores by config.prompt.template='
-    f'{used}; train it longer (configs/sft.py)'
+    f'{used} within config.sampling.max_new_tokens={length}; train it longer '
+    '(configs/sft.py)'
   )

@@ -161,6 +161,9 @@ def _judge_suites(
     workdir,
     functools.partial(_identify_inputs, config, workdir, suites),
     resumes=any(_has_judgements(workdir, name) for name in paths),
+    needs_record=any(
+      atomic_io.exists(_samples_path(workdir, name)) for name in paths
+    ),
   )
   load_judge = functools.cache(
     lambda: judge_factory.from_config(
@@ -199,7 +202,13 @@ def _identify_inputs(
       **{x: config[x] for x in ('checkpoint', 'meta_checkpoint')},
       **input_identity.template_names(config),
     },
-    [x for name in suites for x in _files_of(workdir, name)],
+    [
+      *(x for name in suites for x in _files_of(workdir, name)),
+      *(
+        os.path.join(workdir, x)
+        for x in (report.RESULTS, report.PAGE, run_record.RECORD)
+      ),
+    ],
   )
   return {
     **{f'suites.{k}': input_identity.of_items(v) for k, v in suites.items()},

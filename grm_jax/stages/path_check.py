@@ -30,6 +30,11 @@ def check_distinct(reads: Mapping[str, str], writes: Iterable[str]) -> None:
         )
 
 
+def is_same(path: str, other_path: str) -> bool:
+  """Returns whether two spellings name the same file or folder."""
+  return _canonical(path) == _canonical(other_path)
+
+
 def _paths(value: str) -> list[str]:
   """Returns the folders and files that an input names."""
   paths = []

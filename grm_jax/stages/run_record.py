@@ -30,6 +30,7 @@ _FREE = frozenset(
     'concurrent_prompts',
     'decode_steps_per_call',
     'every',
+    'fail_on_bad_rows',
     'head_chunk',
     'log_samples_every',
     'max_parse_failure_rate',
@@ -61,6 +62,7 @@ def begin(
   read_inputs: Callable[[], Mapping[str, str]],
   *,
   resumes: bool,
+  needs_record: bool = False,
   branch: str = '',
 ) -> dict[str, Any]:
   """Checks that this run fits WORKDIR, and writes config.json.
@@ -73,6 +75,8 @@ def begin(
     workdir: folder of the run; '' writes no file.
     read_inputs: opens the inputs; returns their identities by config key.
     resumes: whether this run continues results in `workdir`.
+    needs_record: whether these results are useless without config.json, as
+      those are that do not store their settings themselves.
     branch: compare only the settings whose keys begin with it.
 
   Returns:
@@ -80,7 +84,8 @@ def begin(
 
   Raises:
     UserError: an input cannot be read, or differs between processes; `workdir`
-      belongs to another stage; or the run resumes with other settings.
+      belongs to another stage; the run resumes with other settings, or its
+      old ones are unknown.
   """
   agreed = distributed.agree(
     lambda: {f'config.{key}': x for key, x in read_inputs().items()}
@@ -95,6 +100,11 @@ def begin(
     _check_stage(stored, config, workdir)
   if stored and resumes:
     _check_settings(stored, settings, branch, workdir)
+  if not stored and needs_record:
+    raise UserError(
+      f'{workdir} has results, but {path} is missing, so that their settings '
+      'are unknown; restore it, or choose another --workdir'
+    )
   # No process may see the new record before all have compared the old one.
   distributed.barrier('compared')
   record = {'config': _to_json(config), 'settings': settings}
@@ -130,22 +140,50 @@ def begin_training(
     [target, *(os.path.join(workdir, x) for x in (RECORD, metric_writer.FILE))],
   )
   resumes = training_run.has_checkpoint(target)
-  begun = read_settings(workdir).get('checkpoint', '') if resumes else ''
 
   def read_inputs() -> dict[str, str]:
     """Returns the identities of all inputs."""
     checkpoint = input_identity.of_checkpoint(
-      config.checkpoint, config.checkpoint_step, begun
+      config.checkpoint,
+      config.checkpoint_step,
+      begun_identity(config, workdir, 'checkpoint') if resumes else '',
     )
     templates = input_identity.of_templates(config)
     return {**identify_data(), **templates, 'checkpoint': checkpoint}
 
-  begin(config, workdir, read_inputs, resumes=resumes)
+  begin(config, workdir, read_inputs, resumes=resumes, needs_record=resumes)
+
+
+def begun_identity(
+  config: ConfigDict, workdir: str, key: str, stored_as: str = ''
+) -> str:
+  """Returns the identity of a checkpoint with which the run in WORKDIR began.
+
+  Returns '' if there was no such run, or if the config now has another path.
+
+  Args:
+    config: config of the stage.
+    workdir: folder of the run.
+    key: config key of the checkpoint.
+    stored_as: key of its identity, '' for the same.
+  """
+  record = _read(os.path.join(workdir, RECORD))
+  if not record:
+    return ''
+  begun = ConfigDict(record['config'])
+  if flatten(begun).get(key) != flatten(config)[key]:
+    return ''
+  return record['settings'].get(stored_as or key, '')
 
 
 def read_settings(workdir: str) -> dict[str, Any]:
   """Returns what `begin` returned to the run in this folder; {} for none."""
   return _read(os.path.join(workdir, RECORD)).get('settings', {})
+
+
+def read_config(workdir: str) -> dict[str, Any] | None:
+  """Returns the config of the run in this folder; None for none."""
+  return _read(os.path.join(workdir, RECORD)).get('config')
 
 
 def leaves(config: ConfigDict, *keys: str) -> dict[str, Any]:

@@ -68,10 +68,12 @@ def run(config: ConfigDict, workdir: str) -> None:
       row is bad; the message has file and line.
   """
   output = check(config, workdir)
-  with distributed.enter_on_all(run_lock.hold(f'{output}.lock', output)):
+  with distributed.enter_on_all(_hold_locks(workdir, output)):
     shard = _row_shard(config)
     journal_paths = _journal_paths(output, shard.count)
     is_finished = bool(workdir) and atomic_io.exists(output)
+    if is_finished:
+      distributed.run_on_all(lambda: _check_written_here(output, workdir))
     run_settings = run_record.begin(
       config,
       workdir,
@@ -83,6 +85,31 @@ def run(config: ConfigDict, workdir: str) -> None:
         print(f'{output} has all results; delete it to score again')
       return
     _score(config, output, shard, run_settings)
+
+
+@contextlib.contextmanager
+def _hold_locks(workdir: str, output: str) -> Iterator[None]:
+  """Holds the locks of the output, which may be elsewhere, and of `workdir`."""
+  with contextlib.ExitStack() as locks:
+    if workdir:
+      locks.enter_context(run_lock.hold_workdir(workdir))
+    locks.enter_context(run_lock.hold(f'{output}.lock', output))
+    yield
+
+
+def _check_written_here(output: str, workdir: str) -> None:
+  """Checks that the run in `workdir` wrote an existing output.
+
+  Raises:
+    UserError: it did not, so that the settings of the output are unknown.
+  """
+  stored = run_record.read_config(workdir)
+  written = _output_path(stored['output'], workdir) if stored else ''
+  if not path_check.is_same(written, output):
+    raise UserError(
+      f'{output} exists, but {workdir} has no record of the settings with '
+      'which it was written; delete it, or choose another config.output'
+    )
 
 
 def _read_inputs(
@@ -149,7 +176,7 @@ def check(config: ConfigDict, workdir: str) -> str:
     UserError: a setting is wrong.
   """
   settings.check(config, SETTINGS)
-  output = config.output or (workdir and os.path.join(workdir, 'scores.jsonl'))
+  output = _output_path(config.output, workdir)
   if not output:
     raise UserError(
       'config.output and --workdir are empty; set --config.output=FILE or '
@@ -171,6 +198,10 @@ def check(config: ConfigDict, workdir: str) -> str:
     )
   judge_factory.check(config, config.apart)
   return output
+
+
+def _output_path(output: str, workdir: str) -> str:
+  return output or (workdir and os.path.join(workdir, 'scores.jsonl'))
 
 
 @dataclasses.dataclass(frozen=True)

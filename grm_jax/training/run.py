@@ -111,6 +111,19 @@ def no_leftovers(workdir: str) -> Iterator[None]:
     raise
 
 
+def trained_judge_directory(checkpoint: str, workdir: str) -> str:
+  """Returns the model directory that stores how the model is asked.
+
+  A run that resumes has stored it, and its initial model may be deleted.
+
+  Args:
+    checkpoint: model directory of the initial model.
+    workdir: folder of the run.
+  """
+  target = os.path.join(workdir, MODEL)
+  return target if has_checkpoint(target) else checkpoint
+
+
 def has_checkpoint(target: str) -> bool:
   """Returns whether a run has a checkpoint in this folder to resume from."""
   return bool(orbax_checkpoint.steps(target))

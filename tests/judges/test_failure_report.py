@@ -46,6 +46,12 @@ def trained(tmp_path):
       ['config.sampling.max_new_tokens', 24],
     ),
     ({}, [FAILED] * 3, ['config.prompt.template', 'practice']),
+    # The length in training is not too small.
+    (
+      {},
+      [CUT_AND_FAILED] * 3,
+      ['config.prompt.template', 'practice', 'configs/sft.py'],
+    ),
   ],
 )
 def test_the_cause_is_named(stage, trained, values, samples, words):

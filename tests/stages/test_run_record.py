@@ -22,12 +22,12 @@ CONFIG = dict(
 )
 
 
-def begin(workdir, changes=(), resumes=True, inputs=(), branch=''):
+def begin(workdir, changes=(), resumes=True, inputs=(), **options):
   config = ConfigDict(CONFIG)
   config.update_from_flattened_dict(dict(changes))
   values = {'checkpoint': 'step 10, ab', **dict(inputs)}
   return run_record.begin(
-    config, str(workdir), lambda: values, resumes=resumes, branch=branch
+    config, str(workdir), lambda: values, resumes=resumes, **options
   )
 
 
@@ -64,6 +64,26 @@ def test_other_settings_are_refused(tmp_path, changes, inputs, words):
   with pytest.raises(UserError, match=naming(tmp_path, *words)):
     begin(tmp_path, changes, inputs=inputs)
   assert (tmp_path / 'config.json').read_bytes() == before
+
+
+def test_results_without_a_record_are_refused(tmp_path):
+  begin(tmp_path, resumes=False)
+  (tmp_path / 'config.json').unlink()
+  with pytest.raises(UserError, match=naming(tmp_path / 'config.json')):
+    begin(tmp_path, needs_record=True)
+  assert not (tmp_path / 'config.json').exists()
+
+
+def test_only_the_old_path_of_a_checkpoint_may_be_deleted(tmp_path):
+  begin(tmp_path, {'checkpoint': str(tmp_path / 'gone')}, resumes=False)
+  identity = run_record.begun_identity
+  same = ConfigDict(CONFIG | {'checkpoint': str(tmp_path / 'gone')})
+  begun = identity(same, str(tmp_path), 'checkpoint')
+  assert begun == 'step 10, ab'
+  assert input_identity.of_checkpoint(same.checkpoint, -1, begun) == begun
+  other = ConfigDict(CONFIG | {'checkpoint': str(tmp_path / 'other')})
+  assert identity(other, str(tmp_path), 'checkpoint') == ''
+  assert identity(same, str(tmp_path / 'new'), 'checkpoint') == ''
 
 
 def test_all_differences_are_in_one_message(tmp_path):

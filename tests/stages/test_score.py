@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from grm_jax.io import run_lock
 from tests import test_main
 from tests.evaluation.suites import published
 from tests.messages import lines_with, names
@@ -334,6 +335,31 @@ def test_a_journal_with_other_settings_is_an_error(tmp_path, error_of):
   (tmp_path / 'scores.jsonl.partial').write_text(header)
   line = error_of(f'--config.input={rows}', f'--workdir={tmp_path}')
   assert names(line, tmp_path / 'scores.jsonl.partial')
+
+
+def test_an_output_of_unknown_settings_is_an_error(tmp_path, error_of):
+  rows, output = tmp_path / 'rows.jsonl', tmp_path / 'notes.jsonl'
+  write_rows(rows, 2)
+  output.write_text('{}\n')
+  line = error_of(
+    f'--config.input={rows}',
+    f'--config.output={output}',
+    f'--workdir={tmp_path}/out',
+  )
+  assert names(line, output, tmp_path / 'out')
+  assert output.read_text() == '{}\n'
+
+
+def test_one_run_at_a_time_in_a_workdir(tmp_path, error_of):
+  rows = tmp_path / 'rows.jsonl'
+  write_rows(rows, 2)
+  with run_lock.hold_workdir(str(tmp_path)):
+    line = error_of(
+      f'--config.input={rows}',
+      f'--config.output={tmp_path}/a.jsonl',
+      f'--workdir={tmp_path}',
+    )
+  assert names(line, tmp_path, os.getpid())
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,10 @@ def run(config: ConfigDict, workdir: str) -> None:
     distributed.enter_on_all(run_lock.hold_workdir(workdir)),
     training_run.no_leftovers(workdir),
   ):
-    prompt_format = training_run.prompt_format(config.prompt, config.checkpoint)
+    prompt_format = training_run.prompt_format(
+      config.prompt,
+      training_run.trained_judge_directory(config.checkpoint, workdir),
+    )
     examples = distributed.run_on_all(
       lambda: labelled_examples.load(
         config.data, config.fail_on_bad_rows, prompt_format
@@ -103,7 +106,7 @@ def _identify_data(
 ) -> dict[str, str]:
   path, _, function = config.reward.rpartition(':')
   reward = f'{function}, {input_identity.of_file(path)}' if path else function
-  begun = run_record.read_settings(workdir).get('reference.checkpoint', '')
+  begun = run_record.begun_identity(config, workdir, 'reference.checkpoint')
   return {
     'data': input_identity.of_items(examples),
     'evaluation.data': input_identity.of_source(config.evaluation.data),

@@ -92,11 +92,13 @@ def run(config: ConfigDict, workdir: str) -> None:
     examples, inputs = distributed.run_on_all(
       lambda: _read_inputs(config, workdir, phases, prompt_format)
     )
+    resumes = training_run.has_checkpoint(_model_path(workdir))
     run_record.begin(
       config,
       workdir,
-      lambda: inputs,
-      resumes=training_run.has_checkpoint(_model_path(workdir)),
+      lambda: inputs | _identify_initial_model(config, workdir, phases),
+      resumes=resumes,
+      needs_record=resumes,
       branch='train.',
     )
     _run_phases(config, workdir, phases, examples, inputs, prompt_format)
@@ -117,6 +119,9 @@ def _read_inputs(
     {
       **{x: config[x] for x in ('data', 'samples', 'checkpoint')},
       **input_identity.template_names(config.train),
+      'train.checkpoint': config.train.checkpoint,
+      'train.data.general': config.train.data.general,
+      'train.evaluation.data': config.train.evaluation.data,
     },
     [_model_path(workdir), *_files_of(workdir, phases)],
   )
@@ -135,7 +140,9 @@ def _read_inputs(
   if 'sample' in phases:
     # A training run that has begun needs the initial checkpoint no longer.
     begun = ''
-    if training_run.has_checkpoint(_model_path(workdir)):
+    if training_run.has_checkpoint(
+      _model_path(workdir)
+    ) and run_record.begun_identity(config, workdir, 'checkpoint'):
       begun = rft_sampling.read_settings(workdir).get('checkpoint', '')
     inputs['checkpoint'] = input_identity.of_checkpoint(
       config.checkpoint, config.checkpoint_step, begun
@@ -143,10 +150,36 @@ def _read_inputs(
   return {example.id: example for example in loaded}, inputs
 
 
+def _identify_initial_model(
+  config: ConfigDict, workdir: str, phases: Sequence[str]
+) -> dict[str, str]:
+  """Returns the identity of the model that the phase 'train' starts from."""
+  resumes = training_run.has_checkpoint(_model_path(workdir))
+  if 'train' not in phases:
+    # The other phases leave the record of the training as it is.
+    settings = run_record.read_settings(workdir) if resumes else {}
+    return {'train.checkpoint': settings.get('train.checkpoint', '')}
+  prefix = 'train.' if config.train.checkpoint else ''
+  leaf = run_record.flatten(config)
+  begun = ''
+  if resumes:
+    begun = run_record.begun_identity(
+      config, workdir, f'{prefix}checkpoint', 'train.checkpoint'
+    )
+  identity = input_identity.of_checkpoint(
+    leaf[f'{prefix}checkpoint'], leaf[f'{prefix}checkpoint_step'], begun
+  )
+  return {'train.checkpoint': identity}
+
+
 def _files_of(workdir: str, phases: Sequence[str]) -> list[str]:
   """Returns the files that the phases write."""
   names = {
-    'sample': (rft_sampling.SAMPLES, rft_sampling.SETTINGS),
+    'sample': (
+      rft_sampling.SAMPLES,
+      rft_sampling.SETTINGS,
+      *rft_sampling.JOURNALS,
+    ),
     'filter': (KEPT, FILTER),
     'train': (metric_writer.FILE,),
   }

@@ -38,6 +38,7 @@ from grm_jax.sharding import distributed, mesh
 from grm_jax.stages import run_record
 
 SAMPLES, SETTINGS = 'samples.jsonl', 'samples.json'
+JOURNALS = ('unhinted.partial', 'hinted.partial')
 # The config leaves that samples depend on, besides examples and prompts.
 _SAMPLING_KEYS = (
   'num_samples',
@@ -173,8 +174,7 @@ def _with_hint(judge: Judge, temperature: float) -> Judge:
 
 
 def _journal_path(workdir: str, hinted: bool) -> str:
-  name = 'hinted' if hinted else 'unhinted'
-  return os.path.join(workdir, f'{name}.partial')
+  return os.path.join(workdir, JOURNALS[hinted])
 
 
 def _remove_journals(workdir: str) -> None:
@@ -303,4 +303,10 @@ def read_json(path: str, remedy: str) -> dict[str, Any]:
   """
   if not atomic_io.exists(path):
     raise UserError(f'{path} does not exist; {remedy}')
-  return json.loads(epath.Path(path).read_text())
+  try:
+    content = json.loads(epath.Path(path).read_text())
+  except (OSError, ValueError) as error:
+    raise UserError(f'cannot read {path}: {error}; {remedy}') from error
+  if not isinstance(content, dict):
+    raise UserError(f'{path} is not a JSON object; {remedy}')
+  return content

@@ -124,7 +124,9 @@ def train(
   if prompt_format is None:
     # This stage decides how a judge is asked: no warning about a change.
     prompt_format = training_run.prompt_format(
-      config.prompt, config.checkpoint, warns=False
+      config.prompt,
+      training_run.trained_judge_directory(config.checkpoint, workdir),
+      warns=False,
     )
   layout = mesh.from_config(config)
   batch_shape = BatchShape(

@@ -64,7 +64,20 @@ def _write(path: str, stage: PipelineStage) -> None:
 
 def _read(folder: str, name: str) -> dict[str, Any] | None:
   path = epath.Path(folder) / name
-  return json.loads(path.read_text()) if path.exists() else None
+  if not path.exists():
+    return None
+  try:
+    record = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f'cannot read {path}: {error}; restore it, or choose another --workdir'
+    ) from error
+  if not isinstance(record, dict) or not {'settings', 'reads'} <= {*record}:
+    raise UserError(
+      f'{path} is not the record of a stage; restore it, or choose another '
+      '--workdir'
+    )
+  return record
 
 
 def _can_resume(folder: str) -> bool:

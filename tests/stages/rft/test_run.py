@@ -290,6 +290,18 @@ def test_general_data_and_checkpoint_of_the_training(workdir, run, trained):
   ]
 
 
+def test_training_resumes_from_the_same_model_only(
+  workdir, run, error_of, trained, monkeypatch
+):
+  run('--config.checkpoint=c', engine=ScriptedEngine())
+  monkeypatch.setattr(rft_run.training_run, 'has_checkpoint', lambda x: True)
+  for change in ('--config.checkpoint=d', '--config.train.checkpoint=d'):
+    line = error_of('--config.checkpoint=c', '--config.phases=train', change)
+    assert names(line, workdir, 'config.train.checkpoint')
+  run('--config.checkpoint=c', '--config.phases=train')
+  assert len(trained) == 2
+
+
 SHORTER = '--config.sampling.prompt_buckets=(192,)'
 
 
