@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from grm_jax.errors import UserError
+from grm_jax.io.journal import Journal
 from grm_jax.stages.spct import progress as spct_progress
 from grm_jax.stages.spct.plan import PipelineStage
 from tests.messages import names, naming
@@ -83,8 +84,21 @@ def test_settings_are_free_until_a_stage_can_resume(tmp_path, file):
   if file.startswith('model'):
     path.mkdir()
     (path / '_CHECKPOINT_METADATA').touch()
+  elif path.suffix == '.partial':
+    with Journal(path, {}) as journal:
+      spct_progress.check(tmp_path, make_stages(a=2))  # it has no rows
+      journal.append({'id': 'a'})
   else:
     path.touch()
   with pytest.raises(UserError, match=naming('config.sft.a', 1, 2)):
     spct_progress.check(tmp_path, make_stages(a=2))
   spct_progress.check(tmp_path, make_stages())
+
+
+@pytest.mark.parametrize('content', ['', '\0\0', '[]', '{"settings": {}}'])
+def test_a_damaged_record_is_named(tmp_path, content):
+  spct_progress.mark_finished(tmp_path, make_stages()[0])
+  path = tmp_path / 'one' / 'finished.json'
+  path.write_text(content)
+  with pytest.raises(UserError, match=naming(path)):
+    spct_progress.check(tmp_path, make_stages())
