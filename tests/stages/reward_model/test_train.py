@@ -272,8 +272,7 @@ def test_a_resumed_run_refuses_other_labels(runner, clean_run, tmp_path):
     tmp_path / 'rows.jsonl', [row | {'best': 1 - row['best']} for row in rows]
   )
   config = runner.config(data=f'{tmp_path}/rows.jsonl')
-  labels = meta_of(clean_run[0], STEPS)['labels']
-  with pytest.raises(UserError, match=naming(clean_run[0] / 'model', labels)):
+  with pytest.raises(UserError, match=naming(clean_run[0], 'config.data')):
     rm_train.run(config, str(clean_run[0]))
 
 
@@ -318,10 +317,10 @@ def test_baselines_from_examples_alone(runner, tmp_path, kind):
     f'--config.input={tmp_path}/new.jsonl',
     '--config.sampling.prompt_buckets=(192,)',
     '--config.sampling.max_new_tokens=16',
-    f'--workdir={tmp_path}',
+    f'--workdir={tmp_path}/scores',
     env=runner.environment,
   )
-  row = json.loads((tmp_path / 'scores.jsonl').read_text())
+  row = json.loads((tmp_path / 'scores' / 'scores.jsonl').read_text())
   assert row['best'] == 0 and row['votes'][0] > row['votes'][1]
 
 
