@@ -8,7 +8,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from grm_jax.checkpoint import model_directory
+from grm_jax.checkpoint import model_directory, orbax_checkpoint
 from grm_jax.errors import UserError
 from grm_jax.judgement import template, trained_judge
 from grm_jax.judges.baselines import pairwise_rm
@@ -84,6 +84,18 @@ def check(config: ConfigDict, is_local: bool = False) -> None:
       f'config.checkpoint_step is {config.checkpoint_step}, but '
       f'config.checkpoint={config.checkpoint} has no steps; set '
       'config.checkpoint_step=-1'
+    )
+  step = model_directory.step_or_latest(config.checkpoint_step)
+  if config.judge in ('grm', 'llm', 'token_probability'):
+    _check_heads(config.checkpoint, step, config.meta_checkpoint)
+  # A scalar reward model may lack the head; it scores by log-probabilities.
+  elif (
+    config.judge != 'scalar'
+    and _has_scalar_head(config.checkpoint, step) is False
+  ):
+    raise UserError(
+      f'config.judge={config.judge} needs a model with a scalar head, but '
+      f'{config.checkpoint} has none; train one with configs/reward_model.py'
     )
 
 
@@ -177,12 +189,6 @@ def _value_judge(
   if stored and stored.kind != 'grm' and config.judge != 'semi_scalar':
     trained_judge.check_kind(
       stored, config.checkpoint, config.judge, 'config.checkpoint'
-    )
-  # A scalar reward model may lack the head; it scores by log-probabilities.
-  if config.judge != 'scalar' and _has_scalar_head(*source) is False:
-    raise UserError(
-      f'config.judge={config.judge} needs a model with a scalar head, but '
-      f'{config.checkpoint} has none; train one with configs/reward_model.py'
     )
   model, tokenizer, params = model_directory.open_model(
     *source, scalar=True, seed=config.seed
@@ -303,7 +309,7 @@ def load(
     judge_config.meta,
     META,
   )
-  _check_heads(checkpoint, step, meta_checkpoint, compute, layouts[0])
+  _check_heads(checkpoint, step, meta_checkpoint)
   model, tokenizer, params = model_directory.open_model(
     checkpoint, step, compute, layouts[0], seed=judge_config.seed
   )
@@ -329,35 +335,29 @@ def _check_heads(
   checkpoint: str,
   step: int | None,
   meta_checkpoint: str,
-  compute: ComputeConfig,
-  layout: ShardingLayout,
 ) -> None:
   """Raises UserError for the wrong kind of model, before reading weights."""
-  if _has_scalar_head(checkpoint, step, compute, layout):
+  if _has_scalar_head(checkpoint, step):
     raise UserError(
       f'config.checkpoint={checkpoint} has a scalar head and does not write '
       'judgements; set config.judge to scalar, pair or semi_scalar'
     )
-  if _has_scalar_head(meta_checkpoint, None, compute, layout) is False:
+  if _has_scalar_head(meta_checkpoint, None) is False:
     raise UserError(
       f'config.meta_checkpoint={meta_checkpoint} has no scalar head; train a '
       'meta RM with configs/reward_model.py'
     )
 
 
-def _has_scalar_head(
-  directory: str,
-  step: int | None,
-  compute: ComputeConfig,
-  layout: ShardingLayout,
-) -> bool | None:
+def _has_scalar_head(directory: str, step: int | None) -> bool | None:
   """Returns whether a checkpoint has a scalar head; reads its metadata only.
 
   The result is None for random weights and for '', which open_model rejects.
   """
   if directory in ('', model_directory.RANDOM):
     return None
-  return model_directory.build_model(directory, step, compute, layout).scalar
+  item = orbax_checkpoint.read_json(directory, 'model', step)
+  return bool(item['scalar'])
 
 
 def make_engine(

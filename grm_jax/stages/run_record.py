@@ -6,11 +6,13 @@ continues what is in WORKDIR must have the same ones. Leaves that do not change
 the result, such as those of the mesh, may differ.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -110,6 +112,24 @@ def begin(
   record = {'config': _to_json(config), 'settings': settings}
   atomic_io.write_file(path, json.dumps(record, indent=2) + '\n')
   return settings
+
+
+@contextlib.contextmanager
+def discard_without_results(
+  workdir: str, has_results: Callable[[], bool]
+) -> Iterator[None]:
+  """Removes config.json if the block fails before it has written results.
+
+  Args:
+    workdir: folder of the run, or ''.
+    has_results: returns whether there are results that the record binds.
+  """
+  try:
+    yield
+  except UserError:
+    if workdir and not jax.process_index() and not has_results():
+      atomic_io.remove(os.path.join(workdir, RECORD))
+    raise
 
 
 def begin_training(

@@ -84,7 +84,13 @@ def run(config: ConfigDict, workdir: str) -> None:
       if not jax.process_index():
         print(f'{output} has all results; delete it to score again')
       return
-    _score(config, output, shard, run_settings)
+    with run_record.discard_without_results(
+      workdir,
+      lambda: (
+        atomic_io.exists(output) or any(map(journals.has_rows, journal_paths))
+      ),
+    ):
+      _score(config, output, shard, run_settings)
 
 
 @contextlib.contextmanager
