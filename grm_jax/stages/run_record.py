@@ -110,7 +110,8 @@ def begin(
   # No process may see the new record before all have compared the old one.
   distributed.barrier('compared')
   record = {'config': _to_json(config), 'settings': settings}
-  atomic_io.write_file(path, json.dumps(record, indent=2) + '\n')
+  if record != stored:
+    atomic_io.write_file(path, json.dumps(record, indent=2) + '\n')
   return settings
 
 

@@ -148,13 +148,13 @@ def test_the_model_has_a_scalar_head(runner, tmp_path):
   assert names(line, tmp_path / 'run/model', 'head')
   # The workdir of a reward model.
   line = error_of(runner.config(), tmp_path / 'run')
-  assert names(line, tmp_path / 'run/model', 'head', '--workdir')
+  assert names(line, tmp_path / 'run', '--workdir')
 
 
 def test_the_workdir_belongs_to_another_stage(runner, tmp_path):
   fixtures.write_model(tmp_path / 'model')
   line = error_of(runner.config(), tmp_path)
-  assert names(line, tmp_path / 'model', '--workdir')
+  assert names(line, tmp_path, '--workdir')
 
 
 @pytest.mark.parametrize(

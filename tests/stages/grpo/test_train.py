@@ -186,17 +186,11 @@ def test_a_resumed_run_keeps_its_reference(runner, clean_run, tmp_path):
   workdir = cut_back(clean_run, tmp_path / 'run')
   other = tmp_path / 'other'
   fixtures.write_model(other, seed=1)
-  # The initial checkpoint has a newer step by now.
-  base = tmp_path / 'base'
+  base = tmp_path / 'base'  # the initial checkpoint, moved
   shutil.copytree(runner.settings['checkpoint'], base)
-  shutil.copytree(other / '0', base / '1')
-  for checkpoint, words in (
-    (other, [runner.settings['checkpoint'], other]),
-    ('', ['config.checkpoint']),
-  ):
-    words = naming('config.reference.checkpoint', *words)
-    with pytest.raises(UserError, match=words):
-      runner.run(workdir, checkpoint=str(checkpoint))
+  for checkpoint in (str(other), ''):
+    with pytest.raises(UserError, match=naming('config.checkpoint')):
+      runner.run(workdir, checkpoint=checkpoint)
   runner.run(workdir, checkpoint=str(base))
   assert results(workdir) == results(clean_run)
 
@@ -205,11 +199,8 @@ def test_a_resumed_run_refuses_other_settings(runner, clean_run, tmp_path):
   workdir = cut_back(clean_run, tmp_path / 'run')
   for changes, words in (
     ({'response_order': 'random'}, ['response_order', 'fixed', 'random']),
-    ({'data': runner.settings['evaluation.data']}, ['examples', 20, 8]),
-    (
-      {'num_minibatches': 4},
-      ['config.steps', STEPS, 2, 'config.num_minibatches', 4],
-    ),
+    ({'data': runner.settings['evaluation.data']}, ['config.data']),
+    ({'num_minibatches': 4}, ['config.num_minibatches', 1, 4]),
   ):
     with pytest.raises(UserError, match=naming(*words)):
       runner.run(workdir, **changes)
@@ -386,7 +377,11 @@ def test_two_processes_train_as_one(runner, clean_run, tmp_path, offload, ends):
 
   With an offloaded state each also holds its own part of it, and resumes.
   """
-  changes = {'evaluation.data': '', 'optimizer.offload_to_host': offload}
+  changes = {
+    'evaluation.data': '',
+    'optimizer.offload_to_host': offload,
+    'optimizer.schedule': 'constant',  # steps may grow
+  }
   for steps in ends:
     arguments = runner.arguments(steps=steps, **changes)
     run_processes(

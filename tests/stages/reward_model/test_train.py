@@ -413,7 +413,7 @@ def test_all_samples_are_right(runner, tmp_path):
 
 def test_the_workdir_belongs_to_another_stage(runner, tmp_path):
   write_model(tmp_path / 'model')
-  with pytest.raises(UserError, match=naming(tmp_path / 'model', '--workdir')):
+  with pytest.raises(UserError, match=naming(tmp_path, '--workdir')):
     rm_train.run(runner.config(), str(tmp_path))
 
 

@@ -23,7 +23,7 @@ OTHER = [
   ({'id': 'mixed', 'text': r'b \boxed{2, 1}'}, []),  # wrong
   ({'id': 'nobody', 'text': 'c'}, ['nobody']),
   ({'id': ['mixed'], 'text': 'c'}, ["['mixed']"]),
-  ({'text': 'c'}, ['None']),
+  ({'text': 'c'}, ['id', 'text']),
   ('not json', ['JSON']),
   ([1], ['object']),
   ({'id': 'mixed', 'text': 7}, ['text']),

@@ -95,5 +95,5 @@ def test_a_source_with_fraction_0_is_not_read():
 
 def test_no_text_fits(tokenizer):
   sft_config = config(**{'data.texts': 'practice:4'})
-  with pytest.raises(UserError, match=naming('config.prompt.too_long', 8)):
+  with pytest.raises(UserError, match=naming('config.prompt.template', 8)):
     tokenize(sft_config, tokenizer, BatchShape((8,), (16,), 1))

@@ -280,7 +280,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(runner, tmp_path):
     expect=3,
     **{
       'checkpoint': 'random',
-      'optimizer.learning_rate': 1e30,
+      # Each step multiplies the parameters by about -1e12.
+      'optimizer.learning_rate': 1e6,
+      'optimizer.weight_decay': 1e6,
       'batch.grad_accum_steps': 2,
       'save_every': 1,
     },

@@ -155,17 +155,17 @@ def test_other_settings_are_an_error(
   assert file_states(workdir) == files
 
 
-def test_settings_without_effect_can_change(finished, monkeypatch, capsys):
+def test_settings_without_effect_can_change(finished, environment):
   workdir, arguments, _ = finished
-  monkeypatch.chdir(test_main.ROOT)
   changes = [
     '--config.sft.save_every=7',
     '--config.grpo.max_to_keep=9',
-    '--config.mesh.fsdp=4',
+    '--config.mesh.fsdp=1',
     '--config.rft.train.compute.remat=dots',
   ]
-  spct_run_module.run(spct_run.parse(*arguments, *changes), str(workdir))
-  out = capsys.readouterr().out
+  out = spct_run.run(
+    *arguments, *changes, f'--workdir={workdir}', env=environment
+  )
   assert names(out, workdir / 'evaluation/report.html')
 
 
