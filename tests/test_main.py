@@ -120,7 +120,11 @@ def error_of(*arguments, env=None):
     ),
     (['--config=configs/score.py:tiny'], ['--workdir']),
     (
-      ['--config=configs/score.py', '--workdir=runs/x'],
+      [
+        '--config=configs/score.py',
+        '--workdir=runs/x',
+        '--config.input=launch/demo/rows.jsonl',
+      ],
       ['config.checkpoint'],
     ),
     (
