@@ -25,13 +25,12 @@ from absl import logging
 from etils import epath
 
 from grm_jax.errors import UserError
-from grm_jax.io import atomic_io
+from grm_jax.io import atomic_io, json_record
 from grm_jax.io.gcs_mirror import GcsMirror
 
 _CHECKSUM_DIGITS = 16
 # What a kill in the first write, or a crash of the machine, can leave.
 _UNFINISHED_HEADER = re.compile(rb'\0*|[0-9a-f]{0,16}|[0-9a-f]{16} [^\n]*')
-_MAX_DIFFERENCES = 8  # in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Journal:
     last, different = None, ''
     for last in _intact_lines(file):
       if self.count < 0:
-        different = differences(last.value, self.header)
+        different = json_record.differences(last.value, self.header)
       elif different:
         raise UserError(
           f'{self.path} was written with other settings: {different}; use the '
@@ -190,26 +189,6 @@ def has_rows(path: str | os.PathLike[str]) -> bool:
       return len(list(itertools.islice(_intact_lines(file), 2))) == 2
   except FileNotFoundError:
     return False
-
-
-def differences(stored: Any, current: Mapping[str, Any]) -> str:
-  """Describes the keys that have other values; '' if all are equal.
-
-  Args:
-    stored: JSON values by config key.
-    current: the same of this run. A key that only one of them has is a
-      difference.
-  """
-  if not isinstance(stored, dict):
-    return 'its first line has no settings'
-  parts = [
-    f'config.{key} was {stored.get(key)!r}, now {current.get(key)!r}'
-    for key in sorted({*stored, *current})
-    if stored.get(key) != current.get(key)
-  ]
-  num_hidden = len(parts) - _MAX_DIFFERENCES
-  more = [f'{num_hidden} more'] if num_hidden > 0 else []
-  return '; '.join([*parts[:_MAX_DIFFERENCES], *more])
 
 
 def _intact_lines(file: BinaryIO) -> Iterator[_Line]:

@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from grm_jax.errors import UserError
-from grm_jax.io import atomic_io, journal, run_lock
+from grm_jax.io import atomic_io, json_record, run_lock
 from grm_jax.sharding import distributed
 from grm_jax.stages import input_identity, path_check
 from grm_jax.training import metric_writer
@@ -97,7 +97,7 @@ def begin(
   if not workdir:
     return settings
   path = os.path.join(workdir, RECORD)
-  stored = _read(path)
+  stored = _read(workdir)
   if stored:
     _check_stage(stored, config, workdir)
   if stored and resumes:
@@ -188,7 +188,7 @@ def begun_identity(
     key: config key of the checkpoint.
     stored_as: key of its identity, '' for the same.
   """
-  record = _read(os.path.join(workdir, RECORD))
+  record = _read(workdir)
   if not record:
     return ''
   begun = ConfigDict(record['config'])
@@ -199,12 +199,12 @@ def begun_identity(
 
 def read_settings(workdir: str) -> dict[str, Any]:
   """Returns what `begin` returned to the run in this folder; {} for none."""
-  return _read(os.path.join(workdir, RECORD)).get('settings', {})
+  return _read(workdir).get('settings', {})
 
 
 def read_config(workdir: str) -> dict[str, Any] | None:
   """Returns the config of the run in this folder; None for none."""
-  return _read(os.path.join(workdir, RECORD)).get('config')
+  return _read(workdir).get('config')
 
 
 def leaves(config: ConfigDict, *keys: str) -> dict[str, Any]:
@@ -252,25 +252,14 @@ def _settings(config: ConfigDict, inputs: Mapping[str, str]) -> dict[str, Any]:
   return {k: v for k, v in settings.items() if k not in steps} | dict(inputs)
 
 
-def _read(path: str) -> dict[str, Any]:
-  """Returns the record; {} if there is none.
+def _read(workdir: str) -> dict[str, Any]:
+  """Returns the record in a workdir; {} if there is none.
 
   Raises:
     UserError: the file was not written by `begin`.
   """
-  try:
-    record = json.loads(epath.Path(path).read_text())
-  except FileNotFoundError:
-    return {}
-  except (OSError, ValueError) as error:
-    raise UserError(
-      f'cannot read {path}: {error}; restore it, or choose another --workdir'
-    ) from error
-  if not isinstance(record, dict) or not {'config', 'settings'} <= {*record}:
-    raise UserError(
-      f'{path} is not the record of a run; choose another --workdir'
-    )
-  return record
+  path = os.path.join(workdir, RECORD)
+  return json_record.read(path, 'config', 'settings') or {}
 
 
 def _check_stage(
@@ -300,7 +289,7 @@ def _check_settings(
   for key in [key for key in new if key.endswith('steps') and key in old]:
     if _only_extends(key, old, new):
       del old[key], new[key]
-  different = journal.differences(old, new)
+  different = json_record.differences(old, new)
   if different:
     raise UserError(
       f'{workdir} was written with other settings: {different}; use the old '

@@ -163,13 +163,3 @@ def test_a_file_without_rows_binds_no_run(tmp_path):
   assert [row['i'] for row in journals.rows(path)] == [5]
   with pytest.raises(UserError, match=naming(path, 'k', 16, 8)):
     Journal(path, HEADER)
-
-
-def test_all_differences_are_listed():
-  stored = {'checkpoint': 'a', 'k': 8, 'seed': 0}
-  text = journals.differences(stored, {'checkpoint': 'b', 'k': 16, 'seed': 0})
-  assert "config.checkpoint was 'a', now 'b'" in text
-  assert 'config.k was 8, now 16' in text and 'seed' not in text
-  assert not journals.differences(stored, stored)
-  many = {f'x{i}': i for i in range(20)}
-  assert '12 more' in journals.differences({}, many)

@@ -14,12 +14,11 @@ from typing import Any
 
 import jax
 from absl import logging
-from etils import epath
 from ml_collections import ConfigDict
 
 from grm_jax.checkpoint import model_directory
 from grm_jax.errors import UserError
-from grm_jax.io import atomic_io
+from grm_jax.io import atomic_io, json_record
 from grm_jax.io import journal as journals
 from grm_jax.io.journal import Journal
 from grm_jax.judgement import correctness
@@ -280,7 +279,7 @@ def check_same(
     current: settings of this run.
     remedy: what the user can do, for the message.
   """
-  different = journals.differences(
+  different = json_record.differences(
     {key: stored.get(key) for key in current}, current
   )
   if different:
@@ -291,22 +290,16 @@ def check_same(
 
 def read_settings(workdir: str) -> dict[str, Any]:
   """Returns the settings of SAMPLES; {} if there are none."""
-  path = os.path.join(workdir, SETTINGS)
-  return read_json(path, '') if atomic_io.exists(path) else {}
+  return json_record.read(os.path.join(workdir, SETTINGS)) or {}
 
 
 def read_json(path: str, remedy: str) -> dict[str, Any]:
   """Returns the content of a file that an earlier phase wrote.
 
   Raises:
-    UserError: it does not exist; the message ends with `remedy`.
+    UserError: it does not exist or is damaged; the message ends with `remedy`.
   """
-  if not atomic_io.exists(path):
+  content = json_record.read(path, remedy=remedy)
+  if content is None:
     raise UserError(f'{path} does not exist; {remedy}')
-  try:
-    content = json.loads(epath.Path(path).read_text())
-  except (OSError, ValueError) as error:
-    raise UserError(f'cannot read {path}: {error}; {remedy}') from error
-  if not isinstance(content, dict):
-    raise UserError(f'{path} is not a JSON object; {remedy}')
   return content

@@ -17,7 +17,7 @@ from etils import epath
 
 from grm_jax.checkpoint import orbax_checkpoint
 from grm_jax.errors import UserError
-from grm_jax.io import atomic_io, journal
+from grm_jax.io import atomic_io, journal, json_record
 from grm_jax.stages.spct.plan import PipelineStage
 from grm_jax.training import run as training_run
 
@@ -63,21 +63,7 @@ def _write(path: str, stage: PipelineStage) -> None:
 
 
 def _read(folder: str, name: str) -> dict[str, Any] | None:
-  path = epath.Path(folder) / name
-  if not path.exists():
-    return None
-  try:
-    record = json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise UserError(
-      f'cannot read {path}: {error}; restore it, or choose another --workdir'
-    ) from error
-  if not isinstance(record, dict) or not {'settings', 'reads'} <= {*record}:
-    raise UserError(
-      f'{path} is not the record of a stage; restore it, or choose another '
-      '--workdir'
-    )
-  return record
+  return json_record.read(os.path.join(folder, name), 'settings', 'reads')
 
 
 def _can_resume(folder: str) -> bool:
@@ -101,7 +87,7 @@ def _check_record(
     f'set another --workdir, or delete {", ".join(stale)} in {workdir} to run '
     'these stages again'
   )
-  different = journal.differences(record['settings'], stage.settings)
+  different = json_record.differences(record['settings'], stage.settings)
   if different:
     raise UserError(
       f'{folder} was written with other settings: {different}; {remedy}'
