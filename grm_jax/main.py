@@ -123,7 +123,8 @@ def main(argv: list[str]) -> None:
     with contextlib.redirect_stdout(output):
       module_name = _stage_module(config.get('stage'))
       distributed.initialize()
-      distributed.agree(lambda: _command(config))
+      if distributed.is_multiprocess():
+        distributed.agree(lambda: _command(config))
       importlib.import_module(module_name).run(config, _WORKDIR.value)
       output.check()
   except (UserError, NonFiniteError) as error:

@@ -51,11 +51,11 @@ def missing_field(name: str, columns: Iterable[str]) -> UserError:
     columns: the columns that the row has.
   """
   columns = [str(column) for column in columns]
-  shown = ', '.join(x[:_MAX_CHARS] for x in columns[:_MAX_COLUMNS])
+  names = ', '.join(x[:_MAX_CHARS] for x in columns[:_MAX_COLUMNS])
   if len(columns) > _MAX_COLUMNS:
-    shown += f' and {len(columns) - _MAX_COLUMNS} more'
+    names += f' and {len(columns) - _MAX_COLUMNS} more'
   return UserError(
-    f'no field {name} in a row with the columns {shown or "(none)"}; '
+    f'no field {name} in a row with the columns {names or "(none)"}; '
     f'{_cure(set(columns))}'
   )
 

@@ -1,4 +1,4 @@
-"""How a judge is asked: what its model directory stores about its training.
+"""The prompts and limits of a judge that its model directory stores.
 
 A judge that reads another prompt than in training fails without an error: its
 scores do not parse, or have no meaning. Training therefore writes a
@@ -36,7 +36,7 @@ DEFAULT_LENGTH = 1024  # tokens of a generation
 
 @dataclasses.dataclass(frozen=True)
 class TrainedJudge:
-  """How a model was asked in training.
+  """The prompts and limits with which a model was trained.
 
   Attributes:
     kind: what it was trained as, one of KINDS. A 'grm' writes a score for each

@@ -129,7 +129,7 @@ class Connection(H11Protocol):
 
   @property
   def is_idle(self) -> bool:
-    """Whether the server waits for the header of a request."""
+    """True if the server waits for the header of a request."""
     return self.conn.their_state is h11.IDLE
 
   def data_received(self, data: bytes) -> None:

@@ -15,21 +15,21 @@ from ml_collections import ConfigDict
 
 from grm_jax.checkpoint import model_directory
 from grm_jax.data import dataset_files
-from grm_jax.errors import UserError
+from grm_jax.io import atomic_io, input_file
 from grm_jax.judgement import template, trained_judge
 
 _CHUNK_BYTES = 1 << 24
 
 
-def of_template(name: str, key: str) -> str:
+def of_template(name: str | template.StoredTemplate, key: str) -> str:
   """Returns a template's name with a digest of its content.
 
   Args:
-    name: name or path, see template.load; '' and 'none' stay as they are.
+    name: see template.load; '' and 'none' stay as they are.
     key: config key of the name, for messages.
   """
   if name in ('', trained_judge.NONE):
-    return name
+    return str(name)
   return f'{name}, {digest(template.load(name, key=key).source)}'
 
 
@@ -74,13 +74,14 @@ def of_file(path: str) -> str:
   Raises:
     UserError: it cannot be read.
   """
+  input_file.check(path)
   sha256 = hashlib.sha256()
-  try:
-    with epath.Path(path).open('rb') as file:
-      while chunk := file.read(_CHUNK_BYTES):
-        sha256.update(chunk)
-  except OSError as error:
-    raise UserError(f'cannot read {path}: {error.strerror or error}') from error
+  with (
+    atomic_io.wrap_read_errors(path),
+    epath.Path(path).open('rb') as file,
+  ):
+    while chunk := file.read(_CHUNK_BYTES):
+      sha256.update(chunk)
   return sha256.hexdigest()[:12]
 
 

@@ -71,26 +71,29 @@ def run(config: ConfigDict, workdir: str) -> None:
   with distributed.enter_on_all(_hold_locks(workdir, output)):
     shard = _row_shard(config)
     journal_paths = _journal_paths(output, shard.count)
+    num_rows = distributed.run_on_all(lambda: _count_rows(config.input))
+
+    def has_results() -> bool:
+      """Returns whether there is something to continue."""
+      return atomic_io.exists(output) or any(
+        map(journals.has_rows, journal_paths)
+      )
+
     is_finished = bool(workdir) and atomic_io.exists(output)
     if is_finished:
       distributed.run_on_all(lambda: _check_written_here(output, workdir))
     run_settings = run_record.begin(
       config,
       workdir,
-      lambda: _read_inputs(config, output, journal_paths),
-      resumes=is_finished or any(map(journals.has_rows, journal_paths)),
+      lambda: _read_inputs(config, output, journal_paths, num_rows),
+      resumes=has_results(),
     )
     if is_finished and not any(map(atomic_io.exists, journal_paths)):
       if not jax.process_index():
         print(f'{output} has all results; delete it to score again')
       return
-    with run_record.discard_without_results(
-      workdir,
-      lambda: (
-        atomic_io.exists(output) or any(map(journals.has_rows, journal_paths))
-      ),
-    ):
-      _score(config, output, shard, run_settings)
+    with run_record.discard_without_results(workdir, has_results):
+      _score(config, output, shard, run_settings, num_rows)
 
 
 @contextlib.contextmanager
@@ -119,7 +122,10 @@ def _check_written_here(output: str, workdir: str) -> None:
 
 
 def _read_inputs(
-  config: ConfigDict, output: str, journal_paths: Sequence[str]
+  config: ConfigDict,
+  output: str,
+  journal_paths: Sequence[str],
+  num_rows: int,
 ) -> dict[str, str]:
   """Returns the identities of the inputs; checks that they stay as they are."""
   reads = {
@@ -131,7 +137,6 @@ def _read_inputs(
   path_check.check_distinct(
     reads, (output, _errors_path(output), *journal_paths)
   )
-  num_rows = _count_rows(config.input)
   identity = input_identity.of_source(config.input)
   return {
     'input': f'{identity}, {num_rows} rows',
@@ -144,9 +149,9 @@ def _score(
   output: str,
   shard: 'RowShard',
   run_settings: Mapping[str, Any],
+  num_rows: int,
 ) -> None:
   """Judges the rows that have no result yet, and writes the results."""
-  num_rows = _count_rows(config.input)
   num_shard_rows = len(range(shard.index, num_rows, shard.count))
   judge_config = judge_factory.make_voting_judge_config(config)
   journal = _open_journal(config, run_settings, output, shard)

@@ -117,9 +117,7 @@ def train_supervised(
       target, max_to_keep=config.max_to_keep
     ) as checkpoints,
     metric_writer.MetricWriter(
-      workdir,
-      run_state.step,
-      active=jax.process_index() == 0,
+      workdir, run_state.step, jax.process_index() == 0
     ) as writer,
     profiling.Profiler(
       profiling.parse(config.profile_steps), workdir

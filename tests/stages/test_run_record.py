@@ -1,6 +1,7 @@
 """A workdir belongs to the settings and inputs of one run."""
 
 import json
+import os
 
 import pytest
 from ml_collections import ConfigDict
@@ -192,3 +193,10 @@ def test_outputs_do_not_replace_inputs(tmp_path):
   path_check.check_distinct({'input': f'{data}'}, [f'{tmp_path}/b.jsonl'])
   with pytest.raises(UserError, match='gs://b/a'):
     path_check.check_distinct({'input': 'judged:gs://b/a'}, ['gs://b/x/../a'])
+
+
+def test_a_pipe_has_no_identity(tmp_path):
+  """Reading it would wait forever."""
+  os.mkfifo(tmp_path / 'rows.jsonl')
+  with pytest.raises(UserError, match=naming(tmp_path / 'rows.jsonl')):
+    input_identity.of_source(f'judged:{tmp_path}/rows.jsonl')

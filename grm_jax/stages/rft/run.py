@@ -29,7 +29,7 @@ from grm_jax import settings
 from grm_jax.data import labelled_examples
 from grm_jax.errors import UserError
 from grm_jax.io import atomic_io, run_lock
-from grm_jax.judgement import rejection_sampling, temperature_range, template
+from grm_jax.judgement import rejection_sampling, temperature_range
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judgement.rejection_sampling import FilterConfig
@@ -199,11 +199,10 @@ def _run_phases(
   if 'filter' in phases:
     path = config.samples or rft_sampling.samples_path(workdir, inputs)
     samples = sample_files.read(path, examples, config.fail_on_bad_rows)
-    rows, counts = _select(
-      samples, examples, prompt_format, FilterConfig(**config.filter)
-    )
+    filter_config = FilterConfig(**config.filter)
+    rows, counts = _select(samples, examples, prompt_format, filter_config)
     report = {
-      'filter': dataclasses.asdict(FilterConfig(**config.filter)),
+      'filter': dataclasses.asdict(filter_config),
       'samples': path,
       'inputs': inputs,
       'counts': counts,
@@ -272,18 +271,18 @@ def _prompt_format(config: ConfigDict, key: str = 'config') -> PromptFormat:
 
 def _prompt_settings(prompt_format: PromptFormat) -> dict[str, Any]:
   """Returns prompt settings with digests of the templates, by config key."""
-  settings: dict[str, Any] = {
-    'too_long': prompt_format.too_long,
-    'score_range': list(prompt_format.score_range),
-    'single_score_range': list(prompt_format.single_score_range),
+  key = 'train.prompt'
+  return {
+    f'{key}.too_long': prompt_format.too_long,
+    f'{key}.score_range': list(prompt_format.score_range),
+    f'{key}.single_score_range': list(prompt_format.single_score_range),
+    f'{key}.template': input_identity.of_template(
+      prompt_format.template, f'config.{key}.template'
+    ),
+    f'{key}.single': input_identity.of_template(
+      prompt_format.single, f'config.{key}.single'
+    ),
   }
-  for key, name in (
-    ('template', prompt_format.template),
-    ('single', prompt_format.single),
-  ):
-    digest = name and input_identity.digest(template.source(name))
-    settings[key] = name and f'{name}, {digest}'
-  return {f'train.prompt.{key}': value for key, value in settings.items()}
 
 
 def _select(

@@ -78,8 +78,8 @@ def check(config: ConfigDict) -> None:
   Raises:
     UserError: a setting is wrong; the message has its key in configs/spct.py.
   """
-  own = {x: config[x] for x in config if x not in STAGE_SETTINGS}
-  settings.check(own, SETTINGS)
+  shared = {x: config[x] for x in config if x not in STAGE_SETTINGS}
+  settings.check(shared, SETTINGS)
   settings.check_values(config, STAGE_SETTINGS)
   # Before the checks of stages, whose keys of these settings are others.
   compute_config.check_devices(config)
