@@ -7,6 +7,7 @@ after n updates. metrics.jsonl is the record: a row is in the file when
 seconds of a killed run. One process writes.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -31,6 +32,14 @@ TENSORBOARD = 'tensorboard'
 _SCHEME = 'grm_tensorboard'  # of paths that _TensorBoardFile writes
 _FLUSH_SECONDS = 10
 _FINITE = ('loss', 'grad_norm', 'param_norm')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Position:
+  """Length and SHA-256 of the rows up to a checkpoint."""
+
+  bytes: int = 0
+  sha256: str = ''
 
 
 class MetricWriter:
@@ -64,39 +73,21 @@ class MetricWriter:
       board = GcsMirror(os.path.join(workdir, TENSORBOARD))
     self._rows_mirror, self._mirrors = rows, (rows, board)
     self._positions_path = os.path.join(workdir, POSITIONS)
-    self._positions = _read_positions(self._positions_path) if step else {}
+    self._positions: dict[int, _Position] = {}
     if step:
-      self._read_rows(rows.path, self._positions.get(str(step)))
+      stored = _read_positions(self._positions_path)
+      # Later steps are those of checkpoints that were deleted.
+      self._positions = {n: x for n, x in stored.items() if n <= step}
+      self._count(_read_content(rows.path, self._positions_path, step))
     with atomic_io.wrap_os_errors(rows.path):
       self._file = rows.path.open('ab')
       self._file.truncate(self._num_bytes)
     with atomic_io.wrap_os_errors(board.path):
       self._board = _open_tensorboard(board.path, step)
 
-  def _read_rows(
-    self, path: pathlib.Path, position: Mapping[str, Any] | None
-  ) -> None:
-    """Checks the rows that the run continues."""
-    if not path.exists():
-      logging.warning('%s is missing; it will lack the earlier rows', path)
-      return
-    if position is not None:
-      with path.open('rb') as file:
-        self._count(file.read(position['bytes']))
-    if position is None or self._position() != position:
-      raise UserError(
-        f'{path} does not have the content that {self._positions_path} '
-        'describes; restore both, or delete the first one to continue without '
-        'the earlier rows'
-      )
-
   def _count(self, data: bytes) -> None:
     self._num_bytes += len(data)
     self._sha256.update(data)
-
-  def _position(self) -> dict[str, Any]:
-    """Returns length and digest of the rows so far."""
-    return {'bytes': self._num_bytes, 'sha256': self._sha256.hexdigest()}
 
   def write(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Appends a row, which is in metrics.jsonl before this returns.
@@ -152,9 +143,11 @@ class MetricWriter:
     with atomic_io.wrap_os_errors(self._rows_mirror.path):
       os.fsync(self._file.fileno())
     self._rows_mirror.upload()
-    self._positions[str(step)] = self._position()
+    digest = self._sha256.hexdigest()
+    self._positions[step] = _Position(self._num_bytes, digest)
+    positions = {n: dataclasses.asdict(x) for n, x in self._positions.items()}
     atomic_io.write_file(
-      self._positions_path, json.dumps(self._positions, indent=2) + '\n'
+      self._positions_path, json.dumps(positions, indent=2) + '\n'
     )
 
   def close(self) -> None:
@@ -182,6 +175,41 @@ class MetricWriter:
       # Do not replace the error that already ends the run.
       if kind is None:
         raise
+
+
+def read_rows(
+  workdir: str | os.PathLike[str], step: int | None = None
+) -> list[dict[str, Any]]:
+  """Returns the rows up to a checkpoint; [] without the file.
+
+  Args:
+    workdir: folder of the run.
+    step: number of the checkpoint; None for the last one.
+
+  Raises:
+    UserError: the rows were changed.
+  """
+  path, positions_path = (os.path.join(workdir, x) for x in (FILE, POSITIONS))
+  content = _read_content(epath.Path(path), positions_path, step)
+  return [json.loads(line) for line in content.splitlines()]
+
+
+def _read_content(path: Any, positions_path: str, step: int | None) -> bytes:
+  """Returns the rows up to a checkpoint as bytes, unless they were changed."""
+  if not path.exists():
+    logging.warning('%s is missing; it will lack the earlier rows', path)
+    return b''
+  positions = _read_positions(positions_path)
+  last = max(positions, default=0)
+  position = positions.get(last if step is None else step, _Position())
+  content = path.read_bytes()[: position.bytes]
+  if _Position(len(content), hashlib.sha256(content).hexdigest()) != position:
+    raise UserError(
+      f'{path} does not have the content that {positions_path} describes; '
+      'restore both, or delete the first one to continue without the earlier '
+      'rows'
+    )
+  return content
 
 
 def check_finite(
@@ -245,11 +273,15 @@ def _open_tensorboard(folder: pathlib.Path, step: int) -> Any:
   )
 
 
-def _read_positions(path: str) -> dict[str, Any]:
-  """Returns the content of POSITIONS; {} if it is missing or damaged."""
+def _read_positions(path: str) -> dict[int, _Position]:
+  """Returns the content of POSITIONS by step; {} if missing or damaged."""
   try:
-    return dict(json.loads(epath.Path(path).read_text()))
-  except (OSError, ValueError, TypeError):
+    positions = json.loads(epath.Path(path).read_text())
+    return {
+      int(step): _Position(int(x['bytes']), x['sha256'])
+      for step, x in positions.items()
+    }
+  except (OSError, ValueError, TypeError, AttributeError, KeyError):
     return {}
 
 

@@ -432,6 +432,18 @@ def _flops(model, lengths) -> int:
   ).total
 
 
+def check_finished(workdir: str, total: int) -> None:
+  """Checks the metrics of a run that has all steps, and prints that it has.
+
+  Raises:
+    UserError: metrics.jsonl was changed.
+  """
+  if not jax.process_index():
+    metric_writer.read_rows(workdir, total)
+    target = os.path.join(workdir, MODEL)
+    print_on_host0(f'{target} already has all {total} steps')
+
+
 def print_stopped(step: int, total: int) -> None:
   """Prints that a preempted run was saved."""
   print_on_host0(

@@ -108,7 +108,7 @@ def train_supervised(
   del params
   eval_pending = evaluate is not None and run_state.eval_pending
   if run_state.step >= total and not eval_pending:
-    training_run.print_on_host0(f'{target} already has all {total} steps')
+    training_run.check_finished(workdir, total)
     return
   timer = StepTimer()
   with (

@@ -1,4 +1,4 @@
-"""One huge row is an error with its id; every judge judges the others."""
+"""One bad row is an error with its id; every judge judges the others."""
 
 import numpy as np
 import pytest
@@ -53,6 +53,34 @@ def test_a_huge_row_is_an_error_and_the_rest_is_judged(kind):
   assert isinstance(second, ExampleError) and second.id == 'long'
   assert names(second.reason, row_limits.MAX_CHARACTERS)
   assert scorer.num_texts <= 8
+
+
+class NotFiniteScorer(CountingScorer):
+  """Scores texts of more than 60 tokens with a value that is not finite."""
+
+  def __init__(self, value):
+    super().__init__()
+    self.value = value
+
+  def score(self, items):
+    return [
+      np.where(x > 60, self.value, x) for x in CountingScorer.score(self, items)
+    ]
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('kind', ['scalar', 'pair'])
+def test_a_score_that_is_not_finite_is_an_error(kind, value):
+  rows = [
+    fake.example('a', 'r 1', 'r 2'),
+    fake.example('bad', 'r 1', 'x y ' * 60),
+    fake.example('b', 'r 3', 'r 4'),
+  ]
+  scorer = NotFiniteScorer(value)
+  a, bad, b = judge_of(kind, scorer).judge(rows, 1)
+  assert isinstance(bad, ExampleError) and bad.id == 'bad'
+  assert names(bad.reason, 'finite')
+  assert [x.example for x in (a, b)] == [rows[0], rows[2]]
 
 
 def test_pairs_have_a_lower_limit():

@@ -155,12 +155,26 @@ def test_changed_rows_are_refused(tmp_path, kind):
   path = tmp_path / 'metrics.jsonl'
   content = ''.join(damage(path.read_text().splitlines(True), kind))
   path.write_text(content)
-  with pytest.raises(UserError, match=naming(path)):
-    metric_writer.MetricWriter(tmp_path, 2)
+  for read in (metric_writer.MetricWriter, metric_writer.read_rows):
+    with pytest.raises(UserError, match=naming(path)):
+      read(tmp_path, 2)
   assert path.read_text() == content
   path.unlink()
   write_steps(tmp_path, 3, 4, 2)
   assert [row['step'] for row in rows(tmp_path)] == [3, 4]
+
+
+def test_rows_are_read_up_to_a_checkpoint(tmp_path):
+  assert metric_writer.read_rows(tmp_path) == []
+  write_steps(tmp_path, 1, 2)
+  written = rows(tmp_path)
+  with metric_writer.MetricWriter(tmp_path, 2) as writer:
+    writer.write(3, {'loss': 1})  # its checkpoint is never saved
+  assert metric_writer.read_rows(tmp_path) == written
+  with metric_writer.MetricWriter(tmp_path) as writer:  # from the start
+    writer.write(1, {'loss': 7})
+    writer.commit(1)
+  assert metric_writer.read_rows(tmp_path) == [{'step': 1, 'loss': 7}]
 
 
 def test_rows_changed_during_the_run_are_reported(tmp_path, caplog):

@@ -88,7 +88,8 @@ class PairJudge:
     )
 
   def _judge_batch(self, examples):
-    scores = score_groups(self.scorer, [self._items(x) for x in examples])
+    ids = [x.id for x in examples]
+    scores = score_groups(self.scorer, ids, [self._items(x) for x in examples])
     for example, logits in zip(examples, scores, strict=True):
       if isinstance(logits, ExampleError):
         yield logits

@@ -63,16 +63,19 @@ def in_batches(
 
 def score_groups(
   scorer: ScalarScorer,
+  ids: Iterable[str],
   groups: Sequence[list[PromptWithTexts] | ExampleError],
 ) -> list[list[np.ndarray] | ExampleError]:
   """Scores the items of all groups together.
 
   Args:
     scorer: the scalar model.
+    ids: id of each example.
     groups: items of each example, or why it has none.
 
   Returns:
-    For each group, one array of scores per item, or its error.
+    For each group, one array of scores per item, or its error. A score that is
+    not finite is an error.
   """
   items = [
     item
@@ -81,10 +84,18 @@ def score_groups(
     for item in group
   ]
   scores = iter(scorer.score(items))
-  return [
-    group if isinstance(group, ExampleError) else [next(scores) for _ in group]
-    for group in groups
-  ]
+  results: list[list[np.ndarray] | ExampleError] = []
+  for example_id, group in zip(ids, groups, strict=True):
+    if isinstance(group, ExampleError):
+      results.append(group)
+      continue
+    values = [next(scores) for _ in group]
+    if all(np.isfinite(x).all() for x in values):
+      results.append(values)
+    else:
+      reason = 'the model computed a score that is not finite'
+      results.append(ExampleError(example_id, reason))
+  return results
 
 
 def single_judgement(
@@ -121,7 +132,8 @@ class ScalarJudge:
     )
 
   def _judge_batch(self, examples):
-    scores = score_groups(self.scorer, [self._items(x) for x in examples])
+    ids = [x.id for x in examples]
+    scores = score_groups(self.scorer, ids, [self._items(x) for x in examples])
     for example, values in zip(examples, scores, strict=True):
       if isinstance(values, ExampleError):
         yield values

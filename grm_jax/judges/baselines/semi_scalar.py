@@ -95,10 +95,11 @@ class SemiScalarJudge:
       yield example, [first, *rest]
 
   def _score(self, chunk: Sequence[_Critiques | ExampleError]):
+    ids = [x.id if isinstance(x, ExampleError) else x[0].id for x in chunk]
     groups = [
       x if isinstance(x, ExampleError) else self._items(*x) for x in chunk
     ]
-    scores = score_groups(self.scorer, groups)
+    scores = score_groups(self.scorer, ids, groups)
     for critiques, values in zip(chunk, scores, strict=True):
       if isinstance(critiques, ExampleError):
         yield critiques

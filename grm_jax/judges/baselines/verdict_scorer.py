@@ -13,14 +13,15 @@ makes 1 and 10 different verdicts.
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from grm_jax.judgement import prompt_builder, response_order, template
-from grm_jax.judgement.judgement import JudgedExample, Judgement
+from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
+from grm_jax.judges import faults
 from grm_jax.judges.baselines.verdict_opening import find_opening
 from grm_jax.judges.generative import JudgeConfig
 from grm_jax.model import logprobs
@@ -111,30 +112,45 @@ class VerdictScorer:
       out_shardings=model.layout.sharding(()),
     )
 
-  def rate(self, examples: Sequence[JudgedExample]) -> list[JudgedExample]:
+  def rate(
+    self, examples: Sequence[JudgedExample]
+  ) -> list[JudgedExample | ExampleError]:
     """Returns the examples with probabilities as the scores of samples.
 
-    The scores of a sample add up to 1; they are None without a verdict.
+    The scores of a sample add up to 1; they are None without a verdict. An
+    example whose texts or probabilities fail becomes an ExampleError.
     """
-    items = [
-      item
-      for i, judged in enumerate(examples)
-      for item in self._items(i, judged)
-    ]
-    logps = collections.defaultdict(list)
+    items: list[_PromptWithVerdicts] = []
+    failures: dict[int, ExampleError] = {}
+    for i, judged in enumerate(examples):
+      try:
+        items += list(self._items(i, judged))
+      except Exception as error:
+        failures[i] = faults.example_error(judged.example.id, error)
+    logps: dict[tuple[int, int], list[float]] = collections.defaultdict(list)
     for item, item_logps in zip(items, self._score(items), strict=True):
       for text, logp in zip(item.texts, item_logps, strict=True):
         logps[text.sample].append(logp)
     return [
-      dataclasses.replace(
-        judged,
-        samples=tuple(
-          _with_probabilities(sample, logps.get((i, j)))
-          for j, sample in enumerate(judged.samples)
-        ),
-      )
+      failures.get(i) or self._with_scores(i, judged, logps)
       for i, judged in enumerate(examples)
     ]
+
+  def _with_scores(
+    self,
+    index: int,
+    judged: JudgedExample,
+    logps: Mapping[tuple[int, int], Sequence[float]],
+  ) -> JudgedExample | ExampleError:
+    """Returns an example with the probabilities as scores."""
+    try:
+      samples = tuple(
+        _with_probabilities(sample, logps.get((index, j)))
+        for j, sample in enumerate(judged.samples)
+      )
+    except FloatingPointError as error:
+      return faults.example_error(judged.example.id, error)
+    return dataclasses.replace(judged, samples=samples)
 
   def _items(
     self, example_index: int, judged: JudgedExample
@@ -219,10 +235,16 @@ class VerdictScorer:
 def _with_probabilities(
   sample: Judgement, logps: Sequence[float] | None
 ) -> Judgement:
-  """Returns the sample with the softmax of its verdicts as scores."""
+  """Returns the sample with the softmax of its verdicts as scores.
+
+  Raises:
+    FloatingPointError: the model computed NaN or an infinity.
+  """
   if logps is None:
     return dataclasses.replace(sample, scores=None)
   values = np.asarray(logps, np.float64)
+  if not np.isfinite(values).all():
+    raise FloatingPointError('a probability of a verdict is not finite')
   weights = np.exp(values - values.max())
   by_position = (weights / weights.sum()).tolist()
   return dataclasses.replace(

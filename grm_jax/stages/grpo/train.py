@@ -181,7 +181,7 @@ def _train(
   run_state = RunState.from_metadata(metadata, evaluate_initial=True)
   settings.check_remaining_steps(config, run_state.step)
   if run_state.step >= total and not run_state.eval_pending:
-    training_run.print_on_host0(f'{target} already has all {total} steps')
+    training_run.check_finished(workdir, total)
     return
 
   with (

@@ -260,23 +260,20 @@ def _write_report(
     config.evaluation.k_intermediate,
     _facts(config, workdir, num_examples),
   )
+  folders = {
+    name: os.path.join(workdir, name)
+    for name in (spct_plan.BASE, *judged, 'meta_rm')
+  }
   metrics = {
-    name: _read_metrics(os.path.join(workdir, name, metric_writer.FILE))
-    for name in ('base', *judged, 'meta_rm')
-    if name != spct_plan.BEFORE
+    name: metric_writer.read_rows(path)
+    for name, path in folders.items()
+    if atomic_io.exists(os.path.join(path, training_run.MODEL))
   }
   pipeline_report.write(folder, results, summary, metrics, atomic_io.write_file)
   # SUMMARY comes last: where it exists, all other files do.
   atomic_io.write_file(
     os.path.join(folder, SUMMARY), json.dumps(summary, indent=2) + '\n'
   )
-
-
-def _read_metrics(path: str) -> list[dict]:
-  """Returns the rows of metrics.jsonl; none if the stage did not run."""
-  if not atomic_io.exists(path):
-    return []
-  return [json.loads(x) for x in epath.Path(path).read_text().splitlines()]
 
 
 def _facts(

@@ -269,6 +269,33 @@ def test_errors_keep_their_position_in_the_stream(template_path, plain):
   assert [x.example for x in (results[0], *results[3:])] == EXAMPLES
 
 
+def test_a_fault_of_one_example_is_its_error(template_path, plain, monkeypatch):
+  tokenize = prompt_builder.tokenize
+
+  def fails_for_b(loaded, example, *args, **more):
+    if example is EXAMPLES[1]:
+      raise ZeroDivisionError('of a test')
+    return tokenize(loaded, example, *args, **more)
+
+  judged = list(judge(template_path, plain).inner.judge(EXAMPLES, 2))
+  expected = plain.rate(judged)
+  monkeypatch.setattr(prompt_builder, 'tokenize', fails_for_b)
+  first, error, last = plain.rate(judged)
+  assert (first, last) == (expected[0], expected[2])
+  assert isinstance(error, ExampleError) and error.id == EXAMPLES[1].id
+  assert names(error.reason, 'ZeroDivisionError')
+
+
+def test_a_probability_that_is_not_finite_is_an_error(template_path, plain):
+  params = jax.tree.map(lambda x: x * np.nan, PARAMS)
+  scorer = verdicts(
+    template_path, weights=decode_weights.place(MODEL, params)[0]
+  )
+  results = list(judge(template_path, scorer).judge(EXAMPLES, 1))
+  assert [x.id for x in results] == [x.id for x in EXAMPLES]
+  assert all(names(x.reason, 'finite') for x in results)
+
+
 def test_greedy_and_streaming(template_path, plain):
   engine, read = Eager(), []
 
