@@ -172,6 +172,11 @@ def load_tokenizer(directory: str, config: ModelConfig) -> tokenizer.Tokenizer:
   return loaded
 
 
+def has_tokenizer(directory: str) -> bool:
+  """Returns whether a directory has the file of a tokenizer."""
+  return epath.Path(_tokenizer_path(directory)).exists()
+
+
 def _tokenizer_path(directory: str) -> str:
   names = (TOKENIZER, BPE_TOKENIZER)
   existing = [x for x in names if (epath.Path(directory) / x).exists()]
@@ -252,7 +257,7 @@ def model_metadata(model: Transformer) -> dict[str, Any]:
 
 def copy_companions(source: str, target: str) -> None:
   """Copies the tokenizer and its companion files, each atomically."""
-  if not epath.Path(_tokenizer_path(source)).exists():
+  if not has_tokenizer(source):
     logging.warning(
       '%s has no %s; copy it into %s before you score text',
       source,

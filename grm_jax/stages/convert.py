@@ -124,6 +124,9 @@ def _check_paths(config: ConfigDict, target: str) -> None:
     raise UserError(f'config.source={config.source} is not a directory')
   if importing and not random and not _is_gguf(config):
     hf_config.check_tokenizer(config.source)
+    if model_directory.has_tokenizer(config.source):
+      size, _ = hf_config.read_config(config.source)
+      model_directory.load_tokenizer(config.source, size)
   with atomic_io.wrap_read_errors(target):
     if epath.Path(target).is_file() or _is_in_use(target, config.direction):
       raise UserError(

@@ -24,6 +24,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 FIELDS = gemma2_files.CONFIGS['odd_heads'] | {
   'num_attention_heads': 4,
   'hidden_size': 64,
+  'vocab_size': 1024,  # of the tiny tokenizer
 }
 CONFIG = '--config=configs/convert.py'
 # One device instead of eight virtual ones starts faster.
@@ -84,14 +85,13 @@ def test_round_trip_is_bit_identical(converted, tmp_path):
 
 def test_score_runs_on_a_converted_checkpoint(converted, tmp_path):
   root, _, _ = converted
-  # 300 embedding rows are fewer than the tiny tokenizer's 1024 pieces.
-  line = error_of(
+  run(
     '--config=configs/score.py:tiny',
     f'--config.checkpoint={root}/ours',
     f'--workdir={tmp_path}',
     '--config.sampling.concurrent_prompts=8',
   )
-  assert names(line, 1024, 300)
+  assert (tmp_path / 'scores.jsonl').exists()
 
 
 def test_random_checkpoint_scores(tmp_path):
@@ -257,16 +257,29 @@ def test_export_into_every_spelling_of_a_target(
     convert.run(config, '')
 
 
-def test_gemma_with_only_a_tokenizer_json_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  'name, content, named',
+  [
+    ('tokenizer.json', b'{}', ['tokenizer.model', 'tokenizer.json']),
+    ('tokenizer.model', b'{}', ['tokenizer.model']),
+    # More tokens than the 300 embedding rows.
+    ('tokenizer.model', None, ['tokenizer.model', 1024, 300]),
+  ],
+)
+def test_a_model_that_could_not_be_used_is_refused(
+  tmp_path, monkeypatch, name, content, named
+):
   source = tmp_path / 'hf'
   source.mkdir()
   gemma2_files.write(source, gemma2_files.CONFIGS['no_caps'], 1)
-  (source / 'tokenizer.json').write_text('{}')
+  tiny_tokenizer.train(source / name)
+  if content is not None:
+    (source / name).write_bytes(content)
   config = load_config(source=str(source), target=str(tmp_path / 'ours'))
   monkeypatch.setattr(
     convert.hf_load, 'open_source', lambda path: pytest.fail('read weights')
   )
-  expected = naming(source, 'tokenizer.model', 'tokenizer.json')
+  expected = naming(source, *named)
   with pytest.raises(UserError, match=expected) as caught:
     convert.run(config, '')
   assert '\n' not in str(caught.value)

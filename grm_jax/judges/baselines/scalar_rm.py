@@ -63,7 +63,7 @@ def in_batches(
 
 def score_groups(
   scorer: ScalarScorer,
-  ids: Iterable[str],
+  ids: Iterable[str | int],
   groups: Sequence[list[PromptWithTexts] | ExampleError],
 ) -> list[list[np.ndarray] | ExampleError]:
   """Scores the items of all groups together.

@@ -2,7 +2,12 @@
 
 import pytest
 
+from grm_jax import settings
+from grm_jax.judgement import trained_judge
 from grm_jax.stages import input_identity
+from grm_jax.stages.grpo import settings as grpo_settings
+from grm_jax.stages.reward_model import train as rm_train
+from grm_jax.stages.sft import train as sft_train
 from grm_jax.stages.spct import plan as spct_plan
 from tests import test_main
 from tests.messages import naming
@@ -337,3 +342,17 @@ def test_no_general_data():
   assert plan(none)['rft'].config.train.data.general_fraction == 0.0
   data = plan(none, '--config.data=gsm8k:x.jsonl')['rft'].config.train.data
   assert (data.general, data.general_fraction) == ('', 0.0)
+
+
+def test_no_template_of_single_responses():
+  planned = {x: y.config for x, y in plan('--config.prompt.single=').items()}
+  trained = [planned[x] for x in ('sft', 'grpo', 'meta_rm')]
+  trained += [planned['rft'].train, planned['samples'].train]
+  # '' would be the template of the initial model.
+  assert {x.prompt.single for x in trained} == {trained_judge.NONE}
+  for config, rules in (
+    (planned['sft'], sft_train.SETTINGS),
+    (planned['grpo'], grpo_settings.SETTINGS),
+    (planned['meta_rm'], rm_train.SETTINGS),
+  ):
+    settings.check(config, rules)
