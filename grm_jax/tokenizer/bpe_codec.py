@@ -133,8 +133,8 @@ def _parse(data, name):
     supported = model['type'] == 'BPE' and 'ByteLevel' in types
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f'{name} is not a tokenizer.json: {error!r}; give the file of a model '
-      'that chats in ChatML, such as SmolLM2'
+      f'{name} is not a tokenizer.json ({type(error).__name__}: {error}); give '
+      'the file of a model that chats in ChatML, such as SmolLM2'
     ) from error
   if not supported or fields.get('normalizer'):
     raise UserError(
