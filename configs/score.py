@@ -34,8 +34,9 @@ _DEFAULTS = dict(
   temperature=0.5,  # of the samples, up to 100; below 1e-5: greedy
   response_order='balanced',  # of responses in the prompt; 'random', 'fixed'
   # 'sum' of scores, 'mean', 'majority' of pairwise winners. With a meta RM:
-  # 'guided', the sum of the k_meta samples that it values most, or 'best'.
-  vote='sum',
+  # 'guided', the sum of the k_meta samples that it values most, or 'best', the
+  # scores of the one sample. '': 'guided' with a meta RM, else 'sum'.
+  vote='',
   k_meta=0,  # samples that a guided vote uses; 0: half of k
   seed=0,  # of samples and orders
   prompt=dict(

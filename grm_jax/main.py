@@ -125,7 +125,9 @@ def main(argv: list[str]) -> None:
       distributed.initialize()
       if distributed.is_multiprocess():
         distributed.agree(lambda: _command(config))
-      importlib.import_module(module_name).run(config, _WORKDIR.value)
+      stage = importlib.import_module(module_name)
+      _warn_of_unused_settings(config, stage)
+      stage.run(config, _WORKDIR.value)
       output.check()
   except (UserError, NonFiniteError) as error:
     logging.debug('', exc_info=True)
@@ -159,6 +161,18 @@ def _command(config: ConfigDict) -> dict[str, Any]:
     'the code of grm_jax': input_identity.of_code(),
     **{f'config.{key}': value for key, value in settings.items()},
   }
+
+
+def _warn_of_unused_settings(config: ConfigDict, stage: Any) -> None:
+  """Warns about given settings to which other settings leave no effect."""
+  from grm_jax import unused_settings
+
+  given = config_flags.get_override_values(flags.FLAGS['config'])
+  try:
+    for message in unused_settings.messages(config, given, stage.UNUSED):
+      logging.warning('%s', message)
+  except (AttributeError, TypeError):
+    logging.debug('', exc_info=True)  # the stage reports the wrong setting
 
 
 def _stage_module(stage: str | None) -> str:

@@ -21,7 +21,7 @@ LAYERS = (
   {'data', 'sampling', 'checkpoint'},
   {'serving', 'tokenizer', 'model'},
   {'judgement', 'sharding', 'io'},
-  {'settings'},
+  {'settings', 'unused_settings'},
   {'errors'},
 )
 ALLOWED = {

@@ -29,6 +29,7 @@ from grm_jax.sharding.chip_specs import ChipSpec
 from grm_jax.sharding.mesh import AXES
 from grm_jax.sharding.rules import WEIGHTS
 from grm_jax.training import grpo_loss, optimizer, reference_policy
+from grm_jax.unused_settings import Unused
 
 LOCAL = 'local'  # config.topology: the devices of this machine
 # Rules of configs/aot.py.
@@ -62,6 +63,29 @@ SETTINGS: settings.Rules = {
     if name != 'interpret'
   },
 }
+UNUSED = (
+  Unused(
+    ('optimizer',),
+    '{key}.program updates no weights',
+    lambda config: config.program not in programs.UPDATES,
+  ),
+  Unused(
+    ('loss',),
+    '{key}.program is not grpo_update',
+    lambda config: config.program != 'grpo_update',
+  ),
+  Unused(
+    ('reference',),
+    '{key}.program has no reference policy',
+    lambda config: config.program not in ('grpo_update', 'reference'),
+  ),
+  Unused(
+    ('sampling',),
+    '{key}.program does not decode',
+    lambda config: not programs.is_sampling(config.program),
+  ),
+  *compute_config.UNUSED,
+)
 
 
 def run(config: ConfigDict, workdir: str) -> None:

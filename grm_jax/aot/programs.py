@@ -75,6 +75,10 @@ def of_config(config: ConfigDict, model: Transformer) -> list[AotProgram]:
   return PROGRAMS[config.program](config, model)
 
 
+# The programs that update weights.
+UPDATES = ('sft_step', 'grpo_update', 'reward_model_step')
+
+
 def has_scalar_head(program: str) -> bool:
   """Returns whether the program uses a model with a scalar head."""
   return program == 'reward_model_step'

@@ -44,6 +44,35 @@ class VoteConfig:
     return self.kind in _META_KINDS
 
 
+def resolve_vote(kind: str, k_meta: int, has_meta: bool) -> VoteConfig:
+  """Returns how samples vote.
+
+  Args:
+    kind: one of KINDS; '' for 'guided' with a meta RM and 'sum' without.
+    k_meta: see VoteConfig.
+    has_meta: whether a meta RM rates the samples.
+
+  Raises:
+    UserError: the vote needs a meta RM, or k_meta has no effect on it.
+  """
+  vote_config = VoteConfig(kind or ('guided' if has_meta else 'sum'), k_meta)
+  if vote_config.needs_meta and not has_meta:
+    raise UserError(
+      f'config.vote={kind} needs a meta RM; set config.meta_checkpoint'
+    )
+  if k_meta and not has_meta:
+    raise UserError(
+      f'config.k_meta={k_meta} is the number of judgements that a meta '
+      'RM selects; set config.meta_checkpoint, or set config.k_meta=0'
+    )
+  if k_meta and vote_config.kind != 'guided':
+    raise UserError(
+      f'config.k_meta={k_meta} has no effect with config.vote='
+      f'{vote_config.kind}; set config.vote=guided, or set config.k_meta=0'
+    )
+  return vote_config
+
+
 def to_row(
   judged: JudgedExample, vote_config: VoteConfig, seed: int
 ) -> dict[str, Any]:

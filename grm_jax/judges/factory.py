@@ -10,14 +10,14 @@ from ml_collections import ConfigDict
 
 from grm_jax.checkpoint import model_directory, orbax_checkpoint
 from grm_jax.errors import UserError
-from grm_jax.judgement import template, trained_judge
+from grm_jax.judgement import template, trained_judge, verdict
 from grm_jax.judges.baselines import pairwise_rm
 from grm_jax.judges.baselines.pairwise_rm import PairJudge
 from grm_jax.judges.baselines.scalar_rm import ScalarJudge
 from grm_jax.judges.baselines.semi_scalar import SemiScalarJudge
 from grm_jax.judges.baselines.token_probability import TokenProbabilityJudge
 from grm_jax.judges.baselines.verdict_scorer import VerdictScorer
-from grm_jax.judges.generative import Judge, JudgeConfig, check_meta
+from grm_jax.judges.generative import Judge, JudgeConfig
 from grm_jax.judges.meta_rm import META, MetaJudge
 from grm_jax.model import compute_config
 from grm_jax.model.compute_config import ComputeConfig
@@ -47,6 +47,8 @@ _TEMPLATES = {
   'semi_scalar': 'critic',
 }
 JUDGES = tuple(_TEMPLATES)
+# Judges whose scores are values of a scalar head.
+_VALUE_JUDGES = ('scalar', 'pair', 'semi_scalar')
 # The options of an engine that ScalarScorer has too.
 _SCORER_SHAPES = ('prompts', 'max_new_tokens', 'prompt_buckets')
 # Tokens of a generation by random weights, which has no meaning.
@@ -67,12 +69,19 @@ def check(config: ConfigDict, is_local: bool = False) -> None:
   """
   compute_config.check_devices(config, is_local=is_local)
   if 'vote' in config:
-    check_meta(config.vote, config.k_meta, bool(config.meta_checkpoint))
+    verdict.resolve_vote(
+      config.vote, config.k_meta, bool(config.meta_checkpoint)
+    )
     if config.k_meta > max(1, config.k):
       raise UserError(
         f'config.k_meta is {config.k_meta}, but there are config.k={config.k} '
         'judgements; set config.k_meta to at most config.k'
       )
+  if config.meta_checkpoint and config.judge in _VALUE_JUDGES:
+    raise UserError(
+      f'config.judge={config.judge} writes no scores for a meta RM to select; '
+      "set config.meta_checkpoint=''"
+    )
   if config.prompt.meta and not config.meta_checkpoint:
     raise UserError(
       f'config.prompt.meta={config.prompt.meta} is the template of a meta RM; '
@@ -110,7 +119,7 @@ def from_config(
     mesh.from_config(config, devices),
   )
   options = sampling_options(config.sampling, config.checkpoint)
-  if config.judge in ('scalar', 'pair', 'semi_scalar'):
+  if config.judge in _VALUE_JUDGES:
     return _value_judge(config, judge_config, layouts, options)
   judge = load(
     config.checkpoint,
@@ -231,7 +240,8 @@ def make_judge_config(config: ConfigDict) -> JudgeConfig:
     stored,
     config.checkpoint,
     template=prompt.template,
-    single=prompt.single,
+    # A critic always sees one response, with `template`.
+    single='' if config.judge == 'semi_scalar' else prompt.single,
     score_range=prompt.score_range,
     default_template=_TEMPLATES[config.judge],
     too_long=prompt.too_long,
@@ -299,7 +309,14 @@ def load(
     UserError: a setting is wrong, or a checkpoint is the wrong kind of model.
       Everything that does not need the weights is checked before reading them.
   """
-  check_meta(judge_config.vote, judge_config.k_meta, bool(meta_checkpoint))
+  vote_config = judge_config.vote_config(bool(meta_checkpoint))
+  if meta_checkpoint and not vote_config.needs_meta:
+    logging.warning(
+      'config.vote=%s does not use the scores of config.meta_checkpoint=%s; '
+      "leave config.vote empty to use them, or set config.meta_checkpoint=''",
+      vote_config.kind,
+      meta_checkpoint,
+    )
   judge_config.prompt_format().check()
   if judge_config.meta:
     template.load(judge_config.meta, key='config.prompt.meta')

@@ -44,7 +44,7 @@ class JudgeConfig:
     score_range, single_score_range: see judgement/prompt_format.py.
     too_long: 'shorten' or 'refuse', see judgement/prompt_builder.py.
     order, temperature, seed, hint: see judgement/judgement_request.py.
-    vote, k_meta: see judgement/verdict.py, VoteConfig.
+    vote, k_meta: see judgement/verdict.py, resolve_vote.
     reads: 'scores' or 'best', see judgement/prompt_format.py.
     meta: template of the meta RM's prompts; '' for the one that it was trained
       with.
@@ -59,14 +59,15 @@ class JudgeConfig:
   order: str = 'balanced'
   temperature: float = 0.5
   seed: int = 0
-  vote: str = 'sum'
+  vote: str = ''
   reads: str = 'scores'
   k_meta: int = 0
   hint: bool = False
   meta: str = ''
 
   def __post_init__(self):
-    self.prompt_format(), self.vote_config()  # both check their values
+    self.prompt_format()  # checks its values
+    VoteConfig(self.vote or 'sum', self.k_meta)  # the same
     judgement_request.check(0, self.order, self.temperature)
 
   @classmethod
@@ -95,9 +96,9 @@ class JudgeConfig:
       self.single_score_range,
     )
 
-  def vote_config(self) -> VoteConfig:
-    """Returns how samples are combined."""
-    return VoteConfig(self.vote, self.k_meta)
+  def vote_config(self, has_meta: bool) -> VoteConfig:
+    """Returns how samples are combined, with or without a meta RM."""
+    return verdict.resolve_vote(self.vote, self.k_meta, has_meta)
 
   def request(self, example: JudgingExample, k: int) -> JudgementRequest:
     """Returns the request for k judgements of an example."""
@@ -115,6 +116,7 @@ class Judge:
     tokenizer: tokenizer of its model.
     config: settings.
     meta: the meta RM, None without one.
+    vote_config: how samples are combined.
     prompts: builds the prompts.
   """
 
@@ -132,7 +134,7 @@ class Judge:
       UserError: a template is invalid, or the vote needs a meta RM and there
         is none.
     """
-    check_meta(config.vote, config.k_meta, meta is not None)
+    self.vote_config = config.vote_config(meta is not None)
     self.engine, self.weights = engine, weights
     self.tokenizer, self.config, self.meta = tokenizer, config, meta
     judgement_format, principles_format = config.prompt_format(), None
@@ -173,9 +175,7 @@ class Judge:
     for item in self.judge(examples, k, progress=progress, total=len(examples)):
       if isinstance(item, ExampleError):
         raise UserError(f'{item.id}: {item.reason}')
-      results.append(
-        verdict.to_row(item, self.config.vote_config(), self.config.seed)
-      )
+      results.append(verdict.to_row(item, self.vote_config, self.config.seed))
     return results
 
   def judge(
@@ -262,18 +262,3 @@ class Judge:
     if self.meta is None or isinstance(item, ExampleError):
       return item
     return self.meta.rate(item)
-
-
-def check_meta(vote: str, k_meta: int, has_meta: bool) -> None:
-  """Raises UserError if the settings need a meta RM and there is none."""
-  if has_meta:
-    return
-  if verdict.VoteConfig(vote).needs_meta:
-    raise UserError(
-      f'config.vote={vote} needs a meta RM; set config.meta_checkpoint'
-    )
-  if k_meta:
-    raise UserError(
-      f'config.k_meta={k_meta} is the number of judgements that a meta '
-      'RM selects; set config.meta_checkpoint, or set config.k_meta=0'
-    )

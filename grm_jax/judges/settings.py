@@ -11,6 +11,7 @@ from grm_jax.judgement import (
 from grm_jax.judgement.prompt_format import MAX_SCORE
 from grm_jax.model import compute_config
 from grm_jax.sharding import mesh, rules
+from grm_jax.unused_settings import Unused
 
 # Leaves with which a model generates.
 GENERATION = {
@@ -64,6 +65,37 @@ JUDGE: dict[str, settings.Rule | settings.Rules] = {
 }
 # With the leaves of votes.
 VOTING_JUDGE = JUDGE | {
-  'vote': settings.one_of(*verdict.KINDS),
+  'vote': settings.optional(
+    settings.one_of(*verdict.KINDS), 'guided with a meta RM, else sum'
+  ),
   'k_meta': settings.samples(0, note='0: half of k'),
 }
+
+# Leaves of judging without effect, see unused_settings.py.
+UNUSED = (
+  Unused(
+    (
+      *('k', 'temperature', 'response_order', 'vote', 'k_meta', 'prompt'),
+      *('sampling.weights', 'sampling.int8'),
+      *('sampling.generations_per_prompt', 'sampling.decode_steps_per_call'),
+    ),
+    '{key}.judge is a model with a scalar head that generates nothing',
+    lambda config: config.judge in ('scalar', 'pair'),
+  ),
+  Unused(
+    ('prompt.single', 'prompt.score_range', 'prompt.principles'),
+    '{key}.judge=semi_scalar writes critiques without scores',
+    lambda config: config.judge == 'semi_scalar',
+  ),
+  Unused(
+    ('prompt.score_range',),
+    '{key}.judge names the best response instead of writing scores',
+    lambda config: config.judge in ('llm', 'token_probability'),
+  ),
+  *compute_config.UNUSED,
+)
+GREEDY_UNUSED = Unused(
+  ('temperature',),
+  '{key}.k is 0, which is one greedy judgement',
+  lambda config: not config.k,
+)

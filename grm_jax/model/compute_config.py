@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from grm_jax import settings
 from grm_jax.errors import UserError
 from grm_jax.sharding import mesh
+from grm_jax.unused_settings import Unused
 
 # Values of a layer pair that the backward pass saves, most memory first.
 # Without remat ('none') it also saves the gathered kernels of all layers, which
@@ -36,6 +37,19 @@ JUDGE_SETTINGS = {
   x: SETTINGS[x]
   for x in ('dtype', 'attention', 'query_block', 'splash_block', 'head_chunk')
 }
+# Leaves of judging without effect, see unused_settings.py.
+UNUSED = (
+  Unused(
+    ('compute.splash_block',),
+    '{key}.compute.attention is xla',
+    lambda config: config.compute.attention == 'xla',
+  ),
+  Unused(
+    ('compute.query_block',),
+    '{key}.compute.attention is splash',
+    lambda config: config.compute.attention == 'splash',
+  ),
+)
 
 
 @dataclasses.dataclass(frozen=True)

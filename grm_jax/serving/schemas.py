@@ -134,7 +134,8 @@ class ScoreRequest(RequestModel):
     default=None,
     ge=0,
     description=(
-      'Number of judgements the meta RM selects, at most k; 0 for half of k.'
+      'Number of judgements the meta RM selects, at most k; 0 for half of k. '
+      'It needs a vote by the meta RM.'
     ),
   )
   principles: Text = Field(default='', description='Principles to judge by.')
@@ -282,20 +283,32 @@ def _content_hash(row: dict[str, Any]) -> str:
 
 def _vote_config(request, k, defaults) -> VoteConfig:
   kind = defaults.voting.kind
-  if request.meta is not None:
+  if request.meta is not None and request.meta != defaults.voting.needs_meta:
     kind = 'guided' if request.meta else 'sum'
-  if (request.k_meta or 0) > k:
-    raise UserError(
-      f'k_meta is {request.k_meta}, and k is {k}; the meta RM selects at most '
-      'k judgements'
-    )
-  config = VoteConfig(kind, _or_default(request.k_meta, defaults.voting.k_meta))
-  if config.needs_meta and not defaults.has_meta:
+  if VoteConfig(kind).needs_meta and not defaults.has_meta:
     raise UserError(
       'meta is true, but this server has no meta RM; leave meta out, or start '
       'the server with config.meta_checkpoint'
     )
-  return config
+  if request.k_meta:
+    return VoteConfig(kind, _checked_k_meta(request.k_meta, k, kind))
+  # The server's k_meta is for its own k.
+  k_meta = defaults.voting.k_meta if request.k_meta is None else 0
+  return VoteConfig(kind, k_meta if k_meta <= k and kind == 'guided' else 0)
+
+
+def _checked_k_meta(k_meta: int, k: int, kind: str) -> int:
+  if k_meta > k:
+    raise UserError(
+      f'k_meta is {k_meta}, and k is {k}; the meta RM selects at most k '
+      'judgements'
+    )
+  if kind != 'guided':
+    raise UserError(
+      f'k_meta is {k_meta}, but it has no effect because the vote is {kind}; '
+      'set meta to true on a server that has a meta RM, or leave k_meta out'
+    )
+  return k_meta
 
 
 def make_sample(place: int, judgement: Judgement) -> Sample:

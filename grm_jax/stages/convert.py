@@ -33,6 +33,7 @@ from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import distributed, mesh
 from grm_jax.sharding.rules import ShardingLayout
+from grm_jax.unused_settings import Unused
 
 # Maximum difference of float32 logits of the same weights in two
 # implementations.
@@ -53,6 +54,18 @@ SETTINGS: settings.Rules = {
   'verify': settings.BOOLEAN,
   'mesh': mesh.SETTINGS,
 }
+UNUSED = (
+  Unused(
+    ('checkpoint_step',),
+    '{key}.source is no checkpoint',
+    lambda config: config.direction == 'checkpoint',
+  ),
+  Unused(
+    ('seed',),
+    '{key}.source is not random',
+    lambda config: config.source != 'random',
+  ),
+)
 
 
 def run(config: ConfigDict, workdir: str) -> None:

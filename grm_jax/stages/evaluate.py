@@ -34,6 +34,7 @@ from grm_jax.judges.baselines.scalar_rm import ScalarJudge
 from grm_jax.judges.factory import AnyJudge
 from grm_jax.sharding import distributed
 from grm_jax.stages import input_identity, path_check, run_record
+from grm_jax.unused_settings import Unused
 
 # Rules of configs/evaluate.py.
 SETTINGS = judge_settings.JUDGE | {
@@ -44,6 +45,19 @@ SETTINGS = judge_settings.JUDGE | {
   'reuse_samples': settings.TEXT,
   'greedy': settings.BOOLEAN,
 }
+UNUSED = (
+  Unused(
+    (
+      *('judge', 'checkpoint', 'checkpoint_step', 'meta_checkpoint', 'suites'),
+      *('max_rows', 'k', 'greedy', 'temperature', 'response_order', 'prompt'),
+      *('sampling', 'mesh', 'compute'),
+    ),
+    '{key}.reuse_samples has the judgements of an earlier run',
+    lambda config: bool(config.reuse_samples),
+  ),
+  *judge_settings.UNUSED,
+  judge_settings.GREEDY_UNUSED,
+)
 # Response orders that the published protocol of a suite prescribes.
 RESPONSE_ORDERS = {'judgebench': 'fixed'}
 # Suites that get the subset of a row from the name of its file or folder.

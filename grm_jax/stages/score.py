@@ -54,6 +54,7 @@ SETTINGS = judge_settings.VOTING_JUDGE | {
   'fail_on_bad_rows': settings.BOOLEAN,
   'apart': settings.BOOLEAN,
 }
+UNUSED = (*judge_settings.UNUSED, judge_settings.GREEDY_UNUSED)
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -302,7 +303,9 @@ def _result_rows(
       row = {'id': result.id, 'error': result.reason}
     else:
       row = verdict.to_row(
-        result, judge_config.vote_config(), judge_config.seed
+        result,
+        judge_config.vote_config(bool(config.meta_checkpoint)),
+        judge_config.seed,
       )
     yield {'line': number} | row
 

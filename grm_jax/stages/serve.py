@@ -43,6 +43,8 @@ SETTINGS = judge_settings.VOTING_JUDGE | {
   'token_file': settings.TEXT,
   'limits': server_limits.SETTINGS,
 }
+# Requests can have another k, so the temperature has an effect.
+UNUSED = judge_settings.UNUSED
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -171,7 +173,7 @@ def _serve(
       order=judge.config.order,
       temperature=judge.config.temperature,
       seed=judge.config.seed,
-      voting=judge.config.vote_config(),
+      voting=judge.vote_config,
       has_meta=judge.meta is not None,
     ),
     limits=server.fit_descriptors(limits),

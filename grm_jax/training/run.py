@@ -36,6 +36,7 @@ from grm_jax.training import profiler as profiling
 from grm_jax.training.run_state import RunState
 from grm_jax.training.step_timer import StepTimer
 from grm_jax.training.train_state import TrainState
+from grm_jax.unused_settings import Unused
 
 MODEL = 'model'  # the model directory in a workdir
 # Rules of the leaves of all training stages.
@@ -53,6 +54,18 @@ SETTINGS: dict[str, settings.Rule | settings.Rules] = {
   'mesh': mesh.SETTINGS,
   'compute': compute_config.TRAINING_SETTINGS,
 }
+# Leaves of training without effect, see unused_settings.py.
+UNUSED = (
+  Unused(
+    (
+      *('evaluation.every', 'evaluation.concurrent_prompts', 'evaluation.k'),
+      *('evaluation.max_parse_failure_rate', 'evaluation.patience'),
+    ),
+    '{key}.evaluation.data is empty',
+    # In a pipeline, the plan sets it.
+    lambda config: not config.evaluation.get('data', 'planned'),
+  ),
+)
 
 
 class Resumable(Protocol):

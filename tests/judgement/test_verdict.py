@@ -88,6 +88,34 @@ def test_invalid_settings(settings, words):
     VoteConfig(*settings)
 
 
+@pytest.mark.parametrize(
+  'kind, k_meta, has_meta, expected',
+  [
+    ('', 0, False, VoteConfig('sum')),
+    ('', 0, True, VoteConfig('guided')),
+    ('', 3, True, VoteConfig('guided', 3)),
+    ('sum', 0, True, VoteConfig('sum')),
+    ('best', 0, True, VoteConfig('best')),
+  ],
+)
+def test_a_meta_rm_is_used_by_default(kind, k_meta, has_meta, expected):
+  assert verdict.resolve_vote(kind, k_meta, has_meta) == expected
+
+
+@pytest.mark.parametrize(
+  'kind, k_meta, has_meta, words',
+  [
+    ('guided', 0, False, ('config.vote', 'config.meta_checkpoint')),
+    ('', 2, False, ('config.k_meta', 2, 'config.meta_checkpoint')),
+    ('sum', 2, True, ('config.k_meta', 2, 'sum', 'config.vote')),
+    ('best', 2, True, ('config.k_meta', 2, 'best', 'config.vote')),
+  ],
+)
+def test_settings_without_effect_raise(kind, k_meta, has_meta, words):
+  with pytest.raises(UserError, match=naming(*words)):
+    verdict.resolve_vote(kind, k_meta, has_meta)
+
+
 def test_which_votes_need_a_meta_rm():
   needing = [kind for kind in verdict.KINDS if VoteConfig(kind).needs_meta]
   assert needing == ['guided', 'best']

@@ -22,11 +22,11 @@ from tests.messages import names, naming
 
 
 def to_row(judged, config):
-  return verdict.to_row(judged, config.vote_config(), config.seed)
+  return verdict.to_row(judged, config.vote_config(False), config.seed)
 
 
-def combine_votes(judged, config):
-  return verdict.combine_votes(judged, config.vote_config())
+def combine_votes(judged, *settings):
+  return verdict.combine_votes(judged, verdict.VoteConfig(*settings))
 
 
 EXAMPLES = [
@@ -299,14 +299,13 @@ def test_a_judge_that_names_the_best_response():
 
 
 def test_meta_rm_votes():
-  generative = judge(vote='guided', k_meta=1, meta=RuleMeta())
+  generative = judge(k_meta=1, meta=RuleMeta())
+  assert generative.vote_config == verdict.VoteConfig('guided', 1)
   (judged,) = generative.judge(EXAMPLES[:1], 3)
   assert {s.meta // 1 for s in judged.samples} == {0.0, 1.0, 2.0}
-  assert combine_votes(judged, generative.config) == (2, 9, 5)
-  two = dataclasses.replace(generative.config, k_meta=2)
-  assert combine_votes(judged, two) == (4, 18, 10)
-  best = dataclasses.replace(generative.config, vote='best')
-  assert combine_votes(judged, best) == (2, 9, 5)
+  assert combine_votes(judged, 'guided', 1) == (2, 9, 5)
+  assert combine_votes(judged, 'guided', 2) == (4, 18, 10)
+  assert combine_votes(judged, 'best') == (2, 9, 5)
 
 
 @pytest.mark.parametrize(
@@ -317,6 +316,7 @@ def test_meta_rm_votes():
     ({'too_long': 'cut'}, ['config.prompt.too_long', 'cut']),
     ({'template': 'nowhere.txt'}, ['nowhere.txt']),
     ({'vote': 'guided'}, ['config.vote', 'config.meta_checkpoint']),
+    ({'k_meta': 2}, ['config.k_meta', 2, 'config.meta_checkpoint']),
   ],
 )
 def test_invalid_settings(settings, message):

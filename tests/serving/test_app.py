@@ -11,7 +11,6 @@ import httpx2 as httpx
 import pytest
 from starlette.testclient import TestClient
 
-from grm_jax.judgement.verdict import VoteConfig
 from grm_jax.serving import app, schemas, server_metrics
 from tests.judges.fake import RuleMeta
 from tests.judges.fake import judge as rule_judge
@@ -117,6 +116,7 @@ def test_judge_receives_fields_of_the_request_or_defaults():
     ({'seed': -1}, 422, ['seed']),
     ({'k_meta': 10**9}, 422, ['k_meta', 10**9, 4]),
     ({'k_meta': 5}, 422, ['k_meta', 5, 4]),
+    ({'k_meta': 2}, 422, ['k_meta', 2, 'meta']),  # the vote is a sum
     ({'k_meta': True}, 422, ['k_meta']),
     ({'meta': 1}, 422, ['meta']),
     ({'meta': 'true'}, 422, ['meta']),
@@ -373,16 +373,18 @@ def test_a_fault_before_the_queue_is_one_error_500(monkeypatch):
 
 
 def test_meta_rm_selects_the_votes():
-  judge = rule_judge(vote='guided', k_meta=1, meta=RuleMeta())
-  vote_config = VoteConfig('guided', 1)
-  service = make_service(judge.stream, has_meta=True, voting=vote_config)
+  judge = rule_judge(k_meta=1, meta=RuleMeta())
+  service = make_service(judge.stream, has_meta=True, voting=judge.vote_config)
   with TestClient(app.make_app(service)) as client:
     guided = post(client).json()
     plain = post(client, meta=False).json()
     two = post(client, k_meta=2).json()
+    half = post(client, k_meta=0).json()
+    assert post(client, k=0).json()['counted'] == [0]
+    assert post(client, meta=False, k_meta=2).status_code == 422
   assert guided['votes'] == [3, 4]
   assert plain['votes'] == [12, 16]
-  assert two['votes'] == [6, 8]
+  assert two['votes'] == half['votes'] == [6, 8]
   metas = [x['meta'] for x in guided['samples']]
   assert guided['counted'] == [metas.index(max(metas))]
   assert len(two['counted']) == 2 and plain['counted'] == [0, 1, 2, 3]

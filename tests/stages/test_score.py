@@ -108,7 +108,6 @@ def test_meta_rm_and_greedy(tmp_path, run):
   run(
     '--config.sampling.prompt_buckets=(1024,)',
     '--config.meta_checkpoint=random',
-    '--config.vote=guided',
     '--config.k=0',
     f'--workdir={tmp_path}',
   )

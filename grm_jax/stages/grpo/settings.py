@@ -12,6 +12,7 @@ from grm_jax.sharding import mesh
 from grm_jax.training import grpo_loss, reference_policy
 from grm_jax.training import run as training_run
 from grm_jax.training.run_state import ParseFailureStop
+from grm_jax.unused_settings import Unused
 
 # Rules of configs/grpo.py.
 SETTINGS = training_run.SETTINGS | {
@@ -43,6 +44,20 @@ SETTINGS = training_run.SETTINGS | {
   },
   'mesh': mesh.DECODE_SETTINGS,
 }
+UNUSED = (
+  *training_run.UNUSED,
+  Unused(
+    ('reference', 'loss.kl_estimator'),
+    '{key}.loss.kl_coef is 0',
+    lambda config: not config.loss.kl_coef,
+  ),
+  # The policy of the only update is the one that sampled: the ratio is 1.
+  Unused(
+    ('loss.clip_low', 'loss.clip_high'),
+    '{key}.num_minibatches and {key}.num_iterations are 1',
+    lambda config: updates_per_rollout(config) == 1,
+  ),
+)
 
 
 def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:

@@ -59,6 +59,8 @@ from grm_jax.training.train_state import TrainState
 _NUM_CACHE_LENGTHS = 3
 _NUM_SAMPLE_TEXTS = 4  # generations shown in TensorBoard
 
+UNUSED = settings.UNUSED
+
 
 def run(config: ConfigDict, workdir: str) -> None:
   """Trains a judge by rewards on `config.data`.

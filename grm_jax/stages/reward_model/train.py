@@ -47,6 +47,7 @@ from grm_jax.stages.reward_model.evaluate import RewardModelEvaluator
 from grm_jax.training import reward_model_loss, supervised
 from grm_jax.training import run as training_run
 from grm_jax.training.supervised import Evaluation
+from grm_jax.unused_settings import Unused
 
 _LOSSES = {
   'meta': reward_model_loss.bce_loss,
@@ -75,6 +76,25 @@ SETTINGS = training_run.SETTINGS | {
     'concurrent_prompts': settings.parallel(1),
   },
 }
+UNUSED = (
+  Unused(
+    ('evaluation.every', 'evaluation.concurrent_prompts'),
+    '{key}.evaluation.data is empty and {key}.evaluation.holdout_fraction is 0',
+    lambda config: (
+      not config.evaluation.data and not config.evaluation.holdout_fraction
+    ),
+  ),
+  Unused(
+    ('prompt',),
+    '{key}.kind is not meta, and only a meta RM reads judgements',
+    lambda config: config.kind != 'meta',
+  ),
+  Unused(
+    ('evaluation.holdout_fraction',),
+    '{key}.evaluation.data is given',
+    lambda config: bool(config.evaluation.data),
+  ),
+)
 
 
 def run(config: ConfigDict, workdir: str) -> None:

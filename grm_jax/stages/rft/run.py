@@ -25,7 +25,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from grm_jax import settings
+from grm_jax import settings, unused_settings
 from grm_jax.data import labelled_examples
 from grm_jax.errors import UserError
 from grm_jax.io import atomic_io, run_lock
@@ -42,6 +42,7 @@ from grm_jax.stages.sft import data as sft_data
 from grm_jax.stages.sft import train as sft_train
 from grm_jax.training import metric_writer
 from grm_jax.training import run as training_run
+from grm_jax.unused_settings import Unused
 
 PHASES = ('sample', 'filter', 'train')
 KEPT, FILTER = 'kept.jsonl', 'filter.json'
@@ -69,6 +70,33 @@ SETTINGS: settings.Rules = {
   'sampling': judge_settings.SAMPLING,
   'train': sft_train.SETTINGS,
 }
+NO_HINTS = Unused(
+  ('hinted_temperature', 'filter.hinted'),
+  '{key}.num_hinted_samples is 0',
+  lambda config: not config.num_hinted_samples and not config.get('samples'),
+)
+UNUSED = (
+  Unused(
+    (
+      *('num_samples', 'num_hinted_samples', 'temperature', 'sampling'),
+      *('hinted_temperature', 'response_order'),
+    ),
+    '{key}.phases has no sample',
+    lambda config: 'sample' not in _phases(config),
+  ),
+  Unused(
+    ('filter',),
+    '{key}.phases has no filter',
+    lambda config: 'filter' not in _phases(config),
+  ),
+  Unused(
+    ('train',),
+    '{key}.phases has no train',
+    lambda config: 'train' not in _phases(config),
+  ),
+  NO_HINTS,
+  *unused_settings.in_group('train', sft_train.UNUSED),
+)
 
 
 def run(config: ConfigDict, workdir: str) -> None:

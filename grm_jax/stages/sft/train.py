@@ -37,6 +37,7 @@ from grm_jax.training import run as training_run
 from grm_jax.training import supervised
 from grm_jax.training.supervised import Evaluation
 from grm_jax.training.train_step import supervised_loss
+from grm_jax.unused_settings import Unused
 
 # Rules of configs/sft.py.
 SETTINGS = training_run.SETTINGS | {
@@ -57,6 +58,19 @@ SETTINGS = training_run.SETTINGS | {
   },
   'mesh': mesh.DECODE_SETTINGS,
 }
+UNUSED = (
+  *training_run.UNUSED,
+  Unused(
+    ('data.general',),
+    '{key}.data.general_fraction is 0',
+    lambda config: not config.data.general_fraction,
+  ),
+  Unused(
+    ('batch.generations_per_prompt',),
+    '{key}.batch.packed is true',
+    lambda config: config.batch.packed,
+  ),
+)
 
 
 def run(config: ConfigDict, workdir: str) -> None:

@@ -46,6 +46,8 @@ _TITLES = {
   'evaluate': 'evaluation of all judges on held-out examples',
 }
 
+UNUSED = spct_settings.UNUSED
+
 
 def run(config: ConfigDict, workdir: str) -> None:
   """Runs the stages in `config.stages` that have not finished.

@@ -1,10 +1,11 @@
 """Checks the settings of a whole run before its first stage starts."""
 
+import functools
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from grm_jax import settings
+from grm_jax import settings, unused_settings
 from grm_jax.checkpoint import model_directory, orbax_checkpoint
 from grm_jax.data import seqio_source, sft_sources
 from grm_jax.errors import UserError
@@ -17,6 +18,7 @@ from grm_jax.stages.reward_model import train as rm_train
 from grm_jax.stages.rft import run as rft_run
 from grm_jax.stages.sft import train as sft_train
 from grm_jax.stages.spct import plan as spct_plan
+from grm_jax.unused_settings import Unused
 
 # Rules of the configs of the stages in configs/spct.py. It lacks the leaves
 # that spct/plan.py adds.
@@ -67,6 +69,44 @@ SETTINGS: settings.Rules = {
     'attention': compute_config.SETTINGS['attention'],
   },
 }
+# The leaves and groups that only one stage reads.
+_OF_STAGES = {
+  'base': ('base',),
+  'sft': ('sft', 'examples.texts'),
+  'rft': ('rft', 'examples.rft'),
+  'grpo': ('grpo', 'examples.grpo'),
+  'meta_rm': (
+    'meta_rm',
+    'meta_rm_samples',
+    'examples.meta_rm_samples',
+    'prompt.meta',
+  ),
+  'evaluate': ('evaluation', 'examples.held_out'),
+}
+
+
+def _lacks(stage: str, config: ConfigDict) -> bool:
+  return stage not in spct_plan.selected_stages(config)
+
+
+UNUSED = (
+  *(
+    Unused(
+      keys,
+      f'{{key}}.stages has no {stage}',
+      functools.partial(_lacks, stage),
+    )
+    for stage, keys in _OF_STAGES.items()
+  ),
+  Unused(
+    ('sft.evaluation', 'rft.train.evaluation', 'grpo.evaluation'),
+    '{key}.examples.validation is 0',
+    lambda config: not config.examples.validation,
+  ),
+  *unused_settings.in_group('sft', sft_train.UNUSED),
+  *unused_settings.in_group('rft', [rft_run.NO_HINTS]),
+  *unused_settings.in_group('grpo', grpo_settings.UNUSED),
+)
 
 
 def check(config: ConfigDict) -> None:

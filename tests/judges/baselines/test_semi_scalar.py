@@ -130,7 +130,7 @@ def test_votes_are_sums_of_values(template_path):
   semi_scalar = judge(template_path)
   (judged,) = semi_scalar.judge(EXAMPLES[2:], 4)
   first, second = zip(*(s.scores for s in judged.samples), strict=True)
-  row = verdict.to_row(judged, semi_scalar.inner.config.vote_config(), 0)
+  row = verdict.to_row(judged, semi_scalar.inner.vote_config, 0)
   assert row['votes'] == (sum(first), sum(second))
   assert row['failures'] == 0
 

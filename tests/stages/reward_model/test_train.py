@@ -190,7 +190,6 @@ def test_it_scores_and_is_exported(runner, clean_run, tmp_path):
     f'--config.checkpoint={runner.folder}/base',
     f'--config.meta_checkpoint={model}',
     f'--config.input={tmp_path}/rows.jsonl',
-    '--config.vote=guided',
     '--config.k=2',
     '--config.sampling.max_new_tokens=8',
     '--config.sampling.decode_steps_per_call=4',
