@@ -263,7 +263,7 @@ def tokenize(
       example.order,
       functools.partial(chat_format.render_user, tokenizer),
       limit=limit,
-    )
+    ).tokens
   return TokenizedExample(
     example.id,
     token_array(prompt),

@@ -32,6 +32,8 @@ class GenerationStats:
       1/n over the same generations.
     mean_tokens: mean length of all generations, in tokens.
     truncated_rate: fraction of generations that reached the token limit.
+    num_shortened: number of generations whose prompt lacks text of the example,
+      because it was too long.
     scores: number of scores with the values 0 to 10. Values of a scalar reward
       model are not integers and are not counted.
     right: the same, of the best or correct responses only.
@@ -48,6 +50,7 @@ class GenerationStats:
   first_expected: float | None
   mean_tokens: float | None
   truncated_rate: float | None
+  num_shortened: int
   scores: tuple[int, ...]
   right: tuple[int, ...]
   others: tuple[int, ...]
@@ -96,6 +99,7 @@ def _stats(
     first_expected=_mean(1 / len(scores) for scores in multi_response),
     mean_tokens=_mean(x.num_tokens for x in generations),
     truncated_rate=_mean(x.finish == 'length' for x in generations),
+    num_shortened=sum(x.shortened for x in generations),
     scores=scores,
     right=right_scores,
     others=other_scores,

@@ -14,7 +14,8 @@ BEHAVIOUR_NOTE = (
   'generations whose top score is tied. vote ties: queries whose top vote is '
   'tied. first: how often the response shown first has the top score. chance: '
   'the same for a judge without position bias. tokens: mean length. truncated: '
-  'generations that reached the token limit.'
+  'generations that reached the token limit. shortened: number and share of '
+  'generations for which long texts of the example were shortened.'
 )
 
 
@@ -41,8 +42,12 @@ def accuracy(curves: Sequence[tuple[str, Curves]]) -> Rows:
 
 def behaviour(stats: Sequence[tuple[str, GenerationStats]]) -> Rows:
   """Returns a header and a row per (title, stats); see BEHAVIOUR_NOTE."""
-  header = 'suite,unparsed,no vote,ties,vote ties,first,chance,tokens,truncated'
-  rows: Rows = [tuple(header.split(','))]
+  rows: Rows = [
+    (
+      *('suite', 'unparsed', 'no vote', 'ties', 'vote ties', 'first', 'chance'),
+      *('tokens', 'truncated', 'shortened'),
+    )
+  ]
   for title, x in stats:
     rows.append(
       (
@@ -55,9 +60,14 @@ def behaviour(stats: Sequence[tuple[str, GenerationStats]]) -> Rows:
         _percent(x.first_expected),
         '-' if x.mean_tokens is None else f'{x.mean_tokens:.0f}',
         _percent(x.truncated_rate),
+        _count_and_percent(x.num_shortened, x.num_generations),
       )
     )
   return rows
+
+
+def _count_and_percent(count: int, total: int) -> str:
+  return f'{count:,} ({_percent(count / total)})' if total else '-'
 
 
 def over_k(curves: Curves) -> Rows:

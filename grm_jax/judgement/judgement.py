@@ -21,6 +21,8 @@ class Judgement:
     scores: one per response, in the example's own order; None if the text does
       not parse. A truncated generation can have scores too.
     meta: the meta RM's score of the text; None without a meta RM.
+    shortened: whether text of the example was left out of what the model read,
+      see judgement/prompt_builder.py.
   """
 
   order: tuple[int, ...]
@@ -29,6 +31,7 @@ class Judgement:
   finish: str
   scores: tuple[float, ...] | None
   meta: float | None = None
+  shortened: bool = False
 
   @property
   def truncated(self) -> bool:
@@ -79,4 +82,5 @@ def from_row(row: Mapping[str, Any]) -> Judgement:
     finish=row['finish'],
     scores=None if scores is None else tuple(scores),
     meta=row['meta'],
+    shortened=row['shortened'],
   )

@@ -4,7 +4,8 @@ An example that is too long for the prompt is shortened. First its responses are
 truncated to one common length, so that only the longest ones lose text, down to
 200 characters each; if that is not enough, the turns of the conversation are
 truncated in the same way. A mark in the text replaces what is removed. In a
-text that has such a mark of its own, a backslash comes before it.
+text that has such a mark of its own, a backslash comes before it. Judges that
+read responses one at a time truncate each of them to the length that fits.
 """
 
 import dataclasses
@@ -32,6 +33,19 @@ _MARK_GUARD = guards.Guard(
     for n in range(3)  # 1,234 is two numbers
   ]
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptTokens:
+  """A prompt in the model's chat format.
+
+  Attributes:
+    tokens: its token ids.
+    shortened: whether text of the example is left out to make it fit.
+  """
+
+  tokens: tuple[int, ...]
+  shortened: bool
 
 
 def render(
@@ -133,7 +147,7 @@ def tokenize(
   too_long: str = 'shorten',
   hint: bool = False,
   key: str = 'config.prompt',
-) -> tuple[int, ...]:
+) -> PromptTokens:
   """Returns the prompt's tokens in the model's chat format.
 
   Args:
@@ -151,21 +165,69 @@ def tokenize(
     UserError: see `render`; or the example is too long.
   """
   example = _without_marks(example)
+  prompt = fit(
+    example,
+    lambda candidate: chat(_fill(template, candidate, order, hint=hint)),
+    limit,
+    ('responses', 'query') if too_long == 'shorten' else (),
+  )
+  if prompt is None:
+    raise _too_long(template, example, order, chat, limit, key, too_long)
+  return prompt
+
+
+def fit(
+  example: JudgingExample,
+  tokenize_example: Callable[[JudgingExample], Sequence[int]],
+  limit: int,
+  parts: Sequence[str],
+) -> PromptTokens | None:
+  """Returns the tokens of an example, shortened by the rule above if needed.
+
+  Args:
+    example: the example.
+    tokenize_example: returns the tokens that a model reads of an example.
+    limit: maximum number of tokens.
+    parts: what to shorten, one after the other: 'responses', 'query'.
+
+  Returns:
+    None if the example does not fit.
+  """
 
   def tokenize_if_fits(candidate: JudgingExample) -> tuple[int, ...] | None:
-    """Returns the tokens of a prompt, or None if they exceed the limit."""
-    text = _fill(template, candidate, order, hint=hint)
-    if len(text) > limit * _MAX_CHARS_PER_TOKEN:
+    if _num_characters(candidate) > limit * _MAX_CHARS_PER_TOKEN:
       return None
-    tokens = tuple(chat(text))
+    tokens = tuple(tokenize_example(candidate))
     return tokens if len(tokens) <= limit else None
 
-  tokens = tokenize_if_fits(example)
-  if tokens is None and too_long == 'shorten':
-    tokens = _shorten(example, tokenize_if_fits)
-  if tokens is None:
-    raise _too_long(template, example, order, chat, limit, key, too_long)
-  return tokens
+  whole = tokenize_if_fits(example)
+  if whole is not None:
+    return PromptTokens(whole, shortened=False)
+  tokens = _shorten(example, tokenize_if_fits, parts)
+  return None if tokens is None else PromptTokens(tokens, shortened=True)
+
+
+def fit_text(
+  text: str,
+  tokenize_text: Callable[[str], Sequence[int]],
+  limit: int,
+  too_long: str = 'shorten',
+) -> PromptTokens | None:
+  """Returns the tokens of one response; see `fit`."""
+  return fit(
+    JudgingExample('', (Turn('user', '-'),), (text,)),
+    lambda candidate: tokenize_text(candidate.responses[0]),
+    limit,
+    ('responses',) if too_long == 'shorten' else (),
+  )
+
+
+def _num_characters(example: JudgingExample) -> int:
+  return sum(
+    len(text)
+    for part in ('responses', 'query')
+    for text in _texts(example, part)
+  )
 
 
 def _too_long(
@@ -192,21 +254,20 @@ def _too_long(
       f'an example, but a prompt can have {limit}; increase the prompt length, '
       f'or set a shorter {key}.template'
     )
-  num_chars = sum(map(len, example.responses))
-  num_chars += sum(len(turn.text) for turn in example.query)
   return UserError(
-    f'an example of {num_chars} characters does not fit a prompt of {limit} '
-    f'tokens ({key}.too_long={too_long}), of which the template takes '
-    f'{num_tokens}; increase the prompt length'
+    f'an example of {_num_characters(example)} characters does not fit a '
+    f'prompt of {limit} tokens ({key}.too_long={too_long}), of which the '
+    f'template takes {num_tokens}; increase the prompt length'
   )
 
 
 def _shorten(
   example: JudgingExample,
   tokenize_if_fits: Callable[[JudgingExample], tuple[int, ...] | None],
+  parts: Sequence[str],
 ) -> tuple[int, ...] | None:
   """Returns the tokens of the least shortened example that fits, or None."""
-  for part in ('responses', 'query'):
+  for part in parts:
     low, high = _MIN_LENGTH, max(map(len, _texts(example, part)))
     shortest = _truncated(example, part, low)
     tokens = tokenize_if_fits(shortest)

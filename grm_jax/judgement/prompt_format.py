@@ -93,7 +93,7 @@ class PromptFormat:
     *,
     limit: int,
     hint: bool = False,
-  ) -> tuple[int, ...]:
+  ) -> prompt_builder.PromptTokens:
     """Returns the prompt's tokens; see `prompt_builder.tokenize`."""
     return prompt_builder.tokenize(
       self.template_for(len(order)),

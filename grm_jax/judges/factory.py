@@ -204,10 +204,15 @@ def _value_judge(
   )
   scorer = ScalarScorer(model, params, **shapes)
   if config.judge == 'scalar':
-    return ScalarJudge(scorer, tokenizer)
+    return ScalarJudge(scorer, tokenizer, judge_config.too_long)
   if config.judge == 'pair':
     trained = stored.template if stored and stored.kind == 'pair' else None
-    return PairJudge(scorer, tokenizer, trained or pairwise_rm.TEMPLATE)
+    return PairJudge(
+      scorer,
+      tokenizer,
+      trained or pairwise_rm.TEMPLATE,
+      judge_config.too_long,
+    )
   decoder = model.clone(layout=decode_layout)
   weights, _ = decode_weights.place(decoder, params, sampling.int8)
   engine = make_engine(

@@ -20,6 +20,7 @@ from grm_jax.errors import UserError
 from grm_jax.judgement import response_order
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
 from grm_jax.judgement.judgement_request import JudgementRequest
+from grm_jax.judgement.prompt_builder import PromptTokens
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judges import faults
 from grm_jax.sampling.request import Generation, RejectedRequest, Request
@@ -39,11 +40,13 @@ class RequestTag:
     example_number: number of the example in the stream of examples.
     example_id: id of the example.
     order: order of the responses; None for the request for principles.
+    shortened: whether the prompt lacks text of the example.
   """
 
   example_number: int
   example_id: str
   order: Order | None
+  shortened: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +68,11 @@ class PromptBuilder:
 
   def judgement_prompt(
     self, request: JudgementRequest, order: Order
-  ) -> tuple[int, ...]:
+  ) -> PromptTokens:
     """Returns the prompt for a judgement; UserError if it does not fit."""
     return self._tokenize(self.judgement_format, request, order, request.hint)
 
-  def principles_prompt(self, request: JudgementRequest) -> tuple[int, ...]:
+  def principles_prompt(self, request: JudgementRequest) -> PromptTokens:
     """Returns the prompt for principles; UserError if it does not fit."""
     assert self.principles_format is not None
     order = tuple(range(len(request.example.responses)))
@@ -190,6 +193,7 @@ class JudgementScheduler:
         tag.order,
         self._prompts.judgement_format,
         principles=pending.principles,
+        shortened=tag.shortened,
       )
     except Exception as error:
       del self._pending[number]
@@ -223,13 +227,14 @@ class JudgementScheduler:
     self, number: int, request: JudgementRequest
   ) -> Request:
     example_id = request.example.id
+    prompt = self._prompts.principles_prompt(request)
     return _engine_request(
       request,
       id=_principles_id(number),
-      prompt=self._prompts.principles_prompt(request),
+      prompt=prompt.tokens,
       num_samples=1,
       key=f'{example_id} principles',
-      tag=RequestTag(number, example_id, None),
+      tag=RequestTag(number, example_id, None, prompt.shortened),
     )
 
   def _judgement_requests(
@@ -247,17 +252,22 @@ class JudgementScheduler:
     sample_indices: dict[Order, list[int]] = {}
     for index, order in enumerate(orders):
       sample_indices.setdefault(order, []).append(index)
+    prompts = [
+      self._prompts.judgement_prompt(request, order) for order in sample_indices
+    ]
     requests = [
       _engine_request(
         request,
         id=f'{number}:{i}',
-        prompt=self._prompts.judgement_prompt(request, order),
+        prompt=prompt.tokens,
         num_samples=len(indices),
         # The random draws depend on this string: do not change its form.
         key=f'{example.id} {",".join(map(str, order))}',
-        tag=RequestTag(number, example.id, order),
+        tag=RequestTag(number, example.id, order, prompt.shortened),
       )
-      for i, (order, indices) in enumerate(sample_indices.items())
+      for i, (prompt, (order, indices)) in enumerate(
+        zip(prompts, sample_indices.items(), strict=True)
+      )
     ]
     self._pending[number] = PendingExample(
       request=request,
@@ -291,6 +301,7 @@ def parse_judgement(
   order: Order,
   prompt_format: PromptFormat,
   principles: str = '',
+  shortened: bool = False,
 ) -> Judgement:
   """Returns a generation with its parsed scores.
 
@@ -300,6 +311,7 @@ def parse_judgement(
     prompt_format: parses the scores.
     principles: principles that an earlier generation wrote; they come first
       in the text.
+    shortened: whether the prompt lacks text of the example.
 
   Raises:
     FloatingPointError: the model computed NaN or an infinity.
@@ -317,6 +329,7 @@ def parse_judgement(
     finish=generation.finish,
     # A box inside the principles is not a score, so they are not parsed.
     scores=prompt_format.parse_scores(text, order),
+    shortened=shortened,
   )
 
 

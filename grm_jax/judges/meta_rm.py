@@ -41,9 +41,10 @@ def meta_prompt(
   """
   chat = functools.partial(chat_format.render_user, tokenizer)
   meta_template = template.load(template_name)
-  return prompt_builder.tokenize(
+  prompt = prompt_builder.tokenize(
     meta_template, example, order, chat, limit=limit
   )
+  return prompt.tokens
 
 
 def meta_text(text: str, tokenizer: Tokenizer, limit: int) -> list[int]:

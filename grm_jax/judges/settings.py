@@ -75,7 +75,9 @@ VOTING_JUDGE = JUDGE | {
 UNUSED = (
   Unused(
     (
-      *('k', 'temperature', 'response_order', 'vote', 'k_meta', 'prompt'),
+      *('k', 'temperature', 'response_order', 'vote', 'k_meta'),
+      *('prompt.template', 'prompt.single', 'prompt.score_range'),
+      *('prompt.principles', 'prompt.meta'),
       *('sampling.weights', 'sampling.int8'),
       *('sampling.generations_per_prompt', 'sampling.decode_steps_per_call'),
     ),

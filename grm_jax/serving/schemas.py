@@ -173,6 +173,9 @@ class Sample(BaseModel):
     description='"stop", or "length" if the generation was truncated.'
   )
   meta: float | None = Field(description="The meta RM's score; null if none.")
+  shortened: bool = Field(
+    description='Whether texts were shortened to fit the prompt.'
+  )
 
 
 class Timings(BaseModel):
@@ -325,6 +328,7 @@ def make_sample(place: int, judgement: Judgement) -> Sample:
     tokens=judgement.num_tokens,
     finish=judgement.finish,
     meta=_finite_or_none(judgement.meta),
+    shortened=judgement.shortened,
   )
 
 

@@ -369,11 +369,11 @@ def _write_results(
   warning = failure_report.of_samples(
     config,
     (
-      (sample['scores'] is None, sample['finish'] == 'length')
-      for row in _merge(journal_paths)
-      for sample in row.get('samples', ())
+      (x['scores'] is None, x['finish'] == 'length')
+      for x in _merge_samples(journal_paths)
     ),
   )
+  num_shortened = sum(x['shortened'] for x in _merge_samples(journal_paths))
   for path in journal_paths:
     atomic_io.remove(path)
   if not num_good:
@@ -389,8 +389,19 @@ def _write_results(
     print(f'{num_bad} bad rows -> {errors_path}')
   else:
     atomic_io.remove(errors_path)
+  if num_shortened:
+    print(
+      f'{num_shortened} judgements are of shortened texts, which were too long; '
+      'their field "shortened" is true'
+    )
   if warning:
     print(warning)
+
+
+def _merge_samples(journal_paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+  """Yields the samples of all rows."""
+  for row in _merge(journal_paths):
+    yield from row.get('samples', ())
 
 
 def _merge(journal_paths: Sequence[str]) -> Iterator[dict[str, Any]]:

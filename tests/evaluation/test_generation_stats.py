@@ -52,6 +52,10 @@ def test_rates_by_hand():
   assert stats.first_expected == pytest.approx((3 / 2 + 3 / 4) / 6)
   assert stats.mean_tokens == (1000 + 400 + 2000) / 12
   assert stats.truncated_rate == 5 / 12
+  assert stats.num_shortened == 0
+  short = dataclasses.replace(PAIR.samples[0], shortened=True)
+  pair = dataclasses.replace(PAIR, samples=(short, *PAIR.samples[1:]))
+  assert generation_stats.of_samples([pair, FOUR]).num_shortened == 1
 
 
 def test_vote_ties_by_hand():

@@ -19,6 +19,7 @@ JUDGEMENTS = st.builds(
   finish=st.sampled_from(['stop', 'length', 'string']),
   scores=st.none() | st.tuples(*[st.integers(1, 10)] * 3),
   meta=st.none() | st.floats(allow_nan=False),
+  shortened=st.booleans(),
 )
 
 
@@ -42,5 +43,6 @@ def test_row_of_a_judgement():
     'finish': 'stop',
     'scores': (8, 9),
     'meta': 0.5,
+    'shortened': False,
   }
   assert JudgedExample(EXAMPLE, (value,)).greedy is None

@@ -155,7 +155,7 @@ def tokenize(example, limit, **options):
   order = range(len(example.responses))
   return prompt_builder.tokenize(
     POINTWISE, example, order, chat, limit=limit, **options
-  )
+  ).tokens
 
 
 def text_of(tokens):
@@ -180,6 +180,33 @@ def test_example_that_fits_is_not_shortened():
   full = tokenize(long_example(50, 3000), 10**6)
   assert 'left out' not in text_of(full)
   assert tokenize(long_example(50, 3000), len(full)) == full
+
+
+@pytest.mark.parametrize('spare, shortened', [(0, False), (-1, True)])
+def test_whether_an_example_is_shortened_is_known(spare, shortened):
+  example = long_example(50, 3000)
+  limit = len(tokenize(example, 10**6)) + spare
+  prompt = prompt_builder.tokenize(
+    POINTWISE, example, (0, 1), chat, limit=limit
+  )
+  assert prompt.shortened == shortened
+
+
+def test_one_text_is_shortened_to_its_limit():
+  text = 'a' * 2000 + 'b' * 2000
+  whole = prompt_builder.fit_text(text, lambda x: [*map(ord, x)], 4000)
+  assert (whole.tokens, whole.shortened) == (tuple(map(ord, text)), False)
+  short = prompt_builder.fit_text(text, lambda x: [*map(ord, x)], 1000)
+  assert short.shortened and 990 <= len(short.tokens) <= 1000
+  shown = ''.join(map(chr, short.tokens))
+  assert shown.startswith('aaa') and shown.endswith('bbb')
+  kept = re.sub(r'\n\[.*\]\n', '', shown)
+  assert num_removed(shown) == 4000 - len(kept)
+  for limit, too_long in ((3999, 'refuse'), (100, 'shorten')):
+    fitted = prompt_builder.fit_text(
+      text, lambda x: [*map(ord, x)], limit, too_long
+    )
+    assert fitted is None
 
 
 def test_longest_responses_are_truncated_first():
@@ -227,9 +254,10 @@ def test_huge_response_is_not_tokenized_completely():
 
   tokens = prompt_builder.tokenize(
     POINTWISE, long_example(10**6, 10), (0, 1), recording_chat, limit=6000
-  )
+  ).tokens
   assert len(tokens) <= 6000
-  assert max(lengths) <= 6000 * 64
+  # Its own texts have at most 64 characters per token.
+  assert max(lengths) <= 6000 * 64 + len(template.source('pointwise'))
 
 
 @pytest.mark.parametrize(
@@ -259,7 +287,7 @@ def test_the_mark_of_a_shortened_text_is_not_escaped():
     (0, 1),
     lambda text: list(text.encode()),
     limit=9000,
-  )
+  ).tokens
   text = bytes(tokens).decode()
   assert re.search(r'\n\[\.\.\. \d+ characters left out \.\.\.\]\n', text)
 

@@ -44,7 +44,7 @@ def test_template_depends_on_the_number_of_responses(
 def test_tokens_are_those_of_the_rendered_text():
   for responses, order in ((('5',), (0,)), (('5', '6', '7'), (2, 0, 1))):
     one = example(*responses)
-    tokens = PRACTICE.tokenize(one, order, chat, limit=2000)
+    tokens = PRACTICE.tokenize(one, order, chat, limit=2000).tokens
     assert text_of(tokens) == PRACTICE.render(one, order)
   assert '[1/3] 7\n[End]' in text_of(tokens)
 
@@ -59,8 +59,10 @@ def test_tokens_are_those_of_the_rendered_text():
 def test_hint_is_added_only_on_request(responses, fields, words):
   one = example(*responses, **fields)
   order = tuple(reversed(range(len(responses))))
-  plain = text_of(PRACTICE.tokenize(one, order, chat, limit=2000))
-  hinted = text_of(PRACTICE.tokenize(one, order, chat, limit=2000, hint=True))
+  plain, hinted = (
+    text_of(PRACTICE.tokenize(one, order, chat, limit=2000, hint=hint).tokens)
+    for hint in (False, True)
+  )
   assert plain == PRACTICE.render(one, order)
   assert 'known' not in plain
   assert len(hinted) > len(plain) and words in hinted[len(plain) - 1 :]
@@ -68,7 +70,7 @@ def test_hint_is_added_only_on_request(responses, fields, words):
 
 def test_too_long_examples_are_shortened_or_refused():
   long = example('x' * 3000, '6')
-  tokens = PRACTICE.tokenize(long, (0, 1), chat, limit=1500)
+  tokens = PRACTICE.tokenize(long, (0, 1), chat, limit=1500).tokens
   assert 1400 < len(tokens) <= 1500
   strict = PromptFormat('practice', too_long='refuse')
   with pytest.raises(UserError, match=naming('config.prompt.too_long', 1500)):

@@ -90,8 +90,8 @@ class RuleMeta:
     return dataclasses.replace(judged, samples=tuple(samples))
 
 
-def example(name, *responses, **fields):
-  return JudgingExample(name, (Turn('user', 'q'),), responses, **fields)
+def example(name, *responses, query='q', **fields):
+  return JudgingExample(name, (Turn('user', query),), responses, **fields)
 
 
 def judge(engine=None, meta=None, **settings):

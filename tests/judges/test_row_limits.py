@@ -8,6 +8,7 @@ from grm_jax.judges import row_limits
 from grm_jax.judges.baselines.pairwise_rm import PairJudge
 from grm_jax.judges.baselines.scalar_rm import ScalarJudge
 from grm_jax.judges.baselines.semi_scalar import SemiScalarJudge
+from grm_jax.sampling.scalar_scorer import ScalarScorer
 from tests.judges import fake
 from tests.messages import names
 
@@ -55,6 +56,13 @@ def test_a_huge_row_is_an_error_and_the_rest_is_judged(kind):
   assert scorer.num_texts <= 8
 
 
+class StrictScorer(CountingScorer):
+  """Has the limits of a model."""
+
+  prompt_buckets = (3000,)
+  rejection_reason = ScalarScorer.rejection_reason
+
+
 class NotFiniteScorer(CountingScorer):
   """Scores texts of more than 60 tokens with a value that is not finite."""
 
@@ -81,6 +89,36 @@ def test_a_score_that_is_not_finite_is_an_error(kind, value):
   assert isinstance(bad, ExampleError) and bad.id == 'bad'
   assert names(bad.reason, 'finite')
   assert [x.example for x in (a, b)] == [rows[0], rows[2]]
+
+
+@pytest.mark.parametrize('kind', ['grm', 'scalar', 'pair', 'semi_scalar'])
+def test_long_texts_are_shortened_and_counted(kind):
+  scorer = StrictScorer()
+  rows = [
+    fake.example('a', 'r 1', 'r 2'),
+    fake.example('response', 'r 1', 'x y ' * 6000),
+    fake.example('query', 'r 1', 'r 2', query='x y ' * 6000),
+  ]
+  judged = list(judge_of(kind, scorer).judge(rows, 1))
+  assert [x.example for x in judged] == rows
+  assert [x.samples[0].shortened for x in judged] == [False, True, True]
+
+
+@pytest.mark.parametrize('kind', ['scalar', 'pair'])
+def test_long_texts_are_refused_on_request(kind):
+  scorer = StrictScorer()
+  judge = judge_of(kind, scorer)
+  judge.too_long = 'refuse'
+  rows = [
+    fake.example('a', 'r 1', 'r 2'),
+    fake.example('response', 'r 1', 'x y ' * 6000),
+    fake.example('query', 'r 1', 'r 2', query='x y ' * 6000),
+  ]
+  first, *errors = judge.judge(rows, 1)
+  assert isinstance(first, JudgedExample)
+  assert [x.id for x in errors] == ['response', 'query']
+  assert names(errors[0].reason, 'config.sampling.max_new_tokens', 200)
+  assert names(errors[1].reason, 3000)
 
 
 def test_pairs_have_a_lower_limit():

@@ -10,17 +10,19 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from grm_jax.errors import UserError
 from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample
+from grm_jax.judgement.prompt_builder import PromptTokens
 from grm_jax.judgement.template import StoredTemplate
 from grm_jax.judges import faults, row_limits
 from grm_jax.judges.baselines.scalar_rm import (
+  ScorerInput,
   in_batches,
-  score_groups,
+  score_inputs,
   single_judgement,
 )
-from grm_jax.sampling.padding import PromptWithTexts
 from grm_jax.sampling.scalar_scorer import ScalarScorer
 from grm_jax.tokenizer import chat_format
 from grm_jax.tokenizer.tokenizer import Tokenizer
@@ -34,16 +36,17 @@ def pair_prompt(
   tokenizer: Tokenizer,
   limit: int,
   template_name: str | StoredTemplate = TEMPLATE,
-) -> tuple[int, ...]:
+  too_long: str = 'shorten',
+) -> PromptTokens:
   """Returns the query and the response with index `first` as a prompt.
 
   Raises:
-    UserError: the prompt does not fit in `limit` tokens, even shortened.
+    UserError: the prompt does not fit in `limit` tokens.
   """
   chat = functools.partial(chat_format.render_user, tokenizer)
   pair_template = template.load(template_name)
   return prompt_builder.tokenize(
-    pair_template, example, (first,), chat, limit=limit
+    pair_template, example, (first,), chat, limit=limit, too_long=too_long
   )
 
 
@@ -69,9 +72,11 @@ class PairJudge:
     scorer: ScalarScorer,
     tokenizer: Tokenizer,
     template_name: str | StoredTemplate = TEMPLATE,
+    too_long: str = 'shorten',
   ):
+    """Shortens or refuses long examples, see judgement/prompt_builder.py."""
     self.scorer, self.tokenizer = scorer, tokenizer
-    self.template_name = template_name
+    self.template_name, self.too_long = template_name, too_long
 
   def judge(
     self,
@@ -88,17 +93,18 @@ class PairJudge:
     )
 
   def _judge_batch(self, examples):
-    ids = [x.id for x in examples]
-    scores = score_groups(self.scorer, ids, [self._items(x) for x in examples])
-    for example, logits in zip(examples, scores, strict=True):
+    inputs = [self._input(x) for x in examples]
+    scores = score_inputs(self.scorer, inputs)
+    for example, logits, x in zip(examples, scores, inputs, strict=True):
       if isinstance(logits, ExampleError):
         yield logits
       else:
-        yield single_judgement(example, win_probabilities(logits))
+        probabilities = win_probabilities(logits)
+        yield single_judgement(example, probabilities, x.shortened)
 
-  def _items(
+  def _input(
     self, example: JudgingExample | ExampleError
-  ) -> list[PromptWithTexts] | ExampleError:
+  ) -> ScorerInput | ExampleError:
     """Returns a prompt per response, followed by the other responses."""
     example = row_limits.limited(example, row_limits.MAX_PAIRED_RESPONSES)
     if isinstance(example, ExampleError):
@@ -107,28 +113,48 @@ class PairJudge:
       return ExampleError(
         example.id, 'a pairwise judge needs two responses or more; it has one'
       )
-    texts = [
-      pair_text(x, self.tokenizer, self.template_name)
-      for x in example.responses
+    try:
+      return self._fit(example)
+    except Exception as error:
+      return faults.example_error(example.id, error)
+
+  def _fit(self, example: JudgingExample) -> ScorerInput:
+    """Returns the items of an example, shortened if necessary."""
+    texts = [self._second(x) for x in example.responses]
+    prompts = [
+      pair_prompt(
+        example,
+        i,
+        self.tokenizer,
+        self.scorer.prompt_buckets[-1],
+        self.template_name,
+        self.too_long,
+      )
+      for i in range(len(texts))
     ]
-    items: list[PromptWithTexts] = []
-    for i in range(len(texts)):
-      try:
-        prompt = pair_prompt(
-          example,
-          i,
-          self.tokenizer,
-          self.scorer.prompt_buckets[-1],
-          self.template_name,
-        )
-      except Exception as error:
-        return faults.example_error(example.id, error)
-      item = prompt, texts[:i] + texts[i + 1 :]
-      reason = self.scorer.rejection_reason(item)
-      if reason:
-        return ExampleError(example.id, reason)
-      items.append(item)
-    return items
+    return ScorerInput(
+      example.id,
+      [
+        (prompt.tokens, [x.tokens for x in (*texts[:i], *texts[i + 1 :])])
+        for i, prompt in enumerate(prompts)
+      ],
+      any(x.shortened for x in (*prompts, *texts)),
+    )
+
+  def _second(self, response: str) -> PromptTokens:
+    """Returns a response as the second of a pair, shortened if necessary."""
+    text = prompt_builder.fit_text(
+      response,
+      lambda x: pair_text(x, self.tokenizer, self.template_name),
+      self.scorer.max_new_tokens,
+      self.too_long,
+    )
+    if text is None:
+      raise UserError(
+        f'a response of {len(response)} characters is longer than '
+        f'config.sampling.max_new_tokens ({self.scorer.max_new_tokens})'
+      )
+    return text
 
 
 def win_probabilities(logits: list[np.ndarray]) -> list[float]:

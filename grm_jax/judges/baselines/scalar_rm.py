@@ -1,11 +1,15 @@
 """Bradley-Terry reward models, and helpers of all judges with scalar heads."""
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tqdm
 
+from grm_jax.errors import UserError
+from grm_jax.judgement import prompt_builder
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
 from grm_jax.judges import faults, row_limits
@@ -23,10 +27,36 @@ def query_and_responses(
   Raises:
     UserError: the turns of the query do not form a conversation.
   """
+  return _query_tokens(tokenizer, example), [
+    response_tokens(tokenizer, x) for x in example.responses
+  ]
+
+
+def _query_tokens(
+  tokenizer: Tokenizer, example: JudgingExample
+) -> Sequence[int]:
   turns = [{'role': t.role, 'content': t.text} for t in example.query]
-  query = chat_format.render(tokenizer, turns)
-  end = [tokenizer.end_of_turn_id]
-  return query, [tokenizer.encode(x) + end for x in example.responses]
+  return chat_format.render(tokenizer, turns)
+
+
+def response_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+  """Returns a response as a model turn that follows its prompt."""
+  return [*tokenizer.encode(text), tokenizer.end_of_turn_id]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScorerInput:
+  """What a scalar model reads of an example.
+
+  Attributes:
+    example_id: id of the example.
+    items: prompts, each with the texts that follow it.
+    shortened: whether they lack text of the example.
+  """
+
+  example_id: str
+  items: Sequence[PromptWithTexts]
+  shortened: bool = False
 
 
 def in_batches(
@@ -61,49 +91,50 @@ def in_batches(
       bar.update(len(batch))
 
 
-def score_groups(
-  scorer: ScalarScorer,
-  ids: Iterable[str | int],
-  groups: Sequence[list[PromptWithTexts] | ExampleError],
+def score_inputs(
+  scorer: ScalarScorer, inputs: Sequence[ScorerInput | ExampleError]
 ) -> list[list[np.ndarray] | ExampleError]:
-  """Scores the items of all groups together.
+  """Scores the items of all examples together.
 
   Args:
     scorer: the scalar model.
-    ids: id of each example.
-    groups: items of each example, or why it has none.
+    inputs: input of each example, or why it has none.
 
   Returns:
-    For each group, one array of scores per item, or its error. A score that is
-    not finite is an error.
+    For each example, one array of scores per item, or its error. A score that
+    is not finite is an error.
   """
-  items = [
-    item
-    for group in groups
-    if not isinstance(group, ExampleError)
-    for item in group
-  ]
-  scores = iter(scorer.score(items))
+  scores = iter(
+    scorer.score(
+      [item for x in inputs if isinstance(x, ScorerInput) for item in x.items]
+    )
+  )
   results: list[list[np.ndarray] | ExampleError] = []
-  for example_id, group in zip(ids, groups, strict=True):
-    if isinstance(group, ExampleError):
-      results.append(group)
+  for scorer_input in inputs:
+    if isinstance(scorer_input, ExampleError):
+      results.append(scorer_input)
       continue
-    values = [next(scores) for _ in group]
+    values = [next(scores) for _ in scorer_input.items]
     if all(np.isfinite(x).all() for x in values):
       results.append(values)
     else:
       reason = 'the model computed a score that is not finite'
-      results.append(ExampleError(example_id, reason))
+      results.append(ExampleError(scorer_input.example_id, reason))
   return results
 
 
 def single_judgement(
-  example: JudgingExample, scores: Sequence[float]
+  example: JudgingExample, scores: Sequence[float], shortened: bool
 ) -> JudgedExample:
   """Returns an example with one judgement that has scores but no text."""
-  order = tuple(range(len(scores)))
-  judgement = Judgement(order, '', 0, '', tuple(map(float, scores)))
+  judgement = Judgement(
+    order=tuple(range(len(scores))),
+    text='',
+    num_tokens=0,
+    finish='',
+    scores=tuple(map(float, scores)),
+    shortened=shortened,
+  )
   return JudgedExample(example, (judgement,))
 
 
@@ -114,8 +145,11 @@ class ScalarJudge:
   once for any number of responses (Bradley-Terry reward models).
   """
 
-  def __init__(self, scorer: ScalarScorer, tokenizer: Tokenizer):
-    self.scorer, self.tokenizer = scorer, tokenizer
+  def __init__(
+    self, scorer: ScalarScorer, tokenizer: Tokenizer, too_long: str = 'shorten'
+  ):
+    """Shortens or refuses long examples, see judgement/prompt_builder.py."""
+    self.scorer, self.tokenizer, self.too_long = scorer, tokenizer, too_long
 
   def judge(
     self,
@@ -132,24 +166,48 @@ class ScalarJudge:
     )
 
   def _judge_batch(self, examples):
-    ids = [x.id for x in examples]
-    scores = score_groups(self.scorer, ids, [self._items(x) for x in examples])
-    for example, values in zip(examples, scores, strict=True):
+    inputs = [self._input(x) for x in examples]
+    scores = score_inputs(self.scorer, inputs)
+    for example, values, x in zip(examples, scores, inputs, strict=True):
       if isinstance(values, ExampleError):
         yield values
       else:
-        yield single_judgement(example, values[0])
+        yield single_judgement(example, values[0], x.shortened)
 
-  def _items(
+  def _input(
     self, example: JudgingExample | ExampleError
-  ) -> list[PromptWithTexts] | ExampleError:
+  ) -> ScorerInput | ExampleError:
     """Returns the example's only item, or why it cannot be judged."""
     example = row_limits.limited(example)
     if isinstance(example, ExampleError):
       return example
     try:
-      item = query_and_responses(example, self.tokenizer)
+      return self._fit(example)
     except Exception as error:
       return faults.example_error(example.id, error)
-    reason = self.scorer.rejection_reason(item)
-    return ExampleError(example.id, reason) if reason else [item]
+
+  def _fit(self, example: JudgingExample) -> ScorerInput:
+    """Returns the example's item, shortened if necessary."""
+    query = prompt_builder.fit(
+      dataclasses.replace(example, responses=('-',), best=None, rewards=None),
+      functools.partial(_query_tokens, self.tokenizer),
+      self.scorer.prompt_buckets[-1],
+      ('query',) if self.too_long == 'shorten' else (),
+    )
+    texts = [
+      prompt_builder.fit_text(
+        response,
+        functools.partial(response_tokens, self.tokenizer),
+        self.scorer.max_new_tokens,
+        self.too_long,
+      )
+      for response in example.responses
+    ]
+    fitted = [x for x in (query, *texts) if x is not None]
+    if len(fitted) <= len(texts):
+      item = query_and_responses(example, self.tokenizer)
+      raise UserError(self.scorer.rejection_reason(item))
+    prompt, *tokens = (x.tokens for x in fitted)
+    return ScorerInput(
+      example.id, [(prompt, tokens)], any(x.shortened for x in fitted)
+    )

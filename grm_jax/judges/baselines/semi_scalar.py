@@ -18,7 +18,7 @@ from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
 from grm_jax.judges import faults, row_limits
-from grm_jax.judges.baselines.scalar_rm import score_groups
+from grm_jax.judges.baselines.scalar_rm import ScorerInput, score_inputs
 from grm_jax.judges.generative import Judge
 from grm_jax.judges.meta_rm import meta_text
 from grm_jax.sampling.padding import PromptWithTexts
@@ -95,11 +95,10 @@ class SemiScalarJudge:
       yield example, [first, *rest]
 
   def _score(self, chunk: Sequence[_Critiques | ExampleError]):
-    ids = [x.id if isinstance(x, ExampleError) else x[0].id for x in chunk]
-    groups = [
-      x if isinstance(x, ExampleError) else self._items(*x) for x in chunk
+    inputs = [
+      x if isinstance(x, ExampleError) else self._input(*x) for x in chunk
     ]
-    scores = score_groups(self.scorer, ids, groups)
+    scores = score_inputs(self.scorer, inputs)
     for critiques, values in zip(chunk, scores, strict=True):
       if isinstance(critiques, ExampleError):
         yield critiques
@@ -110,9 +109,9 @@ class SemiScalarJudge:
         judged = [x for x in parts if isinstance(x, JudgedExample)]  # all
         yield _merge(example, judged, values)
 
-  def _items(
+  def _input(
     self, example: JudgingExample, parts
-  ) -> list[PromptWithTexts] | ExampleError:
+  ) -> ScorerInput | ExampleError:
     """Returns the input of the scalar head, or why there is none."""
     items = []
     for number, part in enumerate(parts, 1):
@@ -123,7 +122,7 @@ class SemiScalarJudge:
       if isinstance(item, str):
         return ExampleError(example.id, f'response {number}: {item}')
       items.append(item)
-    return items
+    return ScorerInput(example.id, items)
 
   def _item(self, part: JudgedExample | ExampleError) -> PromptWithTexts | str:
     """Returns the judge's prompt for a response, followed by its critiques.
@@ -143,7 +142,8 @@ class SemiScalarJudge:
     )
     tokenizer, limit = self.inner.tokenizer, self.scorer.max_new_tokens
     texts = [meta_text(x.text, tokenizer, limit) for x in part.samples]
-    return self.scorer.rejection_reason((prompt, texts)) or (prompt, texts)
+    item = prompt.tokens, texts
+    return self.scorer.rejection_reason(item) or item
 
 
 def _singles(examples, started) -> Iterator[JudgingExample | ExampleError]:
@@ -184,4 +184,5 @@ def _sample(critiques: Sequence[Judgement], scores) -> Judgement:
     num_tokens=sum(critique.num_tokens for critique in critiques),
     finish='length' if truncated else 'stop',
     scores=tuple(map(float, scores)),
+    shortened=any(critique.shortened for critique in critiques),
   )

@@ -163,7 +163,7 @@ class VerdictScorer:
     for order, texts in by_order.items():
       if not texts:
         continue
-      tokens = prompt_builder.tokenize(
+      prompt = prompt_builder.tokenize(
         self._template,
         judged.example,
         order,
@@ -173,7 +173,7 @@ class VerdictScorer:
       )
       for first in range(0, len(texts), self.texts_per_prompt):
         yield _PromptWithVerdicts(
-          tokens, texts[first : first + self.texts_per_prompt]
+          prompt.tokens, texts[first : first + self.texts_per_prompt]
         )
 
   def _verdict_texts(

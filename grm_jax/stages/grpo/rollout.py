@@ -191,7 +191,7 @@ class RolloutSampler:
       rollout_prompt.order,
       functools.partial(chat_format.render_user, self.tokenizer),
       limit=self.engine.limits.max_prompt_tokens,
-    )
+    ).tokens
 
   def _sample_groups(
     self,

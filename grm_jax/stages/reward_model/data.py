@@ -302,7 +302,7 @@ def _pair_records(
         _make_record(
           example,
           f'{first} {part}',
-          pairwise_rm.pair_prompt(example, first, tokenizer, max_prompt),
+          pairwise_rm.pair_prompt(example, first, tokenizer, max_prompt).tokens,
           [
             pairwise_rm.pair_text(example.responses[i], tokenizer)
             for i in chunk

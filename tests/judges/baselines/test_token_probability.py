@@ -141,7 +141,7 @@ def reference(template_path, judged, sample, params=PARAMS, size=48):
     sample.order,
     lambda text: chat_format.render_user(load_tokenizer(), text),
     limit=64,
-  )
+  ).tokens
   before = load_tokenizer().encode(sample.text[:number])[-size:]
   ends = [
     load_tokenizer().encode(f'{i + 1}{closing}')

@@ -218,7 +218,7 @@ def test_training_prompts_are_the_unhinted_prompts(workdir, prompts):
     name = text.id.split(' ')[0]
     prompt = tuple(record.prompt.tolist())
     wanted = forms.tokenize(examples[name], text.order, render, limit=3000)
-    assert prompt == wanted
+    assert prompt == wanted.tokens
     assert prompt in unhinted and prompt not in hinted
     trained[name, text.order] = set(text.generations)
   # All correct generations, by example and order of responses.
