@@ -391,7 +391,7 @@ def _write_results(
     atomic_io.remove(errors_path)
   if num_shortened:
     print(
-      f'{num_shortened} judgements are of shortened texts, which were too long; '
+      f'{num_shortened} judgements are of texts that were shortened to fit; '
       'their field "shortened" is true'
     )
   if warning:
