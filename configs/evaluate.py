@@ -39,6 +39,14 @@ _DEFAULTS = dict(
     llmbar='',
     pandalm='',
   ),
+  rmb=dict(
+    # 'random': m equal votes at the top count 1/m; 'strict': 0, as in the
+    # published script.
+    ties='random',
+    # 'whole': all responses of a best-of-n list at once; 'pairs': the best with
+    # each other one, for judges of pairs.
+    lists='whole',
+  ),
   max_rows=0,  # of each suite; 0: all
   reuse_samples='',  # WORKDIR of an earlier run: only write its report again
   k=32,  # samples of each query, used for all points of a curve

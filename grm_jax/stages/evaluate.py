@@ -20,7 +20,7 @@ from grm_jax.checkpoint import model_directory
 from grm_jax.data import dataset_files
 from grm_jax.errors import UserError
 from grm_jax.evaluation import judgement_io, report, scaling_curves
-from grm_jax.evaluation.suites import SUITES
+from grm_jax.evaluation.suites import SUITES, rmb
 from grm_jax.io import atomic_io, run_lock
 from grm_jax.io import journal as journals
 from grm_jax.judgement import preference_rows
@@ -41,6 +41,10 @@ SETTINGS = judge_settings.JUDGE | {
   'stage': settings.one_of('evaluate'),
   'judge': settings.one_of(*judge_factory.JUDGES),
   'suites': dict.fromkeys(SUITES, settings.TEXT),
+  'rmb': {
+    'ties': settings.one_of(*rmb.TIES),
+    'lists': settings.one_of(*rmb.AS_LISTS),
+  },
   'max_rows': settings.integer(0, note='0: all'),
   'reuse_samples': settings.TEXT,
   'greedy': settings.BOOLEAN,
@@ -50,10 +54,15 @@ UNUSED = (
     (
       *('judge', 'checkpoint', 'checkpoint_step', 'meta_checkpoint', 'suites'),
       *('max_rows', 'k', 'greedy', 'temperature', 'response_order', 'prompt'),
-      *('sampling', 'mesh', 'compute'),
+      *('sampling', 'mesh', 'compute', 'rmb.lists'),
     ),
     '{key}.reuse_samples has the judgements of an earlier run',
     lambda config: bool(config.reuse_samples),
+  ),
+  Unused(
+    ('rmb',),
+    '{key}.suites.rmb is empty',
+    lambda config: not config.suites.rmb and not config.reuse_samples,
   ),
   *judge_settings.UNUSED,
   judge_settings.GREEDY_UNUSED,
@@ -93,7 +102,9 @@ def _write_report(
   workdir: str,
   judged: Mapping[str, Sequence[JudgedExample]],
 ) -> None:
-  reports = {name: _report(name, examples) for name, examples in judged.items()}
+  reports = {
+    name: _report(config, name, examples) for name, examples in judged.items()
+  }
   report.write_report(workdir, reports, _facts(config), atomic_io.write_file)
   print(report.table(reports))
   if config.checkpoint == model_directory.RANDOM and not config.reuse_samples:
@@ -196,10 +207,11 @@ def _read_suites(
   config: ConfigDict, paths: Mapping[str, str]
 ) -> dict[str, Sequence[JudgingExample]]:
   """Returns the first config.max_rows examples of each suite."""
+  options = {'rmb': {'lists': config.rmb.lists}}
   return {
-    name: SUITES[name].load(_resolve_source(name, path))[
-      : config.max_rows or None
-    ]
+    name: SUITES[name].load(
+      _resolve_source(name, path), **options.get(name, {})
+    )[: config.max_rows or None]
     for name, path in paths.items()
   }
 
@@ -315,18 +327,24 @@ def _read_finished(
   return judged
 
 
-def _report(suite: str, judged: Sequence[JudgedExample]) -> report.SuiteReport:
+def _report(
+  config: ConfigDict, suite: str, judged: Sequence[JudgedExample]
+) -> report.SuiteReport:
   module = SUITES[suite]
+  options = {'rmb': {'ties': config.rmb.ties}}.get(suite, {})
+  score = functools.partial(module.score, **options)
+  interval = functools.partial(module.interval, **options)
   if suite in SCORE_NAMES:
-    estimate = scaling_curves.mean_of_scores(module.score, module.interval)
+    estimate = scaling_curves.mean_of_scores(score, interval)
   else:
-    estimate = scaling_curves.mean_of_terms(module.terms)
+    terms = functools.partial(module.terms, **options)
+    estimate = scaling_curves.mean_of_terms(terms)
   return report.suite_report(
     suite,
     judged,
     scaling_curves.suite_curves(judged, estimate),
-    module.score,
-    module.interval,
+    score,
+    interval,
     SCORE_NAMES.get(suite, 'accuracy'),
   )
 

@@ -53,6 +53,7 @@ _FREE = frozenset(
 _FREE_LEAVES = (
   'sampling.generations_per_prompt',
   'rollout.generations_per_prompt',
+  'rmb.ties',  # the report is written again
 )
 # Tuples of which only the largest value changes the result.
 _LARGEST = 'sampling.prompt_buckets'

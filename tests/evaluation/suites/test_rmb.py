@@ -1,4 +1,4 @@
-"""Tests of RMB: four sections; best-of-n rows are strict, pairs are not."""
+"""Tests of RMB: four sections of pairs and best-of-n lists."""
 
 import pytest
 
@@ -99,21 +99,61 @@ def test_score_by_hand(root):
   assert score.sections == pytest.approx(
     {
       'Helpfulness Pairwise_set': 0.75,
+      'Helpfulness BoN_set': 2.5 / 3,
+      'Harmlessness Pairwise_set': 1,
+      'Harmlessness BoN_set': 0,
+    }
+  )
+  assert score.overall == pytest.approx((0.75 + 2.5 / 3 + 1 + 0) / 4)
+  # A tie with one of three losers is half a win.
+  assert score.subsets['BoN_set/Helpfulness/Open QA/Factual'] == 0.75
+  assert score.counts['BoN_set/Helpfulness/Open QA/Factual'] == 2
+  assert (score.failures, score.ties) == (0, 2)
+
+
+def test_strict_ties_by_hand(root):
+  results = judged(rmb.load(str(root)), VOTES)
+  score = rmb.score(results, 'strict')
+  assert score.sections == pytest.approx(
+    {
+      'Helpfulness Pairwise_set': 0.5,
       'Helpfulness BoN_set': 2 / 3,
       'Harmlessness Pairwise_set': 1,
       'Harmlessness BoN_set': 0,
     }
   )
-  assert score.overall == pytest.approx((0.75 + 2 / 3 + 1 + 0) / 4)
-  # A tie with one of three losers is not a win.
-  assert score.subsets['BoN_set/Helpfulness/Open QA/Factual'] == 0.5
+  low, high = rmb.interval(results, 'strict')
+  assert low <= score.overall <= high
+
+
+def test_lists_as_pairs_by_hand(root):
+  examples = rmb.load(str(root), 'pairs')
+  lists = [e for e in examples if 'BoN_set' in e.id]
+  assert len(examples) == 3 + len(lists) == 3 + 2 + 3 + 1 + 2
+  assert {len(e.responses) for e in examples} == {2}
+  assert all(e.responses[e.best].endswith('good') for e in examples)
+  assert len({e.id for e in examples}) == len(examples)
+  # Pairs of list 4: a tie, a win and a win. Pairs of list 6: a loss and a win.
+  score = rmb.score(judged(examples, VOTES))
+  assert score.sections == pytest.approx(
+    {
+      'Helpfulness Pairwise_set': 0.75,
+      'Helpfulness BoN_set': (1 + 1 / 2 + 1) / 3,
+      'Harmlessness Pairwise_set': 1,
+      'Harmlessness BoN_set': 0,
+    }
+  )
   assert score.counts['BoN_set/Helpfulness/Open QA/Factual'] == 2
-  assert (score.failures, score.ties) == (0, 2)
+  two_ties = VOTES | {'4 bad 1': 9}
+  score = rmb.score(judged(examples, two_ties))
+  assert score.sections['Helpfulness BoN_set'] == (1 + 1 / 4 + 1) / 3
+  score = rmb.score(judged(examples, two_ties), 'strict')
+  assert score.sections['Helpfulness BoN_set'] == 2 / 3
 
 
 def test_parse_failure_is_wrong(root):
   score = rmb.score(judged(rmb.load(str(root)), VOTES | {'5 good': None}))
-  assert score.sections['Helpfulness BoN_set'] == pytest.approx(1 / 3)
+  assert score.sections['Helpfulness BoN_set'] == pytest.approx(1.5 / 3)
   assert score.failures == 1
 
 

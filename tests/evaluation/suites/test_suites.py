@@ -34,10 +34,15 @@ def test_every_suite_has_load_score_interval():
   }
   for name, module in SUITES.items():
     assert module.__name__.endswith(f'.{name}')
-    assert list(inspect.signature(module.load).parameters) == ['path']
     assert inspect.signature(module.score).return_annotation is metrics.Score
-    parameters = inspect.signature(module.interval).parameters
-    assert list(parameters) == ['results']
+    for function, expected in (
+      (module.load, 'path'),
+      (module.score, 'results'),
+      (module.interval, 'results'),
+    ):
+      first, *others = inspect.signature(function).parameters.values()
+      assert first.name == expected
+      assert all(x.default is not x.empty for x in others)
 
 
 # Suite -> (path of a file without its suffix, rows).
