@@ -16,56 +16,13 @@ from matplotlib.ticker import FuncFormatter
 
 from grm_jax.evaluation.calibration import Bin
 from grm_jax.evaluation.generation_stats import SCORES, GenerationStats
+from grm_jax.evaluation.paper_numbers import PaperNumbers
 from grm_jax.evaluation.scaling_curves import CurvePoint, Curves
 
-PAPER = 'DeepSeek-GRM-27B, arXiv 2504.02495'
 _BLUE, _ORANGE, _GREEN = '#0072B2', '#D55E00', '#009E73'
 _WIDTH = 8.0  # inches; pages show a plot 800 pixels wide
 _DPI = 160
 _PERCENT = FuncFormatter(lambda value, _: f'{100 * value:.4g}%')
-
-
-@dataclasses.dataclass(frozen=True)
-class PaperNumbers:
-  """Published accuracies by k.
-
-  Attributes:
-    label: source of the numbers.
-    greedy: accuracy of greedy decoding, None if not published.
-    voting: Voting@k by k.
-    meta: MetaRM@k by k.
-  """
-
-  label: str
-  greedy: float | None
-  voting: Mapping[int, float]
-  meta: Mapping[int, float]
-
-
-# arXiv 2504.02495, tables of the main results and of inference-time scaling.
-OVERALL = PaperNumbers(
-  label=f'{PAPER}, overall',
-  greedy=0.699,
-  voting={1: 0.679, 8: 0.706, 32: 0.710},
-  meta={8: 0.720, 32: 0.728},
-)
-REWARDBENCH = PaperNumbers(
-  label=f'{PAPER}, RewardBench',
-  greedy=0.860,
-  voting={1: 0.852, 8: 0.877, 32: 0.885},
-  meta={8: 0.898, 32: 0.904},
-)
-# Published numbers in the plot of a suite; OVERALL if it is not listed. The
-# score of realmistake is not an accuracy. The stages of a pipeline run are
-# evaluated on the data of the run.
-REFERENCES = {
-  'rewardbench': REWARDBENCH,
-  'realmistake': None,
-  'before': None,
-  'sft': None,
-  'rft': None,
-  'grpo': None,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,15 +51,17 @@ def accuracy_over_k(
     measure: name of the score.
   """
   figure, axes = _figure(5.6)
-  published = reference or PaperNumbers('', None, {}, {})
   # Measured and published alternate, so each pair is a legend column.
   _plot_points(axes, curves.voting, _BLUE, 'o', 'Voting@k')
-  _plot_published(axes, published.voting, _BLUE, 'o', 'Voting@k, published')
+  if reference:
+    _plot_published(axes, reference.voting, _BLUE, 'o', 'Voting@k, published')
   _plot_points(axes, curves.meta, _ORANGE, 's', 'MetaRM@k, half of k selected')
-  _plot_published(axes, published.meta, _ORANGE, 's', 'MetaRM@k, published')
+  if reference:
+    _plot_published(axes, reference.meta, _ORANGE, 's', 'MetaRM@k, published')
   greedy = None if curves.greedy is None else curves.greedy.value
   _plot_level(axes, greedy, '-', 'greedy')
-  _plot_level(axes, published.greedy, '--', 'greedy, published')
+  if reference:
+    _plot_level(axes, reference.greedy, '--', 'greedy, published')
   _set_k_axis(axes, curves, reference)
   _set_title(axes, title)
   axes.set_xlabel('k, number of sampled judgements per query (log scale)')

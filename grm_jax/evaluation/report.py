@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from grm_jax.evaluation import generation_stats, plots, tables
+from grm_jax.evaluation import generation_stats, paper_numbers, plots, tables
 from grm_jax.evaluation import html as report_html
 from grm_jax.evaluation.generation_stats import GenerationStats
 from grm_jax.evaluation.metrics import Result, Score
@@ -225,7 +225,8 @@ def _plots(name: str, suite: SuiteReport) -> dict[str, tuple[str, bytes]]:
   figures = {}
   if suite.curves.voting:
     title = f'{suite.title}: {suite.measure} over number of samples'
-    reference = plots.REFERENCES.get(name, plots.OVERALL)
+    sections = [part.name for part in suite.parts]
+    reference = paper_numbers.of_suite(name, sections)
     figures['accuracy-over-k'] = (
       title,
       plots.accuracy_over_k(suite.curves, title, reference, suite.measure),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from grm_jax.evaluation import pipeline_report, plots
+from grm_jax.evaluation import paper_numbers, pipeline_report
 from grm_jax.evaluation.pipeline_report import StageResult
 from tests.evaluation import fake
 from tests.messages import names
@@ -160,7 +160,7 @@ def test_page_is_complete(judges, tmp_path):
   ]
   assert places == sorted(places)
   # No published numbers next to the data of the run.
-  assert plots.REFERENCES['grpo'] is None
+  assert paper_numbers.of_suite('grpo', []) is None
 
 
 def test_no_plot_without_training_curves(judges, tmp_path):
