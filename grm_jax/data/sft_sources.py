@@ -12,6 +12,9 @@
                              without reasoning (label_only_judgements.py)
   prometheus:PATH            pairs made from Prometheus' feedback on single
                              responses (datasets/prometheus.py)
+  tulu3:PATH, no_robots:PATH, openassistant:PATH
+                             general instruction data as published
+                             (datasets/instructions.py)
   no_principles:TEXTS        any of the above with judgements cut to begin at
                              the heading Analysis
   seqio:[MODULE/]NAME:SPLIT  inputs and targets of a seqio Task or Mixture
@@ -29,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from grm_jax.data import dataset_files, example_sources, label_only_judgements
-from grm_jax.data.datasets import prometheus
+from grm_jax.data.datasets import instructions, prometheus
 from grm_jax.data.tokenized_example import TokenizedExample, token_array
 from grm_jax.errors import UserError
 from grm_jax.judgement import example as examples_lib
@@ -101,6 +104,8 @@ def read(
     return _label_only(rest, split, source, seed)
   if prefix == PROMETHEUS and rest:
     return _prometheus(rest, source, seed)
+  if prefix in instructions.NAMES and rest:
+    return _instructions(prefix, rest, source)
   if prefix == NO_PRINCIPLES and rest:
     examples = read(rest, split, source, teacher_error_rate, seed)
     return map(_without_principles, examples)
@@ -111,7 +116,8 @@ def read(
     raise UserError(
       f'{spec!r} is not a source of SFT texts; set config.data.texts and '
       'config.data.general to practice:COUNT, basics:COUNT, texts:PATH, '
-      'judged:PATH, verdicts:SOURCE, prometheus:PATH or seqio:NAME:SPLIT'
+      'judged:PATH, verdicts:SOURCE, prometheus:PATH, tulu3:PATH, '
+      'no_robots:PATH, openassistant:PATH or seqio:NAME:SPLIT'
     )
   return _read_file(rest, source, row_parsers[prefix])
 
@@ -156,6 +162,16 @@ def _prometheus(
       continue
     example, order, text = item
     yield SFTExample(example.id, source, (text,), example=example, order=order)
+
+
+def _instructions(
+  name: str, path: str, source: str
+) -> Iterator[SFTExample | ExampleError]:
+  for item in instructions.read(name, path):
+    if isinstance(item, ExampleError):
+      yield item
+    else:
+      yield SFTExample(item.id, source, (item.answer,), turns=item.turns)
 
 
 def _without_principles(
