@@ -127,7 +127,7 @@ def _openassistant(
       messages[item.id] = item
     else:
       yield item
-  num_answers = collections.Counter(
+  num_answers: collections.Counter[str | None] = collections.Counter(
     x.parent_id for x in messages.values() if x.parent_id is not None
   )
   for message in messages.values():
