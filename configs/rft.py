@@ -1,9 +1,11 @@
 r"""Rejective fine-tuning: sample judgements, fine-tune on correct ones.
 
   python -m grm_jax.main --config=configs/rft.py --workdir=runs/rft \
-    --config.checkpoint=DIR --config.data=ultrafeedback:PATH
+    --config.checkpoint=DIR --config.data=ultrafeedback:PATH \
+    --config.train.data.general=tulu3:PATH
 
-Needs a model that writes judgements and labelled examples. Writes samples.jsonl
+Needs a model that writes judgements, labelled examples, and general instruction
+data. Writes samples.jsonl
 and kept.jsonl with the reason for each sample, and the model in WORKDIR/model.
 Resumes after an interruption.
 
@@ -63,9 +65,11 @@ _DEFAULTS = dict(
 _TRAIN = {
   'checkpoint': '',  # '': the sampling model, or a base model
   'data.texts': '',  # the kept samples
-  # Not the texts of the cold start, whose mistakes RFT filters out.
+  # General instruction data: required, such as tulu3:PATH. Not the texts of the
+  # cold start, whose mistakes RFT filters out.
   'data.general': '',
-  'data.general_fraction': 0.0,
+  # The paper's share, 1070K of 1256K; 0: no general data.
+  'data.general_fraction': 0.85,
   # As in the training of the sampling model, see configs/score.py.
   'prompt.template': '',
   'prompt.single': '',
@@ -94,6 +98,7 @@ _SMOLLM2 = {
   'checkpoint': 'runs/smollm2/model',
   'train.prompt.template': 'brief',
   'train.prompt.single': 'brief_single',
+  'train.data.general_fraction': 0.0,
   'sampling.concurrent_prompts': 32,
   'sampling.generations_per_prompt': 1,
   'sampling.max_new_tokens': 256,

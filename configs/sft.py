@@ -34,7 +34,8 @@ _DEFAULTS = dict(
     # practice:COUNT, texts:PATH or judged:PATH; grm_jax/data/sft_sources.py
     texts='',
     general='',  # a second source
-    general_fraction=0.0,  # fraction of prompts (packed: rows) from `general`
+    # Fraction of prompts (packed: rows) from `general`. RFT has the paper's.
+    general_fraction=0.0,
     # Fraction of texts with an error, from the teacher of practice:COUNT.
     teacher_error_rate=0.65,
   ),

@@ -2,7 +2,8 @@ r"""The whole method: cold start, RFT, GRPO, meta RM, evaluation and report.
 
   python -m grm_jax.main --config=configs/spct.py --workdir=runs/spct \
     --config.checkpoint=DIR --config.data=ultrafeedback:PATH \
-    --config.sft.data.texts=judged:PATH.jsonl
+    --config.sft.data.texts=judged:PATH.jsonl \
+    --config.rft.train.data.general=tulu3:PATH
 
 Each stage works in its own folder of WORKDIR. Finished stages are skipped.
 Resumes after an interruption.
@@ -118,7 +119,7 @@ _REMOVED = {
   'meta_rm': (*_SHARED, 'kind', 'data', 'samples', 'evaluation.samples'),
 }
 # Changes of the stages' configs. In rft.train.data.general, '' means the texts
-# of the cold start.
+# of the cold start for practice problems; other data need a source.
 _STAGES = {
   # '': judgements by the teacher of practice problems, or for other data
   # judgements without reasoning made from labels.

@@ -218,6 +218,7 @@ WRONG = [
   ('score', {'checkpoint_step': 5}, 'checkpoint_step'),
   ('score', {'k_meta': 5, 'meta_checkpoint': 'a'}, 'k_meta'),
   ('score', {'vote': 'best'}, 'vote'),
+  ('rft', {'train.data.general': ''}, 'train.data.general'),
   ('score', {'vote': 'sum', 'k_meta': 1, 'meta_checkpoint': 'a'}, 'k_meta'),
   ('score', {'prompt.meta': 'meta'}, 'prompt.meta'),
   ('score', {'output': '/dev/null'}, 'output'),

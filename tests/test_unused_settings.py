@@ -73,7 +73,7 @@ CASES = [
   ),
   (
     'rft',
-    {'train.data.general': 'a'},
+    {'train.data.general': 'a', 'train.data.general_fraction': 0.0},
     'train.data.general',
     'train.data.general_fraction',
   ),

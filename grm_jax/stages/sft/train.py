@@ -206,7 +206,9 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
   if config.data.general_fraction and not config.data.general:
     raise UserError(
       f"{key}.data.general is '', but {key}.data.general_fraction is "
-      f'{config.data.general_fraction}; set {key}.data.general to a source'
+      f'{config.data.general_fraction}; set {key}.data.general to general '
+      'instruction data such as tulu3:PATH, or to train without it, set '
+      f'{key}.data.general_fraction=0.0'
     )
   training_run.prompt_format(
     config.prompt, config.checkpoint, f'{key}.prompt', warns=False

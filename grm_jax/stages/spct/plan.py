@@ -307,10 +307,15 @@ def _rft_config(config: ConfigDict, pipeline: PipelinePlan) -> ConfigDict:
     )
     train.compute.update(config.compute)
     train.data.texts = ''
-    if _is_for_practice_only(config, train.data.general):
-      train.data.general = ''
-    if train.data.general_fraction and not train.data.general:
-      train.data.general = cold_start_texts(config, pipeline.workdir)
+    # Practice problems and small models do without general instruction data.
+    if _is_for_practice_only(config, train.data.general) or (
+      not train.data.general and spct_data.is_practice(config.data)
+    ):
+      train.data.general = (
+        cold_start_texts(config, pipeline.workdir)
+        if train.data.general_fraction
+        else ''
+      )
     train.evaluation.data = _validation(config, pipeline)
     train.batch.update(_batch_shape(config, train.batch))
   return stage_config

@@ -3,6 +3,7 @@
 import pytest
 
 from grm_jax import settings
+from grm_jax.errors import UserError
 from grm_jax.judgement import trained_judge
 from grm_jax.stages import input_identity
 from grm_jax.stages.grpo import settings as grpo_settings
@@ -335,6 +336,21 @@ def test_without_principles():
     match=naming('config.principles', 'config.prompt.template', 'critique'),
   ):
     plan('--config.principles=False', '--config.prompt.template=critique')
+
+
+def test_other_models_need_general_data():
+  planned = plan(
+    '--config=configs/spct.py',
+    '--config.checkpoint=random',
+    '--config.data=a.jsonl',
+    '--config.compute.attention=xla',
+  )
+  data = planned['rft'].config.train.data
+  assert (data.general, data.general_fraction) == ('', 0.85)
+  with pytest.raises(
+    UserError, match=naming('config.rft.train.data.general', 'tulu3:PATH')
+  ):
+    sft_train.check(planned['rft'].config.train, 'w', 'config.rft.train')
 
 
 def test_no_general_data():
