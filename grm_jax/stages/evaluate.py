@@ -357,7 +357,7 @@ def _facts(config: ConfigDict) -> dict[str, str]:
     'judge': config.judge,
     'checkpoint': config.checkpoint,
     'meta RM': config.meta_checkpoint or 'none',
-    'template': judge_factory.make_judge_config(config).template,
+    'template': str(judge_factory.make_judge_config(config).template),
     'samples per query': str(config.k),
     'temperature': str(config.temperature),
     'response order': config.response_order,

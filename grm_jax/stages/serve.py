@@ -212,7 +212,7 @@ def _about(config: ConfigDict, judge: Judge) -> dict[str, Any]:
   return {
     'checkpoint': config.checkpoint,
     'meta_checkpoint': config.meta_checkpoint,
-    'template': judge.config.template,
+    'template': str(judge.config.template),
     'prompt_tokens': judge.engine.limits.max_prompt_tokens,
     'judgement_tokens': judge.engine.limits.max_new_tokens,
   }

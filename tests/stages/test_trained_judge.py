@@ -1,6 +1,7 @@
 """A trained judge is asked as in training by every stage, without a flag."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import runpy
@@ -11,7 +12,7 @@ from grm_jax.checkpoint import model_directory
 from grm_jax.judgement import template
 from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.judges import factory
-from grm_jax.stages import convert
+from grm_jax.stages import convert, evaluate, score, serve
 from grm_jax.stages.sft import train as sft_train
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -98,3 +99,35 @@ def test_conversion_keeps_how_a_judge_is_asked(trained, tmp_path):
   assert model_directory.read_trained_judge(hf) == stored
   assert model_directory.read_trained_judge(back) == stored
   assert dataclasses.asdict(stored)['template']['source'].startswith('MINE')
+
+
+def test_stages_judge_with_a_stored_template(trained, tmp_path):
+  """To the end, with a template that is in no file."""
+  shapes = {
+    'checkpoint': trained,
+    'k': 1,
+    'sampling.concurrent_prompts': 8,
+    'sampling.generations_per_prompt': 1,
+    'sampling.max_new_tokens': 4,
+    'sampling.prompt_buckets': (512,),
+  }
+  rows = [{'input': 'q', 'output_1': 'yes', 'output_2': 'no', 'label': 1}]
+  suite = tmp_path / 'LLMBar' / 'Natural'
+  suite.mkdir(parents=True)
+  (suite / 'dataset.json').write_text(json.dumps(rows))
+  config = load_config(
+    'evaluate', **shapes, **{'suites.llmbar': str(tmp_path / 'LLMBar')}
+  )
+  evaluate.run(config, str(tmp_path / 'evaluate'))
+  results = json.loads((tmp_path / 'evaluate/results.json').read_text())
+  assert results['facts']['template'].endswith('mine.txt')
+
+  rows = [{'query': 'q', 'responses': ['yes', 'no']}]
+  (tmp_path / 'rows.json').write_text(json.dumps(rows))
+  config = load_config('score', **shapes, input=str(tmp_path / 'rows.json'))
+  score.run(config, str(tmp_path / 'score'))
+  assert (tmp_path / 'score/scores.jsonl').read_text().count('\n') == 1
+
+  config = load_config('serve', **shapes)
+  about = serve._about(config, load_with('serve', trained))
+  assert json.loads(json.dumps(about))['template'].endswith('mine.txt')
