@@ -29,7 +29,10 @@ KINDS = {
   'meta': 'a meta RM',
   'scalar': 'a scalar reward model',
   'pair': 'a pairwise reward model',
+  # A model with a scalar head from Hugging Face, which may be a meta RM.
+  'imported': 'an imported reward model',
 }
+_WITHOUT_TEMPLATE = ('scalar', 'imported')
 NONE = 'none'  # value of config.prompt.single: no template of its own
 DEFAULT_LENGTH = 1024  # tokens of a generation
 
@@ -42,14 +45,17 @@ class TrainedJudge:
     kind: what it was trained as, one of KINDS. A 'grm' writes a score for each
       response.
     chat_format: name of the tokenizer's chat format.
-    template: template of its prompts; None for the kind 'scalar', which reads
-      conversations.
+    template: template of its prompts; None for the kinds 'scalar', which reads
+      conversations, and 'imported'.
     single: template of prompts with one response; None if `template` serves
       for them.
     principles: template that writes principles; None if `template` has none.
     score_range: lowest and highest score.
     single_score_range: the same in answers to `single`.
     max_new_tokens: length of the longest generation.
+    full_template: whether a scalar head reads its value at the last token of
+      the full chat template, with outer white space of the response removed,
+      as in transformers. Otherwise it reads it at the end of the turn.
   """
 
   kind: str
@@ -60,6 +66,7 @@ class TrainedJudge:
   score_range: tuple[int, int] = (1, 10)
   single_score_range: tuple[int, int] = (0, 1)
   max_new_tokens: int = DEFAULT_LENGTH
+  full_template: bool = False
 
 
 def of_training(
@@ -133,7 +140,9 @@ def _from_fields(fields: Mapping[str, Any]) -> TrainedJudge:
     raise ValueError(f'kind is {judge.kind!r}')
   if type(judge.max_new_tokens) is not int or judge.max_new_tokens < 1:
     raise ValueError(f'max_new_tokens is {judge.max_new_tokens!r}')
-  if judge.kind != 'scalar' and judge.template is None:
+  if type(judge.full_template) is not bool:
+    raise ValueError(f'full_template is {judge.full_template!r}')
+  if judge.kind not in _WITHOUT_TEMPLATE and judge.template is None:
     raise ValueError('template is missing')
   return judge
 
@@ -255,7 +264,7 @@ def check_kind(
   stored: TrainedJudge | None, model: str, kind: str, key: str
 ) -> None:
   """Raises UserError for a model that was trained to judge in another way."""
-  if stored and stored.kind != kind:
+  if stored and stored.kind not in (kind, 'imported'):
     raise UserError(
       f'{key}: {model} was trained as {KINDS[stored.kind]}, not as '
       f'{KINDS[kind]}; give a model of this kind, or set config.judge to the '

@@ -204,7 +204,12 @@ def _value_judge(
   )
   scorer = ScalarScorer(model, params, **shapes)
   if config.judge == 'scalar':
-    return ScalarJudge(scorer, tokenizer, judge_config.too_long)
+    return ScalarJudge(
+      scorer,
+      tokenizer,
+      judge_config.too_long,
+      full_template=bool(stored and stored.full_template),
+    )
   if config.judge == 'pair':
     trained = stored.template if stored and stored.kind == 'pair' else None
     return PairJudge(
@@ -325,8 +330,9 @@ def load(
   judge_config.prompt_format().check()
   if judge_config.meta:
     template.load(judge_config.meta, key='config.prompt.meta')
+  stored_meta = model_directory.read_trained_judge(meta_checkpoint)
   meta_template = trained_judge.meta_template(
-    model_directory.read_trained_judge(meta_checkpoint),
+    stored_meta,
     meta_checkpoint,
     judge_config.meta,
     META,
@@ -349,6 +355,7 @@ def load(
       ScalarScorer(meta_model, meta_params, **shapes),
       meta_tokenizer,
       meta_template,
+      full_template=bool(stored_meta and stored_meta.full_template),
     )
   return Judge(engine, weights, tokenizer, judge_config, meta)
 

@@ -47,9 +47,21 @@ def meta_prompt(
   return prompt.tokens
 
 
-def meta_text(text: str, tokenizer: Tokenizer, limit: int) -> list[int]:
-  """Returns a judgement for the meta RM, cut to `limit` tokens with its end."""
-  return [*tokenizer.encode(text)[: limit - 1], tokenizer.end_of_turn_id]
+def meta_text(
+  text: str, tokenizer: Tokenizer, limit: int, full_template: bool = False
+) -> list[int]:
+  """Returns a judgement for the meta RM, cut to `limit` tokens with its end.
+
+  Args:
+    text: the judgement.
+    tokenizer: tokenizer of the meta RM.
+    limit: maximum number of tokens.
+    full_template: see trained_judge.TrainedJudge.
+  """
+  end = [tokenizer.end_of_turn_id]
+  if full_template:
+    text, end = text.strip(), [*end, *tokenizer.encode('\n')]
+  return [*tokenizer.encode(text)[: max(0, limit - len(end))], *end]
 
 
 class MetaJudge:
@@ -64,9 +76,10 @@ class MetaJudge:
     scorer: ScalarScorer,
     tokenizer: Tokenizer,
     template_name: str | StoredTemplate = META,
+    full_template: bool = False,
   ):
     self.scorer, self.tokenizer = scorer, tokenizer
-    self.template_name = template_name
+    self.template_name, self.full_template = template_name, full_template
 
   def rate(self, judged: JudgedExample) -> JudgedExample | ExampleError:
     """Returns the example with `meta` in every sample, or why it cannot.
@@ -99,4 +112,7 @@ class MetaJudge:
       judged.example, order, self.tokenizer, prompt_limit, self.template_name
     )
     texts = [judged.samples[i].text for i in indices]
-    return prompt, [meta_text(x, self.tokenizer, text_limit) for x in texts]
+    return prompt, [
+      meta_text(x, self.tokenizer, text_limit, self.full_template)
+      for x in texts
+    ]

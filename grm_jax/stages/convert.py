@@ -26,10 +26,12 @@ from grm_jax.checkpoint.huggingface import load as hf_load
 from grm_jax.checkpoint.huggingface import save as hf_save
 from grm_jax.errors import UserError
 from grm_jax.io import atomic_io, run_lock
+from grm_jax.judgement.trained_judge import TrainedJudge
 from grm_jax.model import compute_config, logprobs
 from grm_jax.model import config as model_config
 from grm_jax.model.batch import Batch
 from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.config import ModelConfig
 from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import distributed, mesh
 from grm_jax.sharding.rules import ShardingLayout
@@ -100,6 +102,8 @@ def _convert(config: ConfigDict, target: str) -> None:
   logging.info('read %s in %.1f s', config.source, time.monotonic() - start_s)
   if config.direction == 'checkpoint':
     _copy_files(config, target)
+    if model.scalar:
+      _mark_scalar(config, target, model.config)
     meta = {'source': config.source, 'step': 0}
     model_directory.save(target, 0, model, params, meta)
   else:
@@ -209,6 +213,24 @@ def _copy_files(config: ConfigDict, target: str) -> None:
     )
   else:
     model_directory.copy_companions(config.source, target)
+
+
+def _mark_scalar(config: ConfigDict, target: str, size: ModelConfig) -> None:
+  """Stores that a scalar model of Hugging Face reads the full chat template.
+
+  A model that was trained here and exported brings its own judge.json.
+  """
+  if (
+    config.source == 'random'
+    or not model_directory.has_tokenizer(target)
+    or model_directory.read_trained_judge(target)
+  ):
+    return
+  tokenizer = model_directory.load_tokenizer(target, size)
+  model_directory.write_trained_judge(
+    target,
+    TrainedJudge('imported', tokenizer.chat_format.name, full_template=True),
+  )
 
 
 def _export(

@@ -159,6 +159,9 @@ def test_a_model_of_another_kind_is_refused():
   meta = TrainedJudge('meta', 'gemma', template.stored('meta'))
   trained_judge.check_kind(meta, 'DIR', 'meta', 'config.meta_checkpoint')
   trained_judge.check_kind(None, 'DIR', 'pair', 'config.checkpoint')
+  imported = TrainedJudge('imported', 'gemma', full_template=True)
+  for kind in ('scalar', 'pair', 'meta'):
+    trained_judge.check_kind(imported, 'DIR', kind, 'config.checkpoint')
   for kind in ('scalar', 'pair'):
     with pytest.raises(UserError, match=naming('config.checkpoint', 'DIR')):
       trained_judge.check_kind(meta, 'DIR', kind, 'config.checkpoint')

@@ -78,6 +78,14 @@ def test_a_long_judgement_is_cut_and_still_ends_its_turn(limit):
   assert tokens[:-1] == list(tokenizer.encode(text))[: limit - 1]
 
 
+def test_the_value_of_a_full_template_follows_the_last_newline():
+  tokenizer = load_tokenizer()
+  tokens = meta_text(' a b\n', tokenizer, 24, full_template=True)
+  end = [tokenizer.end_of_turn_id, *tokenizer.encode('\n')]
+  assert tokens == [*tokenizer.encode('a b'), *end]
+  assert meta_text('a b ' * 20, tokenizer, 9, full_template=True)[7:] == end
+
+
 def test_an_example_that_does_not_fit_is_an_error_of_this_example():
   meta = MetaJudge(LengthScorer(prompt_limit=8), load_tokenizer())
   error = meta.rate(judged(((0, 1), 'A')))

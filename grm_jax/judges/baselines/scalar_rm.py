@@ -39,9 +39,21 @@ def _query_tokens(
   return chat_format.render(tokenizer, turns)
 
 
-def response_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-  """Returns a response as a model turn that follows its prompt."""
-  return [*tokenizer.encode(text), tokenizer.end_of_turn_id]
+def response_tokens(
+  tokenizer: Tokenizer, text: str, full_template: bool = False
+) -> list[int]:
+  """Returns a response as a model turn that follows its prompt.
+
+  Args:
+    tokenizer: tokenizer of the model.
+    text: the response.
+    full_template: see trained_judge.TrainedJudge.
+  """
+  if full_template:
+    text, end = text.strip(), tokenizer.encode('\n')
+  else:
+    end = []
+  return [*tokenizer.encode(text), tokenizer.end_of_turn_id, *end]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,10 +158,22 @@ class ScalarJudge:
   """
 
   def __init__(
-    self, scorer: ScalarScorer, tokenizer: Tokenizer, too_long: str = 'shorten'
+    self,
+    scorer: ScalarScorer,
+    tokenizer: Tokenizer,
+    too_long: str = 'shorten',
+    full_template: bool = False,
   ):
-    """Shortens or refuses long examples, see judgement/prompt_builder.py."""
+    """Shortens or refuses long examples, see judgement/prompt_builder.py.
+
+    Args:
+      scorer: the scalar model.
+      tokenizer: its tokenizer.
+      too_long: 'shorten' or 'refuse'.
+      full_template: see trained_judge.TrainedJudge.
+    """
     self.scorer, self.tokenizer, self.too_long = scorer, tokenizer, too_long
+    self.full_template = full_template
 
   def judge(
     self,
@@ -197,7 +221,7 @@ class ScalarJudge:
     texts = [
       prompt_builder.fit_text(
         response,
-        functools.partial(response_tokens, self.tokenizer),
+        lambda x: response_tokens(self.tokenizer, x, self.full_template),
         self.scorer.max_new_tokens,
         self.too_long,
       )
