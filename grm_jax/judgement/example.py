@@ -66,13 +66,15 @@ class JudgingExample:
     return int(self.id) if self.has_integer_id else self.id
 
   def _query_problem(self) -> str:
+    for turn in self.query:
+      if turn.role not in ROLES:
+        return (
+          f'role is {turn.role!r:.60}; it must be one of {", ".join(ROLES)}'
+        )
     if not self.query or self.query[-1].role != 'user':
       return 'the last turn of the query must have the role user'
     if not any(turn.text.strip() for turn in self.query):
       return 'the query is empty'
-    for turn in self.query:
-      if turn.role not in ROLES:
-        return f'role is {turn.role!r}; it must be one of {", ".join(ROLES)}'
     return ''
 
   def _response_problem(self) -> str:
@@ -209,5 +211,5 @@ def _finite_numbers(values: Any) -> tuple[float, ...]:
     else [None]
   )
   if None in numbers:
-    raise UserError('rewards must be a list of finite numbers')
+    raise UserError(f'rewards is {values!r:.60}, not a list of finite numbers')
   return tuple(x for x in numbers if x is not None)

@@ -35,9 +35,11 @@ _LINE_BREAKS = frozenset('\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029')
 _DROPPED = frozenset(['Cc', 'Cf', 'Cn', 'Co', 'Cs', 'Me', 'Mn'])
 _LOOKALIKES = str.maketrans(
   # Brackets, number signs, blank letters; Cyrillic and Greek letters.
-  '【〔〖〘〚⟦⁅❲「『】〕〗〙〛⟧⁆❳」』♯⌗\u115f\u1160\u2800аеорсухіѕԁјһԛԝοαν',
-  '[[[[[[[[[[]]]]]]]]]]##   aeopcyxisdjhqwoav',
+  '【〔〖〘〚⟦⁅❲「『〈⟨⸢⟬⦋⌈⎡】〕〗〙〛⟧⁆❳」』〉⟩⸣⟭⦌⌉⎤♯⌗\u2800⁄∕аеорсухіѕԁјһԛԝοανε',
+  '[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]## //aeopcyxisdjhqwoave',
 )
+# Letters of Hangul that are drawn as nothing.
+_FILLERS = {0x115F: None, 0x1160: None}
 
 
 class _Folding(dict[int, str]):
@@ -53,7 +55,8 @@ class _Folding(dict[int, str]):
       letters = unicodedata.normalize('NFKD', character).casefold()
       folded = ''.join(
         x for x in letters if unicodedata.category(x) not in _DROPPED
-      ).translate(_LOOKALIKES)
+      ).translate(_FILLERS)
+      folded = folded.translate(_LOOKALIKES)
     self[code] = folded
     return folded
 
@@ -83,7 +86,7 @@ class Guard:
     anywhere = {_pattern(x) for x in delimiters if _is_anywhere(x)}
     at_begin = {_pattern(x) for x in delimiters if not _is_anywhere(x)}
     self._pattern = re.compile(
-      r'(?:\A|\n)[ >*~+|"\'(`_-]*?'
+      r'(?:\A|\n)[ >*~+|"\'(`_•“”‘«»–—-]*?(?:\d{1,2}[.)] *)?'
       rf'({_any_of(at_begin)})|({_any_of(anywhere)})'
     )
 
@@ -110,6 +113,12 @@ _LABELS = {
   INDEX: r'(?:\d|(?<![^\W\d_])[^\W\d_])[\w.-]{0,19}',
   ROLE: r'(?:system|user|assistant|model)',
 }
+_HASH = r'(?:\# ?)?'
+# Between other characters, as in `[1/2]`: `[#1/#2]`, but not `[and/or]`.
+_EXACT = {
+  **_LABELS,
+  INDEX: rf'{_HASH}(?:\d[\w.-]{{0,19}}|(?<![^\W\d_])[^\W\d_](?![^\W\d_]))',
+}
 _GAP = r'(?:[^\w\[\]#]|_)*'  # between words
 _BLANKS = r'[ \n]*'  # between characters
 
@@ -130,18 +139,18 @@ def _pattern(delimiter: Delimiter) -> str:
   words = _words(delimiter)
   if delimiter[0] == '#':
     num_hashes = 1 if len(words) > 1 else delimiter.count('#')
-    hashes = rf'(?:\# ?){{{num_hashes},}}'
+    hashes = rf'(?:\# {{0,3}}){{{num_hashes},}}'
     return hashes + _GAP + _joined(delimiter) + _end(words)
   if delimiter[0] == '[' and len(words) > 1:
     last = max(i for i, x in enumerate(delimiter) if x == words[-1])
-    return rf'\[{_GAP}{_joined(delimiter[: last + 1])}'
+    return rf'\[{_GAP}{_HASH}{_joined(delimiter[: last + 1])}'
   if delimiter[0] == '[' and words or delimiter == ('[', ROLE, ']'):
     number = rf'(?:\# ?)?(?:\d{{1,3}}{_GAP})?'
     return rf'\[{_GAP}{_joined(delimiter)}{_GAP}{number}\]'
   if len(words) > 2 and delimiter[0] != '[':
     end = delimiter.index(':') if ':' in delimiter else len(delimiter)
     return _joined(delimiter[: end or None])
-  exact = (_LABELS.get(x) or re.escape(x) for x in delimiter)
+  exact = (_EXACT.get(x) or re.escape(x) for x in delimiter)
   return _BLANKS.join(exact)
 
 
@@ -157,7 +166,4 @@ def _joined(delimiter: Delimiter) -> str:
     for x in delimiter
     if x in _LABELS or re.match(r'\w', x)
   ]
-  return _GAP.join(parts).replace(f'{_GAP}{_LABELS[INDEX]}', _NUMBERED)
-
-
-_NUMBERED = rf'{_GAP}(?:\# ?)?{_LABELS[INDEX]}'
+  return f'{_GAP}{_HASH}'.join(parts)

@@ -309,6 +309,9 @@ def _truncate(text: str, length: int) -> str:
     return text
   tail_length = length // 4
   head_length = length - tail_length
+  if text[-tail_length - 1] == '\\':
+    # It may escape a mark, which would be one without it.
+    tail_length, head_length = tail_length + 1, head_length - 1
   num_removed = len(text) - length
   return (
     f'{text[:head_length]}\n{_REMOVED.format(num_removed)}\n'

@@ -48,7 +48,8 @@ _TOKEN = re.compile(
 | (?P<over> /\s*[0-9]+(?:\.[0-9]*)? )
 | (?P<word> [^\W\d_]+ )
 | (?P<noise> (?:
-      [\s,;:=&$*"'`()~|\u200b\ufeff\u2018\u2019\u201c\u201d]
+      ```[a-z]{{0,12}}
+    | [\s,;:=&$*"'`()~|\0\u200b\ufeff\u2018\u2019\u201c\u201d]
     | \.(?![0-9])
     | \\{{1,2}}(?:{_FONTS}|bf|left|right|q?quad|colon)(?![a-z]|{_BRACED_LABEL})
     | \\\\(?!boxed)
@@ -60,9 +61,9 @@ _TOKEN = re.compile(
   re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
 
-# A remark between a label and its colon: "Scores (out of 10): [8, 9]".
+# A remark between a label and its colon: "Scores ([1, 10]): [8, 9]".
 _REMARK = re.compile(
-  r'[\s*_"\'`]{0,9}(?:\([^()\[\]{}\\\n]{1,60}\)|\bout of [0-9]{1,4})'
+  r'[\s*_"\'`]{0,9}(?:\([^(){}\\\n]{1,60}\)|\bout of [0-9]{1,4})'
   r'(?=[\s*_"\'`]{0,9}[:=])',
   re.IGNORECASE,
 )
@@ -73,9 +74,20 @@ _START = re.compile(
   r'[\\\[{]|(?<![^\W\d_])(?:score|rating)s?(?![^\W\d_])', re.IGNORECASE
 )
 
+# What precedes a label that begins a line: "**The final scores".
+_LINE_BEGIN = re.compile(
+  r'(?:\A|\n)(?:[\s*_#>+"\'`(•-]|[0-9]{1,2}[.)]'
+  r'|(?<![^\W\d_])(?:and|final|overall|the)(?![^\W\d_])){0,20}\Z',
+  re.IGNORECASE,
+)
+_MAX_LINE_BEGIN = 40  # characters
+# A part of another word: "sub-scores", "z_score".
+_JOINED = re.compile(r'[^\W_][-\u2010\u2011_]\Z')
+
 # Thoughts of a reasoning model.
 _THINK_TAG = re.compile(
-  r'<\s{0,3}(/?)\s{0,3}(?:think|thinking|thoughts?|reasoning)\s{0,3}>',
+  r'<\s{0,3}(/?)\s{0,3}(?:think|thinking|thoughts?|reasoning)'
+  r'(?:\s[^<>]{0,200})?\s{0,3}>',
   re.IGNORECASE,
 )
 
@@ -103,8 +115,8 @@ def parse_scores(
      of exactly C boxes, whichever is later in the text;
   2. the last list in square brackets of exactly C numbers that follows a label
      such as "Scores:", "Scores (out of 10):" or "Ratings for both:", or has
-     double brackets, [[2, 4]]. Any other list is more likely a citation or
-     code.
+     double brackets, [[2, 4]]. A label without a colon, "is" or "are" must
+     begin its line. Any other list is more likely a citation or code.
 
   A box is `\boxed{...}` with its closing brace; the last number of an unclosed
   box may be cut off.
@@ -119,7 +131,9 @@ def parse_scores(
   number outside of low..high.
 
   A run consists of boxes with one number each. Between them there can be
-  separators, dashes, markup, "/high" and labels, numbered as above.
+  separators, dashes, markup, "/high" and labels, numbered as above. Of a longer
+  run, the last C boxes count if a sentence, a paragraph or a label such as
+  "Final Scores:" begins with them.
 
   Full-width characters count as their ASCII forms. Text inside <think> tags is
   ignored, also if the tag is not closed.
@@ -244,6 +258,9 @@ class _ScoreReader:
     self._numbers: list[int] = []
     self._run: list[int] = []  # the numbers of the current run of boxes
     self._run_end = 0
+    self._breaks: set[int] = set()  # indices in the run where a part begins
+    self._is_break = False  # whether the next box of the run begins a part
+    self._label_end = 0  # position after the last label
     self._continues_run = False  # no token since the run's end interrupts it
     self._labelled = False
     self._needs_colon = False  # before the label applies again
@@ -269,8 +286,7 @@ class _ScoreReader:
     """Updates the state with the next token."""
     kind, text = token.lastgroup, token[0]
     if kind == 'noise':
-      if self._needs_colon and (':' in text or '=' in text):
-        self._labelled, self._needs_colon = True, False
+      self._read_noise(text)
       return
     if kind == 'number':
       self._read_number(_to_integer(text))
@@ -281,7 +297,7 @@ class _ScoreReader:
     elif kind == 'close':
       self._close(text, token.end())
     elif kind == 'word' and text.lower() in _LABEL_WORDS:
-      self._read_label_word(text.lower())
+      self._read_label_word(text.lower(), token)
     elif kind == 'word' and self._needs_colon and text.lower() in _WHICH:
       self._mark_not_a_list()
       self._continues_run = False
@@ -292,8 +308,27 @@ class _ScoreReader:
       self._continues_run = False
       self._end_label()
 
-  def _read_label_word(self, word: str) -> None:
-    if word in _SCORE_WORDS or (self._needs_colon and word in _VERBS):
+  def _read_noise(self, text: str) -> None:
+    has_colon = ':' in text or '=' in text
+    if '.' in text or text.count('\n') > 1:
+      self._is_break = True
+    if self._needs_colon and has_colon:
+      self._labelled, self._needs_colon = True, False
+    elif '.' in text and not has_colon:
+      self._end_label()  # a sentence ends
+
+  def _read_label_word(self, word: str, token: re.Match[str]) -> None:
+    start, text = token.start(), token.string
+    if word in _SCORE_WORDS:
+      before = text[max(0, start - _MAX_LINE_BEGIN) : start]
+      if _JOINED.search(before):
+        self._end_label()
+        return
+      is_first = start <= _MAX_LINE_BEGIN or '\n' in before
+      self._labelled = is_first and bool(_LINE_BEGIN.search(before))
+      self._needs_colon = not self._labelled
+      self._is_break, self._label_end = True, token.end()
+    elif self._needs_colon and word in _VERBS:
       self._labelled, self._needs_colon = True, False
     elif word in _PREPOSITIONS and self._labelled:
       self._labelled, self._needs_colon = False, True
@@ -315,6 +350,7 @@ class _ScoreReader:
       self._numbers.append(value)
 
   def _read_label(self, position: int) -> None:
+    self._is_break = False  # a numbered label continues a run
     self._continues_run = self._continues_run and position == len(self._run) + 1
     for group in self._groups:
       count = len(self._numbers) - group.first
@@ -330,7 +366,8 @@ class _ScoreReader:
         begin,
         len(self._numbers),
         self._continues_run,
-        self._labelled,
+        # Directly after the word it is an index in code.
+        self._labelled and begin > self._label_end,
       )
     )
     if kind != '[':
@@ -377,7 +414,10 @@ class _ScoreReader:
       if not is_single or not group.continues_run:
         self._end_run()
       if is_single:
+        if self._is_break:
+          self._breaks.add(len(self._run))
         self._run.append(self._numbers[-1])
+      self._is_break = False
       self._run_end, self._continues_run = end, is_single
     if count == self._n and group.fits_labels:
       self._boxed = tuple(self._numbers[-self._n :])
@@ -386,9 +426,10 @@ class _ScoreReader:
     self._needs_colon = group.labelled and not group.is_list
 
   def _end_run(self) -> None:
-    if len(self._run) == self._n:
-      self._boxed = tuple(self._run)
-    self._run = []
+    first = len(self._run) - self._n
+    if first == 0 or first in self._breaks:
+      self._boxed = tuple(self._run[first:])
+    self._run, self._breaks = [], set()
 
   def _end_bracket(self, group: _Group) -> None:
     count = len(self._numbers) - group.first if group.is_list else 0

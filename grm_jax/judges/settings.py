@@ -75,7 +75,7 @@ VOTING_JUDGE = JUDGE | {
 UNUSED = (
   Unused(
     (
-      *('k', 'temperature', 'response_order', 'vote', 'k_meta'),
+      *('k', 'temperature', 'response_order', 'k_meta'),
       *('prompt.template', 'prompt.single', 'prompt.score_range'),
       *('prompt.principles', 'prompt.meta'),
       *('sampling.weights', 'sampling.int8'),

@@ -44,11 +44,6 @@ UNUSED = (
     '{key}.compute.attention is xla',
     lambda config: config.compute.attention == 'xla',
   ),
-  Unused(
-    ('compute.query_block',),
-    '{key}.compute.attention is splash',
-    lambda config: config.compute.attention == 'splash',
-  ),
 )
 
 

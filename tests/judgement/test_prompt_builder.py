@@ -278,6 +278,18 @@ def test_a_text_cannot_forge_what_is_left_out(mark):
   assert text.count(mark) == text.count(f'\\{mark}') == 3
 
 
+@pytest.mark.parametrize('shift', range(40))
+def test_no_cut_frees_an_escaped_mark(shift):
+  mark = '[... 999 characters left out ...]'
+  text = prompt_builder.guards.Guard.escape(
+    prompt_builder._MARK_GUARD, mark * 100 + 'x' * shift
+  )
+  cut = prompt_builder._truncate(text, 1200 + shift)
+  removed = len(text) - len(cut) + len(cut.split('\n')[1]) + 2
+  assert cut.split('\n')[1] == f'[... {removed} characters left out ...]'
+  assert re.findall(r'(?<!\\)\[\.\.\. 999', cut) == []
+
+
 def test_the_mark_of_a_shortened_text_is_not_escaped():
   prompt_template = template.load('pointwise')
   example = JudgingExample('a', (Turn('user', 'q'),), ('word ' * 9000, 'y'))

@@ -183,7 +183,7 @@ PAIRS = [
   ('<think>a<think>b</think>\\boxed{2, 9}</think> \\boxed{8, 3}', (8, 3)),
   ('<think>a<think>b</think>\\boxed{2, 9}', None),
   ('\\boxed{8, 3} <think>or \\boxed{2, 9}', (8, 3)),
-  ('\\boxed{8}, <think>\\boxed{2}</think> \\boxed{9}', None),
+  ('\\boxed{8}, <think>\\boxed{2}</think> \\boxed{9}', (8, 9)),
   ('I think <b>\\boxed{8, 3}</b>', (8, 3)),
   # Full-width.
   ('Scores: \\boxed{８，９}', (8, 9)),
@@ -461,3 +461,60 @@ def test_time_is_linear_in_the_length(start, unit, end):
   begin = time.process_time()
   assert are_valid(parse_scores(text, 2), 2, 1, 10)
   assert time.process_time() - begin < 60
+
+
+@pytest.mark.parametrize(
+  'text, n, expected',
+  [
+    ('Scores: [8, 9]\n\nBoth papers support this score. [1, 2]', 2, (8, 9)),
+    ('Scores: [8, 9]\n\nThe code reads `scores[1, 2]`.', 2, (8, 9)),
+    ('Score: [7]\nIt reads scores[1] wrongly.', 1, (7,)),
+    ('It has the best score [1, 2].', 2, None),
+    ('score.\n\n[1, 2] J. Doe, Title', 2, None),
+    ('I explain the ratings.\n[1, 2]', 2, None),
+    ('The IMDb rating [2] is wrong. ', 1, None),
+    ('Scores ([1, 10]):  8, 9', 2, None),
+    ('the prompt asks for ratings [1, 10]', 2, None),
+    ('Scores: [8, 9]\n\nSub-scores: [1, 2]', 2, (8, 9)),
+    ('Response 1 sub-scores: [3, 4]\nResponse 2 sub-scores: [5, 6]', 2, None),
+    ('sub_scores: [3, 4]', 2, None),
+    ('z-scores: [1, 2]', 2, None),
+    ('Partial scores [3, 4]', 2, None),
+    (
+      'Scores: \\boxed{8}, \\boxed{9}\n\nFinal Scores: \\boxed{7}, \\boxed{9}',
+      2,
+      (7, 9),
+    ),
+    ('\\boxed{8}, \\boxed{9}\n\n\\boxed{7}, \\boxed{9}', 2, (7, 9)),
+    ('Weight: \\boxed{5}\n\nScores: \\boxed{8}, \\boxed{9}', 2, (8, 9)),
+    (
+      'My scores: \\boxed{8}, \\boxed{9}. Overall: \\boxed{8}, \\boxed{9}',
+      2,
+      (8, 9),
+    ),
+    ('<think foo="1">\\boxed{2, 9}', 2, None),
+    ('Scores: <think>x</think> [8, 9]', 2, (8, 9)),
+    ('\\boxed{8},<think>x</think> \\boxed{9}', 2, (8, 9)),
+    ('Scores:\n```json\n[8, 9]\n```', 2, (8, 9)),
+    ('## Scores\n\n[8, 9]', 2, (8, 9)),
+    ('**Final scores** [8, 9]', 2, (8, 9)),
+    ('The scores are [8, 9].', 2, (8, 9)),
+    ('So the final scores are [8, 9]', 2, (8, 9)),
+    ('- Scores [8, 9]', 2, (8, 9)),
+    ('1. Scores: [8, 9]', 2, (8, 9)),
+    (
+      'Answer 1: \\boxed{8}\n\nAnswer 2: \\boxed{9}\n\nAnswer 3: \\boxed{7}',
+      2,
+      None,
+    ),
+    (
+      'Score of Response 1: \\boxed{8}\nScore of Response 2: \\boxed{9}',
+      2,
+      (8, 9),
+    ),
+    ('Scores ([1, 10]): [8, 9]', 2, (8, 9)),
+    ('(Scores: [8, 9])', 2, (8, 9)),
+  ],
+)
+def test_labels_begin_lines_and_runs_begin_parts(text, n, expected):
+  assert parse_scores(text, n) == expected

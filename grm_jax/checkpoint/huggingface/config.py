@@ -6,7 +6,6 @@ fields that are not known here: they may change what the model computes.
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -76,9 +75,20 @@ _IGNORED = frozenset(
     *('return_dict', 'finetuning_task', 'task_specific_params'),
   )
 )
+# Flags that transformers wrote into every file; true is refused.
+_OFF = frozenset(
+  (
+    *('add_cross_attention', 'do_sample', 'early_stopping'),
+    *('is_encoder_decoder', 'output_attentions'),
+    *('output_hidden_states', 'output_scores', 'remove_invalid_values'),
+    *('return_dict_in_generate', 'tie_encoder_decoder', 'torchscript'),
+    *('use_bfloat16', 'rope_interleaved'),
+  )
+)
 # ModelConfig fields that can be None, and those that need not be integers.
 _OPTIONAL = ('window', 'attn_softcap', 'final_softcap', 'head_dim')
 _REAL = ('norm_eps', 'query_pre_attn_scalar', 'attn_softcap', 'final_softcap')
+_MAX_NUMBER = 1e30
 _ROPE_FIELDS = ('rope_theta', 'rope_parameters', 'rope_scaling')
 _ROPE_KEYS = ('rope_type', 'type', 'rope_theta', 'partial_rotary_factor')
 GEMMA2 = HFFamily(
@@ -158,10 +168,12 @@ def read_config(directory: str) -> tuple[ModelConfig, bool]:
   path = os.path.join(directory, 'config.json')
   fields = read_json(path)
   family = _find_family(path, fields)
-  architecture = (fields.get('architectures') or [family.language_model])[0]
+  architectures = fields.get('architectures') or [family.language_model]
+  architecture = architectures[0] if isinstance(architectures, list) else None
   if architecture not in (family.language_model, family.scalar_model):
     raise UserError(
-      f'{path}: architecture {architecture}; expected {family.language_model} '
+      f'{path}: architectures is {architectures!r}; expected '
+      f'{family.language_model} '
       f'or {family.scalar_model}'
     )
   missing = [x for x in family.fields.values() if x not in fields]
@@ -298,8 +310,10 @@ def _check_unknown(
   unknown = {
     name: value
     for name, value in fields.items()
-    # None, False and empty values turn a feature off.
-    if name not in known and value not in (None, False, '', [], {})
+    # Not given, or one of the flags of transformers that are off.
+    if name not in known
+    and not (value is None or value in ('', [], {}))
+    and not (value is False and name in _OFF)
   }
   if unknown:
     name, value = min(unknown.items())
@@ -316,11 +330,12 @@ def _check_sizes(
   """Raises UserError for a number that is not one, or not positive."""
   for ours, theirs in (*family.fields.items(), ('head_dim', 'head_dim')):
     value: Any = fields.get(theirs)
-    if value is None and ours in _OPTIONAL:
+    is_required = family is GEMMA2 and ours == 'head_dim'
+    if value is None and ours in _OPTIONAL and not is_required:
       continue
     kinds = int | float if ours in _REAL else int
     is_number = isinstance(value, kinds) and not isinstance(value, bool)
-    if not (is_number and 0 < float(value) < math.inf):
+    if not (is_number and 0 < value <= _MAX_NUMBER):
       kind = 'number' if ours in _REAL else 'integer'
       raise UserError(
         f'{path}: {theirs} is {value!r}; it must be a positive {kind}'
@@ -329,6 +344,8 @@ def _check_sizes(
 
 def _check_num_labels(path: str, fields: Mapping[str, Any]) -> None:
   labels = fields.get('id2label') or {}
+  if not isinstance(labels, dict):
+    raise UserError(f'{path}: id2label is {labels!r}; it must be an object')
   num_labels = fields.get('num_labels', len(labels) or 2)
   if num_labels != 1:
     raise UserError(f'{path}: {num_labels} labels; a scalar head has 1')
@@ -340,7 +357,11 @@ def _rope_base(path: str, fields: Mapping[str, Any]) -> float:
   transformers has read scaling from `rope_scaling` and `rope_parameters`, with
   the type under `rope_type` and `type`, or one such dict per layer type.
   """
-  given = {x: fields[x] for x in _ROPE_FIELDS[1:] if fields.get(x)}
+  given = {
+    x: fields[x]
+    for x in _ROPE_FIELDS[1:]
+    if x in fields and not (fields[x] is None or fields[x] == {})
+  }
   if len(given) == 2 and given['rope_scaling'] != given['rope_parameters']:
     raise UserError(
       f'{path}: rope_scaling is {given["rope_scaling"]!r} and rope_parameters '
@@ -351,7 +372,7 @@ def _rope_base(path: str, fields: Mapping[str, Any]) -> float:
     _check_rope(path, name, rope)
   base = rope.get('rope_theta', fields.get('rope_theta', 10_000.0))
   is_number = isinstance(base, int | float) and not isinstance(base, bool)
-  if not (is_number and 0 < base < math.inf):
+  if not (is_number and 0 < base <= _MAX_NUMBER):
     raise UserError(
       f'{path}: rope_theta is {base!r}; it must be a positive number'
     )

@@ -104,6 +104,9 @@ def _conversation(row: SourceRow, id: str) -> Instruction:
 
 
 def _message(row: SourceRow) -> Iterator[_Message | SkippedRow]:
+  for key in ('deleted', 'review_result'):
+    if row.fields.get(key) not in (None, True, False):
+      raise row.error(f'{key} must be true or false')
   if row.fields.get('deleted') or row.fields.get('review_result') is False:
     yield SkippedRow('the message was deleted or rejected')
     return

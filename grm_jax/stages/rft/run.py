@@ -89,8 +89,12 @@ UNUSED = (
     '{key}.phases has no filter',
     lambda config: 'filter' not in _phases(config),
   ),
+  # Sampling uses the others: seed, mesh, compute and prompt.
   Unused(
-    ('train',),
+    (
+      *('train.data', 'train.steps', 'train.optimizer', 'train.evaluation'),
+      *('train.save_every', 'train.max_to_keep', 'train.profile_steps'),
+    ),
     '{key}.phases has no train',
     lambda config: 'train' not in _phases(config),
   ),

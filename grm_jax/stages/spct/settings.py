@@ -69,19 +69,22 @@ SETTINGS: settings.Rules = {
     'attention': compute_config.SETTINGS['attention'],
   },
 }
-# The leaves and groups that only one stage reads.
+# The leaves and groups that only one stage reads. The stage meta_rm samples
+# with settings of rft, and the numbers of examples decide the splits.
 _OF_STAGES = {
   'base': ('base',),
-  'sft': ('sft', 'examples.texts'),
-  'rft': ('rft', 'examples.rft'),
-  'grpo': ('grpo', 'examples.grpo'),
-  'meta_rm': (
-    'meta_rm',
-    'meta_rm_samples',
-    'examples.meta_rm_samples',
-    'prompt.meta',
+  'sft': ('sft.steps', 'sft.optimizer', 'sft.batch', 'sft.evaluation'),
+  'rft': (
+    *('rft.filter', 'rft.num_samples', 'rft.num_hinted_samples'),
+    *('rft.temperature', 'rft.hinted_temperature', 'rft.response_order'),
+    *('rft.train.steps', 'rft.train.optimizer', 'rft.train.evaluation'),
   ),
-  'evaluate': ('evaluation', 'examples.held_out'),
+  'grpo': ('grpo',),
+  'meta_rm': ('meta_rm', 'meta_rm_samples', 'prompt.meta'),
+  'evaluate': (
+    *('evaluation.k', 'evaluation.k_intermediate', 'evaluation.temperature'),
+    *('evaluation.evaluate_initial', 'evaluation.sampling'),
+  ),
 }
 
 

@@ -463,3 +463,38 @@ def test_mapping_has_every_gemma2_tensor_once():
     ]
     assert len(shapes) == len(expected)
     assert dict(shapes) == expected
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'use_rope': False},
+    {'rotary_pct': 0.0},
+    {'rope_dim': 0},
+    {'residual_multiplier': 0.0},
+    {'use_rms_norm': False},
+    {'architectures': 5},
+    {'architectures': {'a': 1}},
+    {'vocab_size': 10**400},
+    {'rope_theta': 10**400},
+    {'rope_scaling': 0},
+    {'rope_parameters': ''},
+  ],
+)
+@pytest.mark.parametrize('name', ['odd_heads', 'llama'])
+def test_a_value_that_is_off_or_wrong_is_not_defaulted(tmp_path, name, change):
+  fields = gemma2_files.config_json(gemma2_files.ALL[name]) | change
+  (tmp_path / 'config.json').write_text(json.dumps(fields))
+  with pytest.raises(UserError, match=naming(*change)):
+    config_lib.read_config(tmp_path)
+
+
+def test_null_is_no_head_dim_of_gemma2_and_a_list_no_labels(tmp_path):
+  fields = gemma2_files.config_json(FIELDS) | {'head_dim': None}
+  (tmp_path / 'config.json').write_text(json.dumps(fields))
+  with pytest.raises(UserError, match=naming('head_dim', 'None')):
+    config_lib.read_config(tmp_path)
+  fields = gemma2_files.config_json(FIELDS, scalar=True) | {'id2label': 5}
+  (tmp_path / 'config.json').write_text(json.dumps(fields))
+  with pytest.raises(UserError, match=naming('id2label', 5)):
+    config_lib.read_config(tmp_path)

@@ -101,6 +101,7 @@ def test_answers_ranked_first_are_targets(tmp_path):
     ('no_robots', TULU3, ['prompt_id']),
     ('openassistant', TREE[0] | {'role': 'user'}, ['role', "'user'"]),
     ('openassistant', TREE[0] | {'text': None}, ['text']),
+    ('openassistant', TREE[0] | {'deleted': 'False'}, ['deleted']),
     ('openassistant', message('x', 'x', 'assistant', 'y'), ['x']),
     ('openassistant', message('x', None, 'assistant', 'y'), ['x']),
   ],
