@@ -167,7 +167,8 @@ def _warn_of_unused_settings(config: ConfigDict, stage: Any) -> None:
   """Warns about given settings to which other settings leave no effect."""
   from grm_jax import unused_settings
 
-  given = config_flags.get_override_values(flags.FLAGS['config'])
+  flag = flags.FLAGS['config']
+  given = config_flags.get_override_values(flag) if flag.present else {}
   try:
     for message in unused_settings.messages(config, given, stage.UNUSED):
       logging.warning('%s', message)

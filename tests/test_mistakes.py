@@ -33,7 +33,6 @@ def fixtures(tmp_path_factory, environment):
   gemma2_files.write(
     root / 'hf_small_vocab', gemma2_files.CONFIGS['odd_heads'], 3
   )
-  shutil.copy(root / 'hf' / 'tokenizer.model', root / 'hf_small_vocab')
   for name, source in (
     ('grm', 'hf'),
     ('scalar', 'hf_scalar'),
@@ -45,6 +44,8 @@ def fixtures(tmp_path_factory, environment):
       f'--config.target={root / name}',
       env=environment,
     )
+  # Conversion would refuse it.
+  shutil.copy(root / 'hf' / 'tokenizer.model', root / 'small_vocab')
   make_damaged_copies(root)
   write(root / 'rows.jsonl', json.dumps(ROW))
   text = json.dumps(ROW | {'generation': r'Scores: \boxed{8, 2}'})
