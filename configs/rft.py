@@ -5,9 +5,8 @@ r"""Rejective fine-tuning: sample judgements, fine-tune on correct ones.
     --config.train.data.general=tulu3:PATH
 
 Needs a model that writes judgements, labelled examples, and general instruction
-data. Writes samples.jsonl
-and kept.jsonl with the reason for each sample, and the model in WORKDIR/model.
-Resumes after an interruption.
+data. Writes samples.jsonl and kept.jsonl with the reason for each sample, and
+the model in WORKDIR/model. Resumes after an interruption.
 
 Ablations of the paper: --config.num_hinted_samples=0 (no hinted sampling),
 --config.filter.unhinted=False, --config.filter.reject=False (no rejection),

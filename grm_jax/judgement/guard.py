@@ -37,9 +37,8 @@ _LOOKALIKES = str.maketrans(
   # Brackets, number signs, blank letters; Cyrillic and Greek letters.
   '【〔〖〘〚⟦⁅❲「『〈⟨⸢⟬⦋⌈⎡】〕〗〙〛⟧⁆❳」』〉⟩⸣⟭⦌⌉⎤♯⌗\u2800⁄∕аеорсухіѕԁјһԛԝοανε',
   '[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]## //aeopcyxisdjhqwoave',
+  '\u115f\u1160',  # letters of Hangul that are drawn as nothing
 )
-# Letters of Hangul that are drawn as nothing.
-_FILLERS = {0x115F: None, 0x1160: None}
 
 
 class _Folding(dict[int, str]):
@@ -55,8 +54,7 @@ class _Folding(dict[int, str]):
       letters = unicodedata.normalize('NFKD', character).casefold()
       folded = ''.join(
         x for x in letters if unicodedata.category(x) not in _DROPPED
-      ).translate(_FILLERS)
-      folded = folded.translate(_LOOKALIKES)
+      ).translate(_LOOKALIKES)
     self[code] = folded
     return folded
 
@@ -145,7 +143,7 @@ def _pattern(delimiter: Delimiter) -> str:
     last = max(i for i, x in enumerate(delimiter) if x == words[-1])
     return rf'\[{_GAP}{_HASH}{_joined(delimiter[: last + 1])}'
   if delimiter[0] == '[' and words or delimiter == ('[', ROLE, ']'):
-    number = rf'(?:\# ?)?(?:\d{{1,3}}{_GAP})?'
+    number = rf'{_HASH}(?:\d{{1,3}}{_GAP})?'
     return rf'\[{_GAP}{_joined(delimiter)}{_GAP}{number}\]'
   if len(words) > 2 and delimiter[0] != '[':
     end = delimiter.index(':') if ':' in delimiter else len(delimiter)

@@ -58,9 +58,8 @@ def meta_text(
     limit: maximum number of tokens.
     full_template: see trained_judge.TrainedJudge.
   """
-  end = [tokenizer.end_of_turn_id]
-  if full_template:
-    text, end = text.strip(), [*end, *tokenizer.encode('\n')]
+  text = text.strip() if full_template else text
+  end = chat_format.turn_end(tokenizer, full_template)
   return [*tokenizer.encode(text)[: max(0, limit - len(end))], *end]
 
 

@@ -366,14 +366,13 @@ def _write_results(
   if first is not None:
     results = itertools.chain((first,), good)
     num_good = atomic_io.write_lines(output, map(json.dumps, results))
-  warning = failure_report.of_samples(
-    config,
-    (
-      (x['scores'] is None, x['finish'] == 'length')
-      for x in _merge_samples(journal_paths)
-    ),
-  )
-  num_shortened = sum(x['shortened'] for x in _merge_samples(journal_paths))
+  samples = [
+    (x['scores'] is None, x['finish'] == 'length', x['shortened'])
+    for row in _merge(journal_paths)
+    for x in row.get('samples', ())
+  ]
+  warning = failure_report.of_samples(config, (x[:2] for x in samples))
+  num_shortened = sum(shortened for *_, shortened in samples)
   for path in journal_paths:
     atomic_io.remove(path)
   if not num_good:
@@ -396,12 +395,6 @@ def _write_results(
     )
   if warning:
     print(warning)
-
-
-def _merge_samples(journal_paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-  """Yields the samples of all rows."""
-  for row in _merge(journal_paths):
-    yield from row.get('samples', ())
 
 
 def _merge(journal_paths: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -57,7 +57,7 @@ def render(
   for _, role, content in turns if chat_format.has_system_role else joined:
     ids += _turn_start(tokenizer, role)
     ids += tokenizer.encode(content)
-    ids += [tokenizer.end_of_turn_id, *tokenizer.encode('\n')]
+    ids += turn_end(tokenizer, full_template=True)
   if add_generation_prompt:
     ids += _turn_start(tokenizer, 'model')
   return ids
@@ -77,6 +77,12 @@ def render_user(tokenizer: Tokenizer, text: str) -> list[int]:
     ValueError: text is not a str.
   """
   return render(tokenizer, [{'role': 'user', 'content': text}])
+
+
+def turn_end(tokenizer: Tokenizer, full_template: bool) -> list[int]:
+  """Returns the ids that end a turn, up to the newline of the full template."""
+  newline = tokenizer.encode('\n') if full_template else []
+  return [tokenizer.end_of_turn_id, *newline]
 
 
 def _turn_start(tokenizer: Tokenizer, role: str) -> list[int]:

@@ -78,7 +78,7 @@ class MetricWriter:
       stored = _read_positions(self._positions_path)
       # Later steps are those of checkpoints that were deleted.
       self._positions = {n: x for n, x in stored.items() if n <= step}
-      self._count(_read_content(rows.path, self._positions_path, step))
+      self._count(_read_content(rows.path, self._positions_path, stored, step))
     with atomic_io.wrap_os_errors(rows.path):
       self._file = rows.path.open('ab')
       self._file.truncate(self._num_bytes)
@@ -190,18 +190,20 @@ def read_rows(
     UserError: the rows were changed.
   """
   path, positions_path = (os.path.join(workdir, x) for x in (FILE, POSITIONS))
-  content = _read_content(epath.Path(path), positions_path, step)
+  positions = _read_positions(positions_path)
+  step = max(positions, default=0) if step is None else step
+  content = _read_content(epath.Path(path), positions_path, positions, step)
   return [json.loads(line) for line in content.splitlines()]
 
 
-def _read_content(path: Any, positions_path: str, step: int | None) -> bytes:
+def _read_content(
+  path: Any, positions_path: str, positions: Mapping[int, _Position], step: int
+) -> bytes:
   """Returns the rows up to a checkpoint as bytes, unless they were changed."""
   if not path.exists():
     logging.warning('%s is missing; it will lack the earlier rows', path)
     return b''
-  positions = _read_positions(positions_path)
-  last = max(positions, default=0)
-  position = positions.get(last if step is None else step, _Position())
+  position = positions.get(step, _Position())
   content = path.read_bytes()[: position.bytes]
   if _Position(len(content), hashlib.sha256(content).hexdigest()) != position:
     raise UserError(

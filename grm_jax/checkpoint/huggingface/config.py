@@ -173,8 +173,7 @@ def read_config(directory: str) -> tuple[ModelConfig, bool]:
   if architecture not in (family.language_model, family.scalar_model):
     raise UserError(
       f'{path}: architectures is {architectures!r}; expected '
-      f'{family.language_model} '
-      f'or {family.scalar_model}'
+      f'{family.language_model} or {family.scalar_model}'
     )
   missing = [x for x in family.fields.values() if x not in fields]
   if missing:

@@ -49,16 +49,14 @@ def response_tokens(
     text: the response.
     full_template: see trained_judge.TrainedJudge.
   """
-  if full_template:
-    text, end = text.strip(), tokenizer.encode('\n')
-  else:
-    end = []
-  return [*tokenizer.encode(text), tokenizer.end_of_turn_id, *end]
+  text = text.strip() if full_template else text
+  end = chat_format.turn_end(tokenizer, full_template)
+  return [*tokenizer.encode(text), *end]
 
 
 @dataclasses.dataclass(frozen=True)
 class ScorerInput:
-  """What a scalar model reads of an example.
+  """Input of a scalar model for an example.
 
   Attributes:
     example_id: id of the example.
