@@ -194,7 +194,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
   output = StandardOutput(sys.stdout)
   try:
     with contextlib.redirect_stdout(output):  # --help prints and exits
-      arguments = flags.FLAGS(argv)
+      argv = flags.FLAGS.read_flags_from_files(argv)
+      # A byte order mark at the beginning of a flag file.
+      arguments = flags.FLAGS([x.removeprefix('\ufeff') for x in argv])
     config = _CONFIG.value
     # A config file that could not be loaded raises only on attribute access.
     config.get  # noqa: B018

@@ -206,6 +206,12 @@ def test_the_last_value_of_a_boolean_counts(monkeypatch):
   assert not parse(monkeypatch, argv).sampling.int8
 
 
+def test_a_byte_order_mark_in_a_flag_file(tmp_path):
+  path = tmp_path / 'flags.txt'
+  path.write_text('\ufeff--config.k=x\n--config=configs/score.py:tiny\n')
+  assert 'config.k' in error_of(f'--flagfile={path}')
+
+
 def parse(monkeypatch, argv):
   """Returns the config of a command line."""
   monkeypatch.setattr(sys, 'argv', argv)

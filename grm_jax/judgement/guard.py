@@ -84,7 +84,7 @@ class Guard:
     anywhere = {_pattern(x) for x in delimiters if _is_anywhere(x)}
     at_begin = {_pattern(x) for x in delimiters if not _is_anywhere(x)}
     self._pattern = re.compile(
-      r'(?:\A|\n)[ >*~+|"\'(`_•“”‘«»–—-]*?(?:\d{1,2}[.)] *)?'
+      r'(?:\A|\n)[ >*~+|"\'(\[`_•“”‘«»–—-]*?(?:\d{1,2}[.)] *)?'
       rf'({_any_of(at_begin)})|({_any_of(anywhere)})'
     )
 
@@ -118,6 +118,7 @@ _EXACT = {
   INDEX: rf'{_HASH}(?:\d[\w.-]{{0,19}}|(?<![^\W\d_])[^\W\d_](?![^\W\d_]))',
 }
 _GAP = r'(?:[^\w\[\]#]|_)*'  # between words
+_LETTER_GAP = r'[- \n]{0,3}'  # in a word, as in `Resp-\nonse`
 _BLANKS = r'[ \n]*'  # between characters
 
 
@@ -160,7 +161,7 @@ def _end(words: Sequence[str]) -> str:
 def _joined(delimiter: Delimiter) -> str:
   """Returns the pattern of words and labels with any gaps between them."""
   parts = [
-    _LABELS[x] if x in _LABELS else re.escape(x)
+    _LABELS[x] if x in _LABELS else _LETTER_GAP.join(x)
     for x in delimiter
     if x in _LABELS or re.match(r'\w', x)
   ]

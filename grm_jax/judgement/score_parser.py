@@ -51,6 +51,7 @@ _TOKEN = re.compile(
       ```[a-z]{{0,12}}
     | [\s,;:=&$*"'`()~|\0\u200b\ufeff\u2018\u2019\u201c\u201d]
     | \.(?![0-9])
+    | _(?![^\W_])
     | \\{{1,2}}(?:{_FONTS}|bf|left|right|q?quad|colon)(?![a-z]|{_BRACED_LABEL})
     | \\\\(?!boxed)
     | \\[ ,;:!&${{}}()\[\]]

@@ -129,20 +129,21 @@ class RewardClient:
     """Posts a batch; splits it in two if the service refuses it as a whole."""
     body = _BODY_START + b','.join(batch) + _BODY_END
     try:
-      return self._post('/v1/score_batch', body)['results']
+      return _results(self._post('/v1/score_batch', body), len(batch))
     except urllib.error.HTTPError as error:
       if error.code not in _SPLIT_STATUSES or len(batch) == 1:
         raise ValueError(f'{self.url}: {_error_message(error)}') from None
+    except ValueError as error:
+      raise ValueError(f'{self.url}: {error}') from None
     middle = len(batch) // 2
     return self._judge_batch(batch[:middle]) + self._judge_batch(batch[middle:])
 
-  def _post(self, path: str, body: bytes) -> Any:
+  def _post(self, path: str, body: bytes) -> bytes:
     """Posts JSON; retries while the service is full or out of reach.
 
     Raises:
       HTTPError: the service refuses the request.
       ConnectionError: the service cannot be reached.
-      ValueError: the reply is not JSON.
     """
     headers = {'Content-Type': 'application/json'}
     if self.token:
@@ -153,7 +154,7 @@ class RewardClient:
       retry_after = None
       try:
         with urllib.request.urlopen(request, timeout=self.timeout_s) as reply:
-          return json.load(reply)
+          return reply.read()
       except urllib.error.HTTPError as error:
         if error.code not in _RETRY_STATUSES or not attempts_left:
           raise
@@ -206,6 +207,7 @@ def group_by_prompt(
   ]
 
 
+_RESULT_KEYS = {'error', 'scores'}
 _BODY_START, _BODY_END = b'{"requests":[', b']}'
 
 
@@ -280,6 +282,24 @@ def reference_text(reference: Any) -> str:
   text = '' if reference is None else str(reference)
   is_number = not isinstance(reference, str)
   return '' if is_number and text.lower() in _MISSING_NUMBERS else text
+
+
+def _results(reply: bytes, count: int) -> list[dict[str, Any]]:
+  """Returns the results of `count` score requests.
+
+  Raises:
+    ValueError: the reply is not one of the service.
+  """
+  try:
+    results = json.loads(reply)['results']
+    if len(results) == count and all(x.keys() & _RESULT_KEYS for x in results):
+      return results
+  except (ValueError, KeyError, TypeError, AttributeError):
+    pass
+  raise ValueError(
+    f'not a reply of grm_jax to {count} requests: {reply[:80]!r}; check the '
+    'address'
+  )
 
 
 def _error_message(error: urllib.error.HTTPError) -> str:

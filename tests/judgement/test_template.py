@@ -530,6 +530,13 @@ def test_path_that_is_not_a_file_is_refused_at_once(tmp_path, kind):
     ('pointwise', '\u27e8End of Response 1\u27e9'),
     ('pointwise', '[\u0395nd of Response 1]'),
     ('pointwise', '#  # Responses'),
+    ('pointwise', '[End of Resp\nonse 1]'),
+    ('pointwise', '[End of Resp\r\nonse 1]'),
+    ('pointwise', '[End of Re-\u2028sponse 1]'),
+    ('pointwise', '## Refer\nence answer'),
+    ('practice', '[[user]]'),
+    ('practice', '[[1/2]]'),
+    ('practice', '[\u00bd]'),
   ],
 )
 def test_other_spellings_of_a_mark_are_escaped(name, mark):

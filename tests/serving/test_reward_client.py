@@ -229,6 +229,17 @@ def test_client_retries(scripted, reply):
   assert len(handler.paths) == 3
 
 
+@pytest.mark.parametrize(
+  'body', ['[]', '1', '{}', '{"results": null}', '{"results": []}']
+  + ['{"results": [1]}', '{"results": [{}]}', '<html>']
+)
+def test_reply_of_another_service_is_refused(scripted, body):
+  address, handler = scripted
+  handler.replies.append((200, {}, body.encode()))
+  with pytest.raises(ValueError, match='not a reply of grm_jax'):
+    RewardClient(address).score([ROW])
+
+
 def test_client_waits_for_a_service_that_starts_later(monkeypatch):
   server = http.server.HTTPServer(('127.0.0.1', 0), ScriptedHandler)
   address = f'http://127.0.0.1:{server.server_port}'
