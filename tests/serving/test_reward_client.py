@@ -230,8 +230,9 @@ def test_client_retries(scripted, reply):
 
 
 @pytest.mark.parametrize(
-  'body', ['[]', '1', '{}', '{"results": null}', '{"results": []}']
-  + ['{"results": [1]}', '{"results": [{}]}', '<html>']
+  'body',
+  ['[]', '1', '{}', '{"results": null}', '{"results": []}']
+  + ['{"results": [1]}', '{"results": [{}]}', '<html>'],
 )
 def test_reply_of_another_service_is_refused(scripted, body):
   address, handler = scripted
