@@ -7,7 +7,8 @@ r"""Trains a meta RM: the probability that a judgement is right.
 
 Needs a model directory, examples with labels, and judgements of them: those of
 the stage rft, and those of the GRM to guide (the stage rft with
---config.phases=sample --config.num_hinted_samples=0). The result is
+--config.phases=sample --config.num_hinted_samples=0). The defaults are those of
+the paper; it starts from the pretrained model, not from the GRM. The result is
 WORKDIR/model, for --config.meta_checkpoint. After an interruption, run the same
 command again to resume.
 
@@ -35,6 +36,9 @@ _DEFAULTS = dict(
   samples='',  # judgements: files of the stage rft, separated by commas
   fail_on_bad_rows=False,  # stop at the first bad row instead of skipping it
   seed=0,  # of data order and samples
+  # Weight judgements so that right and wrong ones count the same. The paper
+  # does not; see :balanced.
+  balance_labels=False,
   prompt=dict(
     # Template of the meta RM's prompts. The checkpoint stores it for judges.
     meta='meta',
@@ -45,7 +49,9 @@ _DEFAULTS = dict(
   ),
   batch=dict(
     micro_batch_prompts=32,  # P, prompts on the devices at once
-    grad_accum_steps=4,  # micro-batches per update
+    # Texts per update on average, in micro-batches of the same number of
+    # prompts. The paper: 512 judgements.
+    texts_per_step=512,
     generations_per_prompt=4,  # R, texts per prompt
     prompt_buckets=(1024, 2048),  # padded prompt lengths
     generation_buckets=(512, 1024),  # padded lengths of judgements or responses
@@ -89,15 +95,19 @@ _DEFAULTS = dict(
   ),
 )
 
+# If most judgements are right, a short training without weights mainly learns
+# their fraction; the values then rank the judgements of a query badly.
+_BALANCED = {'balance_labels': True}
+
 # The tiny model, on a CPU.
-_TINY = {
+_TINY = _BALANCED | {
   'checkpoint': 'runs/sft/model',
   'data': 'practice:2000',
   'samples': 'runs/rft/samples.jsonl',
   'prompt.meta': 'practice_meta',
   'prompt.single': 'practice_single',
   'batch.micro_batch_prompts': 16,
-  'batch.grad_accum_steps': 1,
+  'batch.texts_per_step': 16,  # one micro-batch
   'batch.generations_per_prompt': 2,
   'batch.prompt_buckets': (128,),
   'batch.generation_buckets': (120, 192),
@@ -111,11 +121,11 @@ _TINY = {
 }
 
 # A small pretrained model, sized for two CPU cores.
-_SMOLLM2 = {
+_SMOLLM2 = _BALANCED | {
   'checkpoint': 'runs/smollm2/model',
   'prompt.single': 'brief_single',
   'batch.micro_batch_prompts': 4,
-  'batch.grad_accum_steps': 2,
+  'batch.texts_per_step': 24,
   'batch.prompt_buckets': (320, 512),
   'batch.generation_buckets': (128, 256),
   'steps': 24,
@@ -129,15 +139,20 @@ _SMOLLM2 = {
   'compute.remat': 'dots',
 }
 
-_OVERRIDES = {'': {}, 'tiny': _TINY, 'smollm2': _SMOLLM2}
+_OVERRIDES = {
+  '': {},
+  'balanced': _BALANCED,
+  'tiny': _TINY,
+  'smollm2': _SMOLLM2,
+}
 
 
 def get_config(arg: str = '') -> ConfigDict:
   """Returns the config; `arg` follows configs/reward_model.py: on the flag."""
   if arg not in _OVERRIDES:
     raise ValueError(
-      f'configs/reward_model.py:{arg} does not exist; use :tiny, :smollm2 or '
-      'nothing'
+      f'configs/reward_model.py:{arg} does not exist; use :balanced, :tiny, '
+      ':smollm2 or nothing'
     )
   config = ConfigDict(_DEFAULTS)
   config.update_from_flattened_dict(_OVERRIDES[arg])

@@ -9,9 +9,19 @@ data. Writes samples.jsonl and kept.jsonl with the reason for each sample, and
 the model in WORKDIR/model. Resumes after an interruption.
 
 Ablations of the paper: --config.num_hinted_samples=0 (no hinted sampling),
---config.filter.unhinted=False, --config.filter.reject=False (no rejection),
+--config.hint=all --config.filter.unhinted=False (only hinted),
+--config.filter.reject=False (no rejection),
 --config.train.data.general_fraction=0.0 (no general data), and
 --config.train.prompt.template=no_principles.
+
+The filter before RL, which drops the examples that a (small) judge gets right
+each time, as a file for --config.data of configs/grpo.py:
+
+  python -m grm_jax.main --config=configs/rft.py --workdir=runs/select \
+    --config.phases=sample,select --config.num_hinted_samples=0 \
+    --config.checkpoint=DIR --config.data=ultrafeedback:PATH
+
+writes runs/select/selected.jsonl and a table of the counts.
 
 `:tiny` continues the model of configs/sft.py:tiny on synthetic examples. In
 `make demo`, with other settings, it takes 64 s on two CPU cores and raises
@@ -26,7 +36,7 @@ from ml_collections import ConfigDict
 # Gemma-2 on TPUs; `train` is the config of the stage sft, see get_config.
 _DEFAULTS = dict(
   stage='rft',  # see grm_jax/main.py
-  phases='sample,filter,train',  # phases to run
+  phases='sample,filter,train',  # phases to run; or 'sample,select'
   checkpoint='',  # model directory of the sampling model
   checkpoint_step=-1,  # step of the checkpoint; -1: the newest
   data='',  # labelled examples, see grm_jax/data/example_sources.py
@@ -35,7 +45,10 @@ _DEFAULTS = dict(
   samples='',
   fail_on_bad_rows=False,  # stop at the first bad row instead of skipping it
   num_samples=3,  # N_RFT, unhinted samples of an example
-  num_hinted_samples=1,  # if no unhinted sample of an example is correct
+  num_hinted_samples=1,  # with the label in the prompt
+  hint='unsolved',  # sample examples without a correct unhinted one; or 'all'
+  hint_template='hint',  # states the label; built-in name or path
+  hint_single_template='hint_single',  # of a single response
   temperature=0.7,  # of unhinted samples, up to 100; below 1e-5: greedy
   hinted_temperature=0.7,  # of hinted samples
   response_order='random',  # of responses in the prompt; 'balanced', 'fixed'

@@ -54,7 +54,7 @@ _DEFAULTS = dict(
   # the lengths in the configs of the stages.
   prompt_buckets=(),
   meta_rm_samples=dict(  # judgements by the last GRM to train the meta RM on
-    num_samples=4,
+    num_samples=3,
     temperature=0.7,
   ),
   evaluation=dict(
@@ -124,7 +124,9 @@ _STAGES = {
   # '': judgements by the teacher of practice problems, or for other data
   # judgements without reasoning made from labels.
   'sft.data.texts': '',
-  'meta_rm.checkpoint': '',  # initial model; '': the GRM that it guides
+  # Initial model: '', config.checkpoint or the result of the stage base (as in
+  # the paper); 'grm', the GRM that it guides; or a model directory.
+  'meta_rm.checkpoint': '',
 }
 
 # The tiny model, on a CPU. Stages are shorter than alone: minutes, not an hour.
@@ -142,6 +144,8 @@ _TINY = {
   'prompt.meta': 'practice_meta',
   'prompt_buckets': (256, 512, 1024),
   'meta_rm_samples.num_samples': 8,
+  # A small meta RM then ranks more judgements of a query correctly.
+  'meta_rm.checkpoint': 'grm',
   'evaluation.sampling.concurrent_prompts': 32,
   'evaluation.sampling.max_new_tokens': 192,
   'evaluation.sampling.prompt_buckets': (128,),
@@ -173,6 +177,7 @@ _SMOLLM2 = {
   'prompt.single': 'brief_single',
   'prompt_buckets': (320, 512),
   'meta_rm_samples.num_samples': 6,
+  'meta_rm.checkpoint': 'grm',
   'evaluation.evaluate_initial': True,
   'evaluation.k': 16,
   'evaluation.k_intermediate': 4,

@@ -30,7 +30,7 @@ RUNS='
 full                  | base,sft,rft,grpo,meta_rm,evaluate |                                          |
 no_rejective_sampling | base,sft,grpo,evaluate             |                                          | base sft
 no_hinted             | base,sft,rft,evaluate              | --config.rft.num_hinted_samples=0                | base sft
-no_unhinted           | base,sft,rft,evaluate              | --config.rft.filter.unhinted=False       | base sft
+no_unhinted           | base,sft,rft,evaluate              | --config.rft.hint=all --config.rft.filter.unhinted=False | base sft
 no_general_data       | base,sft,rft,evaluate              | --config.rft.train.data.general_fraction=0.0 | base sft
 no_principles         | base,sft,rft,grpo,evaluate         | --config.principles=False                |
 '

@@ -5,6 +5,7 @@ import dataclasses
 from grm_jax.errors import UserError
 from grm_jax.judgement import response_order, temperature_range
 from grm_jax.judgement.example import JudgingExample
+from grm_jax.judgement.prompt_builder import Hint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,7 @@ class JudgementRequest:
     order: response order, one of response_order.KINDS.
     temperature: sampling temperature, see temperature_range.py.
     seed: seed of the response orders and the samples.
-    hint: whether the prompt contains the label (rejective fine-tuning).
+    hint: states the label in the prompt (rejective fine-tuning).
   """
 
   example: JudgingExample
@@ -25,7 +26,7 @@ class JudgementRequest:
   order: str = 'balanced'
   temperature: float = 0.5
   seed: int = 0
-  hint: bool = False
+  hint: Hint | None = None
 
   def __post_init__(self):
     check(self.k, self.order, self.temperature)

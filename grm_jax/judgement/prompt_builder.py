@@ -9,6 +9,7 @@ read responses one at a time truncate each of them to the length that fits.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 from grm_jax.errors import UserError
@@ -48,12 +49,25 @@ class PromptTokens:
   shortened: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Hint:
+  """Names of templates that state the label in a prompt; see template.load.
+
+  Attributes:
+    template: hint of several responses.
+    single: hint of a single response.
+  """
+
+  template: str = 'hint'
+  single: str = 'hint_single'
+
+
 def render(
   template: Template,
   example: JudgingExample,
   order: Sequence[int],
   *,
-  hint: bool = False,
+  hint: Hint | None = None,
 ) -> str:
   """Returns the prompt's text.
 
@@ -61,7 +75,7 @@ def render(
     template: the template to fill.
     example: the example to judge.
     order: order[position] is the index of the response at that position.
-    hint: whether to add the label to the prompt (rejective fine-tuning).
+    hint: states the label (rejective fine-tuning); None for no hint.
 
   Raises:
     UserError: the template cannot be filled with this example, or the hint
@@ -87,7 +101,7 @@ def _fill(
   example: JudgingExample,
   order: Sequence[int],
   *,
-  hint: bool,
+  hint: Hint | None,
 ) -> str:
   """Returns the prompt's text; see `render`."""
   if problem := templates.missing_text(template, len(order)):
@@ -95,13 +109,14 @@ def _fill(
       f'template {template.name}: {problem}; use a template that shows '
       f'{len(order)} responses'
     )
-  guard = template.guard
-  hint_text = _hint(template, example, order) if hint else ''
+  section = hint and _load_hint(hint, len(order))
+  guard = functools.partial(template.guard, hint=section)
+  hint_text = section.render(**_label(guard, example, order)) if section else ''
   text = template.render(
     query=[Turn(turn.role, guard(turn.text)) for turn in example.query],
     responses=[guard(example.responses[i]) for i in order],
     num_responses=len(order),
-    reference=_reference(template, example),
+    reference=_reference(guard, example),
     principles=guard(example.principles.strip()),
     hint=hint_text,
   )
@@ -109,32 +124,37 @@ def _fill(
   return text if 'hint' in template.used_variables else text + hint_text
 
 
-def _reference(template: Template, example: JudgingExample) -> str:
+def _reference(guard: Callable[[str], str], example: JudgingExample) -> str:
   """Returns the section with the reference answer, '' without one."""
   if not example.reference:
     return ''
-  text = template.guard(example.reference.strip())
+  text = guard(example.reference.strip())
   return templates.load_section('reference').render(reference=text)
 
 
-def _hint(
-  template: Template, example: JudgingExample, order: Sequence[int]
-) -> str:
-  """Returns the section that states the label."""
+def _load_hint(hint: Hint, num_responses: int) -> Template:
+  if num_responses == 1:
+    return templates.load_hint(hint.single, 'hint_single')
+  return templates.load_hint(hint.template, 'hint')
+
+
+def _label(
+  guard: Callable[[str], str], example: JudgingExample, order: Sequence[int]
+) -> dict[str, object]:
+  """Returns the variables of a hint."""
   if len(order) == 1:
     if example.rewards is None:
       raise UserError(
         f'{example.id}: a hint needs the label of the response; set `rewards`'
       )
-    section = templates.load_section('hint_single')
-    return section.render(label=f'{example.rewards[0]:g}')
+    return {'label': f'{example.rewards[0]:g}'}
   if example.best is None:
     raise UserError(f'{example.id}: a hint needs a best response; set `best`')
-  strength = template.guard(example.tags.get('strength', ''))
-  return templates.load_section('hint').render(
-    best=list(order).index(example.best) + 1,
-    strength=f', by {strength} out of 3' if strength else '',
-  )
+  strength = guard(example.tags.get('strength', ''))
+  return {
+    'best': list(order).index(example.best) + 1,
+    'strength': f', by {strength} out of 3' if strength else '',
+  }
 
 
 def tokenize(
@@ -145,7 +165,7 @@ def tokenize(
   *,
   limit: int,
   too_long: str = 'shorten',
-  hint: bool = False,
+  hint: Hint | None = None,
   key: str = 'config.prompt',
 ) -> PromptTokens:
   """Returns the prompt's tokens in the model's chat format.

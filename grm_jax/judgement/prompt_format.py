@@ -92,7 +92,7 @@ class PromptFormat:
     chat: prompt_builder.ChatTokenizer,
     *,
     limit: int,
-    hint: bool = False,
+    hint: prompt_builder.Hint | None = None,
   ) -> prompt_builder.PromptTokens:
     """Returns the prompt's tokens; see `prompt_builder.tokenize`."""
     return prompt_builder.tokenize(

@@ -168,3 +168,34 @@ def _count_example(
   for kind, kind_outcomes in (('unhinted', unhinted), ('hinted', hinted)):
     for name in correctness.OUTCOMES:
       counter[f'{kind}_{name}'] += kind_outcomes.count(name)
+
+
+def count_correct(
+  examples: Mapping[str, JudgingExample], outcomes: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, int]]:
+  """Counts the examples of each source by the number of correct samples.
+
+  Args:
+    examples: see `count_by_source`.
+    outcomes: outcomes of the unhinted samples, by example id.
+
+  Returns:
+    source -> counts: examples; 'M of N correct' for all numbers of samples N
+    that occur; not_judged; too_easy; selected.
+  """
+  most = sorted({len(x) for x in outcomes.values() if x})
+  counters: dict[str, collections.Counter[str]] = collections.defaultdict(
+    collections.Counter
+  )
+  for id, example in examples.items():
+    counter = counters[example.tags.get('suite', 'all')]
+    own = outcomes.get(id, ())
+    counter['examples'] += 1
+    counter['not_judged'] += not own
+    counter['too_easy'] += is_too_easy(own)
+    counter['selected'] += not is_too_easy(own)
+    for n in most:
+      for m in range(n + 1):
+        is_this = len(own) == n and own.count('correct') == m
+        counter[f'{m} of {n} correct'] += is_this
+  return {source: dict(count) for source, count in sorted(counters.items())}

@@ -126,14 +126,22 @@ class Template:
       line = lines[-1] if lines else None
       raise _error(self.name, line, error, self.variables) from error
 
-  def guard(self, text: str) -> str:
-    """Returns `text` with a backslash before what looks like a delimiter."""
-    return self._guard.escape(text)
+  def guard(self, text: str, hint: 'Template | None' = None) -> str:
+    """Returns `text` with a backslash before what looks like a delimiter.
 
-  @functools.cached_property
-  def _guard(self) -> guards.Guard:
-    sections = (load_section(name).delimiters for name in SECTIONS)
-    return guards.Guard(self.delimiters.union(*sections))
+    Args:
+      text: data.
+      hint: the hint that is inserted, if it is not one of SECTIONS.
+    """
+    own = self.delimiters.union(hint.delimiters) if hint else self.delimiters
+    return _make_guard(own).escape(text)
+
+
+@functools.lru_cache(64)
+def _make_guard(delimiters: frozenset[Delimiter]) -> guards.Guard:
+  """Returns the guard of a template with these delimiters and all sections."""
+  sections = (load_section(name).delimiters for name in SECTIONS)
+  return guards.Guard(delimiters.union(*sections))
 
 
 class _AnyNumberOfResponses(list):
@@ -212,6 +220,27 @@ def load(
 def load_section(name: str) -> Template:
   """Loads one of SECTIONS."""
   return load(name, SECTIONS[name])
+
+
+def load_hint(name: str, section: str, key: str = 'config.hint') -> Template:
+  """Loads a template of hints.
+
+  Args:
+    name: see `load`.
+    section: 'hint' or 'hint_single', whose variables it has.
+    key: see `load`.
+
+  Raises:
+    UserError: there is no such template, it is invalid, or does not state the
+      label.
+  """
+  template = load(name, SECTIONS[section], key)
+  label = SECTIONS[section][0]
+  if label not in template.used_variables:
+    raise UserError(
+      f'{key}={name} does not state the label; use {{{{ {label} }}}} in it'
+    )
+  return template
 
 
 def parse(

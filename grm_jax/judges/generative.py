@@ -15,6 +15,7 @@ from grm_jax.judgement import judgement_request, verdict
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample
 from grm_jax.judgement.judgement_request import JudgementRequest
+from grm_jax.judgement.prompt_builder import Hint
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judgement.template import StoredTemplate
 from grm_jax.judgement.verdict import VoteConfig
@@ -62,7 +63,7 @@ class JudgeConfig:
   vote: str = ''
   reads: str = 'scores'
   k_meta: int = 0
-  hint: bool = False
+  hint: Hint | None = None
   meta: str = ''
 
   def __post_init__(self):

@@ -76,7 +76,7 @@ class PromptBuilder:
     """Returns the prompt for principles; UserError if it does not fit."""
     assert self.principles_format is not None
     order = tuple(range(len(request.example.responses)))
-    return self._tokenize(self.principles_format, request, order, hint=False)
+    return self._tokenize(self.principles_format, request, order, hint=None)
 
   def _tokenize(self, prompt_format, request, order, hint):
     chat = functools.partial(chat_format.render_user, self.tokenizer)

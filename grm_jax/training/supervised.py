@@ -1,7 +1,8 @@
 """The training loop of supervised fine-tuning and of reward models."""
 
+import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -76,6 +77,7 @@ def train_supervised(
   params: dict | None,
   batches: BatchIterator,
   *,
+  grad_accum_steps: int,
   loss: Loss,
   add_labels: Callable[[Batch, BatchInfo], Any] = lambda batch, info: batch,
   evaluate: Callable[[dict], Evaluation] | None = None,
@@ -90,6 +92,7 @@ def train_supervised(
     model: from training.run.load_model.
     params: from training.run.load_model; used up.
     batches: from `make_batches`, at its start.
+    grad_accum_steps: micro-batches per update.
     loss: loss of (params, batch).
     add_labels: makes the loss's batch from this process's tokens.
     evaluate: evaluates parameters; None for no evaluation.
@@ -133,7 +136,9 @@ def train_supervised(
       profiler.begin(step)
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
         with timer.part('data'):
-          inputs, infos = _next_batches(data, config, model, add_labels)
+          inputs, infos = _next_batches(
+            itertools.islice(data, grad_accum_steps), config, model, add_labels
+          )
         with timer.part('step'):
           state, metrics = train_step(state, inputs)
       profiler.end(step, metrics)
@@ -173,20 +178,21 @@ def train_supervised(
 
 
 def _next_batches(
-  data: Prefetch,
+  local_batches: Iterable[tuple[Batch, BatchInfo]],
   config: ConfigDict,
   model: Transformer,
   add_labels: Callable[[Batch, BatchInfo], Any],
 ) -> tuple[list[Any], list[BatchInfo]]:
   """Returns the micro-batches of a step, on the devices, and their infos."""
-  local_batches = [next(data) for _ in range(config.batch.grad_accum_steps)]
-  inputs = [
-    global_arrays.make_global_arrays(
-      add_labels(batch, info), model.layout, config.batch.micro_batch_prompts
+  inputs, infos = [], []
+  for batch, info in local_batches:
+    inputs.append(
+      global_arrays.make_global_arrays(
+        add_labels(batch, info), model.layout, config.batch.micro_batch_prompts
+      )
     )
-    for batch, info in local_batches
-  ]
-  return inputs, [info for _, info in local_batches]
+    infos.append(info)
+  return inputs, infos
 
 
 class _DelayedLog:

@@ -9,6 +9,7 @@ import pytest
 from grm_jax.errors import UserError
 from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample, Turn
+from grm_jax.judgement.prompt_builder import Hint
 from grm_jax.judgement.prompt_format import PromptFormat
 from tests.messages import names, naming
 
@@ -81,7 +82,7 @@ def test_complete_prompts():
   assert meta == META
   critique = template.load('critique')
   golden = pathlib.Path(__file__).parents[1] / 'golden/critique_prompt.txt'
-  text = prompt_builder.render(critique, AWKWARD, (1, 0), hint=True)
+  text = prompt_builder.render(critique, AWKWARD, (1, 0), hint=Hint())
   assert text == golden.read_text(encoding='utf-8')
 
 
@@ -96,7 +97,7 @@ def test_responses_are_in_the_given_order():
 
 def test_hint_names_the_position_of_the_best_response():
   for order, position in (((0, 1, 2), 3), ((2, 0, 1), 1), ((1, 2, 0), 2)):
-    text = prompt_builder.render(POINTWISE, EXAMPLE, order, hint=True)
+    text = prompt_builder.render(POINTWISE, EXAMPLE, order, hint=Hint())
     last = text.strip().split('\n')[-1]
     assert f'Response {position} is known to be the best.' in last
   assert 'known to be' not in prompt_builder.render(
@@ -108,10 +109,12 @@ def test_hint_with_strength_and_hint_with_label():
   strong = JudgingExample(
     'a', EXAMPLE.query, ('x', 'y'), best=0, tags={'strength': '2'}
   )
-  text = prompt_builder.render(POINTWISE, strong, (1, 0), hint=True)
+  text = prompt_builder.render(POINTWISE, strong, (1, 0), hint=Hint())
   assert 'Response 2 is known to be the best, by 2 out of 3.' in text
   single = JudgingExample('a', EXAMPLE.query, ('x',), rewards=(0.0,))
-  text = prompt_builder.render(template.load('single'), single, (0,), hint=True)
+  text = prompt_builder.render(
+    template.load('single'), single, (0,), hint=Hint()
+  )
   assert 'verdict is known to be 0.' in text
 
 
@@ -120,7 +123,7 @@ def test_hint_is_appended_to_a_template_without_a_slot():
     '{% for response in responses %}{{ response }}{% endfor %}!'
     '{% for turn in query %}{{ turn.text }}{% endfor %}'
   )
-  text = prompt_builder.render(prompt_template, EXAMPLE, (0, 1, 2), hint=True)
+  text = prompt_builder.render(prompt_template, EXAMPLE, (0, 1, 2), hint=Hint())
   assert text.startswith('eleventwelvethirteen!Name a prime.Seven.Another.')
   assert 'Response 3 is known to be the best' in text
 
@@ -130,7 +133,7 @@ def test_hint_needs_a_label():
     example = JudgingExample('q7', EXAMPLE.query, responses)
     with pytest.raises(UserError, match=naming('q7', 'hint')):
       prompt_builder.render(
-        POINTWISE, example, range(len(responses)), hint=True
+        POINTWISE, example, range(len(responses)), hint=Hint()
       )
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from grm_jax.errors import UserError
 from grm_jax.judgement.example import JudgingExample, Turn
+from grm_jax.judgement.prompt_builder import Hint
 from grm_jax.judgement.prompt_format import PromptFormat
 from tests.messages import names, naming
 
@@ -61,7 +62,7 @@ def test_hint_is_added_only_on_request(responses, fields, words):
   order = tuple(reversed(range(len(responses))))
   plain, hinted = (
     text_of(PRACTICE.tokenize(one, order, chat, limit=2000, hint=hint).tokens)
-    for hint in (False, True)
+    for hint in (None, Hint())
   )
   assert plain == PRACTICE.render(one, order)
   assert 'known' not in plain

@@ -81,6 +81,7 @@ def test_each_ablation_has_one_override_and_its_stages():
     'no_unhinted': (
       'base,sft,rft,evaluate',
       '--config.rft.filter.unhinted=False',
+      '--config.rft.hint=all',
     ),
     'no_general_data': (
       'base,sft,rft,evaluate',

@@ -178,6 +178,7 @@ def make_records(
   tokenizer: Tokenizer,
   batch_shape: BatchShape,
   name: str,
+  balance: bool = False,
 ) -> list[LabelledRecord]:
   """Returns the records that fit a batch, with weights; logs the others.
 
@@ -189,6 +190,8 @@ def make_records(
     tokenizer: tokenizer of the model.
     batch_shape: what must fit.
     name: name of the data, for messages.
+    balance: for kind 'meta': weight the judgements so that both labels have the
+      same total weight.
 
   Raises:
     UserError: nothing fits, or all labels are equal.
@@ -221,7 +224,7 @@ def make_records(
   if not records:
     raise UserError(f'{name}: nothing fits a batch; the first: {misfits[0]}')
   if kind == 'meta':
-    return balance_labels(records, name)
+    return _weight_judgements(records, balance, name)
   return _scale_weights(records)
 
 
@@ -349,16 +352,10 @@ def _make_record(
   )
 
 
-def balance_labels(
-  records: Sequence[LabelledRecord], name: str
+def _weight_judgements(
+  records: Sequence[LabelledRecord], balance: bool, name: str
 ) -> list[LabelledRecord]:
-  """Weights the texts so that both labels have the same total weight.
-
-  Texts with the more frequent label have weight 1.
-
-  Args:
-    records: records of the kind 'meta'.
-    name: name of the data, for messages.
+  """Returns records with weights of 1 or, balanced, of at least 1.
 
   Raises:
     UserError: all labels are equal.
@@ -371,6 +368,8 @@ def balance_labels(
         'nothing to learn; give samples of other examples or another model, or '
         'sample at a higher temperature'
       )
+  if not balance:
+    return list(records)
   most = max(counts.values())
   weights = {label: most / count for label, count in counts.items()}
   return [

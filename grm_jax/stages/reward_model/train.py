@@ -62,12 +62,16 @@ SETTINGS = training_run.SETTINGS | {
   'stage': settings.one_of('reward_model'),
   'kind': settings.one_of(*KINDS),
   'samples': settings.TEXT,
+  'balance_labels': settings.BOOLEAN,
   'prompt': {
     'meta': settings.TEXT,
     'single': settings.TEXT,
     'score_range': judge_settings.SCORE_RANGE,
   },
-  'batch': supervised.BATCH,
+  'batch': {
+    **{k: x for k, x in supervised.BATCH.items() if k != 'grad_accum_steps'},
+    'texts_per_step': settings.parallel(1),
+  },
   'evaluation': {
     'data': settings.TEXT,
     'samples': settings.TEXT,
@@ -85,7 +89,7 @@ UNUSED = (
     ),
   ),
   Unused(
-    ('prompt',),
+    ('prompt', 'balance_labels'),
     '{key}.kind is not meta, and only a meta RM reads judgements',
     lambda config: config.kind != 'meta',
   ),
@@ -179,6 +183,7 @@ def _train(
     prompt_format=prompt_format,
     tokenizer=tokenizer,
     batch_shape=batch_shape,
+    balance=config.balance_labels,
   )
   records = make_records(dataset, name='training data')
   evaluator = None
@@ -195,7 +200,8 @@ def _train(
     )
   label_digest = rm_data.label_digest(records)
   _check_labels(target, label_digest)
-  _print_label_counts(records)
+  grad_accum_steps = _num_micro_batches(records, config.batch)
+  _print_sizes(records, grad_accum_steps, config.batch)
   supervised.train_supervised(
     config,
     workdir,
@@ -208,6 +214,7 @@ def _train(
       batch_shape,
       local_indices,
     ),
+    grad_accum_steps=grad_accum_steps,
     loss=functools.partial(_LOSSES[config.kind], model),
     add_labels=functools.partial(
       rm_data.make_reward_batch,
@@ -297,11 +304,32 @@ def _check_labels(target: str, label_digest: str) -> None:
     )
 
 
-def _print_label_counts(records: Sequence[LabelledRecord]) -> None:
+def _mean_texts(records: Sequence[LabelledRecord]) -> float:
+  return sum(len(x.labels) for x in records) / len(records)
+
+
+def _num_micro_batches(
+  records: Sequence[LabelledRecord], batch: ConfigDict
+) -> int:
+  """Returns the micro-batches that have batch.texts_per_step texts together.
+
+  Prompts have different numbers of texts, so this holds on average.
+  """
+  texts = batch.micro_batch_prompts * _mean_texts(records)
+  return max(1, round(batch.texts_per_step / texts))
+
+
+def _print_sizes(
+  records: Sequence[LabelledRecord], num_micro_batches: int, batch: ConfigDict
+) -> None:
   labels = [label for x in records for label in x.labels]
+  prompts = num_micro_batches * batch.micro_batch_prompts
   training_run.print_on_host0(
     f'{len(records)} prompts with {len(labels)} texts; '
-    f'{sum(labels)} texts have label 1'
+    f'{sum(labels)} texts have label 1; a step has {prompts} prompts in '
+    f'{num_micro_batches} micro-batches, and '
+    f'{prompts * _mean_texts(records):.0f} texts on average (config.batch.'
+    f'texts_per_step is {batch.texts_per_step})'
   )
 
 

@@ -3,13 +3,15 @@
   examples -> unhinted samples -> hinted samples if no unhinted one is correct
            -> rejection sampling -> kept.jsonl -> the stage sft
 
-config.phases selects the phases to run: all of them, or one at a time. They
-write into WORKDIR:
+config.phases selects the phases to run: sample, filter and train, or one at a
+time; and select, the filter before RL. They write into WORKDIR:
 
   samples.jsonl   one row per generation, with its scores and outcome
   samples.json    the settings of sampling
   kept.jsonl      the generations to fine-tune on, in prompts without hints
   filter.json     the selection rules and the counts of all outcomes
+  selected.jsonl  the examples that the judge does not always get right
+  selection.json  the counts of the phase select
   model/, ...     written by the stage sft
 
 Sampling resumes after an interruption. Filtering with other rules reuses the
@@ -29,6 +31,7 @@ from grm_jax import settings, unused_settings
 from grm_jax.data import labelled_examples
 from grm_jax.errors import UserError
 from grm_jax.io import atomic_io, run_lock
+from grm_jax.judgement import example as examples_lib
 from grm_jax.judgement import rejection_sampling, temperature_range
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.prompt_format import PromptFormat
@@ -44,8 +47,10 @@ from grm_jax.training import metric_writer
 from grm_jax.training import run as training_run
 from grm_jax.unused_settings import Unused
 
-PHASES = ('sample', 'filter', 'train')
+PHASES = ('sample', 'filter', 'train', 'select')
 KEPT, FILTER = 'kept.jsonl', 'filter.json'
+SELECTED, SELECTION = 'selected.jsonl', 'selection.json'
+HINT = ('unsolved', 'all')
 # Rules of configs/rft.py.
 SETTINGS: settings.Rules = {
   'stage': settings.one_of('rft'),
@@ -59,6 +64,9 @@ SETTINGS: settings.Rules = {
   'temperature': temperature_range.SETTING,
   'num_hinted_samples': settings.samples(0),
   'hinted_temperature': temperature_range.SETTING,
+  'hint': settings.one_of(*HINT),
+  'hint_template': settings.TEXT,
+  'hint_single_template': settings.TEXT,
   'response_order': judge_settings.RESPONSE_ORDER,
   'filter': {
     'reject': settings.BOOLEAN,
@@ -71,7 +79,10 @@ SETTINGS: settings.Rules = {
   'train': sft_train.SETTINGS,
 }
 NO_HINTS = Unused(
-  ('hinted_temperature', 'filter.hinted'),
+  (
+    *('hinted_temperature', 'filter.hinted', 'hint'),
+    *rft_sampling.HINT_TEMPLATES,
+  ),
   '{key}.num_hinted_samples is 0',
   lambda config: not config.num_hinted_samples and not config.get('samples'),
 )
@@ -79,7 +90,8 @@ UNUSED = (
   Unused(
     (
       *('num_samples', 'num_hinted_samples', 'temperature', 'sampling'),
-      *('hinted_temperature', 'response_order'),
+      *('hinted_temperature', 'response_order', 'hint'),
+      *rft_sampling.HINT_TEMPLATES,
     ),
     '{key}.phases has no sample',
     lambda config: 'sample' not in _phases(config),
@@ -152,6 +164,7 @@ def _read_inputs(
       **{x: config[x] for x in ('data', 'samples', 'checkpoint')},
       **input_identity.template_names(config.train),
       'train.checkpoint': config.train.checkpoint,
+      **{x: config[x] for x in rft_sampling.HINT_TEMPLATES},
       'train.data.general': config.train.data.general,
       'train.evaluation.data': config.train.evaluation.data,
     },
@@ -213,6 +226,7 @@ def _files_of(workdir: str, phases: Sequence[str]) -> list[str]:
       *rft_sampling.JOURNALS,
     ),
     'filter': (KEPT, FILTER),
+    'select': (SELECTED, SELECTION),
     'train': (metric_writer.FILE,),
   }
   return [os.path.join(workdir, x) for phase in phases for x in names[phase]]
@@ -228,9 +242,12 @@ def _run_phases(
 ) -> None:
   if 'sample' in phases:
     rft_sampling.sample(config, workdir, examples, inputs, prompt_format)
-  if 'filter' in phases:
+  if 'filter' in phases or 'select' in phases:
     path = config.samples or rft_sampling.samples_path(workdir, inputs)
     samples = sample_files.read(path, examples, config.fail_on_bad_rows)
+  if 'select' in phases:
+    _write_selected(workdir, path, samples, examples, inputs, prompt_format)
+  if 'filter' in phases:
     filter_config = FilterConfig(**config.filter)
     rows, counts = _select(samples, examples, prompt_format, filter_config)
     report = {
@@ -275,6 +292,7 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
       'sft'
     )
   _prompt_format(config, key)
+  rft_sampling.identify_hints(config, key)
   _check_buckets(config, key)
 
 
@@ -342,6 +360,53 @@ def _select(
     examples, samples, outcomes, selected
   )
   return rows, counts
+
+
+def _write_selected(
+  workdir: str,
+  path: str,
+  samples: Mapping[str, list[rejection_sampling.FilterSample]],
+  examples: Mapping[str, JudgingExample],
+  inputs: Mapping[str, Any],
+  prompt_format: PromptFormat,
+) -> None:
+  """Writes SELECTED and SELECTION, and prints the counts.
+
+  Selected are the examples that the judge does not get right each time; also
+  those without samples, which it could not judge.
+
+  Raises:
+    UserError: no example is selected.
+  """
+  outcomes = {
+    id: [
+      rejection_sampling.outcome(x, examples[id], prompt_format)
+      for x in example_samples
+      if not x.hinted
+    ]
+    for id, example_samples in samples.items()
+  }
+  selected = [
+    x
+    for x in examples.values()
+    if not rejection_sampling.is_too_easy(outcomes.get(x.id, ()))
+  ]
+  counts = rejection_sampling.count_correct(examples, outcomes)
+  print(_count_table(counts))
+  if not selected:
+    raise UserError(
+      f'{path}: the judge gets all {len(examples)} examples right each time; '
+      'give other data or a smaller judge'
+    )
+  target = os.path.join(workdir, SELECTED)
+  rows = (json.dumps(examples_lib.to_row(x)) for x in selected)
+  report = {'samples': path, 'inputs': inputs, 'counts': counts}
+  atomic_io.write_lines(target, rows)
+  atomic_io.write_file(
+    os.path.join(workdir, SELECTION), json.dumps(report, indent=2) + '\n'
+  )
+  distributed.barrier('select')
+  print(f'{len(selected)} of {len(examples)} examples -> {target}')
 
 
 def _write_kept(

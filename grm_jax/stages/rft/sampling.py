@@ -1,4 +1,4 @@
-"""Samples generations for RFT: unhinted first, then hinted where none is right.
+"""Samples generations for RFT: unhinted first, then with hints.
 
 Each of the two passes has a journal, so that an interrupted run resumes. The
 settings of sampling are stored beside the samples, so that a run with other
@@ -21,7 +21,7 @@ from grm_jax.errors import UserError
 from grm_jax.io import atomic_io, json_record
 from grm_jax.io import journal as journals
 from grm_jax.io.journal import Journal
-from grm_jax.judgement import correctness
+from grm_jax.judgement import correctness, template
 from grm_jax.judgement import judgement as judgements
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import (
@@ -29,14 +29,20 @@ from grm_jax.judgement.judgement import (
   JudgedExample,
   Judgement,
 )
+from grm_jax.judgement.prompt_builder import Hint
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judges import factory as judge_factory
 from grm_jax.judges.generative import Judge, JudgeConfig
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.sharding import distributed, mesh
-from grm_jax.stages import run_record
+from grm_jax.stages import input_identity, run_record
 
 SAMPLES, SETTINGS = 'samples.jsonl', 'samples.json'
+# Leaves of the config -> section that the template is.
+HINT_TEMPLATES = {
+  'hint_template': 'hint',
+  'hint_single_template': 'hint_single',
+}
 JOURNALS = ('unhinted.partial', 'hinted.partial')
 # The config leaves that samples depend on, besides examples and prompts.
 _SAMPLING_KEYS = (
@@ -45,6 +51,7 @@ _SAMPLING_KEYS = (
   'response_order',
   'temperature',
   'hinted_temperature',
+  'hint',
   'train.seed',
   'sampling.max_new_tokens',
   'sampling.int8',
@@ -80,7 +87,9 @@ def sample(
     return
   load_unhinted = functools.cache(lambda: _load_judge(config, prompt_format))
   load_hinted = functools.cache(
-    lambda: _with_hint(load_unhinted(), config.hinted_temperature)
+    lambda: _with_hint(
+      load_unhinted(), make_hint(config), config.hinted_temperature
+    )
   )
   unhinted = _sample_pass(
     config,
@@ -91,24 +100,22 @@ def sample(
     settings,
   )
   # An example that cannot be judged has no samples, with or without a hint.
-  never_right = [
-    examples[id]
-    for id, samples in unhinted.items()
-    if samples and not _any_correct(examples[id], samples)
-  ]
+  judged = [examples[id] for id, samples in unhinted.items() if samples]
+  never_right = [x for x in judged if not _any_correct(x, unhinted[x.id])]
   logging.info(
     '%d of %d examples have no correct unhinted sample',
     len(never_right),
     len(unhinted),
   )
+  to_hint = judged if config.hint == 'all' else never_right
   hinted = {}
-  if config.num_hinted_samples and never_right:
+  if config.num_hinted_samples and to_hint:
     hinted = _sample_pass(
       config,
       _journal_path(workdir, hinted=True),
       load_hinted,
       config.num_hinted_samples,
-      never_right,
+      to_hint,
       settings,
     )
   rows = (
@@ -128,7 +135,21 @@ def sample(
 
 
 def _sampling_settings(config: ConfigDict) -> dict[str, Any]:
-  return run_record.leaves(config, *_SAMPLING_KEYS, 'sampling.prompt_buckets')
+  keys = (*_SAMPLING_KEYS, 'sampling.prompt_buckets')
+  return run_record.leaves(config, *keys) | identify_hints(config)
+
+
+def identify_hints(config: ConfigDict, key: str = 'config') -> dict[str, str]:
+  """Returns the templates of hints with digests of their text, by leaf.
+
+  Raises:
+    UserError: one of them is invalid.
+  """
+  identities = {}
+  for leaf, section in HINT_TEMPLATES.items():
+    hint = template.load_hint(config[leaf], section, f'{key}.{leaf}')
+    identities[leaf] = f'{config[leaf]}, {input_identity.digest(hint.source)}'
+  return identities
 
 
 def _check_existing(workdir: str, settings: Mapping[str, Any]) -> None:
@@ -164,10 +185,15 @@ def _load_judge(config: ConfigDict, prompt_format: PromptFormat) -> Judge:
   )
 
 
-def _with_hint(judge: Judge, temperature: float) -> Judge:
+def make_hint(config: ConfigDict) -> Hint:
+  """Returns the hints of config.hint_template and hint_single_template."""
+  return Hint(config.hint_template, config.hint_single_template)
+
+
+def _with_hint(judge: Judge, hint: Hint, temperature: float) -> Judge:
   """Returns a judge with hints that shares the engine and the weights."""
   judge_config = dataclasses.replace(
-    judge.config, hint=True, temperature=temperature
+    judge.config, hint=hint, temperature=temperature
   )
   return Judge(judge.engine, judge.weights, judge.tokenizer, judge_config)
 

@@ -189,6 +189,7 @@ def train(
     model,
     params,
     batches,
+    grad_accum_steps=config.batch.grad_accum_steps,
     loss=functools.partial(supervised_loss, model),
     evaluate=_make_evaluation(config, prompt_format, model, tokenizer),
     derived_metrics=_perplexity,

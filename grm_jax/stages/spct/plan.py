@@ -25,6 +25,7 @@ from grm_jax.training import run as training_run
 STAGES = ('base', 'sft', 'rft', 'grpo', 'meta_rm', 'evaluate')
 DATA, SAMPLES, EVALUATION = 'data', 'samples', 'evaluation'  # folders
 BASE, BEFORE = 'base', 'before'
+GRM = 'grm'  # config.meta_rm.checkpoint: the GRM that the meta RM guides
 JUDGES = ('sft', 'rft', 'grpo')  # stages that train a GRM
 
 # The variant without principles of each template that requests them.
@@ -280,6 +281,8 @@ def _is_for_practice_only(config: ConfigDict, spec: str) -> bool:
 
 def _add_rft(config: ConfigDict, pipeline: PipelinePlan) -> None:
   settings = _model_settings(config, 'rft', *_COLD_START_KEYS)
+  hints = rft_sampling.identify_hints(config.rft, 'config.rft')
+  settings |= {f'rft.{key}': name for key, name in hints.items()}
   settings |= _checkpoint_settings(config, pipeline)
   stage_config = _rft_config(config, pipeline)
   with stage_config.unlocked():
@@ -344,16 +347,8 @@ def _add_meta_rm(config: ConfigDict, pipeline: PipelinePlan) -> None:
   settings['prompt.meta'] = input_identity.of_template(
     config.prompt.meta, 'config.prompt.meta'
   )
-  # By default the meta RM starts from the GRM that it guides. A small meta RM
-  # then ranks more judgements of a query correctly than from the cold start.
-  if config.meta_rm.checkpoint:
-    initial = {'checkpoint': config.meta_rm.checkpoint, 'checkpoint_step': -1}
-    settings['meta_rm.checkpoint'] = input_identity.of_checkpoint(
-      config.meta_rm.checkpoint, -1
-    )
-  else:
-    initial = _initial_checkpoint(config, pipeline)
-    settings |= _checkpoint_settings(config, pipeline)
+  initial, identity = _meta_rm_checkpoint(config, pipeline)
+  settings |= identity
   sample_stages = [x for x in ('rft', SAMPLES) if x in pipeline.stages]
   stage_config = _copy(config.meta_rm)
   with stage_config.unlocked():
@@ -387,6 +382,35 @@ def _add_meta_rm(config: ConfigDict, pipeline: PipelinePlan) -> None:
     *pipeline.judges[-1:],
     *sample_stages,
   )
+
+
+def _meta_rm_checkpoint(
+  config: ConfigDict, pipeline: PipelinePlan
+) -> tuple[dict[str, Any], dict[str, str]]:
+  """Returns the meta RM's initial model, and what identifies it.
+
+  Raises:
+    UserError: it is to start from config.checkpoint, which is 'scratch'.
+  """
+  path = config.meta_rm.checkpoint
+  if path == GRM:
+    # An earlier stage's fingerprint covers its model.
+    identity = _checkpoint_settings(config, pipeline)
+    return _initial_checkpoint(config, pipeline), identity | {
+      'meta_rm.checkpoint': GRM
+    }
+  if path:
+    identity = {'meta_rm.checkpoint': input_identity.of_checkpoint(path, -1)}
+    return {'checkpoint': path, 'checkpoint_step': -1}, identity
+  initial = _pretrained_checkpoint(config, pipeline)
+  if initial['checkpoint'] == model_directory.SCRATCH:
+    raise UserError(
+      'config.meta_rm.checkpoint is empty and config.checkpoint is scratch: '
+      'there is no pretrained model that the meta RM can start from; set '
+      f'config.meta_rm.checkpoint={GRM} to start from the GRM that it guides'
+    )
+  is_base = BASE in pipeline.stages
+  return initial, {} if is_base else _checkpoint_identity(config)
 
 
 def _add_meta_rm_samples(config: ConfigDict, pipeline: PipelinePlan) -> None:
@@ -444,6 +468,13 @@ def _initial_checkpoint(
   if pipeline.judges:
     path = pipeline.model_path(pipeline.judges[-1])
     return {'checkpoint': path, 'checkpoint_step': -1}
+  return _pretrained_checkpoint(config, pipeline)
+
+
+def _pretrained_checkpoint(
+  config: ConfigDict, pipeline: PipelinePlan
+) -> dict[str, Any]:
+  """Returns the model of the stage base, or else config.checkpoint."""
   if BASE in pipeline.stages:
     return {'checkpoint': pipeline.model_path(BASE), 'checkpoint_step': -1}
   return {

@@ -16,6 +16,7 @@ from grm_jax.sharding import mesh
 from grm_jax.stages.grpo import settings as grpo_settings
 from grm_jax.stages.reward_model import train as rm_train
 from grm_jax.stages.rft import run as rft_run
+from grm_jax.stages.rft import sampling as rft_sampling
 from grm_jax.stages.sft import train as sft_train
 from grm_jax.stages.spct import plan as spct_plan
 from grm_jax.unused_settings import Unused
@@ -77,6 +78,7 @@ _OF_STAGES = {
   'rft': (
     *('rft.filter', 'rft.num_samples', 'rft.num_hinted_samples'),
     *('rft.temperature', 'rft.hinted_temperature', 'rft.response_order'),
+    *('rft.hint', *(f'rft.{x}' for x in rft_sampling.HINT_TEMPLATES)),
     *('rft.train.steps', 'rft.train.optimizer', 'rft.train.evaluation'),
   ),
   'grpo': ('grpo',),
@@ -160,7 +162,7 @@ def _checkpoints(config: ConfigDict) -> Iterator[tuple[str, str, int]]:
     )
   if 'meta_rm' in stages and config.meta_rm.checkpoint:
     given.append(('meta_rm.checkpoint', config.meta_rm.checkpoint, -1))
-  special = (model_directory.RANDOM, model_directory.SCRATCH)
+  special = (model_directory.RANDOM, model_directory.SCRATCH, spct_plan.GRM)
   return (x for x in given if x[1] not in special)
 
 

@@ -65,10 +65,16 @@ def dataset(judged=JUDGED):
   return RewardDataset(EXAMPLES, samples)
 
 
-def make_records(kind, data, batch_shape=SHAPE, template=META):
+def make_records(kind, data, batch_shape=SHAPE, template=META, balance=False):
   prompt_format = PromptFormat(template, 'single')
   return rm_data.make_records(
-    kind, data, prompt_format, load_tokenizer(), batch_shape, 'these data'
+    kind,
+    data,
+    prompt_format,
+    load_tokenizer(),
+    batch_shape,
+    'these data',
+    balance,
   )
 
 
@@ -99,15 +105,17 @@ def test_a_record_has_one_order_and_at_most_r_judgements():
 
 
 def test_both_labels_have_the_same_total_weight():
-  records = make_records('meta', dataset())
+  records = make_records('meta', dataset(), balance=True)
   weights = {0: [], 1: []}
   for x in records:
     for label, weight in zip(x.labels, x.weights, strict=True):
       weights[label].append(weight)
   assert weights == {0: [1.0] * 6, 1: [6 / 4] * 4}
-  # Other records have weights by their own counts.
-  few = rm_data.balance_labels(records[:1], 'few')
-  assert few[0].weights == (1.0, 1.0)
+
+
+def test_judgements_have_weight_one_as_in_the_paper():
+  records = make_records('meta', dataset())
+  assert {w for x in records for w in x.weights} == {1.0}
 
 
 class RecordingScorer:
@@ -254,7 +262,8 @@ def test_all_labels_are_equal(label, word):
 
 
 def test_labels_of_a_process():
-  records = {x.tokenized.id: x for x in make_records('meta', dataset())}
+  balanced = make_records('meta', dataset(), balance=True)
+  records = {x.tokenized.id: x for x in balanced}
   items = [
     collate.BatchItem(records[name].tokenized, 0, indices)
     for name, indices in (

@@ -282,8 +282,14 @@ def test_a_finished_run_changes_nothing(runner, clean_run, capsys):
   assert (clean_run[0] / 'metrics.jsonl').read_bytes() == before
 
 
+def test_a_step_has_texts_per_step_texts_on_average(runner, tmp_path):
+  # Two judgements per prompt: 64 texts are 4 micro-batches of 8 prompts.
+  stdout, _ = runner.run(tmp_path, **{'batch.texts_per_step': 64, 'steps': 1})
+  assert lines_with(stdout, '32 prompts in 4 micro-batches', '64 texts')
+
+
 BASELINES = {
-  'bradley_terry': {'batch.prompt_buckets': (32,), 'batch.grad_accum_steps': 2},
+  'bradley_terry': {'batch.prompt_buckets': (32,), 'batch.texts_per_step': 32},
   # Batches are unbalanced, and the more frequent label is learned first.
   'pair': {
     'batch.prompt_buckets': (136,),

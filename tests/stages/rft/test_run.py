@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from grm_jax.data import sft_sources
+from grm_jax.data import example_sources, sft_sources
 from grm_jax.data.synthetic import examples as practice
 from grm_jax.judgement import example as examples_lib
 from grm_jax.judgement import template
@@ -113,6 +113,67 @@ def test_filtering_with_other_rules_needs_no_model(workdir, run, change, kept):
   assert changed == {'config.json', 'kept.jsonl', 'filter.json'}
   run(*FILTER)
   assert (workdir / 'kept.jsonl').read_bytes() == before['kept.jsonl']
+
+
+SELECT = '--config.phases=sample,select'
+
+
+def test_examples_that_are_always_right_are_removed(workdir, run, capsys):
+  engine = ScriptedEngine()
+  run(SELECT, SAMPLE[1], '--config.num_hinted_samples=0', engine=engine)
+  expected = ['mixed', 'saved', 'lost', 'single', 'single2']
+  path = workdir / 'selected.jsonl'
+  assert [x['id'] for x in read_rows(path)] == expected
+  # They are examples for the stage grpo.
+  loaded, _ = example_sources.load(str(path), 'train', True)
+  before, _ = example_sources.load(
+    str(workdir.parent / 'rows.jsonl'), 'train', True
+  )
+  assert loaded == [x for x in before if x.id in expected]
+  counts = json.loads((workdir / 'selection.json').read_text())['counts']
+  assert counts == {
+    'synthetic': {
+      'examples': 6,
+      'not_judged': 0,
+      'too_easy': 1,
+      'selected': 5,
+      '0 of 3 correct': 3,
+      '1 of 3 correct': 1,
+      '2 of 3 correct': 1,
+      '3 of 3 correct': 1,
+    }
+  }
+  stdout = capsys.readouterr().out
+  assert re.search(r'^3 of 3 correct +1$', stdout, re.MULTILINE)
+  assert lines_with(stdout, '5 of 6 examples', path)
+
+
+def test_select_reads_stored_samples_and_ignores_hinted_ones(workdir, run):
+  write_rows(workdir.parent / 'rows.jsonl', [*ROWS, row('unseen', '/')])
+  right, wrong = (rf'\boxed{{{x}}}' for x in ('9, 2', '2, 9'))
+  write_rows(
+    workdir.parent / 'samples.jsonl',
+    [
+      {'id': 'easy', 'text': right},
+      {'id': 'easy', 'text': wrong, 'hinted': True},
+      {'id': 'lost', 'text': right, 'hinted': True},
+      {'id': 'saved', 'text': right},
+    ],
+  )
+  run(
+    '--config.phases=select', f'--config.samples={workdir.parent}/samples.jsonl'
+  )
+  ids = [x['id'] for x in read_rows(workdir / 'selected.jsonl')]
+  assert ids == ['mixed', 'saved', 'lost', 'single', 'single2', 'unseen']
+  counts = json.loads((workdir / 'selection.json').read_text())['counts']
+  assert counts['synthetic']['not_judged'] == 5
+
+
+def test_a_judge_that_is_always_right_selects_nothing(workdir, run, error_of):
+  write_rows(workdir.parent / 'rows.jsonl', ROWS[:1])
+  message = error_of(SELECT, SAMPLE[1], engine=ScriptedEngine())
+  assert names(message, 'samples.jsonl', 'all 1')
+  assert not (workdir / 'selected.jsonl').exists()
 
 
 def test_unlabelled_examples_are_skipped(workdir, run, caplog):

@@ -225,6 +225,21 @@ def test_settings_without_effect_change_no_fingerprint(setting):
   assert changed_stages(f'--config.{setting}') == []
 
 
+def test_the_meta_rm_starts_from_the_pretrained_model_as_in_the_paper():
+  stages = plan('--config.meta_rm.checkpoint=')
+  assert stages['meta_rm'].config.checkpoint.endswith('base/model')
+  assert plan()['meta_rm'].config.checkpoint.endswith('grpo/model')
+  assert changed_stages('--config.meta_rm.checkpoint=') == [
+    'meta_rm',
+    'evaluation',
+  ]
+
+
+def test_a_meta_rm_without_a_pretrained_model():
+  with pytest.raises(UserError, match=naming('config.meta_rm.checkpoint=grm')):
+    plan('--config.meta_rm.checkpoint=', '--config.data=gsm8k:x.jsonl')
+
+
 def test_workdir_changes_no_fingerprint():
   one, other = plan(), plan(workdir='/else/where')
   for name, stage in one.items():
