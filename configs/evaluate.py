@@ -66,6 +66,10 @@ _DEFAULTS = dict(
     # the template 'critique'.
     principles='',
     too_long='shorten',  # or 'refuse': report examples that do not fit
+    # 'model_card': scores as in the example code of the released DeepSeek-GRM
+    # (last box or bracket, floats, clipped). Reports count the differences.
+    extraction='strict',
+    truncated='fail',  # truncated generations do not parse; 'read': they may
     meta='',  # template of the meta RM
   ),
   sampling=dict(

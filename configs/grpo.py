@@ -42,6 +42,7 @@ _DEFAULTS = dict(
     single='',  # template for one response; 'none': `template`
     score_range=(),  # lowest and highest score, as (1, 10)
     too_long='shorten',  # or 'refuse': skip prompts that do not fit
+    truncated='fail',  # truncated generations do not parse; 'read': they may
   ),
   # Order of the responses in a prompt. 'stratified' puts the best response in
   # every position equally often; 'random' is the paper's; 'balanced', 'fixed'.

@@ -46,6 +46,7 @@ _DEFAULTS = dict(
     # config.checkpoint; 'none': that of several responses.
     single='',
     score_range=(),  # lowest and highest score of the samples
+    truncated='fail',  # truncated samples are wrong; 'read': parse them
   ),
   batch=dict(
     micro_batch_prompts=32,  # P, prompts on the devices at once

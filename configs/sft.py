@@ -46,6 +46,7 @@ _DEFAULTS = dict(
     single='single',  # template for one response; 'none': `template`
     score_range=(1, 10),  # lowest and highest score
     too_long='shorten',  # or 'refuse': skip prompts that do not fit
+    truncated='fail',  # truncated generations do not parse; 'read': they may
   ),
   batch=dict(
     micro_batch_prompts=128,  # P, prompts on the devices at once

@@ -48,6 +48,7 @@ _DEFAULTS = dict(
     single='single',  # of examples with one response; '': `template`
     score_range=(1, 10),  # lowest and highest score
     too_long='shorten',  # or 'refuse'
+    truncated='fail',  # truncated generations do not parse; or 'read'
     meta='meta',  # of the meta RM
   ),
   # Lengths that prompts are padded to, except those of practice problems; ():

@@ -34,6 +34,8 @@ class GenerationStats:
     truncated_rate: fraction of generations that reached the token limit.
     num_shortened: number of generations whose prompt lacks text of the example,
       because it was too long.
+    num_extraction_differs: number of generations with other scores by the other
+      extraction, see judgement/prompt_format.py.
     scores: number of scores with the values 0 to 10. Values of a scalar reward
       model are not integers and are not counted.
     right: the same, of the best or correct responses only.
@@ -51,6 +53,7 @@ class GenerationStats:
   mean_tokens: float | None
   truncated_rate: float | None
   num_shortened: int
+  num_extraction_differs: int
   scores: tuple[int, ...]
   right: tuple[int, ...]
   others: tuple[int, ...]
@@ -100,6 +103,7 @@ def _stats(
     mean_tokens=_mean(x.num_tokens for x in generations),
     truncated_rate=_mean(x.finish == 'length' for x in generations),
     num_shortened=sum(x.shortened for x in generations),
+    num_extraction_differs=sum(x.extraction_differs for x in generations),
     scores=scores,
     right=right_scores,
     others=other_scores,

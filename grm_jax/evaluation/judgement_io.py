@@ -5,7 +5,7 @@ Each line is a JSON object with one query:
   {"example": {"id", "messages": [{role, content}], "responses", "best",
                "rewards", "reference", "principles", "tags"},
    "samples": [{"order", "text", "num_tokens", "finish", "scores", "meta",
-               "shortened"}],
+               "shortened", "extraction_differs"}],
    "greedy": null or an object like those in "samples"}
 
 `judgement.example.from_row` reads the example. The file is ASCII: UTF-8 cannot
@@ -164,8 +164,9 @@ def _find_error(row: Any, n: int) -> str | None:
     return f'num_tokens is {row["num_tokens"]!r}, not a count'
   if row['finish'] not in _FINISH_REASONS:
     return f'finish {row["finish"]!r} is not one of {_FINISH_REASONS}'
-  if type(row['shortened']) is not bool:
-    return f'shortened is {row["shortened"]!r}, not true or false'
+  for flag in ('shortened', 'extraction_differs'):
+    if type(row[flag]) is not bool:
+      return f'{flag} is {row[flag]!r}, not true or false'
   if scores is not None and not _are_numbers(scores, n):
     return f'scores {scores!r} are not {n} numbers'
   if meta is not None and meta not in _NOT_FINITE and not _is_number(meta):

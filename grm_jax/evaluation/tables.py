@@ -15,7 +15,9 @@ BEHAVIOUR_NOTE = (
   'tied. first: how often the response shown first has the top score. chance: '
   'the same for a judge without position bias. tokens: mean length. truncated: '
   'generations that reached the token limit. shortened: number and share of '
-  'generations for which long texts of the example were shortened.'
+  'generations for which long texts of the example were shortened. extraction: '
+  'the same of generations whose scores differ between the strict parser and '
+  'the example code of the released DeepSeek-GRM.'
 )
 
 
@@ -45,7 +47,7 @@ def behaviour(stats: Sequence[tuple[str, GenerationStats]]) -> Rows:
   rows: Rows = [
     (
       *('suite', 'unparsed', 'no vote', 'ties', 'vote ties', 'first', 'chance'),
-      *('tokens', 'truncated', 'shortened'),
+      *('tokens', 'truncated', 'shortened', 'extraction'),
     )
   ]
   for title, x in stats:
@@ -61,6 +63,7 @@ def behaviour(stats: Sequence[tuple[str, GenerationStats]]) -> Rows:
         '-' if x.mean_tokens is None else f'{x.mean_tokens:.0f}',
         _percent(x.truncated_rate),
         _count_and_percent(x.num_shortened, x.num_generations),
+        _count_and_percent(x.num_extraction_differs, x.num_generations),
       )
     )
   return rows

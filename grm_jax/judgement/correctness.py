@@ -1,8 +1,9 @@
 """Correctness of a judgement and the reward that GRPO gives it.
 
 The default reward is the outcome reward of equation 10 in arXiv 2504.02495: +1
-for a correct judgement, -1 for any other. A judgement that does not parse or is
-truncated is incorrect. There is no format reward; the KL term keeps the format.
+for a correct judgement, -1 for any other. A judgement that does not parse is
+incorrect; so is a truncated one, unless config.prompt.truncated is 'read'.
+There is no format reward; the KL term keeps the format.
 """
 
 import importlib.util
@@ -97,16 +98,13 @@ def outcome(example: JudgingExample, judgement: Judgement) -> str:
 
   Args:
     example: the labelled example, see `has_label`.
-    judgement: one generation about it. Scores in a truncated generation are
-      ignored.
+    judgement: one generation about it.
 
   Raises:
     UserError: the example has no label.
   """
-  if judgement.truncated:
-    return 'truncated'
   if judgement.scores is None:
-    return 'parse_failure'
+    return 'truncated' if judgement.truncated else 'parse_failure'
   return 'correct' if is_correct(judgement.scores, example) else 'incorrect'
 
 

@@ -19,10 +19,13 @@ class Judgement:
     finish: why generation ended: 'stop' (end of turn), 'length' (the maximum
       was reached) or 'string' (a stop string).
     scores: one per response, in the example's own order; None if the text does
-      not parse. A truncated generation can have scores too.
+      not parse. A truncated generation has scores only if
+      config.prompt.truncated is 'read'.
     meta: the meta RM's score of the text; None without a meta RM.
     shortened: whether text of the example was left out of what the model read,
       see judgement/prompt_builder.py.
+    extraction_differs: whether strict and model-card extraction of the scores
+      differ, see judgement/prompt_format.py.
   """
 
   order: tuple[int, ...]
@@ -32,6 +35,7 @@ class Judgement:
   scores: tuple[float, ...] | None
   meta: float | None = None
   shortened: bool = False
+  extraction_differs: bool = False
 
   @property
   def truncated(self) -> bool:
@@ -83,4 +87,5 @@ def from_row(row: Mapping[str, Any]) -> Judgement:
     scores=None if scores is None else tuple(scores),
     meta=row['meta'],
     shortened=row['shortened'],
+    extraction_differs=row['extraction_differs'],
   )

@@ -109,7 +109,7 @@ def _fill(
       f'template {template.name}: {problem}; use a template that shows '
       f'{len(order)} responses'
     )
-  section = hint and _load_hint(hint, len(order))
+  section = _load_hint(hint, len(order)) if hint else None
   guard = functools.partial(template.guard, hint=section)
   hint_text = section.render(**_label(guard, example, order)) if section else ''
   text = template.render(

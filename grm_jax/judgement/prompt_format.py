@@ -10,6 +10,7 @@ from typing import Any
 
 from grm_jax.errors import UserError
 from grm_jax.judgement import (
+  model_card_parser,
   prompt_builder,
   response_order,
   score_parser,
@@ -19,6 +20,8 @@ from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.template import StoredTemplate, Template
 
 READS = ('scores', 'best')
+EXTRACTIONS = ('strict', 'model_card')
+TRUNCATED = ('fail', 'read')
 MAX_SCORE = 1000  # score
 
 
@@ -35,6 +38,10 @@ class PromptFormat:
     too_long: 'shorten' or 'refuse', see judgement/prompt_builder.py.
     score_range: lowest and highest score.
     single_score_range: the same in answers to `single`.
+    extraction: 'strict' (score_parser.py), or 'model_card'
+      (model_card_parser.py).
+    truncated: what a generation that reached the maximum length is: 'fail', a
+      parse failure; or 'read', parsed like any other.
     reads: 'scores', or 'best': the generation names only the best response
       (LLM-as-a-judge), which gets score 1 and the others 0.
     key: config key of these settings, for messages.
@@ -46,12 +53,16 @@ class PromptFormat:
   reads: str = 'scores'
   score_range: tuple[int, int] = (1, 10)
   single_score_range: tuple[int, int] = (0, 1)
+  extraction: str = 'strict'
+  truncated: str = 'fail'
   key: str = dataclasses.field(default='config.prompt', compare=False)
 
   def __post_init__(self):
     for key, value, choices in (
       (f'{self.key}.too_long', self.too_long, prompt_builder.TOO_LONG),
       ('config.reads', self.reads, READS),
+      (f'{self.key}.extraction', self.extraction, EXTRACTIONS),
+      (f'{self.key}.truncated', self.truncated, TRUNCATED),
     ):
       if value not in choices:
         raise UserError(
@@ -111,31 +122,44 @@ class PromptFormat:
     return prompt_builder.render(self.template_for(len(order)), example, order)
 
   def parse_scores(
-    self, text: str, order: Sequence[int]
-  ) -> tuple[int, ...] | None:
+    self, text: str, order: Sequence[int], truncated: bool = False
+  ) -> tuple[float, ...] | None:
     """Returns the scores in a generation, in the example's own order.
 
     Args:
       text: the generation.
       order: order[position] is the index of the response at that position of
         the prompt.
+      truncated: whether the generation reached the maximum length.
 
     Returns:
-      [C] integers, or None if the text does not parse.
+      [C] scores, or None if the text does not parse. Strict scores are ints.
     """
+    if truncated and self.truncated == 'fail':
+      return None
     scores = self._scores_by_position(text, len(order))
     return None if scores is None else response_order.restore(scores, order)
 
+  def extractions_differ(self, text: str, order: Sequence[int]) -> bool:
+    """Returns whether strict and model-card extraction find other scores."""
+    strict, model_card = (
+      dataclasses.replace(self, extraction=x).parse_scores(text, order)
+      for x in EXTRACTIONS
+    )
+    return self.reads == 'scores' and strict != model_card
+
   def _scores_by_position(
     self, text: str, num_responses: int
-  ) -> tuple[int, ...] | None:
+  ) -> tuple[float, ...] | None:
     if self.reads == 'best':
       best = score_parser.parse_scores(text, 1, 1, num_responses)
       positions = range(1, num_responses + 1)
       return best and tuple(int(i == best[0]) for i in positions)
-    if num_responses == 1 and self.single:
-      return score_parser.parse_scores(text, 1, *self.single_score_range)
-    return score_parser.parse_scores(text, num_responses, *self.score_range)
+    is_single = num_responses == 1 and self.single
+    score_range = self.single_score_range if is_single else self.score_range
+    if self.extraction == 'model_card':
+      return model_card_parser.parse_scores(text, num_responses, *score_range)
+    return score_parser.parse_scores(text, num_responses, *score_range)
 
 
 def is_score_range(value: Any) -> bool:

@@ -3,7 +3,7 @@
 As in arXiv 2504.02495, section 3.2: incorrect generations are dropped, and so
 are examples whose unhinted samples are all correct ("too easy"). The prompt of
 a hinted generation contains the label; only incorrect ones are dropped.
-Truncated generations are always dropped.
+So are truncated generations, unless config.train.prompt.truncated is 'read'.
 """
 
 import collections
@@ -42,7 +42,7 @@ class FilterSample:
       text=self.text,
       num_tokens=0,
       finish='length' if self.truncated else 'stop',
-      scores=prompt_format.parse_scores(self.text, self.order),
+      scores=prompt_format.parse_scores(self.text, self.order, self.truncated),
     )
 
 

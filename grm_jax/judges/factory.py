@@ -255,6 +255,8 @@ def make_judge_config(config: ConfigDict) -> JudgeConfig:
     score_range=prompt.score_range,
     default_template=_TEMPLATES[config.judge],
     too_long=prompt.too_long,
+    extraction=prompt.extraction,
+    truncated=prompt.truncated,
     reads='best' if names_best else 'scores',
   )
   return JudgeConfig.from_prompt_format(

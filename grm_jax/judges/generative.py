@@ -56,6 +56,8 @@ class JudgeConfig:
   single: str | StoredTemplate = ''
   score_range: tuple[int, int] = (1, 10)
   single_score_range: tuple[int, int] = (0, 1)
+  extraction: str = 'strict'
+  truncated: str = 'fail'
   too_long: str = 'shorten'
   order: str = 'balanced'
   temperature: float = 0.5
@@ -81,6 +83,8 @@ class JudgeConfig:
       single=prompt_format.single,
       score_range=prompt_format.score_range,
       single_score_range=prompt_format.single_score_range,
+      extraction=prompt_format.extraction,
+      truncated=prompt_format.truncated,
       too_long=prompt_format.too_long,
       reads=prompt_format.reads,
       **settings,
@@ -95,6 +99,8 @@ class JudgeConfig:
       self.reads,
       self.score_range,
       self.single_score_range,
+      self.extraction,
+      self.truncated,
     )
 
   def vote_config(self, has_meta: bool) -> VoteConfig:

@@ -328,8 +328,11 @@ def parse_judgement(
     num_tokens=len(generation.tokens),
     finish=generation.finish,
     # A box inside the principles is not a score, so they are not parsed.
-    scores=prompt_format.parse_scores(text, order),
+    scores=prompt_format.parse_scores(
+      text, order, generation.finish == 'length'
+    ),
     shortened=shortened,
+    extraction_differs=prompt_format.extractions_differ(text, order),
   )
 
 

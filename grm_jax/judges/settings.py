@@ -36,12 +36,14 @@ SCORE_RANGE = settings.optional(
   ),
   'as in training',
 )
+TRUNCATED = settings.one_of(*prompt_format.TRUNCATED)
 # config.prompt of the stages that train a judge.
 PROMPT = {
   'template': settings.TEXT,
   'single': settings.TEXT,
   'score_range': SCORE_RANGE,
   'too_long': TOO_LONG,
+  'truncated': TRUNCATED,
 }
 JUDGE: dict[str, settings.Rule | settings.Rules] = {
   'checkpoint': settings.TEXT,
@@ -57,6 +59,8 @@ JUDGE: dict[str, settings.Rule | settings.Rules] = {
     'score_range': SCORE_RANGE,
     'principles': settings.TEXT,
     'too_long': TOO_LONG,
+    'extraction': settings.one_of(*prompt_format.EXTRACTIONS),
+    'truncated': TRUNCATED,
     'meta': settings.TEXT,
   },
   'sampling': SAMPLING,
@@ -78,6 +82,7 @@ UNUSED = (
       *('k', 'temperature', 'response_order', 'k_meta'),
       *('prompt.template', 'prompt.single', 'prompt.score_range'),
       *('prompt.principles', 'prompt.meta'),
+      *('prompt.extraction', 'prompt.truncated'),
       *('sampling.weights', 'sampling.int8'),
       *('sampling.generations_per_prompt', 'sampling.decode_steps_per_call'),
     ),
@@ -85,12 +90,15 @@ UNUSED = (
     lambda config: config.judge in ('scalar', 'pair'),
   ),
   Unused(
-    ('prompt.single', 'prompt.score_range', 'prompt.principles'),
+    (
+      *('prompt.single', 'prompt.score_range', 'prompt.principles'),
+      *('prompt.extraction', 'prompt.truncated'),
+    ),
     '{key}.judge=semi_scalar writes critiques without scores',
     lambda config: config.judge == 'semi_scalar',
   ),
   Unused(
-    ('prompt.score_range',),
+    ('prompt.score_range', 'prompt.extraction'),
     '{key}.judge names the best response instead of writing scores',
     lambda config: config.judge in ('llm', 'token_probability'),
   ),

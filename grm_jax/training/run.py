@@ -155,8 +155,8 @@ def prompt_format(
   """Returns the prompts of a training stage.
 
   Args:
-    prompt: template, single, score_range and too_long. What
-      is empty is as in the training of the initial model.
+    prompt: config.prompt. What is empty is as in the training of the initial
+      model.
     checkpoint: model directory of the initial model.
     key: config key of `prompt`.
     **options: see trained_judge.prompt_format.
@@ -172,6 +172,7 @@ def prompt_format(
     score_range=prompt.score_range,
     default_single='single',
     too_long=prompt.too_long,
+    truncated=prompt.truncated,
     key=key,
     **options,
   )

@@ -38,7 +38,7 @@ NOTHING = (0,) * 11
 
 
 def summary(scores, right=NOTHING, others=NOTHING):
-  return GenerationStats(1, 1, *[0] * 9, scores, right, others)
+  return GenerationStats(1, 1, *[0] * 10, scores, right, others)
 
 
 def lines(figure):

@@ -343,15 +343,15 @@ def test_terminal_table():
       '                     -',
       '',
       'suite                 unparsed  no vote   ties  vote ties  first'
-      '  chance  tokens  truncated  shortened',
+      '  chance  tokens  truncated  shortened  extraction',
       'First                      0.0      0.0    0.0        0.0  100.0'
-      '    50.0     100        0.0    0 (0.0)',
+      '    50.0     100        0.0    0 (0.0)     0 (0.0)',
       'First, greedy              0.0      0.0  100.0      100.0   50.0'
-      '    50.0     100        0.0    0 (0.0)',
+      '    50.0     100        0.0    0 (0.0)     0 (0.0)',
       'Second suite              50.0      0.0    0.0        0.0    0.0'
-      '    50.0     100        0.0    0 (0.0)',
+      '    50.0     100        0.0    0 (0.0)     0 (0.0)',
       'Second suite, greedy     100.0    100.0      -          -      -'
-      '       -     100        0.0    0 (0.0)',
+      '       -     100        0.0    0 (0.0)     0 (0.0)',
     ]
   )
 

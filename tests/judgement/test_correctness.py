@@ -87,13 +87,11 @@ def test_single_response_must_score_its_label(score, label, expected):
     ((9, 1), 'stop', 'incorrect'),
     ((9, 9), 'stop', 'incorrect'),
     (None, 'stop', 'parse_failure'),
-    ((1, 9), 'length', 'truncated'),
+    ((1, 9), 'length', 'correct'),  # config.prompt.truncated is 'read'
     (None, 'length', 'truncated'),
   ],
 )
-def test_only_complete_correct_judgements_are_rewarded(
-  scores, finish, expected
-):
+def test_only_correct_judgements_are_rewarded(scores, finish, expected):
   judgement = generation(scores, finish)
   assert outcome(pair(best=1), judgement) == expected
   reward = load_reward('outcome')(pair(best=1), judgement)

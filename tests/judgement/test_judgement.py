@@ -20,6 +20,7 @@ JUDGEMENTS = st.builds(
   scores=st.none() | st.tuples(*[st.integers(1, 10)] * 3),
   meta=st.none() | st.floats(allow_nan=False),
   shortened=st.booleans(),
+  extraction_differs=st.booleans(),
 )
 
 
@@ -44,5 +45,6 @@ def test_row_of_a_judgement():
     'scores': (8, 9),
     'meta': 0.5,
     'shortened': False,
+    'extraction_differs': False,
   }
   assert JudgedExample(EXAMPLE, (value,)).greedy is None

@@ -1,5 +1,6 @@
 """Rejection sampling against tables written by hand."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -83,9 +84,11 @@ def test_judgement_of_a_sample():
   judgement = sample(r'\boxed{8, 3}', (1, 0)).judgement(FORMAT)
   assert judgement.scores == (3, 8) and judgement.order == (1, 0)
   assert judgement.text == r'\boxed{8, 3}' and not judgement.truncated
-  # A truncated generation keeps its scores, for voting.
-  truncated = sample(r'\boxed{8, 3}', truncated=True).judgement(FORMAT)
-  assert truncated.scores == (8, 3) and truncated.truncated
+  truncated = sample(r'\boxed{8, 3}', truncated=True)
+  assert truncated.judgement(FORMAT).scores is None
+  read = dataclasses.replace(FORMAT, truncated='read')
+  assert truncated.judgement(read).scores == (8, 3)
+  assert truncated.judgement(read).truncated
   assert sample('neither').judgement(FORMAT).scores is None
 
 

@@ -218,10 +218,10 @@ def faulty_judge(kind, monkeypatch):
   else:
     parse = prompt_format.PromptFormat.parse_scores
 
-    def fail(self, text, order):
+    def fail(self, text, *arguments):
       if '9' in text:
         raise IndexError('group')
-      return parse(self, text, order)
+      return parse(self, text, *arguments)
 
     monkeypatch.setattr(prompt_format.PromptFormat, 'parse_scores', fail)
   return faulty

@@ -67,6 +67,7 @@ SETTINGS = training_run.SETTINGS | {
     'meta': settings.TEXT,
     'single': settings.TEXT,
     'score_range': judge_settings.SCORE_RANGE,
+    'truncated': judge_settings.TRUNCATED,
   },
   'batch': {
     **{k: x for k, x in supervised.BATCH.items() if k != 'grad_accum_steps'},
@@ -270,6 +271,7 @@ def _prompt_format(config: ConfigDict, key: str = 'config') -> PromptFormat:
     single=config.prompt.single,
     score_range=config.prompt.score_range,
     default_single='single',
+    truncated=config.prompt.truncated,
     key=f'{key}.prompt',
   )
   return dataclasses.replace(judged, template=config.prompt.meta)

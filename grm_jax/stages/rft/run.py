@@ -324,6 +324,7 @@ def _prompt_settings(prompt_format: PromptFormat) -> dict[str, Any]:
   key = 'train.prompt'
   return {
     f'{key}.too_long': prompt_format.too_long,
+    f'{key}.truncated': prompt_format.truncated,
     f'{key}.score_range': list(prompt_format.score_range),
     f'{key}.single_score_range': list(prompt_format.single_score_range),
     f'{key}.template': input_identity.of_template(

@@ -141,6 +141,7 @@ def _judge_config(config: ConfigDict) -> JudgeConfig:
     single=prompt['single'],
     score_range=tuple(prompt['score_range']),
     too_long=prompt['too_long'],
+    truncated=prompt['truncated'],
     order=evaluation.response_order,
     temperature=evaluation.temperature,
     seed=config.seed,

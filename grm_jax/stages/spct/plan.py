@@ -38,6 +38,7 @@ _NO_PRINCIPLES = {
 _MODEL_KEYS = (
   'seed',
   'prompt.too_long',
+  'prompt.truncated',
   'prompt.score_range',
   'principles',
   'prompt_buckets',
@@ -178,6 +179,7 @@ def prompt_settings(config: ConfigDict) -> dict[str, Any]:
     names = {key: _NO_PRINCIPLES.get(name, name) for key, name in names.items()}
   return names | {
     'too_long': prompt.too_long,
+    'truncated': prompt.truncated,
     'score_range': prompt.score_range,
   }
 
@@ -361,6 +363,7 @@ def _add_meta_rm(config: ConfigDict, pipeline: PipelinePlan) -> None:
         'meta': config.prompt.meta,
         'single': judged_by.single,
         'score_range': judged_by.score_range,
+        'truncated': judged_by.truncated,
       }
     )
     with stage_config.mesh.unlocked():

@@ -46,7 +46,7 @@ def test_samples_have_scores_and_outcomes(workdir, run):
     ('mixed', False, 2, 'parse_failure', None),
     ('saved', False, 0, 'incorrect', [9, 9, 2]),
     ('saved', False, 1, 'incorrect', [5, 5, 5]),
-    ('saved', False, 2, 'truncated', [2, 2, 9]),
+    ('saved', False, 2, 'truncated', None),
     ('saved', True, 0, 'correct', [2, 2, 9]),
     ('lost', False, 0, 'parse_failure', None),
     ('lost', False, 1, 'parse_failure', None),
