@@ -25,6 +25,10 @@ _DEFAULTS = dict(
   scalar=False,  # random weights with a scalar head
   seed=0,  # of random weights
   dtype='source',  # or 'float32', 'bfloat16': cast parameters
+  # 'checkpoint': prompts are written by the chat template of the source, which
+  # judging and training then use. 'builtin': by tokenizer/chat_format.py; a
+  # template that differs is reported.
+  chat_template='builtin',
   verify=False,  # compare logits of source and target
   mesh=dict(  # see docs/pods.md
     data=1,  # devices that replicate weights

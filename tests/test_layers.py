@@ -35,7 +35,7 @@ WITHOUT_JAX = (
   'evaluation/plots.py',
   'serving/reward_client.py',
 )
-# Library -> the only file or folder in grm_jax/ that can import it, and whether
+# Library -> the only files or folder in grm_jax/ that can import it, and whether
 # it must be imported on demand, inside a function.
 LIBRARIES = {
   'tensorflow': ('data/', True),
@@ -43,7 +43,7 @@ LIBRARIES = {
   'seqio': ('data/', True),
   'torch': ('stages/convert.py', True),
   'transformers': ('stages/convert.py', True),
-  'jinja2': ('judgement/template.py', False),
+  'jinja2': (('judgement/template.py', 'tokenizer/chat_template.py'), False),
   'flax': ('model/', False),
   'orbax': ('checkpoint/', False),
   'sentencepiece': ('tokenizer/', False),

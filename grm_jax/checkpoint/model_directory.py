@@ -31,8 +31,8 @@ from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.transformer import Transformer
 from grm_jax.sharding.rules import ShardingLayout
+from grm_jax.tokenizer import chat_format, chat_template, tokenizer
 from grm_jax.tokenizer import tiny as tiny_tokenizer
-from grm_jax.tokenizer import tokenizer
 
 TOKENIZER = 'tokenizer.model'
 BPE_TOKENIZER = 'tokenizer.json'  # read if there is no tokenizer.model
@@ -45,6 +45,7 @@ COMPANIONS = (
   TOKENIZER,
   BPE_TOKENIZER,
   trained_judge.FILE,
+  chat_template.FILE,
   'tokenizer_config.json',
   'special_tokens_map.json',
   'generation_config.json',
@@ -157,6 +158,9 @@ def load_tokenizer(directory: str, config: ModelConfig) -> tokenizer.Tokenizer:
   """
   path = _tokenizer_path(directory)
   loaded = tokenizer.load(path)
+  template = chat_template.read(directory)
+  if template:
+    loaded = chat_format.with_template(loaded, template)
   settings = read_trained_judge(directory)
   if settings and settings.chat_format != loaded.chat_format.name:
     raise UserError(
@@ -194,8 +198,8 @@ def identity(directory: str, step: int | None) -> dict[str, Any]:
     step: None for the latest.
 
   Returns:
-    those of orbax_checkpoint.identity, and files (SHA-256 of the tokenizer and
-    of the judge's settings).
+    those of orbax_checkpoint.identity, and files (SHA-256 of the tokenizer, of
+    the judge's settings and of the chat template).
 
   Raises:
     UserError: no such checkpoint, or it is damaged.
@@ -203,7 +207,7 @@ def identity(directory: str, step: int | None) -> dict[str, Any]:
   if directory in ('', RANDOM, SCRATCH):
     return {'checkpoint': directory}
   files = hashlib.sha256()
-  for name in (TOKENIZER, BPE_TOKENIZER, trained_judge.FILE):
+  for name in COMPANIONS[:4]:
     path = epath.Path(directory) / name
     with atomic_io.wrap_read_errors(path):
       if path.exists():

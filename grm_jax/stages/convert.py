@@ -35,6 +35,7 @@ from grm_jax.model.config import ModelConfig
 from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import distributed, mesh
 from grm_jax.sharding.rules import ShardingLayout
+from grm_jax.tokenizer import chat_format, chat_template
 from grm_jax.unused_settings import Unused
 
 # Maximum difference of float32 logits of the same weights in two
@@ -53,10 +54,16 @@ SETTINGS: settings.Rules = {
   'scalar': settings.BOOLEAN,
   'seed': settings.SEED,
   'dtype': settings.one_of('source', *compute_config.DTYPES),
+  'chat_template': settings.one_of('builtin', 'checkpoint'),
   'verify': settings.BOOLEAN,
   'mesh': mesh.SETTINGS,
 }
 UNUSED = (
+  Unused(
+    ('chat_template',),
+    '{key}.source is not a Hugging Face directory',
+    lambda config: not _has_template(config),
+  ),
   Unused(
     ('checkpoint_step',),
     '{key}.source is no checkpoint',
@@ -102,6 +109,7 @@ def _convert(config: ConfigDict, target: str) -> None:
   logging.info('read %s in %.1f s', config.source, time.monotonic() - start_s)
   if config.direction == 'checkpoint':
     _copy_files(config, target)
+    _use_template(config, target)
     if model.scalar:
       _mark_scalar(config, target, model.config)
     meta = {'source': config.source, 'step': 0}
@@ -139,16 +147,58 @@ def _check_paths(config: ConfigDict, target: str) -> None:
       raise UserError(f'config.source={config.source} is not a file')
   elif config.source != 'random' and not epath.Path(config.source).is_dir():
     raise UserError(f'config.source={config.source} is not a directory')
-  if importing and not random and not _is_gguf(config):
+  if _has_template(config):
     hf_config.check_tokenizer(config.source)
     if model_directory.has_tokenizer(config.source):
-      size, _ = hf_config.read_config(config.source)
-      model_directory.load_tokenizer(config.source, size)
+      _check_chat_template(config)
   with atomic_io.wrap_read_errors(target):
     if epath.Path(target).is_file() or _is_in_use(target, config.direction):
       raise UserError(
         f'config.target={target} exists; choose another path or delete it'
       )
+
+
+def _has_template(config: ConfigDict) -> bool:
+  """Returns whether a Hugging Face directory is read."""
+  is_import = config.direction == 'checkpoint' and config.source != 'random'
+  return is_import and not _is_gguf(config)
+
+
+def _check_chat_template(config: ConfigDict) -> None:
+  """Warns if the source's chat template differs from the format to be used.
+
+  Raises:
+    UserError: it is to be used, and there is none or it is not suitable.
+  """
+  size, scalar = hf_config.read_config(config.source)
+  tokenizer = model_directory.load_tokenizer(config.source, size)
+  template = chat_template.of_checkpoint(config.source)
+  if config.chat_template == 'checkpoint':
+    if template is None:
+      raise UserError(
+        f'config.chat_template=checkpoint: {config.source} has no chat '
+        'template; set config.chat_template=builtin'
+      )
+    with_template = chat_format.with_template(tokenizer, template)
+    if scalar:
+      chat_format.check_response_follows(with_template)
+  elif template and (text := chat_format.differences(tokenizer, template)):
+    logging.warning(
+      '%s has another chat template than the built-in format %r: %s. If the '
+      'model was trained with its template, set '
+      '--config.chat_template=checkpoint',
+      *(config.source, tokenizer.chat_format.name, text),
+    )
+
+
+def _use_template(config: ConfigDict, target: str) -> None:
+  """Stores the chat template that a model directory uses."""
+  if not _has_template(config) or config.chat_template == 'builtin':
+    return
+  template = chat_template.of_checkpoint(config.source)
+  assert template is not None  # `_check_chat_template`
+  path = os.path.join(target, chat_template.FILE)
+  atomic_io.write_file(path, chat_template.to_json(template))
 
 
 def _is_gguf(config: ConfigDict) -> bool:

@@ -3,12 +3,17 @@
 Sources: the chat templates of google/gemma-2-*-it, which has no system role (a
 system text is joined to the first user turn), and of
 HuggingFaceTB/SmolLM2-*-Instruct (ChatML). SmolLM2's default system text is left
-out, because a judge's instructions are in the prompt.
+out, because a judge's instructions are in the prompt. A model directory can
+have a template of its own instead, see chat_template.py.
 """
 
+import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 
 from grm_jax.errors import UserError
+from grm_jax.tokenizer import chat_template
+from grm_jax.tokenizer.chat_template import ChatTemplate
 from grm_jax.tokenizer.tokenizer import Tokenizer
 
 _ROLES = {
@@ -53,14 +58,124 @@ def render(
   joined = _join_system(turns)
   _check_alternation(joined, add_generation_prompt)
   chat_format = tokenizer.chat_format
+  written = turns if chat_format.has_system_role else joined
+  if chat_format.template:
+    return _from_template(tokenizer, written, add_generation_prompt)
   ids = list(chat_format.prefix_ids)
-  for _, role, content in turns if chat_format.has_system_role else joined:
+  for _, role, content in written:
     ids += _turn_start(tokenizer, role)
     ids += tokenizer.encode(content)
     ids += turn_end(tokenizer, full_template=True)
   if add_generation_prompt:
     ids += _turn_start(tokenizer, 'model')
   return ids
+
+
+def _from_template(
+  tokenizer: Tokenizer,
+  turns: Sequence[tuple[int, str, str]],
+  add_generation_prompt: bool,
+) -> list[int]:
+  template = tokenizer.chat_format.template
+  assert template is not None
+  messages = [
+    {'role': 'assistant' if role == 'model' else role, 'content': content}
+    for _, role, content in turns
+  ]
+  return _encode_parts(
+    tokenizer, chat_template.parts(template, messages, add_generation_prompt)
+  )
+
+
+def _encode_parts(
+  tokenizer: Tokenizer, parts: Sequence[tuple[str, bool]]
+) -> list[int]:
+  """Encodes what lies between two control tokens as one text.
+
+  Args:
+    tokenizer: from tokenizer.load.
+    parts: (text, whether it is a content); control tokens in contents are text.
+  """
+  codec = tokenizer.codec
+  controls = {codec.id_to_piece(i): i for i in codec.control_ids}
+  names = sorted(controls, key=len, reverse=True)
+  pattern = re.compile(f'({"|".join(map(re.escape, names))})')
+  ids: list[int] = []
+  run = ''
+  for text, is_content in parts:
+    pieces = [text] if is_content else pattern.split(text)
+    run += pieces[0]
+    for name, following in zip(pieces[1::2], pieces[2::2], strict=True):
+      ids += [*tokenizer.encode(run), controls[name]]
+      run = following
+  return ids + tokenizer.encode(run)
+
+
+def with_template(tokenizer: Tokenizer, template: ChatTemplate) -> Tokenizer:
+  """Returns the tokenizer with a chat template in place of its own format.
+
+  Raises:
+    UserError: the template does not write a conversation of two turns.
+  """
+  pair = [{'role': x, 'content': x} for x in ('user', 'assistant')]
+  chat_template.parts(template, pair, add_generation_prompt=False)
+  system = {'role': 'system', 'content': 'text'}
+  try:
+    chat_template.parts(template, [system, pair[0]], add_generation_prompt=True)
+    has_system_role = True
+  except UserError:
+    has_system_role = False
+  chat_format = dataclasses.replace(
+    tokenizer.chat_format,
+    name=template.name,
+    has_system_role=has_system_role,
+    template=template,
+  )
+  return dataclasses.replace(tokenizer, chat_format=chat_format)
+
+
+def check_response_follows(tokenizer: Tokenizer) -> None:
+  """Checks that a prompt with a response is the template's conversation.
+
+  Scalar reward models read a prompt up to the model's turn once, and then each
+  response.
+
+  Raises:
+    UserError: they have other tokens together than apart.
+  """
+  user, answer = ({'role': x, 'content': x} for x in ('user', 'assistant'))
+  expected = render(tokenizer, [user, answer], add_generation_prompt=False)
+  joined = render(tokenizer, [user]) + tokenizer.encode(answer['content'])
+  if joined + turn_end(tokenizer, full_template=True) != expected:
+    raise UserError(
+      'by the chat template, a prompt and a response have other tokens '
+      'together than apart, so a reward model cannot read the prompt once for all '
+      'responses; use config.chat_template=builtin'
+    )
+
+
+_CONVERSATIONS = (
+  ('user',),
+  ('user', 'assistant', 'user'),
+  ('system', 'user'),
+)
+
+
+def differences(tokenizer: Tokenizer, template: ChatTemplate) -> str:
+  """Returns where a template and the tokenizer's own format differ, or ''."""
+  try:
+    other = with_template(tokenizer, template)
+  except UserError as error:
+    return str(error)
+  for roles in _CONVERSATIONS:
+    messages = [{'role': x, 'content': f'({x})'} for x in roles]
+    texts = [
+      x.decode(render(x, messages), show_control=True)
+      for x in (other, tokenizer)
+    ]
+    if texts[0] != texts[1]:
+      return f'it writes {texts[0]!r}, and the built-in format {texts[1]!r}'
+  return ''
 
 
 def render_user(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -81,6 +196,11 @@ def render_user(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def turn_end(tokenizer: Tokenizer, full_template: bool) -> list[int]:
   """Returns the ids that end a turn, up to the newline of the full template."""
+  template = tokenizer.chat_format.template
+  if template and full_template:
+    pair = [{'role': x, 'content': ''} for x in ('user', 'assistant')]
+    last = chat_template.parts(template, pair, add_generation_prompt=False)[-1]
+    return _encode_parts(tokenizer, [last])
   newline = tokenizer.encode('\n') if full_template else []
   return [tokenizer.end_of_turn_id, *newline]
 

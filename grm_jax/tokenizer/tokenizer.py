@@ -17,6 +17,7 @@ from etils import epath
 from grm_jax.errors import UserError
 from grm_jax.io import input_file
 from grm_jax.tokenizer import bpe_codec, sentencepiece_codec
+from grm_jax.tokenizer.chat_template import ChatTemplate
 
 _SURROGATE = re.compile('[\ud800-\udfff]')
 
@@ -47,17 +48,19 @@ class ChatFormat:
   """Format of a model's conversations, see chat_format.py.
 
   Attributes:
-    name: 'gemma' or 'chatml'.
+    name: 'gemma' or 'chatml', or that of the template.
     prefix_ids: ids before the first turn.
     model_role: the name of the model's own turns.
     has_system_role: whether a system text is a turn of its own. If not, it is
       joined to the first user turn.
+    template: writes the conversations instead, if given.
   """
 
   name: str
   prefix_ids: tuple[int, ...]
   model_role: str
   has_system_role: bool
+  template: ChatTemplate | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

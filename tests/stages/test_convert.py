@@ -1,5 +1,6 @@
 """The stage convert through main: import, export, and errors."""
 
+import json
 import os
 import pathlib
 import runpy
@@ -11,14 +12,18 @@ import time
 import pytest
 from safetensors.numpy import load_file
 
+from grm_jax.checkpoint import model_directory
+from grm_jax.checkpoint.huggingface import config as hf_config
 from grm_jax.errors import UserError
 from grm_jax.stages import convert
+from grm_jax.tokenizer import chat_format
 from grm_jax.tokenizer import tiny as tiny_tokenizer
 from tests import gemma2_files
 from tests.messages import lines_with, names, naming
 from tests.processes import HANG_TIMEOUT_S
 from tests.stages import stage_output
 from tests.test_main import environment, error_of, run
+from tests.tokenizer import test_chat_template as templates
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIELDS = gemma2_files.CONFIGS['odd_heads'] | {
@@ -284,4 +289,55 @@ def test_a_model_that_could_not_be_used_is_refused(
   with pytest.raises(UserError, match=expected) as caught:
     convert.run(config, '')
   assert '\n' not in str(caught.value)
+  assert not (tmp_path / 'ours').exists()
+
+
+def with_chat_template(folder, source):
+  gemma2_files.write_with_tokenizer(folder)
+  fields = {'bos_token': '<bos>', 'chat_template': source}
+  (folder / 'tokenizer_config.json').write_text(json.dumps(fields))
+  return folder
+
+
+def test_a_chat_template_that_differs_is_reported(tmp_path, caplog):
+  other = with_chat_template(tmp_path / 'other', templates.OTHER.source)
+  gemma = with_chat_template(tmp_path / 'gemma', templates.GEMMA.source)
+  with caplog.at_level('WARNING'):
+    convert.run(load_config(source=str(gemma), target=str(tmp_path / 'a')), '')
+    assert 'chat template' not in caplog.text
+    convert.run(load_config(source=str(other), target=str(tmp_path / 'b')), '')
+  assert any(
+    names(x, other) and '[user]' in x and 'chat_template=checkpoint' in x
+    for x in caplog.messages
+  )
+
+
+def test_the_chat_template_of_the_checkpoint(tmp_path, caplog):
+  source = with_chat_template(tmp_path / 'hf', templates.OTHER.source)
+  ours, exported = str(tmp_path / 'ours'), str(tmp_path / 'back')
+  convert.run(
+    load_config(source=str(source), target=ours, chat_template='checkpoint'),
+    '',
+  )
+  back = load_config(source=ours, target=exported, direction='huggingface')
+  convert.run(back, '')
+  for directory in (ours, exported):
+    size, _ = hf_config.read_config(str(source))
+    tokenizer = model_directory.load_tokenizer(directory, size)
+    ids = chat_format.render_user(tokenizer, 'Hello')
+    assert tokenizer.decode(ids) == '[user] Hello\n[assistant] '
+  plain = model_directory.identity(ours, None)
+  (tmp_path / 'ours' / 'chat_format.json').unlink()
+  assert model_directory.identity(ours, None) != plain
+
+
+def test_a_checkpoint_without_a_chat_template(tmp_path):
+  gemma2_files.write_with_tokenizer(tmp_path / 'hf')
+  config = load_config(
+    source=str(tmp_path / 'hf'),
+    target=str(tmp_path / 'ours'),
+    chat_template='checkpoint',
+  )
+  with pytest.raises(UserError, match=naming('config.chat_template', 'hf')):
+    convert.run(config, '')
   assert not (tmp_path / 'ours').exists()
