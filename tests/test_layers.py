@@ -35,8 +35,8 @@ WITHOUT_JAX = (
   'evaluation/plots.py',
   'serving/reward_client.py',
 )
-# Library -> the only files or folder in grm_jax/ that can import it, and whether
-# it must be imported on demand, inside a function.
+# Library -> the only files or folder in grm_jax/ that can import it, and
+# whether it must be imported on demand, inside a function.
 LIBRARIES = {
   'tensorflow': ('data/', True),
   'tensorflow_datasets': ('data/', True),

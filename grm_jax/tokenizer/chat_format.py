@@ -149,8 +149,8 @@ def check_response_follows(tokenizer: Tokenizer) -> None:
   if joined + turn_end(tokenizer, full_template=True) != expected:
     raise UserError(
       'by the chat template, a prompt and a response have other tokens '
-      'together than apart, so a reward model cannot read the prompt once for all '
-      'responses; use config.chat_template=builtin'
+      'together than apart, so a reward model cannot read the prompt once for '
+      'all responses; use config.chat_template=builtin'
     )
 
 
