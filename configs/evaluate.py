@@ -11,6 +11,11 @@ Resumes after an interruption. To write the report again without a model:
   python -m grm_jax.main --config=configs/evaluate.py --workdir=runs/again \
     --config.reuse_samples=runs/evaluate
 
+To make the report from the published outputs of another judge:
+
+  python -m grm_jax.main --config=configs/evaluate.py --workdir=runs/other \
+    --config.from_outputs=outputs.jsonl --config.suites.rewardbench=PATH
+
 `:tiny` judges with a small random model.
 """
 
@@ -48,6 +53,9 @@ _DEFAULTS = dict(
     lists='whole',
   ),
   max_rows=0,  # of each suite; 0: all
+  # File of another judge's outputs, see docs/evaluation.md: they become the
+  # samples, and no model judges; '': none.
+  from_outputs='',
   reuse_samples='',  # WORKDIR of an earlier run: only write its report again
   k=32,  # samples of each query, used for all points of a curve
   greedy=True,  # also one greedy judgement of each query

@@ -3,7 +3,8 @@
 The judge writes k samples and one greedy judgement of each query; the accuracy
 at smaller k comes from subsets of the samples. <suite>.samples.jsonl stores the
 judgements; the report can be written again from them, without a model. An
-interrupted run resumes from its journals.
+interrupted run resumes from its journals. config.from_outputs takes the samples
+from a file of outputs of another judge instead.
 """
 
 import functools
@@ -19,7 +20,12 @@ from grm_jax import settings
 from grm_jax.checkpoint import model_directory
 from grm_jax.data import dataset_files
 from grm_jax.errors import UserError
-from grm_jax.evaluation import judgement_io, report, scaling_curves
+from grm_jax.evaluation import (
+  judgement_io,
+  published_outputs,
+  report,
+  scaling_curves,
+)
 from grm_jax.evaluation.suites import SUITES, rmb
 from grm_jax.io import atomic_io, run_lock
 from grm_jax.io import journal as journals
@@ -46,18 +52,25 @@ SETTINGS = judge_settings.JUDGE | {
     'lists': settings.one_of(*rmb.AS_LISTS),
   },
   'max_rows': settings.integer(0, note='0: all'),
+  'from_outputs': settings.TEXT,
   'reuse_samples': settings.TEXT,
   'greedy': settings.BOOLEAN,
 }
+# Leaves of the judge.
+_JUDGE_KEYS = (
+  *('judge', 'checkpoint', 'checkpoint_step', 'meta_checkpoint', 'k', 'greedy'),
+  *('temperature', 'response_order', 'prompt', 'sampling', 'mesh', 'compute'),
+)
 UNUSED = (
   Unused(
-    (
-      *('judge', 'checkpoint', 'checkpoint_step', 'meta_checkpoint', 'suites'),
-      *('max_rows', 'k', 'greedy', 'temperature', 'response_order', 'prompt'),
-      *('sampling', 'mesh', 'compute', 'rmb.lists'),
-    ),
+    (*_JUDGE_KEYS, 'suites', 'max_rows', 'from_outputs', 'rmb.lists'),
     '{key}.reuse_samples has the judgements of an earlier run',
     lambda config: bool(config.reuse_samples),
+  ),
+  Unused(
+    _JUDGE_KEYS,
+    '{key}.from_outputs has the samples of another judge',
+    lambda config: bool(config.from_outputs) and not config.reuse_samples,
   ),
   Unused(
     ('rmb',),
@@ -91,6 +104,8 @@ def run(config: ConfigDict, workdir: str) -> None:
       judged = _read_samples(config.reuse_samples)
       if not run_record.read_settings(workdir):
         run_record.begin(config, workdir, dict, resumes=False)
+    elif config.from_outputs:
+      judged = _import_outputs(config, workdir)
     else:
       judged = _judge_suites(config, workdir)
     if not jax.process_index():
@@ -105,15 +120,20 @@ def _write_report(
   reports = {
     name: _report(config, name, examples) for name, examples in judged.items()
   }
-  report.write_report(workdir, reports, _facts(config), atomic_io.write_file)
+  facts = _facts(config, judged)
+  report.write_report(workdir, reports, facts, atomic_io.write_file)
   print(report.table(reports))
-  if config.checkpoint == model_directory.RANDOM and not config.reuse_samples:
+  if config.checkpoint == model_directory.RANDOM and _has_model(config):
     print('random weights: the results have no meaning')
   print(f'report -> {os.path.join(workdir, "report.html")}')
   for name, examples in judged.items():
-    warning = '' if config.reuse_samples else _failure_warning(config, examples)
+    warning = _failure_warning(config, examples) if _has_model(config) else ''
     if warning:
       print(f'{name}: {warning}')
+
+
+def _has_model(config: ConfigDict) -> bool:
+  return not config.reuse_samples and not config.from_outputs
 
 
 def _failure_warning(
@@ -141,6 +161,8 @@ def check(config: ConfigDict, workdir: str) -> None:
       'no suite has a path; set --config.suites.NAME=PATH for a NAME of '
       f'{", ".join(SUITES)}'
     )
+  if config.from_outputs:
+    return
   if not config.checkpoint:
     raise UserError(
       "config.checkpoint is empty; set it to a model directory or 'random'"
@@ -174,22 +196,28 @@ def _samples_path(folder: str, suite: str) -> str:
   return os.path.join(folder, f'{suite}.samples.jsonl')
 
 
+def _import_outputs(
+  config: ConfigDict, workdir: str
+) -> dict[str, list[JudgedExample]]:
+  """Reads the outputs of another judge, and writes them as samples."""
+  suites = distributed.run_on_all(lambda: _read_suites(config))
+  judged = distributed.run_on_all(
+    lambda: published_outputs.load(config.from_outputs, suites)
+  )
+  _begin(config, workdir, suites)
+  if not jax.process_index():
+    for name, examples in judged.items():
+      judgement_io.write(_samples_path(workdir, name), examples)
+  return judged
+
+
 def _judge_suites(
   config: ConfigDict, workdir: str
 ) -> dict[str, list[JudgedExample]]:
   """Judges all suites that have a path."""
   # Reads all rows before the weights, to find a wrong path early.
-  paths = {name: path for name, path in config.suites.items() if path}
-  suites = distributed.run_on_all(lambda: _read_suites(config, paths))
-  run_settings = run_record.begin(
-    config,
-    workdir,
-    functools.partial(_identify_inputs, config, workdir, suites),
-    resumes=any(_has_judgements(workdir, name) for name in paths),
-    needs_record=any(
-      atomic_io.exists(_samples_path(workdir, name)) for name in paths
-    ),
-  )
+  suites = distributed.run_on_all(lambda: _read_suites(config))
+  run_settings = _begin(config, workdir, suites)
   load_judge = functools.cache(
     lambda: judge_factory.from_config(
       config, judge_factory.make_judge_config(config)
@@ -203,17 +231,33 @@ def _judge_suites(
   }
 
 
-def _read_suites(
-  config: ConfigDict, paths: Mapping[str, str]
-) -> dict[str, Sequence[JudgingExample]]:
+def _read_suites(config: ConfigDict) -> dict[str, Sequence[JudgingExample]]:
   """Returns the first config.max_rows examples of each suite."""
   options = {'rmb': {'lists': config.rmb.lists}}
   return {
     name: SUITES[name].load(
       _resolve_source(name, path), **options.get(name, {})
     )[: config.max_rows or None]
-    for name, path in paths.items()
+    for name, path in config.suites.items()
+    if path
   }
+
+
+def _begin(
+  config: ConfigDict,
+  workdir: str,
+  suites: Mapping[str, Sequence[JudgingExample]],
+) -> dict[str, Any]:
+  """Checks that this run fits WORKDIR; returns its settings and inputs."""
+  return run_record.begin(
+    config,
+    workdir,
+    functools.partial(_identify_inputs, config, workdir, suites),
+    resumes=any(_has_judgements(workdir, name) for name in suites),
+    needs_record=any(
+      atomic_io.exists(_samples_path(workdir, name)) for name in suites
+    ),
+  )
 
 
 def _identify_inputs(
@@ -225,6 +269,7 @@ def _identify_inputs(
   path_check.check_distinct(
     {
       **{f'suites.{name}': config.suites[name] for name in suites},
+      'from_outputs': config.from_outputs,
       **{x: config[x] for x in ('checkpoint', 'meta_checkpoint')},
       **input_identity.template_names(config),
     },
@@ -236,10 +281,13 @@ def _identify_inputs(
       ),
     ],
   )
-  return {
-    **{f'suites.{k}': input_identity.of_items(v) for k, v in suites.items()},
-    **input_identity.of_judge(config),
+  identities = {
+    f'suites.{k}': input_identity.of_items(v) for k, v in suites.items()
   }
+  if config.from_outputs:
+    outputs = input_identity.of_source(config.from_outputs)
+    return identities | {'from_outputs': outputs}
+  return identities | input_identity.of_judge(config)
 
 
 def _files_of(workdir: str, suite: str) -> list[str]:
@@ -349,10 +397,16 @@ def _report(
   )
 
 
-def _facts(config: ConfigDict) -> dict[str, str]:
+def _facts(
+  config: ConfigDict, judged: Mapping[str, Sequence[JudgedExample]]
+) -> dict[str, str]:
   """Returns the settings at the top of the report."""
-  if config.reuse_samples:
-    return {'samples': config.reuse_samples}
+  if not _has_model(config):
+    source = 'samples' if config.reuse_samples else 'outputs'
+    return {
+      source: config.reuse_samples or config.from_outputs,
+      **_missing_outputs(judged),
+    }
   return {
     'judge': config.judge,
     'checkpoint': config.checkpoint,
@@ -362,4 +416,18 @@ def _facts(config: ConfigDict) -> dict[str, str]:
     'temperature': str(config.temperature),
     'response order': config.response_order,
     'seed': str(config.seed),
+  }
+
+
+def _missing_outputs(
+  judged: Mapping[str, Sequence[JudgedExample]],
+) -> dict[str, str]:
+  """Returns the share of examples without outputs, of suites with any."""
+  counts = {k: published_outputs.count_missing(v) for k, v in judged.items()}
+  return {
+    f'{name}: examples without outputs, counted as wrong': (
+      f'{count:,} of {len(judged[name]):,} ({count / len(judged[name]):.1%})'
+    )
+    for name, count in counts.items()
+    if count
   }
