@@ -58,6 +58,12 @@ CASES = [
   ('score', {'compute.attention': 'splash', 'compute.query_block': 9}, '', ''),
   ('serve', {'temperature': 0.7, 'k': 0}, '', ''),
   ('evaluate', {'reuse_samples': 'a', 'k': 4, 'seed': 1}, 'k', 'reuse_samples'),
+  (
+    'evaluate',
+    {'from_outputs': 'a', 'max_rows': 4, 'k': 4},
+    'k',
+    'from_outputs',
+  ),
   ('convert', {'checkpoint_step': 4}, 'checkpoint_step', 'source'),
   ('convert', {'checkpoint_step': 4, 'direction': 'huggingface'}, '', ''),
   ('sft', {'data.general': 'a'}, 'data.general', 'data.general_fraction'),

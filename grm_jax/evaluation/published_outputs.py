@@ -93,7 +93,7 @@ def load(
     vote_subsets.gather(judged[suite])  # raises UserError
     if missing := count_missing(judged[suite]):
       logging.warning(
-        '%s: %d of %d examples have no outputs and count as wrong',
+        '%s: %d of %d examples have no outputs and count as parse failures',
         suite,
         missing,
         len(members),

@@ -425,7 +425,7 @@ def _missing_outputs(
   """Returns the share of examples without outputs, of suites with any."""
   counts = {k: published_outputs.count_missing(v) for k, v in judged.items()}
   return {
-    f'{name}: examples without outputs, counted as wrong': (
+    f'{name}: examples without outputs, counted as parse failures': (
       f'{count:,} of {len(judged[name]):,} ({count / len(judged[name]):.1%})'
     )
     for name, count in counts.items()

@@ -124,12 +124,65 @@ def test_a_scalar_judge_on_some_rows(fast, tmp_path):
   )
 
 
+# Outputs on pairs with the labels 1, 2, 1, 2; the last pair has none.
+OUTPUTS = [
+  {'scores': [[7, 5], [4, 6], [8, 2]], 'metas': [1, 0, 2], 'greedy': [9, 1]},
+  {'scores': [[3, 5], [6, 6], None], 'metas': [0, 1, None]},
+  {'scores': [[2, 9], [5, 4], [6, 5]], 'metas': [0, 2, 1], 'greedy': [1, 9]},
+]
+
+
+def write_outputs(path, outputs):
+  rows = [
+    {'id': f'llmbar/Natural/Natural/{i}', **x} for i, x in enumerate(outputs, 1)
+  ]
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def test_outputs_of_another_judge(fast, tmp_path):
+  arguments, env = fast
+  write_outputs(tmp_path / 'outputs.jsonl', OUTPUTS)
+  command = [
+    arguments[0],
+    arguments[2],
+    f'--config.from_outputs={tmp_path}/outputs.jsonl',
+    '--config.max_rows=4',
+    f'--workdir={tmp_path}/run',
+  ]
+  test_main.run(*command, env=env)
+  files = read_files(tmp_path / 'run')
+  results = json.loads(files['results.json'])
+  curves = results['suites']['llmbar']['curves']
+  # By hand. One sample is right in 2/3, 1/2 (a tie and a failure), 2/3 and 0 of
+  # the cases; two samples in 5/6, 5/6, 1/3 and 0; all three in 1, 1, 0 and 0.
+  voting = [(x['k'], x['value']) for x in curves['voting']]
+  assert voting == [(1, pytest.approx(11 / 24)), (2, 0.5), (3, 0.5)]
+  # The better one of two: 1, 2/3, 1, 0. The better two of three: 1, 1, 1, 0.
+  guided = [(x['k'], x['num_meta'], x['value']) for x in curves['meta']]
+  assert guided == [
+    (1, 1, pytest.approx(11 / 24)),
+    (2, 1, pytest.approx(2 / 3)),
+    (3, 2, 0.75),
+  ]
+  assert curves['greedy']['value'] == 0.25
+  assert '1 of 4 (25.0%)' in results['facts'].values()
+  assert {'report.html', 'llmbar-scores.png', 'llmbar.samples.jsonl'} <= set(
+    files
+  )
+  test_main.run(*command, env=env)
+  assert read_files(tmp_path / 'run') == files
+  write_outputs(tmp_path / 'outputs.jsonl', OUTPUTS[:2])
+  line = test_main.error_of(*command, env=env)
+  assert names(line, 'config.from_outputs', 'run')
+
+
 @pytest.mark.parametrize(
   'changes, words',
   [
     (['--config.suites.llmbar='], ['llmbar']),
     (['--config.suites.llmbar=nowhere'], ['nowhere']),
     (['--config.reuse_samples=nowhere'], ['config.reuse_samples', 'nowhere']),
+    (['--config.from_outputs=nowhere.json'], ['nowhere.json']),
     (['--config.k=0', '--config.greedy=false'], ['config.k', 'config.greedy']),
   ],
   ids=str,
