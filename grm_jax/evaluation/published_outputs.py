@@ -90,15 +90,20 @@ def load(
         f'config.suites.{suite}, such as {members[0].id!r}{bad}'
       )
     judged[suite] = _join(members, suite_outputs)
-    vote_subsets.gather(judged[suite])  # raises UserError
-    if missing := count_missing(judged[suite]):
-      logging.warning(
-        '%s: %d of %d examples have no outputs and count as parse failures',
-        suite,
-        missing,
-        len(members),
-      )
+    _check(suite, judged[suite])
   return judged
+
+
+def _check(suite: str, judged: Sequence[JudgedExample]) -> None:
+  """Raises UserError if only some have metas; logs how many have no outputs."""
+  vote_subsets.gather(judged)
+  if missing := count_missing(judged):
+    logging.warning(
+      '%s: %d of %d examples have no outputs and count as parse failures',
+      suite,
+      missing,
+      len(judged),
+    )
 
 
 def count_missing(judged: Sequence[JudgedExample]) -> int:
