@@ -2,7 +2,7 @@
 
 The suffix of a file names its format:
 
-  .json     one array of rows, or one object per line
+  .json     one array of rows, one object per line, or one object in all
   .jsonl    one JSON value per line; blank lines are skipped
   .parquet  needs pyarrow, which is imported when such a file is read
 
@@ -11,7 +11,7 @@ devices, because files are read more than once (io/input_file.py).
 
 Rows are numbered from 1. In a file with one value per line the row number is
 the line number. Lines and Parquet rows are read a few at a time, so memory does
-not grow with the file; an array is read as a whole.
+not grow with the file; an array or one object of many lines is read as a whole.
 """
 
 import codecs
@@ -29,6 +29,9 @@ from grm_jax.io import input_file
 FORMATS = ('.json', '.jsonl', '.parquet')
 _PARQUET_BATCH = 256  # rows
 _NUM_SNIFFED_BYTES = 4096
+_JSON_REQUIREMENT = (
+  'a .json file must be one array of rows, one object per line, or one object'
+)
 # First bytes of other formats, and what a user can do.
 _NOT_JSON = {
   b'PAR1': 'its content is Parquet; rename it to .parquet',
@@ -122,29 +125,44 @@ def _format(path: str, fallback: str) -> str:
 
 
 def _read_json(path: str) -> Iterator[tuple[int, Any]]:
-  """Yields the rows of an array, or of lines if it begins with an object."""
+  """Yields the rows of an array, or objects if it begins with one."""
   file = epath.Path(path)
-  requirement = 'a .json file must be one array of rows, or one object per line'
   with file.open('rb') as stream:
     beginning = stream.read(_NUM_SNIFFED_BYTES)
   _check_beginning(path, beginning)
   beginning = beginning.removeprefix(codecs.BOM_UTF8).lstrip()
   if beginning.startswith(b'{'):
-    rows = _read_json_lines(path)
-    number, row = next(rows)
-    if isinstance(row, UnreadableRow):  # for example one object in many lines
-      raise UserError(f'{path}: {requirement}; row {number}: {row.reason}')
+    yield from _read_objects(path)
+    return
+  try:
+    rows = _load(file)
+  except (ValueError, RecursionError) as error:
+    raise UserError(f'{path}: not JSON: {_reason(error)}') from error
+  if not isinstance(rows, list):
+    raise UserError(f'{path}: {_JSON_REQUIREMENT}')
+  yield from enumerate(rows, 1)
+
+
+def _read_objects(path: str) -> Iterator[tuple[int, Any]]:
+  """Yields the object of each line, or the one object of all lines."""
+  rows = _read_json_lines(path)
+  number, row = next(rows)
+  if not isinstance(row, UnreadableRow):
     yield number, row
     yield from rows
     return
   try:
-    # json.loads detects the encoding and the byte order mark of bytes.
-    rows = json.loads(file.read_bytes())
+    whole = _load(epath.Path(path))
   except (ValueError, RecursionError) as error:
-    raise UserError(f'{path}: not JSON: {_reason(error)}') from error
-  if not isinstance(rows, list):
-    raise UserError(f'{path}: {requirement}')
-  yield from enumerate(rows, 1)
+    raise UserError(
+      f'{path}: {_JSON_REQUIREMENT}; row {number}: {row.reason}'
+    ) from error
+  yield 1, whole
+
+
+def _load(file: epath.Path) -> Any:
+  # json.loads detects the encoding and the byte order mark of bytes.
+  return json.loads(file.read_bytes())
 
 
 def _read_json_lines(path: str) -> Iterator[tuple[int, Any]]:

@@ -99,6 +99,12 @@ def test_reading_continues_after_a_bad_line(tmp_path, line, word):
   assert count_rows(path) == 4
 
 
+def test_one_object_of_many_lines_is_a_row(tmp_path):
+  path = write_bytes(tmp_path / 'f.json', b'\xef\xbb\xbf{\n"a": 1\n}\n')
+  assert read(path) == [(1, {'a': 1})]
+  assert count_rows(path) == 1
+
+
 @pytest.mark.parametrize(
   'name, content, words',
   [
@@ -107,7 +113,7 @@ def test_reading_continues_after_a_bad_line(tmp_path, line, word):
     ('f.json', b'[{"a": "\xff"}]', ('JSON', 'UTF-8', 8)),
     ('f.json', b'', ('JSON',)),
     ('f.json', b'7', ('array',)),
-    ('f.json', b'{\n"a": 1\n}\n', ('array', 'line')),
+    ('f.json', b'{\n"a" 1\n}\n', ('array', 'line', 'row 1')),
     ('f.parquet', b'PAR1 or not', ('Parquet',)),
     ('f.parquet', b'', ('Parquet',)),
   ],
