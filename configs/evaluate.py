@@ -43,6 +43,9 @@ _DEFAULTS = dict(
     realmistake='',
     llmbar='',
     pandalm='',
+    rmbench='',
+    evalbiasbench='',
+    hhh='',
   ),
   rmb=dict(
     # 'random': m equal votes at the top count 1/m; 'strict': 0, as in the

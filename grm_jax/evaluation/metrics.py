@@ -191,6 +191,14 @@ def weighted_terms(
   )
 
 
+def pooled_terms(results: Sequence[Result]) -> tuple[WeightedSection, ...]:
+  """Returns the terms of a mean in which all results have equal weight."""
+  return tuple(
+    WeightedSection(section, len(members) / len(results), 1.0, items(members))
+    for section, members in by_tag(results, 'section').items()
+  )
+
+
 def score(results: Sequence[Result], terms: Sequence[WeightedSection]) -> Score:
   """Returns the score of results; `terms` are the suite's terms of them."""
   if not results:

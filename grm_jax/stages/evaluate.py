@@ -83,7 +83,7 @@ UNUSED = (
 # Response orders that the published protocol of a suite prescribes.
 RESPONSE_ORDERS = {'judgebench': 'fixed'}
 # Suites that get the subset of a row from the name of its file or folder.
-NEED_FILE_NAMES = ('llmbar', 'ppe', 'realmistake')
+NEED_FILE_NAMES = ('llmbar', 'ppe', 'realmistake', 'hhh')
 # Scores of suites that are not a mean over queries.
 SCORE_NAMES = {'realmistake': 'ROC-AUC'}
 

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from grm_jax.evaluation import report, scaling_curves
-from grm_jax.evaluation.suites import SUITES, judgebench, realmistake, rmb
+from grm_jax.evaluation.suites import (
+  SUITES,
+  judgebench,
+  realmistake,
+  rmb,
+  rmbench,
+)
 from tests.evaluation.fake import query
 
 # Suite -> (number of responses, best, rewards, tags) of a few of its rows.
@@ -51,6 +57,30 @@ ROWS = {
   'pandalm': [
     (2, 1, None, dict(section='preference', subset='unanimous')),
     (2, 1, None, dict(section='preference', subset='majority')),
+  ],
+  'rmbench': [
+    (
+      2,
+      0,
+      None,
+      dict(
+        section=section,
+        subset=f'{section} {difficulty}',
+        difficulty=difficulty,
+        styles=difficulty,
+        query=section,
+      ),
+    )
+    for section in rmbench.SECTIONS
+    for difficulty in rmbench.DIFFICULTIES
+  ],
+  'evalbiasbench': [
+    (2, 0, None, dict(section='length bias', subset='length bias')),
+    (2, 1, None, dict(section='concreteness', subset='concreteness')),
+  ],
+  'hhh': [
+    (2, 0, None, dict(section='helpful', subset='helpful')),
+    (2, 1, None, dict(section='other', subset='other')),
   ],
 }
 

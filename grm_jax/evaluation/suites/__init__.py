@@ -10,6 +10,8 @@ Each module has these functions:
 """
 
 from grm_jax.evaluation.suites import (
+  evalbiasbench,
+  hhh,
   judgebench,
   llmbar,
   pandalm,
@@ -18,6 +20,7 @@ from grm_jax.evaluation.suites import (
   rewardbench,
   rewardbench2,
   rmb,
+  rmbench,
 )
 
 SUITES = {
@@ -29,4 +32,7 @@ SUITES = {
   'realmistake': realmistake,
   'llmbar': llmbar,
   'pandalm': pandalm,
+  'rmbench': rmbench,
+  'evalbiasbench': evalbiasbench,
+  'hhh': hhh,
 }

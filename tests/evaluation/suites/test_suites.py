@@ -9,6 +9,8 @@ import pytest
 from grm_jax.evaluation import metrics
 from grm_jax.evaluation.suites import SUITES
 from tests.evaluation.suites import (
+  test_evalbiasbench,
+  test_hhh,
   test_judgebench,
   test_llmbar,
   test_pandalm,
@@ -17,6 +19,7 @@ from tests.evaluation.suites import (
   test_rewardbench,
   test_rewardbench2,
   test_rmb,
+  test_rmbench,
 )
 from tests.evaluation.suites.published import write
 
@@ -31,6 +34,9 @@ def test_every_suite_has_load_score_interval():
     'realmistake',
     'llmbar',
     'pandalm',
+    'rmbench',
+    'evalbiasbench',
+    'hhh',
   }
   for name, module in SUITES.items():
     assert module.__name__.endswith(f'.{name}')
@@ -61,6 +67,9 @@ FILES = {
     [test_llmbar.row('a', 1), test_llmbar.row('b', 2)],
   ),
   'pandalm': ('testset-v1', test_pandalm.ROWS[:4]),
+  'rmbench': ('data/total_dataset', test_rmbench.ROWS),
+  'evalbiasbench': ('biasbench', test_evalbiasbench.ROWS),
+  'hhh': ('helpful/test/0000', test_hhh.ROWS),
 }
 
 
