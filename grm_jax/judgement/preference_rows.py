@@ -144,6 +144,7 @@ def shuffled_example(
   best: int | None = None,
   rewards: Sequence[float] | None = None,
   tags: Mapping[str, str] | None = None,
+  reference: str = '',
 ) -> JudgingExample:
   """Returns an example with its responses in the order given by its id.
 
@@ -155,6 +156,7 @@ def shuffled_example(
     best: index of the best response in that order.
     rewards: [C], one number per response in that order.
     tags: origin of the example: suite, section, subset.
+    reference: a correct answer; '' if there is none.
 
   Raises:
     UserError: the fields do not make a valid example.
@@ -168,6 +170,7 @@ def shuffled_example(
     best=None if best is None else order.index(best),
     rewards=rewards and tuple(float(rewards[i]) for i in order),
     tags=tags or {},
+    reference=reference,
   )
 
 

@@ -16,8 +16,15 @@ Score: the preference section is the accuracy over its pairs; the correctness
 section is the mean accuracy over the pairs of the five datasets. The overall
 score is the mean of both; the DeepSeek-GRM paper reports them as two columns.
 All five pairs of a question are resampled together.
+
+With references=True, the prompts of correctness pairs show a correct answer, as
+in Tables 9 and 12 of the paper (their row "w/ Reference"). It comes from these
+fields: options, answer_index (MMLU-Pro); solution (MATH); choices,
+correct_choice_index (GPQA); code (MBPP-Plus). IFEval has no such field.
 """
 
+import functools
+import string
 from collections.abc import Iterator, Sequence
 
 from grm_jax.evaluation import metrics, suite_rows
@@ -34,17 +41,32 @@ _SECTIONS = {
   'preference': {PREFERENCE: 1.0},
   'correctness': dict.fromkeys(SETS, 1.0),
 }
+# Lists of options, and indices of the correct one.
+_OPTIONS = {
+  'MMLU-Pro': ('options', 'answer_index'),
+  'GPQA': ('choices', 'correct_choice_index'),
+}
+_SOLUTIONS = {'MATH': 'solution', 'MBPP-Plus': 'code'}
 _WINNERS = {'model_a': 0, 'model_b': 1}
 
 
-def load(path: str) -> list[JudgingExample]:
-  """Loads the pairs of a dataset, or of all datasets of a folder."""
+def load(path: str, references: bool = False) -> list[JudgingExample]:
+  """Loads the pairs of a dataset, or of all datasets of a folder.
+
+  Args:
+    path: the file or folder.
+    references: whether examples have the correct answers of their rows.
+  """
   return suite_rows.load(
-    path, _examples, suite_rows.path_mentions(path, _DATASETS)
+    path,
+    functools.partial(_examples, references=references),
+    suite_rows.path_mentions(path, _DATASETS),
   )
 
 
-def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
+def _examples(
+  row: preference_rows.SourceRow, references: bool
+) -> Iterator[JudgingExample]:
   key = suite_rows.last_mentioned(row.file, _DATASETS)
   if key is None:
     raise row.error(
@@ -54,7 +76,8 @@ def _examples(row: preference_rows.SourceRow) -> Iterator[JudgingExample]:
   if (dataset := _DATASETS[key]) == PREFERENCE:
     yield from _preference_examples(row)
   else:
-    yield from _correctness_examples(row, dataset)
+    reference = _reference(row, dataset) if references else ''
+    yield from _correctness_examples(row, dataset, reference)
 
 
 def _preference_examples(row):
@@ -76,7 +99,23 @@ def _preference_examples(row):
   )
 
 
-def _correctness_examples(row, dataset):
+def _reference(row, dataset) -> str:
+  """Returns the correct answer of a row; '' in a dataset without answers."""
+  if dataset in _SOLUTIONS:
+    return row.text_field(_SOLUTIONS[dataset])
+  if dataset not in _OPTIONS:
+    return ''
+  key, index_key = _OPTIONS[dataset]
+  options, index = row.text_list_field(key), row.int_field(index_key)
+  if not 0 <= index < len(options):
+    raise row.error(
+      f'{index_key} is {index}; it must be an index from 0 of the '
+      f'{len(options)} {key}'
+    )
+  return f'{string.ascii_uppercase[index]}. {options[index]}'
+
+
+def _correctness_examples(row, dataset, reference):
   question_id = row.field('question_id')
   query = preference_rows.user_query(row.text_field('prompt'))
   scores = [_score(row, value) for value in row.list_field('scores')]
@@ -90,6 +129,7 @@ def _correctness_examples(row, dataset):
       responses=responses,
       best=0 if scores[i] > scores[j] else 1,
       tags={'suite': 'ppe', 'section': 'correctness', 'subset': dataset},
+      reference=reference,
     )
 
 

@@ -1,5 +1,7 @@
 """Tests of PPE: human preference, and pairs from 32 responses."""
 
+import dataclasses
+
 import pytest
 
 from grm_jax.errors import UserError
@@ -85,6 +87,51 @@ def test_pairs_are_zero_based_and_labelled_by_scores(folder):
     frozenset(['MATH 0 3', 'MATH 0 32']),
   }
   assert examples[0].query[0].text == 'MATH prompt 0'
+
+
+# Dataset -> (fields with the correct answer, the answer that a prompt shows).
+ANSWERS = {
+  'MMLU-Pro': ({'options': ['x', 'y'], 'answer_index': 1}, 'B. y'),
+  'GPQA': ({'choices': ['x', 'y'], 'correct_choice_index': 0}, 'A. x'),
+  'MATH': ({'solution': 'It is 7.'}, 'It is 7.'),
+  'MBPP-Plus': ({'code': 'x = 7'}, 'x = 7'),
+  'IFEval': ({}, ''),
+}
+
+
+@pytest.mark.parametrize('dataset', ANSWERS)
+def test_references(tmp_path, dataset):
+  fields, answer = ANSWERS[dataset]
+  rows = [best_of_k(dataset, {0}, [[0, 1]]) | fields]
+  path = write(tmp_path / f'PPE-{dataset}-Best-of-K.jsonl', rows)
+  (without_reference,) = ppe.load(path)
+  (example,) = ppe.load(path, references=True)
+  assert without_reference.reference == ''
+  assert example == dataclasses.replace(without_reference, reference=answer)
+
+
+def test_references_of_preferences_are_empty(folder):
+  path = str(folder / 'PPE-Human-Preference-V1')
+  assert ppe.load(path, references=True) == ppe.load(path)
+
+
+@pytest.mark.parametrize(
+  'dataset, fields, mentioned',
+  [
+    ('MATH', {}, ['solution']),
+    ('GPQA', {'choices': ['x']}, ['correct_choice_index']),
+    (
+      'GPQA',
+      {'choices': ['x'], 'correct_choice_index': 1},
+      ['correct_choice_index', 1, 'choices'],
+    ),
+  ],
+)
+def test_invalid_references(tmp_path, dataset, fields, mentioned):
+  row = best_of_k(dataset, {0}, [[0, 1]]) | fields
+  path = write(tmp_path / f'PPE-{dataset}-Best-of-K.jsonl', [row])
+  with pytest.raises(UserError, match=in_row('.jsonl', 1, *mentioned)):
+    ppe.load(path, references=True)
 
 
 def test_ties_are_not_judged(folder):
