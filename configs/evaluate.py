@@ -55,6 +55,16 @@ _DEFAULTS = dict(
     # each other one, for judges of pairs.
     lists='whole',
   ),
+  ppe=dict(
+    # Prompts of correctness pairs show the correct answer: the row "w/
+    # Reference" of the paper's Tables 9 and 12.
+    references=False,
+  ),
+  # Principles to judge by, for a template that shows them ('critique'): a file
+  # of rows {id, principles}, or SUITE.samples.jsonl of an earlier evaluation,
+  # whose first correct sample of each example has them. The judge writes those
+  # of other examples. '': none given.
+  principles='',
   max_rows=0,  # of each suite; 0: all
   # File of another judge's outputs, see docs/evaluation.md: they become the
   # samples, and no model judges; '': none.

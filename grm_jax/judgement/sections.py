@@ -1,4 +1,4 @@
-"""Splits a generation into principles and critique, for display only."""
+"""Splits a generation into principles and critique, without its scores."""
 
 import re
 from collections.abc import Sequence

@@ -21,6 +21,7 @@ from grm_jax.checkpoint import model_directory
 from grm_jax.data import dataset_files
 from grm_jax.errors import UserError
 from grm_jax.evaluation import (
+  given_principles,
   judgement_io,
   published_outputs,
   report,
@@ -42,6 +43,8 @@ from grm_jax.sharding import distributed
 from grm_jax.stages import input_identity, path_check, run_record
 from grm_jax.unused_settings import Unused
 
+# Judges that read a query and its responses without a template.
+_WITHOUT_TEMPLATE = ('scalar', 'pair')
 # Rules of configs/evaluate.py.
 SETTINGS = judge_settings.JUDGE | {
   'stage': settings.one_of('evaluate'),
@@ -51,6 +54,8 @@ SETTINGS = judge_settings.JUDGE | {
     'ties': settings.one_of(*rmb.TIES),
     'lists': settings.one_of(*rmb.AS_LISTS),
   },
+  'ppe': {'references': settings.BOOLEAN},
+  'principles': settings.TEXT,
   'max_rows': settings.integer(0, note='0: all'),
   'from_outputs': settings.TEXT,
   'reuse_samples': settings.TEXT,
@@ -63,12 +68,15 @@ _JUDGE_KEYS = (
 )
 UNUSED = (
   Unused(
-    (*_JUDGE_KEYS, 'suites', 'max_rows', 'from_outputs', 'rmb.lists'),
+    (
+      *(*_JUDGE_KEYS, 'suites', 'max_rows', 'from_outputs', 'rmb.lists'),
+      *('ppe', 'principles'),
+    ),
     '{key}.reuse_samples has the judgements of an earlier run',
     lambda config: bool(config.reuse_samples),
   ),
   Unused(
-    _JUDGE_KEYS,
+    (*_JUDGE_KEYS, 'ppe', 'principles'),
     '{key}.from_outputs has the samples of another judge',
     lambda config: bool(config.from_outputs) and not config.reuse_samples,
   ),
@@ -76,6 +84,16 @@ UNUSED = (
     ('rmb',),
     '{key}.suites.rmb is empty',
     lambda config: not config.suites.rmb and not config.reuse_samples,
+  ),
+  Unused(
+    ('ppe',),
+    '{key}.suites.ppe is empty',
+    lambda config: not config.suites.ppe and not config.reuse_samples,
+  ),
+  Unused(
+    ('ppe', 'principles'),
+    '{key}.judge is a model with a scalar head that reads no template',
+    lambda config: config.judge in _WITHOUT_TEMPLATE,
   ),
   *judge_settings.UNUSED,
   judge_settings.GREEDY_UNUSED,
@@ -217,6 +235,8 @@ def _judge_suites(
   """Judges all suites that have a path."""
   # Reads all rows before the weights, to find a wrong path early.
   suites = distributed.run_on_all(lambda: _read_suites(config))
+  if config.judge not in _WITHOUT_TEMPLATE:
+    _check_templates(config, suites)
   run_settings = _begin(config, workdir, suites)
   load_judge = functools.cache(
     lambda: judge_factory.from_config(
@@ -233,14 +253,63 @@ def _judge_suites(
 
 def _read_suites(config: ConfigDict) -> dict[str, Sequence[JudgingExample]]:
   """Returns the first config.max_rows examples of each suite."""
-  options = {'rmb': {'lists': config.rmb.lists}}
-  return {
+  options = {
+    'rmb': {'lists': config.rmb.lists},
+    'ppe': {'references': config.ppe.references},
+  }
+  suites = {
     name: SUITES[name].load(
       _resolve_source(name, path), **options.get(name, {})
     )[: config.max_rows or None]
     for name, path in config.suites.items()
     if path
   }
+  return _give_principles(config, suites) if config.principles else suites
+
+
+def _give_principles(
+  config: ConfigDict, suites: Mapping[str, Sequence[JudgingExample]]
+) -> dict[str, Sequence[JudgingExample]]:
+  """Returns the examples with the principles of config.principles."""
+  principles = given_principles.read(config.principles)
+  given = {
+    name: given_principles.give(examples, principles)
+    for name, examples in suites.items()
+  }
+  for name, examples in given.items():
+    count = sum(bool(x.principles) for x in examples)
+    logging.info('%s: %d of %d have principles', name, count, len(examples))
+    if not count:
+      raise UserError(
+        f'config.principles={config.principles} has no principles of '
+        f'suites.{name}; its rows need the ids of examples, such as '
+        f'{examples[0].id!r}'
+      )
+  return given
+
+
+def _check_templates(
+  config: ConfigDict, suites: Mapping[str, Sequence[JudgingExample]]
+) -> None:
+  """Raises UserError if a template does not show what the config gives."""
+  prompt_format = judge_factory.make_judge_config(config).prompt_format()
+  given = {
+    (len(x.responses), key, variable)
+    for examples in suites.values()
+    for x in examples
+    for key, variable, text in (
+      ('principles', 'principles', x.principles),
+      ('ppe.references', 'reference', x.reference),
+    )
+    if text
+  }
+  for num_responses, key, variable in sorted(given):
+    template = prompt_format.template_for(num_responses)
+    if variable not in template.used_variables:
+      raise UserError(
+        f'config.{key} is set, but template {template.name} has no '
+        f'{{{{ {variable} }}}}; use --config.prompt.template=critique'
+      )
 
 
 def _begin(
@@ -269,8 +338,10 @@ def _identify_inputs(
   path_check.check_distinct(
     {
       **{f'suites.{name}': config.suites[name] for name in suites},
-      'from_outputs': config.from_outputs,
-      **{x: config[x] for x in ('checkpoint', 'meta_checkpoint')},
+      **{
+        x: config[x]
+        for x in ('checkpoint', 'meta_checkpoint', 'principles', 'from_outputs')
+      },
       **input_identity.template_names(config),
     },
     [
@@ -282,7 +353,9 @@ def _identify_inputs(
     ],
   )
   identities = {
-    f'suites.{k}': input_identity.of_items(v) for k, v in suites.items()
+    **{f'suites.{k}': input_identity.of_items(v) for k, v in suites.items()},
+    # The examples have the content.
+    'principles': 'given' if config.principles else '',
   }
   if config.from_outputs:
     outputs = input_identity.of_source(config.from_outputs)
@@ -368,7 +441,12 @@ def _read_finished(
 ) -> list[JudgedExample]:
   """Returns the judgements of a suite that is complete."""
   judged = list(judgement_io.read(path))
-  if [x.example for x in judged] != list(examples):
+  # The stored examples also have the principles that the judge wrote. The run
+  # record compares the given ones.
+  stored = given_principles.give(
+    [x.example for x in judged], {x.id: x.principles for x in examples}
+  )
+  if stored != list(examples):
     raise UserError(
       f'{path} has other examples than its suite; delete it to judge them again'
     )
@@ -412,6 +490,8 @@ def _facts(
     'checkpoint': config.checkpoint,
     'meta RM': config.meta_checkpoint or 'none',
     'template': str(judge_factory.make_judge_config(config).template),
+    'given principles': config.principles or 'none',
+    'references in PPE': 'yes' if config.ppe.references else 'no',
     'samples per query': str(config.k),
     'temperature': str(config.temperature),
     'response order': config.response_order,

@@ -176,6 +176,53 @@ def test_outputs_of_another_judge(fast, tmp_path):
   assert names(line, 'config.from_outputs', 'run')
 
 
+def test_given_principles(fast, tmp_path):
+  arguments, env = fast
+  (tmp_path / 'critique.txt').write_text(TEMPLATE + '{{ principles }}')
+  id = 'llmbar/Natural/Natural/2'
+  path = tmp_path / 'principles.jsonl'
+  path.write_text(json.dumps({'id': id, 'principles': 'Be short.'}))
+  command = [
+    *arguments,
+    f'--config.prompt.template={tmp_path}/critique.txt',
+    f'--config.prompt.principles={tmp_path}/short.txt',
+    f'--config.principles={path}',
+    '--config.max_rows=2',
+    '--config.greedy=false',
+    f'--workdir={tmp_path}/run',
+  ]
+  (tmp_path / 'short.txt').write_text(TEMPLATE)
+  test_main.run(*command, env=env)
+  lines = (tmp_path / 'run/llmbar.samples.jsonl').read_text().splitlines()
+  written, given = (json.loads(x)['example']['principles'] for x in lines)
+  assert written != given == 'Be short.'
+  test_main.run(*command, env=env)  # the report again, from its samples
+
+
+@pytest.mark.parametrize(
+  'row, words',
+  [
+    ({'id': 'x', 'principles': 'p'}, ['config.principles', 'llmbar/Natural']),
+    (
+      {'id': 'llmbar/Natural/Natural/2', 'principles': 'p'},
+      ['config.principles', 'template', 'critique'],
+    ),
+    ({'id': 'x'}, ['given.jsonl', 'row 1', 'principles']),
+  ],
+)
+def test_principles_that_no_prompt_shows(fast, tmp_path, row, words):
+  arguments, env = fast
+  path = tmp_path / 'given.jsonl'
+  path.write_text(json.dumps(row))
+  line = test_main.error_of(
+    *arguments,
+    f'--workdir={tmp_path}/run',
+    f'--config.principles={path}',
+    env=env,
+  )
+  assert names(line, *words)
+
+
 @pytest.mark.parametrize(
   'changes, words',
   [
