@@ -251,7 +251,7 @@ def _judge_suites(
   }
 
 
-def _read_suites(config: ConfigDict) -> dict[str, Sequence[JudgingExample]]:
+def _read_suites(config: ConfigDict) -> dict[str, list[JudgingExample]]:
   """Returns the first config.max_rows examples of each suite."""
   options = {
     'rmb': {'lists': config.rmb.lists},
@@ -269,7 +269,7 @@ def _read_suites(config: ConfigDict) -> dict[str, Sequence[JudgingExample]]:
 
 def _give_principles(
   config: ConfigDict, suites: Mapping[str, Sequence[JudgingExample]]
-) -> dict[str, Sequence[JudgingExample]]:
+) -> dict[str, list[JudgingExample]]:
   """Returns the examples with the principles of config.principles."""
   principles = given_principles.read(config.principles)
   given = {
