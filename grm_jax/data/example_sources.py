@@ -21,20 +21,30 @@ by query into train, validation and held_out: 80, 10 and 10 percent.
 A file or dataset of your own is not split: it is returned as a whole for every
 split, because there is usually one file per split. `FILE.jsonl#split` splits it
 by query.
+
+`load` accepts several sources, `SOURCE, SOURCE*FRACTION, ...` (source_list.py).
+FRACTION selects queries by a hash of their first turn, so that all examples of
+a query are used or none, and a smaller fraction is a part of a larger one. Each
+example has its source in tags['suite'], unless its row states another one. A
+repetition is used once; if two sources have different examples with one id, the
+later one gets the name of its source before its id.
 """
 
 import collections
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from absl import logging
+from etils import epath
 
 from grm_jax import settings
-from grm_jax.data import dataset_files
+from grm_jax.data import dataset_files, source_list
 from grm_jax.data.dataset_files import SkippedRow
 from grm_jax.data.datasets import checked_math, pandalm, preferences
 from grm_jax.errors import UserError
 from grm_jax.io import row_reader
+from grm_jax.judgement import correctness
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError
 from grm_jax.judgement.preference_rows import SourceRow
@@ -66,10 +76,25 @@ _DEFAULT_PRACTICE_COUNT = 4000
 _MAX_LOGGED_ERRORS = 5
 
 
+@dataclasses.dataclass(frozen=True)
+class LoadedSource:
+  """What one source yields.
+
+  Attributes:
+    examples: by id.
+    errors: of its bad rows.
+    num_skipped: number of skipped examples by reason.
+  """
+
+  examples: Mapping[str, JudgingExample]
+  errors: Sequence[ExampleError]
+  num_skipped: Mapping[str, int]
+
+
 def read(
   spec: str, split: str = 'train'
 ) -> Iterator[JudgingExample | ExampleError]:
-  """Yields the examples of a source, and an ExampleError for each bad row.
+  """Yields the examples of one source, and an ExampleError for each bad row.
 
   A bad row does not belong to a split: it is reported for every split.
 
@@ -88,11 +113,11 @@ def read(
 def load(
   spec: str, split: str = 'train', fail_on_bad_rows: bool = False
 ) -> tuple[list[JudgingExample], list[ExampleError]]:
-  """Returns all examples of a source, and the errors of its bad rows.
+  """Returns all examples of one or several sources, and their bad rows.
 
-  Logs the first errors and the number of skipped rows per reason. Ids are
-  unique: an exact repetition is skipped, and a different example with the same
-  id is an error.
+  Logs the first errors and the number of skipped rows per reason, and prints
+  the counts of several sources. Ids are unique: an exact repetition is skipped,
+  and a different example of the same source with the same id is an error.
 
   Args:
     spec: see the module docstring.
@@ -101,8 +126,28 @@ def load(
 
   Raises:
     UserError: as `read`; a row is bad and `fail_on_bad_rows` is set; or no
-      example remains.
+      example of a source remains.
   """
+  sources = source_list.parse(spec)
+  loaded = [_load_one(x.spec, split, fail_on_bad_rows) for x in sources]
+  errors = [error for x in loaded for error in x.errors]
+  if len(sources) == 1:
+    return _select_fraction(sources[0], loaded[0]), errors
+  examples: dict[str, JudgingExample] = {}
+  table: list[tuple[str, ...]] = [
+    ('source', 'examples', 'used', 'labelled', 'skipped', 'bad rows')
+  ]
+  for name, source, part in zip(_names(sources), sources, loaded, strict=True):
+    used = _add(_select_fraction(source, part), name, examples)
+    num_labelled = sum(map(correctness.has_label, used))
+    counts = (len(part.examples), len(used), num_labelled)
+    num_skipped = sum(part.num_skipped.values())
+    table.append((name, *map(str, (*counts, num_skipped, len(part.errors)))))
+  print(f'sources, {split}:', *map(_format_row, table), sep='\n', flush=True)
+  return list(examples.values()), errors
+
+
+def _load_one(spec: str, split: str, fail_on_bad_rows: bool) -> LoadedSource:
   examples: dict[str, JudgingExample] = {}
   errors: list[ExampleError] = []
   num_skipped: collections.Counter[str] = collections.Counter()
@@ -117,7 +162,71 @@ def load(
     else:
       errors.append(result)
   _log_summary(f'{spec}, {split}', len(examples), errors, num_skipped)
-  return list(examples.values()), errors
+  return LoadedSource(examples, errors, num_skipped)
+
+
+def _select_fraction(
+  source: source_list.Source, loaded: LoadedSource
+) -> list[JudgingExample]:
+  """Returns the examples of the fraction of the queries that is used.
+
+  Raises:
+    UserError: there is none.
+  """
+  # Not the bytes that decide the split: every split has the same fraction.
+  limit = source.fraction * 2**64
+  used = [
+    x
+    for x in loaded.examples.values()
+    if int.from_bytes(_query_digest(x)[8:16], 'big') < limit
+  ]
+  if not used:
+    raise UserError(
+      f'{source.spec}*{source.fraction:g} has none of its '
+      f'{len(loaded.examples)} examples; use a larger fraction'
+    )
+  return used
+
+
+def _add(
+  loaded: Iterable[JudgingExample],
+  name: str,
+  examples: dict[str, JudgingExample],
+) -> list[JudgingExample]:
+  """Adds the examples of a source to `examples`; returns the new ones."""
+  added = []
+  for example in loaded:
+    example = dataclasses.replace(example, tags={'suite': name, **example.tags})
+    if earlier := examples.get(example.id):
+      if example == dataclasses.replace(earlier, tags=example.tags):
+        continue
+      example = dataclasses.replace(
+        example, id=f'{name}/{example.id}', has_integer_id=False
+      )
+    if example.id in examples:
+      raise UserError(
+        f'source {name}: another source has a different row with the id '
+        f'{example.id!r}; make ids unique'
+      )
+    examples[example.id] = example
+    added.append(example)
+  return added
+
+
+def _names(sources: Sequence[source_list.Source]) -> list[str]:
+  """Returns a name per source; the number of a source makes it unique."""
+  names: list[str] = []
+  for source in sources:
+    location = source.spec.partition(_SPLIT_SUFFIX)[0]
+    path = _own_path(location)
+    name = epath.Path(path).stem if path else location.partition(':')[0]
+    names.append(name if name not in names else f'{name} {len(names) + 1}')
+  return names
+
+
+def _format_row(cells: Sequence[str]) -> str:
+  name, *counts = cells
+  return f'  {name:<24}' + ''.join(f'{x:>10}' for x in counts)
 
 
 def parse_count(spec: str, default: int) -> int:
@@ -143,12 +252,15 @@ def split_of(example: JudgingExample) -> str:
   in every source that contains it. The first turn decides, so a conversation
   is in the split of its continuations; case and white space do not matter.
   """
+  tenth = int.from_bytes(_query_digest(example)[:8], 'big') % 10
+  return SPLITS[max(0, tenth - 7)]  # 0-7 train, 8 validation, 9 held_out
+
+
+def _query_digest(example: JudgingExample) -> bytes:
   text = next(turn.text for turn in example.query if turn.role == 'user')
   normalized = ' '.join(text.lower().split())
   # JSON can hold lone surrogates, which strict UTF-8 cannot encode.
-  digest = hashlib.sha256(normalized.encode('utf-8', 'surrogatepass')).digest()
-  tenth = int.from_bytes(digest[:8], 'big') % 10
-  return SPLITS[max(0, tenth - 7)]  # 0-7 train, 8 validation, 9 held_out
+  return hashlib.sha256(normalized.encode('utf-8', 'surrogatepass')).digest()
 
 
 def _open(spec: str, split: str) -> Iterator[_RowResult]:
@@ -175,7 +287,7 @@ def _open(spec: str, split: str) -> Iterator[_RowResult]:
   raise UserError(
     f'{spec!r} is not a source of examples; set config.data to FILE.jsonl, '
     'FILE.json, FILE.parquet, practice, tfds:NAME:SPLIT, seqio:NAME:SPLIT or '
-    f'one of {prefixes}'
+    f'one of {prefixes}, or to several, separated by commas'
   )
 
 

@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from grm_jax.checkpoint import model_directory
-from grm_jax.data import dataset_files
+from grm_jax.data import dataset_files, source_list
 from grm_jax.io import atomic_io, input_file
 from grm_jax.judgement import template, trained_judge
 
@@ -37,14 +37,28 @@ def of_source(spec: str) -> str:
   """Returns a data source with a digest of the files that it names.
 
   Prefixes such as 'judged:' stay; paths become names of files, because moved
-  files are the same input. A source without files is its own identity.
+  files are the same input. A source without files is its own identity. Several
+  sources have the identities of all of them.
 
   Raises:
-    UserError: a file cannot be read.
+    UserError: a file cannot be read, or a source is malformed.
   """
   prefix, files = _prefix_and_files(spec)
+  # A prefix with a comma is the sources before the last one.
+  if files and ',' not in prefix:
+    return _of_files(spec, prefix, files)
+  return ','.join(map(_of_part, source_list.parse(spec)))
+
+
+def _of_part(source: source_list.Source) -> str:
+  prefix, files = _prefix_and_files(source.spec)
+  fraction = f'*{source.fraction:g}' if source.fraction < 1 else ''
   if not files:
-    return spec
+    return source.spec + fraction
+  return _of_files(source.spec, prefix, files) + fraction
+
+
+def _of_files(spec: str, prefix: str, files: Sequence[str]) -> str:
   contents = {epath.Path(x).name: of_file(x) for x in files}
   names = ' '.join(contents)
   split = spec.partition('#')[2]

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping
 
+from grm_jax.data import source_list
 from grm_jax.errors import UserError
 from grm_jax.stages import input_identity
 
@@ -38,7 +39,8 @@ def is_same(path: str, other_path: str) -> bool:
 def _paths(value: str) -> list[str]:
   """Returns the folders and files that an input names."""
   paths = []
-  for spec in [x.strip() for x in value.split(',')]:
+  for part in value.split(','):
+    spec = source_list.parse_one(part.strip()).spec
     if '://' in spec:
       # A prefix such as `judged:` can stand before gs://. Nothing is listed.
       start = spec.rfind(':', 0, spec.rfind('://')) + 1

@@ -278,6 +278,111 @@ def test_missing_files(tmp_path, suffix):
     example_sources.load(f'gsm8k:{path}')
 
 
+# Several sources
+
+
+def two_sources(tmp_path):
+  """Returns the paths of a published file and of own rows."""
+  published = write(tmp_path / 'p.jsonl', [*offsetbias_rows(2), {}])
+  own = [own_row('a', id=7), own_row('b'), own_row('c', tags={'suite': 'x'})]
+  return published, write(tmp_path / 'mine.jsonl', own)
+
+
+def test_several_sources(tmp_path, capsys):
+  published, own = two_sources(tmp_path)
+  spec = f'offsetbias:{published}, {own}'
+  examples, (error,) = example_sources.load(spec)
+  assert [x.query[0].text for x in examples] == [
+    'question 0',
+    'question 1',
+    *'abc',
+  ]
+  assert [x.id for x in examples[2:]] == ['7', 'row 2', 'row 3']
+  assert [x.tags['suite'] for x in examples] == [
+    'offsetbias',
+    'offsetbias',
+    'mine',
+    'mine',
+    'x',
+  ]
+  assert re.match(in_row(published, 3, 'instruction'), error.reason)
+  # source, examples, used, labelled, skipped, bad rows
+  table = [line.split() for line in capsys.readouterr().out.splitlines()]
+  assert ['offsetbias', '2', '2', '2', '0', '1'] in table
+  assert ['mine', '3', '3', '3', '0', '0'] in table
+  with pytest.raises(UserError, match=in_row(published, 3)):
+    example_sources.load(spec, fail_on_bad_rows=True)
+  with pytest.raises(UserError, match=naming(f'offsetbias:{published}', 3)):
+    example_sources.load(spec, 'held_out')
+
+
+def test_ids_of_several_sources_are_unique(tmp_path):
+  same = own_row('a', id='same')
+  first = write(tmp_path / '1/f.jsonl', [same, own_row('b'), own_row('c')])
+  other = [same, own_row('d'), own_row('e', id=7), own_row('f')]
+  second = write(tmp_path / '2/f.jsonl', other)
+  third = write(tmp_path / 'g.jsonl', [own_row('h', id=7)])
+  examples, _ = example_sources.load(f'{first},{second},{third}')
+  assert {x.id: x.query[0].text for x in examples} == {
+    'same': 'a',
+    'row 2': 'b',
+    'row 3': 'c',
+    'f 2/row 2': 'd',
+    '7': 'e',
+    'row 4': 'f',
+    'g/7': 'h',
+  }
+  assert examples[-1].stated_id == 'g/7' and examples[4].stated_id == 7
+  # A row that states the id that another one would get.
+  write(third, [own_row('h', id='f 3/row 2')])
+  with pytest.raises(UserError, match=naming("'f 3/row 2'")):
+    example_sources.load(f'{first},{third},{second}')
+
+
+def test_a_fraction_of_the_queries(tmp_path):
+  # The second 8 bytes of SHA-256 of 'question N', divided by 2**64, are 0.19,
+  # 0.17, 0.95, 0.64, 0.72, 0.65, 0.39 and 0.08.
+  table = [
+    offsetbias_row(f'question {i}', output_1=f'{x}')
+    for i in range(8)
+    for x in (1, 2)
+  ]
+  path = write(tmp_path / 'f.jsonl', [own_row(f'question {i}') for i in '267'])
+  write(tmp_path / 'o.jsonl', table)
+
+  def used(spec):
+    return [x.query[0].text[-1] for x in example_sources.load(spec)[0]]
+
+  assert used(f'{path}*0.4') == ['6', '7']
+  assert used(f'{path}*0.3') == ['7']
+  # Questions 2 and 4 are in other splits.
+  spec = f'offsetbias:{tmp_path}/o.jsonl'
+  assert used(f'{spec}*0.65') == [*'001133556677']
+  assert used(f'{spec}*0.18, {path}*.5') == [*'1177', *'67']
+  with pytest.raises(UserError, match=naming(f'{path}*0.01', 3)):
+    example_sources.load(f'{path}*0.01')
+
+
+def test_one_source_is_not_changed(tmp_path, capsys):
+  path = write(tmp_path / 'f.jsonl', [own_row('a')])
+  (example,), _ = example_sources.load(path)
+  assert (example.id, example.tags) == ('row 1', {})
+  assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize(
+  'spec, part',
+  [
+    ('practice:1,gsm9k:f.jsonl', 'gsm9k:f.jsonl'),
+    ('practice:1,my', 'my'),
+    ('practice:x,practice', 'practice:x'),
+  ],
+)
+def test_errors_name_the_part(spec, part):
+  with pytest.raises(UserError, match=naming(f"'{part}'")):
+    example_sources.load(spec)
+
+
 # Bad rows
 
 

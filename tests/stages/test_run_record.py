@@ -170,6 +170,25 @@ def test_identity_is_of_the_content(tmp_path):
   assert items(['a', 'b']) != items(['b', 'a']) != items(['ab'])
 
 
+def test_identity_of_several_sources(tmp_path):
+  for name in 'ab':
+    (tmp_path / f'{name}.jsonl').write_text('one\n')
+  spec = f'gsm8k:{tmp_path}/a.jsonl*0.5, jsonl:{tmp_path}/b.jsonl,practice:4'
+  before = input_identity.of_source(spec)
+  assert before != input_identity.of_source(spec.replace('*0.5', ''))
+  for name in 'ab':
+    (tmp_path / f'{name}.jsonl').write_text('two\n')
+    assert input_identity.of_source(spec) != before
+    with pytest.raises(UserError, match=naming(f'{tmp_path}/{name}.jsonl')):
+      path_check.check_distinct({'data': spec}, [f'{tmp_path}/{name}.jsonl'])
+    (tmp_path / f'{name}.jsonl').write_text('one\n')
+  assert input_identity.of_source(spec) == before
+  (tmp_path / 'a,b.jsonl').write_text('one\n')
+  # A file of other texts, whose name has a comma.
+  identity = input_identity.of_source(f'judged:{tmp_path}/a,b.jsonl')
+  assert identity.startswith('judged:a,b.jsonl, ')
+
+
 def test_outputs_do_not_replace_inputs(tmp_path):
   data = tmp_path / 'a.jsonl'
   data.write_text('')

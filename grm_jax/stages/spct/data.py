@@ -22,7 +22,12 @@ from collections.abc import Sequence
 from absl import logging
 from ml_collections import ConfigDict
 
-from grm_jax.data import example_sources, labelled_examples, sft_sources
+from grm_jax.data import (
+  example_sources,
+  labelled_examples,
+  sft_sources,
+  source_list,
+)
 from grm_jax.data.synthetic import stateless_random
 from grm_jax.errors import UserError
 from grm_jax.evaluation import metrics
@@ -50,7 +55,9 @@ def path(folder: str, part: str) -> str:
 
 def check(config: ConfigDict) -> None:
   """Raises UserError if config.data is wrong."""
-  if config.data.startswith(f'{sft_sources.PRACTICE}:'):
+  first, *others = source_list.parse(config.data)
+  is_only_practice = is_practice(first.spec.partition(':')[0]) and not others
+  if is_only_practice and not is_practice(config.data):
     raise UserError(
       f'config.data is {config.data}; set it to practice, and the number of '
       'examples of each stage in config.examples'

@@ -158,3 +158,14 @@ def test_too_few_examples_for_a_cold_start(tmp_path):
     ValueError, match=naming('config.data', 344, 'config.sft.data.texts')
   ):
     write(tmp_path / 'a', rows(tmp_path), texts=0)
+
+
+def test_several_sources(tmp_path):
+  """Practice problems beside others are examples like these."""
+  data = f'{rows(tmp_path)},practice:40*0.5'
+  parts = write(tmp_path / 'a', data, rft=400, grpo=400, texts=10)
+  suites = {row['tags']['suite'] for row in parts['train']}
+  assert suites == {'rows', 'practice'}
+  assert not queries(parts['held_out']) & queries(parts['train'])
+  with pytest.raises(UserError, match=naming('config.data', 'practice')):
+    write(tmp_path / 'b', '--config.data=practice*0.5')
