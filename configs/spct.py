@@ -13,7 +13,8 @@ config.rft, config.grpo and config.meta_rm are the configs of the stages without
 them. An ablation is one override each, see launch/ablations.sh.
 
 `:tiny` trains a small model from scratch on practice problems, or on real data
-with --config.data=gsm8k:PATH.
+with --config.data=gsm8k:PATH. `:paper` trains on the paper's five data sets in
+the folder data/ (docs/data.md); it needs only --config.checkpoint=DIR.
 """
 
 import pathlib
@@ -130,6 +131,20 @@ _STAGES = {
   'meta_rm.checkpoint': '',
 }
 
+# The paper's training data, see docs/data.md. Its general instruction data is
+# not published; tulu3 replaces it.
+_PAPER = {
+  'data': (
+    'math:data/math/solutions.jsonl,'
+    'ultrafeedback:data/ultrafeedback/*.jsonl,'
+    'offsetbias:data/offsetbias,'
+    'skywork:data/skywork,'
+    'helpsteer2:data/helpsteer2'
+  ),
+  'rft.train.data.general': 'tulu3:data/tulu3/*.parquet',
+  'evaluation.response_order': 'random',
+}
+
 # The tiny model, on a CPU. Stages are shorter than alone: minutes, not an hour.
 _TINY = {
   'checkpoint': 'scratch',
@@ -190,21 +205,23 @@ _SMOLLM2 = {
   'compute.attention': 'xla',
 }
 
-_OVERRIDES = {'': {}, 'tiny': _TINY, 'smollm2': _SMOLLM2}
+_OVERRIDES = {'': {}, 'paper': _PAPER, 'tiny': _TINY, 'smollm2': _SMOLLM2}
 
 
 def get_config(arg: str = '') -> ConfigDict:
   """Returns the config; `arg` is what follows configs/spct.py: on the flag."""
   if arg not in _OVERRIDES:
     raise ValueError(
-      f'configs/spct.py:{arg} does not exist; use :tiny, :smollm2 or nothing'
+      f'configs/spct.py:{arg} does not exist; use :paper, :tiny, :smollm2 or '
+      'nothing'
     )
+  size = '' if arg == 'paper' else arg
   stages = {
     'base': _load('sft', 'base'),
-    'sft': _load('sft', arg),
-    'rft': _load('rft', arg),
-    'grpo': _load('grpo', arg),
-    'meta_rm': _load('reward_model', arg),
+    'sft': _load('sft', size),
+    'rft': _load('rft', size),
+    'grpo': _load('grpo', size),
+    'meta_rm': _load('reward_model', size),
   }
   for name, keys in _REMOVED.items():
     for key in keys:

@@ -6,10 +6,12 @@ questions and 1 for the others. Equal answers count once. A hash of the question
 and its answers makes every choice among answers, so all runs choose alike.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from grm_jax.data.dataset_files import SkippedRow, text_digest
+from grm_jax.data.datasets import math_answers
 from grm_jax.judgement import preference_rows, row_values
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.preference_rows import SourceRow
@@ -82,21 +84,34 @@ def _solutions(row: SourceRow) -> list[Answer]:
 def math(row: SourceRow) -> Iterator[JudgingExample | SkippedRow]:
   """Adapts competition problems with answers that a policy sampled.
 
-  Fields: {problem, answers: [{text, is_correct}, ...][, type]}: a published
-  MATH row (problem, solution, level, type) plus answers that you sampled from
-  a model and checked by a rule. Yields pairs of a right and a wrong answer; a
-  problem with only right or only wrong answers is skipped. The judge does not
-  see the published solution.
+  Fields: {problem, answers: [{text[, is_correct]}, ...][, solution, type]}: a
+  published MATH row (problem, solution, level, type) plus sampled answers, as
+  the stage solve writes them. An answer without is_correct is compared with
+  the solution. Yields pairs of a right and a wrong answer; a problem with only
+  right or only wrong answers is skipped. The judge does not see the solution.
   """
   question = row.text_field('problem')
-  answers = [
-    (answer.text_field('text'), _is_correct(answer))
-    for answer in row.object_list_field('answers')
-  ]
+  answers = row.object_list_field('answers')
+  if not all('is_correct' in x.fields for x in answers):
+    solution = row.text_field('solution')
+    if not math_answers.has_answer(solution):
+      yield SkippedRow('the published solution has no answer in a box')
+      return
+    answers = tuple(_checked(x, solution) for x in answers)
   tags = {'suite': 'math'}
   if isinstance(problem_type := row.fields.get('type'), str):
     tags['subset'] = problem_type
-  yield from _examples(row, question, answers, 2, {}, tags)
+  texts = [(x.text_field('text'), _is_correct(x)) for x in answers]
+  yield from _examples(row, question, texts, 2, {}, tags)
+
+
+def _checked(answer: SourceRow, solution: str) -> SourceRow:
+  """Returns an answer with is_correct."""
+  if 'is_correct' in answer.fields:
+    return answer
+  is_correct = math_answers.is_correct(answer.text_field('text'), solution)
+  fields = {**answer.fields, 'is_correct': is_correct}
+  return dataclasses.replace(answer, fields=fields)
 
 
 def _is_correct(row: SourceRow) -> bool:

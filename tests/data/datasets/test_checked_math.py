@@ -192,6 +192,28 @@ def test_math_skips_one_sided_problems():
   assert right != wrong
 
 
+def test_answers_of_math_are_checked():
+  texts = [r'so \boxed{4}', r'$1+1=2$, so \boxed{2.0}.', '1 and 1 are 3']
+  row = rows.MATH | {'answers': [{'text': text} for text in texts]}
+  pair, single = rows.adapt(checked_math.math, row)
+  assert pair.responses[pair.best] == texts[1]
+  assert pair.responses[1 - pair.best] in (texts[0], texts[2])
+  assert single.rewards == (float(single.responses == (texts[1],)),)
+  # A label in the row counts, whatever the answer is.
+  row['answers'][2]['is_correct'] = True
+  row['answers'] = row['answers'][::2]
+  pair, _ = rows.adapt(checked_math.math, row)
+  assert pair.responses[pair.best] == texts[2]
+
+
+def test_math_rows_whose_answers_cannot_be_checked():
+  row = rows.MATH | {'answers': [{'text': '2'}]}
+  message = rows.error_of(checked_math.math, without(row, 'solution'))
+  assert names(message, 'solution')
+  row['solution'] = 'It is 2.'
+  assert isinstance(rows.adapt_to_one(checked_math.math, row), SkippedRow)
+
+
 def test_math_rows_need_answers():
   message = rows.error_of(checked_math.math, rows.MATH)
   assert names(message, 'answers', *rows.MATH)
