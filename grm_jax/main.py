@@ -93,6 +93,7 @@ STAGES = {
   'grpo': 'grm_jax.stages.grpo.train',
   'reward_model': 'grm_jax.stages.reward_model.train',
   'spct': 'grm_jax.stages.spct.run',
+  'solve': 'grm_jax.stages.solve',
   'score': 'grm_jax.stages.score',
   'evaluate': 'grm_jax.stages.evaluate',
   'serve': 'grm_jax.stages.serve',
