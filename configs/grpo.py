@@ -29,7 +29,9 @@ _DEFAULTS = dict(
   stage='grpo',  # see grm_jax/main.py
   checkpoint='',  # model directory of the initial policy
   checkpoint_step=-1,  # step of the checkpoint; -1: the newest
-  data='',  # labelled examples, see grm_jax/data/example_sources.py
+  # Labelled examples, see grm_jax/data/example_sources.py. Several sources:
+  # SOURCE,SOURCE*FRACTION.
+  data='',
   # 'outcome': +1 for a correct judgement, -1 for any other. Or your own
   # reward: 'path/to/file.py:function', see grm_jax/judgement/correctness.py.
   reward='outcome',

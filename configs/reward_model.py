@@ -32,7 +32,9 @@ _DEFAULTS = dict(
   # A model directory; without a scalar head it gets one. 'random': for tests.
   checkpoint='',
   checkpoint_step=-1,  # step of the checkpoint; -1: the newest
-  data='',  # labelled examples, see grm_jax/data/example_sources.py
+  # Labelled examples, see grm_jax/data/example_sources.py. Several sources:
+  # SOURCE,SOURCE*FRACTION.
+  data='',
   samples='',  # judgements: files of the stage rft, separated by commas
   fail_on_bad_rows=False,  # stop at the first bad row instead of skipping it
   seed=0,  # of data order and samples

@@ -39,7 +39,9 @@ _DEFAULTS = dict(
   phases='sample,filter,train',  # phases to run; or 'sample,select'
   checkpoint='',  # model directory of the sampling model
   checkpoint_step=-1,  # step of the checkpoint; -1: the newest
-  data='',  # labelled examples, see grm_jax/data/example_sources.py
+  # Labelled examples, see grm_jax/data/example_sources.py. Several sources:
+  # SOURCE,SOURCE*FRACTION.
+  data='',
   # File of rows {id, text[, hinted, order]} by another model instead of the
   # samples in WORKDIR; use with --config.phases=filter,train.
   samples='',

@@ -32,7 +32,9 @@ _DEFAULTS = dict(
   # trains it.
   checkpoint='',
   checkpoint_step=-1,  # step of the checkpoint; -1: the newest
-  data='',  # labelled examples, see grm_jax/data/example_sources.py
+  # Labelled examples, see grm_jax/data/example_sources.py. Several sources:
+  # SOURCE,SOURCE*FRACTION.
+  data='',
   examples=dict(  # maximum number of examples
     texts=100_000,  # of the cold start
     rft=200_000,

@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from grm_jax import main
+from grm_jax.data import source_list
 from tests.messages import naming
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -157,3 +158,17 @@ def test_an_unread_leaf_is_found():
 def test_docstring_has_the_command(path):
   doc = ast.get_docstring(ast.parse(path.read_text()))
   assert f'--config=configs/{path.name}' in doc
+
+
+def test_the_mixture_of_the_paper():
+  """The five sets of the paper; tests of sources read each format."""
+  paper = load(ROOT / 'configs/spct.py', 'paper')
+  names = [x.spec.split(':')[0] for x in source_list.parse(paper.data)]
+  assert names == [
+    'math',
+    'ultrafeedback',
+    'offsetbias',
+    'skywork',
+    'helpsteer2',
+  ]
+  assert list(leaves(paper)) == list(leaves(load(ROOT / 'configs/spct.py')))

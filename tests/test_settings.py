@@ -12,7 +12,7 @@ from grm_jax.stages.spct import settings as spct_settings
 from tests import test_configs
 from tests.messages import naming
 
-VARIANTS = ('', 'tiny', 'smollm2', 'base')
+VARIANTS = ('', 'tiny', 'smollm2', 'base', 'paper')
 INF, NAN = float('inf'), float('nan')
 
 
@@ -201,6 +201,8 @@ WRONG = [
   ('score', {'sampling.prompt_buckets': (64, 32)}, 'sampling.prompt_buckets'),
   ('score', {'judge': 'gmr'}, 'judge'),
   ('score', {'temperature': 101.0}, 'temperature'),
+  ('solve', {'num_samples': 0}, 'num_samples'),
+  ('solve', {'mesh.fsdp': 3}, 'mesh.fsdp'),
   ('evaluate', {'max_rows': -1}, 'max_rows'),
   ('evaluate', {'k': -1}, 'k'),
   ('evaluate', {'sampling.weights': 'here'}, 'sampling.weights'),
