@@ -269,7 +269,7 @@ def _tokenize_texts(
     for key in _FEATURES
   )
   prompt = chat_format.render_user(tokenizer, inputs)
-  return prompt, [*tokenizer.encode(targets), tokenizer.end_of_turn_id]
+  return prompt, chat_format.model_turn(tokenizer, targets)
 
 
 def _prefix_ids(

@@ -284,7 +284,7 @@ def tokenize(
     example.id,
     token_array(prompt),
     tuple(
-      token_array([*tokenizer.encode(text), tokenizer.end_of_turn_id])
+      token_array(chat_format.model_turn(tokenizer, text))
       for text in example.generations
     ),
     example.source,

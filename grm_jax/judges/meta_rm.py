@@ -58,9 +58,7 @@ def meta_text(
     limit: maximum number of tokens.
     full_template: see trained_judge.TrainedJudge.
   """
-  text = text.strip() if full_template else text
-  end = chat_format.turn_end(tokenizer, full_template)
-  return [*tokenizer.encode(text)[: max(0, limit - len(end))], *end]
+  return chat_format.model_turn(tokenizer, text, full_template, limit)
 
 
 class MetaJudge:

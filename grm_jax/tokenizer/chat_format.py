@@ -194,6 +194,31 @@ def render_user(tokenizer: Tokenizer, text: str) -> list[int]:
   return render(tokenizer, [{'role': 'user', 'content': text}])
 
 
+def model_turn(
+  tokenizer: Tokenizer,
+  text: str,
+  full_template: bool = False,
+  limit: int | None = None,
+) -> list[int]:
+  """Returns a text of the model with the end of its turn.
+
+  It follows a prompt that ends with the beginning of the turn.
+
+  Args:
+    tokenizer: from tokenizer.load.
+    text: a generation or a response.
+    full_template: whether to remove outer white space from the text, and to end
+      with the last token of the full template. Otherwise the text is as the
+      model writes it.
+    limit: maximum number of ids; a longer text is cut.
+  """
+  ids = tokenizer.encode(text.strip() if full_template else text)
+  end = turn_end(tokenizer, full_template)
+  if limit is not None:
+    ids = ids[: max(0, limit - len(end))]
+  return [*ids, *end]
+
+
 def turn_end(tokenizer: Tokenizer, full_template: bool) -> list[int]:
   """Returns the ids that end a turn, up to the newline of the full template."""
   template = tokenizer.chat_format.template

@@ -57,7 +57,7 @@ def pair_text(
 ) -> list[int]:
   """Returns the second response in the form that follows the prompt."""
   text = template.load(template_name).guard(response)
-  return [*tokenizer.encode(text), tokenizer.end_of_turn_id]
+  return chat_format.model_turn(tokenizer, text)
 
 
 class PairJudge:

@@ -28,7 +28,7 @@ def query_and_responses(
     UserError: the turns of the query do not form a conversation.
   """
   return _query_tokens(tokenizer, example), [
-    response_tokens(tokenizer, x) for x in example.responses
+    chat_format.model_turn(tokenizer, x) for x in example.responses
   ]
 
 
@@ -37,21 +37,6 @@ def _query_tokens(
 ) -> Sequence[int]:
   turns = [{'role': t.role, 'content': t.text} for t in example.query]
   return chat_format.render(tokenizer, turns)
-
-
-def response_tokens(
-  tokenizer: Tokenizer, text: str, full_template: bool = False
-) -> list[int]:
-  """Returns a response as a model turn that follows its prompt.
-
-  Args:
-    tokenizer: tokenizer of the model.
-    text: the response.
-    full_template: see trained_judge.TrainedJudge.
-  """
-  text = text.strip() if full_template else text
-  end = chat_format.turn_end(tokenizer, full_template)
-  return [*tokenizer.encode(text), *end]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +204,7 @@ class ScalarJudge:
     texts = [
       prompt_builder.fit_text(
         response,
-        lambda x: response_tokens(self.tokenizer, x, self.full_template),
+        lambda x: chat_format.model_turn(self.tokenizer, x, self.full_template),
         self.scorer.max_new_tokens,
         self.too_long,
       )
