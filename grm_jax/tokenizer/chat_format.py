@@ -8,6 +8,7 @@ have a template of its own instead, see chat_template.py.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -96,10 +97,7 @@ def _encode_parts(
     tokenizer: from tokenizer.load.
     parts: (text, whether it is a content); control tokens in contents are text.
   """
-  codec = tokenizer.codec
-  controls = {codec.id_to_piece(i): i for i in codec.control_ids}
-  names = sorted(controls, key=len, reverse=True)
-  pattern = re.compile(f'({"|".join(map(re.escape, names))})')
+  controls, pattern = _control_tokens(tokenizer)
   ids: list[int] = []
   run = ''
   for text, is_content in parts:
@@ -111,12 +109,30 @@ def _encode_parts(
   return ids + tokenizer.encode(run)
 
 
+@functools.lru_cache(8)
+def _control_tokens(
+  tokenizer: Tokenizer,
+) -> tuple[dict[str, int], re.Pattern[str]]:
+  """Returns the ids of control tokens by name, and what matches a name."""
+  codec = tokenizer.codec
+  controls = {codec.id_to_piece(i): i for i in codec.control_ids}
+  names = sorted(controls, key=len, reverse=True)
+  return controls, re.compile(f'({"|".join(map(re.escape, names))})')
+
+
 def with_template(tokenizer: Tokenizer, template: ChatTemplate) -> Tokenizer:
   """Returns the tokenizer with a chat template in place of its own format.
 
   Raises:
     UserError: the template does not write a conversation of two turns.
   """
+  piece = tokenizer.codec.id_to_piece
+  tokens = {
+    'bos_token': piece(tokenizer.bos_id),
+    'eos_token': piece(tokenizer.eos_id),
+    **dict(template.special_tokens),
+  }
+  template = ChatTemplate(template.source, tuple(sorted(tokens.items())))
   pair = [{'role': x, 'content': x} for x in ('user', 'assistant')]
   chat_template.parts(template, pair, add_generation_prompt=False)
   system = {'role': 'system', 'content': 'text'}

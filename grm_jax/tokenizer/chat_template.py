@@ -59,6 +59,8 @@ class ChatTemplate:
       return self._compiled.render(
         messages=[dict(x) for x in messages],
         add_generation_prompt=add_generation_prompt,
+        tools=None,
+        documents=None,
         **dict(self.special_tokens),
       )
     except Exception as error:  # an expression can raise anything

@@ -54,7 +54,10 @@ def test_another_template(tk):
     '[system] Be brief.\n[user] What is 2 + 3?\n[assistant] '
   )
   assert '[user] (user)' in chat_format.differences(tk, OTHER)
-  assert own.chat_format.name == OTHER.name != GEMMA.name
+  assert (
+    own.chat_format.name
+    != chat_format.with_template(tk, GEMMA).chat_format.name
+  )
 
 
 @pytest.mark.parametrize('template', [GEMMA, OTHER])
@@ -74,6 +77,12 @@ def test_contents_are_data(tk, template, text):
   control = set(tk.control_ids)
   assert [i for i in ids if i in control] == [i for i in plain if i in control]
   assert text in own.decode(ids)
+
+
+def test_variables_that_a_checkpoint_does_not_set(tk):
+  source = '{% if tools is not none %}{{ 1 / 0 }}{% endif %}' + OTHER.source
+  own = chat_format.with_template(tk, ChatTemplate(source))
+  assert chat_format.render(own, [USER])[0] == tk.bos_id
 
 
 def test_a_response_after_a_shared_prompt(tk):
