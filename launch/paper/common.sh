@@ -56,10 +56,13 @@ run() {
 
 # Judges a suite: evaluate JUDGE SUITE [--config.KEY=VALUE ...]
 evaluate() {
-  local judge=$1 suite=$2
+  local judge=$1 suite=$2 order=(--config.response_order=random)
+  if [[ $judge == scalar || $judge == pair ]]; then
+    order=()  # they read one response, or both orders
+  fi
   run "$PYTHON" -m grm_jax.main --config="$CONFIG" \
     --workdir="$WORKDIR/$judge/$suite" \
-    --config.suites."$suite"="$DATA/$suite" --config.response_order=random \
+    --config.suites."$suite"="$DATA/$suite" ${order[@]+"${order[@]}"} \
     "${@:3}" ${OVERRIDES[@]+"${OVERRIDES[@]}"}
 }
 

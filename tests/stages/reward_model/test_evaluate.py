@@ -58,12 +58,18 @@ PROMPT_FORMAT = PromptFormat(META, 'single')
 
 
 def make_evaluator(
-  kind='meta', model=None, batch_shape=SHAPE, data=None, prompts=1
+  kind='meta', model=None, batch_shape=SHAPE, data=None, prompts=1, **options
 ):
   if data is None:
     data = RewardDataset({x.id: x for x in (PAIR, FIRST, LONE)}, SAMPLES)
   records = rm_data.make_records(
-    kind, data, PROMPT_FORMAT, load_tokenizer(), batch_shape, 'held-out data'
+    kind,
+    data,
+    PROMPT_FORMAT,
+    load_tokenizer(),
+    batch_shape,
+    'held-out data',
+    **options,
   )
   return RewardModelEvaluator(
     kind,
@@ -95,7 +101,8 @@ def measure(evaluator, values, workdir, monkeypatch):
 
 
 def test_metrics_of_a_meta_rm(tmp_path, monkeypatch):
-  metrics = measure(make_evaluator(), VALUES, tmp_path, monkeypatch)
+  evaluator = make_evaluator(balance=True)
+  metrics = measure(evaluator, VALUES, tmp_path, monkeypatch)
   # Right: ln 3, -ln 3 and ln 3 of PAIR, ln 3 of FIRST, 0 of LONE. Wrong:
   # -ln 3 of PAIR; -ln 3, -2 and -ln 3 of FIRST.
   assert metrics['count'] == 9 and metrics['positive_rate'] == pytest.approx(
@@ -115,6 +122,11 @@ def test_metrics_of_a_meta_rm(tmp_path, monkeypatch):
   assert metrics['calibration_error'] == pytest.approx(error / 10)
   picture = (tmp_path / 'calibration.png').read_bytes()
   assert picture.startswith(b'\x89PNG')
+
+
+def test_accuracy_without_weights(tmp_path, monkeypatch):
+  metrics = measure(make_evaluator(), VALUES, tmp_path, monkeypatch)
+  assert metrics['accuracy'] == pytest.approx((3 + 4) / 9)
 
 
 def test_votes_of_a_meta_rm(tmp_path, monkeypatch):

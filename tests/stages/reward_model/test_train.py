@@ -284,7 +284,8 @@ def test_a_finished_run_changes_nothing(runner, clean_run, capsys):
 
 def test_a_step_has_texts_per_step_texts_on_average(runner, tmp_path):
   # Two judgements per prompt: 64 texts are 4 micro-batches of 8 prompts.
-  stdout, _ = runner.run(tmp_path, **{'batch.texts_per_step': 64, 'steps': 1})
+  changes = {'batch.texts_per_step': 64, 'steps': 3}
+  stdout, _ = runner.run(tmp_path, **changes)
   assert lines_with(stdout, '32 prompts in 4 micro-batches', '64 texts')
 
 

@@ -106,12 +106,14 @@ def test_shared_settings_reach_all_stages():
         'meta': 'practice_meta',
         'single': 'practice_single',
         'score_range': (1, 10),
+        'truncated': 'fail',
       }
       continue
     assert config.prompt.to_dict() == {
       'template': 'practice',
       'single': 'practice_single',
       'too_long': 'refuse',
+      'truncated': 'fail',
       'score_range': (1, 10),
     }
     assert config.evaluation.data == ''

@@ -1,0 +1,161 @@
+"""The scripts of launch/paper/ at tiny size, and their tables."""
+
+import dataclasses
+import os
+import re
+import shlex
+import subprocess
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from benchmarks import paper_table
+from grm_jax import settings, unused_settings
+from grm_jax.evaluation import judgement_io
+from grm_jax.judges import factory as judge_factory
+from grm_jax.judges.generative import Judge
+from grm_jax.stages import evaluate
+from tests import test_main
+from tests.evaluation.suites import test_suites
+from tests.evaluation.suites.published import write
+
+# config_flags uses the deprecated load_module.
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
+
+SCRIPTS = sorted((test_main.ROOT / 'launch' / 'paper').glob('table*.sh'))
+SUITES = ('rewardbench', 'ppe', 'rmb', 'realmistake')
+MODELS = ('INITIAL', 'RFT', 'GRM', 'META_RM', 'LLM', 'SCALAR', 'PAIR', 'CRITIC')
+# The models that Tables 4 and 15 train.
+RANDOM = re.compile(r'(?<=checkpoint=).*(?:ablations|without_math)/.*')
+TINY = (
+  '--config.sampling.concurrent_prompts=8',
+  '--config.max_rows=1',
+  '--config.sampling.max_new_tokens=8',
+  '--config.sampling.prompt_buckets=(1024,2048)',
+)
+
+
+def dry_run(script, *overrides, **environment):
+  """Returns the commands that a script prints."""
+  out = subprocess.run(
+    ['bash', script, '--dry-run', *overrides],
+    capture_output=True,
+    text=True,
+    check=True,
+    env=os.environ | environment,
+  )
+  assert out.stderr == ''
+  return [shlex.split(line) for line in out.stdout.splitlines()]
+
+
+def parse(command, monkeypatch):
+  """Returns (config, workdir) of a command of grm_jax.main."""
+  monkeypatch.chdir(test_main.ROOT)
+  values = flags.FlagValues()
+  flags.DEFINE_string('workdir', '', '', flag_values=values)
+  config_flags.DEFINE_config_file(
+    'config', flag_values=values, sys_argv=command[2:]
+  )
+  values(command[2:])
+  return values.config, values.workdir
+
+
+def evaluations(commands):
+  return [x for x in commands if x[3:4] and 'evaluate.py' in x[3]]
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda x: x.stem)
+def test_all_settings_are_valid_and_have_an_effect(script, monkeypatch):
+  commands = dry_run(script)
+  assert commands[-1][1:3] == ['-m', 'benchmarks.paper_table']
+  assert f'--table={script.stem[5:]}' in commands[-1]
+  rows = paper_table.read_rows(int(script.stem[5:]))
+  runs = set()
+  for command in evaluations(commands):
+    config, workdir = parse(command, monkeypatch)
+    runs.add(workdir.split('/')[-2])
+    settings.check(config, evaluate.SETTINGS, 'config')
+    given = [
+      x.removeprefix('--config.').partition('=')[0]
+      for x in command
+      if x.startswith('--config.')
+    ]
+    unused = unused_settings.messages(config, given, evaluate.UNUSED)
+    assert list(unused) == []
+  assert {row.judge for row in rows} <= runs
+
+
+def make_benchmarks(folder):
+  """Writes a file of each benchmark in its published format."""
+  for suite in SUITES:
+    name, rows = test_suites.FILES[suite]
+    write(folder / suite / f'{name}.jsonl', rows)
+
+
+def let_a_sample_be_right(path):
+  """Changes stored samples, so that each query has a right one."""
+  judged = []
+  for x in judgement_io.read(path):
+    scores = tuple(
+      float(i == x.example.best) for i in range(len(x.example.responses))
+    )
+    first, *others = x.samples
+    right = dataclasses.replace(
+      first,
+      scores=scores,
+      text='Specific Criteria:\nTruth.\n\nAnalysis:\nGood.',
+    )
+    judged.append(dataclasses.replace(x, samples=(right, *others)))
+  judgement_io.write(path, judged)
+
+
+@pytest.fixture(scope='module')
+def from_config():
+  """Returns factory.from_config, which loads each kind of judge once."""
+  original, loaded = judge_factory.from_config, {}
+
+  def cached(config, judge_config):
+    key = (config.judge, config.meta_checkpoint)
+    if key not in loaded:
+      loaded[key] = original(config, judge_config)
+    judge = loaded[key]
+    if not isinstance(judge, Judge):
+      return judge
+    return Judge(
+      judge.engine, judge.weights, judge.tokenizer, judge_config, judge.meta
+    )
+
+  return cached
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+  """Returns (environment of the scripts, folder of the runs)."""
+  root = tmp_path_factory.mktemp('paper')
+  make_benchmarks(root / 'data')
+  environment = {
+    'WORKDIR': str(root / 'runs'),
+    'DATA': str(root / 'data'),
+    'CONFIG': 'configs/evaluate.py:tiny',
+    'K': '2',
+    'K_BASELINE': '2',
+    **dict.fromkeys(MODELS, 'random'),
+  }
+  return environment, root / 'runs'
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda x: x.stem)
+def test_every_table_at_tiny_size(script, tiny, from_config, monkeypatch):
+  environment, runs = tiny
+  monkeypatch.setattr(judge_factory, 'from_config', from_config)
+  for command in evaluations(dry_run(script, *TINY, **environment)):
+    command = [RANDOM.sub('random', x) for x in command]
+    config, workdir = parse(command, monkeypatch)
+    done = os.path.exists(f'{workdir}/results.json')
+    evaluate.run(config, workdir)
+    judge, suite = workdir.split('/')[-2:]
+    if judge in ('self_generated', 'grm_principles') and not done:
+      let_a_sample_be_right(f'{workdir}/{suite}.samples.jsonl')
+  table = paper_table.format_table(str(runs), int(script.stem[5:]))
+  print(table)
