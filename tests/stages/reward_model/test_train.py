@@ -283,10 +283,10 @@ def test_a_finished_run_changes_nothing(runner, clean_run, capsys):
 
 
 def test_a_step_has_texts_per_step_texts_on_average(runner, tmp_path):
-  # Two judgements per prompt: 64 texts are 4 micro-batches of 8 prompts.
+  # 128 judgements of 79 prompts: 64 are about 5 micro-batches of 8 prompts.
   changes = {'batch.texts_per_step': 64, 'steps': 3}
   stdout, _ = runner.run(tmp_path, **changes)
-  assert lines_with(stdout, '32 prompts in 4 micro-batches', '64 texts')
+  assert lines_with(stdout, '40 prompts in 5 micro-batches', '65 texts')
 
 
 BASELINES = {
