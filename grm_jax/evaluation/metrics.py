@@ -71,11 +71,14 @@ class ScoredItem:
     query: key of the query. All items of a query, in any section, are resampled
       together.
     value: the value, usually the correctness of the judge.
+    groups: subsets across the sections that report the value too, one of each
+      kind. Their score is the mean over their sections.
   """
 
   subset: str
   query: Hashable
   value: float
+  groups: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,27 +202,75 @@ def pooled_terms(results: Sequence[Result]) -> tuple[WeightedSection, ...]:
   )
 
 
+def section_terms(
+  terms: Sequence[WeightedSection],
+) -> dict[str, list[WeightedSection]]:
+  """Returns the terms of the score of each section."""
+  sections: dict[str, list[WeightedSection]] = {}
+  for term in terms:
+    own_term = dataclasses.replace(term, share=1.0)
+    sections.setdefault(term.section, []).append(own_term)
+  return sections
+
+
+def subset_terms(
+  terms: Sequence[WeightedSection],
+) -> dict[str, list[WeightedSection]]:
+  """Returns the terms of the score of each subset, then of each group."""
+  subsets: dict[str, list[ScoredItem]] = {}
+  for term in terms:
+    for item in term.items:
+      subsets.setdefault(item.subset, []).append(item)
+  kinds = zip(*(x.groups for term in terms for x in term.items), strict=True)
+  groups = dict.fromkeys(name for kind in kinds for name in kind)
+  return {
+    **{
+      k: [WeightedSection('', 1.0, 1.0, tuple(v))] for k, v in subsets.items()
+    },
+    **{name: _group_terms(terms, name) for name in groups},
+  }
+
+
+def _group_terms(
+  terms: Sequence[WeightedSection], group: str
+) -> list[WeightedSection]:
+  sections: dict[str, list[ScoredItem]] = {}
+  for term in terms:
+    members = [item for item in term.items if group in item.groups]
+    if members:
+      sections.setdefault(term.section, []).extend(members)
+  return [
+    WeightedSection(name, 1 / len(sections), 1.0, tuple(members))
+    for name, members in sections.items()
+  ]
+
+
+def weighted_mean(terms: Iterable[WeightedSection]) -> float:
+  """Returns the score of the terms, without an interval."""
+  return sum(
+    term.share * (term.weight * mean(item.value for item in term.items))
+    for term in terms
+  )
+
+
 def score(results: Sequence[Result], terms: Sequence[WeightedSection]) -> Score:
   """Returns the score of results; `terms` are the suite's terms of them."""
   if not results:
     raise UserError('no results to score; the data has no examples')
-  overall = 0.0
-  sections: dict[str, float] = {}
-  subsets: dict[str, list[float]] = {}
-  for term in terms:
-    contribution = term.weight * mean(item.value for item in term.items)
-    sections[term.section] = sections.get(term.section, 0.0) + contribution
-    overall += term.share * contribution
-    for item in term.items:
-      subsets.setdefault(item.subset, []).append(item.value)
+  subsets = subset_terms(terms)
   return Score(
-    overall=overall,
-    sections=sections,
-    subsets={name: mean(values) for name, values in subsets.items()},
-    counts={name: len(values) for name, values in subsets.items()},
+    overall=weighted_mean(terms),
+    sections={k: weighted_mean(v) for k, v in section_terms(terms).items()},
+    subsets={k: weighted_mean(v) for k, v in subsets.items()},
+    counts={k: count_items(v) for k, v in subsets.items()},
     failures=failures(results),
     ties=ties(results),
   )
+
+
+def count_items(terms: Iterable[WeightedSection]) -> int:
+  """Returns the number of values in the terms."""
+  return sum(len(term.items) for term in terms)
 
 
 def failures(results: Iterable[Result]) -> int:

@@ -9,7 +9,10 @@ Q, K, C and M are those of vote_subsets.py.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -60,6 +63,9 @@ class Curves:
     meta: MetaRM@k for the same k; the meta RM selects half of k, rounded up.
     meta_kept: MetaRM@K; the meta RM selects 1, 2, 4, ..., K.
     greedy: score of the greedy generation.
+    sections: curves of the sections of a suite.
+    subsets: curves of the subsets of a suite. Their num_queries is the number
+      of values that a subset is a mean of.
   """
 
   num_queries: int
@@ -67,6 +73,19 @@ class Curves:
   meta: tuple[CurvePoint, ...]
   meta_kept: tuple[CurvePoint, ...]
   greedy: CurvePoint | None
+  sections: Mapping[str, 'Curves'] = dataclasses.field(default_factory=dict)
+  subsets: Mapping[str, 'Curves'] = dataclasses.field(default_factory=dict)
+
+  @property
+  def last(self) -> CurvePoint | None:
+    """Voting@K, or the greedy score if there are no samples."""
+    return self.voting[-1] if self.voting else self.greedy
+
+
+# What a score is of: ('', '') is the whole suite; ('sections', NAME) and
+# ('subsets', NAME) are its parts.
+Part = tuple[str, str]
+SUITE: Part = ('', '')
 
 
 def curves(judged: Sequence[JudgedExample], seed: int = 0) -> Curves:
@@ -88,7 +107,7 @@ def curves(judged: Sequence[JudgedExample], seed: int = 0) -> Curves:
     raise UserError('no example has a best response; accuracy needs one')
   queries = [metrics.query_of(judged[i].example) for i in known]
 
-  def estimate(values: np.ndarray) -> Estimate:  # values: [Q]
+  def estimate(values: np.ndarray) -> Estimates:  # values: [Q]
     pairs = zip(queries, values[known].tolist(), strict=True)
     items = tuple(
       metrics.ScoredItem('', query, value) for query, value in pairs
@@ -96,41 +115,50 @@ def curves(judged: Sequence[JudgedExample], seed: int = 0) -> Curves:
     low, high = metrics.bootstrap(
       [WeightedSection('', 1.0, 1.0, items)], seed=seed
     )
-    return float(np.mean(values[known])), low, high
+    mean = float(np.mean(values[known]))
+    return {SUITE: Estimate(mean, low, high, len(known))}
 
   def point(k, num_meta):
     members, exact = vote_subsets.choose(
       samples.num_samples, k, seed, MAX_SUBSETS, NUM_SUBSETS
     )
-    value, low, high = estimate(
-      vote_subsets.expected(samples, members, num_meta)
-    )
-    return CurvePoint(k, num_meta, value, low, high, len(members), exact)
+    estimates = estimate(vote_subsets.expected(samples, members, num_meta))
+    return estimates, len(members), exact
 
   greedy = None
   if samples.has_greedy:
-    greedy = CurvePoint(
-      0, None, *estimate(vote_subsets.expected_greedy(samples)), 1, True
-    )
-  return _curves(samples, len(known), point, greedy)
+    greedy = estimate(vote_subsets.expected_greedy(samples))
+  return _curves(samples, point, greedy)
 
 
 Results = list[Result]
-Estimate = tuple[float, float, float]  # value, low, high
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """A score with its 95 % interval, and its number of queries or values."""
+
+  value: float
+  low: float
+  high: float
+  count: int
+
+
+Estimates = Mapping[Part, Estimate]
 
 
 def suite_curves(
   judged: Sequence[JudgedExample],
-  estimate: Callable[[Iterable[Results]], Estimate],
+  estimate: Callable[[Iterable[Results]], Estimates],
   seed: int = 0,
 ) -> Curves:
   """Returns the curves of the score of a suite.
 
   Args:
     judged: queries with K samples each.
-    estimate: returns the mean score and its interval, given the results of each
-      of several subsets. Made by `mean_of_terms` for a suite with terms,
-      otherwise by `mean_of_scores`.
+    estimate: returns the mean scores and their intervals, given the results of
+      each of several subsets of the samples. Made by `mean_of_terms` for a
+      suite with terms, otherwise by `mean_of_scores`.
     seed: seed of the random subsets.
 
   Raises:
@@ -142,24 +170,24 @@ def suite_curves(
 
   def point(k, num_meta):
     members, exact = vote_subsets.choose(samples.num_samples, k, seed, num, num)
-    value, low, high = estimate(
+    estimates = estimate(
       vote_subsets.results(judged, samples, member, num_meta)
       for member in members
     )
-    return CurvePoint(k, num_meta, value, low, high, len(members), exact)
+    return estimates, len(members), exact
 
   greedy = None
   if samples.has_greedy:
     results = [
       Result(x.example, x.greedy.scores) for x in judged if x.greedy is not None
     ]
-    greedy = CurvePoint(0, None, *estimate([results]), 1, True)
-  return _curves(samples, len(judged), point, greedy)
+    greedy = estimate([results])
+  return _curves(samples, point, greedy)
 
 
 def mean_of_terms(
   terms: Callable[[Results], Sequence[WeightedSection]], seed: int = 0
-) -> Callable[[Iterable[Results]], Estimate]:
+) -> Callable[[Iterable[Results]], Estimates]:
   """Returns an estimate that averages each item over the subsets.
 
   The averaged items are scored and resampled once.
@@ -177,10 +205,34 @@ def mean_of_terms(
       item_values.append([x.value for term in result_terms for x in term.items])
     # The subsets differ in the values only; take the rest from the last one.
     averaged = _with_values(result_terms, np.mean(item_values, axis=0).tolist())
-    value = metrics.score(results, averaged).overall
-    return value, *metrics.bootstrap(averaged, seed=seed)
+    return _estimate_terms(results, averaged, seed)
 
   return estimate
+
+
+def _estimate_terms(
+  results: Results, terms: Sequence[WeightedSection], seed: int
+) -> Estimates:
+  """Returns the estimates of a suite and its parts from the suite's terms."""
+  sections = Counter(r.example.tags['section'] for r in results)
+  counts = {SUITE: len(results), **_of_kind('sections', sections)}
+  parts = {
+    SUITE: terms,
+    **_of_kind('sections', metrics.section_terms(terms)),
+    **_of_kind('subsets', metrics.subset_terms(terms)),
+  }
+  return {
+    part: Estimate(
+      metrics.weighted_mean(part_terms),
+      *metrics.bootstrap(part_terms, seed=seed),
+      counts.get(part, metrics.count_items(part_terms)),
+    )
+    for part, part_terms in parts.items()
+  }
+
+
+def _of_kind(kind: str, parts: Mapping[str, Any]) -> dict[Part, Any]:
+  return {(kind, name): value for name, value in parts.items()}
 
 
 def _with_values(
@@ -192,8 +244,7 @@ def _with_values(
     dataclasses.replace(
       term,
       items=tuple(
-        metrics.ScoredItem(item.subset, item.query, next(remaining))
-        for item in term.items
+        dataclasses.replace(item, value=next(remaining)) for item in term.items
       ),
     )
     for term in terms
@@ -203,7 +254,7 @@ def _with_values(
 def mean_of_scores(
   score: Callable[[Results], Score],
   interval: Callable[[Results], tuple[float, float]],
-) -> Callable[[Iterable[Results]], Estimate]:
+) -> Callable[[Iterable[Results]], Estimates]:
   """Returns an estimate that averages score and interval over the subsets.
 
   It is for scores that are not sums of means. The interval is slightly too wide
@@ -211,39 +262,96 @@ def mean_of_scores(
   """
 
   def estimate(subset_results):
-    estimates = [(score(x).overall, *interval(x)) for x in subset_results]
-    value, low, high = np.mean(estimates, axis=0).tolist()
-    return value, low, high
+    estimates = [_estimate_parts(score, interval, x) for x in subset_results]
+    return {
+      part: Estimate(
+        *np.mean(
+          [(x[part].value, x[part].low, x[part].high) for x in estimates],
+          axis=0,
+        ).tolist(),
+        first.count,
+      )
+      for part, first in estimates[0].items()
+    }
 
   return estimate
 
 
+def _estimate_parts(score, interval, results: Results) -> Estimates:
+  """Returns the estimates of one vote; a part is scored from its results."""
+  suite_score = score(results)
+  values = {
+    SUITE: suite_score.overall,
+    **_of_kind('sections', suite_score.sections),
+    **_of_kind('subsets', suite_score.subsets),
+  }
+  members = {
+    SUITE: results,
+    **_of_kind('sections', metrics.by_tag(results, 'section')),
+    **_of_kind('subsets', metrics.by_tag(results, 'subset')),
+  }
+  return {
+    part: Estimate(value, *interval(members[part]), len(members[part]))
+    for part, value in values.items()
+  }
+
+
 def _curves(
   samples: vote_subsets.SampleArrays,
-  num_queries: int,
-  point: Callable[[int, int | None], CurvePoint],
-  greedy: CurvePoint | None,
+  point: Callable[[int, int | None], tuple[Estimates, int, bool]],
+  greedy: Estimates | None,
 ) -> Curves:
+  """Returns the curves of a score and of its parts.
+
+  Args:
+    samples: the samples of all queries.
+    point: returns the estimates for (k, num_meta), the number of subsets they
+      are means over, and whether these are all subsets.
+    greedy: the estimates of the greedy generations, if there are any.
+  """
+  cached_point = functools.cache(point)
+
+  def points(part, selections):
+    return tuple(
+      # Selecting all k samples is the same as no selection: compute it once.
+      _point(part, k, num, *cached_point(k, None if num == k else num))
+      for k, num in selections
+    )
+
   num_samples = samples.num_samples
   ks = _powers_of_two(num_samples)
   meta_ks = ks if samples.has_metas else []
-  points: dict[tuple[int, int | None], CurvePoint] = {}
+  estimates = cached_point(num_samples, None)[0] if ks else greedy or {}
 
-  def cached_point(k, num_meta):
-    """Returns a point of a curve; computes equal selections once."""
-    # Selecting all k samples is the same as no selection: compute it once.
-    key = k, None if num_meta == k else num_meta
-    if key not in points:
-      points[key] = point(*key)
-    return dataclasses.replace(points[key], num_meta=num_meta)
+  def curves_of(part: Part) -> Curves:
+    return Curves(
+      num_queries=estimates[part].count,
+      voting=points(part, [(k, None) for k in ks]),
+      meta=points(part, [(k, (k + 1) // 2) for k in meta_ks]),
+      meta_kept=points(part, [(num_samples, num) for num in meta_ks]),
+      greedy=None if greedy is None else _point(part, 0, None, greedy, 1, True),
+    )
 
-  return Curves(
-    num_queries=num_queries,
-    voting=tuple(cached_point(k, None) for k in ks),
-    meta=tuple(cached_point(k, (k + 1) // 2) for k in meta_ks),
-    meta_kept=tuple(cached_point(num_samples, num) for num in meta_ks),
-    greedy=greedy,
+  kinds = ('sections', 'subsets')
+  return dataclasses.replace(
+    curves_of(SUITE),
+    **{
+      kind: {part[1]: curves_of(part) for part in estimates if part[0] == kind}
+      for kind in kinds
+    },
   )
+
+
+def _point(
+  part: Part,
+  k: int,
+  num_meta: int | None,
+  estimates: Estimates,
+  num_subsets: int,
+  exact: bool,
+) -> CurvePoint:
+  x = estimates[part]
+  return CurvePoint(k, num_meta, x.value, x.low, x.high, num_subsets, exact)
 
 
 def _powers_of_two(maximum: int) -> list[int]:

@@ -457,21 +457,19 @@ def _report(
   config: ConfigDict, suite: str, judged: Sequence[JudgedExample]
 ) -> report.SuiteReport:
   module = SUITES[suite]
-  options = {'rmb': {'ties': config.rmb.ties}}.get(suite, {})
-  score = functools.partial(module.score, **options)
-  interval = functools.partial(module.interval, **options)
   if suite in SCORE_NAMES:
-    estimate = scaling_curves.mean_of_scores(score, interval)
+    interval = functools.partial(module.interval, seed=config.seed)
+    estimate = scaling_curves.mean_of_scores(module.score, interval)
   else:
+    options = {'rmb': {'ties': config.rmb.ties}}.get(suite, {})
     terms = functools.partial(module.terms, **options)
-    estimate = scaling_curves.mean_of_terms(terms)
+    estimate = scaling_curves.mean_of_terms(terms, config.seed)
   return report.suite_report(
     suite,
     judged,
-    scaling_curves.suite_curves(judged, estimate),
-    score,
-    interval,
+    scaling_curves.suite_curves(judged, estimate, config.seed),
     SCORE_NAMES.get(suite, 'accuracy'),
+    config.seed,
   )
 
 

@@ -197,7 +197,7 @@ def test_score_without_terms_is_averaged():
 
 
 def test_interval_ends_are_averaged():
-  rows = [query('a', 0, [(1, 2), (3, 2)])]
+  rows = tagged([query('a', 0, [(1, 2), (3, 2)])])
   score = Score(0.5, {}, {}, {}, 0, 0)
 
   def interval(results):

@@ -74,11 +74,13 @@ def score(results: Sequence[metrics.Result]) -> metrics.Score:
   )
 
 
-def interval(results: Sequence[metrics.Result]) -> tuple[float, float]:
+def interval(
+  results: Sequence[metrics.Result], seed: int = 0
+) -> tuple[float, float]:
   """Returns the 95 % interval of the pooled ROC-AUC over queries."""
   queries = [metrics.query_of(r.example) for r in results]
   scores, labels = _scores_and_labels(results)
-  return metrics.bootstrap_auc(scores, labels, queries)
+  return metrics.bootstrap_auc(scores, labels, queries, seed=seed)
 
 
 def _aucs(groups):

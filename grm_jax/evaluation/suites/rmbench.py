@@ -94,25 +94,24 @@ def terms(
     section: {f'{section} {x}': 1.0 for x in DIFFICULTIES}
     for section in SECTIONS
   }
-  return metrics.weighted_terms(weights, metrics.by_subset(results))
+  groups = {
+    subset: tuple(map(_item, members))
+    for subset, members in metrics.by_tag(results, 'subset').items()
+  }
+  return metrics.weighted_terms(weights, groups)
+
+
+def _item(result: metrics.Result) -> metrics.ScoredItem:
+  """Returns an item that its difficulty and its styles report too."""
+  tags = result.example.tags
+  groups = tags['difficulty'], tags['styles']
+  (item,) = metrics.items([result])
+  return dataclasses.replace(item, groups=groups)
 
 
 def score(results: Sequence[metrics.Result]) -> metrics.Score:
   """Returns the mean of the domains that have results."""
-  suite_score = metrics.score(results, terms(results))
-  subsets, counts = dict(suite_score.subsets), dict(suite_score.counts)
-  for tag in ('difficulty', 'styles'):
-    for name, members in metrics.by_tag(results, tag).items():
-      subsets[name] = _mean_of_domains(members)
-      counts[name] = len(members)
-  return dataclasses.replace(suite_score, subsets=subsets, counts=counts)
-
-
-def _mean_of_domains(results: Sequence[metrics.Result]) -> float:
-  return metrics.mean(
-    metrics.mean(map(metrics.correct, members))
-    for members in metrics.by_tag(results, 'section').values()
-  )
+  return metrics.score(results, terms(results))
 
 
 def interval(results: Sequence[metrics.Result]) -> tuple[float, float]:
