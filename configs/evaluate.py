@@ -74,7 +74,7 @@ _DEFAULTS = dict(
   greedy=True,  # also one greedy judgement of each query
   temperature=0.5,  # of the samples, up to 100; below 1e-5: greedy
   response_order='balanced',  # 'random' is the paper's; or 'fixed'
-  seed=0,  # of samples, orders and bootstrap intervals
+  seed=0,  # of samples, orders, subsets of votes and intervals
   prompt=dict(
     # What is empty is as in the training of the model (judge.json in its
     # directory). A name in grm_jax/judgement/templates/, or a path.

@@ -5,6 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from grm_jax.errors import UserError
+from grm_jax.evaluation import metrics
+from grm_jax.evaluation.metrics import ScoredItem, WeightedSection
+from grm_jax.evaluation.scaling_curves import Estimate
 from grm_jax.judgement import voting
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import JudgedExample, Judgement
@@ -69,6 +72,41 @@ def of_greedy(judged: Iterable[JudgedExample]) -> GenerationStats:
   return _stats(
     [(x.example, (x.greedy,)) for x in judged if x.greedy is not None]
   )
+
+
+def samples_or_greedy(judged: JudgedExample) -> tuple[Judgement, ...]:
+  """Returns the samples, or the greedy generation if there are none."""
+  if judged.samples or judged.greedy is None:
+    return judged.samples
+  return (judged.greedy,)
+
+
+def mean_lengths(
+  judged: Sequence[JudgedExample], sections: Iterable[str], seed: int = 0
+) -> dict[str, Estimate]:
+  """Returns the mean length of the generations of each section, in tokens.
+
+  They are the samples, or the greedy generations if there are none. The result
+  is empty if no generation has tokens, as with a judge that writes no text.
+
+  Args:
+    judged: the judged examples.
+    sections: the sections, values of tags['section'].
+    seed: seed of the intervals, which resample the queries.
+  """
+  lengths = {}
+  for name in sections:
+    members = [x for x in judged if x.example.tags['section'] == name]
+    items = tuple(
+      ScoredItem('', metrics.query_of(x.example), generation.num_tokens)
+      for x in members
+      for generation in samples_or_greedy(x)
+    )
+    terms = [WeightedSection('', 1.0, 1.0, items)]
+    low, high = metrics.bootstrap(terms, seed=seed)
+    mean = metrics.weighted_mean(terms)
+    lengths[name] = Estimate(mean, low, high, len(members))
+  return lengths if any(x.value for x in lengths.values()) else {}
 
 
 def _stats(

@@ -1,7 +1,7 @@
 """Published scores of DeepSeek-GRM-27B (arXiv 2504.02495, v3), by suite.
 
-Tables 6 (RewardBench, PPE, RMB) and 13 (ReaLMistake, ROC-AUC). The paper tested
-no other suite. MetaRM@k selects half of k.
+Tables 6 (RewardBench, PPE, RMB) and 13 (ReaLMistake, ROC-AUC), and the lengths
+of Figure 7. The paper tested no other suite. MetaRM@k selects half of k.
 """
 
 import dataclasses
@@ -61,6 +61,16 @@ _RMB = PaperNumbers(
 _REALMISTAKE = PaperNumbers(
   f'{_SOURCE}, ReaLMistake', greedy=0.722, voting={8: 0.744}, meta={}
 )
+# Suite -> mean length of the generations of each section, in Gemma-2 tokens.
+LENGTHS = {
+  'rewardbench': {
+    'Chat': 265,
+    'Chat Hard': 259,
+    'Safety': 218,
+    'Reasoning': 376,
+  },
+}
+LENGTHS_LABEL = f'{_SOURCE}, Figure 7'
 # Suite -> (its sections, the numbers of a run that has all of them).
 _OF_SUITES: dict[str, list[tuple[set[str], PaperNumbers]]] = {
   'rewardbench': [({'Chat', 'Chat Hard', 'Safety', 'Reasoning'}, _REWARDBENCH)],

@@ -6,6 +6,7 @@ can distinguish. Line styles and markers differ too.
 
 import dataclasses
 import io
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -20,6 +21,12 @@ from grm_jax.evaluation.paper_numbers import PaperNumbers
 from grm_jax.evaluation.scaling_curves import CurvePoint, Curves
 
 _BLUE, _ORANGE, _GREEN = '#0072B2', '#D55E00', '#009E73'
+# Of sections: the palette without black, and a marker for each colour.
+_PALETTE = (
+  *(_BLUE, _ORANGE, _GREEN),
+  *('#CC79A7', '#E69F00', '#56B4E9', '#F0E442'),
+)
+_MARKERS = 'os^Dv<>'
 _WIDTH = 8.0  # inches; pages show a plot 800 pixels wide
 _DPI = 160
 _PERCENT = FuncFormatter(lambda value, _: f'{100 * value:.4g}%')
@@ -75,11 +82,89 @@ def accuracy_over_k(
   return figure
 
 
+def sections_over_k(
+  curves: Curves, title: str, measure: str = 'accuracy'
+) -> Figure:
+  """Plots Voting@k and MetaRM@k of each section.
+
+  Args:
+    curves: the curves of a suite.
+    title: title of the plot.
+    measure: name of the score.
+  """
+  figure, axes = _figure(5.6 + 0.08 * len(curves.sections))
+  styles = itertools.cycle(zip(_PALETTE, _MARKERS, strict=True))
+  sections = zip(curves.sections.items(), styles, strict=False)
+  for (name, section), (color, marker) in sections:
+    for points, line, label in (
+      (section.voting, '-', _shorten(name)),
+      (section.meta, '--', None),
+    ):
+      ks, values = [x.k for x in points], [x.value for x in points]
+      axes.plot(
+        ks, values, color=color, marker=marker, linestyle=line, label=label
+      )
+  if curves.meta:
+    axes.plot([], color='black', linestyle='--', label='MetaRM@k (dashed)')
+  _set_k_axis(axes, curves, None)
+  _set_title(axes, title)
+  axes.set_xlabel('k, number of sampled judgements per query (log scale)')
+  axes.set_ylabel(measure)
+  axes.yaxis.set_major_formatter(_PERCENT)
+  _legend_below(figure, axes, None)
+  return figure
+
+
 def accuracy_of_parts(
   bars: Sequence[Bar], title: str, measure: str = 'accuracy'
 ) -> Figure:
   """Plots a horizontal bar with an interval for each section or subset."""
   figure, axes = _figure(1.1 + 0.42 * len(bars))
+  _plot_bars(axes, bars, [f'{100 * bar.value:.1f}' for bar in bars])
+  axes.set_xlim(0, 1.12)
+  axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+  axes.xaxis.set_major_formatter(_PERCENT)
+  _set_title(axes, title)
+  axes.set_xlabel(
+    f'{measure}, with 95% interval (number of queries in brackets)'
+  )
+  return figure
+
+
+def mean_lengths(
+  bars: Sequence[Bar],
+  title: str,
+  published: Mapping[str, float] | None = None,
+  label: str = '',
+) -> Figure:
+  """Plots the mean length of the generations of each section.
+
+  Args:
+    bars: mean lengths in tokens.
+    title: title of the plot.
+    published: lengths to compare with, by name of the bar.
+    label: source of these lengths.
+  """
+  figure, axes = _figure(1.5 + 0.42 * len(bars))
+  _plot_bars(axes, bars, [f'{bar.value:,.0f}' for bar in bars])
+  published = published or {}
+  positions = [i for i, bar in enumerate(bars) if bar.name in published]
+  if positions:
+    lengths = [published[bars[i].name] for i in positions]
+    axes.plot(lengths, positions, 'D', color=_ORANGE, label=label)
+    _legend_below(figure, axes, None)
+  axes.set_xlim(
+    0, 1.12 * max([bar.high for bar in bars] + [*published.values()])
+  )
+  _set_title(axes, title)
+  axes.set_xlabel(
+    'mean length in tokens, with 95% interval (number of queries in brackets)'
+  )
+  return figure
+
+
+def _plot_bars(axes: Axes, bars: Sequence[Bar], texts: Sequence[str]) -> None:
+  """Plots bars with intervals, and a text to the right of each."""
   positions = range(len(bars))
   values = [bar.value for bar in bars]
   axes.barh(positions, values, height=0.62, color=_BLUE, alpha=0.85)
@@ -95,9 +180,9 @@ def accuracy_of_parts(
     elinewidth=1.2,
     capsize=3,
   )
-  for position, bar in zip(positions, bars, strict=True):
+  for position, bar, text in zip(positions, bars, texts, strict=True):
     axes.annotate(
-      f'{100 * bar.value:.1f}',
+      text,
       (max(bar.high, bar.value), position),
       xytext=(6, 0),
       textcoords='offset points',
@@ -106,15 +191,7 @@ def accuracy_of_parts(
   names = [f'{_shorten(bar.name)} ({bar.count:,})' for bar in bars]
   axes.set_yticks(positions, names, parse_math=False)
   axes.set_ylim(len(bars) - 0.4, -0.6)
-  axes.set_xlim(0, 1.12)
-  axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-  axes.xaxis.set_major_formatter(_PERCENT)
   axes.grid(axis='y', visible=False)
-  _set_title(axes, title)
-  axes.set_xlabel(
-    f'{measure}, with 95% interval (number of queries in brackets)'
-  )
-  return figure
 
 
 def score_histogram(stats: GenerationStats, title: str) -> Figure:
@@ -322,7 +399,7 @@ def _set_k_axis(
 
 def _legend_below(figure: Figure, axes: Axes, title: str | None) -> None:
   handles, labels = axes.get_legend_handles_labels()
-  figure.legend(
+  legend = figure.legend(
     handles,
     labels,
     loc='outside lower center',
@@ -330,3 +407,5 @@ def _legend_below(figure: Figure, axes: Axes, title: str | None) -> None:
     frameon=False,
     title=title,
   )
+  for text in legend.get_texts():
+    text.set_parse_math(False)

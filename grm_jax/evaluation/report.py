@@ -1,8 +1,11 @@
 """The report of an evaluation: a folder of files, and tables for a terminal.
 
-The folder has these files for every suite NAME:
+The folder has these files for every suite NAME, as far as there are data:
 
-  NAME-accuracy-over-k.png, NAME-parts.png, NAME-scores.png
+  NAME-accuracy-over-k.png, NAME-sections-over-k.png: scores by k
+  NAME-SECTION-accuracy-over-k.png: of sections that are columns in the paper
+  NAME-parts.png, NAME-lengths.png: scores and mean lengths of the sections
+  NAME-scores.png: frequency of each score
 
 results.json has the numbers of all suites, and report.html has everything on
 one self-contained page. Texts of users and models are escaped.
@@ -14,15 +17,17 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from grm_jax.evaluation import generation_stats, paper_numbers, plots, tables
 from grm_jax.evaluation import html as report_html
+from grm_jax.evaluation import overall as paper_overall
 from grm_jax.evaluation.generation_stats import GenerationStats
-from grm_jax.evaluation.metrics import Result, Score
+from grm_jax.evaluation.overall import Overall
 from grm_jax.evaluation.plots import Bar
-from grm_jax.evaluation.scaling_curves import Curves, Results
+from grm_jax.evaluation.scaling_curves import Curves, Estimate
 from grm_jax.io import atomic_io
-from grm_jax.judgement import correctness, voting
+from grm_jax.judgement import correctness
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import JudgedExample, Judgement
 
@@ -53,12 +58,10 @@ class SuiteReport:
   Attributes:
     title: title of the suite.
     measure: name of its score: 'accuracy', 'ROC-AUC', ...
-    curves: scores over the number of samples.
+    curves: scores over the number of samples, also of sections and subsets.
     samples: statistics of the samples.
     greedy: statistics of the greedy generations, None if there are none.
-    score: score of the votes of all samples, or of the greedy generations if
-      there are no samples; None for data that is not a suite.
-    parts: the sections of that score.
+    lengths: mean length of the generations of each section, in tokens.
     examples: a generation of each kind.
   """
 
@@ -67,8 +70,7 @@ class SuiteReport:
   curves: Curves
   samples: GenerationStats
   greedy: GenerationStats | None
-  score: Score | None
-  parts: tuple[Bar, ...]
+  lengths: Mapping[str, Estimate]
   examples: tuple[ReportExample, ...]
 
 
@@ -76,22 +78,18 @@ def suite_report(
   title: str,
   judged: Sequence[JudgedExample],
   curves: Curves,
-  score: Callable[[Results], Score] | None = None,
-  interval: Callable[[Results], tuple[float, float]] | None = None,
   measure: str = 'accuracy',
+  seed: int = 0,
 ) -> SuiteReport:
-  """Returns the report of a suite.
+  """Returns the report of a suite, or of other data, which has no sections.
 
   Args:
     title: title of the suite.
     judged: the judged examples.
     curves: scores over the number of samples.
-    score: returns the suite's score of results; None for data that is not a
-      suite, which has no sections.
-    interval: returns the interval of that score; required with `score`.
     measure: name of the score.
+    seed: seed of the intervals of lengths.
   """
-  results = combine_votes(judged) if score else []
   greedy = generation_stats.of_greedy(judged)
   return SuiteReport(
     title=title,
@@ -99,37 +97,9 @@ def suite_report(
     curves=curves,
     samples=generation_stats.of_samples(judged),
     greedy=greedy if greedy.num_generations else None,
-    score=score(results) if score else None,
-    parts=_section_bars(results, score, interval) if score else (),
+    lengths=generation_stats.mean_lengths(judged, curves.sections, seed),
     examples=_pick_examples(judged),
   )
-
-
-def combine_votes(judged: Sequence[JudgedExample]) -> Results:
-  """Returns the votes of all samples, or the greedy scores without samples."""
-  results = []
-  for x in judged:
-    scores = [generation.scores for generation in _generations(x)]
-    vote = voting.sum_scores(scores, len(x.example.responses))
-    results.append(Result(x.example, vote))
-  return results
-
-
-def _generations(judged: JudgedExample) -> tuple[Judgement, ...]:
-  """Returns the samples, or the greedy generation if there are none."""
-  if judged.samples or judged.greedy is None:
-    return judged.samples
-  return (judged.greedy,)
-
-
-def _section_bars(results: Results, score, interval) -> tuple[Bar, ...]:
-  """Returns the score of each section, computed from its results alone."""
-  bars = []
-  for section, value in score(results).sections.items():
-    members = [r for r in results if r.example.tags['section'] == section]
-    low, high = interval(members)
-    bars.append(Bar(section, value, low, high, len(members)))
-  return tuple(bars)
 
 
 def _pick_examples(
@@ -138,7 +108,7 @@ def _pick_examples(
   """Returns a generation of each kind, of different queries if possible."""
   candidates: dict[str, list[ReportExample]] = {kind: [] for kind in KINDS}
   for x in judged:
-    for generation in _generations(x):
+    for generation in generation_stats.samples_or_greedy(x):
       kind = _kind(x.example, generation)
       candidates[kind].append(ReportExample(kind, x.example, generation))
   picked: dict[str, ReportExample] = {}
@@ -222,19 +192,7 @@ def render(
 
 def _plots(name: str, suite: SuiteReport) -> dict[str, tuple[str, bytes]]:
   """Returns (description, PNG) of each kind of plot."""
-  figures = {}
-  if suite.curves.voting:
-    title = f'{suite.title}: {suite.measure} over number of samples'
-    sections = [part.name for part in suite.parts]
-    reference = paper_numbers.of_suite(name, sections)
-    figures['accuracy-over-k'] = (
-      title,
-      plots.accuracy_over_k(suite.curves, title, reference, suite.measure),
-    )
-  if suite.parts:
-    title = f'{suite.title}: sections'
-    figure = plots.accuracy_of_parts(suite.parts, title, suite.measure)
-    figures['parts'] = title, figure
+  figures = _curve_plots(name, suite) | _section_plots(name, suite)
   stats = _main_stats(suite)
   if sum(stats.scores):
     title = f'{suite.title}: frequency of each score'
@@ -243,6 +201,60 @@ def _plots(name: str, suite: SuiteReport) -> dict[str, tuple[str, bytes]]:
     kind: (description, plots.png(figure))
     for kind, (description, figure) in figures.items()
   }
+
+
+def _curve_plots(name: str, suite: SuiteReport) -> dict[str, tuple[str, Any]]:
+  """Returns (description, figure) of the plots over k."""
+  if not suite.curves.voting:
+    return {}
+  columns = paper_overall.columns_of(name, suite.curves)
+  # Curves by kind of plot, title, and sections that they are the mean of.
+  curves = [
+    ('', suite.title, list(suite.curves.sections), suite.curves),
+    *((f'{k}-', f'{suite.title} {k}', [k], v) for k, v in columns.items()),
+  ]
+  figures: dict[str, tuple[str, Any]] = {}
+  for prefix, title, sections, x in curves:
+    title = f'{title}: {suite.measure} over number of samples'
+    reference = paper_numbers.of_suite(name, sections)
+    figure = plots.accuracy_over_k(x, title, reference, suite.measure)
+    figures[f'{prefix}accuracy-over-k'] = title, figure
+  if len(suite.curves.sections) > 1:
+    title = f'{suite.title}: {suite.measure} of each section'
+    figure = plots.sections_over_k(suite.curves, title, suite.measure)
+    figures['sections-over-k'] = title, figure
+  return figures
+
+
+def _section_plots(name: str, suite: SuiteReport) -> dict[str, tuple[str, Any]]:
+  """Returns (description, figure) of the bars of sections."""
+  figures: dict[str, tuple[str, Any]] = {}
+  if suite.curves.sections:
+    title = f'{suite.title}: sections'
+    bars = _section_bars(suite.curves)
+    figure = plots.accuracy_of_parts(bars, title, suite.measure)
+    figures['parts'] = title, figure
+  if suite.lengths:
+    title = f'{suite.title}: length of the generations'
+    bars = [Bar(k, *dataclasses.astuple(v)) for k, v in suite.lengths.items()]
+    published = paper_numbers.LENGTHS.get(name)
+    figure = plots.mean_lengths(
+      bars, title, published, paper_numbers.LENGTHS_LABEL
+    )
+    figures['lengths'] = title, figure
+  return figures
+
+
+def _section_bars(curves: Curves) -> list[Bar]:
+  """Returns the scores of the sections: Voting@K, or greedy without samples."""
+  points = {
+    name: (x.last, x.num_queries) for name, x in curves.sections.items()
+  }
+  return [
+    Bar(name, point.value, point.low, point.high, count)
+    for name, (point, count) in points.items()
+    if point is not None
+  ]
 
 
 def _main_stats(suite: SuiteReport) -> GenerationStats:
@@ -261,8 +273,15 @@ def _results_json(
     row = dataclasses.asdict(dataclasses.replace(suite, examples=()))
     del row['examples']
     numbers[name] = row
-  content = _replace_non_finite({'facts': dict(facts), 'suites': numbers})
+  content = {'facts': dict(facts), 'suites': numbers}
+  if mean := _overall(suites):
+    content['overall'] = dataclasses.asdict(mean)
+  content = _replace_non_finite(content)
   return (json.dumps(content, indent=2, allow_nan=False) + '\n').encode()
+
+
+def _overall(suites: Mapping[str, SuiteReport]) -> Overall | None:
+  return paper_overall.overall({k: suite.curves for k, suite in suites.items()})
 
 
 def _replace_non_finite(value):
@@ -285,6 +304,7 @@ def _body(suites, facts, front, plots_of) -> list[str]:
   parts += [
     *front,
     report_html.table(scores, 'Scores in percent, with 95% intervals'),
+    *([report_html.note(paper_overall.NOTE)] if _overall(suites) else []),
     report_html.table(behaviour, 'Statistics of the generations'),
     report_html.note(tables.BEHAVIOUR_NOTE),
   ]
@@ -299,18 +319,23 @@ def _section(suite: SuiteReport, suite_plots) -> list[str]:
     for kind, (description, png) in suite_plots.items()
   }
   parts = [report_html.heading(2, suite.title)]
-  if 'accuracy-over-k' in images:
-    parts.append(images['accuracy-over-k'])
+  parts += [x for kind, x in images.items() if kind.endswith('over-k')]
   parts += _curve_tables(suite.curves)
-  if 'parts' in images and suite.score is not None:
-    rows = tables.by_subset(suite.score)
-    parts += [images['parts'], report_html.table(rows, 'Subsets, in percent')]
-  if 'scores' in images:
-    parts.append(images['scores'])
+  if 'parts' in images:
+    parts += [images['parts'], *_part_tables(suite.curves)]
+  parts += [images[kind] for kind in ('lengths', 'scores') if kind in images]
   if suite.examples:
     parts.append(report_html.heading(3, 'Example generations'))
   parts += [_generation(x, i == 0) for i, x in enumerate(suite.examples)]
   return parts
+
+
+def _part_tables(curves: Curves) -> list[str]:
+  subsets = tables.accuracy(list(curves.subsets.items()), ('subset', 'counted'))
+  return [
+    report_html.table(tables.by_section(curves), 'Sections, in percent'),
+    report_html.table(subsets, 'Subsets, in percent, with 95% intervals'),
+  ]
 
 
 def _curve_tables(curves: Curves) -> list[str]:
@@ -355,5 +380,17 @@ def _overview(suites: Mapping[str, SuiteReport]) -> tuple[tables.Rows, ...]:
       stats.append((suite.title, suite.samples))
     if suite.greedy is not None:
       stats.append((f'{suite.title}, greedy', suite.greedy))
-  curves = [(suite.title, suite.curves) for suite in suites.values()]
-  return tables.accuracy(curves), tables.behaviour(stats)
+  scores = tables.accuracy(_score_rows(suites))
+  if mean := _overall(suites):
+    scores.append(tables.overall(mean))
+  return scores, tables.behaviour(stats)
+
+
+def _score_rows(suites: Mapping[str, SuiteReport]) -> list[tuple[str, Curves]]:
+  """Returns (title, curves) of each suite and of its columns in the paper."""
+  rows = []
+  for name, suite in suites.items():
+    rows.append((suite.title, suite.curves))
+    columns = paper_overall.columns_of(name, suite.curves)
+    rows += [(f'{suite.title} {k}', x) for k, x in columns.items()]
+  return rows

@@ -128,7 +128,7 @@ def curves(judged: Sequence[JudgedExample], seed: int = 0) -> Curves:
   greedy = None
   if samples.has_greedy:
     greedy = estimate(vote_subsets.expected_greedy(samples))
-  return _curves(samples, point, greedy)
+  return _curves(samples, len(known), point, greedy)
 
 
 Results = list[Result]
@@ -136,7 +136,7 @@ Results = list[Result]
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """A score with its 95 % interval, and its number of queries or values."""
+  """A mean with its 95 % interval, and its number of queries or values."""
 
   value: float
   low: float
@@ -182,7 +182,7 @@ def suite_curves(
       Result(x.example, x.greedy.scores) for x in judged if x.greedy is not None
     ]
     greedy = estimate([results])
-  return _curves(samples, point, greedy)
+  return _curves(samples, len(judged), point, greedy)
 
 
 def mean_of_terms(
@@ -277,7 +277,11 @@ def mean_of_scores(
   return estimate
 
 
-def _estimate_parts(score, interval, results: Results) -> Estimates:
+def _estimate_parts(
+  score: Callable[[Results], Score],
+  interval: Callable[[Results], tuple[float, float]],
+  results: Results,
+) -> Estimates:
   """Returns the estimates of one vote; a part is scored from its results."""
   suite_score = score(results)
   values = {
@@ -298,6 +302,7 @@ def _estimate_parts(score, interval, results: Results) -> Estimates:
 
 def _curves(
   samples: vote_subsets.SampleArrays,
+  num_queries: int,
   point: Callable[[int, int | None], tuple[Estimates, int, bool]],
   greedy: Estimates | None,
 ) -> Curves:
@@ -305,6 +310,7 @@ def _curves(
 
   Args:
     samples: the samples of all queries.
+    num_queries: number of queries of the score.
     point: returns the estimates for (k, num_meta), the number of subsets they
       are means over, and whether these are all subsets.
     greedy: the estimates of the greedy generations, if there are any.
@@ -323,22 +329,26 @@ def _curves(
   meta_ks = ks if samples.has_metas else []
   estimates = cached_point(num_samples, None)[0] if ks else greedy or {}
 
-  def curves_of(part: Part) -> Curves:
+  def curves_of(part: Part, count: int) -> Curves:
     return Curves(
-      num_queries=estimates[part].count,
+      num_queries=count,
       voting=points(part, [(k, None) for k in ks]),
       meta=points(part, [(k, (k + 1) // 2) for k in meta_ks]),
       meta_kept=points(part, [(num_samples, num) for num in meta_ks]),
       greedy=None if greedy is None else _point(part, 0, None, greedy, 1, True),
     )
 
-  kinds = ('sections', 'subsets')
+  def curves_of_kind(kind: str) -> dict[str, Curves]:
+    return {
+      part[1]: curves_of(part, x.count)
+      for part, x in estimates.items()
+      if part[0] == kind
+    }
+
   return dataclasses.replace(
-    curves_of(SUITE),
-    **{
-      kind: {part[1]: curves_of(part) for part in estimates if part[0] == kind}
-      for kind in kinds
-    },
+    curves_of(SUITE, num_queries),
+    sections=curves_of_kind('sections'),
+    subsets=curves_of_kind('subsets'),
   )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from grm_jax.evaluation.generation_stats import GenerationStats
-from grm_jax.evaluation.metrics import Score
+from grm_jax.evaluation.overall import Overall
 from grm_jax.evaluation.scaling_curves import CurvePoint, Curves
 
 Rows = list[tuple[str, ...]]
@@ -21,13 +21,19 @@ BEHAVIOUR_NOTE = (
 )
 
 
-def accuracy(curves: Sequence[tuple[str, Curves]]) -> Rows:
-  """Returns a header and a row of accuracies per (title, curves)."""
+def accuracy(
+  curves: Sequence[tuple[str, Curves]],
+  names: tuple[str, str] = ('suite', 'queries'),
+) -> Rows:
+  """Returns a header and a row of accuracies per (title, curves).
+
+  Args:
+    curves: the rows.
+    names: header of the title and of the number of queries.
+  """
   max_ks = {x.voting[-1].k for _, x in curves if x.voting}
   k = str(*max_ks) if len(max_ks) == 1 else 'K'
-  rows: Rows = [
-    ('suite', 'queries', 'greedy', 'Voting@1', f'Voting@{k}', f'MetaRM@{k}')
-  ]
+  rows: Rows = [(*names, 'greedy', 'Voting@1', f'Voting@{k}', f'MetaRM@{k}')]
   for title, suite_curves in curves:
     rows.append(
       (
@@ -39,6 +45,36 @@ def accuracy(curves: Sequence[tuple[str, Curves]]) -> Rows:
         _with_interval(_get(suite_curves.meta, -1)),
       )
     )
+  return rows
+
+
+def overall(x: Overall) -> tuple[str, ...]:
+  """Returns a row of the table of accuracies, without intervals."""
+  last = x.max_k or 0
+  return (
+    x.label,
+    f'{x.num_queries:,}',
+    _percent(x.greedy),
+    _percent(x.voting.get(1)),
+    _percent(x.voting.get(last)),
+    _percent(x.meta.get(last)),
+  )
+
+
+def by_section(curves: Curves) -> Rows:
+  """Returns the scores of each section, a row for greedy and for each k."""
+  # The paper's Tables 8 to 10 have these columns.
+  columns = [*curves.sections.values(), curves]
+  rows: Rows = [('method', *curves.sections, 'score')]
+  if curves.greedy is not None:
+    rows.append(('greedy', *(_percent(_value(x.greedy)) for x in columns)))
+  for method, series in (
+    ('Voting', [x.voting for x in columns]),
+    ('MetaRM', [x.meta for x in columns]),
+  ):
+    for points in zip(*series, strict=True):
+      values = (_percent(point.value) for point in points)
+      rows.append((f'{method}@{points[0].k}', *values))
   return rows
 
 
@@ -92,14 +128,6 @@ def meta_kept(curves: Curves) -> Rows:
   """Returns MetaRM@K for every number of selected samples."""
   rows: Rows = [('k_meta', f'MetaRM@{curves.voting[-1].k}')]
   return rows + [(str(x.num_meta), _with_interval(x)) for x in curves.meta_kept]
-
-
-def by_subset(score: Score) -> Rows:
-  """Returns the score of each subset of a suite."""
-  rows: Rows = [('subset', 'counted', 'score')]
-  for name, value in score.subsets.items():
-    rows.append((name, f'{score.counts[name]:,}', _percent(value)))
-  return rows
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

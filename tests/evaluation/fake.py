@@ -120,8 +120,6 @@ def suite_reports(num: int, k: int) -> dict[str, report.SuiteReport]:
       scaling_curves.suite_curves(
         first, scaling_curves.mean_of_terms(suite.terms)
       ),
-      suite.score,
-      suite.interval,
     ),
     'own': report.suite_report('Own data', other, scaling_curves.curves(other)),
   }
