@@ -92,7 +92,7 @@ def sections_over_k(
     title: title of the plot.
     measure: name of the score.
   """
-  figure, axes = _figure(5.6 + 0.08 * len(curves.sections))
+  figure, axes = _figure(5.4 + 0.1 * len(curves.sections))
   styles = itertools.cycle(zip(_PALETTE, _MARKERS, strict=True))
   sections = zip(curves.sections.items(), styles, strict=False)
   for (name, section), (color, marker) in sections:
@@ -158,7 +158,7 @@ def mean_lengths(
   )
   _set_title(axes, title)
   axes.set_xlabel(
-    'mean length in tokens, with 95% interval (number of queries in brackets)'
+    'tokens, with 95% interval (number of queries in brackets)'
   )
   return figure
 
@@ -403,7 +403,7 @@ def _legend_below(figure: Figure, axes: Axes, title: str | None) -> None:
     handles,
     labels,
     loc='outside lower center',
-    ncols=3,
+    ncols=3 if max(map(len, labels)) <= 30 else 2,
     frameon=False,
     title=title,
   )

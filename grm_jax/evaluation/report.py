@@ -235,7 +235,7 @@ def _section_plots(name: str, suite: SuiteReport) -> dict[str, tuple[str, Any]]:
     figure = plots.accuracy_of_parts(bars, title, suite.measure)
     figures['parts'] = title, figure
   if suite.lengths:
-    title = f'{suite.title}: length of the generations'
+    title = f'{suite.title}: mean length of the generations'
     bars = [Bar(k, *dataclasses.astuple(v)) for k, v in suite.lengths.items()]
     published = paper_numbers.LENGTHS.get(name)
     figure = plots.mean_lengths(

@@ -6,6 +6,7 @@ import pytest
 
 from grm_jax.errors import UserError
 from grm_jax.evaluation import generation_stats
+from grm_jax.evaluation.scaling_curves import Estimate
 from grm_jax.judgement.judgement import Judgement
 from tests.evaluation.fake import query
 from tests.messages import naming
@@ -116,3 +117,27 @@ def test_float_scores_are_not_in_the_histogram():
   stats = generation_stats.of_samples([query('a', 0, [(2.0, -0.5)])])
   assert stats.scores == stats.right == stats.others == (0,) * 11
   assert (stats.first_rate, stats.tie_rate) == (1, 0)
+
+
+def test_mean_lengths_of_sections():
+  def tagged(section, *lengths, greedy=None):
+    samples = [judgement((0, 1), None, length) for length in lengths]
+    tags = {'section': section}
+    judged_query = query(f'{section} {lengths}', 0, [], tags=tags)
+    return with_samples(judged_query, *samples, greedy=greedy)
+
+  short = judgement((0, 1), (2, 1), 10)
+  queries = [
+    tagged('a', 100, 200, greedy=short),
+    tagged('b', 50, 50),
+    tagged('a', 300, 400, greedy=short),
+  ]
+  actual = generation_stats.mean_lengths(queries, ['b', 'a'])
+  assert list(actual) == ['b', 'a']
+  assert actual['b'] == Estimate(50, 50, 50, 1)
+  # Resampling two queries gives means of 150, 250 and 350.
+  assert actual['a'] == Estimate(250, 150, 350, 2)
+  greedy = [tagged('a', greedy=short)]
+  assert generation_stats.mean_lengths(greedy, ['a'])['a'].value == 10
+  assert generation_stats.mean_lengths([tagged('a', 0, 0)], ['a']) == {}
+  assert generation_stats.mean_lengths([PAIR], []) == {}

@@ -1,5 +1,6 @@
 """Tests of plots: plotted values, texts inside the figure, no pyplot."""
 
+import dataclasses
 import io
 import subprocess
 import sys
@@ -34,6 +35,13 @@ BARS = [
   Bar('x' * 90, 0.0, 0.0, 0.05, 12345),
   Bar('of $a$ _b_', 1.0, 1.0, 1.0, 1),
 ]
+SUITE = dataclasses.replace(
+  CURVES,
+  sections={
+    'Chat': CURVES,
+    'of $a$ _b_': dataclasses.replace(CURVES, voting=(point(1, 0.1),), meta=()),
+  },
+)
 NOTHING = (0,) * 11
 
 
@@ -98,6 +106,28 @@ def test_single_k_has_a_visible_interval():
   np.testing.assert_allclose(bar.get_paths()[0].vertices[:, 1], [0.47, 0.52])
 
 
+def test_sections_have_a_line_each():
+  figure = plots.sections_over_k(SUITE, 'title')
+  plotted = lines(figure)
+  assert plotted['Chat'] == ([1, 2, 4], [0.60, 0.64, 0.66])
+  assert plotted['of $a$ _b_'] == ([1], [0.1])
+  first, first_meta, *_ = figure.axes[0].lines
+  assert list(first_meta.get_ydata()) == [0.60, 0.67, 0.71]
+  assert first_meta.get_linestyle() == '--'
+  assert first_meta.get_color() == first.get_color()
+
+
+def test_lengths_have_published_values_beside_them():
+  bars = [Bar('Chat', 250, 240, 262, 10), Bar('Other', 100, 90, 110, 5)]
+  published = {'Chat': 265, 'Safety': 218}
+  figure = plots.mean_lengths(bars, 'title', published, 'paper')
+  axes = figure.axes[0]
+  assert [patch.get_width() for patch in axes.patches] == [250, 100]
+  assert lines(figure) == {'paper': ([265], [0])}
+  assert axes.get_xlim()[1] > 265
+  assert lines(plots.mean_lengths(bars, 'title')) == {}
+
+
 def test_bars_have_values_and_intervals():
   axes = plots.accuracy_of_parts(BARS, 'title').axes[0]
   assert [patch.get_width() for patch in axes.patches] == [0.9, 0.0, 1.0]
@@ -132,6 +162,14 @@ def test_histogram_has_frequencies():
     plots.accuracy_of_parts(BARS, 'title'),
     plots.accuracy_of_parts(BARS[:1], 'title'),
     plots.accuracy_of_parts(BARS * 8, 'title', 'ROC-AUC'),
+    plots.sections_over_k(SUITE, 'title'),
+    plots.sections_over_k(
+      dataclasses.replace(
+        SUITE, sections={'x' * i: CURVES for i in range(1, 99, 8)}
+      ),
+      'title',
+    ),
+    plots.mean_lengths(BARS, 'title', {'Chat': 1.5}, 'published'),
     plots.score_histogram(summary((9,) * 11, (9,) * 11), 'title'),
   ],
 )

@@ -11,8 +11,8 @@ import pytest
 
 from grm_jax.errors import UserError
 from grm_jax.evaluation import html as report_html
-from grm_jax.evaluation import report, scaling_curves
-from grm_jax.evaluation.suites import rewardbench
+from grm_jax.evaluation import metrics, report, scaling_curves
+from grm_jax.evaluation.suites import ppe, rewardbench, rmb
 from grm_jax.io.atomic_io import atomic_write
 from grm_jax.judgement.example import Turn
 from tests.evaluation.fake import judged, query
@@ -45,25 +45,20 @@ class Reader(html.parser.HTMLParser):
     return '\n'.join(data for element, data in self.texts if element == tag)
 
 
-def plain(title, queries, **fields):
-  return report.suite_report(
-    title, queries, scaling_curves.curves(queries), **fields
-  )
+def plain(title, queries):
+  return report.suite_report(title, queries, scaling_curves.curves(queries))
+
+
+def suite(title, queries, terms):
+  estimate = scaling_curves.mean_of_terms(terms)
+  curves = scaling_curves.suite_curves(queries, estimate)
+  return report.suite_report(title, queries, curves)
 
 
 @pytest.fixture(scope='module')
 def suites():
-  queries = judged(120, 4)
   return {
-    'rewardbench': report.suite_report(
-      'RewardBench',
-      queries,
-      scaling_curves.suite_curves(
-        queries, scaling_curves.mean_of_terms(rewardbench.terms)
-      ),
-      rewardbench.score,
-      rewardbench.interval,
-    ),
+    'rewardbench': suite('RewardBench', judged(120, 4), rewardbench.terms),
     'own': plain('Own data', judged(30, 2, seed=1, n=(2, 3), metas=False)),
   }
 
@@ -76,7 +71,9 @@ def files(suites):
 def test_report_writes_these_files(suites, files, tmp_path):
   assert list(files) == [
     'rewardbench-accuracy-over-k.png',
+    'rewardbench-sections-over-k.png',
     'rewardbench-parts.png',
+    'rewardbench-lengths.png',
     'rewardbench-scores.png',
     'own-accuracy-over-k.png',
     'own-scores.png',
@@ -94,45 +91,37 @@ def test_results_json_has_all_numbers(suites, files):
   actual = json.loads(files['results.json'])
   assert actual['facts'] == {'model': 'none', 'seed': '7'}
   row = actual['suites']['rewardbench']
-  suite = suites['rewardbench']
+  expected = suites['rewardbench']
   assert row['curves'] == json.loads(
-    json.dumps(dataclasses.asdict(suite.curves))
+    json.dumps(dataclasses.asdict(expected.curves))
   )
-  assert row['score']['overall'] == suite.score.overall
-  assert row['score']['overall'] == row['curves']['voting'][-1]['value']
-  assert row['samples']['scores'] == list(suite.samples.scores)
+  chat = row['curves']['sections']['Chat']
+  assert [x['k'] for x in chat['voting']] == [1, 2, 4]
+  assert [x['k'] for x in chat['meta']] == [1, 2, 4]
+  assert set(row['lengths']['Chat']) == {'value', 'low', 'high', 'count'}
+  assert row['samples']['scores'] == list(expected.samples.scores)
   assert row['greedy']['num_generations'] == 120
-  assert actual['suites']['own']['score'] is None
+  assert actual['suites']['own']['curves']['sections'] == {}
+  assert actual['suites']['own']['lengths'] == {}
+  assert 'overall' not in actual
 
 
 def test_results_json_replaces_non_finite_numbers():
-  suite = plain('a', [query('a', 0, [(2, 1)])])
-  (point,) = suite.curves.voting
+  data = plain('a', [query('a', 0, [(2, 1)])])
+  (point,) = data.curves.voting
   broken = dataclasses.replace(
-    suite.curves, voting=(dataclasses.replace(point, low=float('nan')),)
+    data.curves, voting=(dataclasses.replace(point, low=float('nan')),)
   )
-  suite = dataclasses.replace(suite, curves=broken)
-  actual = json.loads(report.render({'a': suite}, {})['results.json'])
+  data = dataclasses.replace(data, curves=broken)
+  actual = json.loads(report.render({'a': data}, {})['results.json'])
   assert actual['suites']['a']['curves']['voting'][0]['low'] is None
-
-
-def test_parts_are_the_sections_of_the_suite(suites):
-  suite = suites['rewardbench']
-  assert [(bar.name, bar.value) for bar in suite.parts] == list(
-    suite.score.sections.items()
-  )
-  assert sum(bar.count for bar in suite.parts) == 120
-  for bar in suite.parts:
-    assert bar.low <= bar.value <= bar.high
-  # The score of all samples is what the curve ends in.
-  assert suite.score.overall == suite.curves.voting[-1].value
 
 
 def test_page_is_self_contained(files):
   data = files['report.html']
   reader = Reader(data)
   tags = [tag for tag, _ in reader.tags]
-  assert tags.count('img') == 5
+  assert tags.count('img') == 7
   pictures = [content for name, content in files.items() if 'png' in name]
   for tag, attributes in reader.tags:
     assert tag not in ('script', 'link', 'iframe', 'a', 'object', 'base')
@@ -150,18 +139,23 @@ def test_page_is_self_contained(files):
 
 def test_page_shows_the_numbers(suites, files):
   text = Reader(files['report.html']).text('td')
-  for suite in suites.values():
-    for point in (*suite.curves.voting, *suite.curves.meta_kept):
+  for x in suites.values():
+    for point in (*x.curves.voting, *x.curves.meta_kept):
       cell = f'{point.value:.1%} [{point.low:.1%}, {point.high:.1%}]'
       assert cell.replace('%', '') in text
-    alone = suite.curves.greedy
+    alone = x.curves.greedy
     cell = f'{alone.value:.1%} [{alone.low:.1%}, {alone.high:.1%}]'
     assert f'\ngreedy\n{cell}'.replace('%', '') in text
-    assert f'{suite.samples.first_rate:.1%}'.strip('%') in text
+    assert f'{x.samples.first_rate:.1%}'.strip('%') in text
   assert 'none' in text.split('\n') and '7' in text.split('\n')
-  score = suites['rewardbench'].score
-  for name, value in score.subsets.items():
-    assert f'{name}\n{score.counts[name]}\n{100 * value:.1f}' in text
+  curves = suites['rewardbench'].curves
+  for name, x in curves.subsets.items():
+    values = (100 * point.value for point in (x.greedy, x.voting[0]))
+    cells = [name, str(x.num_queries), *(f'{value:.1f}' for value in values)]
+    assert '\n'.join(cells) in text
+  columns = [*curves.sections.values(), curves]
+  values = [f'{100 * x.meta[-1].value:.1f}' for x in columns]
+  assert '\n'.join(['MetaRM@4', *values]) in text
 
 
 def test_page_shows_example_generations(suites, files):
@@ -230,10 +224,7 @@ def evil_suite():
   queries = [
     dataclasses.replace(judged_query, example=example, samples=(judgement,))
   ]
-  score = report.Score(0.0, {EVIL: 0.0}, {}, {}, 1, 0)
-  return plain(
-    EVIL, queries, score=lambda r: score, interval=lambda r: (0.0, 0.0)
-  )
+  return suite(EVIL, queries, metrics.pooled_terms)
 
 
 def test_texts_are_escaped_in_the_whole_report():
@@ -252,7 +243,7 @@ def test_texts_are_escaped_in_the_whole_report():
   ]
   assert reader.text('h2') == EVIL
   images = [attributes for tag, attributes in reader.tags if tag == 'img']
-  assert [image['alt'][: len(EVIL)] for image in images] == [EVIL] * 2
+  assert [image['alt'][: len(EVIL)] for image in images] == [EVIL] * 3
   assert {name for image in images for name in image} == {'alt', 'src'}
   assert EVIL in reader.text('summary') and EVIL in reader.text('td')
   assert json.loads(files['results.json'])['facts'] == {EVIL: EVIL}
@@ -361,15 +352,93 @@ def test_report_of_greedy_generations_only(tmp_path):
     query('a', 0, [], greedy=[(2, 1)]),
     query('b', 0, [], greedy=[None]),
   ]
-  suite = plain('Greedy', queries)
-  assert [x.votes for x in report.combine_votes(queries)] == [(2, 1), None]
-  assert [x.kind for x in suite.examples] == ['right', 'parse failure']
-  assert list(report.render({'g': suite}, {})) == [
+  data = plain('Greedy', queries)
+  assert [x.kind for x in data.examples] == ['right', 'parse failure']
+  assert list(report.render({'g': data}, {})) == [
     'g-scores.png',
     'results.json',
     'report.html',
   ]
-  assert 'Greedy        2    50.0         -' in report.table({'g': suite})
+  assert 'Greedy        2    50.0         -' in report.table({'g': data})
+
+
+def test_bars_of_greedy_generations_only():
+  tags = {'section': 'Chat', 'subset': 'alpacaeval-easy'}
+  queries = [query('a', 0, [], greedy=[(2, 1)], tags=tags)]
+  data = suite('Greedy', queries, rewardbench.terms)
+  assert list(report.render({'rewardbench': data}, {})) == [
+    'rewardbench-parts.png',
+    'rewardbench-lengths.png',
+    'rewardbench-scores.png',
+    'results.json',
+    'report.html',
+  ]
+  assert data.lengths['Chat'].value == 100
+
+
+def columns_by_hand():
+  """One query of each column: right, wrong, half right, right; greedy wrong."""
+  scores = {
+    'preference': [(2, 1), (2, 1)],
+    'correctness': [(1, 2), (1, 2)],
+  }
+  subsets = {'preference': ppe.PREFERENCE, 'correctness': 'MATH'}
+  pairs = [
+    query(
+      section,
+      0,
+      scores[section],
+      greedy=[(1, 2)],
+      tags={'section': section, 'subset': subsets[section]},
+    )
+    for section in scores
+  ]
+  lists = query(
+    'list',
+    0,
+    [(2, 1, 2), (2, 1, 2)],
+    greedy=[(1, 1, 2)],
+    n=3,
+    tags={'section': rmb.SECTIONS[1], 'subset': 'BoN_set/Helpfulness/A'},
+  )
+  chat = query(
+    'chat',
+    0,
+    [(2, 1), (2, 1)],
+    greedy=[(2, 1)],
+    tags={'section': 'Chat', 'subset': 'alpacaeval-easy'},
+  )
+  return {
+    'ppe': suite('ppe', pairs, ppe.terms),
+    'rewardbench': suite('rewardbench', [chat], rewardbench.terms),
+    'rmb': suite('rmb', [lists], rmb.terms),
+  }
+
+
+def test_columns_of_ppe_and_mean_of_the_columns():
+  suites = columns_by_hand()
+  scores, _ = report.table(suites).split('\n\n')
+  rows = [re.split('  +', line) for line in scores.split('\n')]
+  assert [row[:4] for row in rows[1:4]] == [
+    ['ppe', '2', '0.0', '50.0'],
+    ['ppe preference', '1', '0.0', '100.0'],
+    ['ppe correctness', '1', '0.0', '0.0'],
+  ]
+  # (0 + 0 + 1 + 0) / 4 for greedy, (1 + 0 + 1 + 1 / 2) / 4 for the votes.
+  label = (
+    'mean of rewardbench (part), ppe preference (part), '
+    'ppe correctness (part), rmb (part)'
+  )
+  assert rows[-1] == [label, '4', '25.0', '62.5', '62.5', '-']
+  files = report.render(suites, {})
+  assert 'ppe-preference-accuracy-over-k.png' in files
+  assert 'ppe-correctness-accuracy-over-k.png' in files
+  overall = json.loads(files['results.json'])['overall']
+  assert overall['voting'] == {'1': 0.625, '2': 0.625}
+  assert not overall['is_complete']
+  assert 'arXiv 2504.02495' in Reader(files['report.html']).text('p')
+  del suites['rewardbench'], suites['rmb']
+  assert 'mean of' not in report.table(suites)
 
 
 def test_table_of_suites_with_different_k():

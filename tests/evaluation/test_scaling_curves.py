@@ -8,7 +8,12 @@ import pytest
 from grm_jax.errors import UserError
 from grm_jax.evaluation import metrics, scaling_curves
 from grm_jax.evaluation.metrics import Score, ScoredItem, WeightedSection
-from grm_jax.evaluation.suites import judgebench, pandalm, realmistake
+from grm_jax.evaluation.suites import (
+  judgebench,
+  pandalm,
+  realmistake,
+  rewardbench,
+)
 from tests.evaluation.fake import judged, query
 
 # K = 4, n = 2; all numbers below are counted by hand over all subsets.
@@ -160,6 +165,62 @@ def test_suite_curve_of_accuracy_equals_accuracy_curve():
   for x, other in zip(curves.voting, plain.voting, strict=True):
     assert x.low == pytest.approx(other.low)
     assert x.high == pytest.approx(other.high)
+
+
+def test_curves_of_sections_and_subsets_by_hand():
+  def chat(name, subset, scores, metas, greedy):
+    tags = {'section': 'Chat', 'subset': subset}
+    return query(name, 0, scores, metas, greedy=[greedy], tags=tags)
+
+  right, wrong = (2, 1), (1, 2)
+  queries = [
+    chat('a', 'alpacaeval-easy', [right, wrong], [1.0, 0.0], right),
+    chat('b', 'mt-bench-easy', [wrong, wrong], [0.0, 1.0], wrong),
+    chat('c', 'mt-bench-easy', [right, right], [0.0, 1.0], wrong),
+    query(
+      'd',
+      0,
+      [wrong, None],
+      [1.0, 0.0],
+      greedy=[right],
+      tags={'section': 'Safety', 'subset': 'donotanswer'},
+    ),
+  ]
+  curves = scaling_curves.suite_curves(
+    queries, scaling_curves.mean_of_terms(rewardbench.terms)
+  )
+  assert list(curves.sections) == ['Chat', 'Safety']
+  # Weights of the subsets are 100 and 28. a: 1/2 of one, a tie of two, and the
+  # meta RM selects the right one; b and c: a mean of 1/2.
+  easy, mt_bench = 100 / 128, 28 / 128
+  section = curves.sections['Chat']
+  assert values(section.voting) == pytest.approx([0.5, 0.5])
+  assert values(section.meta) == pytest.approx([0.5, easy + mt_bench / 2])
+  assert section.greedy.value == pytest.approx(easy)
+  assert section.num_queries == 3
+  subset = curves.subsets['mt-bench-easy']
+  assert (subset.num_queries, subset.greedy.value) == (2, 0)
+  assert values(subset.voting) == values(subset.meta) == [0.5, 0.5]
+  assert values(curves.sections['Safety'].voting) == [0, 0]
+  # The suite is the mean of its sections.
+  assert values(curves.voting) == pytest.approx([0.25, 0.25])
+  for x in (*section.voting, *subset.meta):
+    assert x.low <= x.value <= x.high
+
+
+def test_seeds_of_intervals_and_subsets():
+  queries = judged(200, 16)
+
+  def last(seed, k):
+    estimate = scaling_curves.mean_of_terms(rewardbench.terms, seed)
+    curves = scaling_curves.suite_curves(queries, estimate, seed)
+    return curves.sections['Chat'].voting[k]
+
+  assert last(0, -1) == last(0, -1)
+  # All samples vote: the seed changes the interval only.
+  assert last(0, -1).value == last(1, -1).value
+  assert last(0, -1) != last(1, -1)
+  assert last(0, 2).value != last(1, 2).value
 
 
 def test_suite_curve_of_terms_by_hand():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from grm_jax.evaluation import report, scaling_curves
+from grm_jax.evaluation.metrics import Result
 from grm_jax.evaluation.suites import (
   SUITES,
   judgebench,
@@ -11,6 +12,7 @@ from grm_jax.evaluation.suites import (
   rmb,
   rmbench,
 )
+from grm_jax.judgement import voting
 from tests.evaluation.fake import query
 
 # Suite -> (number of responses, best, rewards, tags) of a few of its rows.
@@ -104,23 +106,31 @@ def test_report_of_every_suite(name):
     estimate = scaling_curves.mean_of_scores(suite.score, suite.interval)
   else:
     estimate = scaling_curves.mean_of_terms(suite.terms)
-  suite_report = report.suite_report(
-    name,
-    queries,
-    scaling_curves.suite_curves(queries, estimate),
-    suite.score,
-    suite.interval,
-  )
-  assert suite_report.curves.voting[-1].value == pytest.approx(
-    suite_report.score.overall
-  )
-  assert [bar.name for bar in suite_report.parts] == list(
-    suite_report.score.sections
-  )
-  voted = report.combine_votes(queries)
-  for bar in suite_report.parts:
+  curves = scaling_curves.suite_curves(queries, estimate)
+  # All samples vote: the curves end in the scores of the summed scores.
+  voted = [
+    Result(x.example, voting.sum_scores([y.scores for y in x.samples], n))
+    for x in queries
+    for n in [len(x.example.responses)]
+  ]
+  score = suite.score(voted)
+  last = curves.voting[-1]
+  assert last.value == pytest.approx(score.overall)
+  assert (last.low, last.high) == pytest.approx(suite.interval(voted))
+  for parts, values in (
+    (curves.sections, score.sections),
+    (curves.subsets, score.subsets),
+  ):
+    actual = {key: x.voting[-1].value for key, x in parts.items()}
+    assert actual == pytest.approx(values) and list(actual) == list(values)
+  counts = {key: x.num_queries for key, x in curves.subsets.items()}
+  assert counts == score.counts
+  for key, x in curves.sections.items():
     # Scoring the results of a section alone gives the score of the section.
-    members = [r for r in voted if r.example.tags['section'] == bar.name]
-    assert len(members) == bar.count > 0
-    assert suite.score(members).overall == pytest.approx(bar.value)
-    assert bar.low <= bar.value <= bar.high
+    members = [r for r in voted if r.example.tags['section'] == key]
+    last = x.voting[-1]
+    assert len(members) == x.num_queries > 0
+    assert suite.score(members).overall == pytest.approx(last.value)
+    assert (last.low, last.high) == pytest.approx(suite.interval(members))
+  files = report.render({name: report.suite_report(name, queries, curves)}, {})
+  assert f'{name}-parts.png' in files and f'{name}-lengths.png' in files

@@ -8,7 +8,12 @@ import time
 
 import pytest
 
+from configs import evaluate as evaluate_config
+from grm_jax.evaluation import scaling_curves
+from grm_jax.evaluation.suites import rewardbench
+from grm_jax.stages import evaluate
 from tests import test_main
+from tests.evaluation.fake import judged
 from tests.messages import names
 
 TEMPLATE = (
@@ -174,6 +179,22 @@ def test_outputs_of_another_judge(fast, tmp_path):
   write_outputs(tmp_path / 'outputs.jsonl', OUTPUTS[:2])
   line = test_main.error_of(*command, env=env)
   assert names(line, 'config.from_outputs', 'run')
+
+
+def test_the_seed_is_that_of_subsets_and_intervals():
+  queries = judged(100, 16)
+  config = evaluate_config.get_config()
+  first = evaluate._report(config, 'rewardbench', queries)
+  assert first.curves == scaling_curves.suite_curves(
+    queries, scaling_curves.mean_of_terms(rewardbench.terms)
+  )
+  config.seed = 1
+  other = evaluate._report(config, 'rewardbench', queries)
+  two, two_of_other = first.curves.voting[1], other.curves.voting[1]
+  assert two.value != two_of_other.value  # random subsets of two samples
+  last, last_of_other = first.curves.voting[-1], other.curves.voting[-1]
+  assert last.value == last_of_other.value and last != last_of_other
+  assert first.lengths['Chat'] != other.lengths['Chat']
 
 
 def test_given_principles(fast, tmp_path):

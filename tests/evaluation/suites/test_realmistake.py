@@ -87,6 +87,7 @@ def test_interval_contains_the_score(folder):
   results = judged(realmistake.load(str(folder)), VOTES)
   low, high = realmistake.interval(results)
   assert low < realmistake.score(results).overall < high
+  assert realmistake.interval(results, seed=0) == (low, high)
 
 
 @pytest.mark.parametrize(
