@@ -208,8 +208,8 @@ def section_terms(
   """Returns the terms of the score of each section."""
   sections: dict[str, list[WeightedSection]] = {}
   for term in terms:
-    own_term = dataclasses.replace(term, share=1.0)
-    sections.setdefault(term.section, []).append(own_term)
+    whole_term = dataclasses.replace(term, share=1.0)
+    sections.setdefault(term.section, []).append(whole_term)
   return sections
 
 
