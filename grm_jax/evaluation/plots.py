@@ -157,9 +157,7 @@ def mean_lengths(
     0, 1.12 * max([bar.high for bar in bars] + [*published.values()])
   )
   _set_title(axes, title)
-  axes.set_xlabel(
-    'tokens, with 95% interval (number of queries in brackets)'
-  )
+  axes.set_xlabel('tokens, with 95% interval (number of queries in brackets)')
   return figure
 
 
