@@ -418,8 +418,9 @@ def _judge_suite(
   judged = resumable.judge_all(
     judge, examples, k, samples_journal, header, progress
   )
-  greedy: list[JudgedExample] = []
-  if config.greedy and not is_scalar:
+  is_greedy = not k and not is_scalar  # one greedy judgement, no sample
+  greedy: list[JudgedExample] = judged if is_greedy else []
+  if config.greedy and not is_scalar and not is_greedy:
     greedy = resumable.judge_all(
       judge, examples, 0, greedy_journal, header, suite
     )
@@ -427,7 +428,7 @@ def _judge_suite(
     return judged  # only process 0 has all judgements, and reports them
   if greedy:
     judged = [
-      JudgedExample(x.example, x.samples, y.samples[0])
+      JudgedExample(x.example, () if is_greedy else x.samples, y.samples[0])
       for x, y in zip(judged, greedy, strict=True)
     ]
   judgement_io.write(path, judged)

@@ -61,7 +61,7 @@ def test_folder_is_read_in_name_order(tmp_path):
   [
     ('f.jsonl', b'{"a": 1}\n{"a": \n', r'f\.jsonl\D+2\b.*JSON'),
     ('f.json', b'[{"a": 1},\n{"a" 2}]', r'f\.json\b.*JSON\D+2\b'),
-    ('f.json', b'{\n"a": 1}', r'f\.json\b.*array'),
+    ('f.json', b'{\n"a": 1', r'f\.json\b.*array'),
     ('f.jsonl', b'{"a": 1}\n[2]\n', r'f\.jsonl\D+2\b.*object'),
     ('f.json', b'[{"a": 1}, 2]', r'f\.json\D+2\b.*object'),
     ('f.jsonl', b'{"a": "\xff"}', r'f\.jsonl\D+1\b.*UTF-8.*\b7\b'),

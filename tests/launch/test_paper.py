@@ -1,6 +1,7 @@
 """The scripts of launch/paper/ at tiny size, and their tables."""
 
 import dataclasses
+import json
 import os
 import re
 import shlex
@@ -12,7 +13,7 @@ from ml_collections import config_flags
 
 from benchmarks import paper_table
 from grm_jax import settings, unused_settings
-from grm_jax.evaluation import judgement_io
+from grm_jax.evaluation import judgement_io, plots
 from grm_jax.judges import factory as judge_factory
 from grm_jax.judges.generative import Judge
 from grm_jax.stages import evaluate
@@ -30,9 +31,9 @@ MODELS = ('INITIAL', 'RFT', 'GRM', 'META_RM', 'LLM', 'SCALAR', 'PAIR', 'CRITIC')
 RANDOM = re.compile(r'(?<=checkpoint=).*(?:ablations|without_math)/.*')
 TINY = (
   '--config.sampling.concurrent_prompts=8',
-  '--config.max_rows=1',
+  '--config.max_rows=2',
   '--config.sampling.max_new_tokens=8',
-  '--config.sampling.prompt_buckets=(1024,2048)',
+  '--config.sampling.prompt_buckets=(1024,)',
 )
 
 
@@ -90,6 +91,8 @@ def make_benchmarks(folder):
   """Writes a file of each benchmark in its published format."""
   for suite in SUITES:
     name, rows = test_suites.FILES[suite]
+    if suite == 'ppe':
+      rows = [row | {'solution': 'It is so.'} for row in rows]
     write(folder / suite / f'{name}.jsonl', rows)
 
 
@@ -149,6 +152,7 @@ def tiny(tmp_path_factory):
 def test_every_table_at_tiny_size(script, tiny, from_config, monkeypatch):
   environment, runs = tiny
   monkeypatch.setattr(judge_factory, 'from_config', from_config)
+  monkeypatch.setattr(plots, 'png', lambda figure: b'')  # takes seconds
   for command in evaluations(dry_run(script, *TINY, **environment)):
     command = [RANDOM.sub('random', x) for x in command]
     config, workdir = parse(command, monkeypatch)
@@ -158,4 +162,52 @@ def test_every_table_at_tiny_size(script, tiny, from_config, monkeypatch):
     if judge in ('self_generated', 'grm_principles') and not done:
       let_a_sample_be_right(f'{workdir}/{suite}.samples.jsonl')
   table = paper_table.format_table(str(runs), int(script.stem[5:]))
-  print(table)
+  _, _, head, _, *rows = table.splitlines()
+  assert len(rows) == len(paper_table.read_rows(int(script.stem[5:])))
+  measured = [x for row in rows for x in re.findall(r'([\d.]+) /', row)]
+  assert measured and all(0 <= float(x) <= 100 for x in measured), table
+
+
+def write_results(folder, judge, suite, **curves):
+  content = {'suites': {suite: {'curves': curves}}}
+  path = folder / judge / suite / 'results.json'
+  path.parent.mkdir(parents=True)
+  path.write_text(json.dumps(content))
+
+
+def test_a_table_by_hand(tmp_path):
+  def point(k, value, num_meta=None):
+    return {'k': k, 'value': value, 'num_meta': num_meta}
+
+  part = {'greedy': {'value': 0.25}, 'voting': [point(32, 0.5)], 'meta': []}
+  kept = {'meta_kept': [point(32, 0.75, 4), point(32, 1.0, 8)]}
+  write_results(
+    tmp_path, 'grm', 'ppe', sections={'correctness': part | kept}, subsets={}
+  )
+  lines = paper_table.format_table(str(tmp_path), 12).splitlines()
+  assert lines[2:] == [
+    '| method | scores | PPE Correctness |',
+    '| --- | --- | --- |',
+    '| GRM | greedy | 25.0 / 59.8 |',
+    '| GRM | Voting@32 | 50.0 / 60.4 |',
+    '| GRM | MetaRM@32/8 | 100.0 / 64.7 |',
+    '| GRM with reference | greedy | - / 91.6 |',
+  ]
+
+
+def test_overall_is_the_mean_of_four_columns(tmp_path):
+  for suite, value in (('rewardbench', 0.9), ('rmb', 0.5)):
+    write_results(tmp_path, 'grm', suite, greedy={'value': value})
+  sections = {
+    'preference': {'greedy': {'value': 0.7}},
+    'correctness': {'greedy': {'value': 0.6}},
+  }
+  write_results(tmp_path, 'grm', 'ppe', sections=sections)
+  row = next(
+    x
+    for x in paper_table.read_rows(2)
+    if (x.judge, x.scores) == ('grm', 'greedy')
+  )
+  columns = paper_table.COLUMNS[2]
+  scores = paper_table.measure(str(tmp_path), columns, row)
+  assert scores == pytest.approx([0.9, 0.7, 0.6, 0.5, 0.675])
