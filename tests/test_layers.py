@@ -41,6 +41,7 @@ LIBRARIES = {
   'tensorflow': ('data/', True),
   'tensorflow_datasets': ('data/', True),
   'seqio': ('data/', True),
+  'huggingface_hub': ('data/hub_source.py', True),
   'math_verify': ('data/', True),
   'torch': ('stages/convert.py', True),
   'transformers': ('stages/convert.py', True),

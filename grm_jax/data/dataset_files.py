@@ -1,7 +1,8 @@
 """Reads rows of data files; a bad row becomes an ExampleError.
 
 The suffix of a file decides its format (io/row_reader.py). tfds:NAME:SPLIT and
-seqio:NAME:SPLIT are accepted wherever a path is.
+seqio:NAME:SPLIT are accepted wherever a path is, and hf:OWNER/NAME wherever the
+path of a published dataset is.
 
 An adapter (data/datasets/) is a function that maps a row of a published
 dataset to any number of examples. It raises `row.error(...)` for a wrong row,
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from grm_jax.data import seqio_source, tfds_source
+from grm_jax.data import hub_source, seqio_source, tfds_source
 from grm_jax.errors import UserError
 from grm_jax.io import atomic_io, row_reader
 from grm_jax.judgement import example as examples_lib
@@ -47,8 +48,8 @@ def adapt_rows(
   Args:
     path: a .json, .jsonl or .parquet file, local or gs://; a `*` in its name
       stands for several files, read in the order of their names. A folder
-      stands for the one such file in it. Or tfds:NAME:SPLIT or
-      seqio:NAME:SPLIT.
+      stands for the one such file in it. Or tfds:NAME:SPLIT,
+      seqio:NAME:SPLIT or hf:OWNER/NAME (hub_source.py).
     adapter: see the module docstring.
     published_name: name of the file to take from a folder with several files.
 
@@ -85,6 +86,8 @@ def list_files(path: str) -> list[str]:
   `*` for the files that match it. Any other path stands for itself, whether or
   not the file exists.
   """
+  if path.startswith(hub_source.PREFIX):
+    path = hub_source.local_path(path)
   root = epath.Path(path)
   with atomic_io.wrap_read_errors(path):
     if '*' in root.name:

@@ -15,7 +15,8 @@
 
 PATH of a published dataset is a .json, .jsonl or .parquet file, local or
 gs://, whose name may contain `*`; or a folder that holds one such file or the
-file under its published name; or tfds:NAME:SPLIT. Published datasets are split
+file under its published name; or tfds:NAME:SPLIT, or hf:OWNER/NAME/PATH on the
+Hugging Face Hub (hub_source.py). Published datasets are split
 by query into train, validation and held_out: 80, 10 and 10 percent.
 
 A file or dataset of your own is not split: it is returned as a whole for every

@@ -20,7 +20,8 @@
   seqio:[MODULE/]NAME:SPLIT  inputs and targets of a seqio Task or Mixture
                              (seqio_source.py)
 
-PATH is a .jsonl, .json or .parquet file, local or gs://, or tfds:NAME:SPLIT.
+PATH is a .jsonl, .json or .parquet file, local or gs://, or tfds:NAME:SPLIT; of
+published instruction data also hf:OWNER/NAME (hub_source.py).
 
 `tokenize` renders the prompt of an example in exactly the form in which the
 model is prompted at inference.

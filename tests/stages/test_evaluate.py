@@ -109,6 +109,25 @@ def test_the_report_is_written_again_without_a_model(clean_run, fast, tmp_path):
   assert results[0]['suites'] == results[1]['suites']
 
 
+def test_k_of_0_is_one_greedy_judgement(fast, tmp_path):
+  arguments, env = fast
+  test_main.run(
+    *arguments,
+    '--config.k=0',
+    '--config.max_rows=2',
+    f'--workdir={tmp_path}',
+    env=env,
+  )
+  lines = (tmp_path / 'llmbar.samples.jsonl').read_text().splitlines()
+  for row in map(json.loads, lines):
+    assert row['samples'] == [] and row['greedy'] is not None
+  suite = json.loads((tmp_path / 'results.json').read_text())['suites'][
+    'llmbar'
+  ]
+  assert suite['curves']['voting'] == []
+  assert suite['curves']['greedy']['k'] == 0
+
+
 def test_a_scalar_judge_on_some_rows(fast, tmp_path):
   arguments, env = fast
   test_main.run(
