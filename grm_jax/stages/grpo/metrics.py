@@ -26,7 +26,9 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     'reward': _mean(float(x) for g in groups for x in g.rewards),
     'accuracy': outcomes['correct'] / num_generations,
     'parse_failures': outcomes['parse_failure'] / num_generations,
-    'truncated_fraction': outcomes['truncated'] / num_generations,
+    'truncated_fraction': _mean(
+      x.truncated for g in groups for x in g.judgements
+    ),
     'frac_groups_zero_std': _mean(not g.has_spread for g in groups),
     'mean_generation_length': _mean(_generation_lengths(groups)),
     'groups': float(len(groups)),

@@ -29,7 +29,7 @@ def make_group(
     name: id of the example, which has as many responses as the order.
     prompt: token ids of the prompt.
     tokens: token ids of each generation.
-    letters: r (right), w (wrong), x (parse failure) or c (right, but cut off).
+    letters: r (right), w (wrong), x (parse failure) or c (cut off).
     scores: scores of each generation, in the example's own order; by default
       they fit the letters.
     order: order of the responses in the prompt.
@@ -41,7 +41,7 @@ def make_group(
   example = JudgingExample(name, (Turn('user', 'why?'),), texts, **label)
   right = (1,) if n == 1 else tuple(range(9, 9 - n, -1))
   wrong = (0,) if n == 1 else tuple(range(1, n + 1))
-  fitting = {'r': right, 'w': wrong, 'x': None, 'c': right}
+  fitting = {'r': right, 'w': wrong, 'x': None, 'c': None}
   finishes = ['length' if x == 'c' else 'stop' for x in letters]
   generations = tuple(
     make_generation(i, x, finish)

@@ -27,9 +27,9 @@ def test_means_over_generations():
       'mean_generation_length': 7 / 4,
       'groups': 2,
       'skipped_prompts': 3,
-      # The first response wins in the right and in the truncated generation,
-      # and loses in all five that are wrong.
-      'first_position_win_rate': 2 / 7,
+      # The first response wins in the right generation, and loses in all five
+      # that are wrong.
+      'first_position_win_rate': 1 / 6,
     }
   )
 
@@ -101,7 +101,7 @@ def test_histograms_and_texts():
   writer = RecordingWriter()
   grpo_metrics.log_samples(writer, 7, make_rollout(MIXED, replaced=[FLAT]), 3)
   assert writer.histograms == {
-    (7, 'rollout/scores'): [1] * 5 + [2] * 5 + [8] * 2 + [9] * 2,
+    (7, 'rollout/scores'): [1] * 5 + [2] * 5 + [8, 9],
     (7, 'rollout/lengths'): [1] * 4 + [2] * 2 + [3] * 2,
   }
   # Texts are of groups to train on, even if these are fewer than three.

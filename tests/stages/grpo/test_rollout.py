@@ -96,7 +96,7 @@ EXPECTED = {
   'a': (
     'correct incorrect parse_failure truncated',
     [1, -1, -1, -1],
-    ((2, 9), (9, 2), None, (2, 9)),
+    ((2, 9), (9, 2), None, None),
   ),
   'b': (
     'incorrect correct correct correct',
@@ -106,7 +106,7 @@ EXPECTED = {
   'right': (
     'correct incorrect parse_failure truncated',
     [1, -1, -1, -1],
-    ((1,), (0,), None, (1,)),
+    ((1,), (0,), None, None),
   ),
   'wrong': (
     'correct incorrect correct incorrect',

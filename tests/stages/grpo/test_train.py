@@ -100,8 +100,9 @@ def test_metrics_of_evaluations(clean_run):
   assert [row['step'] for row in rows] == [0, 4, 8, 12, 16]
   for row in rows:
     assert row['eval/examples'] == 8 and 0 <= row['eval/voting_2'] <= 1
-  # At first the greedy generations end at once.
-  assert [row['eval/parse_failures'] for row in rows][::4] == [1, 0]
+  # At first the greedy generations end at once, later they are truncated.
+  assert [row['eval/truncated_fraction'] for row in rows][::4] == [0, 1]
+  assert [row['eval/parse_failures'] for row in rows][::4] == [1, 1]
 
 
 def test_checkpoints(runner, clean_run):
