@@ -39,8 +39,9 @@ _DEFAULTS = dict(
   seed=0,  # of data order and samples
   prompt=dict(
     # What is empty is as in the training of the model (judge.json in its
-    # directory). A name in grm_jax/judgement/templates/, or a path.
-    template='',
+    # directory). 'scores', or 'best' for an LLM-as-a-Judge; see configs/sft.py.
+    reads='',
+    template='',  # a name in grm_jax/judgement/templates/, or a path
     single='',  # template for one response; 'none': `template`
     score_range=(),  # lowest and highest score, as (1, 10)
     too_long='shorten',  # or 'refuse': skip prompts that do not fit

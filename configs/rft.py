@@ -85,7 +85,6 @@ _TRAIN = {
   # The paper's share, 1070K of 1256K; 0: no general data.
   'data.general_fraction': 0.85,
   # As in the training of the sampling model, see configs/score.py.
-  'prompt.template': '',
   'prompt.single': '',
   'prompt.score_range': (),
   'batch.generations_per_prompt': 2,  # kept samples of a prompt in one pass

@@ -30,6 +30,12 @@ CASES = [
   ),
   ('score', {'judge': 'semi_scalar', 'prompt.template': 'a'}, '', ''),
   (
+    'grpo',
+    {'prompt.reads': 'best', 'prompt.score_range': (1, 5)},
+    'prompt.score_range',
+    'prompt.reads',
+  ),
+  (
     'score',
     {'judge': 'semi_scalar', 'prompt.single': 'a'},
     'prompt.single',

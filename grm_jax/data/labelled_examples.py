@@ -24,10 +24,13 @@ def load(
 
   Raises:
     UserError: no example is labelled, or the templates need fields that the
-      examples lack.
+      examples lack; or none has several responses, if the generations name
+      the best one.
   """
   loaded, _ = example_sources.load(spec, 'train', fail_on_bad_rows)
   examples = keep_labelled(loaded, spec)
+  if prompt_format.reads == 'best':
+    examples = keep_preferences(examples, spec)
   _check_templates(examples, prompt_format, spec)
   return examples
 
@@ -56,6 +59,34 @@ def keep_labelled(
       *(source, len(examples) - len(labelled), len(examples)),
     )
   return labelled
+
+
+def keep_preferences(
+  examples: Sequence[JudgingExample], source: str
+) -> list[JudgingExample]:
+  """Returns the examples with several responses; logs how many have one.
+
+  Args:
+    examples: labelled examples.
+    source: where they come from, for messages.
+
+  Raises:
+    UserError: all examples have a single response.
+  """
+  preferences = [x for x in examples if len(x.responses) > 1]
+  if not preferences:
+    raise UserError(
+      f'{source}: all {len(examples)} examples have a single response, but an '
+      'LLM-as-a-Judge names the best of several; give preferences, or set '
+      'config.prompt.reads=scores'
+    )
+  if len(preferences) < len(examples):
+    logging.warning(
+      '%s: skipping %d of %d examples with a single response, because '
+      'config.prompt.reads is best',
+      *(source, len(examples) - len(preferences), len(examples)),
+    )
+  return preferences
 
 
 def _check_templates(

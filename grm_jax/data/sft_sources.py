@@ -268,8 +268,12 @@ def tokenize(
     limit: maximum number of tokens of a rendered judging prompt.
 
   Raises:
-    UserError: the prompt is too long, or its turns do not make a conversation.
+    UserError: the prompt is too long, or its turns do not make a conversation;
+      or it has one response and the generations name the best of several.
   """
+  is_single = len(example.order) == 1
+  if is_single and prompt_format.reads == 'best':
+    raise UserError('a single response, but config.prompt.reads is best')
   prompt: Sequence[int]
   if example.example is None:
     messages = [{'role': t.role, 'content': t.text} for t in example.turns]

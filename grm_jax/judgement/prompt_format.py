@@ -60,7 +60,7 @@ class PromptFormat:
   def __post_init__(self):
     for key, value, choices in (
       (f'{self.key}.too_long', self.too_long, prompt_builder.TOO_LONG),
-      ('config.reads', self.reads, READS),
+      (f'{self.key}.reads', self.reads, READS),
       (f'{self.key}.extraction', self.extraction, EXTRACTIONS),
       (f'{self.key}.truncated', self.truncated, TRUNCATED),
     ):

@@ -26,12 +26,17 @@ FORMAT_VERSION = 1
 # What a model is trained as, and its description in messages.
 KINDS = {
   'grm': 'a generative judge',
+  'llm': 'an LLM-as-a-Judge',
   'meta': 'a meta RM',
   'scalar': 'a scalar reward model',
   'pair': 'a pairwise reward model',
   # A model with a scalar head from Hugging Face, which may be a meta RM.
   'imported': 'an imported reward model',
 }
+# The kinds that generate, by what is read in their generations, and the
+# templates of models that store none.
+GENERATIVE = {'scores': 'grm', 'best': 'llm'}
+_TEMPLATES = {'scores': 'pointwise', 'best': 'best'}
 _WITHOUT_TEMPLATE = ('scalar', 'imported')
 NONE = 'none'  # value of config.prompt.single: no template of its own
 DEFAULT_LENGTH = 1024  # tokens of a generation
@@ -43,7 +48,7 @@ class TrainedJudge:
 
   Attributes:
     kind: what it was trained as, one of KINDS. A 'grm' writes a score for each
-      response.
+      response, an 'llm' names the best response.
     chat_format: name of the tokenizer's chat format.
     template: template of its prompts; None for the kinds 'scalar', which reads
       conversations, and 'imported'.
@@ -68,19 +73,32 @@ class TrainedJudge:
   max_new_tokens: int = DEFAULT_LENGTH
   full_template: bool = False
 
+  @property
+  def reads(self) -> str:
+    """PromptFormat.reads of its generations; '' if it does not generate."""
+    return next((x for x, kind in GENERATIVE.items() if kind == self.kind), '')
+
 
 def of_training(
-  kind: str,
   prompt_format: PromptFormat,
   chat_format: str,
   max_new_tokens: int,
+  kind: str = '',
   principles: str = 'principles',
 ) -> TrainedJudge:
-  """Returns the settings of a model that is trained with this format."""
+  """Returns the settings of a model that is trained with this format.
+
+  Args:
+    prompt_format: its prompts and, for '' as `kind`, its kind.
+    chat_format: see TrainedJudge.
+    max_new_tokens: see TrainedJudge.
+    kind: see TrainedJudge; '' for a model that generates.
+    principles: template that writes principles.
+  """
   loaded = prompt_format.template_for(2)
   has_principles = 'principles' in loaded.used_variables
   return TrainedJudge(
-    kind,
+    kind or GENERATIVE[prompt_format.reads],
     chat_format,
     templates.stored(prompt_format.template),
     templates.stored(prompt_format.single) if prompt_format.single else None,
@@ -155,7 +173,7 @@ def prompt_format(
   single: str | StoredTemplate = '',
   score_range: Sequence[int] = (),
   single_score_range: Sequence[int] = (),
-  default_template: str = 'pointwise',
+  reads: str = '',
   default_single: str = '',
   key: str = 'config.prompt',
   warns: bool = True,
@@ -170,8 +188,8 @@ def prompt_format(
     single: the same for one response; NONE to use `template`.
     score_range: lowest and highest score, () for the model's.
     single_score_range: the same in answers to `single`.
-    default_template: template of a model that stores none.
-    default_single: the same for one response.
+    reads: see PromptFormat; '' for the model's, or 'scores' if it stores none.
+    default_single: template for one response of a model that stores none.
     key: config key of these values.
     warns: whether to warn about a given value that differs from the model's.
     **fields: further fields of PromptFormat.
@@ -179,14 +197,17 @@ def prompt_format(
   Raises:
     UserError: a template cannot be loaded, or a value is wrong.
   """
+  reads = reads or (stored.reads if stored else '') or 'scores'
   defaults = {
-    'template': default_template,
+    'template': _TEMPLATES.get(reads, ''),
     'single': default_single,
     'score_range': (1, 10),
     'single_score_range': (0, 1),
   }
-  if stored and stored.kind != 'grm':
-    stored = None  # such as the scalar model that a critic shares
+  if stored and stored.reads != reads:
+    if stored.reads and warns:
+      _warn_of_kind(stored, model, reads)
+    stored = None  # also of the scalar model that a critic shares
   if stored:
     defaults = {name: getattr(stored, name) or '' for name in defaults}
   given = {
@@ -198,9 +219,10 @@ def prompt_format(
   chosen: dict[str, Any] = {
     name: value or defaults[name] for name, value in given.items()
   }
-  if chosen['single'] == NONE:
+  # Only a score can judge a single response.
+  if chosen['single'] == NONE or reads != 'scores':
     chosen['single'] = ''
-  result = PromptFormat(**chosen, key=key, **fields)
+  result = PromptFormat(**chosen, reads=reads, key=key, **fields)
   result.check()
   if stored and warns:
     for name, value in given.items():
@@ -221,7 +243,7 @@ def generation_length(
   Warns if the value differs from the model's. A model that stores none has the
   default.
   """
-  if stored is None or stored.kind != 'grm':
+  if stored is None or not stored.reads:
     return value or default
   if value:
     _compare(key, value, stored.max_new_tokens, model)
@@ -270,6 +292,14 @@ def check_kind(
       f'{KINDS[kind]}; give a model of this kind, or set config.judge to the '
       'kind of this model'
     )
+
+
+def _warn_of_kind(stored: TrainedJudge, model: str, reads: str) -> None:
+  _warn_once(
+    f'{model} was trained as {KINDS[stored.kind]}, but it is used as '
+    f'{KINDS[GENERATIVE[reads]]}: its judgements may fail to parse; give a '
+    'model that was trained for this use'
+  )
 
 
 def _compare(key: str, value: Any, trained: Any, model: str) -> None:

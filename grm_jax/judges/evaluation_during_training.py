@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from absl import logging
 from ml_collections import ConfigDict
 
-from grm_jax.data import example_sources
+from grm_jax.data import example_sources, labelled_examples
 from grm_jax.judgement import correctness, voting
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
@@ -164,6 +164,10 @@ def from_config(
   examples, _ = example_sources.load(
     config.evaluation.data, 'held_out', config.fail_on_bad_rows
   )
+  if prompt_format.reads == 'best':
+    examples = labelled_examples.keep_preferences(
+      examples, config.evaluation.data
+    )
   judge_config = JudgeConfig.from_prompt_format(prompt_format, seed=config.seed)
   return JudgeEvaluator(
     examples, model, tokenizer, judge_config, engine, int8, **engine_shapes

@@ -32,21 +32,21 @@ from grm_jax.tokenizer.tokenizer import Tokenizer
 AnyJudge = (
   Judge | TokenProbabilityJudge | ScalarJudge | PairJudge | SemiScalarJudge
 )
-# The kinds of judges, each with its default template:
+# The kinds of judges, each with what is read in its generations:
 #   grm: writes a score per response;
 #   llm: names the best response;
 #   token_probability: scores a response by the probability of being named;
 #   scalar, pair: a scalar head gives a value per response, or per pair of them;
 #   semi_scalar: writes a critique per response, then gives it a value.
-_TEMPLATES = {
-  'grm': 'pointwise',
+_READS = {
+  'grm': 'scores',
   'llm': 'best',
   'token_probability': 'best',
-  'scalar': 'pointwise',
-  'pair': 'pointwise',
-  'semi_scalar': 'critic',
+  'scalar': 'scores',
+  'pair': 'scores',
+  'semi_scalar': 'scores',
 }
-JUDGES = tuple(_TEMPLATES)
+JUDGES = tuple(_READS)
 # Judges whose scores are values of a scalar head.
 _VALUE_JUDGES = ('scalar', 'pair', 'semi_scalar')
 # The options of an engine that ScalarScorer has too.
@@ -240,24 +240,26 @@ def make_judge_config(config: ConfigDict) -> JudgeConfig:
     raise UserError(
       f'config.judge is {config.judge!r}; it must be one of {", ".join(JUDGES)}'
     )
-  names_best = config.judge in ('llm', 'token_probability')
-  # Only a model trained as a GRM knows how a GRM is asked.
   stored = None
-  if config.judge == 'grm':
+  if config.judge not in _VALUE_JUDGES:
     stored = model_directory.read_trained_judge(config.checkpoint)
+  if stored and stored.kind == 'llm' and config.judge == 'grm':
+    trained_judge.check_kind(
+      stored, config.checkpoint, 'grm', 'config.checkpoint'
+    )
   prompt = config.prompt
+  # A critic always sees one response.
+  is_critic = config.judge == 'semi_scalar'
   prompt_format = trained_judge.prompt_format(
     stored,
     config.checkpoint,
-    template=prompt.template,
-    # A critic always sees one response, with `template`.
-    single='' if config.judge == 'semi_scalar' else prompt.single,
+    template=prompt.template or ('critic' if is_critic else ''),
+    single='' if is_critic else prompt.single,
     score_range=prompt.score_range,
-    default_template=_TEMPLATES[config.judge],
+    reads=_READS[config.judge],
     too_long=prompt.too_long,
     extraction=prompt.extraction,
     truncated=prompt.truncated,
-    reads='best' if names_best else 'scores',
   )
   return JudgeConfig.from_prompt_format(
     prompt_format,
@@ -439,8 +441,8 @@ def load_judge(
     max_new_tokens: maximum length of a generation; 0 for the one in training.
     decode_steps_per_call: steps between two refills of rows.
     prompt_buckets: lengths that prompts are padded to, ascending.
-    **settings: see JudgeConfig. Templates and score ranges that are not given
-      are those of the training of the model.
+    **settings: see JudgeConfig. Templates, score ranges and `reads` that are
+      not given are those of the training of the model.
 
   Raises:
     UserError: see `load`.
@@ -479,16 +481,12 @@ def _trained_settings(
   checkpoint: str, given: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Returns the settings of JudgeConfig that the model directory stores."""
-  reads = given.get('reads', 'scores')
-  stored = None
-  if reads == 'scores':
-    stored = model_directory.read_trained_judge(checkpoint)
-  names = ('template', 'single', 'score_range', 'single_score_range')
+  stored = model_directory.read_trained_judge(checkpoint)
+  names = ('template', 'single', 'score_range', 'single_score_range', 'reads')
   prompt_format = trained_judge.prompt_format(
     stored,
     checkpoint,
     **{name: given[name] for name in names if name in given},
-    default_template=_TEMPLATES['grm' if reads == 'scores' else 'llm'],
     key='load_judge',
   )
   principles = trained_judge.principles_template(

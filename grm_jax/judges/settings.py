@@ -37,7 +37,11 @@ SCORE_RANGE = settings.optional(
   'as in training',
 )
 TRUNCATED = settings.one_of(*prompt_format.TRUNCATED)
-# config.prompt of the stages that train a judge.
+# config.prompt.reads of the stages that train a judge.
+READS = settings.optional(
+  settings.one_of(*prompt_format.READS), 'as in training'
+)
+# The rest of their config.prompt.
 PROMPT = {
   'template': settings.TEXT,
   'single': settings.TEXT,
@@ -75,6 +79,12 @@ VOTING_JUDGE = JUDGE | {
   'k_meta': settings.samples(0, note='0: half of k'),
 }
 
+# Leaves of their config.prompt without effect, see unused_settings.py.
+PROMPT_UNUSED = Unused(
+  ('prompt.single', 'prompt.score_range'),
+  '{key}.prompt.reads=best names the best response instead of writing scores',
+  lambda config: config.prompt.reads == 'best',
+)
 # Leaves of judging without effect, see unused_settings.py.
 UNUSED = (
   Unused(
@@ -98,7 +108,7 @@ UNUSED = (
     lambda config: config.judge == 'semi_scalar',
   ),
   Unused(
-    ('prompt.score_range', 'prompt.extraction'),
+    ('prompt.single', 'prompt.score_range', 'prompt.extraction'),
     '{key}.judge names the best response instead of writing scores',
     lambda config: config.judge in ('llm', 'token_probability'),
   ),

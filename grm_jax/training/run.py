@@ -170,6 +170,7 @@ def prompt_format(
     template=prompt.template,
     single=prompt.single,
     score_range=prompt.score_range,
+    reads=prompt.reads,
     default_single='single',
     too_long=prompt.too_long,
     truncated=prompt.truncated,

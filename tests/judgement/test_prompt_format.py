@@ -115,7 +115,7 @@ def test_scores_are_in_the_examples_own_order(prompt_format, text, scores):
   'fields, words',
   [
     ({'too_long': 'cut'}, ('config.prompt.too_long', 'cut', 'shorten')),
-    ({'reads': 'votes'}, ('config.reads', 'votes', 'scores', 'best')),
+    ({'reads': 'votes'}, ('config.prompt.reads', 'votes', 'scores', 'best')),
   ],
 )
 def test_unknown_settings(fields, words):

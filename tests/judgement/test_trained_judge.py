@@ -13,7 +13,7 @@ from grm_jax.judgement.trained_judge import TrainedJudge
 from tests.messages import lines_with, naming
 
 PRACTICE = trained_judge.of_training(
-  'grm', PromptFormat('practice', 'practice_single'), 'gemma', 192
+  PromptFormat('practice', 'practice_single'), 'gemma', 192
 )
 
 
@@ -26,7 +26,7 @@ def test_round_trip_with_the_texts_of_the_templates():
   assert restored == PRACTICE
   assert restored.template.source == template.source('practice')
   assert (restored.max_new_tokens, restored.principles) == (192, None)
-  critique = trained_judge.of_training('grm', PromptFormat('critique'), 'x', 9)
+  critique = trained_judge.of_training(PromptFormat('critique'), 'x', 9)
   assert critique.principles == template.stored('principles')
   assert critique.single is None
   scalar = TrainedJudge('scalar', 'chatml')
@@ -79,7 +79,7 @@ def test_empty_values_are_those_of_the_model(caplog):
 
 def test_the_score_range_is_that_of_the_model():
   narrow = PromptFormat('practice', 'practice_single', score_range=(0, 5))
-  stored = trained_judge.of_training('grm', narrow, 'gemma', 9)
+  stored = trained_judge.of_training(narrow, 'gemma', 9)
   restored = trained_judge.from_json(trained_judge.to_json(stored), 'x')
   prompts = resolve(stored=restored)
   assert prompts.parse_scores(r'\boxed{0, 5}', (0, 1)) == (0, 5)
@@ -167,3 +167,24 @@ def test_a_model_of_another_kind_is_refused():
       trained_judge.check_kind(meta, 'DIR', kind, 'config.checkpoint')
   with pytest.raises(UserError, match=naming('config.meta_checkpoint')):
     trained_judge.meta_template(PRACTICE, 'DIR', '', 'meta')
+
+
+def test_an_llm_as_a_judge_is_read_as_in_training(caplog):
+  """Its template and what is read are stored; its kind follows from them."""
+  prompts = resolve(stored=None, reads='best', default_single='single')
+  assert (prompts.template, prompts.single) == ('best', '')
+  stored = trained_judge.of_training(prompts, 'gemma', 9)
+  assert (stored.kind, stored.reads) == ('llm', 'best')
+  restored = trained_judge.from_json(trained_judge.to_json(stored), 'x')
+  with caplog.at_level(logging.WARNING, 'absl'):
+    prompts = resolve(stored=restored)
+  assert prompts.parse_scores(r'Best: \boxed{2}', (1, 0)) == (1, 0)
+  assert caplog.text == ''
+
+
+@pytest.mark.parametrize('reads, default', [('best', 'best'), ('', 'practice')])
+def test_a_grm_that_names_the_best_response_warns(reads, default, caplog):
+  with caplog.at_level(logging.WARNING, 'absl'):
+    prompts = resolve(model='grm', reads=reads)
+  assert template.source(prompts.template) == template.source(default)
+  assert bool(lines_with(caplog.text, 'grm', 'LLM-as-a-Judge')) == bool(reads)

@@ -26,7 +26,7 @@ def load_config(stage, **values):
 def trained(tmp_path):
   """A directory that says how its judge was asked; nothing else is read."""
   prompts = PromptFormat('practice', 'practice_single')
-  judge = trained_judge.of_training('grm', prompts, 'gemma', 192)
+  judge = trained_judge.of_training(prompts, 'gemma', 192)
   model_directory.write_trained_judge(str(tmp_path), judge)
   return str(tmp_path)
 

@@ -9,16 +9,33 @@ import runpy
 import pytest
 
 from grm_jax.checkpoint import model_directory
+from grm_jax.errors import UserError
 from grm_jax.judgement import template
 from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.judges import factory
 from grm_jax.stages import convert, evaluate, score, serve
 from grm_jax.stages.sft import train as sft_train
+from tests.messages import lines_with, naming
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 LENGTH = 200  # tokens of the longest generation in training
 PAIR = JudgingExample('pair', (Turn('user', '1 + 1?'),), ('2', '3'))
 SINGLE = JudgingExample('single', (Turn('user', '1 + 1?'),), ('2',))
+
+
+# SFT of a model with random weights.
+ONE_STEP = {
+  'checkpoint': 'random',
+  'data.general': '',
+  'data.general_fraction': 0.0,
+  'batch.micro_batch_prompts': 8,
+  'batch.packed': False,
+  'batch.prompt_buckets': (512,),
+  'batch.generation_buckets': (LENGTH,),
+  'steps': 1,
+  'optimizer.warmup_steps': 0,
+  'evaluation.data': '',
+}
 
 
 def load_config(stage, **values):
@@ -33,31 +50,21 @@ def trained(tmp_path_factory):
   folder = tmp_path_factory.mktemp('trained')
   path = folder / 'mine.txt'
   path.write_text('MINE\n' + template.source('practice'))
-  values = {
-    'checkpoint': 'random',
+  values = ONE_STEP | {
     'data.texts': 'practice:12',
-    'data.general': '',
-    'data.general_fraction': 0.0,
     'prompt.template': str(path),
-    'batch.micro_batch_prompts': 8,
-    'batch.packed': False,
-    'batch.prompt_buckets': (512,),
-    'batch.generation_buckets': (LENGTH,),
-    'steps': 1,
-    'optimizer.warmup_steps': 0,
-    'evaluation.data': '',
+    'prompt.score_range': (1, 9),
   }
-  config = load_config('sft', **{'prompt.score_range': (1, 9)} | values)
-  sft_train.run(config, str(folder))
+  sft_train.run(load_config('sft', **values), str(folder))
   path.unlink()
   return str(folder / 'model')
 
 
-def load_with(stage, checkpoint):
+def load_with(stage, checkpoint, **values):
   if stage == 'load_judge':
     return factory.load_judge(checkpoint)
   shapes = {'sampling.concurrent_prompts': 8}  # one per device of the tests
-  config = load_config(stage, checkpoint=checkpoint, **shapes)
+  config = load_config(stage, checkpoint=checkpoint, **shapes | values)
   make_config = factory.make_voting_judge_config
   if stage == 'evaluate':
     make_config = factory.make_judge_config
@@ -87,6 +94,41 @@ def test_a_directory_without_judge_json_has_the_defaults(trained, tmp_path):
   )
   prompts = load_with('score', str(tmp_path)).prompts.judgement_format
   assert prompts.template == 'pointwise' and not prompts.single
+
+
+@pytest.fixture(scope='module')
+def naming_best(tmp_path_factory):
+  """The model of one step of SFT as an LLM-as-a-Judge, with `best`."""
+  folder = tmp_path_factory.mktemp('naming_best')
+  example = {'id': '1', 'query': 'q', 'responses': ['a', 'b'], 'best': 1}
+  pair = example | {'generation': r'Best: \boxed{2}'}
+  rows = folder / 'rows.jsonl'
+  rows.write_text(json.dumps(pair))
+  values = ONE_STEP | {
+    'data.texts': f'judged:{rows}',
+    'prompt.reads': 'best',
+    'prompt.template': '',
+  }
+  sft_train.run(load_config('sft', **values), str(folder))
+  return str(folder / 'model')
+
+
+def test_an_llm_as_a_judge_is_asked_as_in_training(naming_best, caplog):
+  with caplog.at_level('WARNING', 'absl'):
+    judge = load_with('score', naming_best, judge='llm')
+    loaded = load_with('load_judge', naming_best)
+  assert caplog.text == ''
+  for prompts in (judge.prompts.judgement_format, loaded.config):
+    assert prompts.template == template.stored('best')
+    assert (prompts.reads, prompts.single) == ('best', '')
+  with pytest.raises(UserError, match=naming('config.judge', naming_best)):
+    load_with('score', naming_best)
+
+
+def test_a_grm_as_llm_warns(trained, caplog):
+  with caplog.at_level('WARNING', 'absl'):
+    load_with('score', trained, judge='llm')
+  assert lines_with(caplog.text, trained, 'LLM-as-a-Judge')
 
 
 def test_conversion_keeps_how_a_judge_is_asked(trained, tmp_path):

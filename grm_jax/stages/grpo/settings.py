@@ -18,7 +18,7 @@ from grm_jax.unused_settings import Unused
 SETTINGS = training_run.SETTINGS | {
   'stage': settings.one_of('grpo'),
   'reward': settings.TEXT,
-  'prompt': judge_settings.PROMPT,
+  'prompt': judge_settings.PROMPT | {'reads': judge_settings.READS},
   'response_order': settings.one_of(STRATIFIED, *response_order.KINDS),
   'prompts_per_rollout': settings.parallel(1),
   'group_size': settings.samples(2),
@@ -46,6 +46,7 @@ SETTINGS = training_run.SETTINGS | {
 }
 UNUSED = (
   *training_run.UNUSED,
+  judge_settings.PROMPT_UNUSED,
   Unused(
     ('reference', 'loss.kl_estimator'),
     '{key}.loss.kl_coef is 0',

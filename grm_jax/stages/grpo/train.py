@@ -155,7 +155,7 @@ def _train(
     model_directory.write_trained_judge(
       target,
       trained_judge.of_training(
-        'grm', prompt_format, tokenizer.chat_format.name, max_new_tokens
+        prompt_format, tokenizer.chat_format.name, max_new_tokens
       ),
     )
   decode_model = model.clone(

@@ -284,7 +284,7 @@ def _trained_judge(
   judge_kind = _JUDGE_KINDS[kind]
   if judge_kind == 'meta':
     return trained_judge.of_training(
-      judge_kind, prompt_format, chat_format, max_new_tokens
+      prompt_format, chat_format, max_new_tokens, judge_kind
     )
   is_pair = judge_kind == 'pair'
   return TrainedJudge(

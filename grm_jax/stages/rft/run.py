@@ -323,6 +323,7 @@ def _prompt_settings(prompt_format: PromptFormat) -> dict[str, Any]:
   """Returns prompt settings with digests of the templates, by config key."""
   key = 'train.prompt'
   return {
+    f'{key}.reads': prompt_format.reads,
     f'{key}.too_long': prompt_format.too_long,
     f'{key}.truncated': prompt_format.truncated,
     f'{key}.score_range': list(prompt_format.score_range),

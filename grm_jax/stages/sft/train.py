@@ -49,7 +49,7 @@ SETTINGS = training_run.SETTINGS | {
     'general': settings.TEXT,
     'general_fraction': settings.number(0, 1, below=True),
   },
-  'prompt': judge_settings.PROMPT,
+  'prompt': judge_settings.PROMPT | {'reads': judge_settings.READS},
   'batch': supervised.BATCH | {'packed': settings.BOOLEAN},
   'evaluation': {
     'data': settings.TEXT,
@@ -60,6 +60,7 @@ SETTINGS = training_run.SETTINGS | {
 }
 UNUSED = (
   *training_run.UNUSED,
+  judge_settings.PROMPT_UNUSED,
   Unused(
     ('data.general',),
     '{key}.data.general_fraction is 0',
@@ -160,7 +161,6 @@ def train(
   )
   if params is not None:  # a new run
     description = trained_judge.of_training(
-      'grm',
       prompt_format,
       tokenizer.chat_format.name,
       batch_shape.generation_buckets[-1],

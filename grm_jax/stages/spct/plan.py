@@ -178,6 +178,7 @@ def prompt_settings(config: ConfigDict) -> dict[str, Any]:
       )
     names = {key: _NO_PRINCIPLES.get(name, name) for key, name in names.items()}
   return names | {
+    'reads': 'scores',
     'too_long': prompt.too_long,
     'truncated': prompt.truncated,
     'score_range': prompt.score_range,

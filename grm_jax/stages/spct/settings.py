@@ -1,7 +1,7 @@
 """Checks the settings of a whole run before its first stage starts."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ml_collections import ConfigDict
 
@@ -94,6 +94,11 @@ def _lacks(stage: str, config: ConfigDict) -> bool:
   return stage not in spct_plan.selected_stages(config)
 
 
+def _without_prompt(table: Sequence[Unused]) -> list[Unused]:
+  """Returns the rules but that of config.prompt, which the stages share."""
+  return [x for x in table if x != judge_settings.PROMPT_UNUSED]
+
+
 UNUSED = (
   *(
     Unused(
@@ -108,9 +113,9 @@ UNUSED = (
     '{key}.examples.validation is 0',
     lambda config: not config.examples.validation,
   ),
-  *unused_settings.in_group('sft', sft_train.UNUSED),
+  *unused_settings.in_group('sft', _without_prompt(sft_train.UNUSED)),
   *unused_settings.in_group('rft', [rft_run.NO_HINTS]),
-  *unused_settings.in_group('grpo', grpo_settings.UNUSED),
+  *unused_settings.in_group('grpo', _without_prompt(grpo_settings.UNUSED)),
 )
 
 

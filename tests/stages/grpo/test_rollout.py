@@ -133,6 +133,25 @@ def test_outcomes_and_rewards(order):
   assert [group.rollout_prompt for group in rollout.groups] == prompts
 
 
+class NamingEngine(RuleEngine):
+  """Names responses 1, 2, 1 and none, in this order."""
+
+  def generation(self, request, sample):
+    text = rf'Best: \boxed{{{"121x"[sample]}}}'
+    return self._generation(request, sample, text)
+
+
+def test_an_llm_as_a_judge_is_rewarded_for_the_right_name():
+  pair = example('a', 'none', good=1)
+  naming_best = PromptFormat('best', reads='best')
+  (group,) = sample(
+    [pair], 1, order='fixed', engine=NamingEngine(), prompt_format=naming_best
+  ).groups
+  assert group.rewards.tolist() == [-1, 1, -1, -1]
+  scores = [x.scores for x in group.judgements]
+  assert scores == [(1, 0), (0, 1), (1, 0), None]
+
+
 def test_another_reward_function():
   def length(example, judgement):
     return float(len(example.responses) + judgement.truncated)

@@ -43,6 +43,18 @@ class ScriptedEngine(RuleEngine):
     return generation
 
 
+class NamingEngine(RuleEngine):
+  """Names the 'good' response in its first sample, then another response."""
+
+  def generation(self, request, sample):
+    text = load_tokenizer().decode(request.prompt)
+    responses = re.findall(r'(good|bad)\n\[End', text)
+    number = 1 + responses.index('bad' if sample else 'good')
+    return self._generation(
+      request, sample, rf'{sample} Best: \boxed{{{number}}}'
+    )
+
+
 class TeacherEngine(RuleEngine):
   """Writes about synthetic examples what the teacher writes.
 

@@ -22,6 +22,7 @@ from tests.stages.rft.fixtures import (
   HINT,
   ROWS,
   SAMPLE,
+  NamingEngine,
   ScriptedEngine,
   TeacherEngine,
   kept_texts,
@@ -561,3 +562,30 @@ def test_wrong_settings_at_the_command_line(
   )
   assert names(line, *words)
   assert not (tmp_path / 'work').exists()
+
+
+def test_an_llm_as_a_judge_learns_from_the_right_names(workdir, run, caplog):
+  with caplog.at_level('WARNING'):
+    run(
+      '--config.phases=sample,filter',
+      SAMPLE[1],
+      '--config.train.prompt.reads=best',
+      '--config.train.prompt.template=',
+      engine=NamingEngine(),
+    )
+  kept = read_rows(workdir / 'kept.jsonl')
+  assert {x['id']: x['generations'] for x in kept} == {
+    'easy 0,1': [r'0 Best: \boxed{1}'],
+    'mixed 0,1': [r'0 Best: \boxed{2}'],
+    'saved 0,1,2': [r'0 Best: \boxed{3}'],
+    'lost 0,1': [r'0 Best: \boxed{1}'],
+  }
+  # The two examples with a single response have no best one.
+  path = workdir.parent / 'rows.jsonl'
+  assert any(names(x, path, 2, 6, 'single') for x in caplog.messages)
+
+
+def test_an_llm_as_a_judge_needs_several_responses(workdir, error_of):
+  write_rows(workdir.parent / 'rows.jsonl', ROWS[4:])
+  message = error_of(*SAMPLE, '--config.train.prompt.reads=best')
+  assert names(message, 'rows.jsonl', 'all 2', 'config.prompt.reads')

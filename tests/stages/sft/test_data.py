@@ -12,7 +12,7 @@ from grm_jax.stages.sft import data as sft_data
 from grm_jax.tokenizer import chat_format
 from grm_jax.tokenizer import tiny as tiny_tokenizer
 from tests import test_configs
-from tests.messages import naming
+from tests.messages import lines_with, naming
 
 SHAPE = BatchShape((64,), (16,), 1)
 PROMPT_FORMAT = PromptFormat('practice', 'practice_single')
@@ -97,3 +97,19 @@ def test_no_text_fits(tokenizer):
   sft_config = config(**{'data.texts': 'practice:4'})
   with pytest.raises(UserError, match=naming('config.prompt.template', 8)):
     tokenize(sft_config, tokenizer, BatchShape((8,), (16,), 1))
+
+
+def test_an_llm_as_a_judge_skips_single_responses(tokenizer, tmp_path, caplog):
+  path = tmp_path / 'rows.jsonl'
+  pair = {'query': 'q', 'responses': ['a', 'b'], 'generation': r'\boxed{1}'}
+  rows = [pair, pair | {'responses': ['a']}]
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  examples, _ = sft_data.read(config(**{'data.texts': f'judged:{path}'}))
+  shape = BatchShape((1024,), (16,), 1)
+  naming_best = PromptFormat('best', reads='best')
+  with caplog.at_level('WARNING'):
+    tokenized = sft_data.tokenize(
+      examples, {}, naming_best, tokenizer, shape, packed=False
+    )
+  assert len(tokenized) == 1
+  assert lines_with(caplog.text, 'skipped', 1, 2)

@@ -113,8 +113,9 @@ def test_shared_settings_reach_all_stages():
       'template': 'practice',
       'single': 'practice_single',
       'too_long': 'refuse',
-      'truncated': 'fail',
+      'reads': 'scores',
       'score_range': (1, 10),
+      'truncated': 'fail',
     }
     assert config.evaluation.data == ''
   assert planned['grpo'].config.compute.remat == 'dots'
