@@ -41,6 +41,9 @@ _DEFAULTS = dict(
   # Weight judgements so that right and wrong ones count the same. The paper
   # does not; see :balanced.
   balance_labels=False,
+  # With kind=pair: 'balanced' reads each pair in both orders, 'random' in one
+  # random order, 'fixed' in the stored order.
+  response_order='balanced',
   prompt=dict(
     # Template of the meta RM's prompts. The checkpoint stores it for judges.
     meta='meta',

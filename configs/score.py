@@ -32,7 +32,9 @@ _DEFAULTS = dict(
   fail_on_bad_rows=False,  # stop at the first row that cannot be judged
   k=8,  # samples of each row; 0: one greedy judgement
   temperature=0.5,  # of the samples, up to 100; below 1e-5: greedy
-  response_order='balanced',  # of responses in the prompt; 'random', 'fixed'
+  # Order of the responses in the prompt: 'balanced', 'random' or 'fixed'. With
+  # judge=pair: each pair in both orders, in a random one, or as stored.
+  response_order='balanced',
   # 'sum' of scores, 'mean', 'majority' of pairwise winners. With a meta RM:
   # 'guided', the sum of the k_meta samples that it values most, or 'best', the
   # scores of the one sample. '': 'guided' with a meta RM, else 'sum'.

@@ -120,7 +120,10 @@ _REMOVED = {
     *(f'train.{key}' for key in _SHARED),
   ),
   'grpo': (*_SHARED, 'checkpoint', 'data'),
-  'meta_rm': (*_SHARED, 'kind', 'data', 'samples', 'evaluation.samples'),
+  'meta_rm': (
+    *(*_SHARED, 'kind', 'data', 'samples', 'evaluation.samples'),
+    'response_order',
+  ),
 }
 # Changes of the stages' configs. In rft.train.data.general, '' means the texts
 # of the cold start for practice problems; other data need a source.

@@ -29,6 +29,13 @@ CASES = [
     'judge',
   ),
   ('score', {'judge': 'semi_scalar', 'prompt.template': 'a'}, '', ''),
+  ('score', {'judge': 'pair', 'response_order': 'random'}, '', ''),
+  (
+    'reward_model',
+    {'kind': 'meta', 'response_order': 'random'},
+    'response_order',
+    'kind',
+  ),
   (
     'grpo',
     {'prompt.reads': 'best', 'prompt.score_range': (1, 5)},

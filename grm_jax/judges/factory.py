@@ -1,5 +1,6 @@
 """Makes judges from checkpoints, for the stages and for scripts."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -217,6 +218,8 @@ def _value_judge(
       tokenizer,
       trained or pairwise_rm.TEMPLATE,
       judge_config.too_long,
+      judge_config.order,
+      judge_config.seed,
     )
   decoder = model.clone(layout=decode_layout)
   weights, _ = decode_weights.place(decoder, params, sampling.int8)
@@ -291,7 +294,10 @@ def with_order(judge: AnyJudge, order: str) -> AnyJudge:
     return Judge(
       judge.engine, judge.weights, judge.tokenizer, new_config, judge.meta
     )
-  return judge  # it sees one response at a time, or both orders of each pair
+  if isinstance(judge, PairJudge) and judge.order != 'balanced':
+    judge = copy.copy(judge)
+    judge.order = order
+  return judge  # others see one response at a time, or pairs in both orders
 
 
 def load(

@@ -89,7 +89,7 @@ PROMPT_UNUSED = Unused(
 UNUSED = (
   Unused(
     (
-      *('k', 'temperature', 'response_order', 'k_meta'),
+      *('k', 'temperature', 'k_meta'),
       *('prompt.template', 'prompt.single', 'prompt.score_range'),
       *('prompt.principles', 'prompt.meta'),
       *('prompt.extraction', 'prompt.truncated'),
@@ -98,6 +98,11 @@ UNUSED = (
     ),
     '{key}.judge is a model with a scalar head that generates nothing',
     lambda config: config.judge in ('scalar', 'pair'),
+  ),
+  Unused(
+    ('response_order',),
+    '{key}.judge reads one response at a time',
+    lambda config: config.judge in ('scalar', 'semi_scalar'),
   ),
   Unused(
     (

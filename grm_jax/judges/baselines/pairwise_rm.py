@@ -2,16 +2,17 @@
 
 As in PairRM (arXiv 2306.02561), the model reads the query and both responses
 together. The query and the first response are the prompt, and all second
-responses follow it, so n responses need n prompts and not n * (n - 1).
+responses follow it, so n responses need n prompts and not n * (n - 1). By
+default each pair is read in both orders; the paper's ablation reads one.
 """
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from grm_jax.errors import UserError
-from grm_jax.judgement import prompt_builder, template
+from grm_jax.judgement import prompt_builder, response_order, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample
 from grm_jax.judgement.prompt_builder import PromptTokens
@@ -60,11 +61,33 @@ def pair_text(
   return chat_format.model_turn(tokenizer, text)
 
 
+def second_responses(
+  order: str, num_responses: int, seed: int, example_id: str
+) -> list[list[int]]:
+  """Returns the responses that follow each response in the pairs to read.
+
+  Args:
+    order: 'balanced' reads each pair in both orders, 'random' in one random
+      order, 'fixed' in the stored order.
+    num_responses: n.
+    seed: seed of random orders.
+    example_id: id of the example.
+
+  Returns:
+    n lists; list i has the second responses of pairs that begin with i.
+  """
+  indices = range(num_responses)
+  if order == 'balanced':
+    return [[j for j in indices if j != i] for i in indices]
+  (ranking,) = response_order.orders(order, num_responses, 1, seed, example_id)
+  return [sorted(ranking[ranking.index(i) + 1 :]) for i in indices]
+
+
 class PairJudge:
   """Scores a response by its mean probability to beat another response.
 
-  The model reads each pair in both orders, which cancels a position bias. The
-  interface is that of scalar_rm.ScalarJudge.
+  By default the model reads each pair in both orders, which cancels a position
+  bias. The interface is that of scalar_rm.ScalarJudge.
   """
 
   def __init__(
@@ -73,10 +96,22 @@ class PairJudge:
     tokenizer: Tokenizer,
     template_name: str | StoredTemplate = TEMPLATE,
     too_long: str = 'shorten',
+    order: str = 'balanced',
+    seed: int = 0,
   ):
-    """Shortens or refuses long examples, see judgement/prompt_builder.py."""
+    """Shortens or refuses long examples, see judgement/prompt_builder.py.
+
+    Args:
+      scorer: the pairwise model.
+      tokenizer: its tokenizer.
+      template_name: template of its prompts.
+      too_long: 'shorten' or 'refuse'.
+      order: see `second_responses`.
+      seed: seed of random orders.
+    """
     self.scorer, self.tokenizer = scorer, tokenizer
     self.template_name, self.too_long = template_name, too_long
+    self.order, self.seed = order, seed
 
   def judge(
     self,
@@ -99,13 +134,18 @@ class PairJudge:
       if isinstance(logits, ExampleError):
         yield logits
       else:
-        probabilities = win_probabilities(logits)
+        probabilities = win_probabilities(logits, self._seconds(example))
         yield single_judgement(example, probabilities, x.shortened)
+
+  def _seconds(self, example: JudgingExample) -> list[list[int]]:
+    return second_responses(
+      self.order, len(example.responses), self.seed, example.id
+    )
 
   def _input(
     self, example: JudgingExample | ExampleError
   ) -> ScorerInput | ExampleError:
-    """Returns a prompt per response, followed by the other responses."""
+    """Returns a prompt per first response, with the second responses."""
     example = row_limits.limited(example, row_limits.MAX_PAIRED_RESPONSES)
     if isinstance(example, ExampleError):
       return example
@@ -132,11 +172,13 @@ class PairJudge:
       )
       for i in range(len(texts))
     ]
+    pairs = zip(prompts, self._seconds(example), strict=True)
     return ScorerInput(
       example.id,
       [
-        (prompt.tokens, [x.tokens for x in (*texts[:i], *texts[i + 1 :])])
-        for i, prompt in enumerate(prompts)
+        (prompt.tokens, [texts[j].tokens for j in seconds])
+        for prompt, seconds in pairs
+        if seconds
       ],
       any(x.shortened for x in (*prompts, *texts)),
     )
@@ -157,21 +199,30 @@ class PairJudge:
     return text
 
 
-def win_probabilities(logits: list[np.ndarray]) -> list[float]:
+def win_probabilities(
+  logits: Sequence[np.ndarray], seconds: Sequence[Sequence[int]]
+) -> list[float]:
   """Returns each response's mean probability to beat another response.
 
   Args:
-    logits: n arrays [n - 1]; logits[i] are the logits that response i is better
-      than each other response, which are in order without i.
+    logits: an array for each non-empty list in `seconds`: the logits that the
+      first response is better than each of the second responses.
+    seconds: see `second_responses`.
 
   Returns:
     n numbers in [0, 1] with mean 1/2.
   """
-  n = len(logits)
+  n = len(seconds)
   wins = np.full((n, n), np.nan)  # wins[i, j]: i first in the prompt, beats j
-  for i, row in enumerate(logits):
+  firsts = [i for i in range(n) if seconds[i]]
+  for i, row in zip(firsts, logits, strict=True):
     values = np.asarray(row, np.float64)
     # The logistic function; tanh does not overflow.
-    wins[i, np.arange(n) != i] = 0.5 * (1 + np.tanh(0.5 * values))
-  both_orders = 0.5 * (wins + (1 - wins.T))
+    wins[i, seconds[i]] = 0.5 * (1 + np.tanh(0.5 * values))
+  # A pair that was read in one order has the same probability in the other.
+  swapped = 1 - wins.T
+  both_orders = 0.5 * (
+    np.where(np.isnan(wins), swapped, wins)
+    + np.where(np.isnan(swapped), wins, swapped)
+  )
   return np.nanmean(both_orders, axis=1).tolist()

@@ -179,6 +179,8 @@ def make_records(
   batch_shape: BatchShape,
   name: str,
   balance: bool = False,
+  order: str = 'balanced',
+  seed: int = 0,
 ) -> list[LabelledRecord]:
   """Returns the records that fit a batch, with weights; logs the others.
 
@@ -192,6 +194,8 @@ def make_records(
     name: name of the data, for messages.
     balance: for kind 'meta': weight the judgements so that both labels have the
       same total weight.
+    order: for kind 'pair': see pairwise_rm.second_responses.
+    seed: seed of random orders.
 
   Raises:
     UserError: nothing fits, or all labels are equal.
@@ -208,7 +212,10 @@ def make_records(
       elif kind == 'bradley_terry':
         records += _bradley_terry_records(example, tokenizer, batch_shape)
       else:
-        records += _pair_records(example, tokenizer, batch_shape)
+        seconds = pairwise_rm.second_responses(
+          order, len(example.responses), seed, example.id
+        )
+        records += _pair_records(example, seconds, tokenizer, batch_shape)
     except UserError as error:
       misfits.append((example.id, str(error)))
   fitting, too_long = tokenized_example.partition_by_fit(
@@ -290,14 +297,18 @@ def _bradley_terry_records(
 
 
 def _pair_records(
-  example: JudgingExample, tokenizer: Tokenizer, batch_shape: BatchShape
+  example: JudgingExample,
+  second_responses: Sequence[Sequence[int]],
+  tokenizer: Tokenizer,
+  batch_shape: BatchShape,
 ) -> list[LabelledRecord]:
-  """Returns the pairs of the best response with each other, in both orders."""
+  """Returns the pairs of the best response with each other response."""
   best, other_indices = _best_and_others(example)
   max_prompt = batch_shape.prompt_buckets[-1]
   records = []
   for first in range(len(example.responses)):
-    seconds = other_indices if first == best else [best]
+    compared = other_indices if first == best else [best]
+    seconds = [i for i in second_responses[first] if i in compared]
     for part, chunk in enumerate(
       _chunks(seconds, batch_shape.generations_per_prompt)
     ):

@@ -63,6 +63,7 @@ SETTINGS = training_run.SETTINGS | {
   'kind': settings.one_of(*KINDS),
   'samples': settings.TEXT,
   'balance_labels': settings.BOOLEAN,
+  'response_order': judge_settings.RESPONSE_ORDER,
   'prompt': {
     'meta': settings.TEXT,
     'single': settings.TEXT,
@@ -93,6 +94,11 @@ UNUSED = (
     ('prompt', 'balance_labels'),
     '{key}.kind is not meta, and only a meta RM reads judgements',
     lambda config: config.kind != 'meta',
+  ),
+  Unused(
+    ('response_order',),
+    '{key}.kind is not pair',
+    lambda config: config.kind != 'pair',
   ),
   Unused(
     ('evaluation.holdout_fraction',),
@@ -185,6 +191,8 @@ def _train(
     tokenizer=tokenizer,
     batch_shape=batch_shape,
     balance=config.balance_labels,
+    order=config.response_order,
+    seed=config.seed,
   )
   records = make_records(dataset, name='training data')
   evaluator = None

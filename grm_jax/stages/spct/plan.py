@@ -358,6 +358,7 @@ def _add_meta_rm(config: ConfigDict, pipeline: PipelinePlan) -> None:
     stage_config.update(
       stage='reward_model', kind='meta', **_shared(config), **initial
     )
+    stage_config.response_order = 'balanced'  # of pairs; has no effect
     judged_by = stage_config.prompt
     stage_config.prompt = ConfigDict(
       {

@@ -12,7 +12,11 @@ from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.judgement.judgement import JudgedExample, Judgement
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judgement.rejection_sampling import FilterSample
-from grm_jax.judges.baselines.pairwise_rm import PairJudge, win_probabilities
+from grm_jax.judges.baselines.pairwise_rm import (
+  PairJudge,
+  second_responses,
+  win_probabilities,
+)
 from grm_jax.judges.baselines.scalar_rm import ScalarJudge
 from grm_jax.judges.meta_rm import META, MetaJudge
 from grm_jax.model.batch import Batch
@@ -65,7 +69,9 @@ def dataset(judged=JUDGED):
   return RewardDataset(EXAMPLES, samples)
 
 
-def make_records(kind, data, batch_shape=SHAPE, template=META, balance=False):
+def make_records(
+  kind, data, batch_shape=SHAPE, template=META, balance=False, **order
+):
   prompt_format = PromptFormat(template, 'single')
   return rm_data.make_records(
     kind,
@@ -75,6 +81,7 @@ def make_records(kind, data, batch_shape=SHAPE, template=META, balance=False):
     batch_shape,
     'these data',
     balance,
+    **order,
   )
 
 
@@ -208,6 +215,42 @@ def test_pair_tokens_are_those_of_the_pair_judge_in_both_orders():
   }
 
 
+@pytest.mark.parametrize('order', ['random', 'fixed'])
+def test_pairs_can_be_read_in_a_single_order(order):
+  """Training and judging read the same single order of each pair."""
+  scorer = RecordingScorer()
+  judge = PairJudge(scorer, load_tokenizer(), order=order, seed=3)
+  list(judge.judge([PAIR, THREE]))
+  scored = {(prompt, text) for prompt, texts in scorer.items for text in texts}
+  assert len(scored) == 1 + 3
+  data = RewardDataset(EXAMPLES_OF_SEVERAL, {})
+  records = make_records('pair', data, order=order, seed=3)
+  pairs = [(tokens(x)[0], text) for x in records for text in tokens(x)[1]]
+  assert len(pairs) == 1 + 2 and set(pairs) <= scored
+  if order == 'fixed':
+    labels = {x.tokenized.id: (x.labels, x.text_indices) for x in records}
+    assert labels == {
+      'pair 0 0': ((0,), (1,)),
+      'three 0 0': ((1, 1), (1, 2)),
+    }
+
+
+def test_second_responses():
+  assert second_responses('balanced', 3, 0, 'x') == [[1, 2], [0, 2], [0, 1]]
+  assert second_responses('fixed', 3, 0, 'x') == [[1, 2], [2], []]
+  pairs = [second_responses('random', 2, 0, str(i)) for i in range(100)]
+  assert all(x in ([[1], []], [[], [0]]) for x in pairs)
+  firsts = [first for first, _ in pairs]
+  assert 30 < firsts.count([1]) < 70
+
+
+def test_a_single_order_gives_both_responses_a_probability():
+  # The first of three beats the second with 1/2 and the third with 3/4.
+  logits = [np.log([1.0, 3.0]), np.zeros(1)]
+  found = win_probabilities(logits, [[1, 2], [2], []])
+  assert found == pytest.approx([5 / 8, 1 / 2, 3 / 8])
+
+
 def test_the_pair_judge_averages_probabilities():
   """The value is the difference in length: the longer one is better."""
 
@@ -229,10 +272,12 @@ def test_the_pair_judge_averages_probabilities():
 
 
 def test_a_preference_for_the_first_cancels_out():
-  assert win_probabilities([np.array([3.0]), np.array([3.0])]) == [0.5, 0.5]
+  both = [[1], [0]]
+  assert win_probabilities([np.full(1, 3.0)] * 2, both) == [0.5, 0.5]
   # Three responses; the first of a pair wins in all but one.
   found = win_probabilities(
-    [np.full(2, 9.0), np.array([9.0, -9.0]), np.full(2, 9.0)]
+    [np.full(2, 9.0), np.array([9.0, -9.0]), np.full(2, 9.0)],
+    second_responses('balanced', 3, 0, 'x'),
   )
   assert found == pytest.approx([1 / 2, 1 / 4, 3 / 4], abs=1e-3)
 
