@@ -42,11 +42,12 @@ _DEFAULTS = dict(
   fail_on_bad_rows=False,  # stop at the first bad row instead of skipping it
   seed=0,  # of data order and samples
   prompt=dict(
-    # What a judgement states: 'scores' of the responses, or the number of the
-    # 'best' one (LLM-as-a-Judge). '': as the initial model, or scores.
+    # What a judgement states: 'scores' of the responses, the number of the
+    # 'best' one (LLM-as-a-Judge), or no scores: a 'critique' of one response
+    # (CLoud). '': as the initial model, or else scores.
     reads='',
     # Name in grm_jax/judgement/templates/, or a path. '': that of the initial
-    # model, or else 'pointwise' for scores and 'best' for the best response.
+    # model, or else pointwise, best or critic, by `reads`.
     template='',
     single='single',  # template for one response; 'none': `template`
     score_range=(1, 10),  # lowest and highest score

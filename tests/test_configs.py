@@ -17,7 +17,8 @@ CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 MAX_LEAVES = 44
 # grpo samples, trains, has a reference policy and published variants. serve has
 # the leaves of score, an address and limits. sft also trains from scratch and
-# on packed rows. evaluate has a path for each suite. reward_model has four kinds.
+# on packed rows. evaluate has a path for each suite. reward_model has four
+# kinds.
 EXCEPTIONS = {
   'grpo': 64,
   'serve': 50,

@@ -7,6 +7,7 @@ from absl import logging
 from grm_jax.data import example_sources
 from grm_jax.errors import UserError
 from grm_jax.judgement import correctness
+from grm_jax.judgement import example as examples_lib
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.prompt_format import PromptFormat
 
@@ -15,6 +16,8 @@ def load(
   spec: str, fail_on_bad_rows: bool, prompt_format: PromptFormat
 ) -> list[JudgingExample]:
   """Returns the training examples of a source that have a label.
+
+  For critiques, returns one example per response, which needs no label.
 
   Args:
     spec: source, see data/example_sources.py.
@@ -28,6 +31,8 @@ def load(
       the best one.
   """
   loaded, _ = example_sources.load(spec, 'train', fail_on_bad_rows)
+  if prompt_format.reads == 'critique':
+    return [x for y in loaded for x in examples_lib.single_responses(y)]
   examples = keep_labelled(loaded, spec)
   if prompt_format.reads == 'best':
     examples = keep_preferences(examples, spec)

@@ -20,6 +20,7 @@ from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import Judgement
 
 OUTCOMES = ('correct', 'incorrect', 'parse_failure', 'truncated')
+CRITIQUE = 'critique'  # outcome of a generation that states no scores
 
 # Signature of a reward function.
 RewardFunction = Callable[[JudgingExample, Judgement], float]
@@ -94,10 +95,10 @@ def is_correct(scores: Sequence[float] | None, example: JudgingExample) -> bool:
 
 
 def outcome(example: JudgingExample, judgement: Judgement) -> str:
-  """Returns which of OUTCOMES a judgement is.
+  """Returns which of OUTCOMES a judgement is, or CRITIQUE without scores.
 
   Args:
-    example: the labelled example, see `has_label`.
+    example: the labelled example, see `has_label`; any for a critique.
     judgement: one generation about it.
 
   Raises:
@@ -105,6 +106,8 @@ def outcome(example: JudgingExample, judgement: Judgement) -> str:
   """
   if judgement.scores is None:
     return 'truncated' if judgement.truncated else 'parse_failure'
+  if not judgement.scores:
+    return CRITIQUE
   return 'correct' if is_correct(judgement.scores, example) else 'incorrect'
 
 

@@ -92,6 +92,21 @@ class JudgingExample:
     return ''
 
 
+def single_responses(example: JudgingExample) -> list[JudgingExample]:
+  """Returns one unlabelled example per response, with ids ID/0, ID/1, ..."""
+  return [
+    dataclasses.replace(
+      example,
+      id=f'{example.id}/{i}',
+      responses=(response,),
+      best=None,
+      rewards=None,
+      has_integer_id=False,
+    )
+    for i, response in enumerate(example.responses)
+  ]
+
+
 def from_row(row: Any, number: int) -> JudgingExample:
   """Returns the example in a user's row.
 

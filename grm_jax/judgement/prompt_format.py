@@ -19,7 +19,7 @@ from grm_jax.judgement import (
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.template import StoredTemplate, Template
 
-READS = ('scores', 'best')
+READS = ('scores', 'best', 'critique')
 EXTRACTIONS = ('strict', 'model_card')
 TRUNCATED = ('fail', 'read')
 MAX_SCORE = 1000  # score
@@ -42,8 +42,9 @@ class PromptFormat:
       (model_card_parser.py).
     truncated: what a generation that reached the maximum length is: 'fail', a
       parse failure; or 'read', parsed like any other.
-    reads: 'scores', or 'best': the generation names only the best response
-      (LLM-as-a-judge), which gets score 1 and the others 0.
+    reads: 'scores'; 'best': the generation names only the best response
+      (LLM-as-a-judge), which gets score 1 and the others 0; or 'critique': it
+      is a text about one response, without scores.
     key: config key of these settings, for messages.
   """
 
@@ -134,9 +135,12 @@ class PromptFormat:
 
     Returns:
       [C] scores, or None if the text does not parse. Strict scores are ints.
+      A critique has none: ().
     """
     if truncated and self.truncated == 'fail':
       return None
+    if self.reads == 'critique':
+      return ()
     scores = self._scores_by_position(text, len(order))
     return None if scores is None else response_order.restore(scores, order)
 

@@ -4,6 +4,7 @@ As in arXiv 2504.02495, section 3.2: incorrect generations are dropped, and so
 are examples whose unhinted samples are all correct ("too easy"). The prompt of
 a hinted generation contains the label; only incorrect ones are dropped.
 So are truncated generations, unless config.train.prompt.truncated is 'read'.
+Critiques have no scores that could be incorrect: all others are selected.
 """
 
 import collections
@@ -70,7 +71,7 @@ class FilterConfig:
 def outcome(
   sample: FilterSample, example: JudgingExample, prompt_format: PromptFormat
 ) -> str:
-  """Returns which of correctness.OUTCOMES a sample is.
+  """Returns which of correctness.OUTCOMES a sample is, or CRITIQUE.
 
   Raises:
     UserError: the example has no label.
@@ -111,7 +112,8 @@ def select(
   too_easy = is_too_easy([x for sample, x in pairs if not sample.hinted])
   if too_easy and config.too_easy and config.reject:
     return []
-  accepted = ('correct',) if config.reject else ('correct', 'incorrect')
+  accepted = {'correct', correctness.CRITIQUE}
+  accepted |= set() if config.reject else {'incorrect'}
   allowed = {False: config.unhinted, True: config.hinted}
   selected: dict[tuple[tuple[int, ...], str], FilterSample] = {}
   for sample, sample_outcome in pairs:

@@ -27,6 +27,7 @@ FORMAT_VERSION = 1
 KINDS = {
   'grm': 'a generative judge',
   'llm': 'an LLM-as-a-Judge',
+  'critic': 'a critique model',
   'meta': 'a meta RM',
   'scalar': 'a scalar reward model',
   'pair': 'a pairwise reward model',
@@ -35,8 +36,8 @@ KINDS = {
 }
 # The kinds that generate, by what is read in their generations, and the
 # templates of models that store none.
-GENERATIVE = {'scores': 'grm', 'best': 'llm'}
-_TEMPLATES = {'scores': 'pointwise', 'best': 'best'}
+GENERATIVE = {'scores': 'grm', 'best': 'llm', 'critique': 'critic'}
+_TEMPLATES = {'scores': 'pointwise', 'best': 'best', 'critique': 'critic'}
 _WITHOUT_TEMPLATE = ('scalar', 'imported')
 NONE = 'none'  # value of config.prompt.single: no template of its own
 DEFAULT_LENGTH = 1024  # tokens of a generation
@@ -48,7 +49,8 @@ class TrainedJudge:
 
   Attributes:
     kind: what it was trained as, one of KINDS. A 'grm' writes a score for each
-      response, an 'llm' names the best response.
+      response, an 'llm' names the best response, and a 'critic' writes about
+      one response.
     chat_format: name of the tokenizer's chat format.
     template: template of its prompts; None for the kinds 'scalar', which reads
       conversations, and 'imported'.
@@ -199,7 +201,7 @@ def prompt_format(
   """
   reads = reads or (stored.reads if stored else '') or 'scores'
   defaults = {
-    'template': _TEMPLATES.get(reads, ''),
+    'template': _TEMPLATES.get(reads, ''),  # PromptFormat reports bad `reads`
     'single': default_single,
     'score_range': (1, 10),
     'single_score_range': (0, 1),

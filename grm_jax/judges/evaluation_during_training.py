@@ -12,6 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from grm_jax.data import example_sources, labelled_examples
+from grm_jax.errors import UserError
 from grm_jax.judgement import correctness, voting
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
@@ -161,6 +162,11 @@ def from_config(
   """
   if not config.evaluation.data:
     return None
+  if prompt_format.reads == 'critique':
+    raise UserError(
+      f'config.evaluation.data is {config.evaluation.data}, but critiques have '
+      "no scores that could be evaluated; set config.evaluation.data=''"
+    )
   examples, _ = example_sources.load(
     config.evaluation.data, 'held_out', config.fail_on_bad_rows
   )

@@ -45,7 +45,7 @@ _READS = {
   'token_probability': 'best',
   'scalar': 'scores',
   'pair': 'scores',
-  'semi_scalar': 'scores',
+  'semi_scalar': 'critique',
 }
 JUDGES = tuple(_READS)
 # Judges whose scores are values of a scalar head.
@@ -244,20 +244,18 @@ def make_judge_config(config: ConfigDict) -> JudgeConfig:
       f'config.judge is {config.judge!r}; it must be one of {", ".join(JUDGES)}'
     )
   stored = None
-  if config.judge not in _VALUE_JUDGES:
+  if config.judge not in ('scalar', 'pair'):
     stored = model_directory.read_trained_judge(config.checkpoint)
-  if stored and stored.kind == 'llm' and config.judge == 'grm':
+  if stored and stored.kind in ('llm', 'critic') and config.judge == 'grm':
     trained_judge.check_kind(
       stored, config.checkpoint, 'grm', 'config.checkpoint'
     )
   prompt = config.prompt
-  # A critic always sees one response.
-  is_critic = config.judge == 'semi_scalar'
   prompt_format = trained_judge.prompt_format(
     stored,
     config.checkpoint,
-    template=prompt.template or ('critic' if is_critic else ''),
-    single='' if is_critic else prompt.single,
+    template=prompt.template,
+    single=prompt.single,
     score_range=prompt.score_range,
     reads=_READS[config.judge],
     too_long=prompt.too_long,

@@ -82,8 +82,8 @@ VOTING_JUDGE = JUDGE | {
 # Leaves of their config.prompt without effect, see unused_settings.py.
 PROMPT_UNUSED = Unused(
   ('prompt.single', 'prompt.score_range'),
-  '{key}.prompt.reads=best names the best response instead of writing scores',
-  lambda config: config.prompt.reads == 'best',
+  '{key}.prompt.reads is not scores',
+  lambda config: config.prompt.reads not in ('', 'scores'),
 )
 # Leaves of judging without effect, see unused_settings.py.
 UNUSED = (

@@ -94,6 +94,7 @@ def test_too_long_examples_are_shortened_or_refused():
     (PromptFormat('best', reads='best'), r'Best: \boxed{1}', 3, (1, 0, 0)),
     (PromptFormat('best', reads='best'), r'Best: \boxed{4}', 3, None),
     (PromptFormat('best', reads='best'), 'the second one', 3, None),
+    (PromptFormat('critic', reads='critique'), r'Good. \boxed{2}', 1, ()),
   ],
 )
 def test_parse_scores(prompt_format, text, count, scores):

@@ -8,12 +8,12 @@ which the votes combine.
 """
 
 import collections
-import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from grm_jax.errors import UserError
+from grm_jax.judgement import example as examples_lib
 from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
@@ -153,14 +153,7 @@ def _singles(examples, started) -> Iterator[JudgingExample | ExampleError]:
     if isinstance(example, ExampleError):
       yield example
       continue
-    for i, response in enumerate(example.responses):
-      yield dataclasses.replace(
-        example,
-        id=f'{example.id}/{i}',
-        responses=(response,),
-        best=None,
-        rewards=None,
-      )
+    yield from examples_lib.single_responses(example)
 
 
 def _merge(

@@ -76,7 +76,15 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
       f'rollout, {stride} ({key}.num_minibatches * '
       f'{key}.num_iterations)'
     )
-  training_run.prompt_format(config.prompt, config.checkpoint, f'{key}.prompt')
+  prompt_format = training_run.prompt_format(
+    config.prompt, config.checkpoint, f'{key}.prompt'
+  )
+  if prompt_format.reads == 'critique':
+    raise UserError(
+      f'{key}.checkpoint={config.checkpoint} writes critiques, which have no '
+      f'scores to reward; give a judge, or set {key}.prompt.reads to scores or '
+      'best'
+    )
   correctness.load_reward(config.reward, f'{key}.reward')
 
 

@@ -86,7 +86,17 @@ NO_HINTS = Unused(
   '{key}.num_hinted_samples is 0',
   lambda config: not config.num_hinted_samples and not config.get('samples'),
 )
+CRITIQUES = Unused(
+  (
+    *('num_hinted_samples', 'hinted_temperature', 'hint'),
+    *('filter.reject', 'filter.too_easy', 'filter.hinted'),
+    *rft_sampling.HINT_TEMPLATES,
+  ),
+  '{key}.train.prompt.reads is critique, and no critique is incorrect',
+  lambda config: config.train.prompt.reads == 'critique',
+)
 UNUSED = (
+  CRITIQUES,
   Unused(
     (
       *('num_samples', 'num_hinted_samples', 'temperature', 'sampling'),

@@ -101,13 +101,15 @@ def sample(
   )
   # An example that cannot be judged has no samples, with or without a hint.
   judged = [examples[id] for id, samples in unhinted.items() if samples]
-  never_right = [x for x in judged if not _any_correct(x, unhinted[x.id])]
-  logging.info(
-    '%d of %d examples have no correct unhinted sample',
-    len(never_right),
-    len(unhinted),
-  )
-  to_hint = judged if config.hint == 'all' else never_right
+  to_hint = judged
+  if prompt_format.reads == 'critique':
+    to_hint = []  # no critique is incorrect
+  elif config.hint != 'all':
+    to_hint = [x for x in judged if not _any_correct(x, unhinted[x.id])]
+    logging.info(
+      '%d of %d examples have no correct unhinted sample',
+      *(len(to_hint), len(unhinted)),
+    )
   hinted = {}
   if config.num_hinted_samples and to_hint:
     hinted = _sample_pass(

@@ -1,5 +1,6 @@
 """Inputs of RFT in tests: rows to judge, and engines that follow a script."""
 
+import dataclasses
 import json
 import re
 
@@ -53,6 +54,17 @@ class NamingEngine(RuleEngine):
     return self._generation(
       request, sample, rf'{sample} Best: \boxed{{{number}}}'
     )
+
+
+class CriticEngine(RuleEngine):
+  """Writes about the response; critiques of 'bad' ones have no end."""
+
+  def generation(self, request, sample):
+    text = load_tokenizer().decode(request.prompt)
+    (response,) = re.findall(r'(good|bad)\n\[End', text)
+    generation = self._generation(request, sample, f'It is {response}.')
+    finish = 'length' if response == 'bad' else 'stop'
+    return dataclasses.replace(generation, finish=finish)
 
 
 class TeacherEngine(RuleEngine):

@@ -22,6 +22,7 @@ from tests.stages.rft.fixtures import (
   HINT,
   ROWS,
   SAMPLE,
+  CriticEngine,
   NamingEngine,
   ScriptedEngine,
   TeacherEngine,
@@ -589,3 +590,27 @@ def test_an_llm_as_a_judge_needs_several_responses(workdir, error_of):
   write_rows(workdir.parent / 'rows.jsonl', ROWS[4:])
   message = error_of(*SAMPLE, '--config.train.prompt.reads=best')
   assert names(message, 'rows.jsonl', 'all 2', 'config.prompt.reads')
+
+
+def test_critiques_of_each_response_are_kept(workdir, run):
+  """Without labels, hints and rejection; only truncated ones are dropped."""
+  unlabelled = ROWS[1] | {'best': None}
+  write_rows(workdir.parent / 'rows.jsonl', [unlabelled, *ROWS[4:5]])
+  engine = CriticEngine()
+  run(
+    '--config.phases=sample,filter',
+    '--config.num_samples=1',
+    '--config.train.prompt.reads=critique',
+    '--config.train.prompt.template=',
+    engine=engine,
+  )
+  ids = [x.key.split(' ')[0] for x in engine.requests]
+  assert ids == ['mixed/0', 'mixed/1', 'single/0']
+  kept = read_rows(workdir / 'kept.jsonl')
+  assert [(x['responses'], x['generations']) for x in kept] == [
+    (['good'], ['It is good.'])
+  ]
+  counts = json.loads((workdir / 'filter.json').read_text())['counts']
+  counts = counts['synthetic']
+  assert (counts['examples'], counts['generations_kept']) == (3, 1)
+  assert counts['unhinted_truncated'] == 2
