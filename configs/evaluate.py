@@ -34,6 +34,9 @@ _DEFAULTS = dict(
   checkpoint='',  # model directory; 'random': small random weights
   checkpoint_step=-1,  # step of the checkpoint; -1: the newest
   meta_checkpoint='',  # model directory of a meta RM; '': none
+  # With judge=semi_scalar: model directory of the value model, while
+  # `checkpoint` writes critiques. '': `checkpoint` has a scalar head.
+  value_checkpoint='',
   suites=dict(  # file, folder or data set of each; '': not evaluated
     rewardbench='',
     rewardbench2='',

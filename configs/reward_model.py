@@ -13,7 +13,8 @@ WORKDIR/model, for --config.meta_checkpoint. After an interruption, run the same
 command again to resume.
 
 Baselines that learn from examples alone: --config.kind=bradley_terry or
---config.kind=pair, with --config.samples=.
+--config.kind=pair, with --config.samples=. The value model of CLoud:
+--config.kind=critique, with critiques as samples (docs/evaluation.md).
 
 `:tiny` trains the model of configs/sft.py:tiny on the samples of
 configs/rft.py:tiny. `make demo` trains a meta RM with fewer steps, in 100 s on
@@ -28,14 +29,16 @@ from grm_jax.sharding.rules import RULES
 # Gemma-2 on TPUs.
 _DEFAULTS = dict(
   stage='reward_model',  # see grm_jax/main.py
-  kind='meta',  # or 'bradley_terry', 'pair'
+  kind='meta',  # or 'bradley_terry', 'pair', 'critique' (of CLoud)
   # A model directory; without a scalar head it gets one. 'random': for tests.
   checkpoint='',
   checkpoint_step=-1,  # step of the checkpoint; -1: the newest
   # Labelled examples, see grm_jax/data/example_sources.py. Several sources:
   # SOURCE,SOURCE*FRACTION.
   data='',
-  samples='',  # judgements: files of the stage rft, separated by commas
+  # Judgements, or critiques for kind=critique: files of the stage rft,
+  # separated by commas.
+  samples='',
   fail_on_bad_rows=False,  # stop at the first bad row instead of skipping it
   seed=0,  # of data order and samples
   # Weight judgements so that right and wrong ones count the same. The paper
@@ -79,7 +82,7 @@ _DEFAULTS = dict(
   profile_steps='',  # 'FIRST,LAST': trace these steps into WORKDIR/profile
   evaluation=dict(
     data='',  # held-out examples, see grm_jax/data/example_sources.py
-    samples='',  # judgements of them, for kind=meta
+    samples='',  # judgements or critiques of them
     # Without `data`: fraction of the queries to hold out; 0: no evaluation.
     holdout_fraction=0.1,
     every=100,  # steps; 0: at the end only

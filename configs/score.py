@@ -27,6 +27,9 @@ _DEFAULTS = dict(
   checkpoint='',  # model directory; 'random': small random weights
   checkpoint_step=-1,  # step of the checkpoint; -1: the newest
   meta_checkpoint='',  # model directory of a meta RM; '': none
+  # With judge=semi_scalar: model directory of the value model, while
+  # `checkpoint` writes critiques. '': `checkpoint` has a scalar head.
+  value_checkpoint='',
   input='',  # file with rows
   output='',  # '': WORKDIR/scores.jsonl
   fail_on_bad_rows=False,  # stop at the first row that cannot be judged

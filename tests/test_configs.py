@@ -23,7 +23,7 @@ EXCEPTIONS = {
   'grpo': 64,
   'serve': 50,
   'sft': 47,
-  'evaluate': 54,
+  'evaluate': 55,
   'reward_model': 45,
 }
 # Configs of other stages inside the config of a stage.

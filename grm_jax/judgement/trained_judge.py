@@ -31,6 +31,7 @@ KINDS = {
   'meta': 'a meta RM',
   'scalar': 'a scalar reward model',
   'pair': 'a pairwise reward model',
+  'critique': 'a value model of critiques',
   # A model with a scalar head from Hugging Face, which may be a meta RM.
   'imported': 'an imported reward model',
 }
@@ -38,7 +39,7 @@ KINDS = {
 # templates of models that store none.
 GENERATIVE = {'scores': 'grm', 'best': 'llm', 'critique': 'critic'}
 _TEMPLATES = {'scores': 'pointwise', 'best': 'best', 'critique': 'critic'}
-_WITHOUT_TEMPLATE = ('scalar', 'imported')
+_WITHOUT_TEMPLATE = ('scalar', 'critique', 'imported')
 NONE = 'none'  # value of config.prompt.single: no template of its own
 DEFAULT_LENGTH = 1024  # tokens of a generation
 
@@ -52,8 +53,8 @@ class TrainedJudge:
       response, an 'llm' names the best response, and a 'critic' writes about
       one response.
     chat_format: name of the tokenizer's chat format.
-    template: template of its prompts; None for the kinds 'scalar', which reads
-      conversations, and 'imported'.
+    template: template of its prompts; None for the kinds 'scalar' and
+      'critique', which read conversations, and 'imported'.
     single: template of prompts with one response; None if `template` serves
       for them.
     principles: template that writes principles; None if `template` has none.

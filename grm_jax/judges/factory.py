@@ -38,7 +38,8 @@ AnyJudge = (
 #   llm: names the best response;
 #   token_probability: scores a response by the probability of being named;
 #   scalar, pair: a scalar head gives a value per response, or per pair of them;
-#   semi_scalar: writes a critique per response, then gives it a value.
+#   semi_scalar: writes a critique per response, then gives it a value, with a
+#     scalar head or with a value model.
 _READS = {
   'grm': 'scores',
   'llm': 'best',
@@ -98,6 +99,14 @@ def check(config: ConfigDict, is_local: bool = False) -> None:
   step = model_directory.step_or_latest(config.checkpoint_step)
   if config.judge in ('grm', 'llm', 'token_probability'):
     _check_heads(config.checkpoint, step, config.meta_checkpoint)
+  elif config.judge == 'semi_scalar' and config.value_checkpoint:
+    _check_heads(config.checkpoint, step, '')
+    if _has_scalar_head(config.value_checkpoint, None) is False:
+      raise UserError(
+        f'config.value_checkpoint={config.value_checkpoint} has no scalar '
+        'head; train a value model with configs/reward_model.py and '
+        '--config.kind=critique'
+      )
   # A scalar reward model may lack the head; it scores by log-probabilities.
   elif (
     config.judge != 'scalar'
@@ -192,6 +201,8 @@ def _value_judge(
   sampling, compute = config.sampling, ComputeConfig(**config.compute)
   shapes = {x: options[x] for x in _SCORER_SHAPES}
   decode_layout, layout = layouts
+  if config.judge == 'semi_scalar' and config.value_checkpoint:
+    return _two_model_judge(config, judge_config, layouts, options)
   step = model_directory.step_or_latest(config.checkpoint_step)
   source = (config.checkpoint, step, compute, layout)
   stored = model_directory.read_trained_judge(config.checkpoint)
@@ -232,6 +243,41 @@ def _value_judge(
   )
   critic = Judge(engine, weights, tokenizer, judge_config)
   return SemiScalarJudge(critic, scorer)
+
+
+def _two_model_judge(
+  config: ConfigDict,
+  judge_config: JudgeConfig,
+  layouts: tuple[ShardingLayout, ShardingLayout],
+  options: dict[str, Any],
+) -> SemiScalarJudge:
+  """Returns a critique model with a value model, as trained for CLoud."""
+  path, compute = config.value_checkpoint, ComputeConfig(**config.compute)
+  stored = model_directory.read_trained_judge(path)
+  trained_judge.check_kind(stored, path, 'critique', 'config.value_checkpoint')
+  critic = load(
+    config.checkpoint,
+    model_directory.step_or_latest(config.checkpoint_step),
+    '',
+    judge_config,
+    compute,
+    layouts,
+    **options,
+  )
+  model, tokenizer, params = model_directory.open_model(
+    path, None, compute, layouts[1], scalar=True, seed=config.seed
+  )
+  scorer = ScalarScorer(
+    model,
+    params,
+    prompts=options['prompts'],
+    # A response and its critique.
+    max_new_tokens=(
+      stored.max_new_tokens if stored else 2 * options['max_new_tokens']
+    ),
+    prompt_buckets=options['prompt_buckets'],
+  )
+  return SemiScalarJudge(critic, scorer, tokenizer)
 
 
 def make_judge_config(config: ConfigDict) -> JudgeConfig:

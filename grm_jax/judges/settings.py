@@ -119,6 +119,11 @@ UNUSED = (
   ),
   *compute_config.UNUSED,
 )
+VALUE_MODEL_UNUSED = Unused(
+  ('value_checkpoint',),
+  '{key}.judge is not semi_scalar',
+  lambda config: config.judge != 'semi_scalar',
+)
 GREEDY_UNUSED = Unused(
   ('temperature',),
   '{key}.k is 0, which is one greedy judgement',

@@ -49,6 +49,7 @@ _WITHOUT_TEMPLATE = ('scalar', 'pair')
 SETTINGS = judge_settings.JUDGE | {
   'stage': settings.one_of('evaluate'),
   'judge': settings.one_of(*judge_factory.JUDGES),
+  'value_checkpoint': settings.TEXT,
   'suites': dict.fromkeys(SUITES, settings.TEXT),
   'rmb': {
     'ties': settings.one_of(*rmb.TIES),
@@ -61,9 +62,10 @@ SETTINGS = judge_settings.JUDGE | {
   'reuse_samples': settings.TEXT,
   'greedy': settings.BOOLEAN,
 }
+_MODEL_KEYS = ('checkpoint', 'meta_checkpoint', 'value_checkpoint')
 # Leaves of the judge.
 _JUDGE_KEYS = (
-  *('judge', 'checkpoint', 'checkpoint_step', 'meta_checkpoint', 'k', 'greedy'),
+  *('judge', *_MODEL_KEYS, 'checkpoint_step', 'k', 'greedy'),
   *('temperature', 'response_order', 'prompt', 'sampling', 'mesh', 'compute'),
 )
 UNUSED = (
@@ -97,6 +99,7 @@ UNUSED = (
   ),
   *judge_settings.UNUSED,
   judge_settings.GREEDY_UNUSED,
+  judge_settings.VALUE_MODEL_UNUSED,
 )
 # Response orders that the published protocol of a suite prescribes.
 RESPONSE_ORDERS = {'judgebench': 'fixed'}
@@ -338,10 +341,7 @@ def _identify_inputs(
   path_check.check_distinct(
     {
       **{f'suites.{name}': config.suites[name] for name in suites},
-      **{
-        x: config[x]
-        for x in ('checkpoint', 'meta_checkpoint', 'principles', 'from_outputs')
-      },
+      **{x: config[x] for x in (*_MODEL_KEYS, 'principles', 'from_outputs')},
       **input_identity.template_names(config),
     },
     [

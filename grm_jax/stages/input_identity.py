@@ -131,6 +131,7 @@ def of_judge(config: ConfigDict) -> dict[str, str]:
   return {
     'checkpoint': of_checkpoint(config.checkpoint, config.checkpoint_step),
     'meta_checkpoint': of_checkpoint(config.meta_checkpoint, -1),
+    'value_checkpoint': of_checkpoint(config.value_checkpoint, -1),
     **of_templates(config),
   }
 

@@ -49,12 +49,17 @@ _MAX_PRINTED_ID = 60  # characters
 SETTINGS = judge_settings.VOTING_JUDGE | {
   'stage': settings.one_of('score'),
   'judge': settings.one_of(*judge_factory.JUDGES),
+  'value_checkpoint': settings.TEXT,
   'input': settings.TEXT,
   'output': settings.TEXT,
   'fail_on_bad_rows': settings.BOOLEAN,
   'apart': settings.BOOLEAN,
 }
-UNUSED = (*judge_settings.UNUSED, judge_settings.GREEDY_UNUSED)
+UNUSED = (
+  *judge_settings.UNUSED,
+  judge_settings.GREEDY_UNUSED,
+  judge_settings.VALUE_MODEL_UNUSED,
+)
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -133,6 +138,7 @@ def _read_inputs(
     'input': config.input,
     'checkpoint': config.checkpoint,
     'meta_checkpoint': config.meta_checkpoint,
+    'value_checkpoint': config.value_checkpoint,
     **input_identity.template_names(config),
   }
   path_check.check_distinct(

@@ -135,6 +135,19 @@ def test_semi_scalar_judge(tmp_path, run):
     assert row['votes'] == pytest.approx(sums)
 
 
+def test_semi_scalar_judge_with_a_value_model(tmp_path, run):
+  run(
+    '--config.judge=semi_scalar',
+    '--config.value_checkpoint=random',
+    '--config.sampling.max_new_tokens=96',
+    '--config.k=2',
+    f'--workdir={tmp_path}',
+  )
+  rows = read_rows(tmp_path / 'scores.jsonl')
+  assert [len(row['votes']) for row in rows] == [2, 3, 2]
+  assert all('Critique of' in s['text'] for x in rows for s in x['samples'])
+
+
 def test_principles_are_generated_once(tmp_path, run):
   (tmp_path / 'judge.txt').write_text('{{ principles }}' + TEMPLATE)
   (tmp_path / 'write.txt').write_text(TEMPLATE)

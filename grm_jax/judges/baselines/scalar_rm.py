@@ -12,6 +12,7 @@ from grm_jax.errors import UserError
 from grm_jax.judgement import prompt_builder
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
+from grm_jax.judgement.prompt_builder import PromptTokens
 from grm_jax.judges import faults, row_limits
 from grm_jax.sampling.padding import PromptWithTexts
 from grm_jax.sampling.scalar_scorer import ScalarScorer
@@ -27,16 +28,32 @@ def query_and_responses(
   Raises:
     UserError: the turns of the query do not form a conversation.
   """
-  return _query_tokens(tokenizer, example), [
+  return query_tokens(tokenizer, example), [
     chat_format.model_turn(tokenizer, x) for x in example.responses
   ]
 
 
-def _query_tokens(
+def query_tokens(
   tokenizer: Tokenizer, example: JudgingExample
 ) -> Sequence[int]:
+  """Returns the query as the prompt."""
   turns = [{'role': t.role, 'content': t.text} for t in example.query]
   return chat_format.render(tokenizer, turns)
+
+
+def fit_query(
+  example: JudgingExample, tokenizer: Tokenizer, limit: int, too_long: str
+) -> PromptTokens | None:
+  """Returns the query as the prompt, shortened if necessary.
+
+  None if it does not fit in `limit` tokens.
+  """
+  return prompt_builder.fit(
+    dataclasses.replace(example, responses=('-',), best=None, rewards=None),
+    functools.partial(query_tokens, tokenizer),
+    limit,
+    ('query',) if too_long == 'shorten' else (),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,11 +212,8 @@ class ScalarJudge:
 
   def _fit(self, example: JudgingExample) -> ScorerInput:
     """Returns the example's item, shortened if necessary."""
-    query = prompt_builder.fit(
-      dataclasses.replace(example, responses=('-',), best=None, rewards=None),
-      functools.partial(_query_tokens, self.tokenizer),
-      self.scorer.prompt_buckets[-1],
-      ('query',) if self.too_long == 'shorten' else (),
+    query = fit_query(
+      example, self.tokenizer, self.scorer.prompt_buckets[-1], self.too_long
     )
     texts = [
       prompt_builder.fit_text(

@@ -1,8 +1,9 @@
 """Semi-scalar judges: a critique of each response, then a value for it.
 
-The model writes about every response separately, and its scalar head reads the
-prompt and the critique (CLoud, arXiv 2408.11791). k critiques give k values,
-which the votes combine.
+The model writes about every response separately (CLoud, arXiv 2408.11791). A
+value model reads the query, the response and the critique. Without a value
+model, a scalar head of the same model reads the prompt and the critique. k
+critiques give k values, which the votes combine.
 
   example -> one example per response -> critiques -> values -> example
 """
@@ -17,13 +18,54 @@ from grm_jax.judgement import example as examples_lib
 from grm_jax.judgement import prompt_builder, template
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
+from grm_jax.judgement.prompt_builder import PromptTokens
 from grm_jax.judges import faults, row_limits
-from grm_jax.judges.baselines.scalar_rm import ScorerInput, score_inputs
+from grm_jax.judges.baselines.scalar_rm import (
+  ScorerInput,
+  fit_query,
+  score_inputs,
+)
 from grm_jax.judges.generative import Judge
 from grm_jax.judges.meta_rm import meta_text
 from grm_jax.sampling.padding import PromptWithTexts
 from grm_jax.sampling.scalar_scorer import ScalarScorer
 from grm_jax.tokenizer import chat_format
+from grm_jax.tokenizer.tokenizer import Tokenizer
+
+
+def critique_text(
+  response: str,
+  critique: str,
+  tokenizer: Tokenizer,
+  limit: int,
+  too_long: str = 'shorten',
+) -> PromptTokens:
+  """Returns a response and its critique as two turns that follow the query.
+
+  Args:
+    response: the response.
+    critique: cut to half of `limit`.
+    tokenizer: tokenizer of the value model.
+    limit: maximum number of tokens.
+    too_long: 'shorten' or 'refuse' a response that does not fit in the rest.
+
+  Raises:
+    UserError: it does not fit.
+  """
+  critique_tokens = meta_text(critique, tokenizer, limit // 2)
+  text = prompt_builder.fit_text(
+    response,
+    lambda x: [*chat_format.model_turn(tokenizer, x), *critique_tokens],
+    limit,
+    too_long,
+  )
+  if text is None:
+    raise UserError(
+      f'a response of {len(response)} characters and its critique are longer '
+      f'than the {limit} tokens that the value model reads'
+    )
+  return text
+
 
 # An example and the critiques of each of its responses.
 _Critiques = tuple[JudgingExample, list[JudgedExample | ExampleError]]
@@ -35,17 +77,24 @@ class SemiScalarJudge:
   Attributes:
     inner: writes critiques of single responses, by a template like `critic`.
       The scores in its judgements are ignored.
-    scorer: the same model with a scalar head.
+    scorer: the value model, or the same model with a scalar head.
+    value_tokenizer: tokenizer of the value model; None without one.
   """
 
-  def __init__(self, judge: Judge, scorer: ScalarScorer):
-    """The judge and the scorer share a tokenizer.
+  def __init__(
+    self,
+    judge: Judge,
+    scorer: ScalarScorer,
+    value_tokenizer: Tokenizer | None = None,
+  ):
+    """Without a value model, the judge and the scorer share a tokenizer.
 
     Raises:
       UserError: the template uses principles, which would begin the critiques.
     """
     name = judge.config.template
     self.inner, self.scorer = judge, scorer
+    self.value_tokenizer = value_tokenizer
     self._template = template.load(name)
     if 'principles' in self._template.used_variables:
       raise UserError(
@@ -125,13 +174,18 @@ class SemiScalarJudge:
     return ScorerInput(example.id, items)
 
   def _item(self, part: JudgedExample | ExampleError) -> PromptWithTexts | str:
-    """Returns the judge's prompt for a response, followed by its critiques.
+    """Returns the prompt for a response, followed by its critiques.
 
-    The scalar head reads the first `max_new_tokens` tokens of a critique.
-    Returns the reason if it cannot read them.
+    Without a value model, the prompt is that of the critiques, and the scalar
+    head reads the first `max_new_tokens` tokens of a critique. Returns the
+    reason if it cannot read them.
     """
     if isinstance(part, ExampleError):
       return part.reason
+    if self.value_tokenizer:
+      return _value_item(
+        part, self.value_tokenizer, self.scorer, self.inner.config.too_long
+      )
     prompt = prompt_builder.tokenize(
       self._template,
       part.example,
@@ -144,6 +198,26 @@ class SemiScalarJudge:
     texts = [meta_text(x.text, tokenizer, limit) for x in part.samples]
     item = prompt.tokens, texts
     return self.scorer.rejection_reason(item) or item
+
+
+def _value_item(
+  part: JudgedExample,
+  tokenizer: Tokenizer,
+  scorer: ScalarScorer,
+  too_long: str,
+) -> PromptWithTexts:
+  """Returns the query, followed by the response with each critique."""
+  limit = scorer.prompt_buckets[-1]
+  query = fit_query(part.example, tokenizer, limit, too_long)
+  if query is None:
+    raise UserError(f'the query is longer than {limit} tokens')
+  (response,) = part.example.responses
+  limit = scorer.max_new_tokens
+  texts = [
+    critique_text(response, x.text, tokenizer, limit, too_long)
+    for x in part.samples
+  ]
+  return query.tokens, [x.tokens for x in texts]
 
 
 def _singles(examples, started) -> Iterator[JudgingExample | ExampleError]:

@@ -7,11 +7,13 @@ The tokens are exactly those that the judges in judges/baselines/ read:
   meta            example, response order     judgements (correct)
   bradley_terry   query                       responses (the best one)
   pair            query and one response      other responses (worse than it)
+  critique        query                       critiqued responses (the best one)
 """
 
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -30,17 +32,19 @@ from grm_jax.data.tokenized_example import (
 from grm_jax.errors import UserError
 from grm_jax.evaluation import metrics
 from grm_jax.judgement import correctness, rejection_sampling
+from grm_jax.judgement import example as examples_lib
 from grm_jax.judgement.example import JudgingExample
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judgement.rejection_sampling import FilterSample
 from grm_jax.judges import meta_rm
-from grm_jax.judges.baselines import pairwise_rm, scalar_rm
+from grm_jax.judges.baselines import pairwise_rm, scalar_rm, semi_scalar
 from grm_jax.model.batch import Batch
 from grm_jax.stages.rft import sample_files
 from grm_jax.tokenizer.tokenizer import Tokenizer
 from grm_jax.training.reward_model_loss import RewardBatch
 
-KINDS = ('meta', 'bradley_terry', 'pair')
+KINDS = ('meta', 'bradley_terry', 'pair', 'critique')
+READ_SAMPLES = ('meta', 'critique')  # kinds that learn from config.samples
 SOURCE = 'judged'  # name of the only data source
 _MAX_LOGGED = 5  # number of skipped examples that the log names
 
@@ -51,7 +55,8 @@ class RewardDataset:
 
   Attributes:
     examples: by id.
-    samples: unhinted judgements by example id; empty unless kind is 'meta'.
+    samples: unhinted judgements by example id; empty unless kind is 'meta'; for
+      'critique', critiques by the ids of single responses, ID/0, ID/1, ...
   """
 
   examples: Mapping[str, JudgingExample]
@@ -115,12 +120,16 @@ def _read_split(
       '`best` for several responses, or with config.kind=meta set `rewards` to '
       '[0] or [1] for a single one'
     )
-  if config.kind != 'meta':
+  if config.kind not in READ_SAMPLES:
     return RewardDataset(examples, {})
+  judged = examples
+  if config.kind == 'critique':
+    singles = map(examples_lib.single_responses, examples.values())
+    judged = {x.id: x for x in itertools.chain.from_iterable(singles)}
   samples: dict[str, list[FilterSample]] = collections.defaultdict(list)
   for path in sample_paths.split(','):
     by_example = sample_files.read(
-      path.strip(), examples, config.fail_on_bad_rows
+      path.strip(), judged, config.fail_on_bad_rows
     )
     for example_id, example_samples in by_example.items():
       samples[example_id] += [x for x in example_samples if not x.hinted]
@@ -128,7 +137,7 @@ def _read_split(
   if not unhinted:
     raise UserError(
       f'{sample_paths}: all samples are hinted; give unhinted samples, because '
-      'a meta RM learns from those only'
+      f'config.kind={config.kind} learns from those only'
     )
   return RewardDataset(examples, unhinted)
 
@@ -144,7 +153,7 @@ def _hold_out(
   examples = [
     x
     for x in dataset.examples.values()
-    if not dataset.samples or x.id in dataset.samples
+    if not dataset.samples or _sample_ids(x) & dataset.samples.keys()
   ]
   queries = list(dict.fromkeys(metrics.query_of(x) for x in examples))
   count = max(1, round(fraction * len(queries)))
@@ -165,10 +174,17 @@ def _hold_out(
       for x in examples
       if (metrics.query_of(x) in held_out) == is_held_out
     }
-    samples = {k: x for k, x in dataset.samples.items() if k in selected}
+    ids = set[str]().union(*map(_sample_ids, selected.values()))
+    samples = {k: x for k, x in dataset.samples.items() if k in ids}
     return RewardDataset(selected, samples)
 
   return select(False), select(True)
+
+
+def _sample_ids(example: JudgingExample) -> set[str]:
+  """Returns the ids that samples of the example, or its responses, have."""
+  singles = examples_lib.single_responses(example)
+  return {example.id, *(x.id for x in singles)}
 
 
 def make_records(
@@ -211,6 +227,10 @@ def make_records(
         )
       elif kind == 'bradley_terry':
         records += _bradley_terry_records(example, tokenizer, batch_shape)
+      elif kind == 'critique':
+        records += _critique_records(
+          example, dataset.samples, tokenizer, batch_shape
+        )
       else:
         seconds = pairwise_rm.second_responses(
           order, len(example.responses), seed, example.id
@@ -280,12 +300,63 @@ def _bradley_terry_records(
 ) -> list[LabelledRecord]:
   """Returns records of the best response and up to R - 1 others."""
   query, texts = scalar_rm.query_and_responses(example, tokenizer)
+  return _preference_records(example, query, texts, batch_shape)
+
+
+def _critique_records(
+  example: JudgingExample,
+  samples: Mapping[str, Sequence[FilterSample]],
+  tokenizer: Tokenizer,
+  batch_shape: BatchShape,
+) -> list[LabelledRecord]:
+  """Returns records of responses with their j-th critiques, for every j.
+
+  Raises:
+    UserError: a response has no critique, or something does not fit.
+  """
+  query = scalar_rm.query_tokens(tokenizer, example)
+  limit = batch_shape.generation_buckets[-1]
+  texts = [
+    [
+      semi_scalar.critique_text(response, x.text, tokenizer, limit).tokens
+      for x in samples.get(single.id, ())
+    ]
+    for single in examples_lib.single_responses(example)
+    for response in single.responses
+  ]
+  if not all(texts):
+    raise UserError('config.samples has no critique of one of its responses')
+  return [
+    record
+    for j, critiqued in enumerate(zip(*texts, strict=False))
+    for record in _preference_records(
+      example, query, critiqued, batch_shape, f'{j} '
+    )
+  ]
+
+
+def _preference_records(
+  example: JudgingExample,
+  query: Sequence[int],
+  texts: Sequence[Sequence[int]],
+  batch_shape: BatchShape,
+  prefix: str = '',
+) -> list[LabelledRecord]:
+  """Returns records of the best response's text and up to R - 1 others.
+
+  Args:
+    example: the preference.
+    query: tokens of the prompt.
+    texts: tokens for each response.
+    batch_shape: has R.
+    prefix: distinguishes records of the same responses.
+  """
   best, other_indices = _best_and_others(example)
   chunks = _chunks(other_indices, batch_shape.generations_per_prompt - 1)
   return [
     _make_record(
       example,
-      str(part),
+      f'{prefix}{part}',
       query,
       [texts[i] for i in (best, *chunk)],
       [best, *chunk],

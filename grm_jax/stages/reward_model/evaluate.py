@@ -1,7 +1,7 @@
 """Evaluates the values of a model with a scalar head on held-out examples.
 
 A value is a logit: a judgement is right (kind meta), or the first response of
-an ordered pair is better (bradley_terry, pair). Right and wrong judgements have
+an ordered pair is better (the other kinds). Right and wrong judgements have
 the same total weight, as in training, so that a constant value is 1/2 accurate.
 For a meta RM the evaluation also measures what it adds to voting.
 """
@@ -47,6 +47,7 @@ _PLOT_TEXTS = {
   ),
 }
 _PLOT_TEXTS['pair'] = _PLOT_TEXTS['bradley_terry']
+_PLOT_TEXTS['critique'] = _PLOT_TEXTS['bradley_terry']
 
 # (values, labels, weights) of all binary events.
 Events = tuple[tuple[float, ...], tuple[int, ...], tuple[float, ...]]
@@ -168,13 +169,13 @@ class RewardModelEvaluator:
   def _events(self, values: Sequence[tuple[float, ...]]) -> Events:
     """Returns the binary events that the values predict.
 
-    kind bradley_terry: the difference of two values predicts which response
-    is better, once in each order.
+    kinds bradley_terry, critique: the difference of two values predicts which
+    response is better, once in each order.
     """
     events = []
     for record, logits in zip(self._records, values, strict=True):
       texts = list(zip(logits, record.labels, record.weights, strict=True))
-      if self._kind == 'bradley_terry':
+      if self._kind in ('bradley_terry', 'critique'):
         (best,) = (value for value, label, _ in texts if label)
         margins = [
           (best - x, weight) for x, label, weight in texts if not label

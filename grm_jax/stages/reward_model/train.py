@@ -10,9 +10,12 @@ config.kind selects what gets a value, and the loss:
                  et al., arXiv 2203.02155)
   pair           an ordered pair of responses: is the first better? Binary
                  cross-entropy (PairRM, arXiv 2306.02561)
+  critique       a response with a critique: is it better than the others? The
+                 loss of bradley_terry (CLoud, arXiv 2408.11791)
 
 Writes WORKDIR/model (a model directory with a scalar head for
---config.meta_checkpoint, --config.judge=scalar or pair, and the stage convert),
+--config.meta_checkpoint, --config.value_checkpoint, --config.judge=scalar or
+pair, and the stage convert),
 metrics.jsonl, tensorboard/, and calibration.png of the held-out data. A run
 that was killed or preempted (SIGTERM) resumes when the same command runs again.
 """
@@ -53,9 +56,15 @@ _LOSSES = {
   'meta': reward_model_loss.bce_loss,
   'bradley_terry': reward_model_loss.bradley_terry_loss,
   'pair': reward_model_loss.bce_loss,
+  'critique': reward_model_loss.bradley_terry_loss,
 }
 # config.kind -> kind of the judge that reads the model.
-_JUDGE_KINDS = {'meta': 'meta', 'bradley_terry': 'scalar', 'pair': 'pair'}
+_JUDGE_KINDS = {
+  'meta': 'meta',
+  'bradley_terry': 'scalar',
+  'pair': 'pair',
+  'critique': 'critique',
+}
 
 # Rules of configs/reward_model.py.
 SETTINGS = training_run.SETTINGS | {
@@ -239,7 +248,7 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
   """Checks settings before data or weights are read; see training.run.check."""
   training_run.check(config, workdir, SETTINGS, key)
   kind, evaluation = config.kind, config.evaluation
-  if kind == 'meta':
+  if kind in rm_data.READ_SAMPLES:
     if not config.samples:
       raise UserError(
         f'{key}.samples is empty; give samples.jsonl of the stage rft, or '
@@ -256,11 +265,14 @@ def check(config: ConfigDict, workdir: str, key: str = 'config') -> None:
       f'{key}.kind={kind} learns from examples alone; set {key}.samples and '
       f"{key}.evaluation.samples to '' (--{key}.samples=)"
     )
-  if kind == 'bradley_terry' and config.batch.generations_per_prompt < 2:
+  if (
+    kind in ('bradley_terry', 'critique')
+    and config.batch.generations_per_prompt < 2
+  ):
     raise UserError(
       f'{key}.batch.generations_per_prompt is '
       f'{config.batch.generations_per_prompt}; set it to 2 or more, because '
-      f'{key}.kind=bradley_terry compares responses'
+      f'{key}.kind={kind} compares responses'
     )
   if config.checkpoint == model_directory.SCRATCH:
     raise UserError(

@@ -8,7 +8,7 @@ import pytest
 
 from grm_jax.data import collate, tokenized_example
 from grm_jax.errors import UserError
-from grm_jax.judgement.example import JudgingExample, Turn
+from grm_jax.judgement.example import JudgingExample, Turn, to_row
 from grm_jax.judgement.judgement import JudgedExample, Judgement
 from grm_jax.judgement.prompt_format import PromptFormat
 from grm_jax.judgement.rejection_sampling import FilterSample
@@ -18,12 +18,14 @@ from grm_jax.judges.baselines.pairwise_rm import (
   win_probabilities,
 )
 from grm_jax.judges.baselines.scalar_rm import ScalarJudge
+from grm_jax.judges.baselines.semi_scalar import SemiScalarJudge, critique_text
+from grm_jax.judges.generative import Judge, JudgeConfig
 from grm_jax.judges.meta_rm import META, MetaJudge
 from grm_jax.model.batch import Batch
 from grm_jax.stages.reward_model import data as rm_data
 from grm_jax.stages.reward_model.data import RewardDataset
 from tests import test_configs
-from tests.judges.fake import load_tokenizer
+from tests.judges.fake import RuleEngine, load_tokenizer
 from tests.messages import names, naming, setting
 
 SHAPE = tokenized_example.BatchShape((600,), (64,), 2)
@@ -187,6 +189,102 @@ def test_bradley_terry_tokens_are_those_of_the_scalar_judge():
   assert [x.text_indices for x in (one, two, three)] == [(1, 0), (0, 1), (0, 2)]
   # Each example has the same weight, however many pairs it has.
   assert [x.weights[1] for x in (one, two, three)] == [2.0, 1.0, 1.0]
+
+
+CRITIQUES = {
+  'pair/0': ['Too small.', 'Wrong.'],
+  'pair/1': ['Right.', 'Good.'],
+  'three/0': ['Short.'],
+  'three/1': ['Longer.', 'Not read: the others have one critique.'],
+  'three/2': ['Long.'],
+}
+
+
+def test_critique_tokens_are_those_of_the_semi_scalar_judge():
+  scorer, tokenizer = RecordingScorer(), load_tokenizer()
+  critic = Judge(
+    RuleEngine(), 'weights', tokenizer, JudgeConfig('critic', reads='critique')
+  )
+  judge = SemiScalarJudge(critic, scorer, tokenizer)
+  judge.inner = WritesCritiques(critic)
+  judged = list(judge.judge([PAIR], 2))
+  assert len(judged[0].samples) == 2
+  (prompt, first), (other_prompt, second) = scorer.items
+  assert prompt == other_prompt
+  one, two, *three = make_records('critique', critiqued())
+  # The j-th critique of the best response, 1, and of the other.
+  assert tokens(one) == (prompt, [second[0], first[0]])
+  assert tokens(two) == (prompt, [second[1], first[1]])
+  assert [x.labels for x in (one, two)] == [(1, 0)] * 2
+  assert [x.text_indices for x in three] == [(0, 1), (0, 2)]
+  end = tokenizer.end_of_turn_id
+  encode = tokenizer.encode
+  assert list(second[0]) == [*encode('ten'), end, *encode('Right.'), end]
+
+
+class WritesCritiques:
+  """Stands for the critique model: writes CRITIQUES."""
+
+  def __init__(self, judge):
+    self.tokenizer, self.config, self.engine = (
+      judge.tokenizer,
+      judge.config,
+      judge.engine,
+    )
+
+  def judge(self, examples, k, progress=''):
+    for x in examples:
+      samples = [
+        Judgement((0,), text, 1, 'stop', ()) for text in CRITIQUES[x.id][:k]
+      ]
+      yield JudgedExample(x, tuple(samples))
+
+
+def critiqued():
+  samples = {
+    name: [FilterSample(name, (0,), text) for text in texts]
+    for name, texts in CRITIQUES.items()
+  }
+  return RewardDataset(EXAMPLES_OF_SEVERAL, samples)
+
+
+def test_a_response_without_a_critique_is_skipped(caplog):
+  data = critiqued()
+  del data.samples['three/1']
+  with caplog.at_level('WARNING'):
+    records = make_records('critique', data)
+  assert {x.example_id for x in records} == {'pair'}
+  assert any(names(x, 'three', 'config.samples') for x in caplog.messages)
+
+
+def test_a_long_critique_is_cut_and_a_long_response_shortened():
+  tokenizer = load_tokenizer()
+  text = critique_text('word ' * 100, LONG, tokenizer, 160)
+  assert text.shortened and len(text.tokens) <= 160
+  critique = [*tokenizer.encode(LONG)[:79], tokenizer.end_of_turn_id]
+  assert list(text.tokens[-80:]) == critique
+  with pytest.raises(UserError, match=naming(500, 160)):
+    critique_text('word ' * 100, LONG, tokenizer, 160, 'refuse')
+
+
+def test_critiques_are_read_by_the_ids_of_responses(tmp_path):
+  rows = [
+    {'id': name, 'text': text}
+    for name, texts in CRITIQUES.items()
+    for text in texts
+  ]
+  path = tmp_path / 'samples.jsonl'
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  rows = tmp_path / 'rows.jsonl'
+  examples = [to_row(x) for x in EXAMPLES_OF_SEVERAL.values()]
+  rows.write_text('\n'.join(map(json.dumps, examples)))
+  config = test_configs.load(test_configs.ROOT / 'configs/reward_model.py')
+  config.update(kind='critique', data=str(rows), samples=str(path))
+  config.evaluation.holdout_fraction = 0.5
+  dataset, held_out = rm_data.read(config)
+  for part in (dataset, held_out):
+    (name,) = part.examples
+    assert {x.split('/')[0] for x in part.samples} == {name}
 
 
 EXAMPLES_OF_SEVERAL = {x.id: x for x in (PAIR, THREE)}

@@ -330,6 +330,51 @@ def test_baselines_from_examples_alone(runner, tmp_path, kind):
   assert row['best'] == 0 and row['votes'][0] > row['votes'][1]
 
 
+def test_a_value_model_of_critiques_for_the_semi_scalar_judge(runner, tmp_path):
+  rows = [
+    json.loads(x)
+    for x in (runner.folder / 'rows.jsonl').read_text().splitlines()
+  ]
+  # Only critiques distinguish the responses.
+  samples = [
+    {'id': f'{x["id"]}/{i}', 'text': 'good' if i == x['best'] else 'bad'}
+    for x in rows
+    for i in range(2)
+  ]
+  write(
+    tmp_path / 'rows.jsonl', [x | {'responses': ['no', 'no']} for x in rows]
+  )
+  write(tmp_path / 'samples.jsonl', samples)
+  runner.run(
+    tmp_path / 'run',
+    kind='critique',
+    data=f'{tmp_path}/rows.jsonl',
+    samples=f'{tmp_path}/samples.jsonl',
+    **BASELINES['bradley_terry'],
+  )
+  metrics = rows_of(tmp_path / 'run')
+  assert metrics[0]['loss'] == pytest.approx(np.log(2), abs=1e-4)
+  assert metrics[-1]['eval/accuracy'] > 0.8
+  stored = model_directory.read_trained_judge(f'{tmp_path}/run/model')
+  assert (stored.kind, stored.template) == ('critique', None)
+  # The judge reads it as its value model.
+  row = {'query': '77?', 'responses': ['yes', 'no']}
+  write(tmp_path / 'new.jsonl', [row])
+  test_main.run(
+    '--config=configs/score.py:tiny',
+    f'--config.checkpoint={runner.folder}/base',
+    f'--config.value_checkpoint={tmp_path}/run/model',
+    '--config.judge=semi_scalar',
+    f'--config.input={tmp_path}/new.jsonl',
+    '--config.sampling.prompt_buckets=(1024,)',
+    '--config.sampling.max_new_tokens=4',
+    f'--workdir={tmp_path}/scores',
+    env=runner.environment,
+  )
+  row = json.loads((tmp_path / 'scores/scores.jsonl').read_text())
+  assert len(row['votes']) == 2 and row['failures'] == 0
+
+
 def load_model(config, workdir):
   return training_run.load_model(
     config, str(workdir), mesh.one_device(), scalar=True
