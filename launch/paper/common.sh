@@ -10,8 +10,9 @@
 #   DATA     default data: folder with the published files of each benchmark,
 #            DATA/rewardbench, ppe, rmb, realmistake
 #   MODELS   default runs/spct: WORKDIR of configs/spct.py:paper
-#   INITIAL, RFT, GRM, META_RM, LLM, SCALAR, PAIR, CRITIC
-#            model directories, where they are not in MODELS
+#   INITIAL, RFT, GRM, META_RM, LLM, SCALAR, PAIR, CRITIC, VALUE
+#            model directories, where they are not in MODELS; docs/evaluation.md
+#            has the commands that train those of the other judges
 #   K, K_BASELINE   samples of the GRM and of the other judges; default 32 and 8
 #   CONFIG   default configs/evaluate.py
 #   TRAIN    config of the training for Tables 4 and 15; default
@@ -27,10 +28,11 @@ INITIAL=${INITIAL:-checkpoints/gemma-2-27b-it}
 RFT=${RFT:-$MODELS/rft/model}
 GRM=${GRM:-$MODELS/grpo/model}
 META_RM=${META_RM:-$MODELS/meta_rm/model}
-LLM=${LLM:-runs/llm/grpo/model}
-SCALAR=${SCALAR:-runs/scalar/model}
-PAIR=${PAIR:-runs/pair/model}
+LLM=${LLM:-runs/llm_grpo/model}
+SCALAR=${SCALAR:-runs/bradley_terry/model}
+PAIR=${PAIR:-runs/pair_rm/model}
 CRITIC=${CRITIC:-runs/critic/model}
+VALUE=${VALUE:-runs/value_model/model}
 K=${K:-32}
 K_BASELINE=${K_BASELINE:-8}
 CONFIG=${CONFIG:-configs/evaluate.py}
@@ -57,7 +59,7 @@ run() {
 # Judges a suite: evaluate JUDGE SUITE [--config.KEY=VALUE ...]
 evaluate() {
   local judge=$1 suite=$2 order=(--config.response_order=random)
-  if [[ $judge == scalar || $judge == pair ]]; then
+  if [[ $judge == *scalar || $judge == pair ]]; then
     order=()  # they read one response, or both orders
   fi
   run "$PYTHON" -m grm_jax.main --config="$CONFIG" \
@@ -82,7 +84,7 @@ evaluate_all() {
     --config.k="$K_BASELINE"
   evaluate semi_scalar "$suite" ${baseline[@]+"${baseline[@]}"} \
     --config.judge=semi_scalar --config.checkpoint="$CRITIC" \
-    --config.k="$K_BASELINE"
+    --config.value_checkpoint="$VALUE" --config.k="$K_BASELINE"
   evaluate scalar "$suite" ${baseline[@]+"${baseline[@]}"} \
     --config.judge=scalar --config.checkpoint="$SCALAR"
   evaluate pair "$suite" ${baseline[@]+"${baseline[@]}"} \

@@ -18,22 +18,29 @@ from grm_jax.judges import factory as judge_factory
 from grm_jax.judges.generative import Judge
 from grm_jax.stages import evaluate
 from tests import test_main
-from tests.evaluation.suites import test_suites
+from tests.evaluation.suites import (
+  test_ppe,
+  test_rewardbench,
+  test_rmb,
+  test_suites,
+)
 from tests.evaluation.suites.published import write
 
 # config_flags uses the deprecated load_module.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 
 SCRIPTS = sorted((test_main.ROOT / 'launch' / 'paper').glob('table*.sh'))
-SUITES = ('rewardbench', 'ppe', 'rmb', 'realmistake')
-MODELS = ('INITIAL', 'RFT', 'GRM', 'META_RM', 'LLM', 'SCALAR', 'PAIR', 'CRITIC')
+MODELS = (
+  *('INITIAL', 'RFT', 'GRM', 'META_RM', 'LLM', 'SCALAR', 'PAIR', 'CRITIC'),
+  'VALUE',
+)
 # The models that Tables 4 and 15 train.
 RANDOM = re.compile(r'(?<=checkpoint=).*(?:ablations|without_math)/.*')
 TINY = (
   '--config.sampling.concurrent_prompts=8',
   '--config.max_rows=2',
   '--config.sampling.max_new_tokens=8',
-  '--config.sampling.prompt_buckets=(1024,)',
+  '--config.sampling.prompt_buckets=(256,512)',
 )
 
 
@@ -88,12 +95,38 @@ def test_all_settings_are_valid_and_have_an_effect(script, monkeypatch):
 
 
 def make_benchmarks(folder):
-  """Writes a file of each benchmark in its published format."""
-  for suite in SUITES:
-    name, rows = test_suites.FILES[suite]
-    if suite == 'ppe':
-      rows = [row | {'solution': 'It is so.'} for row in rows]
-    write(folder / suite / f'{name}.jsonl', rows)
+  """Writes files of each benchmark in its published format."""
+  hard = [x | {'subset': 'mt-bench-hard'} for x in test_rewardbench.ROWS]
+  write(folder / 'rewardbench/filtered.jsonl', hard)
+  rows = [test_ppe.best_of_k('IFEval', {0, 31}, [[0, 1], [2, 31]])]
+  write(folder / 'ppe/PPE-IFEval-Best-of-K/train.jsonl', rows)
+  rows = [test_rmb.bon(str(i), 'Helpfulness/Chat') for i in range(2)]
+  write(folder / 'rmb/BoN_set/rows.jsonl', rows)
+  name, rows = test_suites.FILES['realmistake']
+  write(folder / 'realmistake' / f'{name}.jsonl', rows)
+
+
+# Short templates take the place of the built-in ones.
+TEXTS = (
+  '{% for turn in query %}{{ turn.text }}{% endfor %}\n'
+  '{% for response in responses %}{{ response }}\n{% endfor %}{{ reference }}'
+)
+TEMPLATES = {'critique': TEXTS + '{{ principles }}', 'no_principles': TEXTS}
+
+
+def shortened(command, folder):
+  """Returns a command with short templates and random models."""
+  command = [RANDOM.sub('random', x) for x in command]
+  name = next(
+    (x.partition('=')[2] for x in command if 'prompt.template=' in x),
+    'no_principles',
+  )
+  return [
+    *command,
+    f'--config.prompt.template={folder}/{name}.txt',
+    f'--config.prompt.principles={folder}/no_principles.txt',
+    *['--config.prompt.meta=practice_meta' for x in command if 'meta_ch' in x],
+  ]
 
 
 def let_a_sample_be_right(path):
@@ -137,6 +170,8 @@ def tiny(tmp_path_factory):
   """Returns (environment of the scripts, folder of the runs)."""
   root = tmp_path_factory.mktemp('paper')
   make_benchmarks(root / 'data')
+  for name, text in TEMPLATES.items():
+    (root / f'{name}.txt').write_text(text)
   environment = {
     'WORKDIR': str(root / 'runs'),
     'DATA': str(root / 'data'),
@@ -154,7 +189,7 @@ def test_every_table_at_tiny_size(script, tiny, from_config, monkeypatch):
   monkeypatch.setattr(judge_factory, 'from_config', from_config)
   monkeypatch.setattr(plots, 'png', lambda figure: b'')  # takes seconds
   for command in evaluations(dry_run(script, *TINY, **environment)):
-    command = [RANDOM.sub('random', x) for x in command]
+    command = shortened(command, runs.parent)
     config, workdir = parse(command, monkeypatch)
     done = os.path.exists(f'{workdir}/results.json')
     evaluate.run(config, workdir)
