@@ -255,7 +255,7 @@ def test_a_folder_with_the_published_file_name(tmp_path, name, file, row):
 @pytest.mark.parametrize(
   'name, content, word',
   [
-    ('f.json', '{\n"a": 1}', 'array'),
+    ('f.json', '{\n"a": 1', 'array'),
     ('f.json', '[{"a": 1},', 'JSON'),
     ('f.json', '[' * 100_000, 'JSON'),
     ('f.parquet', 'PAR1', 'Parquet'),
