@@ -69,7 +69,7 @@ def test_each_ablation_has_one_override_and_its_stages():
     }
     assert single_sample <= rest or folder == 'w/full/0'
     rest -= single_sample
-    flags_by_run[folder.split('/')[1]] = (stages[0][16:], *rest)
+    flags_by_run[folder.split('/')[1]] = (stages[0][16:], *sorted(rest))
   assert flags_by_run == {
     'full': ('base,sft,rft,grpo,meta_rm,evaluate',),
     'no_principles': (
