@@ -39,13 +39,17 @@ BPE_TOKENIZER = 'tokenizer.json'  # read if there is no tokenizer.model
 RANDOM = 'random'  # instead of a directory: a tiny model with random weights
 SCRATCH = 'scratch'  # the same, with a tokenizer trained on the data
 _POST_NORM_SCALE = 0.3  # 1 + scale of the post-norms of a new model
-# Files that conversion copies unchanged in both directions. Only Hugging Face
-# libraries use those after the tokenizers.
-COMPANIONS = (
+# Files that decide what a model reads and writes, besides its weights.
+_READ_FILES = (
   TOKENIZER,
   BPE_TOKENIZER,
   trained_judge.FILE,
   chat_template.FILE,
+)
+# Files that conversion copies unchanged in both directions. Only Hugging Face
+# libraries use the others.
+COMPANIONS = (
+  *_READ_FILES,
   'tokenizer_config.json',
   'special_tokens_map.json',
   'generation_config.json',
@@ -207,7 +211,7 @@ def identity(directory: str, step: int | None) -> dict[str, Any]:
   if directory in ('', RANDOM, SCRATCH):
     return {'checkpoint': directory}
   files = hashlib.sha256()
-  for name in COMPANIONS[:4]:
+  for name in _READ_FILES:
     path = epath.Path(directory) / name
     with atomic_io.wrap_read_errors(path):
       if path.exists():

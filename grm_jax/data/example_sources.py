@@ -79,7 +79,7 @@ _MAX_LOGGED_ERRORS = 5
 
 @dataclasses.dataclass(frozen=True)
 class LoadedSource:
-  """What one source yields.
+  """Content of one source.
 
   Attributes:
     examples: by id.

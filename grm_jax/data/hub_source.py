@@ -6,8 +6,8 @@ the cache of huggingface_hub (HF_HOME), once per revision. HF_TOKEN gives access
 to gated datasets.
 """
 
-import fnmatch
 import functools
+import glob
 import os
 import re
 
@@ -39,6 +39,9 @@ def local_path(spec: str) -> str:
     folder = hub.snapshot_download(
       name, repo_type='dataset', revision=revision, allow_patterns=[path]
     )
+    local = os.path.join(folder, path)
+    if glob.glob(local):
+      return local
     files = hub.HfApi().list_repo_files(
       name, repo_type='dataset', revision=revision
     )
@@ -48,13 +51,11 @@ def local_path(spec: str) -> str:
       f'{spec}: cannot be downloaded ({type(error).__name__}: {reason}); check '
       'the name, the network, and for a gated dataset HF_TOKEN'
     ) from error
-  if not fnmatch.filter(files, path):
-    data = [x for x in files if x.endswith(('.parquet', '.jsonl', '.json'))]
-    raise UserError(
-      f'{spec}: no file matches {path}; the dataset has '
-      f'{", ".join(data[:8]) or "no .parquet, .jsonl or .json file"}'
-    )
-  return os.path.join(folder, path)
+  data = [x for x in files if x.endswith(('.parquet', '.jsonl', '.json'))]
+  raise UserError(
+    f'{spec}: no file matches {path}; the dataset has '
+    f'{", ".join(data[:8]) or "no .parquet, .jsonl or .json file"}'
+  )
 
 
 def _import_hub(spec: str):

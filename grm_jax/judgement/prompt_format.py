@@ -141,19 +141,20 @@ class PromptFormat:
       return None
     if self.reads == 'critique':
       return ()
-    scores = self._scores_by_position(text, len(order))
+    scores = self._scores_by_position(text, len(order), self.extraction)
     return None if scores is None else response_order.restore(scores, order)
 
   def extractions_differ(self, text: str, order: Sequence[int]) -> bool:
     """Returns whether strict and model-card extraction find other scores."""
+    if self.reads != 'scores':
+      return False
     strict, model_card = (
-      dataclasses.replace(self, extraction=x).parse_scores(text, order)
-      for x in EXTRACTIONS
+      self._scores_by_position(text, len(order), x) for x in EXTRACTIONS
     )
-    return self.reads == 'scores' and strict != model_card
+    return strict != model_card
 
   def _scores_by_position(
-    self, text: str, num_responses: int
+    self, text: str, num_responses: int, extraction: str
   ) -> tuple[float, ...] | None:
     if self.reads == 'best':
       best = score_parser.parse_scores(text, 1, 1, num_responses)
@@ -161,7 +162,7 @@ class PromptFormat:
       return best and tuple(int(i == best[0]) for i in positions)
     is_single = num_responses == 1 and self.single
     score_range = self.single_score_range if is_single else self.score_range
-    if self.extraction == 'model_card':
+    if extraction == 'model_card':
       return model_card_parser.parse_scores(text, num_responses, *score_range)
     return score_parser.parse_scores(text, num_responses, *score_range)
 

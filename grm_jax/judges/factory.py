@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from grm_jax.checkpoint import model_directory, orbax_checkpoint
 from grm_jax.errors import UserError
 from grm_jax.judgement import template, trained_judge, verdict
+from grm_jax.judges import settings as judge_settings
 from grm_jax.judges.baselines import pairwise_rm
 from grm_jax.judges.baselines.pairwise_rm import PairJudge
 from grm_jax.judges.baselines.scalar_rm import ScalarJudge
@@ -290,7 +291,7 @@ def make_judge_config(config: ConfigDict) -> JudgeConfig:
       f'config.judge is {config.judge!r}; it must be one of {", ".join(JUDGES)}'
     )
   stored = None
-  if config.judge not in ('scalar', 'pair'):
+  if config.judge not in judge_settings.WITHOUT_TEMPLATE:
     stored = model_directory.read_trained_judge(config.checkpoint)
   if stored and stored.kind in ('llm', 'critic') and config.judge == 'grm':
     trained_judge.check_kind(

@@ -47,20 +47,6 @@ def meta_prompt(
   return prompt.tokens
 
 
-def meta_text(
-  text: str, tokenizer: Tokenizer, limit: int, full_template: bool = False
-) -> list[int]:
-  """Returns a judgement for the meta RM, cut to `limit` tokens with its end.
-
-  Args:
-    text: the judgement.
-    tokenizer: tokenizer of the meta RM.
-    limit: maximum number of tokens.
-    full_template: see trained_judge.TrainedJudge.
-  """
-  return chat_format.model_turn(tokenizer, text, full_template, limit)
-
-
 class MetaJudge:
   """Scores judgements by the meta RM.
 
@@ -110,6 +96,6 @@ class MetaJudge:
     )
     texts = [judged.samples[i].text for i in indices]
     return prompt, [
-      meta_text(x, self.tokenizer, text_limit, self.full_template)
+      chat_format.model_turn(self.tokenizer, x, self.full_template, text_limit)
       for x in texts
     ]

@@ -85,6 +85,8 @@ PROMPT_UNUSED = Unused(
   '{key}.prompt.reads is not scores',
   lambda config: config.prompt.reads not in ('', 'scores'),
 )
+# Judges that read a query and its responses without a template.
+WITHOUT_TEMPLATE = ('scalar', 'pair')
 # Leaves of judging without effect, see unused_settings.py.
 UNUSED = (
   Unused(
@@ -97,7 +99,7 @@ UNUSED = (
       *('sampling.generations_per_prompt', 'sampling.decode_steps_per_call'),
     ),
     '{key}.judge is a model with a scalar head that generates nothing',
-    lambda config: config.judge in ('scalar', 'pair'),
+    lambda config: config.judge in WITHOUT_TEMPLATE,
   ),
   Unused(
     ('response_order',),

@@ -43,8 +43,6 @@ from grm_jax.sharding import distributed
 from grm_jax.stages import input_identity, path_check, run_record
 from grm_jax.unused_settings import Unused
 
-# Judges that read a query and its responses without a template.
-_WITHOUT_TEMPLATE = ('scalar', 'pair')
 # Rules of configs/evaluate.py.
 SETTINGS = judge_settings.JUDGE | {
   'stage': settings.one_of('evaluate'),
@@ -95,7 +93,7 @@ UNUSED = (
   Unused(
     ('ppe', 'principles'),
     '{key}.judge is a model with a scalar head that reads no template',
-    lambda config: config.judge in _WITHOUT_TEMPLATE,
+    lambda config: config.judge in judge_settings.WITHOUT_TEMPLATE,
   ),
   *judge_settings.UNUSED,
   judge_settings.GREEDY_UNUSED,
@@ -238,7 +236,7 @@ def _judge_suites(
   """Judges all suites that have a path."""
   # Reads all rows before the weights, to find a wrong path early.
   suites = distributed.run_on_all(lambda: _read_suites(config))
-  if config.judge not in _WITHOUT_TEMPLATE:
+  if config.judge not in judge_settings.WITHOUT_TEMPLATE:
     _check_templates(config, suites)
   run_settings = _begin(config, workdir, suites)
   load_judge = functools.cache(
@@ -419,8 +417,10 @@ def _judge_suite(
     judge, examples, k, samples_journal, header, progress
   )
   is_greedy = not k and not is_scalar  # one greedy judgement, no sample
-  greedy: list[JudgedExample] = judged if is_greedy else []
-  if config.greedy and not is_scalar and not is_greedy:
+  greedy: list[JudgedExample] = []
+  if is_greedy:
+    greedy = judged
+  elif config.greedy and not is_scalar:
     greedy = resumable.judge_all(
       judge, examples, 0, greedy_journal, header, suite
     )

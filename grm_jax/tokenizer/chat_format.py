@@ -161,8 +161,8 @@ def check_response_follows(tokenizer: Tokenizer) -> None:
   """
   user, answer = ({'role': x, 'content': x} for x in ('user', 'assistant'))
   expected = render(tokenizer, [user, answer], add_generation_prompt=False)
-  joined = render(tokenizer, [user]) + tokenizer.encode(answer['content'])
-  if joined + turn_end(tokenizer, full_template=True) != expected:
+  response = model_turn(tokenizer, answer['content'], full_template=True)
+  if render(tokenizer, [user]) + response != expected:
     raise UserError(
       'by the chat template, a prompt and a response have other tokens '
       'together than apart, so a reward model cannot read the prompt once for '

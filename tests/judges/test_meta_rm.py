@@ -5,7 +5,8 @@ import pytest
 
 from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.judgement.judgement import ExampleError, JudgedExample, Judgement
-from grm_jax.judges.meta_rm import MetaJudge, meta_text
+from grm_jax.judges.meta_rm import MetaJudge
+from grm_jax.tokenizer.chat_format import model_turn
 from tests.judges.fake import load_tokenizer
 from tests.messages import names
 
@@ -72,7 +73,7 @@ def test_the_template_is_that_of_the_meta_rm():
 def test_a_long_judgement_is_cut_and_still_ends_its_turn(limit):
   tokenizer = load_tokenizer()
   text = 'This judgement is far too long. ' * 20
-  tokens = meta_text(text, tokenizer, limit)
+  tokens = model_turn(tokenizer, text, limit=limit)
   assert len(tokens) == limit
   assert tokens[-1] == tokenizer.end_of_turn_id
   assert tokens[:-1] == list(tokenizer.encode(text))[: limit - 1]
@@ -80,10 +81,10 @@ def test_a_long_judgement_is_cut_and_still_ends_its_turn(limit):
 
 def test_the_value_of_a_full_template_follows_the_last_newline():
   tokenizer = load_tokenizer()
-  tokens = meta_text(' a b\n', tokenizer, 24, full_template=True)
+  tokens = model_turn(tokenizer, ' a b\n', full_template=True, limit=24)
   end = [tokenizer.end_of_turn_id, *tokenizer.encode('\n')]
   assert tokens == [*tokenizer.encode('a b'), *end]
-  assert meta_text('a b ' * 20, tokenizer, 9, full_template=True)[7:] == end
+  assert model_turn(tokenizer, 'a b ' * 20, True, 9)[7:] == end
 
 
 def test_an_example_that_does_not_fit_is_an_error_of_this_example():

@@ -11,9 +11,9 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks import paper_table
+from benchmarks import ablations, paper_table
 from grm_jax import settings, unused_settings
-from grm_jax.evaluation import judgement_io, plots
+from grm_jax.evaluation import judgement_io, paper_numbers, plots
 from grm_jax.judges import factory as judge_factory
 from grm_jax.judges.generative import Judge
 from grm_jax.stages import evaluate
@@ -246,3 +246,22 @@ def test_overall_is_the_mean_of_four_columns(tmp_path):
   columns = paper_table.COLUMNS[2]
   scores = paper_table.measure(str(tmp_path), columns, row)
   assert scores == pytest.approx([0.9, 0.7, 0.6, 0.5, 0.675])
+
+
+def test_published_numbers_are_the_same_everywhere():
+  """The plots and launch/ablations.sh have numbers of these tables too."""
+  columns = (
+    ('rewardbench', ['Chat', 'Chat Hard', 'Safety', 'Reasoning']),
+    ('ppe', ['preference']),
+    ('ppe', ['correctness']),
+  )
+  for row in [*paper_table.read_rows(2), *paper_table.read_rows(3)]:
+    if row.judge == 'grm':
+      for (suite, sections), value in zip(columns, row.published, strict=False):
+        numbers = paper_numbers.of_suite(suite, sections)
+        name, _, k = row.scores.partition('@')
+        by_k = {'Voting': numbers.voting, 'MetaRM': numbers.meta}.get(name)
+        expected = by_k[int(k)] if by_k else numbers.greedy
+        assert value == pytest.approx(100 * expected)
+  overall = [x.published[-1] for x in paper_table.read_rows(4)][:8]
+  assert [x.paper for x in ablations.VARIANTS] == overall

@@ -26,7 +26,6 @@ from grm_jax.judges.baselines.scalar_rm import (
   score_inputs,
 )
 from grm_jax.judges.generative import Judge
-from grm_jax.judges.meta_rm import meta_text
 from grm_jax.sampling.padding import PromptWithTexts
 from grm_jax.sampling.scalar_scorer import ScalarScorer
 from grm_jax.tokenizer import chat_format
@@ -52,7 +51,9 @@ def critique_text(
   Raises:
     UserError: it does not fit.
   """
-  critique_tokens = meta_text(critique, tokenizer, limit // 2)
+  critique_tokens = chat_format.model_turn(
+    tokenizer, critique, limit=limit // 2
+  )
   text = prompt_builder.fit_text(
     response,
     lambda x: [*chat_format.model_turn(tokenizer, x), *critique_tokens],
@@ -195,7 +196,10 @@ class SemiScalarJudge:
       too_long=self.inner.config.too_long,
     )
     tokenizer, limit = self.inner.tokenizer, self.scorer.max_new_tokens
-    texts = [meta_text(x.text, tokenizer, limit) for x in part.samples]
+    texts = [
+      chat_format.model_turn(tokenizer, x.text, limit=limit)
+      for x in part.samples
+    ]
     item = prompt.tokens, texts
     return self.scorer.rejection_reason(item) or item
 

@@ -40,6 +40,7 @@ from grm_jax.judges import meta_rm
 from grm_jax.judges.baselines import pairwise_rm, scalar_rm, semi_scalar
 from grm_jax.model.batch import Batch
 from grm_jax.stages.rft import sample_files
+from grm_jax.tokenizer import chat_format
 from grm_jax.tokenizer.tokenizer import Tokenizer
 from grm_jax.training.reward_model_loss import RewardBatch
 
@@ -280,7 +281,10 @@ def _meta_records(
           meta_rm.meta_prompt(
             example, order, tokenizer, max_prompt, prompt_format.template
           ),
-          [meta_rm.meta_text(x.text, tokenizer, max_text) for x in chosen],
+          [
+            chat_format.model_turn(tokenizer, x.text, limit=max_text)
+            for x in chosen
+          ],
           indices,
           [_is_correct(x, example, prompt_format) for x in chosen],
         )

@@ -255,11 +255,18 @@ def _run_phases(
   if 'filter' in phases or 'select' in phases:
     path = config.samples or rft_sampling.samples_path(workdir, inputs)
     samples = sample_files.read(path, examples, config.fail_on_bad_rows)
+    outcomes = {
+      id: [
+        rejection_sampling.outcome(x, examples[id], prompt_format)
+        for x in example_samples
+      ]
+      for id, example_samples in samples.items()
+    }
   if 'select' in phases:
-    _write_selected(workdir, path, samples, examples, inputs, prompt_format)
+    _write_selected(workdir, path, samples, outcomes, examples, inputs)
   if 'filter' in phases:
     filter_config = FilterConfig(**config.filter)
-    rows, counts = _select(samples, examples, prompt_format, filter_config)
+    rows, counts = _select(samples, outcomes, examples, filter_config)
     report = {
       'filter': dataclasses.asdict(filter_config),
       'samples': path,
@@ -349,20 +356,15 @@ def _prompt_settings(prompt_format: PromptFormat) -> dict[str, Any]:
 
 def _select(
   samples: Mapping[str, list[rejection_sampling.FilterSample]],
+  outcomes: Mapping[str, list[str]],
   examples: Mapping[str, JudgingExample],
-  prompt_format: PromptFormat,
   filter_config: FilterConfig,
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
   """Returns the rows of KEPT, and the counts of outcomes by source."""
-  outcomes, selected = {}, {}
-  for id, example_samples in samples.items():
-    outcomes[id] = [
-      rejection_sampling.outcome(sample, examples[id], prompt_format)
-      for sample in example_samples
-    ]
-    selected[id] = rejection_sampling.select(
-      example_samples, outcomes[id], filter_config
-    )
+  selected = {
+    id: rejection_sampling.select(example_samples, outcomes[id], filter_config)
+    for id, example_samples in samples.items()
+  }
   rows = [
     row
     for id, example_samples in selected.items()
@@ -378,9 +380,9 @@ def _write_selected(
   workdir: str,
   path: str,
   samples: Mapping[str, list[rejection_sampling.FilterSample]],
+  outcomes: Mapping[str, list[str]],
   examples: Mapping[str, JudgingExample],
   inputs: Mapping[str, Any],
-  prompt_format: PromptFormat,
 ) -> None:
   """Writes SELECTED and SELECTION, and prints the counts.
 
@@ -390,10 +392,10 @@ def _write_selected(
   Raises:
     UserError: no example is selected.
   """
-  outcomes = {
+  unhinted = {
     id: [
-      rejection_sampling.outcome(x, examples[id], prompt_format)
-      for x in example_samples
+      outcome
+      for x, outcome in zip(example_samples, outcomes[id], strict=True)
       if not x.hinted
     ]
     for id, example_samples in samples.items()
@@ -401,9 +403,9 @@ def _write_selected(
   selected = [
     x
     for x in examples.values()
-    if not rejection_sampling.is_too_easy(outcomes.get(x.id, ()))
+    if not rejection_sampling.is_too_easy(unhinted.get(x.id, ()))
   ]
-  counts = rejection_sampling.count_correct(examples, outcomes)
+  counts = rejection_sampling.count_correct(examples, unhinted)
   print(_count_table(counts))
   if not selected:
     raise UserError(

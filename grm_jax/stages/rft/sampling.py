@@ -86,11 +86,7 @@ def sample(
     _remove_journals(workdir)  # left by a kill after SAMPLES was written
     return
   load_unhinted = functools.cache(lambda: _load_judge(config, prompt_format))
-  load_hinted = functools.cache(
-    lambda: _with_hint(
-      load_unhinted(), make_hint(config), config.hinted_temperature
-    )
-  )
+  load_hinted = functools.cache(lambda: _with_hint(load_unhinted(), config))
   unhinted = _sample_pass(
     config,
     _journal_path(workdir, hinted=False),
@@ -187,15 +183,12 @@ def _load_judge(config: ConfigDict, prompt_format: PromptFormat) -> Judge:
   )
 
 
-def make_hint(config: ConfigDict) -> Hint:
-  """Returns the hints of config.hint_template and hint_single_template."""
-  return Hint(config.hint_template, config.hint_single_template)
-
-
-def _with_hint(judge: Judge, hint: Hint, temperature: float) -> Judge:
+def _with_hint(judge: Judge, config: ConfigDict) -> Judge:
   """Returns a judge with hints that shares the engine and the weights."""
   judge_config = dataclasses.replace(
-    judge.config, hint=hint, temperature=temperature
+    judge.config,
+    hint=Hint(config.hint_template, config.hint_single_template),
+    temperature=config.hinted_temperature,
   )
   return Judge(judge.engine, judge.weights, judge.tokenizer, judge_config)
 
