@@ -85,14 +85,19 @@ def silence_log() -> None:
   """
   logging.get_absl_logger().addFilter(_keep_record)
   # When several tasks of a save fail, asyncio logs all but the first.
-  standard_logging.getLogger('asyncio').addFilter(
-    lambda record: _ORBAX not in record.getMessage()
-  )
+  standard_logging.getLogger('asyncio').addFilter(_keep_asyncio_record)
 
 
 def _keep_record(record: standard_logging.LogRecord) -> bool:
   is_info = record.levelno <= standard_logging.INFO
   return _ORBAX not in record.pathname or not (is_info or record.exc_info)
+
+
+def _keep_asyncio_record(record: standard_logging.LogRecord) -> bool:
+  error = record.exc_info[1] if record.exc_info else None
+  return _ORBAX not in record.getMessage() and not (
+    isinstance(error, ValueError) and _STATUS.match(str(error))
+  )
 
 
 @functools.cache

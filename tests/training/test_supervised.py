@@ -81,6 +81,7 @@ class Loop:
       supervised.make_batches(
         config, ragged(8, 0), {'s': 1}, BatchShape((128,), (64,), 2), [0, 1]
       ),
+      grad_accum_steps=config.batch.grad_accum_steps,
       loss=lambda params, _: (half_square(params), np.float32(1), AuxMetrics()),
       evaluate=self.evaluate if config.evaluation.every else None,
       derived_metrics=lambda row: {'x': row['loss'] / row['padding/prompts']},
