@@ -34,7 +34,6 @@ _ASYNC_FUSION = 'async_collective'
 # The kind of collective that a transfer between slices belongs to.
 _TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _CHANNEL = re.compile(r'\bchannel_id=(\d+)')
-_OP_NAME = re.compile(r'op_name="([^"]*)"')
 # The three notations of device groups: by mesh axes, as a reshaped and
 # transposed iota, and as lists.
 _MESH = re.compile(
@@ -111,11 +110,9 @@ def of_module(
       continue
     x = executed.instruction
     channel = _CHANNEL.search(x.attributes)
-    match = _OP_NAME.search(x.attributes)
-    source = match[1] if match else ''
     # On CPU two collectives may have the same channel, hence the source.
     key = (
-      (x.base_op, channel[1], source)
+      (x.base_op, channel[1], x.source)
       if channel
       else (executed.computation, x.name)
     )
@@ -138,7 +135,7 @@ def of_module(
       nbytes=_nbytes(module, executed, kind, len(groups[0])),
       groups=groups,
       executions=executed.executions,
-      source=source,
+      source=x.source,
       fused=fused,
       frame=executed.frame,
       line=executed.line,

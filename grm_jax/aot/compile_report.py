@@ -125,9 +125,10 @@ def compile_step(config: ConfigDict) -> dict[str, Any]:
     and the costs of the step per device: parameters_bytes, optimizer_bytes,
     activations_bytes (of the largest program), peak_bytes, memory_bytes, fits,
     useful_flops, computed_flops, recompute_factor (computed over useful FLOPs),
-    hbm_bytes, network_bytes, seconds, bound and mfu (of useful FLOPs),
-    exposed_mfu (exposed collectives added to the products). Unknown values are
-    None.
+    hbm_bytes, network_bytes, bound (of the slowest program); and three times,
+    see cost_model.py, with their MFU of useful FLOPs: bound_seconds, bound_mfu,
+    xla_seconds, xla_mfu, calibrated_seconds, calibrated_mfu. calibration_error
+    is the relative error of the calibrated time. Unknown values are None.
 
   Raises:
     UserError: a wrong name, or sizes that the mesh cannot split.
@@ -214,21 +215,19 @@ def _step_costs(costs: Sequence[Costs], chip: ChipSpec | None) -> Costs:
 def _step_time(
   costs: Sequence[Costs], useful_flops: int, chip: ChipSpec | None
 ) -> Costs:
+  names = ('bound', 'xla', 'calibrated')
   if chip is None:
-    return dict.fromkeys(('seconds', 'bound', 'mfu', 'exposed_mfu'))
-  slowest = max(costs, key=lambda x: x['runs_per_step'] * x['seconds'])
-  seconds = sum(x['runs_per_step'] * x['seconds'] for x in costs)
-  exposed_seconds = sum(
-    x['runs_per_step']
-    * max(x['seconds'], x['compute_seconds'] + x['exposed_seconds'])
-    for x in costs
-  )
-  ideal = useful_flops / chip.peak_flops
-  return {
-    'seconds': seconds,
+    times = [f'{x}_{y}' for x in names for y in ('seconds', 'mfu')]
+    return dict.fromkeys((*times, 'bound', 'calibration_error'))
+  step: Costs = {}
+  for name in names:
+    seconds = sum(x['runs_per_step'] * x[f'{name}_seconds'] for x in costs)
+    step[f'{name}_seconds'] = seconds
+    step[f'{name}_mfu'] = round(useful_flops / chip.peak_flops / seconds, 3)
+  slowest = max(costs, key=lambda x: x['runs_per_step'] * x['bound_seconds'])
+  return step | {
     'bound': slowest['bound'],
-    'mfu': round(ideal / seconds, 3),
-    'exposed_mfu': round(ideal / exposed_seconds, 3),
+    'calibration_error': chip.calibration_error,
   }
 
 
@@ -261,7 +260,10 @@ def sweep(config: ConfigDict) -> list[dict[str, Any]]:
     )
   return sorted(
     reports,
-    key=lambda x: (x['fits'] is False, x.get('seconds') or float('inf')),
+    key=lambda x: (
+      x['fits'] is False,
+      x.get('calibrated_seconds') or float('inf'),
+    ),
   )
 
 

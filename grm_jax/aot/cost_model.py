@@ -1,14 +1,19 @@
-"""Costs of a compiled program on a device: memory, FLOPs, bytes, least time.
+"""Costs of a compiled program on a device: memory, FLOPs, bytes, time.
 
-Time has three parts: matrix products, bytes to and from HBM, and bytes over the
-network. The roofline takes the longest of them and assumes that it hides the
-other two. It is a bound: it knows nothing of latencies, of products that do
-not fill the matrix unit, or of work that cannot overlap. All counts are read
-from the compiled module of one device.
+All counts are read from the compiled module of one device. There are three
+times:
+
+  bound       Matrix products at peak, bytes to and from HBM, or bytes over the
+              network, whichever takes longest; it hides the other two. No
+              program reaches it: it knows nothing of latencies or of products
+              that do not fill the matrix unit.
+  xla         XLA's own estimate of every fusion, kernels by their tiles, and
+              the time for which the schedule waits for the network
+              (xla_estimate.py, overlap.py).
+  calibrated  The xla time multiplied by a factor, from programs with published
+              measurements (chip_specs.py). This is the prediction.
 """
 
-import math
-import re
 import time
 from typing import Any
 
@@ -23,25 +28,20 @@ from grm_jax.aot import (
   matmul_flops,
   overlap,
   programs,
+  xla_estimate,
 )
-from grm_jax.aot.hlo_parser import Instruction
+from grm_jax.aot.hlo_parser import HloModule, Instruction
 from grm_jax.aot.programs import AotProgram
-from grm_jax.model import splash
 from grm_jax.model.transformer import Transformer
 from grm_jax.sharding.chip_specs import ChipSpec
 
-# Matrix products of a tile in the kernels of splash attention. Forward: logits
-# and the weighted sum. Backward: these two again, and the gradients of the
-# queries, or of the keys and values.
-_KERNEL_PRODUCTS = {
-  'splash_mha_fwd': 2,
-  'splash_mha_dq': 3,
-  'splash_mha_dkv': 4,
-}
-_KERNEL = re.compile(rf'({"|".join(_KERNEL_PRODUCTS)})')
-_OPERANDS = re.compile(r'operand_layout_constraints=\{(.*?\})\}')
-
 Costs = dict[str, Any]
+# Times of a program that depend on the chip.
+TIMES = (
+  *('compute_seconds', 'memory_seconds', 'network_seconds', 'bound_seconds'),
+  *('bound', 'core_seconds', 'kernel_seconds', 'exposed_seconds'),
+  *('xla_seconds', 'calibrated_seconds'),
+)
 
 
 def of_program(
@@ -61,10 +61,14 @@ def of_program(
     arrays on the device), on_host_bytes (in the host's memory, not part of the
     others), peak_bytes, memory_bytes; useful_flops, computed_flops, hbm_bytes,
     collectives (a table); compute_seconds, memory_seconds, network_seconds,
-    exposed_seconds (of the network), seconds and bound, which are None without
-    a chip. A program that is counted by loop iteration also has bound_bytes,
-    what an iteration must read, and hbm_by_bound, hbm_bytes over that; each
-    iteration has its share of the bytes that move outside of the loop.
+    bound_seconds (the longest of the three) and bound; core_seconds (fusions
+    and kernels by the estimate), kernel_seconds (the part of the kernels),
+    exposed_seconds (of the network), xla_seconds and calibrated_seconds. Times
+    are None without a chip. `largest` and `slowest` are the instructions with
+    the most bytes and the most time. A program that is counted by loop
+    iteration also has bound_bytes, what an iteration must read, and
+    hbm_by_bound, hbm_bytes over that; each iteration has its share of the bytes
+    that move outside of the loop.
   """
   costs: Costs = {
     'name': program.name,
@@ -81,7 +85,7 @@ def of_program(
   costs['compile_seconds'] = round(time.monotonic() - start, 1)
   costs |= _memory(program, compiled, chip)
   costs |= _work(program, compiled.as_text() or '', model, chip)
-  return costs | _roofline(costs, chip)
+  return costs | _predict(costs, chip)
 
 
 def _memory(
@@ -138,7 +142,8 @@ def _work(
 
   def kernel_flops(x: Instruction) -> int:
     """Returns the FLOPs of a splash attention kernel; 0 for other calls."""
-    return _splash_flops(model, x)
+    call = xla_estimate.splash_call(x, program.mask)
+    return call.flops if call else 0
 
   costs: Costs = {
     'useful_flops': program.useful_flops // mesh.size,
@@ -146,11 +151,7 @@ def _work(
     'hbm_bytes': hbm_bytes,
     'largest': [list(x) for x in traffic.largest],
   }
-  compute_seconds = {}
-  if chip is not None:
-    flops = matmul_flops.by_line(module, kernel_flops, loop)
-    compute_seconds = {line: n / chip.peak_flops for line, n in flops.items()}
-  costs['collectives'] = _collectives(module, mesh, loop, chip, compute_seconds)
+  costs |= _times(module, mesh, program, loop, chip)
   if program.loop_reads:
     bound = programs.bytes_per_device(program.loop_reads)
     costs['bound_bytes'] = bound
@@ -158,53 +159,49 @@ def _work(
   return costs
 
 
-def _collectives(
-  module: hlo_parser.HloModule,
+def _times(
+  module: HloModule,
   mesh: Mesh,
+  program: AotProgram,
   loop: str,
   chip: ChipSpec | None,
-  compute_seconds: dict,
-) -> list[dict]:
-  """Table of the module's collectives, with exposed time if a chip is given."""
+) -> Costs:
+  """Collectives, and the time on the cores and of the network."""
   devices = list(mesh.devices.flat)
   num_slices = len({getattr(x, 'slice_index', 0) for x in devices})
   ops = collectives.of_module(module, len(devices), loop, num_slices)
-  exposed: list[float] = []
-  if chip is not None:
-    seconds = [collectives.seconds(x, devices, chip) for x in ops]
-    exposed = overlap.exposed_seconds(module, ops, seconds, compute_seconds)
-  return collectives.table(ops, mesh.shape, devices, chip, exposed)
-
-
-def _roofline(costs: Costs, chip: ChipSpec | None) -> Costs:
   if chip is None:
-    names = ('compute', 'memory', 'network', 'exposed')
-    return dict.fromkeys((*(f'{x}_seconds' for x in names), 'seconds', 'bound'))
-  rows = costs['collectives']
+    return {'collectives': collectives.table(ops, mesh.shape, devices, None)}
+  lines = xla_estimate.line_seconds(module, chip, program.mask, loop)
+  estimate = xla_estimate.total(module, lines, program.mask, loop)
+  network = [collectives.seconds(x, devices, chip) for x in ops]
+  exposed = overlap.exposed_seconds(module, ops, network, lines)
+  return {
+    'collectives': collectives.table(ops, mesh.shape, devices, chip, exposed),
+    'core_seconds': estimate.seconds,
+    'kernel_seconds': estimate.kernel_seconds,
+    'network_seconds': sum(network),
+    'exposed_seconds': sum(exposed),
+    'slowest': [list(x) for x in estimate.slowest],
+  }
+
+
+def _predict(costs: Costs, chip: ChipSpec | None) -> Costs:
+  """The bound, the estimate and the calibrated time."""
+  if chip is None:
+    return dict.fromkeys(TIMES)
   times = {
     'compute': costs['computed_flops'] / chip.peak_flops,
     'memory': costs['hbm_bytes'] / chip.hbm_bandwidth,
-    'network': sum(row['seconds'] for row in rows),
+    'network': costs['network_seconds'],
   }
   bound = max(times, key=lambda name: times[name])
+  estimate = costs['core_seconds'] + costs['exposed_seconds']
   return {
-    **{f'{name}_seconds': value for name, value in times.items()},
-    'exposed_seconds': sum(row['exposed_seconds'] for row in rows),
-    'seconds': times[bound],
+    'compute_seconds': times['compute'],
+    'memory_seconds': times['memory'],
+    'bound_seconds': times[bound],
     'bound': bound,
+    'xla_seconds': estimate,
+    'calibrated_seconds': estimate * chip.calibration,
   }
-
-
-def _splash_flops(model: Transformer, x: Instruction) -> int:
-  """FLOPs of a splash attention kernel; 0 for other custom calls."""
-  kernel = _KERNEL.search(x.name)
-  operands = _OPERANDS.search(x.attributes)
-  if kernel is None or operands is None:
-    return 0
-  queries = hlo_parser.array_shapes(operands[1])[2]  # [..., N, S, H]
-  *batch, length, head_dim = queries
-  block = min(model.compute.splash_block, length)
-  local = '/local/' in x.attributes
-  window = model.config.window if local else None
-  tile = _KERNEL_PRODUCTS[kernel[1]] * 2 * block * block * head_dim
-  return math.prod(batch) * splash.num_tiles(length, block, window) * tile

@@ -32,6 +32,8 @@ _CALLED = re.compile(
 )
 _CONDITION = re.compile(r'\bcondition=%([\w.-]+)')
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_INDEX = re.compile(r'\bindex=(\d+)')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
 _NAME = re.compile(r'%([\w.-]+)')
 # The computation that these call describes one element; it is not a program.
 _ELEMENTWISE = {
@@ -68,6 +70,12 @@ class Instruction:
   def operands(self) -> list[str]:
     """Names of instructions of the same computation."""
     return _NAME.findall(self.arguments)
+
+  @property
+  def source(self) -> str:
+    """Name of the JAX operation that it belongs to; '' if unknown."""
+    match = _OP_NAME.search(self.attributes)
+    return match[1] if match else ''
 
   @property
   def base_op(self) -> str:
@@ -185,13 +193,48 @@ def trip_count(module: HloModule, loop: Instruction) -> int:
   condition_name = _CONDITION.search(loop.attributes)
   if condition_name is None:
     return 1
-  # A scan counts from 0 and compares the counter with its length.
+  # A loop counts from 0 and compares the counter with its length.
   condition = module[condition_name[1]]
   root = condition.lines[condition.root]
   if root.op != 'compare' or 'direction=LT' not in root.attributes:
     return 1
-  limit = condition.lines[root.operands[1]]
-  return int(limit.arguments) if limit.op == 'constant' else 1
+  counter, limit = (_skip_copies(condition, x) for x in root.operands)
+  if limit.op != 'constant':
+    return 1
+  return -(-int(limit.arguments) // _increment(module, loop, counter))
+
+
+def _increment(
+  module: HloModule, loop: Instruction, counter: Instruction
+) -> int:
+  """Returns by how much an iteration increments the counter of a loop.
+
+  It is not always 1: XLA unrolls its loops of products and transfers ("windowed
+  einsum") by 2.
+
+  Args:
+    module: module of the loop.
+    loop: its instruction.
+    counter: the counter in the loop's condition.
+  """
+  index = _INDEX.search(counter.attributes)
+  body = module[loop.called[0]]
+  result = body.lines[body.root]
+  if index is None or result.op != 'tuple':
+    return 1
+  new_value = _skip_copies(body, result.operands[int(index[1])])
+  if new_value.op != 'add':
+    return 1
+  operands = [_skip_copies(body, x) for x in new_value.operands]
+  constants = [int(x.arguments) for x in operands if x.op == 'constant']
+  return max(constants, default=1)
+
+
+def _skip_copies(computation: Computation, name: str) -> Instruction:
+  x = computation.lines[name]
+  while x.op in ('copy', 'bitcast'):
+    x = computation.lines[x.operands[0]]
+  return x
 
 
 def tuple_elements(shape: str) -> list[str]:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from grm_jax.model import init as model_init
 from grm_jax.model import logprobs
 from grm_jax.model.batch import Batch
+from grm_jax.model.row_mask import RowMask
 from grm_jax.model.transformer import Transformer
 from grm_jax.sampling import compiled_functions, decode, decode_weights
 from grm_jax.sharding.rules import HOST_MEMORY, ShardingLayout
@@ -50,6 +51,7 @@ class AotProgram:
     loop_reads: arrays that one iteration of its main loop must read; () if
       the cost is not counted by iteration.
     iterations: iterations of that loop in a run.
+    mask: mask of its rows on local layers.
   """
 
   name: str
@@ -60,6 +62,7 @@ class AotProgram:
   resident: Any = ()
   loop_reads: Any = ()
   iterations: int = 1
+  mask: RowMask | None = None
 
 
 def of_config(config: ConfigDict, model: Transformer) -> list[AotProgram]:
@@ -72,7 +75,14 @@ def of_config(config: ConfigDict, model: Transformer) -> list[AotProgram]:
   Raises:
     UserError: an unknown program, or sizes that the mesh cannot split.
   """
-  return PROGRAMS[config.program](config, model)
+  has_generations = config.program not in ('prefill', 'prompts')
+  mask = RowMask(
+    config.prompt_size,
+    config.generation_size if has_generations else 0,
+    model.config.window,
+  )
+  programs = PROGRAMS[config.program](config, model)
+  return [dataclasses.replace(x, mask=mask) for x in programs]
 
 
 # The programs that update weights.

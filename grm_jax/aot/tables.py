@@ -6,7 +6,7 @@ from typing import Any
 Report = dict[str, Any]
 
 # Fields of a program that the table shows elsewhere or leaves out.
-_HIDDEN_FIELDS = ('name', 'collectives', 'largest', 'memory_bytes')
+_HIDDEN_FIELDS = ('name', 'collectives', 'largest', 'slowest', 'memory_bytes')
 
 
 def report(compiled: Report) -> str:
@@ -27,12 +27,13 @@ def line(compiled: Report) -> str:
     return f'{sizes}: does not fit'
   fits = {True: 'fits', False: 'does not fit', None: 'memory unknown'}
   text = f'{sizes}: {_gib(compiled["peak_bytes"])}, {fits[compiled["fits"]]}'
-  if compiled['seconds'] is None:
+  if compiled['calibrated_seconds'] is None:
     return text
   return (
-    f'{text}; {compiled["seconds"]:.3g} s, bound by {compiled["bound"]}, MFU '
-    f'{compiled["mfu"]:.1%} ({compiled["exposed_mfu"]:.1%} with exposed '
-    'collectives)'
+    f'{text}; {compiled["calibrated_seconds"]:.3g} s '
+    f'+-{compiled["calibration_error"]:.0%}, MFU '
+    f'{compiled["calibrated_mfu"]:.1%}; bound {compiled["bound_seconds"]:.3g} '
+    f's by {compiled["bound"]}'
   )
 
 

@@ -4,25 +4,23 @@ A row of a batch is a prompt followed by its R generations:
 
   | prompt: S tokens | generation 0: T | generation 1: T | ... |
 
-The prompt is right-padded; its true length is known. Prompt token s has
-position s. Token t of a generation has position length + t, whatever its place
-in the row. A token attends to:
+A token attends to:
 
   prompt token s       prompt tokens 0..s
   generation token t   the true tokens of its prompt, and tokens 0..t of its
                        own generation; never another generation
 
-On local layers only keys less than W positions back are visible, the token
-itself included. A packed prompt holds several texts as segments; a token
-attends to its own segment only.
+On local layers only tokens less than W positions back are visible, the token
+itself included. row_mask.py defines this for all backends, on the indices of a
+row: the prompt of a row with generations is right-aligned in its S places, so
+that a distance in the row is a distance in the text. Its padding is a segment
+of its own, and so is each text of a packed prompt: a token attends to its own
+segment only.
 
-Both parts are exact. A generation token needs one softmax over two sets of
-keys, its prompt's and its own; `joint_softmax` computes it without
-concatenating them, so prompt keys are never repeated R times.
-
-Backends for the prompt part: `xla` here, or the `splash` kernel (splash.py).
-The generation part is always `xla`: its window depends on the length of each
-prompt, and the masks of splash are static.
+Backends: `splash`, one call of a TPU kernel for the whole row (splash.py), and
+`xla`, the reference. The latter never multiplies a generation with a sibling,
+and a softmax over two sets of keys, those of the prompt and those of the
+generation, needs no copy of the prompt's keys per generation (joint_softmax).
 
 Letters in shapes and einsums:
   P  prompts                  N  query heads
@@ -33,6 +31,7 @@ Letters in shapes and einsums:
      S + R * T
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +49,7 @@ from grm_jax.model.joint_softmax import (
   joint_softmax,
   weighted_sum,
 )
+from grm_jax.model.row_mask import RowMask
 from grm_jax.sharding.rules import ShardingLayout
 
 
@@ -82,16 +82,45 @@ class SequenceLayout:
     _, r, t = batch.generations.shape
     return cls(batch.prompt_lengths, size, num_generations=r, generation_size=t)
 
+  def align(self, prompts: jax.Array) -> jax.Array:
+    """Moves the padding of prompts [P, S] where rows have it.
+
+    Batches pad prompts on the right. In rows with generations the padding is on
+    the left (see row_mask.py); prompts alone stay as they are.
+    """
+    if not self.num_generations:
+      return prompts
+    index = jnp.arange(self.prompt_size)[None] + self.prompt_lengths[:, None]
+    # Modulo S: the last place gets token length - 1, the first ones padding.
+    return jnp.take_along_axis(prompts, index % self.prompt_size, axis=1)
+
   def positions(self) -> jax.Array:
-    """Returns int32 [P, X] positions for the rotary embedding."""
+    """Returns int32 [P, X] positions for the rotary embedding.
+
+    Padding on the left has position 0.
+    """
     lengths = self.prompt_lengths[:, None]
     ones = jnp.ones_like(lengths)
     prompt = ones * jnp.arange(self.prompt_size)[None]  # [P, S]
     if self.segment_ids is not None:
       prompt -= _segment_starts(self.segment_ids)
+    if not self.num_generations:
+      return prompt
+    prompt = jnp.maximum(prompt - (self.prompt_size - lengths), 0)
     # Every generation continues its prompt: 0..T-1, R times, after the length.
     offsets = jnp.tile(jnp.arange(self.generation_size), self.num_generations)
     return jnp.concatenate([prompt, lengths + ones * offsets[None]], axis=1)
+
+  def prompt_segments(self) -> jax.Array | None:
+    """Returns int32 [P, S]: texts, or true tokens (1) and padding (0).
+
+    None if there is one segment. Prompts alone need none for their padding: it
+    comes after the true tokens, which do not see it.
+    """
+    if not self.num_generations:
+      return self.segment_ids
+    first = self.prompt_size - self.prompt_lengths[:, None]
+    return (jnp.arange(self.prompt_size)[None] >= first).astype(jnp.int32)
 
   def attend(
     self, query: jax.Array, key: jax.Array, value: jax.Array, **options: Any
@@ -139,243 +168,174 @@ def attend(
   Returns:
     [P, X, N, H] in the dtype of `value`.
   """
-  cut = sequence.prompt_size
-  prompt_query, prompt_key, prompt_value = (
-    x[:, :cut] for x in (query, key, value)
-  )
-  if compute.attention == 'splash':
-    out = splash.attend(
-      prompt_query,
-      prompt_key,
-      prompt_value,
-      sequence.segment_ids,
-      window=window,
-      cap=cap,
-      compute=compute,
-      layout=layout,
-    )
-  else:
-    out = _attend_prompt(
-      prompt_query,
-      prompt_key,
-      prompt_value,
-      sequence.segment_ids,
-      window=window,
+  mask = RowMask(sequence.prompt_size, sequence.generation_size, window)
+  segments = sequence.prompt_segments()
+  if compute.attention == 'xla':
+    return _attend_xla(
+      query,
+      key,
+      value,
+      segments,
+      mask,
       cap=cap,
       query_block=compute.query_block,
     )
-  if not sequence.num_generations:
-    return out
-  shape = (sequence.num_generations, sequence.generation_size)
-  # [P, R * T, _, H] -> [P, R, T, _, H]
-  own_query, own_key, own_value = (
-    x[:, cut:].reshape(x.shape[0], *shape, *x.shape[2:])
-    for x in (query, key, value)
+  if segments is not None:
+    # Generations are in the segment of true prompt tokens.
+    padding = ((0, 0), (0, query.shape[1] - sequence.prompt_size))
+    segments = jnp.pad(segments, padding, constant_values=1)  # [P, X]
+  return splash.attend(
+    query, key, value, segments, mask, cap=cap, compute=compute, layout=layout
   )
-  generation_out = _attend_generations(
-    own_query,
-    own_key,
-    own_value,
-    prompt_key,
-    prompt_value,
-    sequence.prompt_lengths,
-    window=window,
-    cap=cap,
-    query_block=compute.query_block,
-  )
-  # [P, R, T, N, H] -> [P, R * T, N, H]
-  generation_out = generation_out.reshape(
-    -1, shape[0] * shape[1], *out.shape[2:]
-  )
-  return jnp.concatenate([out, generation_out], axis=1)
 
 
-@jax.named_scope('prompt_attention')
-def _attend_prompt(query, key, value, segment_ids, *, window, cap, query_block):
-  """Causal attention of prompts; holds the logits of one query block.
+@struct.dataclass
+class _Keys:
+  """Consecutive keys of a row that a block of queries may see.
 
-  On local layers a block multiplies only the keys that it can see.
+  Attributes:
+    key: [P, K, S, H], seen by all generations; or [P, K, R, T, H], the keys of
+      each generation.
+    value: as `key`.
+    first: index in the row of the first key; of generation 0 for generations.
+    segment_ids: int32 [P, S]; None if all queries are in the segment of all
+      keys.
+  """
+
+  key: jax.Array
+  value: jax.Array
+  first: jax.Array | int
+  segment_ids: jax.Array | None = None
+
+  def near(self, start: jax.Array, count: int, window: int | None) -> '_Keys':
+    """Returns consecutive keys with all that queries start.. can see.
+
+    Args:
+      start: index in the row of the first of `count` queries.
+      count: number of queries.
+      window: W or None.
+    """
+    size = self.key.shape[-2]
+    # The first query sees W - 1 keys before itself.
+    num_keys = size if window is None else min(size, count + window - 1)
+    if num_keys == size:
+      return self
+    # Clipping keeps the slice inside of the array; the mask hides what it adds.
+    offset = jnp.clip(start + count - num_keys - self.first, 0, size - num_keys)
+
+    def cut(x, axis):
+      """Returns `num_keys` elements of x from `offset` on."""
+      return jax.lax.dynamic_slice_in_dim(x, offset, num_keys, axis)
+
+    ids = self.segment_ids
+    return _Keys(
+      cut(self.key, -2),
+      cut(self.value, -2),
+      self.first + offset,
+      None if ids is None else cut(ids, 1),
+    )
+
+
+def _attend_xla(query, key, value, segment_ids, mask, *, cap, query_block):
+  """Attends from prompts to prompts, and from generations to both.
 
   Args:
-    query: [P, S, N, H].
-    key: [P, S, K, H].
-    value: [P, S, K, H].
-    segment_ids: int32 [P, S] or None.
-    window: W or None.
+    query: [P, X, N, H].
+    key: [P, X, K, H].
+    value: [P, X, K, H].
+    segment_ids: int32 [P, S] or None, see SequenceLayout.prompt_segments.
+    mask: RowMask.
+    cap: softcap or None.
+    query_block: most queries per block, over all generations of a prompt.
+
+  Returns:
+    [P, X, N, H].
+  """
+  cut, t = mask.prompt_size, mask.generation_size
+  p, x, k = query.shape[0], query.shape[1], key.shape[2]
+  grouped = query.reshape(p, x, k, -1, query.shape[-1])  # [P, X, K, G, H]
+  attend_from = functools.partial(
+    _attend_from, mask=mask, cap=cap, query_block=query_block
+  )
+  # Heads before tokens: the order in which the einsums read them.
+  prompt = _Keys(
+    *(jnp.swapaxes(x[:, :cut], 1, 2) for x in (key, value)), 0, segment_ids
+  )
+  out = attend_from(grouped[:, None, :cut], segment_ids, 0, prompt)[:, 0]
+  if t:
+    # [P, R * T, ...] -> [P, R, T, ...]
+    own_query, own_key, own_value = (
+      x[:, cut:].reshape(p, -1, t, *x.shape[2:]) for x in (grouped, key, value)
+    )
+    # [P, R, T, K, H] -> [P, K, R, T, H]
+    own = _Keys(*(jnp.moveaxis(x, 3, 1) for x in (own_key, own_value)), cut)
+    own_out = attend_from(own_query, None, cut, prompt, own)
+    own_out = own_out.reshape(p, -1, *own_out.shape[3:])
+    out = jnp.concatenate([out, own_out], axis=1)
+  return out.reshape(query.shape)
+
+
+@jax.named_scope('attention')
+def _attend_from(
+  query, segment_ids, start, shared, own=None, *, mask, cap, query_block
+):
+  """Attends from consecutive queries; holds the logits of one block of them.
+
+  All R generations have the mask of generation 0: a generation and its prompt
+  are arranged like a row with a single generation.
+
+  Args:
+    query: [P, R, Q, K, G, H]; Q consecutive tokens, of R generations at once.
+    segment_ids: int32 [P, Q] of the queries; None if all are in segment 1.
+    start: index in the row of the first query (of generation 0).
+    shared: _Keys of the prompt.
+    own: _Keys of the generations, or None.
+    mask: RowMask.
     cap: softcap or None.
     query_block: most queries per block.
 
   Returns:
-    [P, S, N, H].
+    [P, R, Q, K, G, H] in the dtype of the values.
   """
-  length = key.shape[1]
-  # Heads before tokens: the order in which the einsums below read them.
-  keys, values = (jnp.moveaxis(x, 2, 1) for x in (key, value))  # [P, K, S, H]
   if segment_ids is not None:
     # dynamic_slice clamps a slice that ends past the array, which would shift
     # the ids of the last block against its queries. Padding prevents that.
     segment_ids = jnp.pad(segment_ids, ((0, 0), (0, query_block)))
 
-  def block(block_query, start):
-    """Attends from block_query [P, Q, K, G, H], whose first index is start."""
-    count = block_query.shape[1]
-    # `num_keys` consecutive keys that include all keys the block can see: its
-    # first query sees W - 1 keys before itself. Clipping keeps the slice
-    # inside the array; the mask hides keys it adds.
-    num_keys = length if window is None else min(length, count + window - 1)
-    first = jnp.clip(start + count - num_keys, 0, length - num_keys)
-    block_keys, block_values = (
-      jax.lax.dynamic_slice_in_dim(x, first, num_keys, axis=2)
-      for x in (keys, values)
-    )
-    block_query = jnp.moveaxis(block_query, 1, 3)  # [P, K, G, Q, H]
-    query_index = start + jnp.arange(count)
-    key_index = first + jnp.arange(num_keys)
-    mask = causal_window_mask(query_index[:, None], key_index[None, :], window)[
-      None
-    ]  # [1, Q, S']
+  def block(block_query, offset):
+    """Attends from block_query [P, R, Q, K, G, H]; token `offset` is first."""
+    count = block_query.shape[2]
+    index = start + offset + jnp.arange(count)
+    query_ids = jnp.ones((1, count), jnp.int32)
     if segment_ids is not None:
-      query_ids, key_ids = (
-        jax.lax.dynamic_slice_in_dim(segment_ids, at, size, axis=1)
-        for at, size in ((start, count), (first, num_keys))
-      )
-      mask &= query_ids[:, :, None] == key_ids[:, None, :]  # [P, Q, S']
-    logits = capped_logits('PKGQH,PKSH->PKGQS', block_query, block_keys, cap)
-    logits = jnp.where(mask[:, None, None], logits, MASKED)
-    (weights,), total = joint_softmax(logits, cap=cap)
-    out = weighted_sum('PKGQS,PKSH->PKGQH', weights, block_values)
-    # [P, K, G, Q, H] -> [P, Q, K, G, H]
-    return jnp.moveaxis(divide(out, total), 3, 1).astype(value.dtype)
-
-  grouped = _group_heads(query, key.shape[2])
-  return _map_query_blocks(block, grouped, 1, query_block).reshape(query.shape)
-
-
-@jax.named_scope('generation_attention')
-def _attend_generations(
-  query,
-  key,
-  value,
-  prompt_key,
-  prompt_value,
-  prompt_lengths,
-  *,
-  window,
-  cap,
-  query_block,
-):
-  """Attention of generation tokens to their prompt and their own generation.
-
-  Args:
-    query: [P, R, T, N, H].
-    key: [P, R, T, K, H].
-    value: [P, R, T, K, H].
-    prompt_key: [P, S, K, H].
-    prompt_value: [P, S, K, H].
-    prompt_lengths: int [P].
-    window: W or None.
-    cap: softcap or None.
-    query_block: most queries per block, over all R generations of a prompt.
-
-  Returns:
-    [P, R, T, N, H].
-  """
-  prompt_index = jnp.arange(prompt_key.shape[1])[None]
-  own_index = jnp.arange(key.shape[2])
-  # [P, S, K, H] -> [P, K, S, H]
-  prompt_key, prompt_value = (
-    jnp.moveaxis(x, 2, 1) for x in (prompt_key, prompt_value)
-  )
-  # [P, R, T, K, H] -> [P, K, R, T, H]
-  own_key, own_value = (jnp.moveaxis(x, 3, 1) for x in (key, value))
-
-  def block(block_query, start):
-    """Attends from block_query [P, R, Q, K, G, H]; token `start` is first."""
-    query_index = start + jnp.arange(block_query.shape[2])
-    # The mask over the prompt differs between prompts, because the window
-    # moves with the prompt's length, but not between generations: [P, Q, S].
-    visible = prompt_mask(
-      prompt_lengths[:, None] + query_index[None],
-      prompt_index,
-      prompt_lengths,
-      window,
-    )
+      query_ids = jax.lax.dynamic_slice_in_dim(segment_ids, offset, count, 1)
     # [P, R, Q, K, G, H] -> [P, K, R, G, Q, H]
     block_query = jnp.transpose(block_query, (0, 3, 1, 4, 2, 5))
-    prompt_logits = capped_logits(
-      'PKRGQH,PKSH->PKRGQS', block_query, prompt_key, cap
+    logits, values = [], []
+    for keys, letters in ((shared, 'PKSH'), (own, 'PKRSH')):
+      if keys is None:
+        continue
+      near = keys.near(start + offset, count, mask.window)
+      key_index = near.first + jnp.arange(near.key.shape[-2])
+      visible = mask(index[:, None], key_index[None])[None]  # [1, Q, S]
+      if near.segment_ids is not None:
+        visible &= query_ids[:, :, None] == near.segment_ids[:, None]
+      part = capped_logits(
+        f'PKRGQH,{letters}->PKRGQS', block_query, near.key, cap
+      )
+      logits.append(jnp.where(visible[:, None, None, None], part, MASKED))
+      values.append((f'PKRGQS,{letters}->PKRGQH', near.value))
+    weights, total = joint_softmax(*logits, cap=cap)
+    out = sum(
+      weighted_sum(letters, x, value)
+      for x, (letters, value) in zip(weights, values, strict=True)
     )
-    prompt_logits = jnp.where(
-      visible[:, None, None, None], prompt_logits, MASKED
-    )
-    # Inside a generation the prompt's length cancels out: [Q, T].
-    mask = causal_window_mask(query_index[:, None], own_index[None, :], window)
-    own_logits = capped_logits(
-      'PKRGQH,PKRTH->PKRGQT', block_query, own_key, cap
-    )
-    own_logits = jnp.where(mask[None, None, None, None], own_logits, MASKED)
-    (prompt_weights, own_weights), total = joint_softmax(
-      prompt_logits, own_logits, cap=cap
-    )
-    out = weighted_sum('PKRGQS,PKSH->PKRGQH', prompt_weights, prompt_value)
-    out += weighted_sum('PKRGQT,PKRTH->PKRGQH', own_weights, own_value)
     # [P, K, R, G, Q, H] -> [P, R, Q, K, G, H]
     out = jnp.transpose(divide(out, total), (0, 2, 4, 1, 3, 5))
-    return out.astype(value.dtype)
+    return out.astype(shared.value.dtype)
 
-  grouped = _group_heads(query, key.shape[3])
   tokens_per_block = max(1, query_block // query.shape[1])
-  out = _map_query_blocks(block, grouped, 2, tokens_per_block)
-  return out.reshape(query.shape)
-
-
-def causal_window_mask(
-  query_positions: jax.Array, key_positions: jax.Array, window: int | None
-) -> jax.Array:
-  """Returns a bool mask: keys not after the query and inside its window.
-
-  Args:
-    query_positions: int, broadcastable against `key_positions`. Positions or
-      indices, as long as both count from the same point.
-    key_positions: int.
-    window: W, the number of visible keys including the query's own; or None.
-  """
-  mask = key_positions <= query_positions
-  if window is not None:
-    mask &= query_positions - key_positions < window
-  return mask
-
-
-def prompt_mask(
-  query_positions: jax.Array,
-  prompt_positions: jax.Array,
-  lengths: jax.Array,
-  window: int | None,
-) -> jax.Array:
-  """Returns which prompt keys each generation token attends to.
-
-  Args:
-    query_positions: int [P, Q], positions of generation tokens.
-    prompt_positions: int [1 or P, S], positions of the keys; negative marks
-      an empty slot of a ring cache.
-    lengths: int [P], true lengths of the prompts; later keys are padding.
-    window: W on local layers, None on global ones.
-
-  Returns:
-    bool [P, Q, S].
-  """
-  real = (prompt_positions >= 0) & (prompt_positions < lengths[:, None])
-  queries = query_positions[:, :, None]
-  keys = prompt_positions[:, None, :]
-  return real[:, None] & causal_window_mask(queries, keys, window)
-
-
-def _group_heads(query, num_kv_heads):
-  """Splits [..., N, H] into [..., K, G, H]."""
-  *leading, num_heads, head_dim = query.shape
-  return query.reshape(
-    *leading, num_kv_heads, num_heads // num_kv_heads, head_dim
-  )
+  return _map_query_blocks(block, query, 2, tokens_per_block)
 
 
 def _map_query_blocks(

@@ -39,7 +39,6 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from grm_jax.model.attention import causal_window_mask, prompt_mask
 from grm_jax.model.joint_softmax import MASKED, capped_logits, weighted_sum
 from grm_jax.sharding.rules import ShardingLayout
 
@@ -169,7 +168,7 @@ class DecodeContext:
       slot_positions = jnp.arange(num_slots)[None]
     else:
       slot_positions = _ring_positions(self.prompt_lengths, num_slots, window)
-    return prompt_mask(
+    return _visible_slots(
       self.positions(), slot_positions, self.prompt_lengths, window
     )
 
@@ -178,7 +177,7 @@ class DecodeContext:
     index = jnp.arange(self.earlier.key.shape[2])[None, None]
     num_earlier = self.num_earlier[:, :, None]
     # Past num_earlier a cache holds what the row's predecessor left.
-    return (index < num_earlier) & causal_window_mask(
+    return (index < num_earlier) & _causal_window_mask(
       num_earlier + self.step, index, window
     )
 
@@ -186,7 +185,7 @@ class DecodeContext:
     """Returns bool [1, 1, C]: visible tokens of the recent cache."""
     index = jnp.arange(self.recent.key.shape[2])[None, None]
     # Relative to the start of this call, so it is the same for all rows.
-    return causal_window_mask(self.step, index, window)
+    return _causal_window_mask(self.step, index, window)
 
 
 @jax.named_scope('make_prompt_cache')
@@ -208,8 +207,8 @@ def make_prompt_cache(
   """
   if window is not None and key.shape[1] > window:
     # Fill the ring: for each slot, the prompt token that belongs there. A slot
-    # without a token (prompts shorter than W) gets token 0, which prompt_mask
-    # hides.
+    # without a token (prompts shorter than W) gets token 0, which is hidden by
+    # _visible_slots.
     source = jnp.maximum(_ring_positions(lengths, window, window), 0)
     source = source[:, :, None, None]  # [P, W, 1, 1]
     key, value = (jnp.take_along_axis(x, source, axis=1) for x in (key, value))
@@ -274,6 +273,47 @@ def append_recent(
     return jax.tree.map(update, caches, tuple(recent))
 
   return jax.lax.fori_loop(0, jnp.sum(used), update_block, tuple(earlier))
+
+
+def _causal_window_mask(
+  query_positions: jax.Array, key_positions: jax.Array, window: int | None
+) -> jax.Array:
+  """Returns a bool mask: keys not after the query and inside its window.
+
+  Args:
+    query_positions: int, broadcastable against `key_positions`. Positions or
+      indices, as long as both count from the same point.
+    key_positions: int.
+    window: W, the number of visible keys including the query's own; or None.
+  """
+  mask = key_positions <= query_positions
+  if window is not None:
+    mask &= query_positions - key_positions < window
+  return mask
+
+
+def _visible_slots(
+  query_positions: jax.Array,
+  prompt_positions: jax.Array,
+  lengths: jax.Array,
+  window: int | None,
+) -> jax.Array:
+  """Returns which prompt keys each generation token attends to.
+
+  Args:
+    query_positions: int [P, Q], positions of generation tokens.
+    prompt_positions: int [1 or P, S], positions of the keys; negative marks
+      an empty slot of a ring cache.
+    lengths: int [P], true lengths of the prompts; later keys are padding.
+    window: W on local layers, None on global ones.
+
+  Returns:
+    bool [P, Q, S].
+  """
+  real = (prompt_positions >= 0) & (prompt_positions < lengths[:, None])
+  queries = query_positions[:, :, None]
+  keys = prompt_positions[:, None, :]
+  return real[:, None] & _causal_window_mask(queries, keys, window)
 
 
 def _ring_positions(lengths, num_slots, window):

@@ -172,7 +172,13 @@ def prompt_logps(
   Returns:
     (logps, entropy), float32 [P, S - 1], 0 past each prompt's length.
   """
-  hidden = _hidden_states(model, params, batch).prompt
+  prompts = Batch(
+    batch.prompts,
+    batch.prompt_lengths,
+    segment_ids=batch.segment_ids,
+    loss_mask=batch.loss_mask,
+  )
+  hidden = _hidden_states(model, params, prompts).prompt
   logps, entropy = token_logps(
     model, params['embedder']['table'], hidden[:, :-1], batch.prompts[:, 1:]
   )
@@ -213,9 +219,11 @@ def last_prompt_state(hidden: jax.Array, batch: Batch) -> jax.Array:
   """Returns [P, D], the hidden state of each prompt's last true token.
 
   Args:
-    hidden: [P, S, D].
+    hidden: [P, S, D], see HiddenStates.prompt.
     batch: has `prompt_lengths`.
   """
+  if batch.generations is not None:
+    return hidden[:, -1]
   index = batch.prompt_lengths[:, None, None] - 1
   return jnp.take_along_axis(hidden, index, axis=1)[:, 0]
 

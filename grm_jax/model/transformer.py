@@ -67,7 +67,8 @@ class HiddenStates:
   """Hidden states after the final norm.
 
   Attributes:
-    prompt: [P, S, D].
+    prompt: [P, S, D]. Right-padded for prompts alone. With generations, as in
+      the rows, the padding is on the left: the last true token is at S - 1.
     generation: [P, R, T, D]; None for a batch of prompts alone.
   """
 
@@ -276,7 +277,7 @@ class Transformer(nn.Module):
     """Computes the hidden states of every token of the batch."""
     check_batch(batch)
     sequence = SequenceLayout.from_batch(batch)
-    tokens = batch.prompts
+    tokens = sequence.align(batch.prompts)
     if batch.generations is not None:
       flat = batch.generations.reshape(tokens.shape[0], -1)  # [P, R * T]
       tokens = jnp.concatenate([tokens, flat], axis=1)  # [P, X]

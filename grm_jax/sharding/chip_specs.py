@@ -15,12 +15,43 @@ github.com/GoogleCloudPlatform/kubernetes-engine-samples/pull/1467. v6e:
 megacpp.pages.dev/blog/oom-on-v6e. v5p: 95 GiB as documented; XLA states 95.74
 (openxla.org/xla/errors/error_1000).
 
+v7x ("TPU7x", Ironwood): the page "TPU7x" of the same documentation, halved: JAX
+has a device for each of the two chiplets of a chip.
+
+Clock: peak FLOP/s over the FLOPs of a cycle, the MXUs times 2 * 128**2 (256**2
+on v6e and v7x). Cycles of splash attention: the number of instruction bundles
+that libtpu 0.0.42 schedules for the body of a tile (with --xla_jf_dump_to and
+--xla_jf_dump_llo_text).
+
 GPU: the data sheets of H100 SXM and H200 SXM; the FLOP/s are half of the ones
 stated, which are with sparsity. The H100 PCIe is slower, has another device
 kind and is not listed.
 """
 
 import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class SplashCycles:
+  """Cycles of the kernels of splash attention on one core.
+
+  Attributes:
+    tiles: for each kernel, the cycles of a tile of 512 x 512 of one head, with
+      a head size of 128 and of 256. They contain softcap, mask and segments.
+    step_cycles: other cycles of a step of the grid, whether its tile is
+      computed or skipped.
+    block: the side of the tiles.
+  """
+
+  tiles: Mapping[str, tuple[int, int]]
+  step_cycles: int = 400
+  block: int = 512
+
+  def tile_cycles(self, kernel: str, head_dim: int) -> float:
+    """Returns the cycles of a tile; linear in the head size."""
+    small, large = self.tiles[kernel]
+    return small + (large - small) * (head_dim - 128) / 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +68,11 @@ class ChipSpec:
     min_ring_size: the fewest chips along a mesh axis for its two ends to be
       linked, which makes the axis a ring.
     dcn_bandwidth: bytes/s to other slices, in one direction.
+    clock: cycles per second; 0 if unknown.
+    num_cores: cores that share the work of a device.
+    splash: cycles of attention; None if unknown.
+    calibration: measured time over XLA's estimate (aot/xla_estimate.py).
+    calibration_error: relative error of a time that is predicted with it.
   """
 
   device_kinds: tuple[str, ...]
@@ -46,6 +82,11 @@ class ChipSpec:
   ici_bandwidth: float = 0.0
   min_ring_size: int = 0
   dcn_bandwidth: float = 0.0
+  clock: float = 0.0
+  num_cores: int = 1
+  splash: SplashCycles | None = None
+  calibration: float = 1.0
+  calibration_error: float = 0.0
 
 
 def _gib(count: float) -> int:
@@ -53,21 +94,56 @@ def _gib(count: float) -> int:
 
 
 CHIPS = {
-  'v4': ChipSpec(('TPU v4',), 275e12, _gib(30.75), 1.2e12, 4.5e10, 4, 6.25e9),
+  'v4': ChipSpec(
+    device_kinds=('TPU v4',),
+    peak_flops=275e12,
+    hbm_bytes=_gib(30.75),
+    hbm_bandwidth=1.2e12,
+    ici_bandwidth=4.5e10,
+    min_ring_size=4,
+    dcn_bandwidth=6.25e9,
+    clock=1.05e9,
+    num_cores=2,
+  ),
   'v5e': ChipSpec(
-    ('TPU v5 lite', 'TPU v5e'),
-    197e12,
-    _gib(15.75),
-    8.19e11,
-    4.5e10,
-    16,
-    3.125e9,
+    device_kinds=('TPU v5 lite', 'TPU v5e'),
+    peak_flops=197e12,
+    hbm_bytes=_gib(15.75),
+    hbm_bandwidth=8.19e11,
+    ici_bandwidth=4.5e10,
+    min_ring_size=16,
+    dcn_bandwidth=3.125e9,
+    clock=1.5e9,
+    splash=SplashCycles(
+      {'fwd': (1169, 2147), 'dq': (1918, 2976), 'dkv': (1990, 3514)}
+    ),
   ),
   'v5p': ChipSpec(
-    ('TPU v5', 'TPU v5p'), 459e12, _gib(95), 2.765e12, 9e10, 4, 6.25e9
+    device_kinds=('TPU v5', 'TPU v5p'),
+    peak_flops=459e12,
+    hbm_bytes=_gib(95),
+    hbm_bandwidth=2.765e12,
+    ici_bandwidth=9e10,
+    min_ring_size=4,
+    dcn_bandwidth=6.25e9,
+    clock=1.75e9,
+    num_cores=2,
+    splash=SplashCycles(
+      {'fwd': (1193, 2042), 'dq': (1880, 3032), 'dkv': (2024, 3919)}
+    ),
   ),
   'v6e': ChipSpec(
-    ('TPU v6 lite', 'TPU v6e'), 918e12, _gib(31.25), 1.638e12, 9e10, 16, 1.25e10
+    device_kinds=('TPU v6 lite', 'TPU v6e'),
+    peak_flops=918e12,
+    hbm_bytes=_gib(31.25),
+    hbm_bandwidth=1.638e12,
+    ici_bandwidth=9e10,
+    min_ring_size=16,
+    dcn_bandwidth=1.25e10,
+    clock=1.75e9,
+    splash=SplashCycles(
+      {'fwd': (1151, 1151), 'dq': (1438, 1438), 'dkv': (1659, 1659)}
+    ),
   ),
   'h100': ChipSpec(('NVIDIA H100 80GB HBM3',), 989e12, _gib(80), 3.35e12),
   'h200': ChipSpec(('NVIDIA H200',), 989e12, 141 * 10**9, 4.8e12),

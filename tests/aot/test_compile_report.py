@@ -1,5 +1,6 @@
 """Report about programs compiled ahead of time, here for CPU devices."""
 
+import dataclasses
 import json
 import runpy
 
@@ -152,10 +153,11 @@ def test_a_sweep_ranks_meshes(tmp_path, capsys, monkeypatch):
       'mesh': found,
       'peak_bytes': 2**30,
       'fits': found['tensor'] != 2,
-      'seconds': seconds,
+      'calibrated_seconds': seconds,
+      'calibrated_mfu': 0.25,
+      'calibration_error': 0.125,
+      'bound_seconds': 0.5,
       'bound': 'memory',
-      'mfu': 0.5,
-      'exposed_mfu': 0.25,
     }
 
   monkeypatch.setattr(compile_report, 'compile_step', compile_step)
@@ -168,26 +170,49 @@ def test_a_sweep_ranks_meshes(tmp_path, capsys, monkeypatch):
   out = capsys.readouterr().out
   (best,) = lines_with(out, '1.')
   assert names(best, 'data=1', 'fsdp=2', 'tensor=4')
-  assert names(best, '1.000 GiB', '2 s', 'memory', '50.0%', '25.0%')
+  assert names(best, '1.000 GiB', '2 s +-12%', 'memory', '0.5 s', '25.0%')
 
 
-def test_the_roofline_by_hand():
+def test_times_by_hand():
   """v5e: 197 TFLOP/s, 819 GB/s."""
+  chip = dataclasses.replace(CHIPS['v5e'], calibration=0.5)
   costs = {
     'computed_flops': 394 * 10**12,
     'hbm_bytes': 819 * 10**9,
-    'collectives': [
-      {'seconds': 0.5, 'exposed_seconds': 0.25},
-      {'seconds': 0.25, 'exposed_seconds': 0.0},
-    ],
+    'network_seconds': 0.75,
+    'core_seconds': 3.0,
+    'exposed_seconds': 0.25,
   }
-  assert cost_model._roofline(costs, CHIPS['v5e']) == {
+  assert cost_model._predict(costs, chip) == {
     'compute_seconds': 2.0,
     'memory_seconds': pytest.approx(1.0),
-    'network_seconds': 0.75,
-    'exposed_seconds': 0.25,
-    'seconds': 2.0,
+    'bound_seconds': 2.0,
     'bound': 'compute',
+    'xla_seconds': 3.25,
+    'calibrated_seconds': 1.625,
+  }
+
+
+def test_times_of_a_step_by_hand():
+  """394 TFLOP of a v5e take 2 s at peak."""
+  chip = dataclasses.replace(CHIPS['v5e'], calibration_error=0.1)
+  program = {
+    'runs_per_step': 3,
+    'bound_seconds': 1.0,
+    'bound': 'compute',
+    'xla_seconds': 1.5,
+    'calibrated_seconds': 1.25,
+  }
+  update = program | {'runs_per_step': 1, 'bound': 'memory'}
+  assert compile_report._step_time([program, update], 394 * 10**12, chip) == {
+    'bound_seconds': 4.0,
+    'bound_mfu': 0.5,
+    'xla_seconds': 6.0,
+    'xla_mfu': 0.333,
+    'calibrated_seconds': 5.0,
+    'calibrated_mfu': 0.4,
+    'bound': 'compute',
+    'calibration_error': 0.1,
   }
 
 

@@ -90,6 +90,42 @@ def test_trips_that_the_text_does_not_tell_are_one(root, passes):
   assert hlo_parser.trip_count(found, found['outer'].lines['w']) == passes
 
 
+UNROLLED = """
+HloModule unrolled
+
+%condition (p.1: (s32[], bf16[8])) -> pred[] {
+  %p.1 = (s32[], bf16[8]{0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%p.1), index=0
+  %c.1 = s32[] copy(%i.1)
+  %eight = s32[] constant(8)
+  ROOT %less = pred[] compare(%c.1, %eight), direction=LT
+}
+
+%body (p.2: (s32[], bf16[8])) -> (s32[], bf16[8]) {
+  %p.2 = (s32[], bf16[8]{0}) parameter(0)
+  %i.2 = s32[] get-tuple-element(%p.2), index=0
+  %x.2 = bf16[8]{0} get-tuple-element(%p.2), index=1
+  %two = s32[] constant(INCREMENT)
+  %next = s32[] add(%i.2, %two)
+  %copy.2 = s32[] copy(%next)
+  ROOT %t.2 = (s32[], bf16[8]{0}) tuple(%copy.2, %x.2)
+}
+
+ENTRY %main (a: (s32[], bf16[8])) -> (s32[], bf16[8]) {
+  %a = (s32[], bf16[8]{0}) parameter(0)
+  ROOT %w = (s32[], bf16[8]{0}) while(%a), condition=%condition, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize(('increment', 'trips'), [(1, 8), (2, 4), (3, 3)])
+def test_trips_of_an_unrolled_loop(increment, trips):
+  """XLA for TPU unrolls loops of products and transfers by 2."""
+  module = hlo_parser.parse(UNROLLED.replace('INCREMENT', str(increment)))
+  loop = module['main'].lines['w']
+  assert hlo_parser.trip_count(module, loop) == trips
+
+
 def test_types():
   assert hlo_parser.tuple_elements('f32[2]{0}') == ['f32[2]{0}']
   pair = '(f32[2,3]{1,0:T(8,128)}, (s8[4]{0}, pred[]))'

@@ -112,7 +112,7 @@ def test_hidden_states_equal_separate_sequences(batch, apply):
       continue
     expected = apply(separate_sequence(batch, p, r)).prompt[0]
     np.testing.assert_allclose(
-      hidden.prompt[p, :length], expected[:length], atol=1e-5
+      hidden.prompt[p, -length:], expected[:length], atol=1e-5
     )
     np.testing.assert_allclose(
       hidden.generation[p, r, :count], expected[length:], atol=1e-5
@@ -173,7 +173,11 @@ def test_prompt_tokens_do_not_affect_earlier_tokens(batch, apply):
   )
   after = apply(other)
   np.testing.assert_array_equal(after.prompt[:2], before.prompt[:2])
-  np.testing.assert_array_equal(after.prompt[2, :4], before.prompt[2, :4])
+  first = PROMPT_SIZE - PROMPT_LENGTHS[2]
+  unchanged = slice(first, first + 4)
+  np.testing.assert_array_equal(
+    after.prompt[2, unchanged], before.prompt[2, unchanged]
+  )
   np.testing.assert_array_equal(after.generation[:2], before.generation[:2])
   # Every generation of that prompt attends to the changed tokens.
   assert np.all(np.any(after.generation[2] != before.generation[2], axis=-1))
@@ -191,6 +195,8 @@ def test_padding_does_not_affect_true_tokens(batch, apply):
       generations=with_other_tokens(batch.generations, generation_padding),
     )
   )
+  # Rows have the padding on the left.
+  padding = padding[:, ::-1]
   np.testing.assert_array_equal(after.prompt[~padding], before.prompt[~padding])
   np.testing.assert_array_equal(
     after.generation[~generation_padding],
@@ -232,38 +238,39 @@ def run_attend(qkv, sequence, window, cap, query_block=512):
 # padded to 6 (so 6.. is the first generation, 11.. the second) and W = 3: a key
 # W - 1 = 2 positions back is visible, a key 3 positions back is not.
 LOCAL = {
-  0: {0},
-  1: {0, 1},
-  2: {0, 1, 2},
-  3: {1, 2, 3},
-  # Across the end of the prompt; indices 4 and 5 are padding.
-  6: {2, 3, 6},
-  7: {3, 6, 7},
+  # Indices 0 and 1 are padding.
+  2: {2},
+  3: {2, 3},
+  4: {2, 3, 4},
+  5: {3, 4, 5},
+  # Across the end of the prompt.
+  6: {4, 5, 6},
+  7: {5, 6, 7},
   8: {6, 7, 8},
   # Inside a generation longer than W.
   9: {7, 8, 9},
   10: {8, 9, 10},
-  11: {2, 3, 11},
-  12: {3, 11, 12},
+  11: {4, 5, 11},
+  12: {5, 11, 12},
   13: {11, 12, 13},
   14: {12, 13, 14},
   15: {13, 14, 15},
 }
 GLOBAL = {
-  0: {0},
-  1: {0, 1},
-  2: {0, 1, 2},
-  3: {0, 1, 2, 3},
-  6: {0, 1, 2, 3, 6},
-  7: {0, 1, 2, 3, 6, 7},
-  8: {0, 1, 2, 3, 6, 7, 8},
-  9: {0, 1, 2, 3, 6, 7, 8, 9},
-  10: {0, 1, 2, 3, 6, 7, 8, 9, 10},
-  11: {0, 1, 2, 3, 11},
-  12: {0, 1, 2, 3, 11, 12},
-  13: {0, 1, 2, 3, 11, 12, 13},
-  14: {0, 1, 2, 3, 11, 12, 13, 14},
-  15: {0, 1, 2, 3, 11, 12, 13, 14, 15},
+  2: {2},
+  3: {2, 3},
+  4: {2, 3, 4},
+  5: {2, 3, 4, 5},
+  6: {2, 3, 4, 5, 6},
+  7: {2, 3, 4, 5, 6, 7},
+  8: {2, 3, 4, 5, 6, 7, 8},
+  9: {2, 3, 4, 5, 6, 7, 8, 9},
+  10: {2, 3, 4, 5, 6, 7, 8, 9, 10},
+  11: {2, 3, 4, 5, 11},
+  12: {2, 3, 4, 5, 11, 12},
+  13: {2, 3, 4, 5, 11, 12, 13},
+  14: {2, 3, 4, 5, 11, 12, 13, 14},
+  15: {2, 3, 4, 5, 11, 12, 13, 14, 15},
 }
 
 
@@ -291,14 +298,18 @@ def test_with_window_1_a_token_attends_to_itself():
 
 
 def causal_keys(sequence, p, query):
-  """Returns (index, position) of the keys up to `query`, without a window."""
-  prompt = [(s, s) for s in range(sequence.prompt_size)]
-  if query < sequence.prompt_size:
-    return prompt[: query + 1]
-  length = int(sequence.prompt_lengths[p])
-  token = (query - sequence.prompt_size) % sequence.generation_size
-  first = query - token
-  return prompt[:length] + [(first + t, length + t) for t in range(token + 1)]
+  """Returns (index, position) of the keys up to `query`, without a window.
+
+  The true tokens of a prompt are the last ones before its generations. The
+  padding before them attends to itself.
+  """
+  size = sequence.prompt_size
+  first = size - int(sequence.prompt_lengths[p])
+  if query < size:
+    return [(s, s) for s in range(first if query >= first else 0, query + 1)]
+  token = (query - size) % sequence.generation_size
+  own = [(query - token + t, size + t) for t in range(token + 1)]
+  return [(s, s) for s in range(first, size)] + own
 
 
 def numpy_attention(qkv, sequence, window, cap):
@@ -385,10 +396,10 @@ def test_softcap_affects_prompts_and_generations():
   qkv = random_qkv(SEQUENCE)
   off, on = (run_attend(qkv, SEQUENCE, None, cap) for cap in (None, 1.0))
   difference = np.abs(np.array(off - on)).max(axis=(2, 3))
-  cut = SEQUENCE.prompt_size
   # The first token attends only to itself, with or without a softcap.
-  assert np.all(difference[:, 1:cut] > 1e-3)
-  assert np.all(difference[:, cut:] > 1e-3)
+  first = SEQUENCE.prompt_size - SEQUENCE.prompt_lengths
+  later = np.arange(difference.shape[1])[None] > first[:, None]
+  assert np.all(difference[later] > 1e-3)
 
 
 @functools.cache
@@ -419,7 +430,8 @@ def test_blocks_equal_one_block(query_block, window):
 def test_blocks_never_hold_all_logits():
   """Neither part creates an array with all of its logits."""
   qkv = random_qkv(SEQUENCE)
-  all_logits = {(2, 2, 2, 13, 13), (2, 2, 2, 2, 7, 13), (2, 2, 2, 2, 7, 7)}
+  # With a window of 4, 7 tokens see at most 7 + 4 - 1 tokens of the prompt.
+  all_logits = {(2, 2, 1, 2, 13, 13), (2, 2, 2, 2, 7, 10), (2, 2, 2, 2, 7, 7)}
 
   def shapes(query_block):
     run = functools.partial(
@@ -434,7 +446,7 @@ def test_blocks_never_hold_all_logits():
 def test_positions():
   sequence = SequenceLayout(jnp.array([1, 3], jnp.int32), 3, 2, 2)
   np.testing.assert_array_equal(
-    sequence.positions(), [[0, 1, 2, 1, 2, 1, 2], [0, 1, 2, 3, 4, 3, 4]]
+    sequence.positions(), [[0, 0, 0, 1, 2, 1, 2], [0, 1, 2, 3, 4, 3, 4]]
   )
   sequence = SequenceLayout(jnp.array([2], jnp.int32), 3)
   np.testing.assert_array_equal(sequence.positions(), [[0, 1, 2]])

@@ -228,7 +228,7 @@ def test_generation_logps(model, params, batch, hidden):
   expected = np.zeros((2, 2, 3, 5))
   for p, r, t in np.ndindex(2, 3, 5):
     if t < GENERATION_LENGTHS[p][r]:
-      state = hidden.prompt[p, PROMPT_LENGTHS[p] - 1]
+      state = hidden.prompt[p, -1]
       if t > 0:
         state = hidden.generation[p, r, t - 1]
       token = batch.generations[p, r, t]
@@ -243,7 +243,7 @@ def test_prompt_logps(model, params, batch, hidden):
   for p, s in np.ndindex(2, 7):
     if s + 1 < PROMPT_LENGTHS[p]:
       token = batch.prompts[p, s + 1]
-      state = hidden.prompt[p, s]
+      state = hidden.prompt[p, s - PROMPT_LENGTHS[p]]
       expected[:, p, s] = plain_logp(model, params, state, token)
   np.testing.assert_allclose(ours, expected, atol=1e-5)
 
@@ -253,7 +253,7 @@ def expected_values(params, hidden):
   expected = np.zeros((2, 3))
   for p, r in np.ndindex(2, 3):
     count = GENERATION_LENGTHS[p][r]
-    state = hidden.prompt[p, PROMPT_LENGTHS[p] - 1]
+    state = hidden.prompt[p, -1]
     if count:
       state = hidden.generation[p, r, count - 1]
     expected[p, r] = np.asarray(state, np.float32) @ kernel

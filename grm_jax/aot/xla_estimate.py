@@ -1,0 +1,177 @@
+"""Time of a compiled program by XLA's own cost model, plus kernels.
+
+XLA for TPU chooses tiles, layouts and fusions by a cost model of each fusion,
+and writes the result into the module: `estimated_cycles` in the backend_config
+of every fusion and copy. The sum over the schedule, loops by their iterations,
+is a far better prediction of the time on the cores than FLOPs at peak: it knows
+how well a product fills the matrix unit and how fast memory can feed it.
+
+Kernels (Pallas calls) have no estimate. The cycles of splash attention are in
+`sharding/chip_specs.py`; they come from the instruction schedule that libtpu
+makes for the kernel.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+
+from grm_jax.aot import hlo_parser
+from grm_jax.aot.hlo_parser import ExecutedInstruction, HloModule, Instruction
+from grm_jax.aot.overlap import Line
+from grm_jax.model import splash
+from grm_jax.model.row_mask import RowMask
+from grm_jax.sharding.chip_specs import ChipSpec
+
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# Matrix products of a tile in the kernels of splash attention. Forward: logits
+# and the weighted sum. Backward: these two again, and the gradients of the
+# queries, or of the keys and values.
+_PRODUCTS = {'fwd': 2, 'dq': 3, 'dkv': 4}
+_KERNEL = re.compile(r'splash_mqa_(fwd|dq|dkv)')
+_OPERANDS = re.compile(r'operand_layout_constraints=\{(.*?\})\}')
+_NUM_SLOWEST = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class SplashCall:
+  """A kernel of splash attention.
+
+  Attributes:
+    kind: of _PRODUCTS.
+    heads: prompts times query heads.
+    head_dim: H.
+    tiles: tiles with a visible key, of one head.
+    block: side of a tile.
+    grid_steps: steps of the grid of one head, with and without a visible key.
+  """
+
+  kind: str
+  heads: int
+  head_dim: int
+  tiles: int
+  block: int
+  grid_steps: int
+
+  @property
+  def flops(self) -> int:
+    """FLOPs of its matrix products."""
+    tile = 2 * self.block**2 * self.head_dim
+    return _PRODUCTS[self.kind] * self.heads * self.tiles * tile
+
+  def seconds(self, chip: ChipSpec) -> float:
+    """Returns the time of one execution."""
+    if chip.splash is None:
+      return self.flops / chip.peak_flops
+    area = (self.block / chip.splash.block) ** 2
+    tile = area * chip.splash.tile_cycles(self.kind, self.head_dim)
+    cycles = self.tiles * tile + self.grid_steps * chip.splash.step_cycles
+    # Cores share the heads.
+    return math.ceil(self.heads / chip.num_cores) * cycles / chip.clock
+
+
+def splash_call(x: Instruction, mask: RowMask | None) -> SplashCall | None:
+  """Returns the kernel that a custom call executes; None for other calls.
+
+  Args:
+    x: an instruction.
+    mask: mask of the program's rows on global layers; None if its attention is
+      not splash.
+  """
+  kernel = _KERNEL.search(x.name)
+  operands = _OPERANDS.search(x.attributes)
+  if mask is None or kernel is None or operands is None:
+    return None
+  shapes = hlo_parser.array_shapes(operands[1])
+  # The first operand has the next tile for each step, [heads or 1, rows,
+  # columns]; the first one with at least 4 dimensions is the queries.
+  _, rows, columns = shapes[0]
+  *heads, size, head_dim = next(x for x in shapes if len(x) >= 4)
+  block = size // rows
+  if '/local/' not in x.attributes:
+    mask = dataclasses.replace(mask, window=None)
+  return SplashCall(
+    kind=kernel[1],
+    heads=math.prod(heads),
+    head_dim=head_dim,
+    tiles=splash.num_tiles(mask, size, block),
+    block=block,
+    grid_steps=rows * columns,
+  )
+
+
+def line_seconds(
+  module: HloModule, chip: ChipSpec, mask: RowMask | None, name: str = ''
+) -> dict[Line, float]:
+  """Returns the seconds of one execution of each scheduled line.
+
+  Args:
+    module: module of one device.
+    chip: chip that it was compiled for.
+    mask: as `splash_call`.
+    name: computation to begin with; '' is ENTRY.
+  """
+  seconds = {}
+  for x in _scheduled(module, name):
+    if time := _seconds(x.instruction, chip, mask):
+      seconds[x.frame, x.line] = time
+  return seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """Time of a program on the cores of a device.
+
+  Attributes:
+    seconds: of all executions of all lines.
+    kernel_seconds: the part of splash attention.
+    slowest: lines with the most time, as (seconds, name, JAX operation).
+  """
+
+  seconds: float
+  kernel_seconds: float
+  slowest: tuple[tuple[float, str, str], ...]
+
+
+def total(
+  module: HloModule,
+  seconds: Mapping[Line, float],
+  mask: RowMask | None,
+  name: str = '',
+) -> Estimate:
+  """Adds up the lines, each as often as it executes.
+
+  Args:
+    module: as `line_seconds`.
+    seconds: from `line_seconds`.
+    mask: as `line_seconds`.
+    name: as `line_seconds`.
+  """
+  lines, kernel_seconds = [], 0.0
+  for x in _scheduled(module, name):
+    time = x.executions * seconds.get((x.frame, x.line), 0.0)
+    lines.append((time, x.line, x.instruction.source))
+    if splash_call(x.instruction, mask):
+      kernel_seconds += time
+  return Estimate(
+    sum(x[0] for x in lines),
+    kernel_seconds,
+    tuple(sorted(lines, reverse=True)[:_NUM_SLOWEST]),
+  )
+
+
+def _scheduled(module: HloModule, name: str) -> list[ExecutedInstruction]:
+  """Instructions that are scheduled, without those inside of fusions."""
+  return [
+    x
+    for x in hlo_parser.walk(module, name)
+    if x.computation == x.frame and x.line == x.instruction.name
+  ]
+
+
+def _seconds(x: Instruction, chip: ChipSpec, mask: RowMask | None) -> float:
+  if x.op == 'custom-call':
+    call = splash_call(x, mask)
+    return call.seconds(chip) if call else 0.0
+  cycles = _CYCLES.search(x.attributes)
+  return int(cycles[1]) / chip.clock if cycles else 0.0
