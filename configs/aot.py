@@ -75,11 +75,12 @@ _DEFAULTS = dict(
     dtype='bfloat16',  # of activations and of kernels in products
     param_dtype='float32',  # of parameters at rest
     # Values that the backward pass keeps, most memory first: 'none' (all; no
-    # rematerialization), 'dots', 'dots_no_batch', 'nothing_saveable'.
+    # rematerialization), 'dots', 'dots_no_batch', 'attention' (its output),
+    # 'nothing_saveable'.
     remat='nothing_saveable',
     attention='splash',  # or 'xla'
     query_block=512,  # queries at once in xla attention
-    splash_block=512,  # tile of the splash kernel
+    splash_block=512,  # largest tile of the splash kernel
     head_chunk=4096,  # tokens at once in the output head
   ),
 )

@@ -117,7 +117,7 @@ _DEFAULTS = dict(
     dtype='bfloat16',  # of layers; or 'float32'
     attention='splash',  # TPU kernel; 'xla' runs everywhere
     query_block=512,  # queries at once in xla attention
-    splash_block=512,  # tile of the splash kernel
+    splash_block=512,  # largest tile of the splash kernel
     head_chunk=4096,  # tokens at once in the output head
   ),
 )

@@ -117,7 +117,8 @@ _DEFAULTS = dict(
     dtype='bfloat16',  # of layers; or 'float32'
     attention='splash',  # TPU kernel; 'xla' runs everywhere
     # Values that the backward pass keeps, most memory first: 'none' (all; no
-    # rematerialization), 'dots', 'dots_no_batch', 'nothing_saveable'.
+    # rematerialization), 'dots', 'dots_no_batch', 'attention' (its output),
+    # 'nothing_saveable'.
     remat='nothing_saveable',
   ),
 )

@@ -50,6 +50,7 @@ _AXIS = re.compile(r"'([^']+)'=(\d+)")
 _SUBAXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
 Groups = tuple[tuple[int, ...], ...]
+Link = tuple[str, int]  # (dimension of the torus, direction) or ('slices', 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,6 +289,32 @@ def seconds(
     total = collective.executions * collective.nbytes
     return total * box[dim] / 4 / bandwidth[dim]
   return collective.sent_bytes / sum(bandwidth.values())
+
+
+def links(
+  collective: Collective, devices: Sequence[jax.Device]
+) -> frozenset[Link]:
+  """Returns the links that a collective uses.
+
+  A permutation along one dimension uses one direction of it, other collectives
+  use both directions of all dimensions of their box of chips.
+
+  Args:
+    collective: from `of_module`.
+    devices: devices of the mesh, flat.
+  """
+  members = [devices[i] for i in collective.groups[0]]
+  if len({getattr(x, 'slice_index', 0) for x in members}) > 1:
+    return frozenset({('slices', 0)})
+  box = _extents(members)
+  if collective.kind == 'collective-permute' and len(box) == 1:
+    (dim,) = box
+    torus = len({x.coords[dim] for x in devices})
+    sender, receiver = (x.coords[dim] for x in members)
+    # On a ring, the shorter way; half of it counts as up.
+    is_up = (receiver - sender) % torus <= torus // 2
+    return frozenset({(str(dim), 1 if is_up else -1)})
+  return frozenset((str(dim), sign) for dim in box for sign in (1, -1))
 
 
 def _extents(devices: Sequence[jax.Device]) -> dict[int, int]:

@@ -175,7 +175,8 @@ def _times(
   lines = xla_estimate.line_seconds(module, chip, program.mask, loop)
   estimate = xla_estimate.total(module, lines, program.mask, loop)
   network = [collectives.seconds(x, devices, chip) for x in ops]
-  exposed = overlap.exposed_seconds(module, ops, network, lines)
+  links = [collectives.links(x, devices) for x in ops]
+  exposed = overlap.exposed_seconds(module, ops, network, links, lines)
   return {
     'collectives': collectives.table(ops, mesh.shape, devices, chip, exposed),
     'core_seconds': estimate.seconds,

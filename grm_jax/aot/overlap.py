@@ -3,13 +3,14 @@
 A compiled module's text is in the order in which a device executes it. A
 synchronous collective stalls everything else. An asynchronous one, with a
 `-start` and a `-done` instruction, runs on DMA engines or sparse cores in the
-meantime, so that matrix products between the two hide some or all of its time.
+meantime, so that other work between the two hides some or all of its time.
 """
 
 import collections
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from grm_jax.aot.collectives import Collective
+from grm_jax.aot.collectives import Collective, Link
 from grm_jax.aot.hlo_parser import HloModule, Instruction
 
 Line = tuple[str, str]  # (frame, line) of hlo_parser.ExecutedInstruction
@@ -19,34 +20,40 @@ def exposed_seconds(
   module: HloModule,
   collectives: Sequence[Collective],
   seconds: Sequence[float],
-  compute_seconds: Mapping[Line, float],
+  links: Sequence[frozenset[Link]],
+  work_seconds: Mapping[Line, float],
 ) -> list[float]:
-  """Simulates a schedule and returns the time that products wait.
+  """Simulates a schedule and returns the time for which the core waits.
 
-  The network serves one collective at a time. Instructions other than matrix
-  products take no time here, so the result is an upper estimate.
+  A link serves one collective at a time; collectives on different links run
+  side by side.
 
   Args:
     module: the compiled module.
     collectives: its collectives.
     seconds: network time of each of them, over all its executions.
-    compute_seconds: time of the matrix products of one execution of a line.
+    links: links of each of them.
+    work_seconds: time of one execution of a line on the core.
 
   Returns:
     Exposed seconds of each collective, over all its executions.
   """
-  # Network seconds of one execution of a frame, by the line that starts them.
+  # Network seconds and links of one execution of a frame, by the line that
+  # starts them.
   network: dict[Line, float] = collections.defaultdict(float)
-  for x, taken in zip(collectives, seconds, strict=True):
+  used: dict[Line, frozenset[Link]] = {}
+  for x, taken, own_links in zip(collectives, seconds, links, strict=True):
     if not x.fused:
       network[x.frame, x.line] += taken / x.executions
+      used[x.frame, x.line] = used.get((x.frame, x.line), own_links) | own_links
   fraction = {}  # exposed part of a line's network time
   for frame in {frame for frame, _ in network}:
     frame_network = _of_frame(network, frame)
     exposed = _simulate_frame(
       module[frame].lines.values(),
       frame_network,
-      _of_frame(compute_seconds, frame),
+      _of_frame(used, frame),
+      _of_frame(work_seconds, frame),
     )
     for line, waited in exposed.items():
       taken = frame_network[line]
@@ -57,31 +64,34 @@ def exposed_seconds(
   ]
 
 
-def _of_frame(values: Mapping[Line, float], frame: str) -> dict[str, float]:
+def _of_frame(values: Mapping[Line, Any], frame: str) -> dict[str, Any]:
   return {line: x for (name, line), x in values.items() if name == frame}
 
 
 def _simulate_frame(
   lines: Iterable[Instruction],
   network: Mapping[str, float],
-  compute: Mapping[str, float],
+  links: Mapping[str, frozenset[Link]],
+  work: Mapping[str, float],
 ) -> dict[str, float]:
   """Returns exposed seconds of one execution, by line."""
   now = 0.0  # when the core is ready for the next line
-  network_free = 0.0  # when the network is ready for the next collective
+  free: dict[Link, float] = {}  # when a link is ready for the next collective
   ends: dict[str, float] = {}  # of asynchronous collectives in flight
   exposed = dict.fromkeys(network, 0.0)
   for x in lines:
     if x.name in network:
-      network_free = max(now, network_free) + network[x.name]
+      begin = max([now, *(free.get(link, 0.0) for link in links[x.name])])
+      end = begin + network[x.name]
+      free |= dict.fromkeys(links[x.name], end)
       if x.op.endswith('-start') or x.op == 'send':
-        ends[x.name] = network_free
+        ends[x.name] = end
       else:
-        exposed[x.name] = network_free - now
-        now = network_free
+        exposed[x.name] = end - now
+        now = end
     elif x.op.endswith('-done'):
       for name in set(x.operands) & set(ends):
         exposed[name] = max(0.0, ends.pop(name) - now)
         now += exposed[name]
-    now += compute.get(x.name, 0.0)
+    now += work.get(x.name, 0.0)
   return exposed

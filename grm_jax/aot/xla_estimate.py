@@ -28,7 +28,7 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # and the weighted sum. Backward: these two again, and the gradients of the
 # queries, or of the keys and values.
 _PRODUCTS = {'fwd': 2, 'dq': 3, 'dkv': 4}
-_KERNEL = re.compile(r'splash_mqa_(fwd|dq|dkv)')
+_KERNEL = re.compile(r'splash_m[hq]a_(fwd|dq|dkv)')
 _OPERANDS = re.compile(r'operand_layout_constraints=\{(.*?\})\}')
 _NUM_SLOWEST = 12
 

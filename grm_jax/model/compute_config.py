@@ -10,13 +10,30 @@ from grm_jax.errors import UserError
 from grm_jax.sharding import mesh
 from grm_jax.unused_settings import Unused
 
+# Name of what the splash kernel saves for its backward pass.
+ATTENTION_OUTPUT = 'attention_output'
+_SAVE_ATTENTION = jax.checkpoint_policies.save_only_these_names(
+  ATTENTION_OUTPUT
+)
+
+
+def _with_attention(policy):
+  """Returns a policy that also saves the output of attention."""
+  return jax.checkpoint_policies.save_from_both_policies(
+    policy, _SAVE_ATTENTION
+  )
+
+
 # Values of a layer pair that the backward pass saves, most memory first.
 # Without remat ('none') it also saves the gathered kernels of all layers, which
 # only small models can afford.
 REMAT = {
   'none': None,
-  'dots': jax.checkpoint_policies.dots_saveable,
-  'dots_no_batch': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'dots': _with_attention(jax.checkpoint_policies.dots_saveable),
+  'dots_no_batch': _with_attention(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  ),
+  'attention': _SAVE_ATTENTION,
   'nothing_saveable': jax.checkpoint_policies.nothing_saveable,
 }
 ATTENTION = ('xla', 'splash')
@@ -55,9 +72,10 @@ class ComputeConfig:
     dtype: of activations, and of kernels while a layer uses them.
     param_dtype: of parameters at rest.
     remat: what the backward pass saves of a layer pair; a key of REMAT.
-    attention: 'xla' on any device, or 'splash', a TPU kernel for prompts.
+    attention: 'xla' on any device, or 'splash', a TPU kernel.
     query_block: most queries whose attention logits exist at once (xla).
-    splash_block: side of a tile of the splash kernel; a multiple of 128.
+    splash_block: largest side of a tile of the splash kernel; a multiple of
+      128.
     head_chunk: most tokens whose logits over the vocabulary exist at once.
     interpret: whether to interpret splash instead of compiling it, for tests
       without a TPU.

@@ -28,7 +28,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 
 from grm_jax.errors import UserError
 from grm_jax.model import compute_config, row_mask
-from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.compute_config import ATTENTION_OUTPUT, ComputeConfig
 from grm_jax.model.row_mask import RowMask
 from grm_jax.sharding.rules import ShardingLayout
 
@@ -198,6 +198,9 @@ def _attend_shard(
     attn_logits_soft_cap=cap,
     head_shards=1,
     q_seq_shards=1,
+    # With this name, remat can save the output and the sums of the softmax, so
+    # that the backward pass need not run the forward kernel again.
+    residual_checkpoint_name=ATTENTION_OUTPUT,
     interpret=interpret,
   )
   if segment_ids is not None:

@@ -255,6 +255,38 @@ def test_seconds_between_slices_and_on_one_chip():
   assert seconds('all-gather', (0, 1), cores) == pytest.approx(0.5 / 100)
 
 
+@pytest.mark.parametrize(
+  ('kind', 'group', 'expected'),
+  [
+    ('all-gather', (0, 1, 2, 3), {('1', 1), ('1', -1)}),
+    ('all-gather', (0, 4), {('0', 1), ('0', -1)}),
+    ('all-gather', range(8), {('0', 1), ('0', -1), ('1', 1), ('1', -1)}),
+    ('collective-permute', (0, 1), {('1', 1)}),
+    ('collective-permute', (1, 0), {('1', -1)}),
+    # Around the ring, which is shorter.
+    ('collective-permute', (3, 0), {('1', 1)}),
+    ('collective-permute', (0, 3), {('1', -1)}),
+    # Along two dimensions: all links of both.
+    (
+      'collective-permute',
+      (0, 5),
+      {('0', 1), ('0', -1), ('1', 1), ('1', -1)},
+    ),
+  ],
+)
+def test_links(kind, group, expected):
+  found = Collective(kind, 1, (tuple(group),), executions=1)
+  assert collectives.links(found, box(2, 4)) == expected
+
+
+def test_links_between_slices_and_on_one_chip():
+  found = Collective('all-reduce', 1, ((0, 2),), executions=1)
+  assert collectives.links(found, box(2, num_slices=2)) == {('slices', 0)}
+  cores = [Device((0, 0)), Device((0, 0))]
+  found = Collective('all-reduce', 1, ((0, 1),), executions=1)
+  assert collectives.links(found, cores) == set()
+
+
 def test_a_table():
   found = [
     Collective('all-gather', 800, ((0, 1, 2, 3), (4, 5, 6, 7)), 3),

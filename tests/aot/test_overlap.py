@@ -34,12 +34,18 @@ def done(name):
   return f'%{name}.done = bf16[64,128] call-done(%{name})'
 
 
-def of(whole, network, work, frame='main'):
-  """Seconds waited for each collective of the text, in its order."""
+def of(whole, network, work, frame='main', links=None):
+  """Seconds waited for each collective of the text, in its order.
+
+  All use the same links, if `links` does not give those of each.
+  """
   found = hlo_parser.parse(whole)
   seen = collectives.of_module(found, 8)
+  links = links or [{('0', 1)}] * len(seen)
   work = {(frame, line): seconds for line, seconds in work.items()}
-  return overlap.exposed_seconds(found, seen, network, work)
+  return overlap.exposed_seconds(
+    found, seen, network, [frozenset(x) for x in links], work
+  )
 
 
 def product(name):
@@ -75,6 +81,29 @@ def test_one_at_a_time_has_the_network():
   ]
   whole = text(*lines, before=called(1) + called(2))
   assert of(whole, [3.0, 4.0], {'x': 1.0, 'y': 2.0}) == [2.0, 2.0]
+
+
+def test_collectives_on_different_links_run_side_by_side():
+  """Both begin at 0; the second one ends at 4, when 1 + 2 have passed."""
+  lines = [
+    A,
+    start('s', 1),
+    start('t', 2),
+    product('x'),
+    done('s'),
+    product('y'),
+    done('t'),
+  ]
+  whole = text(*lines, before=called(1) + called(2))
+  work = {'x': 1.0, 'y': 2.0}
+  ring = {('0', 1), ('0', -1)}
+  other = {('1', 1), ('1', -1)}
+  # The first is waited for from 1 to 3, and y ends at 5.
+  assert of(whole, [3.0, 4.0], work, links=[ring, other]) == [2.0, 0.0]
+  both_ways = [{('0', 1)}, {('0', -1)}]
+  assert of(whole, [3.0, 4.0], work, links=both_ways) == [2.0, 0.0]
+  # A collective over both dimensions waits for the first.
+  assert of(whole, [3.0, 4.0], work, links=[ring, ring | other]) == [2.0, 2.0]
 
 
 def test_each_pass_of_a_loop_waits():
