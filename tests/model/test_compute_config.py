@@ -6,6 +6,7 @@ import pytest
 from grm_jax.errors import UserError
 from grm_jax.model import splash
 from grm_jax.model.compute_config import ComputeConfig
+from grm_jax.model.row_mask import RowMask
 from grm_jax.sharding import mesh
 from tests.messages import naming, setting
 
@@ -15,7 +16,7 @@ from tests.messages import naming, setting
   [
     (
       {'remat': 'some'},
-      ['none', 'dots', 'dots_no_batch', 'nothing_saveable'],
+      ['none', 'dots', 'dots_no_batch', 'attention', 'nothing_saveable'],
     ),
     ({'attention': 'flash'}, ['xla', 'splash']),
     ({'dtype': 'float16'}, ['float32', 'bfloat16']),
@@ -37,10 +38,9 @@ def test_splash_needs_a_tpu():
     UserError, match=naming('cpu', *setting('compute.attention', 'xla'))
   ):
     splash.attend(
-      x,
-      x,
-      x,
-      window=None,
+      *(x, x, x),
+      None,
+      RowMask(128),
       cap=None,
       compute=ComputeConfig(attention='splash'),
       layout=mesh.one_device(),

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.interpreters import partial_eval
 
 from grm_jax.errors import UserError
 from grm_jax.model import logprobs
@@ -161,6 +162,24 @@ def test_packed_texts_equal_xla(layout, window):
 
 def tiny_gemma(compute, layout=None):
   return tiny.gemma(layout, compute=compute, head_dim=128, window=50)
+
+
+@pytest.mark.parametrize(
+  ('remat', 'times'), [('dots', 1), ('attention', 1), ('nothing_saveable', 2)]
+)
+def test_times_that_the_forward_kernel_runs(remat, times):
+  """What remat saves of a layer decides whether it runs again."""
+  model = tiny_gemma(dataclasses.replace(SPLASH, remat=remat))
+  batch = tiny.batch([70], 128, [[4]], 6)
+  args = tiny.params(model), batch, np.ones((1, 1, 6))
+  closed = jax.make_jaxpr(functools.partial(logps_and_gradients, model))(*args)
+  # Remat leaves it to dead-code elimination to drop what it has saved.
+  num_outputs = len(closed.jaxpr.outvars)
+  jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * num_outputs)
+  jaxpr = str(jaxpr)
+  num_layers = 2  # of a pair, which is traced once
+  assert jaxpr.count('name=splash_mqa_fwd') == times * num_layers
+  assert jaxpr.count('name=splash_mqa_dkv') == num_layers
 
 
 @pytest.mark.parametrize('remat', ['none', 'dots'])
