@@ -10,7 +10,7 @@ from jax.experimental import topologies
 from grm_jax.errors import UserError
 from grm_jax.sharding.chip_specs import CHIPS, ChipSpec
 
-GENERATIONS = ('v4', 'v5e', 'v5p', 'v6e')
+GENERATIONS = ('v4', 'v5e', 'v5p', 'v6e', 'tpu7x')
 
 
 def devices(name: str, num_slices: int = 1) -> Sequence[jax.Device]:

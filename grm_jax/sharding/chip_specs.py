@@ -15,12 +15,16 @@ github.com/GoogleCloudPlatform/kubernetes-engine-samples/pull/1467. v6e:
 megacpp.pages.dev/blog/oom-on-v6e. v5p: 95 GiB as documented; XLA states 95.74
 (openxla.org/xla/errors/error_1000).
 
-v7x ("TPU7x", Ironwood): the page "TPU7x" of the same documentation, halved: JAX
-has a device for each of the two chiplets of a chip.
+tpu7x (Ironwood): the page "TPU7x (Ironwood)" of the same documentation, half a
+chip, because JAX has a device for each of its two chiplets. The links are those
+of v5p, whose total the documentation states for both. The memory that a program
+can use is not known; it is 95 % of the documented one here, less than on any
+other chip.
 
-Clock: peak FLOP/s over the FLOPs of a cycle, the MXUs times 2 * 128**2 (256**2
-on v6e and v7x). Cycles of splash attention: the number of instruction bundles
-that libtpu 0.0.42 schedules for the body of a tile (with --xla_jf_dump_to and
+Clock: peak FLOP/s over the FLOPs of a cycle, the matrix units times 2 * 128**2
+(256**2 on v6e and tpu7x; four of them in a core of tpu7x is an assumption).
+Cycles of splash attention: the number of instruction bundles that libtpu 0.0.42
+schedules for the body of a tile (with --xla_jf_dump_to and
 --xla_jf_dump_llo_text).
 
 GPU: the data sheets of H100 SXM and H200 SXM; the FLOP/s are half of the ones
@@ -70,6 +74,8 @@ class ChipSpec:
     dcn_bandwidth: bytes/s to other slices, in one direction.
     clock: cycles per second; 0 if unknown.
     num_cores: cores that share the work of a device.
+    devices_per_chip: devices that JAX has for a chip; all numbers here are of
+      one device.
     splash: cycles of attention; None if unknown.
     calibration: measured time over XLA's estimate (aot/xla_estimate.py).
     calibration_error: relative error of a time that is predicted with it.
@@ -84,6 +90,7 @@ class ChipSpec:
   dcn_bandwidth: float = 0.0
   clock: float = 0.0
   num_cores: int = 1
+  devices_per_chip: int = 1
   splash: SplashCycles | None = None
   calibration: float = 1.0
   calibration_error: float = 0.0
@@ -144,6 +151,17 @@ CHIPS = {
     splash=SplashCycles(
       {'fwd': (1151, 1151), 'dq': (1438, 1438), 'dkv': (1659, 1659)}
     ),
+  ),
+  'tpu7x': ChipSpec(
+    device_kinds=('TPU7x',),
+    peak_flops=2307e12 / 2,
+    hbm_bytes=_gib(0.95 * 192 / 2),
+    hbm_bandwidth=7.38e12 / 2,
+    ici_bandwidth=9e10,
+    min_ring_size=4,
+    dcn_bandwidth=6.25e9,
+    clock=2.2e9,
+    devices_per_chip=2,
   ),
   'h100': ChipSpec(('NVIDIA H100 80GB HBM3',), 989e12, _gib(80), 3.35e12),
   'h200': ChipSpec(('NVIDIA H200',), 989e12, 141 * 10**9, 4.8e12),

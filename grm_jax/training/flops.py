@@ -132,16 +132,17 @@ def decode(config: ModelConfig, num_keys: int) -> Flops:
 def peak_flops(devices: Sequence[jax.Device]) -> float | None:
   """Returns the bfloat16 FLOP/s of all devices; None if one is unknown.
 
-  A chip counts once: some runtimes report a TPU v4 chip as two devices.
+  A TPU v4 chip counts once: some runtimes report it as two devices. A TPU7x
+  chip always is two devices, with half of the FLOP/s each.
   """
-  kinds = {_chip_id(device): device.device_kind for device in devices}
-  total = 0.0
-  for kind in kinds.values():
-    chip = chip_specs.from_device_kind(kind)
+  peaks = {}
+  for device in devices:
+    chip = chip_specs.from_device_kind(device.device_kind)
     if chip is None:
       return None
-    total += chip.peak_flops
-  return total
+    is_part = chip.devices_per_chip > 1
+    peaks[device.id if is_part else _chip_id(device)] = chip.peak_flops
+  return sum(peaks.values())
 
 
 def _chip_id(device: Any) -> Hashable:

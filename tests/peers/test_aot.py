@@ -44,8 +44,9 @@ def test_compiles_and_fits(tmp_path, topology, tensor, hbm, program):
 def test_an_update_of_the_27b(tmp_path):
   """128 groups of 4 by 64 chips, 64 at a time, as launch/tpu.sh runs it."""
   (row,) = (x for x in read_rows() if x[:3] == ['v5p:4x4x4', '27b', 'grpo'])
-  flags = row[-1]
-  assert 'sparse_core' in flags
+  # Without the flag that takes libtpu several times as long to compile.
+  flags = ' '.join(x for x in row[-1].split() if 'scoped_vmem' not in x)
+  assert 'sparse_core' in flags and flags != row[-1]
   report = tmp_path / 'report.json'
   stdout, stderr = run(
     '--config=configs/aot.py',
@@ -69,8 +70,17 @@ def test_an_update_of_the_27b(tmp_path):
   )
   # No prompt twice, and little again in the backward pass.
   assert 1 <= report['recompute_factor'] < 1.1
-  # The network is mostly hidden behind products.
-  assert report['exposed_mfu'] > 0.85
+  # The three times: the estimate is above the bound, and the program does not
+  # become slower than it was (0.64).
+  assert report['bound_seconds'] < report['calibrated_seconds']
+  assert report['bound_seconds'] < report['xla_seconds']
+  assert report['xla_mfu'] > 0.62
+  gradients = report['programs'][0]
+  # One attention call a layer, whose forward kernel is not run again.
+  kernels = gradients['kernel_seconds'] / gradients['core_seconds']
+  assert 0.03 < kernels < 0.08
+  # The network is mostly hidden behind other work.
+  assert gradients['exposed_seconds'] < 0.03 * gradients['core_seconds']
   sent = {
     (x['kind'], *x['axes']): x['sent_bytes']
     for x in report['programs'][0]['collectives']
@@ -170,6 +180,23 @@ def test_a_chip_of_v4_is_one_device(tmp_path):
   )
   report = json.loads(report.read_text())
   assert (report['devices'], report['memory_bytes']) == (8, 30.75 * 2**30)
+
+
+def test_a_chip_of_tpu7x_is_two_devices(tmp_path):
+  report = tmp_path / 'report.json'
+  run(
+    '--config=configs/aot.py',
+    '--config.program=sft_step',
+    '--config.topology=tpu7x:2x2x1',
+    '--config.size=gemma2_2b',
+    '--config.num_layers=2',
+    '--config.micro_batch_prompts=8',
+    f'--config.json={report}',
+  )
+  report = json.loads(report.read_text())
+  assert report['devices'] == 8
+  assert report['memory_bytes'] == pytest.approx(0.95 * 96 * 2**30)
+  assert 0 < report['bound_seconds'] < report['xla_seconds']
 
 
 def test_a_state_on_the_host_passes_by_in_parts(tmp_path):

@@ -220,6 +220,12 @@ def test_v4_chip_with_two_devices_counts_once():
   assert flops.peak_flops([*cores, *other]) == 4 * 275e12
 
 
+def test_tpu7x_chip_is_two_devices():
+  cores = [Device(i, 'TPU7x', coords=(i // 2, 0, 0)) for i in range(4)]
+  assert flops.peak_flops(cores) == 2 * 2307e12
+  assert flops.peak_flops(cores[:1]) == 2307e12 / 2
+
+
 def test_unknown_devices_have_no_peak():
   assert flops.peak_flops(jax.devices()) is None
   known = Device(0, 'TPU v4', coords=(0, 0, 0))
