@@ -27,6 +27,12 @@ Cycles of splash attention: the number of instruction bundles that libtpu 0.0.42
 schedules for the body of a tile (with --xla_jf_dump_to and
 --xla_jf_dump_llo_text).
 
+Calibration: measured over estimated time of programs of MaxText, compiled here
+with their published settings (benchmarks/aot_calibration.py, docs/results.md).
+Two programs on v5p give 0.95. One on v5e, measured in 2023, gives 0.78; its
+error includes a factor of 1. The other chips have no such program: they have
+the factor of v5p and an error that includes that of v5e.
+
 GPU: the data sheets of H100 SXM and H200 SXM; the FLOP/s are half of the ones
 stated, which are with sparsity. The H100 PCIe is slower, has another device
 kind and is not listed.
@@ -110,6 +116,8 @@ CHIPS = {
     min_ring_size=4,
     dcn_bandwidth=6.25e9,
     clock=1.05e9,
+    calibration=0.95,
+    calibration_error=0.2,
     num_cores=2,
   ),
   'v5e': ChipSpec(
@@ -121,6 +129,8 @@ CHIPS = {
     min_ring_size=16,
     dcn_bandwidth=3.125e9,
     clock=1.5e9,
+    calibration=0.78,
+    calibration_error=0.28,
     splash=SplashCycles(
       {'fwd': (1169, 2147), 'dq': (1918, 2976), 'dkv': (1990, 3514)}
     ),
@@ -134,6 +144,8 @@ CHIPS = {
     min_ring_size=4,
     dcn_bandwidth=6.25e9,
     clock=1.75e9,
+    calibration=0.95,
+    calibration_error=0.05,
     num_cores=2,
     splash=SplashCycles(
       {'fwd': (1193, 2042), 'dq': (1880, 3032), 'dkv': (2024, 3919)}
@@ -148,6 +160,8 @@ CHIPS = {
     min_ring_size=16,
     dcn_bandwidth=1.25e10,
     clock=1.75e9,
+    calibration=0.95,
+    calibration_error=0.2,
     splash=SplashCycles(
       {'fwd': (1151, 1151), 'dq': (1438, 1438), 'dkv': (1659, 1659)}
     ),
@@ -161,6 +175,8 @@ CHIPS = {
     min_ring_size=4,
     dcn_bandwidth=6.25e9,
     clock=2.2e9,
+    calibration=0.95,
+    calibration_error=0.2,
     devices_per_chip=2,
   ),
   'h100': ChipSpec(('NVIDIA H100 80GB HBM3',), 989e12, _gib(80), 3.35e12),
