@@ -227,7 +227,7 @@ def _step_time(
   slowest = max(costs, key=lambda x: x['runs_per_step'] * x['bound_seconds'])
   return step | {
     'bound': slowest['bound'],
-    'calibration_error': chip.calibration_error,
+    'calibration_error': max(x['calibration_error'] for x in costs),
   }
 
 

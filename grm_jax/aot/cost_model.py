@@ -33,6 +33,7 @@ from grm_jax.aot import (
 from grm_jax.aot.hlo_parser import HloModule, Instruction
 from grm_jax.aot.programs import AotProgram
 from grm_jax.model.transformer import Transformer
+from grm_jax.sharding import chip_specs
 from grm_jax.sharding.chip_specs import ChipSpec
 
 Costs = dict[str, Any]
@@ -40,7 +41,7 @@ Costs = dict[str, Any]
 TIMES = (
   *('compute_seconds', 'memory_seconds', 'network_seconds', 'bound_seconds'),
   *('bound', 'core_seconds', 'kernel_seconds', 'exposed_seconds'),
-  *('xla_seconds', 'calibrated_seconds'),
+  *('xla_seconds', 'calibrated_seconds', 'calibration_error'),
 )
 
 
@@ -63,12 +64,12 @@ def of_program(
     collectives (a table); compute_seconds, memory_seconds, network_seconds,
     bound_seconds (the longest of the three) and bound; core_seconds (fusions
     and kernels by the estimate), kernel_seconds (the part of the kernels),
-    exposed_seconds (of the network), xla_seconds and calibrated_seconds. Times
-    are None without a chip. `largest` and `slowest` are the instructions with
-    the most bytes and the most time. A program that is counted by loop
-    iteration also has bound_bytes, what an iteration must read, and
-    hbm_by_bound, hbm_bytes over that; each iteration has its share of the bytes
-    that move outside of the loop.
+    exposed_seconds (of the network), xla_seconds, calibrated_seconds and
+    calibration_error. Times are None without a chip. `largest` and `slowest`
+    are the instructions with the most bytes and the most time. A program that
+    is counted by loop iteration also has bound_bytes, what an iteration must
+    read, and hbm_by_bound, hbm_bytes over that; each iteration has its share of
+    the bytes that move outside of the loop.
   """
   costs: Costs = {
     'name': program.name,
@@ -85,7 +86,7 @@ def of_program(
   costs['compile_seconds'] = round(time.monotonic() - start, 1)
   costs |= _memory(program, compiled, chip)
   costs |= _work(program, compiled.as_text() or '', model, chip)
-  return costs | _predict(costs, chip)
+  return costs | _predict(costs, chip, is_decode=bool(program.loop_reads))
 
 
 def _memory(
@@ -187,7 +188,7 @@ def _times(
   }
 
 
-def _predict(costs: Costs, chip: ChipSpec | None) -> Costs:
+def _predict(costs: Costs, chip: ChipSpec | None, *, is_decode: bool) -> Costs:
   """The bound, the estimate and the calibrated time."""
   if chip is None:
     return dict.fromkeys(TIMES)
@@ -198,11 +199,15 @@ def _predict(costs: Costs, chip: ChipSpec | None) -> Costs:
   }
   bound = max(times, key=lambda name: times[name])
   estimate = costs['core_seconds'] + costs['exposed_seconds']
+  factor, error = chip.calibration, chip.calibration_error
+  if is_decode:
+    factor, error = chip_specs.DECODE_CALIBRATION
   return {
     'compute_seconds': times['compute'],
     'memory_seconds': times['memory'],
     'bound_seconds': times[bound],
     'bound': bound,
     'xla_seconds': estimate,
-    'calibrated_seconds': estimate * chip.calibration,
+    'calibrated_seconds': estimate * factor,
+    'calibration_error': error,
   }

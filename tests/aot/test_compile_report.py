@@ -183,25 +183,31 @@ def test_times_by_hand():
     'core_seconds': 3.0,
     'exposed_seconds': 0.25,
   }
-  assert cost_model._predict(costs, chip) == {
+  training = cost_model._predict(costs, chip, is_decode=False)
+  assert training == {
     'compute_seconds': 2.0,
     'memory_seconds': pytest.approx(1.0),
     'bound_seconds': 2.0,
     'bound': 'compute',
     'xla_seconds': 3.25,
     'calibrated_seconds': 1.625,
+    'calibration_error': 0.28,
   }
+  decode = cost_model._predict(costs, chip, is_decode=True)
+  changed = {'calibrated_seconds': pytest.approx(3.9), 'calibration_error': 0.2}
+  assert decode == training | changed
 
 
 def test_times_of_a_step_by_hand():
   """394 TFLOP of a v5e take 2 s at peak."""
-  chip = dataclasses.replace(CHIPS['v5e'], calibration_error=0.1)
+  chip = CHIPS['v5e']
   program = {
     'runs_per_step': 3,
     'bound_seconds': 1.0,
     'bound': 'compute',
     'xla_seconds': 1.5,
     'calibrated_seconds': 1.25,
+    'calibration_error': 0.1,
   }
   update = program | {'runs_per_step': 1, 'bound': 'memory'}
   assert compile_report._step_time([program, update], 394 * 10**12, chip) == {
