@@ -68,33 +68,24 @@ def test_products_meanwhile_take_some_of_it(between, waited):
   assert of(whole, [3.0], work) == pytest.approx([waited])
 
 
+def two_in_flight():
+  """Two collectives that are started together and awaited one by one."""
+  lines = [
+    *(A, start('s', 1), start('t', 2)),
+    *(product('x'), done('s'), product('y'), done('t')),
+  ]
+  return text(*lines, before=called(1) + called(2))
+
+
 def test_one_at_a_time_has_the_network():
   """The second begins at 3, when the first ends, and ends at 7."""
-  lines = [
-    A,
-    start('s', 1),
-    start('t', 2),
-    product('x'),
-    done('s'),
-    product('y'),
-    done('t'),
-  ]
-  whole = text(*lines, before=called(1) + called(2))
+  whole = two_in_flight()
   assert of(whole, [3.0, 4.0], {'x': 1.0, 'y': 2.0}) == [2.0, 2.0]
 
 
 def test_collectives_on_different_links_run_side_by_side():
   """Both begin at 0; the second one ends at 4, when 1 + 2 have passed."""
-  lines = [
-    A,
-    start('s', 1),
-    start('t', 2),
-    product('x'),
-    done('s'),
-    product('y'),
-    done('t'),
-  ]
-  whole = text(*lines, before=called(1) + called(2))
+  whole = two_in_flight()
   work = {'x': 1.0, 'y': 2.0}
   ring = {('0', 1), ('0', -1)}
   other = {('1', 1), ('1', -1)}
