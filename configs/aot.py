@@ -82,6 +82,7 @@ _DEFAULTS = dict(
     query_block=512,  # queries at once in xla attention
     splash_block=512,  # largest tile of the splash kernel
     head_chunk=4096,  # tokens at once in the output head
+    scoped_vmem_kib=0,  # on-chip memory of a fusion (TPU); 0: the default
   ),
 )
 

@@ -102,6 +102,7 @@ _DEFAULTS = dict(
     # rematerialization), 'dots', 'dots_no_batch', 'attention' (its output),
     # 'nothing_saveable'.
     remat='nothing_saveable',
+    scoped_vmem_kib=0,  # on-chip memory of a fusion (TPU); 0: the default
   ),
 )
 

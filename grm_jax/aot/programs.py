@@ -176,7 +176,7 @@ def _reference(config, model) -> list[AotProgram]:
   return [
     AotProgram(
       'log-probabilities',
-      jax.jit(functools.partial(grpo_loss.logps, model)),
+      grpo_loss.jit_logps(model),
       (_reference_params(config, model), _batch(config, model.layout)),
       config.grad_accum_steps,
       flops.forward(model.config, *_lengths(config)).total,

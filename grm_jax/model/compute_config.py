@@ -47,9 +47,12 @@ SETTINGS = {
   'query_block': settings.integer(1),
   'splash_block': settings.integer(1),
   'head_chunk': settings.integer(1),
+  'scoped_vmem_kib': settings.integer(0),
   'interpret': settings.BOOLEAN,
 }
-TRAINING_SETTINGS = {x: SETTINGS[x] for x in ('dtype', 'remat', 'attention')}
+TRAINING_SETTINGS = {
+  x: SETTINGS[x] for x in ('dtype', 'remat', 'attention', 'scoped_vmem_kib')
+}
 JUDGE_SETTINGS = {
   x: SETTINGS[x]
   for x in ('dtype', 'attention', 'query_block', 'splash_block', 'head_chunk')
@@ -77,6 +80,10 @@ class ComputeConfig:
     splash_block: largest side of a tile of the splash kernel; a multiple of
       128.
     head_chunk: most tokens whose logits over the vocabulary exist at once.
+    scoped_vmem_kib: on-chip memory of a TPU that a fusion of a training program
+      may use, in KiB; 0 for libtpu's default. More makes large products faster
+      and compilation slower. Decoding would become slower: it needs the memory
+      to prefetch weights.
     interpret: whether to interpret splash instead of compiling it, for tests
       without a TPU.
   """
@@ -88,6 +95,7 @@ class ComputeConfig:
   query_block: int = 512
   splash_block: int = 512
   head_chunk: int = 4096
+  scoped_vmem_kib: int = 0
   interpret: bool = False
 
   def __post_init__(self):
@@ -114,7 +122,35 @@ def check_devices(
   except UserError as error:
     message = str(error).replace('config.mesh', f'{key}.mesh')
     raise UserError(message) from None
-  check_platform(config.compute.attention, devices[0].platform, key)
+  platform = devices[0].platform
+  check_platform(config.compute.attention, platform, key)
+  _check_vmem(config.compute.get('scoped_vmem_kib', 0), platform, key)
+
+
+def compiler_options(
+  compute: ComputeConfig, platform: str
+) -> dict[str, str] | None:
+  """Returns the options of XLA for a training program; None for none.
+
+  Args:
+    compute: `scoped_vmem_kib`.
+    platform: of the devices that it compiles for.
+
+  Raises:
+    UserError: an option of another platform.
+  """
+  _check_vmem(compute.scoped_vmem_kib, platform, 'config')
+  if not compute.scoped_vmem_kib:
+    return None
+  return {'xla_tpu_scoped_vmem_limit_kib': str(compute.scoped_vmem_kib)}
+
+
+def _check_vmem(scoped_vmem_kib: int, platform: str, key: str) -> None:
+  if scoped_vmem_kib and platform != 'tpu':
+    raise UserError(
+      f'{key}.compute.scoped_vmem_kib is {scoped_vmem_kib}, a setting for TPU, '
+      f'and the devices are {platform}; set {key}.compute.scoped_vmem_kib=0'
+    )
 
 
 def check_platform(attention: str, platform: str, key: str = 'config') -> None:

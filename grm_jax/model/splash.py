@@ -71,9 +71,8 @@ def attend(
   Raises:
     UserError: the devices are not TPUs, or the tile is not a multiple of 128.
   """
-  platform = layout.mesh.devices.flat[0].platform
   if not compute.interpret:
-    compute_config.check_platform(compute.attention, platform)
+    compute_config.check_platform(compute.attention, layout.platform)
   size = query.shape[1]
   block = tile_size(mask, size, compute.splash_block)
   # No token sees the padding, because it comes later.

@@ -128,6 +128,11 @@ class ShardingLayout:
   mesh: Mesh
   rules: tuple[tuple[str, tuple[str, ...]], ...]
 
+  @property
+  def platform(self) -> str:
+    """Platform of the devices, such as 'tpu'."""
+    return self.mesh.devices.flat[0].platform
+
   def spec(
     self, names: Sequence[str], shape: Sequence[int] | None = None
   ) -> PartitionSpec:

@@ -45,6 +45,7 @@ _FREE = frozenset(
     'query_block',
     'remat',
     'save_every',
+    'scoped_vmem_kib',
     'splash_block',
     'weights',
   ]

@@ -15,13 +15,15 @@ Letters: P prompts, R generations per prompt, T generation tokens.
 """
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from grm_jax import settings
 from grm_jax.model import batch as batches
-from grm_jax.model import logprobs
+from grm_jax.model import compute_config, logprobs
 from grm_jax.model.batch import Batch
 from grm_jax.model.transformer import Transformer
 from grm_jax.training.train_step import AuxMetrics
@@ -121,6 +123,14 @@ def logps(model: Transformer, params: dict, batch: Batch) -> jax.Array:
   """
   _generations(batch)
   return logprobs.generation_logps(model, params, batch)[0]
+
+
+def jit_logps(model: Transformer) -> Any:
+  """Returns the jitted function: params, batch -> `logps`."""
+  options = compute_config.compiler_options(
+    model.compute, model.layout.platform
+  )
+  return jax.jit(functools.partial(logps, model), compiler_options=options)
 
 
 def grpo_loss(

@@ -6,7 +6,6 @@ They are sharded like the policy, in a dtype of their own, and can be kept in
 host memory while they are not used.
 """
 
-import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -72,7 +71,7 @@ class ReferencePolicy:
       )
       params = jax.device_put(params, host_shardings)
     self._params = params
-    self._logps = jax.jit(functools.partial(grpo_loss.logps, model))
+    self._logps = grpo_loss.jit_logps(model)
 
   def check_provenance(self, saved: Mapping[str, Any] | None) -> None:
     """Checks that a resumed run has the reference that it started with.

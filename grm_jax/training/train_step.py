@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from grm_jax.model import compute_config, logprobs
 from grm_jax.model import init as model_init
-from grm_jax.model import logprobs
 from grm_jax.model.batch import Batch
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.transformer import Transformer
@@ -230,14 +230,18 @@ class TrainStep:
     replicated: Any = model.layout.sharding(())
     sums = AccumulatedGrads(state.params, replicated, replicated, replicated)
     compute = model.compute
+    options = compute_config.compiler_options(compute, model.layout.platform)
     self.grad = jax.jit(
-      functools.partial(grad, loss, compute), out_shardings=sums
+      functools.partial(grad, loss, compute),
+      out_shardings=sums,
+      compiler_options=options,
     )
     # Donation updates the sums, and then the state, in place.
     self.accumulate = jax.jit(
       functools.partial(accumulate, loss, compute),
       donate_argnums=1,
       out_shardings=sums,
+      compiler_options=options,
     )
     self.apply_update = jax.jit(
       functools.partial(apply_update, optimizer),

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from grm_jax.errors import UserError
-from grm_jax.model import splash
+from grm_jax.model import compute_config, splash
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.row_mask import RowMask
 from grm_jax.sharding import mesh
@@ -30,6 +30,18 @@ def test_invalid_values_are_rejected(fields, allowed):
   words = *setting(f'compute.{name}', value), *allowed
   with pytest.raises(UserError, match=naming(*words)):
     ComputeConfig(**fields)
+
+
+def test_compiler_options():
+  compute = ComputeConfig(scoped_vmem_kib=81920)
+  assert compute_config.compiler_options(compute, 'tpu') == {
+    'xla_tpu_scoped_vmem_limit_kib': '81920'
+  }
+  assert compute_config.compiler_options(ComputeConfig(), 'tpu') is None
+  assert compute_config.compiler_options(ComputeConfig(), 'cpu') is None
+  words = 'cpu', *setting('compute.scoped_vmem_kib', 81920)
+  with pytest.raises(UserError, match=naming(*words)):
+    compute_config.compiler_options(compute, 'cpu')
 
 
 def test_splash_needs_a_tpu():

@@ -177,7 +177,7 @@ def _train(
   reference = _load_reference(config, model, metadata)
   optim, learning_rate = optimizer.make(total, **config.optimizer)
   train_step = update.make_train_step(config, model, optim)
-  policy_logps = jax.jit(functools.partial(grpo_loss.logps, model))
+  policy_logps = grpo_loss.jit_logps(model)
   state = training_run.restore_or_init(target, model, optim, params, prompts)
   del params
   run_state = RunState.from_metadata(metadata, evaluate_initial=True)
