@@ -13,7 +13,7 @@ from grm_jax.model.batch import Batch
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import mesh, rules
-from grm_jax.training import optimizer, train_state, train_step
+from grm_jax.training import grpo_loss, optimizer, train_state, train_step
 from tests.model import tiny
 
 OPTIMIZER = optax.adamw(1e-2, weight_decay=0.1)
@@ -290,3 +290,23 @@ def separate_batch(texts, lengths):
     prompts[i, :n], generations[i, 0, :size] = text[:n], text[n:]
   sizes = np.array(lengths, np.int32)
   return Batch(prompts, sizes[:, 0], generations, sizes[:, 1:])
+
+
+def test_compiler_options_reach_the_compiler(monkeypatch):
+  """The compiler for CPU does not know the option, and says so."""
+  monkeypatch.setattr(rules.ShardingLayout, 'platform', 'tpu')
+  model = tiny.gemma(compute=ComputeConfig(scoped_vmem_kib=65536))
+  loss = functools.partial(train_step.supervised_loss, model)
+  update = train_step.TrainStep(model, OPTIMIZER, loss)
+  params = model_init.abstract_params(model)
+  (batch,) = random_batches(1)
+  sums = jax.eval_shape(update.grad, params, batch)
+  for program in (
+    update.grad.lower(params, batch),
+    update.accumulate.lower(params, sums, batch),
+    grpo_loss.jit_logps(model).lower(params, batch),
+  ):
+    with pytest.raises(
+      jax.errors.JaxRuntimeError, match='xla_tpu_scoped_vmem_limit_kib'
+    ):
+      program.compile()
