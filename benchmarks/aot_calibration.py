@@ -59,23 +59,18 @@ def times(text: str, facts: dict[str, Any]) -> dict[str, Any]:
   chip = topology.chip(facts['topology'])
   mask = RowMask(facts['sequence_size'])
   devices: list[Any] = [Device(tuple(x)) for x in facts['coords']]
-
-  def kernel_flops(x):
-    """Returns the FLOPs of a splash attention kernel; 0 for other calls."""
-    call = xla_estimate.splash_call(x, mask)
-    return call.flops if call else 0
-
   ops = collectives.of_module(module, len(devices))
-  network = [collectives.seconds(x, devices, chip) for x in ops]
-  lines = xla_estimate.line_seconds(module, chip, mask)
-  estimate = xla_estimate.total(module, lines, mask)
-  links = [collectives.links(x, devices) for x in ops]
-  exposed = sum(overlap.exposed_seconds(module, ops, network, links, lines))
+  estimate = xla_estimate.of_module(module, chip, mask)
+  network, waits = overlap.of_collectives(
+    module, ops, devices, chip, estimate.line_seconds
+  )
+  exposed = sum(waits)
+  flops = matmul_flops.of_module(module, xla_estimate.kernel_flops(mask))
   return {
     'chip': facts['topology'].split(':')[0],
     'measured': facts['measured_seconds'],
     'bound': max(
-      matmul_flops.of_module(module, kernel_flops) / chip.peak_flops,
+      flops / chip.peak_flops,
       hbm_traffic.of_module(module).hbm_bytes / chip.hbm_bandwidth,
       sum(network),
     ),

@@ -30,7 +30,7 @@ from grm_jax.aot import (
   programs,
   xla_estimate,
 )
-from grm_jax.aot.hlo_parser import HloModule, Instruction
+from grm_jax.aot.hlo_parser import HloModule
 from grm_jax.aot.programs import AotProgram
 from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import chip_specs
@@ -141,11 +141,7 @@ def _work(
     outside = hbm_traffic.of_module(module).hbm_bytes - hbm_bytes
     hbm_bytes += outside // program.iterations
 
-  def kernel_flops(x: Instruction) -> int:
-    """Returns the FLOPs of a splash attention kernel; 0 for other calls."""
-    call = xla_estimate.splash_call(x, program.mask)
-    return call.flops if call else 0
-
+  kernel_flops = xla_estimate.kernel_flops(program.mask)
   costs: Costs = {
     'useful_flops': program.useful_flops // mesh.size,
     'computed_flops': matmul_flops.of_module(module, kernel_flops, loop),
@@ -173,11 +169,10 @@ def _times(
   ops = collectives.of_module(module, len(devices), loop, num_slices)
   if chip is None:
     return {'collectives': collectives.table(ops, mesh.shape, devices, None)}
-  lines = xla_estimate.line_seconds(module, chip, program.mask, loop)
-  estimate = xla_estimate.total(module, lines, program.mask, loop)
-  network = [collectives.seconds(x, devices, chip) for x in ops]
-  links = [collectives.links(x, devices) for x in ops]
-  exposed = overlap.exposed_seconds(module, ops, network, links, lines)
+  estimate = xla_estimate.of_module(module, chip, program.mask, loop)
+  network, exposed = overlap.of_collectives(
+    module, ops, devices, chip, estimate.line_seconds
+  )
   return {
     'collectives': collectives.table(ops, mesh.shape, devices, chip, exposed),
     'core_seconds': estimate.seconds,

@@ -191,10 +191,10 @@ def _result_bytes(
   module: HloModule, fusion: Computation, name: str, whole: int
 ) -> int:
   """Bytes that a fusion writes of result `name`: an update, or `whole`."""
-  x = _skip_bitcasts(fusion, name)
+  x = hlo_parser.skip(fusion, name, 'bitcast')
   if x.op != 'dynamic-update-slice':
     return whole
-  target = _skip_bitcasts(fusion, x.operands[0])
+  target = hlo_parser.skip(fusion, x.operands[0], 'bitcast')
   # The update is in place only if nothing else reads the target. Otherwise XLA
   # copies the target.
   if target.op != 'parameter':
@@ -202,13 +202,6 @@ def _result_bytes(
   if _part_read_inside(module, fusion, target.name) is None:
     return whole
   return _update_bytes(fusion.lines, x)
-
-
-def _skip_bitcasts(fusion: Computation, name: str) -> Instruction:
-  x = fusion.lines[name]
-  while x.op == 'bitcast':
-    x = fusion.lines[x.operands[0]]
-  return x
 
 
 def _update_bytes(lines: Mapping[str, Instruction], x: Instruction) -> int:

@@ -35,6 +35,7 @@ _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _INDEX = re.compile(r'\bindex=(\d+)')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _NAME = re.compile(r'%([\w.-]+)')
+_COPIES = ('copy', 'bitcast')
 # The computation that these call describes one element; it is not a program.
 _ELEMENTWISE = {
   'all-reduce',
@@ -198,7 +199,7 @@ def trip_count(module: HloModule, loop: Instruction) -> int:
   root = condition.lines[condition.root]
   if root.op != 'compare' or 'direction=LT' not in root.attributes:
     return 1
-  counter, limit = (_skip_copies(condition, x) for x in root.operands)
+  counter, limit = (skip(condition, x, *_COPIES) for x in root.operands)
   if limit.op != 'constant':
     return 1
   return -(-int(limit.arguments) // _increment(module, loop, counter))
@@ -222,17 +223,24 @@ def _increment(
   result = body.lines[body.root]
   if index is None or result.op != 'tuple':
     return 1
-  new_value = _skip_copies(body, result.operands[int(index[1])])
+  new_value = skip(body, result.operands[int(index[1])], *_COPIES)
   if new_value.op != 'add':
     return 1
-  operands = [_skip_copies(body, x) for x in new_value.operands]
+  operands = [skip(body, x, *_COPIES) for x in new_value.operands]
   constants = [int(x.arguments) for x in operands if x.op == 'constant']
   return max(constants, default=1)
 
 
-def _skip_copies(computation: Computation, name: str) -> Instruction:
+def skip(computation: Computation, name: str, *ops: str) -> Instruction:
+  """Returns the first instruction before `name` that is not one of `ops`.
+
+  Args:
+    computation: contains the instruction.
+    name: of the instruction to begin with.
+    *ops: operations whose operand 0 takes their place.
+  """
   x = computation.lines[name]
-  while x.op in ('copy', 'bitcast'):
+  while x.op in ops:
     x = computation.lines[x.operands[0]]
   return x
 

@@ -10,15 +10,40 @@ import collections
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
+
+from grm_jax.aot import collectives
 from grm_jax.aot.collectives import Collective, Link
 from grm_jax.aot.hlo_parser import HloModule, Instruction
+from grm_jax.sharding.chip_specs import ChipSpec
 
 Line = tuple[str, str]  # (frame, line) of hlo_parser.ExecutedInstruction
 
 
+def of_collectives(
+  module: HloModule,
+  ops: Sequence[Collective],
+  devices: Sequence[jax.Device],
+  chip: ChipSpec,
+  work_seconds: Mapping[Line, float],
+) -> tuple[list[float], list[float]]:
+  """Returns the network and the exposed seconds of each collective.
+
+  Args:
+    module: the compiled module.
+    ops: its collectives.
+    devices: devices of the mesh, flat.
+    chip: their specification.
+    work_seconds: as `exposed_seconds`.
+  """
+  network = [collectives.seconds(x, devices, chip) for x in ops]
+  links = [collectives.links(x, devices) for x in ops]
+  return network, exposed_seconds(module, ops, network, links, work_seconds)
+
+
 def exposed_seconds(
   module: HloModule,
-  collectives: Sequence[Collective],
+  ops: Sequence[Collective],
   seconds: Sequence[float],
   links: Sequence[frozenset[Link]],
   work_seconds: Mapping[Line, float],
@@ -30,7 +55,7 @@ def exposed_seconds(
 
   Args:
     module: the compiled module.
-    collectives: its collectives.
+    ops: its collectives.
     seconds: network time of each of them, over all its executions.
     links: links of each of them.
     work_seconds: time of one execution of a line on the core.
@@ -42,7 +67,7 @@ def exposed_seconds(
   # starts them.
   network: dict[Line, float] = collections.defaultdict(float)
   used: dict[Line, frozenset[Link]] = {}
-  for x, taken, own_links in zip(collectives, seconds, links, strict=True):
+  for x, taken, own_links in zip(ops, seconds, links, strict=True):
     if not x.fused:
       network[x.frame, x.line] += taken / x.executions
       used[x.frame, x.line] = used.get((x.frame, x.line), own_links) | own_links
@@ -60,7 +85,7 @@ def exposed_seconds(
       fraction[frame, line] = waited / taken if taken else 0.0
   return [
     0.0 if x.fused else fraction[x.frame, x.line] * taken
-    for x, taken in zip(collectives, seconds, strict=True)
+    for x, taken in zip(ops, seconds, strict=True)
   ]
 
 

@@ -14,9 +14,8 @@ makes for the kernel.
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
 
-from grm_jax.aot import hlo_parser
+from grm_jax.aot import hlo_parser, matmul_flops
 from grm_jax.aot.hlo_parser import ExecutedInstruction, HloModule, Instruction
 from grm_jax.aot.overlap import Line
 from grm_jax.model import splash
@@ -100,22 +99,19 @@ def splash_call(x: Instruction, mask: RowMask | None) -> SplashCall | None:
   )
 
 
-def line_seconds(
-  module: HloModule, chip: ChipSpec, mask: RowMask | None, name: str = ''
-) -> dict[Line, float]:
-  """Returns the seconds of one execution of each scheduled line.
+def kernel_flops(mask: RowMask | None) -> matmul_flops.KernelFlops:
+  """Returns a function: FLOPs of a custom call; 0 if it is not splash.
 
   Args:
-    module: module of one device.
-    chip: chip that it was compiled for.
     mask: as `splash_call`.
-    name: computation to begin with; '' is ENTRY.
   """
-  seconds = {}
-  for x in _scheduled(module, name):
-    if time := _seconds(x.instruction, chip, mask):
-      seconds[x.frame, x.line] = time
-  return seconds
+
+  def flops(x: Instruction) -> int:
+    """Returns the FLOPs of one execution of `x`."""
+    call = splash_call(x, mask)
+    return call.flops if call else 0
+
+  return flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,37 +119,41 @@ class Estimate:
   """Time of a program on the cores of a device.
 
   Attributes:
+    line_seconds: of one execution of each scheduled line that takes time.
     seconds: of all executions of all lines.
     kernel_seconds: the part of splash attention.
     slowest: lines with the most time, as (seconds, name, JAX operation).
   """
 
+  line_seconds: dict[Line, float]
   seconds: float
   kernel_seconds: float
   slowest: tuple[tuple[float, str, str], ...]
 
 
-def total(
-  module: HloModule,
-  seconds: Mapping[Line, float],
-  mask: RowMask | None,
-  name: str = '',
+def of_module(
+  module: HloModule, chip: ChipSpec, mask: RowMask | None, name: str = ''
 ) -> Estimate:
-  """Adds up the lines, each as often as it executes.
+  """Adds up the scheduled lines, each as often as it executes.
 
   Args:
-    module: as `line_seconds`.
-    seconds: from `line_seconds`.
-    mask: as `line_seconds`.
-    name: as `line_seconds`.
+    module: module of one device.
+    chip: chip that it was compiled for.
+    mask: as `splash_call`.
+    name: computation to begin with; '' is ENTRY.
   """
+  line_seconds: dict[Line, float] = {}
   lines, kernel_seconds = [], 0.0
   for x in _scheduled(module, name):
-    time = x.executions * seconds.get((x.frame, x.line), 0.0)
-    lines.append((time, x.line, x.instruction.source))
-    if splash_call(x.instruction, mask):
-      kernel_seconds += time
+    call = splash_call(x.instruction, mask)
+    seconds = call.seconds(chip) if call else _fusion_seconds(x, chip)
+    if not seconds:
+      continue
+    line_seconds[x.frame, x.line] = seconds
+    lines.append((x.executions * seconds, x.line, x.instruction.source))
+    kernel_seconds += lines[-1][0] if call else 0.0
   return Estimate(
+    line_seconds,
     sum(x[0] for x in lines),
     kernel_seconds,
     tuple(sorted(lines, reverse=True)[:_NUM_SLOWEST]),
@@ -169,9 +169,6 @@ def _scheduled(module: HloModule, name: str) -> list[ExecutedInstruction]:
   ]
 
 
-def _seconds(x: Instruction, chip: ChipSpec, mask: RowMask | None) -> float:
-  if x.op == 'custom-call':
-    call = splash_call(x, mask)
-    return call.seconds(chip) if call else 0.0
-  cycles = _CYCLES.search(x.attributes)
+def _fusion_seconds(x: ExecutedInstruction, chip: ChipSpec) -> float:
+  cycles = _CYCLES.search(x.instruction.attributes)
   return int(cycles[1]) / chip.clock if cycles else 0.0

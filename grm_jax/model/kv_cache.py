@@ -40,6 +40,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from grm_jax.model.joint_softmax import MASKED, capped_logits, weighted_sum
+from grm_jax.model.row_mask import causal_window_mask
 from grm_jax.sharding.rules import ShardingLayout
 
 # Logical axes of prompt values [P, K, S, H] and of row caches [B, K, T, H]. The
@@ -177,7 +178,7 @@ class DecodeContext:
     index = jnp.arange(self.earlier.key.shape[2])[None, None]
     num_earlier = self.num_earlier[:, :, None]
     # Past num_earlier a cache holds what the row's predecessor left.
-    return (index < num_earlier) & _causal_window_mask(
+    return (index < num_earlier) & causal_window_mask(
       num_earlier + self.step, index, window
     )
 
@@ -185,7 +186,7 @@ class DecodeContext:
     """Returns bool [1, 1, C]: visible tokens of the recent cache."""
     index = jnp.arange(self.recent.key.shape[2])[None, None]
     # Relative to the start of this call, so it is the same for all rows.
-    return _causal_window_mask(self.step, index, window)
+    return causal_window_mask(self.step, index, window)
 
 
 @jax.named_scope('make_prompt_cache')
@@ -275,23 +276,6 @@ def append_recent(
   return jax.lax.fori_loop(0, jnp.sum(used), update_block, tuple(earlier))
 
 
-def _causal_window_mask(
-  query_positions: jax.Array, key_positions: jax.Array, window: int | None
-) -> jax.Array:
-  """Returns a bool mask: keys not after the query and inside its window.
-
-  Args:
-    query_positions: int, broadcastable against `key_positions`. Positions or
-      indices, as long as both count from the same point.
-    key_positions: int.
-    window: W, the number of visible keys including the query's own; or None.
-  """
-  mask = key_positions <= query_positions
-  if window is not None:
-    mask &= query_positions - key_positions < window
-  return mask
-
-
 def _visible_slots(
   query_positions: jax.Array,
   prompt_positions: jax.Array,
@@ -313,7 +297,7 @@ def _visible_slots(
   real = (prompt_positions >= 0) & (prompt_positions < lengths[:, None])
   queries = query_positions[:, :, None]
   keys = prompt_positions[:, None, :]
-  return real[:, None] & _causal_window_mask(queries, keys, window)
+  return real[:, None] & causal_window_mask(queries, keys, window)
 
 
 def _ring_positions(lengths, num_slots, window):

@@ -1,4 +1,4 @@
-"""Which tokens of a row attend to which: the one definition for all backends.
+"""Mask of a row: the one definition of who attends to whom.
 
 A row is a prompt and its R generations, X = S + R * T tokens:
 
@@ -49,11 +49,25 @@ class RowMask:
     if self.generation_size:
       index = (query - self.prompt_size) * (query >= self.prompt_size)
       skipped = index // self.generation_size * self.generation_size
-    visible = (key <= query) & (in_prompt | (key >= skipped + self.prompt_size))
-    if self.window is not None:
-      distance = query - key - skipped * in_prompt
-      visible &= distance < self.window
-    return visible
+    is_sibling = ~in_prompt & (key < skipped + self.prompt_size)
+    # As seen from the prompt, the generation follows it directly.
+    near = causal_window_mask(query - skipped * in_prompt, key, self.window)
+    return near & ~is_sibling
+
+
+def causal_window_mask(query: Any, key: Any, window: int | None) -> Any:
+  """Returns a bool mask: keys not after the query and inside its window.
+
+  Args:
+    query: integers, an array of NumPy or JAX. Positions or indices, as long as
+      keys count from the same point.
+    key: as `query`; the two broadcast.
+    window: W, the number of visible keys including the query's own; or None.
+  """
+  mask = key <= query
+  if window is not None:
+    mask &= query - key < window
+  return mask
 
 
 @functools.lru_cache(maxsize=256)

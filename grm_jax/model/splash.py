@@ -1,10 +1,10 @@
 """Attention of whole rows with splash, JAX's Pallas kernel for TPU.
 
 Splash supports softcap, segments and gradients, takes a static mask and skips
-tiles that the mask leaves empty: a tile of one generation
-against a sibling costs nothing. It expects scaled queries, heads before tokens,
-and tiles of a multiple of 128. It does not know about meshes, so it runs inside
-shard_map: prompts are split over data and fsdp, heads over tensor.
+tiles that the mask leaves empty: a tile of one generation against a sibling
+costs nothing. It expects scaled queries, heads before tokens, and tiles of a
+multiple of 128. It does not know about meshes, so it runs inside shard_map:
+prompts are split over data and fsdp, heads over tensor.
 
 The kernel is the one for a single key/value head, mapped over prompts and
 key/value heads. The kernel for several key/value heads would run its backward
@@ -35,8 +35,7 @@ from grm_jax.sharding.rules import ShardingLayout
 # Tiles are multiples of the number of lanes of a TPU's vector registers.
 _LANES = 128
 # Work of a tile that does not depend on its area, such as the steps of the grid
-# and the transfers, in elements of a tile: about 350 cycles on a v5p, where a
-# tile of 512 x 512 takes 1600 (forward) to 2100 (backward) cycles.
+# and the transfers, in elements of a tile; see SplashCycles in chip_specs.py.
 _TILE_OVERHEAD = 50_000
 
 

@@ -124,8 +124,7 @@ def test_a_custom_call_that_is_no_kernel(module):
 
 
 def test_total(module):
-  lines = xla_estimate.line_seconds(module, CHIP, MASK)
-  estimate = xla_estimate.total(module, lines, MASK)
+  estimate = xla_estimate.of_module(module, CHIP, MASK)
   kernels = 3 * (GLOBAL_TILES * 100 + LOCAL_TILES * 10 + 2 * 72 * 7) / 1000
   assert estimate.kernel_seconds == pytest.approx(kernels)
   assert estimate.seconds == pytest.approx(kernels + 4 * 0.050 + 0.030)
@@ -136,6 +135,5 @@ def test_total(module):
 
 def test_time_of_a_loop(module):
   """Decoding is counted by the iteration."""
-  lines = xla_estimate.line_seconds(module, CHIP, MASK, 'body')
-  estimate = xla_estimate.total(module, lines, MASK, 'body')
+  estimate = xla_estimate.of_module(module, CHIP, MASK, 'body')
   assert estimate.seconds == pytest.approx(0.050)
