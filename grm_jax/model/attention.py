@@ -82,17 +82,20 @@ class SequenceLayout:
     _, r, t = batch.generations.shape
     return cls(batch.prompt_lengths, size, num_generations=r, generation_size=t)
 
-  def align(self, prompts: jax.Array) -> jax.Array:
-    """Moves the padding of prompts [P, S] where rows have it.
+  def row_tokens(self, batch: Batch) -> jax.Array:
+    """Returns int32 [P, X], the tokens of each row of the batch.
 
     Batches pad prompts on the right. In rows with generations the padding is on
     the left (see row_mask.py); prompts alone stay as they are.
     """
-    if not self.num_generations:
+    prompts = batch.prompts
+    if batch.generations is None:
       return prompts
     index = jnp.arange(self.prompt_size)[None] + self.prompt_lengths[:, None]
     # Modulo S: the last place gets token length - 1, the first ones padding.
-    return jnp.take_along_axis(prompts, index % self.prompt_size, axis=1)
+    aligned = jnp.take_along_axis(prompts, index % self.prompt_size, axis=1)
+    generations = batch.generations.reshape(len(prompts), -1)  # [P, R * T]
+    return jnp.concatenate([aligned, generations], axis=1)
 
   def positions(self) -> jax.Array:
     """Returns int32 [P, X] positions for the rotary embedding.

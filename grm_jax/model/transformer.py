@@ -277,11 +277,7 @@ class Transformer(nn.Module):
     """Computes the hidden states of every token of the batch."""
     check_batch(batch)
     sequence = SequenceLayout.from_batch(batch)
-    tokens = sequence.align(batch.prompts)
-    if batch.generations is not None:
-      flat = batch.generations.reshape(tokens.shape[0], -1)  # [P, R * T]
-      tokens = jnp.concatenate([tokens, flat], axis=1)  # [P, X]
-    x, _ = self.pairs(self.embedder(tokens), sequence)
+    x, _ = self.pairs(self.embedder(sequence.row_tokens(batch)), sequence)
     # Gather before the slices below: slicing a split dimension would send
     # pieces between devices (collective-permute).
     x = self.layout.constrain(x, ('prompts', 'tokens', 'width'))

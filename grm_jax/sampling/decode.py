@@ -74,10 +74,7 @@ def generation_hidden(
   """
   assert batch.generations is not None
   rows = SequenceLayout.from_batch(batch)
-  num_prompts = batch.prompts.shape[0]
-  flat = batch.generations.reshape(num_prompts, -1)  # [P, R * T]
-  tokens = jnp.concatenate([batch.prompts, flat], axis=1)  # [P, S + R * T]
-  x = _embed(model, weights, tokens)  # [P, S + R * T, D]
+  x = _embed(model, weights, rows.row_tokens(batch))  # [P, X, D]
   x, _ = _layers(model, weights, x, [rows] * len(weights.layers))
   x = _final_norm(model, weights, x[:, rows.prompt_size :])  # [P, R * T, D]
   return x.reshape(*batch.generations.shape, x.shape[-1])
