@@ -75,8 +75,9 @@ _DEFAULTS = dict(
     dtype='bfloat16',  # of activations and of kernels in products
     param_dtype='float32',  # of parameters at rest
     # Values that the backward pass keeps, most memory first: 'none' (all; no
-    # rematerialization), 'dots', 'dots_no_batch', 'attention' (its output),
-    # 'nothing_saveable'.
+    # rematerialization), 'dots', 'dots_no_batch', 'sublayers' (outputs of the
+    # attention kernel, of attention and of the MLP), 'attention' (outputs of
+    # the kernel), 'nothing_saveable'.
     remat='nothing_saveable',
     attention='splash',  # or 'xla'
     query_block=512,  # queries at once in xla attention

@@ -117,8 +117,9 @@ _DEFAULTS = dict(
     dtype='bfloat16',  # of layers; or 'float32'
     attention='splash',  # TPU kernel; 'xla' runs everywhere
     # Values that the backward pass keeps, most memory first: 'none' (all; no
-    # rematerialization), 'dots', 'dots_no_batch', 'attention' (its output),
-    # 'nothing_saveable'.
+    # rematerialization), 'dots', 'dots_no_batch', 'sublayers' (outputs of the
+    # attention kernel, of attention and of the MLP), 'attention' (outputs of
+    # the kernel), 'nothing_saveable'.
     remat='nothing_saveable',
     scoped_vmem_kib=0,  # on-chip memory of a fusion (TPU); 0: the default
   ),

@@ -12,9 +12,10 @@ from grm_jax.unused_settings import Unused
 
 # Name of what the splash kernel saves for its backward pass.
 ATTENTION_OUTPUT = 'attention_output'
-_SAVE_ATTENTION = jax.checkpoint_policies.save_only_these_names(
-  ATTENTION_OUTPUT
-)
+# Name of the outputs of attention and MLP, before their norms.
+SUBLAYER_OUTPUT = 'sublayer_output'
+_save_names = jax.checkpoint_policies.save_only_these_names
+_SAVE_ATTENTION = _save_names(ATTENTION_OUTPUT)
 
 
 def _with_attention(policy):
@@ -33,6 +34,7 @@ REMAT = {
   'dots_no_batch': _with_attention(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable
   ),
+  'sublayers': _save_names(ATTENTION_OUTPUT, SUBLAYER_OUTPUT),
   'attention': _SAVE_ATTENTION,
   'nothing_saveable': jax.checkpoint_policies.nothing_saveable,
 }

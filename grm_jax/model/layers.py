@@ -25,6 +25,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'silu': nn.silu,
 }
 
+# Logical axes of kernels at rest -> in use, where they differ.
+_AXES_IN_USE = {'embed': 'gathered_embed', 'mlp_rows': 'mlp'}
+
 
 def sharded_param(
   module: nn.Module,
@@ -35,9 +38,9 @@ def sharded_param(
 ) -> quantization.Weight:
   """Declares a kernel and returns it cast and gathered for use.
 
-  The `embed` dimension of a kernel rests split over `fsdp`. It is gathered
-  here, layer by layer, after the cast to the compute dtype, which halves the
-  bytes on the network if parameters are float32.
+  A kernel rests split over `fsdp`, see sharding/rules.py. It is gathered here,
+  layer by layer, after the cast to the compute dtype, which halves the bytes on
+  the network if parameters are float32.
 
   Args:
     module: has attributes `compute` and `layout`.
@@ -59,7 +62,7 @@ def sharded_param(
   )
   layout = module.layout
   rest_axes = tuple(axes)
-  use_axes = tuple('gathered_embed' if x == 'embed' else x for x in axes)
+  use_axes = tuple(_AXES_IN_USE.get(x, x) for x in axes)
   value = quantization.constrain(layout, name, value, rest_axes)
   if isinstance(value, quantization.QuantizedWeight):
     return quantization.constrain(layout, name, value, use_axes)
@@ -94,6 +97,28 @@ def _cast_and_gather_backward(layout, rest_axes, use_axes, dtypes, _, grad):
 
 
 _cast_and_gather.defvjp(_cast_and_gather_forward, _cast_and_gather_backward)
+
+
+# XLA fuses element-wise operations into the matrix products that read their
+# results, and computes them again for every tile of a product. It does not fuse
+# what one of these two functions stores. Nothing is stored without gradients.
+@jax.custom_vjp
+def stored(x):
+  """Returns x, which gradient computations store."""
+  return x
+
+
+@jax.custom_vjp
+def with_stored_gradient(x):
+  """Returns x, whose gradient is stored."""
+  return x
+
+
+_barrier = jax.lax.optimization_barrier
+stored.defvjp(lambda x: (_barrier(x), None), lambda _, grad: (grad,))
+with_stored_gradient.defvjp(
+  lambda x: (x, None), lambda _, grad: (_barrier(grad),)
+)
 
 
 class RMSNorm(nn.Module):
@@ -135,10 +160,12 @@ class MLP(nn.Module):
     d, f = self.config.width, self.config.mlp_width
     gate = sharded_param(self, 'gate', (d, f), ('embed', 'mlp'), d)
     up = sharded_param(self, 'up', (d, f), ('embed', 'mlp'), d)
-    down = sharded_param(self, 'down', (f, d), ('mlp', 'embed'), f)
-    activation = ACTIVATIONS[self.config.activation]
-    hidden = activation(quantization.einsum('PXD,DF->PXF', x, gate))
-    hidden *= quantization.einsum('PXD,DF->PXF', x, up)
+    down_axes = ('mlp_rows', 'gathered_embed')
+    down = sharded_param(self, 'down', (f, d), down_axes, f)
+    gated = quantization.einsum('PXD,DF->PXF', x, gate)
+    scale = quantization.einsum('PXD,DF->PXF', x, up)
+    hidden = ACTIVATIONS[self.config.activation](with_stored_gradient(gated))
+    hidden = stored(hidden * with_stored_gradient(scale))
     hidden = self.layout.constrain(hidden, ('prompts', 'tokens', 'mlp'))
     return quantization.einsum('PXF,FD->PXD', hidden, down)
 

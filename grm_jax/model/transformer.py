@@ -47,14 +47,25 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
 from grm_jax.model import quantization
 from grm_jax.model.attention import SequenceLayout
 from grm_jax.model.batch import Batch, check_batch
-from grm_jax.model.compute_config import REMAT, ComputeConfig
+from grm_jax.model.compute_config import (
+  REMAT,
+  SUBLAYER_OUTPUT,
+  ComputeConfig,
+)
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.kv_cache import DecodeContext
-from grm_jax.model.layers import MLP, RMSNorm, apply_rope, sharded_param
+from grm_jax.model.layers import (
+  MLP,
+  RMSNorm,
+  apply_rope,
+  sharded_param,
+  with_stored_gradient,
+)
 from grm_jax.sharding.rules import ShardingLayout
 
 # Token layout for attention: training and prefill use a SequenceLayout,
@@ -141,6 +152,7 @@ class Block(nn.Module):
 
     def post_norm(name, out):
       """Applies the norm after a sublayer where the model has one."""
+      out = with_stored_gradient(checkpoint_name(out, SUBLAYER_OUTPUT))
       return norm(name)(out) if self.config.post_norms else out
 
     parts = (self.config, self.compute, self.layout)

@@ -37,7 +37,7 @@ HOST_MEMORY = 'pinned_host'
 #   key, value           embed, kv_heads, head_dim  gathered_embed, kv_heads, ..
 #   attention out        heads, head_dim, embed     heads, .., gathered_embed
 #   MLP gate, up         embed, mlp                 gathered_embed, mlp
-#   MLP down             mlp, embed                 mlp, gathered_embed
+#   MLP down             mlp_rows, gathered_embed   mlp, gathered_embed
 #   RMSNorm scale        norm                       norm
 #   scalar head kernel   norm, value                norm, value
 #   embedding table      vocab, table_width         see the lookup below
@@ -63,6 +63,9 @@ RULES: dict[str, tuple[str, ...]] = {
   'kv_heads': ('tensor',),
   'head_dim': (),
   'mlp': ('tensor',),
+  # Rows and not columns: what is gathered is then in the order in which matrix
+  # products read it. Columns would first have to be transposed.
+  'mlp_rows': ('tensor', 'fsdp'),
   'norm': (),
   'value': (),  # the single output of the scalar head
   # The embedding table has its own names. With its width split over fsdp, the
@@ -98,6 +101,7 @@ RULES: dict[str, tuple[str, ...]] = {
 # it rests: resharding it in every step would move all of it.
 _RESIDENT_WEIGHTS: dict[str, tuple[str, ...]] = {
   'embed': (),
+  'mlp_rows': ('tensor',),
   'vocab': ('tensor',),
   'lookup_vocab': ('tensor',),
   'lookup_width': (),

@@ -5,11 +5,11 @@ import shlex
 
 import pytest
 
+from benchmarks import aot_table
 from grm_jax.model import compute_config
 from grm_jax.sharding import mesh
 from grm_jax.stages.grpo import settings
 from tests import test_main
-from tests.launch import test_tpu
 from tests.stages import spct_run
 
 # config_flags loads a config's file so.
@@ -47,9 +47,9 @@ def test_the_run_fits_its_config_and_chips(monkeypatch):
 
 def test_the_run_is_the_recommended_one_with_twice_the_data_axis():
   (row,) = [
-    spct_run.parse('--config=configs/grpo.py', *overrides.split())
-    for topology, size, stage, overrides, _ in test_tpu.read_rows()
-    if (topology, size, stage) == ('v5p:4x4x4', '27b', 'grpo')
+    spct_run.parse('--config=configs/grpo.py', *row.overrides)
+    for row in aot_table.read_rows()
+    if row[:3] == ('v5p:4x4x4', '27b', 'grpo')
   ]
   config = config_of('grpo')
   assert config.mesh.num_slices == 2

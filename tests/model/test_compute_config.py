@@ -16,7 +16,7 @@ from tests.messages import naming, setting
   [
     (
       {'remat': 'some'},
-      ['none', 'dots', 'dots_no_batch', 'attention', 'nothing_saveable'],
+      list(compute_config.REMAT),
     ),
     ({'attention': 'flash'}, ['xla', 'splash']),
     ({'dtype': 'float16'}, ['float32', 'bfloat16']),

@@ -164,11 +164,8 @@ def tiny_gemma(compute, layout=None):
   return tiny.gemma(layout, compute=compute, head_dim=128, window=50)
 
 
-@pytest.mark.parametrize(
-  ('remat', 'times'), [('dots', 1), ('attention', 1), ('nothing_saveable', 2)]
-)
-def test_times_that_the_forward_kernel_runs(remat, times):
-  """What remat saves of a layer decides whether it runs again."""
+def gradient_program(remat):
+  """Returns the jaxpr of values and gradients as text, without dead code."""
   model = tiny_gemma(dataclasses.replace(SPLASH, remat=remat))
   batch = tiny.batch([70], 128, [[4]], 6)
   args = tiny.params(model), batch, np.ones((1, 1, 6))
@@ -176,10 +173,43 @@ def test_times_that_the_forward_kernel_runs(remat, times):
   # Remat leaves it to dead-code elimination to drop what it has saved.
   num_outputs = len(closed.jaxpr.outvars)
   jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * num_outputs)
-  jaxpr = str(jaxpr)
-  num_layers = 2  # of a pair, which is traced once
-  assert jaxpr.count('name=splash_mqa_fwd') == times * num_layers
-  assert jaxpr.count('name=splash_mqa_dkv') == num_layers
+  return str(jaxpr)
+
+
+NUM_LAYERS = 2  # of a pair, which is traced once
+
+
+@pytest.mark.parametrize(
+  ('remat', 'times'),
+  [('dots', 1), ('sublayers', 1), ('attention', 1), ('nothing_saveable', 2)],
+)
+def test_times_that_the_forward_kernel_runs(remat, times):
+  """What remat saves of a layer decides whether it runs again."""
+  jaxpr = gradient_program(remat)
+  assert jaxpr.count('name=splash_mqa_fwd') == times * NUM_LAYERS
+  assert jaxpr.count('name=splash_mqa_dkv') == NUM_LAYERS
+
+
+def test_what_gradients_store():
+  """What products read is not computed again for each of their tiles."""
+  # Gradients of gate, up, and the outputs of attention and MLP; and the input of
+  # the down product, in the forward pass and again in the backward pass.
+  count = gradient_program('dots').count('optimization_barrier')
+  assert count == 6 * NUM_LAYERS
+  model = tiny_gemma(SPLASH)
+  batch = tiny.batch([70], 128, [[4]], 6)
+  jaxpr = jax.make_jaxpr(model.apply)({'params': tiny.params(model)}, batch)
+  assert 'optimization_barrier' not in str(jaxpr)
+
+
+def test_products_that_are_computed_again():
+  count = {
+    remat: gradient_program(remat).count('dot_general[')
+    for remat in ('dots', 'sublayers', 'attention')
+  }
+  # Query, key, value, gate and up; the norms after out and down need these two.
+  assert count['sublayers'] - count['dots'] == 5 * NUM_LAYERS
+  assert count['attention'] - count['sublayers'] == 2 * NUM_LAYERS
 
 
 @pytest.mark.parametrize('remat', ['none', 'dots'])

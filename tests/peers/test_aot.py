@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from tests.launch.test_tpu import read_rows
+from benchmarks import aot_table
 from tests.messages import lines_with, names
 from tests.test_main import error_of, run
 
@@ -43,21 +43,17 @@ def test_compiles_and_fits(tmp_path, topology, tensor, hbm, program):
 
 def test_an_update_of_the_27b(tmp_path):
   """128 groups of 4 by 64 chips, 64 at a time, as launch/tpu.sh runs it."""
-  (row,) = (x for x in read_rows() if x[:3] == ['v5p:4x4x4', '27b', 'grpo'])
-  flags = row[-1]
-  assert 'sparse_core' in flags
+  (row,) = (
+    x for x in aot_table.read_rows() if x[:3] == ('v5p:4x4x4', '27b', 'grpo')
+  )
+  assert 'sparse_core' in row.flags
   report = tmp_path / 'report.json'
   stdout, stderr = run(
-    '--config=configs/aot.py',
-    '--config.program=grpo_update',
-    '--config.topology=v5p:4x4x4',
-    '--config.micro_batch_prompts=64',
-    '--config.grad_accum_steps=2',
-    '--config.mesh.data=2',
-    '--config.mesh.fsdp=32',
-    '--config.compute.remat=dots',
+    *aot_table.aot_arguments(row),
+    # It would make the compilation several times as long.
+    '--config.compute.scoped_vmem_kib=0',
     f'--config.json={report}',
-    env=os.environ | {'LIBTPU_INIT_ARGS': flags},
+    env=os.environ | {'LIBTPU_INIT_ARGS': row.flags},
   )
   print(stdout)
   assert 'rematerialization' not in stderr

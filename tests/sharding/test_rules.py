@@ -35,7 +35,7 @@ BLOCK = {
   'attention/out': PartitionSpec(None, 'tensor', None, 'fsdp'),
   'mlp/gate': PartitionSpec(None, 'fsdp', 'tensor'),
   'mlp/up': PartitionSpec(None, 'fsdp', 'tensor'),
-  'mlp/down': PartitionSpec(None, 'tensor', 'fsdp'),
+  'mlp/down': PartitionSpec(None, ('tensor', 'fsdp')),
   'pre_attention_norm/scale': PartitionSpec(),
   'post_attention_norm/scale': PartitionSpec(),
   'pre_mlp_norm/scale': PartitionSpec(),
