@@ -101,24 +101,17 @@ _cast_and_gather.defvjp(_cast_and_gather_forward, _cast_and_gather_backward)
 
 # XLA fuses element-wise operations into the matrix products that read their
 # results, and computes them again for every tile of a product. It does not fuse
-# what one of these two functions stores. Nothing is stored without gradients.
-@jax.custom_vjp
+# what one of these two functions stores.
+@jax.custom_gradient
 def stored(x):
-  """Returns x, which gradient computations store."""
-  return x
+  """Returns x, stored."""
+  return jax.lax.optimization_barrier(x), lambda grad: grad
 
 
-@jax.custom_vjp
+@jax.custom_gradient
 def with_stored_gradient(x):
   """Returns x, whose gradient is stored."""
-  return x
-
-
-_barrier = jax.lax.optimization_barrier
-stored.defvjp(lambda x: (_barrier(x), None), lambda _, grad: (grad,))
-with_stored_gradient.defvjp(
-  lambda x: (x, None), lambda _, grad: (_barrier(grad),)
-)
+  return x, jax.lax.optimization_barrier
 
 
 class RMSNorm(nn.Module):
