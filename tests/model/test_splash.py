@@ -192,8 +192,8 @@ def test_times_that_the_forward_kernel_runs(remat, times):
 
 def test_what_gradients_store():
   """What products read is not computed again for each of their tiles."""
-  # Gradients of gate, up, and the outputs of attention and MLP; and the input of
-  # the down product, in the forward pass and again in the backward pass.
+  # Gradients of gate, up, and the outputs of attention and MLP; and the input
+  # of the down product, in the forward pass and again in the backward pass.
   count = gradient_program('dots').count('optimization_barrier')
   assert count == 6 * NUM_LAYERS
 
