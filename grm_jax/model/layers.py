@@ -101,17 +101,25 @@ _cast_and_gather.defvjp(_cast_and_gather_forward, _cast_and_gather_backward)
 
 # XLA fuses element-wise operations into the matrix products that read their
 # results, and computes them again for every tile of a product. It does not fuse
-# what one of these two functions stores.
-@jax.custom_gradient
+# what one of these two functions stores. Nothing is stored without gradients:
+# decoding would write and read more memory.
+@jax.custom_vjp
 def stored(x):
-  """Returns x, stored."""
-  return jax.lax.optimization_barrier(x), lambda grad: grad
+  """Returns x, which gradient computations store."""
+  return x
 
 
-@jax.custom_gradient
+@jax.custom_vjp
 def with_stored_gradient(x):
   """Returns x, whose gradient is stored."""
-  return x, jax.lax.optimization_barrier
+  return x
+
+
+_barrier = jax.lax.optimization_barrier
+stored.defvjp(lambda x: (_barrier(x), None), lambda _, grad: (grad,))
+with_stored_gradient.defvjp(
+  lambda x: (x, None), lambda _, grad: (_barrier(grad),)
+)
 
 
 class RMSNorm(nn.Module):

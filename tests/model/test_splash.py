@@ -196,6 +196,10 @@ def test_what_gradients_store():
   # of the down product, in the forward pass and again in the backward pass.
   count = gradient_program('dots').count('optimization_barrier')
   assert count == 6 * NUM_LAYERS
+  model = tiny_gemma(SPLASH)
+  batch = tiny.batch([70], 128, [[4]], 6)
+  jaxpr = jax.make_jaxpr(model.apply)({'params': tiny.params(model)}, batch)
+  assert 'optimization_barrier' not in str(jaxpr)
 
 
 def test_products_that_are_computed_again():
