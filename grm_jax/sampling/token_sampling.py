@@ -74,14 +74,12 @@ def truncate(logits: jax.Array, params: SamplingParams) -> jax.Array:
     params: parameters of shape [B].
 
   Returns:
-    float32 [B, V], -1e30 where a token cannot be sampled. The highest of a row
-    is exactly 0, so that nothing after this has to look for it.
+    float32 [B, V], -1e30 where a token cannot be sampled.
   """
   greedy = _is_greedy(params)[:, None]
   highest = jnp.max(logits, axis=-1, keepdims=True)
-  temperature = jnp.where(greedy, 1.0, params.temperature[:, None])
-  # No truncation removes the most likely token: 0 remains the highest.
-  scaled = jnp.maximum((logits - highest) / temperature, -_MAX_LOGIT)
+  scaled = logits / jnp.where(greedy, 1.0, params.temperature[:, None])
+  scaled = jnp.clip(scaled, -_MAX_LOGIT, _MAX_LOGIT)
   is_dead = (logits <= _MASKED) | greedy & (logits < highest)
   scaled = jnp.where(is_dead, _MASKED, scaled)
   # Top-k and top-p cost about as much as a layer, so skip them if no row uses
@@ -90,7 +88,8 @@ def truncate(logits: jax.Array, params: SamplingParams) -> jax.Array:
   scaled = jax.lax.cond(
     is_used, _top_k_top_p, lambda x, params: x, scaled, params
   )
-  min_logit = jnp.log(params.min_p)[:, None]
+  highest = jnp.max(scaled, axis=-1, keepdims=True)
+  min_logit = highest + jnp.log(params.min_p)[:, None]
   return jnp.where(scaled < min_logit, _MASKED, scaled)
 
 
@@ -99,18 +98,14 @@ def _is_greedy(params: SamplingParams) -> jax.Array:
 
 
 def _top_k_top_p(logits: jax.Array, params: SamplingParams) -> jax.Array:
-  """Applies top-k, then top-p to the tokens that top-k keeps.
-
-  Args:
-    logits: float32 [B, V], the highest of each row is 0.
-    params: parameters of shape [B].
-  """
+  """Applies top-k, then top-p to the tokens that top-k keeps."""
   keys = _ordered_bits(logits)
   k = jnp.where(params.top_k > 0, params.top_k, logits.shape[-1])
   is_kept = keys >= _bisect_threshold(
     keys, jnp.ones_like(logits), k.astype(jnp.float32)
   )
-  weights = jnp.where(is_kept, jnp.exp(logits), 0.0)
+  weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+  weights = jnp.where(is_kept, weights, 0.0)
   # The fewest most likely tokens whose share of the kept weight reaches p.
   target = params.top_p * jnp.sum(weights, axis=-1)
   nucleus = keys >= _bisect_threshold(keys, weights, target)
@@ -185,16 +180,14 @@ def sample_token(
   if forbidden is not None:
     allowed = jnp.where(forbidden[None], _MASKED, logits)
   truncated = truncate(allowed, params)
-  weights = jnp.exp(truncated)
   uniform = jax.vmap(jax.random.uniform)(keys)
   # Greedy rows take the first of equally likely tokens, as argmax does.
   greedy = _is_greedy(params)
   uniform = jnp.where(greedy, 0.0, uniform)
-  tokens = _inverse_cdf(weights, uniform)
-  log_total = jnp.log(jnp.sum(weights, axis=-1))
-  sampling_logps = _at(truncated, tokens) - log_total
-  model_logps = _at(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
-  return tokens, jnp.where(greedy, 0.0, sampling_logps), model_logps
+  highest = jnp.max(truncated, axis=-1, keepdims=True)
+  tokens = _inverse_cdf(jnp.exp(truncated - highest), uniform)
+  sampling_logps = jnp.where(greedy, 0.0, _token_logp(truncated, tokens))
+  return tokens, sampling_logps, _token_logp(logits, tokens)
 
 
 def step_keys(row_keys: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -255,6 +248,7 @@ def _first_above(ends: jax.Array, target: jax.Array) -> jax.Array:
   return jnp.minimum(first, last).astype(jnp.int32)
 
 
-def _at(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-  """Returns the logit of one token per row, float32 [B]."""
-  return jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+def _token_logp(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+  """Returns the log-probability of one token per row, float32 [B]."""
+  chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+  return chosen - jax.nn.logsumexp(logits, axis=-1)
