@@ -22,15 +22,15 @@ import subprocess
 import sys
 from typing import Any, NamedTuple
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from benchmarks import harness
+from grm_jax.stages import run_record
 
-ROOT = pathlib.Path(__file__).parents[1]
 PROGRAMS = {
   'sft': 'sft_step',
   'grpo': 'grpo_update',
   'reward_model': 'reward_model_step',
 }
+# Parts that stages and configs/aot.py have in common.
 _PARTS = ('optimizer', 'loss', 'reference', 'mesh', 'compute')
 
 
@@ -51,7 +51,7 @@ class Row(NamedTuple):
 
 def read_rows() -> list[Row]:
   """Returns all rows of configs/tpu.txt."""
-  text = (ROOT / 'configs' / 'tpu.txt').read_text()
+  text = (harness.ROOT / 'configs' / 'tpu.txt').read_text()
   lines = [x for x in text.splitlines() if x and not x.startswith('#')]
   named = dict(x.split(' = ', 1) for x in lines if '|' not in x)
   rows = []
@@ -62,59 +62,43 @@ def read_rows() -> list[Row]:
   return rows
 
 
-def load_config(path: str, overrides: list[str]) -> ConfigDict:
-  """Returns the config of `--config=path` with `--config.x=y` overrides."""
-  values = flags.FlagValues()
-  argv = ['main', f'--config={ROOT / path}', *overrides]
-  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
-  values(argv)
-  return values.config
-
-
 def aot_arguments(row: Row) -> list[str]:
   """Returns the arguments of grm_jax.main that compile a step of the row."""
-  config = load_config(f'configs/{row.stage}.py', row.overrides)
+  config = harness.load_config(f'configs/{row.stage}.py', row.overrides)
   batch = config.batch
   generations = config.get('group_size', batch.get('generations_per_prompt'))
-  prompts = {
-    'sft': lambda: batch.micro_batch_prompts * batch.grad_accum_steps,
-    'grpo': lambda: config.prompts_per_rollout // config.num_minibatches,
-    'reward_model': lambda: batch.texts_per_step // generations,
-  }[row.stage]()
-  values: dict[str, Any] = {
+  if row.stage == 'sft':
+    micro_batches = batch.grad_accum_steps
+  elif row.stage == 'grpo':
+    prompts = config.prompts_per_rollout // config.num_minibatches
+    micro_batches = prompts // batch.micro_batch_prompts
+  else:
+    prompts = batch.texts_per_step // generations
+    micro_batches = prompts // batch.micro_batch_prompts
+  values = {
     'program': PROGRAMS[row.stage],
     'topology': row.topology,
     'size': f'gemma2_{row.size}',
     'micro_batch_prompts': batch.micro_batch_prompts,
-    'grad_accum_steps': prompts // batch.micro_batch_prompts,
+    'grad_accum_steps': micro_batches,
     'prompt_size': max(batch.prompt_buckets),
     'num_generations': generations,
     'generation_size': max(batch.generation_buckets),
+  } | {
+    key: value
+    for key, value in run_record.flatten(config).items()
+    # An update has no decode layout.
+    if key.split('.')[0] in _PARTS and key != 'mesh.decode_tensor'
   }
-  defaults = load_config('configs/aot.py', [])
-  for part in (x for x in _PARTS if x in config):
-    for key, value in _leaves(config[part]).items():
-      values[f'{part}.{key}'] = value
-  stored = _leaves(defaults)
+  defaults = run_record.flatten(harness.load_config('configs/aot.py', []))
   return [
     '--config=configs/aot.py',
     *(
-      f'--config.{key}={value}'
+      f'--config.{key}={tuple(value) if isinstance(value, list) else value}'
       for key, value in values.items()
-      # An update has no decode layout.
-      if value != stored.get(key, value) and key != 'mesh.decode_tensor'
+      if value != defaults.get(key, value)
     ),
   ]
-
-
-def _leaves(config: ConfigDict) -> dict[str, Any]:
-  """Returns the leaves of a config by their dotted keys."""
-  result = {}
-  for key, value in config.items():
-    parts = _leaves(value) if isinstance(value, ConfigDict) else {'': value}
-    for rest, leaf in parts.items():
-      result[f'{key}.{rest}' if rest else key] = leaf
-  return result
 
 
 def compile_row(row: Row, path: pathlib.Path) -> None:
@@ -124,7 +108,7 @@ def compile_row(row: Row, path: pathlib.Path) -> None:
   print(f'{row.name}: {shlex.join(command)}', flush=True)
   out = subprocess.run(
     [sys.executable, '-m', 'grm_jax.main', *arguments],
-    cwd=ROOT,
+    cwd=harness.ROOT,
     env=os.environ | {'LIBTPU_INIT_ARGS': row.flags},
     capture_output=True,
     text=True,
@@ -138,7 +122,6 @@ def line(report: dict[str, Any]) -> str:
   gradients = report['programs'][0]
   mesh = ' x '.join(str(x) for x in report['mesh'].values())
   gib = 2**30
-  peak = max(x['peak_bytes'] for x in report['programs']) / gib
   batch = f'{report["grad_accum_steps"]} x {report["micro_batch_prompts"]}'
   xla = report['xla_seconds']
   waits, kernels = (
@@ -152,7 +135,8 @@ def line(report: dict[str, Any]) -> str:
     f'{xla:.3g} s ({waits:.2g}, {kernels:.2g}) | {report["xla_mfu"]:.0%} | '
     f'{report["calibrated_seconds"]:.3g} s '
     f'+-{report["calibration_error"]:.0%} | '
-    f'{peak:.1f} of {report["memory_bytes"] / gib:g} GiB |'
+    f'{report["peak_bytes"] / gib:.1f} of '
+    f'{report["memory_bytes"] / gib:g} GiB |'
   )
 
 
@@ -171,13 +155,10 @@ def main() -> None:
   args = parser.parse_args()
   args.folder.mkdir(parents=True, exist_ok=True)
   rows = [x for x in read_rows() if x.stage in PROGRAMS]
-  for row in rows if not args.print_only else []:
+  for row in rows:
     path = (args.folder / f'{row.name}.json').resolve()
-    if not path.exists() and {*args.words} <= {
-      row.topology,
-      row.size,
-      row.stage,
-    }:
+    is_wanted = not args.print_only and {*args.words} <= {*row[:3]}
+    if is_wanted and not path.exists():
       compile_row(row, path)
   print(
     '| model, slice | program | data x fsdp x tensor | micro-batches x '

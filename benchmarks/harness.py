@@ -8,6 +8,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Sequence
 
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
 from benchmarks import hardware
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -17,6 +20,20 @@ _OUT_OF_MEMORY_TEXTS = (
   'MemoryError',
   'not enough memory',
 )
+
+
+def load_config(path: str, overrides: Sequence[str]) -> ConfigDict:
+  """Returns the config of a command line.
+
+  Args:
+    path: value of --config, such as configs/serve.py:tiny.
+    overrides: other arguments, such as --config.seed=1.
+  """
+  values = flags.FlagValues()
+  argv = ['main', f'--config={ROOT / path}', *overrides]
+  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+  values(argv)
+  return values.config
 
 
 def peak_resident_bytes() -> int:

@@ -33,8 +33,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+
+from benchmarks import harness
 
 _CONFIG = 'configs/serve.py:tiny'
 _WORDS = ('sun', 'moon', 'tide', 'river', 'stone', 'seven', 'eight', 'red')
@@ -119,7 +119,7 @@ def judge_directly() -> None:
   from grm_jax.judgement.judgement_request import JudgementRequest
   from grm_jax.judges import factory as judge_factory
 
-  config = _load_config(sys.argv[1:])
+  config = harness.load_config(_CONFIG, sys.argv[1:])
   judge = judge_factory.from_config(
     config, judge_factory.make_judge_config(config)
   )
@@ -147,15 +147,6 @@ def judge_directly() -> None:
     rows[i]['id']: [x.text for x in judged[i].samples] for i in range(len(rows))
   }
   print(json.dumps({'answers': answers, 'tokens_per_second': tokens / seconds}))
-
-
-def _load_config(overrides: Sequence[str]) -> ConfigDict:
-  """Loads configs/serve.py:tiny with overrides."""
-  values = flags.FlagValues()
-  argv = ['serve', f'--config={_CONFIG}', *overrides]
-  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
-  values(argv)
-  return values.config
 
 
 @contextlib.contextmanager

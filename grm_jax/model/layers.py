@@ -101,8 +101,7 @@ _cast_and_gather.defvjp(_cast_and_gather_forward, _cast_and_gather_backward)
 
 # XLA fuses element-wise operations into the matrix products that read their
 # results, and computes them again for every tile of a product. It does not fuse
-# what one of these two functions stores. Nothing is stored without gradients:
-# decoding would write and read more memory.
+# what one of these two functions stores. Nothing is stored without gradients.
 @jax.custom_vjp
 def stored(x):
   """Returns x, which gradient computations store."""

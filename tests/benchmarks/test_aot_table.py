@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import aot_table
+from benchmarks import aot_table, harness
 from benchmarks.aot_table import Row
 
 # config_flags loads a config's file so.
@@ -20,7 +20,7 @@ def test_rows_of_the_file(tmp_path, monkeypatch):
     'v6e:2x4 | 9b | grpo | --config.x=1 --config.y=2 | fast --xla_c=3\n'
     'v5e:4x4 | 2b | sft | --config.x=1 |\n'
   )
-  monkeypatch.setattr(aot_table, 'ROOT', tmp_path)
+  monkeypatch.setattr(harness, 'ROOT', tmp_path)
   assert aot_table.read_rows() == [
     Row(
       'v6e:2x4',
@@ -101,6 +101,7 @@ def test_table(tmp_path, monkeypatch, capsys):
     'xla_mfu': 0.4,
     'calibrated_seconds': 4.75,
     'calibration_error': 0.2,
+    'peak_bytes': 31 * GIB,
     'memory_bytes': 32 * GIB,
     'programs': [
       {

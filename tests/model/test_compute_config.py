@@ -16,7 +16,14 @@ from tests.messages import naming, setting
   [
     (
       {'remat': 'some'},
-      list(compute_config.REMAT),
+      [
+        'none',
+        'dots',
+        'dots_no_batch',
+        'sublayers',
+        'attention',
+        'nothing_saveable',
+      ],
     ),
     ({'attention': 'flash'}, ['xla', 'splash']),
     ({'dtype': 'float16'}, ['float32', 'bfloat16']),
