@@ -124,8 +124,10 @@ def main() -> None:
     )
   for chip, x in factors.items():
     print(
-      f'{chip}: factor {x["factor"]:.3f}, error {x["error"]:.1%}, '
-      f'{x["programs"]} programs'
+      f'{chip}: factor {x["factor"]:.3f}, {x["programs"]} programs, error '
+      f'{x["error"]:.1%}'
+      if x['programs'] > 1
+      else f'{chip}: factor {x["factor"]:.3f} of 1 program, error unknown'
     )
   harness.write_json(args.json, {'programs': rows, 'chips': factors})
 

@@ -31,7 +31,7 @@ PROGRAMS = {
   'reward_model': 'reward_model_step',
 }
 # Parts that stages and configs/aot.py have in common.
-_PARTS = ('optimizer', 'loss', 'reference', 'mesh', 'compute')
+_PARTS = ('optimizer', 'lora', 'loss', 'reference', 'mesh', 'compute')
 
 
 class Row(NamedTuple):
@@ -155,10 +155,12 @@ def main() -> None:
   args = parser.parse_args()
   args.folder.mkdir(parents=True, exist_ok=True)
   rows = [x for x in read_rows() if x.stage in PROGRAMS]
-  for row in rows:
+  wanted = [x for x in rows if {*args.words} <= {*x[:3]}]
+  if not wanted:
+    parser.error(f'no row of configs/tpu.txt has {" ".join(args.words)}')
+  for row in [] if args.print_only else wanted:
     path = (args.folder / f'{row.name}.json').resolve()
-    is_wanted = not args.print_only and {*args.words} <= {*row[:3]}
-    if is_wanted and not path.exists():
+    if not path.exists():
       compile_row(row, path)
   print(
     '| model, slice | program | data x fsdp x tensor | micro-batches x '

@@ -165,7 +165,7 @@ def make_grm_jax(workload: Workload, setup: StepSetup) -> Contender:
   rollout_prompts = RolloutPromptIterator(
     [_make_example(i) for i in range(workload.prompts)], 'fixed', 0
   )
-  reference = ReferencePolicy(
+  reference = ReferencePolicy.load(
     setup.checkpoint, None, model, dtype='float32', offload_to_host=False
   )
   optim, _ = optimizer.make(

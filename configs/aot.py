@@ -37,6 +37,13 @@ _DEFAULTS = dict(
   generation_size=1024,  # T
   json='',  # also write the report to this file
   sweep='',  # mesh axes whose sizes are tried, such as fsdp,tensor
+  lora=dict(  # low-rank adapters (LoRA), see docs/lora.md
+    rank=0,  # 0: all parameters are trained
+    alpha=32.0,  # the change of a kernel is multiplied by alpha / rank
+    # Kernels with an adapter.
+    targets=('query', 'key', 'value', 'out', 'gate', 'up', 'down'),
+    base_dtype='bfloat16',  # of the frozen parameters; 'float32', 'int8'
+  ),
   optimizer=dict(  # as in the configs of training stages
     kind='adamw',  # or 'muon'
     learning_rate=4e-7,  # does not change the program

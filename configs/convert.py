@@ -5,9 +5,12 @@ r"""Converts weights between Hugging Face directories and our checkpoints.
 
 Reads Gemma-2 and Llama-style directories with tied embeddings, such as
 SmolLM2, and GGUF files of the latter; --config.direction=huggingface converts
-back. Each process reads only the slices of its devices: peak memory is 1.14
-times a 2B checkpoint (docs/results.md). `:tiny` writes a tiny random checkpoint
-to WORKDIR/model; `:smollm2` converts what `make smollm2` downloads.
+back. A checkpoint with an adapter (LoRA) is merged into its base, or becomes an
+adapter of PEFT with --config.direction=peft; an adapter of PEFT becomes a
+checkpoint with one. Each process reads only the slices of its devices: peak
+memory is 1.14 times a 2B checkpoint (docs/results.md). `:tiny` writes a tiny
+random checkpoint to WORKDIR/model; `:smollm2` converts what `make smollm2`
+downloads.
 """
 
 from ml_collections import ConfigDict
@@ -16,10 +19,15 @@ from grm_jax.sharding.rules import RULES
 
 _DEFAULTS = dict(
   stage='convert',  # see grm_jax/main.py
-  direction='checkpoint',  # what is written: 'checkpoint' or 'huggingface'
-  # Directory of the other kind, file that ends in .gguf, or 'random'.
+  # What is written: 'checkpoint', 'huggingface', or 'peft' (an adapter).
+  direction='checkpoint',
+  # Directory of the other kind, file that ends in .gguf, 'random', or a
+  # checkpoint or PEFT directory with an adapter.
   source='',
   target='',  # new directory; '': WORKDIR/model
+  # The base of an adapter: the model directory for an adapter of PEFT, the name
+  # to write for direction 'peft', else the present path if the base has moved.
+  base='',
   checkpoint_step=-1,  # step of a source checkpoint; -1: the newest
   size='',  # of random weights, see grm_jax/model/config.py; '': tiny
   scalar=False,  # random weights with a scalar head

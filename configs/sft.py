@@ -65,6 +65,13 @@ _DEFAULTS = dict(
     packed=False,
   ),
   steps=900,  # updates
+  lora=dict(  # low-rank adapters (LoRA), see docs/lora.md
+    rank=0,  # 0: all parameters are trained
+    alpha=32.0,  # the change of a kernel is multiplied by alpha / rank
+    # Kernels with an adapter.
+    targets=('query', 'key', 'value', 'out', 'gate', 'up', 'down'),
+    base_dtype='bfloat16',  # of the frozen parameters; 'float32', 'int8'
+  ),
   optimizer=dict(
     kind='adamw',  # or 'muon'
     learning_rate=5e-6,  # the highest

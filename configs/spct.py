@@ -77,6 +77,13 @@ _DEFAULTS = dict(
       prompt_buckets=(1024, 2048),
     ),
   ),
+  lora=dict(  # low-rank adapters (LoRA) in all stages but base
+    rank=0,  # 0: all parameters are trained
+    alpha=32.0,  # the change of a kernel is multiplied by alpha / rank
+    # Kernels with an adapter.
+    targets=('query', 'key', 'value', 'out', 'gate', 'up', 'down'),
+    base_dtype='bfloat16',  # of the frozen parameters; 'float32', 'int8'
+  ),
   mesh=dict(
     data=1,
     fsdp=-1,
@@ -98,6 +105,7 @@ _SHARED = (
   'fail_on_bad_rows',
   'seed',
   'prompt',
+  'lora',
   'mesh',
   'compute.dtype',
   'compute.attention',

@@ -18,6 +18,7 @@ from grm_jax.judgement.example import JudgingExample, Turn
 from grm_jax.judgement.judgement import Judgement
 from tests import gemma2_files, test_main
 from tests.stages import spct_run
+from tests.stages.stage_runs import write_adapter
 
 # config_flags loads a config's file so.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
@@ -89,9 +90,12 @@ def test_commands_that_convert_and_score_run(environment, tmp_path):
   for name in ('card.txt', 'meta_card.txt'):
     (tmp_path / name).write_text(card)
   made = [x for x in COMMANDS if stage_of(x) in ('convert', 'score')]
-  assert len(made) == 5
+  assert len(made) == 9
   for command in made:
     own = [inside(tmp_path, x) for x in command]
+    tuned = tmp_path / 'runs/grpo/model'
+    if f'--config.source={tuned}' in own and not tuned.exists():
+      write_adapter(tuned, tmp_path / 'checkpoints/gemma-2-2b-it')
     if stage_of(command) == 'score':
       own += [f'--config.{x}' for x in SIZES.split()]
     test_main.run(*own, env=environment)
@@ -107,6 +111,8 @@ def inside(folder, argument):
   key, value = argument.split('=', 1)
   files = ('checkpoint', 'meta_checkpoint', 'source', 'target', 'input')
   names = {f'--config.{x}' for x in (*files, 'prompt.template', 'prompt.meta')}
+  if key == '--config.base' and value.startswith('checkpoints/'):
+    names.add(key)
   return f'{key}={folder / value}' if key in {*names, '--workdir'} else argument
 
 

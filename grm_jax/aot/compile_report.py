@@ -20,7 +20,7 @@ from grm_jax.aot.cost_model import Costs
 from grm_jax.aot.programs import AotProgram
 from grm_jax.errors import UserError
 from grm_jax.io import atomic_io
-from grm_jax.model import compute_config
+from grm_jax.model import compute_config, lora
 from grm_jax.model import config as model_config
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.transformer import Transformer
@@ -50,6 +50,7 @@ SETTINGS: settings.Rules = {
   'json': settings.TEXT,
   'sweep': settings.optional(settings.some_of(*AXES), 'no sweep'),
   'optimizer': optimizer.SETTINGS,
+  'lora': lora.SETTINGS,
   'loss': grpo_loss.SETTINGS,
   'reference': reference_policy.SETTINGS,
   'mesh': mesh.DECODE_SETTINGS,
@@ -64,6 +65,7 @@ SETTINGS: settings.Rules = {
   },
 }
 UNUSED = (
+  lora.UNUSED,
   Unused(
     ('optimizer',),
     '{key}.program updates no weights',
@@ -176,13 +178,30 @@ def _model(config: ConfigDict, devices: Sequence[jax.Device]) -> Transformer:
     ComputeConfig(**config.compute),
     mesh.from_config(config, devices, weights),
     scalar=programs.has_scalar_head(config.program),
+    adapter=_adapter(config.lora),
+  )
+
+
+def _adapter(config: ConfigDict) -> lora.AdapterConfig | None:
+  """Returns the adapter of `config.lora`, without a base."""
+  if not config.rank:
+    return None
+  return lora.AdapterConfig(
+    config.rank,
+    config.alpha,
+    tuple(config.targets),
+    config.base_dtype,
+    base='',
+    base_step=None,
+    base_digest='',
   )
 
 
 def _state_bytes(program: AotProgram) -> Costs:
   """Bytes per device of parameters and of other resident arrays."""
+  parameters = program.arguments[: program.num_parameters]
   return {
-    'parameters_bytes': programs.bytes_per_device(program.arguments[0]),
+    'parameters_bytes': programs.bytes_per_device(parameters),
     'optimizer_bytes': programs.bytes_per_device(program.resident),
   }
 

@@ -44,6 +44,7 @@ class AotProgram:
     name: what it computes.
     jitted: the function.
     arguments: ShapeDtypeStructs with shardings.
+    num_parameters: how many of the arguments, from the first, are parameters.
     runs_per_step: how many times a step executes it.
     useful_flops: FLOPs of one run on all devices that sequences without
       padding need, see training/flops.py.
@@ -57,6 +58,7 @@ class AotProgram:
   name: str
   jitted: Any
   arguments: tuple
+  num_parameters: int = 1
   runs_per_step: int = 1
   useful_flops: int = 0
   resident: Any = ()
@@ -126,7 +128,8 @@ def _grpo(config, model) -> list[AotProgram]:
     ref_logps=logps if loss_config.kl_coef else None,
   )
   reference: Any = ()
-  if loss_config.kl_coef and not config.reference.offload_to_host:
+  is_separate = model.adapter is None and not config.reference.offload_to_host
+  if loss_config.kl_coef and is_separate:
     reference = _reference_params(config, model)
   return _update(config, model, loss, batch, reference)
 
@@ -136,7 +139,8 @@ def _update(config, model, loss, batch, resident=()) -> list[AotProgram]:
   optim, _ = optimizer.make(1000, **config.optimizer)
   update = train_step.TrainStep(model, optim, loss)
   state = train_state.abstract_state(model, optim)
-  first = jax.eval_shape(update.grad, state.params, batch)
+  frozen = model_init.abstract_frozen(model)
+  first = jax.eval_shape(update.grad, state.params, frozen, batch)
   replicated = model.layout.sharding(())
 
   def scalar(x):
@@ -144,27 +148,40 @@ def _update(config, model, loss, batch, resident=()) -> list[AotProgram]:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated)
 
   sums = train_step.AccumulatedGrads(
-    model_init.abstract_params(model),
+    model_init.abstract_trained(model),
     *jax.tree.map(scalar, (first.numerator, first.denominator, first.aux)),
   )
   useful = flops.train_step(
-    model.config, *_lengths(config), scalar=model.scalar
+    model.config,
+    *_lengths(config),
+    scalar=model.scalar,
+    frozen=frozen is not None,
   ).total
   several = config.grad_accum_steps > 1
+  weights = (state.params, frozen)
   return [
     AotProgram(
       'gradients',
       update.accumulate if several else update.grad,
-      (state.params, sums, batch) if several else (state.params, batch),
+      (*weights, sums, batch) if several else (*weights, batch),
+      len(weights),
       config.grad_accum_steps,
       useful,
       resident=(state.opt_state, resident),
     ),
-    AotProgram('update', update.apply_update, (state, sums), resident=resident),
+    AotProgram(
+      'update',
+      update.apply_update,
+      (state, sums),
+      resident=(frozen, resident),
+    ),
   ]
 
 
 def _reference_params(config, model) -> dict:
+  frozen = model_init.abstract_frozen(model)
+  if frozen is not None:  # the reference is the base of the adapter
+    return frozen
   dtype = config.reference.dtype
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding),
@@ -178,8 +195,8 @@ def _reference(config, model) -> list[AotProgram]:
       'log-probabilities',
       grpo_loss.jit_logps(model),
       (_reference_params(config, model), _batch(config, model.layout)),
-      config.grad_accum_steps,
-      flops.forward(model.config, *_lengths(config)).total,
+      runs_per_step=config.grad_accum_steps,
+      useful_flops=flops.forward(model.config, *_lengths(config)).total,
     )
   ]
 

@@ -7,13 +7,17 @@ the tokenizer, and how the model was asked in training, lie beside the steps:
     <directory>/<step>/params, model, ...
     <directory>/tokenizer.model (Gemma-2) or tokenizer.json (SmolLM2)
     <directory>/judge.json (judgement/trained_judge.py), if it was trained here
+
+A model that was trained with LoRA has the parameters of its adapter alone. Its
+`model` item names the base, another model directory, which is read with it.
+Whoever reads such a directory gets the sum of both, unless it trains on.
 """
 
 import dataclasses
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +31,7 @@ from grm_jax.judgement import trained_judge
 from grm_jax.judgement.trained_judge import TrainedJudge
 from grm_jax.model import config as model_config
 from grm_jax.model import init as model_init
+from grm_jax.model import lora
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.transformer import Transformer
@@ -38,6 +43,7 @@ TOKENIZER = 'tokenizer.model'
 BPE_TOKENIZER = 'tokenizer.json'  # read if there is no tokenizer.model
 RANDOM = 'random'  # instead of a directory: a tiny model with random weights
 SCRATCH = 'scratch'  # the same, with a tokenizer trained on the data
+_SEED = 'seed '  # begins the digest of random parameters
 _POST_NORM_SCALE = 0.3  # 1 + scale of the post-norms of a new model
 # Files that decide what a model reads and writes, besides its weights.
 _READ_FILES = (
@@ -79,6 +85,8 @@ def open_model(
 ) -> tuple[Transformer, tokenizer.Tokenizer, dict]:
   """Returns model, tokenizer and parameters of a model directory.
 
+  An adapter is merged into its base.
+
   Args:
     directory: written by the stage `convert` or by training, or 'random' for
       a tiny model with random weights.
@@ -91,16 +99,32 @@ def open_model(
   Raises:
     UserError: `directory` is empty, or not a model directory.
   """
+  model, loaded = open_without_params(
+    directory, step, compute, layout, scalar=scalar
+  )
+  if directory == RANDOM:
+    return model, loaded, random_params(model, seed)
+  params = load_params(directory, step, model)
+  return model.clone(adapter=None), loaded, params
+
+
+def open_without_params(
+  directory: str,
+  step: int | None,
+  compute: ComputeConfig,
+  layout: ShardingLayout,
+  *,
+  scalar: bool = False,
+) -> tuple[Transformer, tokenizer.Tokenizer]:
+  """Returns model and tokenizer of a model directory, see `open_model`."""
   check_readable(directory, step)
   if directory == RANDOM:
     model = Transformer(model_config.from_name('tiny'), compute, layout, scalar)
     with tempfile.TemporaryDirectory() as folder:
       # Only the first process writes the file; all return the tokenizer.
-      tiny = tiny_tokenizer.train(os.path.join(folder, TOKENIZER))
-    return model, tiny, random_params(model, seed)
+      return model, tiny_tokenizer.train(os.path.join(folder, TOKENIZER))
   model = build_model(directory, step, compute, layout)
-  loaded = load_tokenizer(directory, model.config)
-  return model, loaded, load_params(directory, step, model)
+  return model, load_tokenizer(directory, model.config)
 
 
 def build_model(
@@ -117,12 +141,22 @@ def build_model(
   item = orbax_checkpoint.read_json(directory, 'model', step)
   try:
     config = ModelConfig(**item['size'])
-    return Transformer(config, compute, layout, item['scalar'])
+    scalar, adapter = item['scalar'], _adapter_of(item)
+    return Transformer(config, compute, layout, scalar, adapter)
   except (KeyError, TypeError) as error:
     raise UserError(
       f'{directory}: item model does not describe a model ({error}); give a '
       'directory that training or configs/convert.py wrote'
     ) from error
+
+
+def _adapter_of(item: dict[str, Any]) -> lora.AdapterConfig | None:
+  """Returns the adapter in the `model` item of a checkpoint."""
+  adapter = item.get('adapter')
+  if adapter is None:
+    return None
+  targets = tuple(adapter['targets'])
+  return lora.AdapterConfig(**adapter | {'targets': targets})
 
 
 def load_params(
@@ -133,9 +167,16 @@ def load_params(
   Args:
     directory: the model directory.
     step: None for the latest.
-    model: from `build_model`.
+    model: from `build_model`, or another model of the same size. An adapter in
+      the directory is merged, whichever `model` has.
     dtype: 'source' for the saved dtype of each leaf, 'float32' or 'bfloat16'.
+      With an adapter, 'source' is the dtype of its base, or bfloat16 if the
+      base is int8.
   """
+  adapter = _adapter_of(orbax_checkpoint.read_json(directory, 'model', step))
+  if adapter is not None:
+    model = model.clone(adapter=adapter)
+    return load_merged(model, load_trained(directory, step, model), dtype)
   abstract = model_init.abstract_params(model)
   index = orbax_checkpoint.read_json(directory, 'index', step)
   saved = index['arrays']['params']
@@ -151,6 +192,125 @@ def load_params(
 
   abstract = jax.tree_util.tree_map_with_path(with_dtype, abstract)
   return orbax_checkpoint.restore_params(directory, abstract, step)
+
+
+def load_trained(directory: str, step: int | None, model: Transformer) -> dict:
+  """Returns the trained parameters of a model with an adapter."""
+  return orbax_checkpoint.restore_params(
+    directory, model_init.abstract_trained(model), step
+  )
+
+
+def load_merged(model: Transformer, trained: dict, dtype: str) -> dict:
+  """Returns the parameters of a model whose adapter is merged into its base.
+
+  Args:
+    model: a model with an adapter.
+    trained: the trained parameters.
+    dtype: see `load_params`.
+  """
+  assert model.adapter is not None
+  whole = lora.attach(model.adapter, load_base(model), trained)
+  if dtype == 'source':
+    dtype = model.adapter.base_dtype.replace('int8', 'bfloat16')
+  return lora.merge_all(whole, dtype)
+
+
+def adapter_config(
+  base: str,
+  step: int | None,
+  *,
+  rank: int,
+  alpha: float,
+  targets: Sequence[str],
+  base_dtype: str,
+  seed: int = 0,
+) -> lora.AdapterConfig:
+  """Returns the configuration of an adapter on a model directory.
+
+  Args:
+    base: the model directory, or RANDOM.
+    step: its step; None for the latest.
+    rank: see lora.AdapterConfig, as the following.
+    alpha: the factor of the change, times the rank.
+    targets: names of the adapted kernels.
+    base_dtype: dtype of the frozen parameters.
+    seed: seed of a random base.
+  """
+  found = provenance(base, step, seed)
+  if base != RANDOM:
+    base = str(orbax_checkpoint.absolute_path(base))
+  return lora.AdapterConfig(
+    rank,
+    alpha,
+    tuple(targets),
+    base_dtype,
+    base,
+    base_step=found['step'],
+    base_digest=found['digest'],
+  )
+
+
+def load_base(model: Transformer) -> dict:
+  """Returns the frozen parameters of a model with an adapter.
+
+  Raises:
+    UserError: the base does not exist, or is not the one that the adapter was
+      trained on.
+  """
+  adapter = model.adapter
+  assert adapter is not None
+  is_int8 = adapter.base_dtype == 'int8'
+  dtype = 'bfloat16' if is_int8 else adapter.base_dtype
+  if adapter.base == RANDOM:
+    seed = int(adapter.base_digest.removeprefix(_SEED))
+    random = random_params(model.clone(adapter=None, scalar=False), seed)
+    params = jax.tree.map(lambda x: x.astype(dtype), random)
+  else:
+    try:
+      found = provenance(adapter.base, adapter.base_step)['digest']
+    except UserError as error:
+      raise UserError(f'base of an adapter: {error}') from error
+    if found != adapter.base_digest:
+      raise UserError(
+        f'{adapter.base}, step {adapter.base_step}, has digest {found}, but '
+        f'the adapter was trained on {adapter.base_digest}; restore that base'
+      )
+    base = build_model(
+      adapter.base, adapter.base_step, model.compute, model.layout
+    )
+    params = load_params(adapter.base, adapter.base_step, base, dtype)
+  if not is_int8:
+    return params
+  head = {k: params.pop(k) for k in ('value_head',) if k in params}
+  abstract = model_init.abstract_frozen(model)
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  return lora.quantize_base(params, shardings) | head
+
+
+def provenance(
+  directory: str, step: int | None, seed: int = 0
+) -> dict[str, Any]:
+  """Returns where parameters come from, as JSON values.
+
+  Args:
+    directory: a model directory, or RANDOM.
+    step: None for the latest.
+    seed: of random parameters.
+
+  Returns:
+    checkpoint (the directory), step (the resolved number) and digest, which
+    identifies the parameters wherever the directory is.
+  """
+  if directory == RANDOM:
+    return {'checkpoint': directory, 'step': None, 'digest': f'{_SEED}{seed}'}
+  found = orbax_checkpoint.identity(directory, step)
+  text = f'{found["params"]} {found["model"]}'
+  return {
+    'checkpoint': str(directory),
+    'step': found['step'],
+    'digest': hashlib.sha256(text.encode()).hexdigest()[:12],
+  }
 
 
 def load_tokenizer(directory: str, config: ModelConfig) -> tokenizer.Tokenizer:
@@ -260,7 +420,10 @@ def save(
 
 def model_metadata(model: Transformer) -> dict[str, Any]:
   """Returns the `model` item of a checkpoint of this model."""
-  return {'size': dataclasses.asdict(model.config), 'scalar': model.scalar}
+  item = {'size': dataclasses.asdict(model.config), 'scalar': model.scalar}
+  if model.adapter is not None:
+    item['adapter'] = dataclasses.asdict(model.adapter)
+  return item
 
 
 def copy_companions(source: str, target: str) -> None:

@@ -9,13 +9,16 @@ them.
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from grm_jax.model import lora
 from grm_jax.model.batch import Batch
+from grm_jax.model.quantization import QuantizedWeight, scale_axes
 from grm_jax.model.transformer import Transformer
 from grm_jax.sharding.rules import HOST_MEMORY
 
@@ -56,11 +59,120 @@ def init_params(model: Transformer, key: jax.Array) -> dict:
   )(key)
 
 
+def abstract_trained(model: Transformer) -> dict:
+  """Returns the trained parameters as ShapeDtypeStructs with shardings.
+
+  Without an adapter these are all parameters. With one, they are its factors
+  and the scalar head.
+  """
+  params = abstract_params(model)
+  if model.adapter is None:
+    return params
+  trained = {'pairs': _factors(model, params['pairs'], _axes(model, 'pairs'))}
+  if model.scalar:
+    trained['value_head'] = params['value_head']
+  return trained
+
+
+def abstract_frozen(model: Transformer) -> dict | None:
+  """Returns the frozen parameters of a model with an adapter, abstract.
+
+  With adapter.base_dtype int8, kernels of layers are QuantizedWeights; other
+  parameters are bfloat16, also the embedding table, which the logits need.
+  """
+  if model.adapter is None:
+    return None
+  dtype = model.adapter.base_dtype
+  is_int8 = dtype == 'int8'
+
+  def frozen(path, value, axes):
+    """Returns a parameter in the dtype of the base."""
+    name = path[-1].key
+    cast = jax.ShapeDtypeStruct(
+      value.shape, 'bfloat16' if is_int8 else dtype, sharding=value.sharding
+    )
+    if not is_int8 or name not in lora.TARGETS:
+      return cast
+    return abstract_int8(model, name, value.shape, axes)
+
+  params = abstract_params(model.clone(scalar=False))
+  axes = {name: _axes(model, name) for name in params}
+  return jax.tree_util.tree_map_with_path(frozen, params, axes)
+
+
+def abstract_int8(
+  model: Transformer, name: str, shape: tuple[int, ...], axes: tuple
+) -> QuantizedWeight:
+  """Returns an int8 kernel as ShapeDtypeStructs with shardings.
+
+  Args:
+    model: for its layout.
+    name: the kernel's name.
+    shape: its shape.
+    axes: the logical name of each dimension.
+  """
+
+  def abstract(shape, dtype, axes):
+    sharding = model.layout.sharding(axes, shape)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+  # ShapeDtypeStructs stand for arrays here.
+  values: Any = abstract(shape, jnp.int8, axes)
+  scale: Any = abstract(
+    scale_axes(name, shape), jnp.float32, scale_axes(name, axes)
+  )
+  return QuantizedWeight(values, scale)
+
+
+def init_adapter(model: Transformer, key: jax.Array) -> dict:
+  """Returns the factors of a new adapter, which changes no kernel yet.
+
+  Args:
+    model: a model with an adapter.
+    key: random key; the result does not depend on the mesh.
+  """
+  abstract = {'pairs': abstract_trained(model)['pairs']}
+  leaves, structure = jax.tree_util.tree_flatten_with_path(abstract)
+
+  def init(key):
+    """Returns the factors, each with a key of its own."""
+    return structure.unflatten(
+      lora.init_factor(
+        *(x.key for x in path[-2:]), leaf.shape, jax.random.fold_in(key, i)
+      ).astype(leaf.dtype)
+      for i, (path, leaf) in enumerate(leaves)
+    )
+
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  return jax.jit(init, out_shardings=shardings)(key)
+
+
+def _axes(model, branch):
+  return logical_axes(model)[branch]
+
+
+def _factors(model, params, axes):
+  """Returns the adapters of one branch of the parameters, abstract."""
+  result = {}
+  for name, value in params.items():
+    if isinstance(value, dict):
+      result[name] = _factors(model, value, axes[name])
+    elif name in model.adapter.targets:
+      shapes = lora.factors(name, value.shape, model.adapter.rank)
+      names = lora.factors(name, axes[name], lora.RANK)
+      result[name] = {
+        key: jax.ShapeDtypeStruct(
+          shape, value.dtype, sharding=model.layout.sharding(x, shape)
+        )
+        for key, shape, x in zip('ab', shapes, names, strict=True)
+      }
+  return {name: x for name, x in result.items() if x}
+
+
 def cast_kernels(params: dict, dtype: DTypeLike) -> dict:
   """Casts the kernels of all layers; the other parameters stay as they are.
 
-  Layers cast kernels to the compute dtype anyway. The table stays, because its
-  gradient is summed over chunks in float32 (logprobs.py).
+  Layers cast kernels to the compute dtype anyway.
 
   Args:
     params: the parameter tree.

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from grm_jax.model import quantization
+from grm_jax.model import lora, quantization
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.config import ModelConfig
 from grm_jax.sharding.rules import ShardingLayout
@@ -35,7 +35,7 @@ def sharded_param(
   shape: Sequence[int],
   axes: Sequence[str],
   fan_in: int,
-) -> quantization.Weight:
+) -> quantization.Weight | lora.LoraWeight:
   """Declares a kernel and returns it cast and gathered for use.
 
   A kernel rests split over `fsdp`, see sharding/rules.py. It is gathered here,
@@ -50,7 +50,8 @@ def sharded_param(
     fan_in: initial values are normal with variance 1 / fan_in.
 
   Returns:
-    The kernel in `compute.dtype`. A QuantizedWeight stays int8.
+    The kernel in `compute.dtype`. A QuantizedWeight stays int8, and a
+    LoraWeight has such parts.
   """
   init = nn.initializers.normal(fan_in**-0.5)
   # Linen types the parameter as the box of its initializer, but unboxes it.
@@ -60,9 +61,21 @@ def sharded_param(
     tuple(shape),
     jnp.dtype(module.compute.param_dtype),
   )
+  if not isinstance(value, lora.LoraWeight):
+    return _for_use(module, name, value, tuple(axes))
+  a_axes, b_axes = lora.factors(name, tuple(axes), lora.RANK)
+  return lora.LoraWeight(
+    _for_use(module, name, value.base, tuple(axes)),
+    _for_use(module, name, value.a, a_axes),
+    _for_use(module, name, value.b, b_axes),
+    value.scale,
+  )
+
+
+def _for_use(module, name, value, rest_axes):
+  """Casts and gathers an array or a QuantizedWeight; see `sharded_param`."""
   layout = module.layout
-  rest_axes = tuple(axes)
-  use_axes = tuple(_AXES_IN_USE.get(x, x) for x in axes)
+  use_axes = tuple(_AXES_IN_USE.get(x, x) for x in rest_axes)
   value = quantization.constrain(layout, name, value, rest_axes)
   if isinstance(value, quantization.QuantizedWeight):
     return quantization.constrain(layout, name, value, use_axes)
@@ -162,12 +175,12 @@ class MLP(nn.Module):
     up = sharded_param(self, 'up', (d, f), ('embed', 'mlp'), d)
     down_axes = ('mlp_rows', 'gathered_embed')
     down = sharded_param(self, 'down', (f, d), down_axes, f)
-    gated = quantization.einsum('PXD,DF->PXF', x, gate)
-    scale = quantization.einsum('PXD,DF->PXF', x, up)
+    gated = lora.einsum('PXD,DF->PXF', x, gate)
+    scale = lora.einsum('PXD,DF->PXF', x, up)
     hidden = ACTIVATIONS[self.config.activation](with_stored_gradient(gated))
     hidden = stored(hidden * with_stored_gradient(scale))
     hidden = self.layout.constrain(hidden, ('prompts', 'tokens', 'mlp'))
-    return quantization.einsum('PXF,FD->PXD', hidden, down)
+    return lora.einsum('PXF,FD->PXD', hidden, down)
 
 
 @jax.named_scope('rope')

@@ -55,9 +55,6 @@ def token_logps(
       f'hidden has shape {hidden.shape} and targets {targets.shape}; their '
       'first two dimensions must agree'
     )
-  # Cast outside the scan, so that the table's gradient is summed over chunks in
-  # float32.
-  table = quantization.cast(table, jnp.float32)
   count, length = targets.shape
   # Chunks of about head_chunk tokens over all prompts together.
   chunk_size = min(length, max(1, model.compute.head_chunk // count))

@@ -90,21 +90,41 @@ def quantize(params: dict) -> dict:
       )
     if name not in CONTRACTING_DIMS:
       return x
-    return _round(x, CONTRACTING_DIMS[name])
+    return quantize_kernel(name, x)
 
   return jax.tree_util.tree_map_with_path(
     quantize_leaf, params, is_leaf=lambda x: isinstance(x, QuantizedWeight)
   )
 
 
-def _round(kernel, contracting_dims):
-  """Rounds to the nearest of 255 values per channel."""
+def quantize_kernel(name: str, kernel: jax.Array) -> QuantizedWeight:
+  """Rounds a kernel to the nearest of 255 values per output channel.
+
+  The error of an element is at most half the scale of its channel, which is the
+  channel's largest magnitude / 127. A channel of zeros stays zero.
+
+  Args:
+    name: the kernel's name, a key of CONTRACTING_DIMS.
+    kernel: one layer or a stack of layers, floats.
+  """
+  contracting_dims = CONTRACTING_DIMS[name]
   wide = kernel.astype(jnp.float32)
   scale = jnp.max(jnp.abs(wide), axis=contracting_dims, keepdims=True) / 127
   # Not where(scale > 0, ...): a NaN must stay a NaN.
   scale = jnp.where(scale == 0, 1.0, scale)
   values = jnp.clip(jnp.round(wide / scale), -127, 127).astype(jnp.int8)
   return QuantizedWeight(values, jnp.squeeze(scale, contracting_dims))
+
+
+def dequantize(name: str, weight: QuantizedWeight) -> jax.Array:
+  """Returns the kernel in float32.
+
+  Args:
+    name: the parameter's name, a key of CONTRACTING_DIMS.
+    weight: one layer or a stack of layers.
+  """
+  scale = jnp.expand_dims(weight.scale, CONTRACTING_DIMS[name])
+  return weight.values.astype(jnp.float32) * scale
 
 
 def scale_axes(name: str, axes: Sequence) -> tuple:

@@ -31,7 +31,8 @@ Parameters below `params`, with letters from below:
   value_head/kernel                               [D, 1]  (scalar models only)
 
 The output head is tied to the table. For decoding, everything but the norms and
-the scalar head may be int8 (quantization.py).
+the scalar head may be int8 (quantization.py). Kernels may have adapters
+(lora.py).
 
 Letters in shapes and einsums:
   P  prompts                  L  layers             N  query heads
@@ -49,7 +50,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
-from grm_jax.model import quantization
+from grm_jax.model import lora, quantization
 from grm_jax.model.attention import SequenceLayout
 from grm_jax.model.batch import Batch, check_batch
 from grm_jax.model.compute_config import (
@@ -115,9 +116,9 @@ class Attention(nn.Module):
     w_value = sharded_param(self, 'value', (d, k, h), kv_axes, d)
     w_out = sharded_param(self, 'out', (n, h, d), out_axes, n * h)
     positions = context.positions()  # [P, X]
-    query = quantization.einsum('PXD,DNH->PXNH', x, w_query)
-    key = quantization.einsum('PXD,DKH->PXKH', x, w_key)
-    value = quantization.einsum('PXD,DKH->PXKH', x, w_value)
+    query = lora.einsum('PXD,DNH->PXNH', x, w_query)
+    key = lora.einsum('PXD,DKH->PXKH', x, w_key)
+    value = lora.einsum('PXD,DKH->PXKH', x, w_value)
     scale = c.query_pre_attn_scalar**-0.5
     out, kv = context.attend(
       apply_rope(query, positions, c.rope_base, scale),
@@ -128,7 +129,7 @@ class Attention(nn.Module):
       compute=self.compute,
       layout=self.layout,
     )  # [P, X, N, H]
-    return quantization.einsum('PXNH,NHD->PXD', out, w_out), kv
+    return lora.einsum('PXNH,NHD->PXD', out, w_out), kv
 
 
 class Block(nn.Module):
@@ -255,12 +256,15 @@ class Transformer(nn.Module):
     compute: how it is computed.
     layout: mesh and rules.
     scalar: whether the model has a scalar head, for `value`.
+    adapter: what is trained in place of all parameters. It does not change what
+      is computed: adapters are parts of weights (lora.py).
   """
 
   config: ModelConfig
   compute: ComputeConfig
   layout: ShardingLayout
   scalar: bool = False
+  adapter: lora.AdapterConfig | None = None
 
   def setup(self):
     """Declares the embedder, the scanned layer pairs, the norm and the head."""

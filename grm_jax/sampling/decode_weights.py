@@ -13,16 +13,11 @@ from typing import Any
 
 import jax
 
-from grm_jax.model.init import abstract_params, logical_axes
-from grm_jax.model.quantization import (
-  CONTRACTING_DIMS,
-  QuantizedWeight,
-  quantize,
-  scale_axes,
-)
+from grm_jax.model import lora
+from grm_jax.model.init import abstract_int8, abstract_params, logical_axes
+from grm_jax.model.quantization import CONTRACTING_DIMS, quantize_kernel
 from grm_jax.model.transformer import Transformer
 from grm_jax.sampling.decode_state import DecodeWeights
-from grm_jax.sharding.rules import ShardingLayout
 
 
 def place(
@@ -32,7 +27,8 @@ def place(
 
   Args:
     model: the network, with the compute and the layout of decoding.
-    params: in any dtype and on any layout of the same devices.
+    params: in any dtype and on any layout of the same devices. Adapters are
+      merged into their kernels.
     int8: quantize kernels to int8 per output channel, see
       model/quantization.py.
 
@@ -62,10 +58,10 @@ def abstract_weights(model: Transformer, int8: bool = False) -> DecodeWeights:
   layers = (pairs['local'], pairs['global']) * model.config.num_pairs
   weight_axes = DecodeWeights(axes['embedder'], layers, axes['final_norm'])
   return jax.tree_util.tree_map_with_path(
-    functools.partial(_with_sharding, model.layout),
+    functools.partial(_with_sharding, model),
     shapes,
     weight_axes,
-    is_leaf=_is_int8,
+    is_leaf=lora.is_weight,
   )
 
 
@@ -79,45 +75,47 @@ def _convert_jit(
 
 
 def _convert(model: Transformer, int8: bool, params: dict) -> DecodeWeights:
-  """Casts or quantizes the parameters and unstacks the layers.
+  """Unstacks the layers, merges adapters, casts or quantizes the kernels.
 
-  The cast comes first, so that fewer bytes move between devices.
+  Each layer is converted before it moves: fewer bytes go between devices, and
+  no merged stack of layers is in memory.
   """
-  if int8:
-    params = quantize(params)
-  else:
-    cast = functools.partial(_cast_kernel, model.compute.dtype)
-    params = jax.tree_util.tree_map_with_path(cast, params)
+  convert = functools.partial(
+    jax.tree_util.tree_map_with_path,
+    functools.partial(_convert_kernel, model.compute.dtype, int8),
+    is_leaf=lora.is_weight,
+  )
   layers = tuple(
-    jax.tree.map(lambda x, i=i: x[i], params['pairs'][kind])
+    convert(jax.tree.map(lambda x, i=i: x[i], params['pairs'][kind]))
     for i in range(model.config.num_pairs)
     for kind in ('local', 'global')
   )
-  return DecodeWeights(params['embedder'], layers, params['final_norm'])
+  return DecodeWeights(
+    convert(params['embedder']), layers, convert(params['final_norm'])
+  )
 
 
-def _cast_kernel(dtype: str, path: tuple, x: jax.Array) -> jax.Array:
-  """Casts kernels only: norms are small and are computed in float32."""
-  return x.astype(dtype) if path[-1].key in CONTRACTING_DIMS else x
+def _convert_kernel(dtype: str, int8: bool, path: tuple, x: Any) -> Any:
+  """Converts kernels only: norms are small and are computed in float32."""
+  name = path[-1].key
+  if name not in CONTRACTING_DIMS:
+    return x
+  if not int8:
+    return lora.merge(name, x, dtype)
+  # Without an adapter, an array is quantized as it is.
+  return quantize_kernel(
+    name, lora.merge(name, x, 'float32') if lora.is_weight(x) else x
+  )
 
 
 def _with_sharding(
-  layout: ShardingLayout, path: tuple, weight: Any, axes: tuple
+  model: Transformer, path: tuple, weight: Any, axes: tuple
 ) -> Any:
   """Returns the shape of a weight with the sharding of its logical axes."""
-
-  def abstract(x, axes):
-    sharding = layout.sharding(axes, x.shape)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-  if not _is_int8(weight):
-    return abstract(weight, axes)
-  scale = abstract(weight.scale, scale_axes(path[-1].key, axes))
-  return QuantizedWeight(abstract(weight.values, axes), scale)
-
-
-def _is_int8(x: Any) -> bool:
-  return isinstance(x, QuantizedWeight)
+  if lora.is_weight(weight):
+    return abstract_int8(model, path[-1].key, weight.shape, axes)
+  sharding = model.layout.sharding(axes, weight.shape)
+  return jax.ShapeDtypeStruct(weight.shape, weight.dtype, sharding=sharding)
 
 
 def _is_axes(x: Any) -> bool:

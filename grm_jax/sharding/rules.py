@@ -41,6 +41,7 @@ HOST_MEMORY = 'pinned_host'
 #   RMSNorm scale        norm                       norm
 #   scalar head kernel   norm, value                norm, value
 #   embedding table      vocab, table_width         see the lookup below
+#   adapter of a kernel  its inputs, lora_rank; lora_rank, its outputs
 #
 #   activation           logical axes
 #   residual stream      prompts, tokens, width
@@ -66,6 +67,7 @@ RULES: dict[str, tuple[str, ...]] = {
   # Rows and not columns: what is gathered is then in the order in which matrix
   # products read it. Columns would first have to be transposed.
   'mlp_rows': ('tensor', 'fsdp'),
+  'lora_rank': (),
   'norm': (),
   'value': (),  # the single output of the scalar head
   # The embedding table has its own names. With its width split over fsdp, the

@@ -1,9 +1,13 @@
 """Converts weights from and to Hugging Face directories, and from GGUF files.
 
+Adapters (LoRA) are merged into their base, or converted from and to the format
+of PEFT.
+
 No process holds a whole checkpoint in host memory: import reads the slices of
 each device from the files, export writes one file at a time.
 """
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import os
@@ -20,14 +24,15 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from grm_jax import settings
-from grm_jax.checkpoint import gguf, model_directory
+from grm_jax.checkpoint import gguf, model_directory, orbax_checkpoint
 from grm_jax.checkpoint.huggingface import config as hf_config
 from grm_jax.checkpoint.huggingface import load as hf_load
+from grm_jax.checkpoint.huggingface import peft
 from grm_jax.checkpoint.huggingface import save as hf_save
 from grm_jax.errors import UserError
 from grm_jax.io import atomic_io, run_lock
 from grm_jax.judgement.trained_judge import TrainedJudge
-from grm_jax.model import compute_config, logprobs
+from grm_jax.model import compute_config, logprobs, lora
 from grm_jax.model import config as model_config
 from grm_jax.model.batch import Batch
 from grm_jax.model.compute_config import ComputeConfig
@@ -46,9 +51,10 @@ _VERIFY_SHAPE = (2, 64)  # prompts, tokens
 # Rules of configs/convert.py.
 SETTINGS: settings.Rules = {
   'stage': settings.one_of('convert'),
-  'direction': settings.one_of('checkpoint', 'huggingface'),
+  'direction': settings.one_of('checkpoint', 'huggingface', 'peft'),
   'source': settings.TEXT,
   'target': settings.TEXT,
+  'base': settings.TEXT,
   'checkpoint_step': settings.STEP,
   'size': settings.optional(model_config.SIZE, 'tiny'),
   'scalar': settings.BOOLEAN,
@@ -67,7 +73,12 @@ UNUSED = (
   Unused(
     ('checkpoint_step',),
     '{key}.source is no checkpoint',
-    lambda config: config.direction == 'checkpoint',
+    lambda config: not _is_checkpoint(config),
+  ),
+  Unused(
+    ('base',),
+    '{key}.source is no adapter',
+    lambda config: not _is_adapter(config),
   ),
   Unused(
     ('seed',),
@@ -147,6 +158,7 @@ def _check_paths(config: ConfigDict, target: str) -> None:
       raise UserError(f'config.source={config.source} is not a file')
   elif config.source != 'random' and not epath.Path(config.source).is_dir():
     raise UserError(f'config.source={config.source} is not a directory')
+  _check_adapter(config)
   if _has_template(config):
     hf_config.check_tokenizer(config.source)
     if model_directory.has_tokenizer(config.source):
@@ -158,10 +170,55 @@ def _check_paths(config: ConfigDict, target: str) -> None:
       )
 
 
+def _check_adapter(config: ConfigDict) -> None:
+  """Raises UserError if the direction does not fit the kind of source."""
+  if _is_peft(config) and not config.base:
+    raise UserError(
+      f'config.base is empty, and {config.source} is an adapter of PEFT; set '
+      'it to the model directory of its base'
+    )
+  if not _is_checkpoint(config) or config.direction == 'huggingface':
+    return
+  if not _is_adapter(config):
+    raise UserError(
+      f'config.source={config.source} is a checkpoint without an adapter; set '
+      'config.direction to huggingface'
+    )
+  if config.direction == 'peft' and not config.base:
+    raise UserError(
+      'config.base is empty; set it to the name or the path of the base in the '
+      'format of Hugging Face, such as google/gemma-2-2b-it'
+    )
+
+
+def _is_peft(config: ConfigDict) -> bool:
+  """Returns whether an adapter of PEFT is read."""
+  return config.direction == 'checkpoint' and peft.is_adapter(config.source)
+
+
+def _is_checkpoint(config: ConfigDict) -> bool:
+  """Returns whether one of our checkpoints is read."""
+  if config.direction != 'checkpoint':
+    return True
+  is_other = config.source in ('', 'random') or _is_gguf(config)
+  if is_other or '://' in config.source:
+    return False
+  return bool(orbax_checkpoint.steps(config.source))
+
+
+def _is_adapter(config: ConfigDict) -> bool:
+  """Returns whether an adapter is read, ours or one of PEFT."""
+  if not _is_checkpoint(config):
+    return _is_peft(config)
+  step = model_directory.step_or_latest(config.checkpoint_step)
+  return 'adapter' in orbax_checkpoint.read_json(config.source, 'model', step)
+
+
 def _has_template(config: ConfigDict) -> bool:
-  """Returns whether a Hugging Face directory is read."""
-  is_import = config.direction == 'checkpoint' and config.source != 'random'
-  return is_import and not _is_gguf(config)
+  """Returns whether a Hugging Face model is read."""
+  return config.source != 'random' and not (
+    _is_gguf(config) or _is_checkpoint(config) or _is_peft(config)
+  )
 
 
 def _check_chat_template(config: ConfigDict) -> None:
@@ -226,14 +283,47 @@ def _read(
       model_config.from_name(config.size), compute, layout, config.scalar
     )
     return model, model_directory.random_params(model, config.seed)
-  if config.direction == 'huggingface':
-    step = model_directory.step_or_latest(config.checkpoint_step)
-    model = model_directory.build_model(config.source, step, compute, layout)
+  if _is_checkpoint(config):
+    return _read_checkpoint(config, compute, layout)
+  if _is_peft(config):
+    return _import_adapter(config, compute, layout)
+  return _import(config.source, compute, layout, config.dtype)
+
+
+def _read_checkpoint(
+  config: ConfigDict, compute: ComputeConfig, layout: ShardingLayout
+) -> tuple[Transformer, dict]:
+  """Reads a checkpoint of ours; merges an adapter unless PEFT is to get it."""
+  step = model_directory.step_or_latest(config.checkpoint_step)
+  model = model_directory.build_model(config.source, step, compute, layout)
+  if model.adapter is None:
     params = model_directory.load_params(
       config.source, step, model, config.dtype
     )
     return model, params
-  return _import(config.source, compute, layout, config.dtype)
+  trained = model_directory.load_trained(config.source, step, model)
+  if config.direction == 'peft':
+    return model, trained
+  if config.base:  # it has moved since the adapter was trained
+    adapter = dataclasses.replace(model.adapter, base=config.base)
+    model = model.clone(adapter=adapter)
+  merged = model_directory.load_merged(model, trained, config.dtype)
+  return model.clone(adapter=None), merged
+
+
+def _import_adapter(
+  config: ConfigDict, compute: ComputeConfig, layout: ShardingLayout
+) -> tuple[Transformer, dict]:
+  """Reads an adapter of PEFT for the base config.base."""
+  base = model_directory.build_model(config.base, None, compute, layout)
+  fields = peft.read_config(config.source, base.config)
+  scalar = fields.pop('scalar')
+  dtype = config.dtype if config.dtype != 'source' else 'float32'
+  adapter = model_directory.adapter_config(
+    config.base, None, base_dtype=dtype, **fields
+  )
+  model = base.clone(adapter=adapter, scalar=scalar)
+  return model, peft.load_trained(config.source, model)
 
 
 def _import(
@@ -261,6 +351,8 @@ def _copy_files(config: ConfigDict, target: str) -> None:
     atomic_io.write_file(
       epath.Path(target) / model_directory.BPE_TOKENIZER, text
     )
+  elif _is_peft(config) and not model_directory.has_tokenizer(config.source):
+    model_directory.copy_companions(config.base, target)
   else:
     model_directory.copy_companions(config.source, target)
 
@@ -294,7 +386,10 @@ def _export(
     # Left by an export that was killed.
     shutil.rmtree(temporary, ignore_errors=True)
   multihost_utils.sync_global_devices('cleared')
-  hf_save.save_directory(temporary, params, model)
+  if config.direction == 'peft':
+    peft.save_directory(temporary, params, model, config.base)
+  else:
+    hf_save.save_directory(temporary, params, model)
   _copy_files(config, temporary)
   if not jax.process_index():
     if os.path.isdir(target):
@@ -317,11 +412,15 @@ def _verify(
   rng = np.random.default_rng(0)
   # Ids below 3 are control tokens.
   tokens = rng.integers(3, model.config.vocab_size, _VERIFY_SHAPE)
-  expected = _outputs(model, params, tokens)
+  expected = _outputs(model, _whole(model, params), tokens)
   if config.direction == 'checkpoint':
     written_params = model_directory.load_params(target, None, model)
     outputs = {'the checkpoint': _outputs(model, written_params, tokens)}
-    hf_path = config.source
+    hf_path = config.source if _has_template(config) or _is_gguf(config) else ''
+  elif config.direction == 'peft':
+    written_params = _whole(model, peft.load_trained(target, model))
+    outputs = {'the exported files': _outputs(model, written_params, tokens)}
+    hf_path = ''
   else:
     written_model, written_params = _import(
       target, model.compute, model.layout, 'source'
@@ -330,7 +429,7 @@ def _verify(
       'the exported files': _outputs(written_model, written_params, tokens)
     }
     hf_path = target
-  if hf_path != 'random':
+  if hf_path:
     outputs |= _transformers_outputs(hf_path, model, tokens)
   for name, values in outputs.items():
     difference = float(np.max(np.abs(expected - values)))
@@ -340,6 +439,14 @@ def _verify(
         f'outputs differ from {name} by {difference:.2e}, more than '
         f'{_TOLERANCE}; do not use {target}'
       )
+
+
+def _whole(model: Transformer, params: dict) -> dict:
+  """Returns all parameters of a model, of which `params` may be an adapter."""
+  if model.adapter is None:
+    return params
+  frozen = model_directory.load_base(model)
+  return lora.attach(model.adapter, frozen, params)
 
 
 def _outputs(

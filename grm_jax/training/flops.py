@@ -109,13 +109,24 @@ def train_step(
   generation_lengths: ArrayLike,
   *,
   scalar: bool = False,
+  frozen: bool = False,
 ) -> Flops:
   """Returns the FLOPs of forward and backward: 3 times the forward pass.
 
-  The backward pass of a matrix product is two products of the same size.
+  The backward pass of a matrix product is two products of the same size. If
+  kernels are frozen, it is one: they get no gradient. The products of adapters
+  are not counted.
   """
   one_pass = forward(config, prompt_lengths, generation_lengths, scalar=scalar)
-  return one_pass.times(3)
+  whole = one_pass.times(3)
+  if not frozen:
+    return whole
+  kernels = one_pass.times(2)
+  return dataclasses.replace(
+    kernels,
+    prompt_attention=whole.prompt_attention,
+    generation_attention=whole.generation_attention,
+  )
 
 
 def decode(config: ModelConfig, num_keys: int) -> Flops:

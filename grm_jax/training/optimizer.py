@@ -150,9 +150,18 @@ def _muon(rate, b1, b2, weight_decay, moment_dtype):
 
 def muon_dims(params: Any) -> Any:
   """Returns the axes of matrices for Muon; None for parameters of Adam."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: _MATRICES.get(path[-1].key), params
-  )
+
+  def dims(path, _):
+    name = path[-1].key
+    if name not in ('a', 'b'):
+      return _MATRICES.get(name)
+    # A factor of an adapter has the inputs or the outputs of its kernel.
+    dims = _MATRICES[path[-2].key]
+    if name == 'a':
+      return _FROM_HEADS if dims == _FROM_HEADS else _IN_1
+    return _TO_HEADS if dims == _TO_HEADS else _IN_1
+
+  return jax.tree_util.tree_map_with_path(dims, params)
 
 
 def weight_decay_mask(params: Any) -> Any:

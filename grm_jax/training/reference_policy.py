@@ -6,15 +6,13 @@ They are sharded like the policy, in a dtype of their own, and can be kept in
 host memory while they are not used.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from grm_jax import settings
-from grm_jax.checkpoint import model_directory, orbax_checkpoint
+from grm_jax.checkpoint import model_directory
 from grm_jax.errors import UserError
 from grm_jax.model.batch import Batch
 from grm_jax.model.transformer import Transformer
@@ -38,6 +36,34 @@ class ReferencePolicy:
 
   def __init__(
     self,
+    params: dict,
+    provenance: dict[str, Any],
+    model: Transformer,
+    *,
+    offload_to_host: bool = False,
+  ):
+    """Keeps parameters.
+
+    Args:
+      params: the parameters.
+      provenance: see the class.
+      model: the policy's network.
+      offload_to_host: whether to keep them in host memory between uses.
+    """
+    self.provenance = provenance
+    self._device_shardings = jax.tree.map(lambda x: x.sharding, params)
+    self._offload_to_host = offload_to_host
+    if offload_to_host:
+      host_shardings = jax.tree.map(
+        lambda x: x.with_memory_kind(HOST_MEMORY), self._device_shardings
+      )
+      params = jax.device_put(params, host_shardings)
+    self._params = params
+    self._logps = grpo_loss.jit_logps(model)
+
+  @classmethod
+  def load(
+    cls,
     directory: str,
     step: int | None,
     model: Transformer,
@@ -45,8 +71,8 @@ class ReferencePolicy:
     dtype: str,
     offload_to_host: bool,
     seed: int = 0,
-  ):
-    """Loads the parameters.
+  ) -> 'ReferencePolicy':
+    """Returns the policy of a model directory.
 
     Args:
       directory: a model directory with the configuration of the policy.
@@ -61,17 +87,9 @@ class ReferencePolicy:
         with a scalar head.
     """
     settings.check_value(dtype, SETTINGS['dtype'], 'config.reference.dtype')
-    self.provenance = _provenance(directory, step, seed)
-    params = _load(directory, self.provenance['step'], model, dtype, seed)
-    self._device_shardings = jax.tree.map(lambda x: x.sharding, params)
-    self._offload_to_host = offload_to_host
-    if offload_to_host:
-      host_shardings = jax.tree.map(
-        lambda x: x.with_memory_kind(HOST_MEMORY), self._device_shardings
-      )
-      params = jax.device_put(params, host_shardings)
-    self._params = params
-    self._logps = grpo_loss.jit_logps(model)
+    provenance = _provenance(directory, step, seed)
+    params = _load(directory, provenance['step'], model, dtype, seed)
+    return cls(params, provenance, model, offload_to_host=offload_to_host)
 
   def check_provenance(self, saved: Mapping[str, Any] | None) -> None:
     """Checks that a resumed run has the reference that it started with.
@@ -107,21 +125,12 @@ class ReferencePolicy:
 
 
 def _provenance(directory: str, step: int | None, seed: int) -> dict[str, Any]:
-  if directory == model_directory.RANDOM:
-    return {'checkpoint': directory, 'step': None, 'digest': f'seed {seed}'}
   if not directory:
     raise UserError(
       'config.reference.checkpoint and config.checkpoint are empty; a resumed '
       'run also needs its reference: give the checkpoint it started with'
     )
-  if step is None:
-    step = max(orbax_checkpoint.steps(directory), default=None)
-  index = orbax_checkpoint.read_json(directory, 'index', step)
-  # Shapes, dtypes and checksums of all parameters identify them, wherever the
-  # checkpoint is.
-  text = json.dumps(index['arrays']['params'], sort_keys=True).encode()
-  digest = hashlib.sha256(text).hexdigest()[:12]
-  return {'checkpoint': str(directory), 'step': step, 'digest': digest}
+  return model_directory.provenance(directory, step, seed)
 
 
 def _load(

@@ -24,7 +24,7 @@ from grm_jax.data.collate import BatchInfo
 from grm_jax.errors import UserError
 from grm_jax.judgement import trained_judge
 from grm_jax.judgement.prompt_format import PromptFormat
-from grm_jax.model import compute_config
+from grm_jax.model import compute_config, lora
 from grm_jax.model import init as model_init
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.transformer import Transformer
@@ -48,6 +48,7 @@ SETTINGS: dict[str, settings.Rule | settings.Rules] = {
   'seed': settings.SEED,
   'steps': settings.integer(1),
   'optimizer': optimizer.SETTINGS,
+  'lora': lora.SETTINGS,
   'save_every': settings.PERIOD,
   'max_to_keep': settings.integer(1),
   'profile_steps': profiling.SETTING,
@@ -65,6 +66,7 @@ UNUSED = (
     # In a pipeline, the plan sets it.
     lambda config: not config.evaluation.get('data', 'planned'),
   ),
+  lora.UNUSED,
 )
 
 
@@ -96,7 +98,28 @@ def check(
     raise UserError('--workdir is missing; give the folder to write the model')
   settings.check(config, rules, key)
   optimizer.check(config.steps, config.optimizer, f'{key}.optimizer')
+  if config.lora.rank:
+    _check_lora(config, key)
   compute_config.check_devices(config, key)
+
+
+def _check_lora(config: ConfigDict, key: str) -> None:
+  """Checks settings that an adapter excludes."""
+  if not config.lora.targets:
+    raise UserError(
+      f'{key}.lora.targets is (); name the kernels that get an adapter, or set '
+      f'{key}.lora.rank to 0'
+    )
+  if config.checkpoint == model_directory.SCRATCH:
+    raise UserError(
+      f'{key}.checkpoint is scratch, and an adapter needs a trained model; set '
+      f'{key}.lora.rank to 0'
+    )
+  if config.optimizer.offload_to_host:
+    raise UserError(
+      f'{key}.optimizer.offload_to_host is for all parameters; the optimizer '
+      f'state of an adapter is small: set it to false with {key}.lora.rank'
+    )
 
 
 def check_checkpoint(config: ConfigDict, workdir: str) -> None:
@@ -179,6 +202,25 @@ def prompt_format(
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+  """A model to train.
+
+  Attributes:
+    model: the network; has an adapter if config.lora.rank is not 0.
+    tokenizer: its tokenizer.
+    frozen: the base of an adapter; None without.
+  """
+
+  model: Transformer
+  tokenizer: Tokenizer
+  frozen: dict | None = None
+
+  def whole(self, trained: dict) -> dict:
+    """Returns all parameters of the model from the trained ones."""
+    return lora.attach(self.model.adapter, self.frozen, trained)
+
+
 def load_model(
   config: ConfigDict,
   target: str,
@@ -186,8 +228,8 @@ def load_model(
   *,
   scalar: bool = False,
   scratch_corpus: Callable[[], Iterable[str]] | None = None,
-) -> tuple[Transformer, Tokenizer, dict | None]:
-  """Returns the model to train, its tokenizer, and its initial parameters.
+) -> tuple[LoadedModel, dict | None]:
+  """Returns the model to train, and initial values of trained parameters.
 
   A new run starts from config.checkpoint and copies the tokenizer to `target`.
   A run that resumes has None for the parameters; `restore_or_init` reads them.
@@ -206,39 +248,82 @@ def load_model(
   """
   compute = ComputeConfig(**config.compute)
   if has_checkpoint(target):
-    model = model_directory.build_model(target, None, compute, layout)
-    if model.scalar != scalar:
-      raise UserError(
-        f'{target} has {_head_name(model.scalar)} head, this stage trains '
-        f'{_head_name(scalar)} head; choose another --workdir'
-      )
-    return model, model_directory.load_tokenizer(target, model.config), None
+    return _load_to_resume(config, target, compute, layout, scalar), None
   if config.checkpoint == model_directory.SCRATCH:
     if scratch_corpus is None:
       raise UserError(
         'config.checkpoint=scratch: this stage needs a trained model; give '
         'the model/ folder of the stage sft or rft'
       )
-    return model_directory.create_model(
+    model, tokenizer, params = model_directory.create_model(
       config.size, scratch_corpus(), target, compute, layout, config.seed
     )
+    return LoadedModel(model, tokenizer), params
+  step = model_directory.step_or_latest(config.checkpoint_step)
+  if config.lora.rank:
+    return _load_with_adapter(config, target, step, compute, layout, scalar)
   model, tokenizer, params = model_directory.open_model(
     config.checkpoint,
-    model_directory.step_or_latest(config.checkpoint_step),
+    step,
     compute,
     layout,
     scalar=scalar,
     seed=config.seed,
   )
-  if model.scalar and not scalar:
+  _check_can_generate(config, model.scalar, scalar)
+  if scalar and not model.scalar:
+    model = model.clone(scalar=True)
+    params = {**params, 'value_head': zero_scalar_head(model)}
+  params = init_from_checkpoint(config, target, model, params)
+  return LoadedModel(model, tokenizer), params
+
+
+def _load_to_resume(config, target, compute, layout, scalar) -> LoadedModel:
+  """Returns the model of a run that has a checkpoint."""
+  model = model_directory.build_model(target, None, compute, layout)
+  if model.scalar != scalar:
+    raise UserError(
+      f'{target} has {_head_name(model.scalar)} head, this stage trains '
+      f'{_head_name(scalar)} head; choose another --workdir'
+    )
+  if bool(config.lora.rank) != (model.adapter is not None):
+    has = 'no adapter' if model.adapter is None else 'an adapter'
+    raise UserError(
+      f'config.lora.rank is {config.lora.rank}, but {target} has {has}; resume '
+      'with the settings that the run started with'
+    )
+  frozen = None if model.adapter is None else model_directory.load_base(model)
+  tokenizer = model_directory.load_tokenizer(target, model.config)
+  return LoadedModel(model, tokenizer, frozen)
+
+
+def _load_with_adapter(
+  config, target, step, compute, layout, scalar
+) -> tuple[LoadedModel, dict]:
+  """Returns a model with a new adapter on config.checkpoint."""
+  base, tokenizer = model_directory.open_without_params(
+    config.checkpoint, step, compute, layout, scalar=scalar
+  )
+  _check_can_generate(config, base.scalar, scalar)
+  adapter = model_directory.adapter_config(
+    config.checkpoint, step, seed=config.seed, **config.lora
+  )
+  model = base.clone(scalar=scalar, adapter=adapter)
+  frozen = model_directory.load_base(model)
+  params = model_init.init_adapter(model, jax.random.key(config.seed))
+  if scalar:
+    head = frozen.pop('value_head', None)
+    params['value_head'] = zero_scalar_head(model) if head is None else head
+  params = init_from_checkpoint(config, target, model, params)
+  return LoadedModel(model, tokenizer, frozen), params
+
+
+def _check_can_generate(config, has_head, wants_head) -> None:
+  if has_head and not wants_head:
     raise UserError(
       f'config.checkpoint={config.checkpoint} has a scalar head and cannot '
       'generate; give a model with a language-model head'
     )
-  if scalar and not model.scalar:
-    model = model.clone(scalar=True)
-    params = {**params, 'value_head': zero_scalar_head(model)}
-  return model, tokenizer, init_from_checkpoint(config, target, model, params)
 
 
 def _head_name(scalar: bool) -> str:
@@ -252,7 +337,7 @@ def zero_scalar_head(model: Transformer) -> dict:
   hidden states of the base model are. Small learning rates need long to
   unlearn the noise of a random head.
   """
-  kernel = model_init.abstract_params(model)['value_head']['kernel']
+  kernel = model_init.abstract_trained(model)['value_head']['kernel']
   zeros = functools.partial(jnp.zeros, kernel.shape, kernel.dtype)
   return {'kernel': jax.jit(zeros, out_shardings=kernel.sharding)()}
 
@@ -288,8 +373,8 @@ def restore_or_init(
     target: model directory of the run.
     model: the model to train.
     optim: its optimizer.
-    params: initial parameters, used up; None resumes from the newest
-      checkpoint in `target`.
+    params: initial values of the trained parameters, used up; None resumes from
+      the newest checkpoint in `target`.
     data: moved to the position in that checkpoint.
 
   Raises:
@@ -297,8 +382,8 @@ def restore_or_init(
       cannot be read.
   """
   logging.info(
-    'parameters:\n%s',
-    model_init.parameter_overview(model_init.abstract_params(model)),
+    'trained parameters:\n%s',
+    model_init.parameter_overview(model_init.abstract_trained(model)),
   )
   if params is not None:
     return train_state.init_state(model, optim, params)
@@ -443,7 +528,11 @@ def _flops(model, lengths) -> int:
   ]
   prompts = [prompt for prompt, _ in lengths]
   return flops.train_step(
-    model.config, prompts, padded, scalar=model.scalar
+    model.config,
+    prompts,
+    padded,
+    scalar=model.scalar,
+    frozen=model.adapter is not None,
   ).total
 
 

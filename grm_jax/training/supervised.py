@@ -23,6 +23,7 @@ from grm_jax.training import profiler as profiling
 from grm_jax.training import run as training_run
 from grm_jax.training.preemption import Preemption
 from grm_jax.training.progress import ProgressPrinter
+from grm_jax.training.run import LoadedModel
 from grm_jax.training.run_state import RunState
 from grm_jax.training.step_timer import StepTimer
 from grm_jax.training.train_step import Loss, TrainStep
@@ -73,7 +74,7 @@ def make_batches(
 def train_supervised(
   config: ConfigDict,
   workdir: str,
-  model: Transformer,
+  loaded: LoadedModel,
   params: dict | None,
   batches: BatchIterator,
   *,
@@ -89,13 +90,13 @@ def train_supervised(
   Args:
     config: config of the stage.
     workdir: folder of the run.
-    model: from training.run.load_model.
+    loaded: from training.run.load_model.
     params: from training.run.load_model; used up.
     batches: from `make_batches`, at its start.
     grad_accum_steps: micro-batches per update.
     loss: loss of (params, batch).
     add_labels: makes the loss's batch from this process's tokens.
-    evaluate: evaluates parameters; None for no evaluation.
+    evaluate: evaluates all parameters; None for no evaluation.
     derived_metrics: metrics computed from the others.
     **metadata: JSON values to store in checkpoints.
 
@@ -105,6 +106,7 @@ def train_supervised(
   """
   target, total = os.path.join(workdir, training_run.MODEL), config.steps
   optim, learning_rate = optimizer.make(total, **config.optimizer)
+  model = loaded.model
   train_step = TrainStep(model, optim, loss)
   run_state = RunState.from_metadata(training_run.read_metadata(target))
   state = training_run.restore_or_init(target, model, optim, params, batches)
@@ -130,7 +132,9 @@ def train_supervised(
     progress = ProgressPrinter(run_state.step, total)
     log = _DelayedLog(workdir, model, timer, writer, progress, derived_metrics)
     if eval_pending:
-      _evaluate(evaluate, state.params, run_state.step, timer, writer)
+      _evaluate(
+        evaluate, loaded.whole(state.params), run_state.step, timer, writer
+      )
 
     for step in range(run_state.step + 1, total + 1):
       profiler.begin(step)
@@ -140,7 +144,7 @@ def train_supervised(
             itertools.islice(data, grad_accum_steps), config, model, add_labels
           )
         with timer.part('step'):
-          state, metrics = train_step(state, inputs)
+          state, metrics = train_step(state, inputs, loaded.frozen)
       profiler.end(step, metrics)
       metrics['learning_rate'] = learning_rate(step - 1)
       # Writes the metrics of step n - 1 while the devices compute step n.
@@ -157,7 +161,7 @@ def train_supervised(
         # Rows must precede the checkpoint: a resumed run does not write them.
         log.flush()
       if eval_due and not preempted:
-        _evaluate(evaluate, state.params, step, timer, writer)
+        _evaluate(evaluate, loaded.whole(state.params), step, timer, writer)
       if save_due:
         run_state = RunState(step, eval_pending=eval_due and preempted)
         with timer.part('save'):

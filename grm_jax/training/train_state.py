@@ -23,7 +23,8 @@ class TrainState:
 
   Attributes:
     step: int32 scalar, number of finished updates.
-    params: parameters that gradients are computed with.
+    params: parameters that gradients are computed with and of; those of the
+      adapter if the model has one.
     opt_state: optax state; a moment has its parameter's sharding.
     masters: None without host offload. With it, the float32 parameters of
       layers in the host's memory; those in `params` then have the dtype that
@@ -51,7 +52,7 @@ def abstract_state(model: Transformer, optimizer: Optimizer) -> TrainState:
     model: the network.
     optimizer: its optimizer.
   """
-  params = model_init.abstract_params(model)
+  params = model_init.abstract_trained(model)
   replicated = jax.sharding.NamedSharding(
     model.layout.mesh, jax.sharding.PartitionSpec()
   )

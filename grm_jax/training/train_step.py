@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from grm_jax.model import compute_config, logprobs
+from grm_jax.model import compute_config, logprobs, lora
 from grm_jax.model import init as model_init
 from grm_jax.model.batch import Batch
-from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.transformer import Transformer
 from grm_jax.training import host_offload, train_state
 from grm_jax.training.optimizer import Optimizer
@@ -97,23 +96,35 @@ def supervised_loss(
 
 
 def grad(
-  loss: Loss, compute: ComputeConfig, params: dict, batch: Any
+  loss: Loss,
+  model: Transformer,
+  params: dict,
+  frozen: dict | None,
+  batch: Any,
 ) -> AccumulatedGrads:
   """Computes the sums of one micro-batch.
 
   Args:
-    loss: function of the parameters and the batch.
-    compute: dtypes of the model; sums have the dtype of parameters at rest.
-    params: parameters, whose kernels may already be in the compute dtype.
+    loss: function of all parameters and the batch.
+    model: for its dtypes and its adapter; sums have the dtype of parameters at
+      rest.
+    params: trained parameters, whose kernels may already be in the compute
+      dtype.
+    frozen: the other parameters of a model with an adapter; None without.
     batch: argument of the loss.
   """
-  sums = _grad_in_compute_dtype(loss, compute, params, batch)
-  grads = jax.tree.map(lambda x: x.astype(compute.param_dtype), sums.grads)
+  sums = _grad_in_compute_dtype(loss, model, params, frozen, batch)
+  dtype = model.compute.param_dtype
+  grads = jax.tree.map(lambda x: x.astype(dtype), sums.grads)
   return dataclasses.replace(sums, grads=grads)
 
 
 def _grad_in_compute_dtype(
-  loss: Loss, compute: ComputeConfig, params: dict, batch: Any
+  loss: Loss,
+  model: Transformer,
+  params: dict,
+  frozen: dict | None,
+  batch: Any,
 ) -> AccumulatedGrads:
   """Computes `grad` with kernel gradients left in the compute dtype.
 
@@ -122,10 +133,15 @@ def _grad_in_compute_dtype(
 
   def numerator_first(params):
     """Returns the loss in the form of value_and_grad: (value, aux)."""
-    numerator, *count_and_aux = loss(params, batch)
+    whole = lora.attach(model.adapter, frozen, params)
+    numerator, *count_and_aux = loss(whole, batch)
     return numerator, count_and_aux
 
-  cast = model_init.cast_kernels(params, compute.dtype)
+  cast = model_init.cast_kernels(params, model.compute.dtype)
+  if 'embedder' in cast:
+    # The gradient of the table is summed over chunks of logits, in float32.
+    table = cast['embedder']['table'].astype(jnp.float32)
+    cast = {**cast, 'embedder': {'table': table}}
   value_and_grad = jax.value_and_grad(numerator_first, has_aux=True)
   (numerator, count_and_aux), grads = value_and_grad(cast)
   denominator, aux = count_and_aux
@@ -134,13 +150,14 @@ def _grad_in_compute_dtype(
 
 def accumulate(
   loss: Loss,
-  compute: ComputeConfig,
+  model: Transformer,
   params: dict,
+  frozen: dict | None,
   sums: AccumulatedGrads,
   batch: Any,
 ) -> AccumulatedGrads:
   """Adds one micro-batch to `sums`; the other arguments are as in `grad`."""
-  new = _grad_in_compute_dtype(loss, compute, params, batch)
+  new = _grad_in_compute_dtype(loss, model, params, frozen, batch)
   maxima = jax.tree.map(jnp.maximum, sums.aux.maxima, new.aux.maxima)
   total = jax.tree.map(jnp.add, sums, new)
   aux = dataclasses.replace(total.aux, maxima=maxima)
@@ -218,28 +235,29 @@ class TrainStep:
   stages with the same loss and shapes share it in JAX's compilation cache.
 
   Attributes:
-    grad: (params, batch) -> AccumulatedGrads.
-    accumulate: (params, sums, batch) -> AccumulatedGrads.
+    grad: (params, frozen, batch) -> AccumulatedGrads.
+    accumulate: (params, frozen, sums, batch) -> AccumulatedGrads.
     apply_update: (state, sums) -> (state, metrics).
   """
 
   def __init__(self, model: Transformer, optimizer: Optimizer, loss: Loss):
-    """`loss` takes (params, batch); bind the model to it before."""
+    """`loss` takes (all params, batch); bind the model to it before."""
     abstract = train_state.abstract_state(model, optimizer)
     state = jax.tree.map(lambda x: x.sharding, abstract)
     replicated: Any = model.layout.sharding(())
     sums = AccumulatedGrads(state.params, replicated, replicated, replicated)
-    compute = model.compute
-    options = compute_config.compiler_options(compute, model.layout.platform)
+    options = compute_config.compiler_options(
+      model.compute, model.layout.platform
+    )
     self.grad = jax.jit(
-      functools.partial(grad, loss, compute),
+      functools.partial(grad, loss, model),
       out_shardings=sums,
       compiler_options=options,
     )
     # Donation updates the sums, and then the state, in place.
     self.accumulate = jax.jit(
-      functools.partial(accumulate, loss, compute),
-      donate_argnums=1,
+      functools.partial(accumulate, loss, model),
+      donate_argnums=2,
       out_shardings=sums,
       compiler_options=options,
     )
@@ -250,15 +268,19 @@ class TrainStep:
     )
 
   def __call__(
-    self, state: TrainState, batches: Sequence[Any]
+    self,
+    state: TrainState,
+    batches: Sequence[Any],
+    frozen: dict | None = None,
   ) -> tuple[TrainState, Metrics]:
     """Makes one update by the mean over all micro-batches.
 
     Args:
       state: state before the update; donated.
       batches: micro-batches.
+      frozen: the base of a model with an adapter.
     """
-    sums = self.grad(state.params, batches[0])
+    sums = self.grad(state.params, frozen, batches[0])
     for batch in batches[1:]:
-      sums = self.accumulate(state.params, sums, batch)
+      sums = self.accumulate(state.params, frozen, sums, batch)
     return self.apply_update(state, sums)

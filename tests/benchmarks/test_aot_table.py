@@ -87,6 +87,13 @@ def test_program_of_a_row(stage, overrides, expected):
   )
 
 
+def test_words_that_no_row_has(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr('sys.argv', ['aot_table', str(tmp_path), 'v6e:3x3'])
+  with pytest.raises(SystemExit):
+    aot_table.main()
+  assert 'v6e:3x3' in capsys.readouterr().err
+
+
 def test_table(tmp_path, monkeypatch, capsys):
   """Reports are kept: with all of them there is nothing to compile."""
   report = {

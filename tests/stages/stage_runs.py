@@ -12,6 +12,8 @@ import numpy as np
 
 from grm_jax.checkpoint import model_directory, orbax_checkpoint
 from grm_jax.model import config as model_config
+from grm_jax.model import init as model_init
+from grm_jax.model import lora
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.transformer import Transformer
 from grm_jax.sharding import mesh
@@ -79,6 +81,33 @@ def write_model(path, scalar=False, step=0):
   params = jax.tree.map(lambda x: factor * x, tiny.params(model))
   model_directory.save(str(path), step, model, params, {})
   tiny_tokenizer.train(path / 'tokenizer.model')
+
+
+def write_adapter(path, base, scalar=False):
+  """Writes a model directory with a random adapter on another one.
+
+  Returns:
+    The model and its trained parameters.
+  """
+  layout = mesh.one_device()
+  model = model_directory.build_model(str(base), None, ComputeConfig(), layout)
+  adapter = model_directory.adapter_config(
+    str(base),
+    None,
+    rank=3,
+    alpha=6.0,
+    targets=lora.TARGETS,
+    base_dtype='float32',
+  )
+  model = model.clone(adapter=adapter, scalar=scalar)
+  rng = np.random.default_rng(1)
+  trained = jax.tree.map(
+    lambda x: jax.numpy.asarray(0.15 * rng.standard_normal(x.shape), x.dtype),
+    model_init.abstract_trained(model),
+  )
+  model_directory.copy_companions(str(base), str(path))
+  model_directory.save(str(path), 0, model, trained, {})
+  return model, trained
 
 
 def rows_of(workdir):

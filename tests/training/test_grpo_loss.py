@@ -395,8 +395,8 @@ def test_gradient_at_ratio_one_is_the_policy_gradient():
   )
   loss_config = dataclasses.replace(GRPO, kl_coef=0.1)
   loss = functools.partial(grpo_loss.grpo_loss, model, loss_config)
-  sums = jax.jit(functools.partial(train_step.grad, loss, model.compute))(
-    params, batch
+  sums = jax.jit(functools.partial(train_step.grad, loss, model))(
+    params, None, batch
   )
 
   def expected_loss(params):

@@ -36,7 +36,7 @@ def saved(tmp_path_factory):
 def make_reference(
   directory, step=3, model=MODEL, dtype='float32', offload_to_host=False
 ):
-  return ReferencePolicy(
+  return ReferencePolicy.load(
     directory, step, model, dtype=dtype, offload_to_host=offload_to_host
   )
 
@@ -134,14 +134,14 @@ def test_random_parameters_are_those_of_the_policy(monkeypatch):
   model, _, weights = model_directory.open_model(
     'random', None, MODEL.compute, MODEL.layout, seed=4
   )
-  reference = ReferencePolicy(
+  reference = ReferencePolicy.load(
     'random', None, model, dtype='float32', offload_to_host=False, seed=4
   )
   for x, original in zip(
     jax.tree.leaves(reference._params), jax.tree.leaves(weights), strict=True
   ):
     np.testing.assert_array_equal(x, original)
-  other_seed = ReferencePolicy(
+  other_seed = ReferencePolicy.load(
     'random', None, model, dtype='float32', offload_to_host=False
   )
   with pytest.raises(

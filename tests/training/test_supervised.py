@@ -15,6 +15,7 @@ from grm_jax.checkpoint.orbax_checkpoint import CheckpointManager
 from grm_jax.data.tokenized_example import BatchShape
 from grm_jax.training import supervised
 from grm_jax.training.metric_writer import MetricWriter
+from grm_jax.training.run import LoadedModel
 from grm_jax.training.train_step import AuxMetrics, TrainStep
 from tests import test_configs, test_main
 from tests.data.fixtures import ragged
@@ -46,7 +47,7 @@ class Loop:
   def __init__(self, monkeypatch):
     self.events, self.losses, self.terminate_at = [], [], 0
     for owner, name, kind, step_of in (
-      (TrainStep, '__call__', 'update', lambda state, _: int(state.step) + 1),
+      (TrainStep, '__call__', 'update', lambda state, *_: int(state.step) + 1),
       (MetricWriter, 'write', 'row', lambda step, _: step),
       (CheckpointManager, 'save', 'save', lambda step, *_: step),
     ):
@@ -76,7 +77,7 @@ class Loop:
     supervised.train_supervised(
       config,
       str(workdir),
-      model,
+      LoadedModel(model, None),
       None if steps_in(workdir) else tiny.params(model),
       supervised.make_batches(
         config, ragged(8, 0), {'s': 1}, BatchShape((128,), (64,), 2), [0, 1]

@@ -178,7 +178,7 @@ def test_gradients_equal_those_of_float32_parameters():
   loss = functools.partial(train_step.supervised_loss, model)
   params = model_init.init_params(model, jax.random.key(4))
   batch = next(random_batches(1))
-  grads = train_step.grad(loss, model.compute, params, batch)
+  grads = train_step.grad(loss, model, params, None, batch)
   expected = jax.grad(lambda params: loss(params, batch)[0])(params)
   both = zip(
     jax.tree.leaves(grads.grads), jax.tree.leaves(expected), strict=True
@@ -249,7 +249,7 @@ def test_packed_rows_equal_separate_texts():
   separate = separate_batch(texts, lengths)
   loss = functools.partial(train_step.supervised_loss, model)
   results = [
-    jax.jit(functools.partial(train_step.grad, loss, model.compute))(params, x)
+    jax.jit(functools.partial(train_step.grad, loss, model))(params, None, x)
     for x in (packed, separate)
   ]
   packed_sums, separate_sums = results
@@ -300,10 +300,10 @@ def test_compiler_options_reach_the_compiler(monkeypatch):
   update = train_step.TrainStep(model, OPTIMIZER, loss)
   params = model_init.abstract_params(model)
   (batch,) = random_batches(1)
-  sums = jax.eval_shape(update.grad, params, batch)
+  sums = jax.eval_shape(update.grad, params, None, batch)
   for program in (
-    update.grad.lower(params, batch),
-    update.accumulate.lower(params, sums, batch),
+    update.grad.lower(params, None, batch),
+    update.accumulate.lower(params, None, sums, batch),
     grpo_loss.jit_logps(model).lower(params, batch),
   ):
     with pytest.raises(

@@ -20,7 +20,6 @@ from tqdm import tqdm
 from grm_jax.checkpoint.huggingface.config import read_json
 from grm_jax.checkpoint.huggingface.param_mapping import (
   ParamMapping,
-  dim_sizes,
   param_mappings,
 )
 from grm_jax.errors import UserError
@@ -118,15 +117,34 @@ def check_keys(source: TensorSource, config: ModelConfig, scalar: bool) -> None:
   Raises:
     UserError: missing or unknown keys, or a wrong shape.
   """
-  expected = {
-    key: mapping
-    for mapping in param_mappings(config, scalar)
-    for key in mapping.hf_keys(config)
-  }
   keys = set(source.tensors)
   if _TIED_HEAD in keys and not scalar:
     _check_tied_head(source)
     keys.discard(_TIED_HEAD)
+  check_tensors(source, config, param_mappings(config, scalar), keys)
+
+
+def check_tensors(
+  source: TensorSource,
+  config: ModelConfig,
+  mappings: Sequence[ParamMapping],
+  keys: set[str] | None = None,
+) -> None:
+  """Checks that the tensors are those of `mappings`, with their shapes.
+
+  Args:
+    source: the open files.
+    config: configuration of the model.
+    mappings: the expected tensors.
+    keys: names of the tensors to check; None for all.
+
+  Raises:
+    UserError: missing or unknown keys, or a wrong shape.
+  """
+  keys = set(source.tensors) if keys is None else keys
+  expected = {
+    key: mapping for mapping in mappings for key in mapping.hf_keys(config)
+  }
   if keys != set(expected):
     raise UserError(_key_difference(source.path, set(expected), keys))
   for key, mapping in expected.items():
@@ -189,23 +207,30 @@ def load_params(source: TensorSource, model: Transformer, dtype: str) -> dict:
   Raises:
     UserError: dtype is 'source', but the tensors are float16 or differ.
   """
-  abstract_params = model_init.abstract_params(model)
+  mappings = param_mappings(model.config, model.scalar)
+  abstract = model_init.abstract_params(model)
+  return read_params(source, model.config, mappings, abstract, dtype)
+
+
+def read_params(
+  source: TensorSource,
+  config: ModelConfig,
+  mappings: Sequence[ParamMapping],
+  abstract_params: dict,
+  dtype: str,
+) -> dict:
+  """Loads the parameters of `mappings`; see `load_params`."""
   params: dict = {}
-  for mapping in tqdm(
-    param_mappings(model.config, model.scalar),
-    'reading',
-    unit='tensor',
-    disable=None,
-  ):
+  for mapping in tqdm(mappings, 'reading', unit='tensor', disable=None):
     abstract: Any = abstract_params
     for name in mapping.path:
       abstract = abstract[name]
-    leaf_dtype = _leaf_dtype(source, mapping, model.config, dtype)
+    leaf_dtype = _leaf_dtype(source, mapping, config, dtype)
 
     # Bind the loop variables: JAX calls this for every shard.
     def read_shard(index, mapping=mapping, leaf_dtype=leaf_dtype):
       """Returns the elements at `index` of the whole parameter."""
-      return read_param(source, mapping, model.config, index, leaf_dtype)
+      return read_param(source, mapping, config, index, leaf_dtype)
 
     leaf = jax.make_array_from_callback(
       abstract.shape, abstract.sharding, read_shard
@@ -289,7 +314,7 @@ def _read_tensor(
   """Reads a part of one tensor and permutes it to the parameter's axes."""
   if mapping.dims[0] == 'V':
     return _read_table(view, config, index, dtype)
-  sizes = dim_sizes(config)
+  sizes = mapping.sizes(config)
   bounds = {
     letter: part.indices(sizes[letter])[:2]
     for letter, part in zip(mapping.dims, index, strict=True)

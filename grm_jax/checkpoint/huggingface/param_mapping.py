@@ -9,7 +9,7 @@ Llama. Llama's norm before the MLP has the name that Gemma-2 uses for the norm
 after attention. The output head is tied to the embedding table.
 
 Letters: V vocabulary, D width, N query heads, K key/value heads, H head dim,
-F MLP width, O outputs of the scalar head (1).
+F MLP width, O outputs of the scalar head (1), Z rank of an adapter (peft.py).
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ class ParamMapping:
     hf_dims: letters of each dimension of the tensor; two letters are flattened
       into one dimension.
     layer: 0 for local layers, 1 for global ones, None if not stacked.
+    rank: size of the letter Z, the rank of an adapter.
   """
 
   path: tuple[str, ...]
@@ -38,6 +39,7 @@ class ParamMapping:
   dims: str
   hf_dims: tuple[str, ...]
   layer: int | None = None
+  rank: int = 0
 
   def hf_keys(self, config: ModelConfig) -> list[str]:
     """Returns the tensor names, in the order of the leading pair axis."""
@@ -46,9 +48,13 @@ class ParamMapping:
     layers = range(self.layer, config.num_layers, 2)
     return [self.hf_key.format(layer=layer) for layer in layers]
 
+  def sizes(self, config: ModelConfig) -> dict[str, int]:
+    """Returns the size of each letter."""
+    return dim_sizes(config) | {'Z': self.rank}
+
   def hf_shape(self, config: ModelConfig) -> tuple[int, ...]:
     """Returns the shape of each tensor."""
-    sizes = dim_sizes(config)
+    sizes = self.sizes(config)
     return tuple(
       int(np.prod([sizes[c] for c in letters])) for letters in self.hf_dims
     )

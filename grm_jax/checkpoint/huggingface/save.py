@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -46,7 +46,7 @@ def save_directory(
   mappings = param_mappings(model.config, model.scalar)
   num_tensors = sum(len(x.hf_keys(model.config)) for x in mappings)
   for key, tensor in tqdm(
-    hf_tensors(params, model),
+    hf_tensors(params, model, mappings),
     'writing',
     num_tensors,
     unit='tensor',
@@ -69,7 +69,7 @@ def save_directory(
 
 
 def hf_tensors(
-  params: dict, model: Transformer
+  params: dict, model: Transformer, mappings: Sequence[ParamMapping]
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields (Hugging Face key, tensor on the host), one at a time.
 
@@ -81,7 +81,7 @@ def hf_tensors(
   )
   get_layer = jax.jit(lambda x, i: x[i], out_shardings=replicated)
   replicate = jax.jit(lambda x: x, out_shardings=replicated)
-  for mapping in param_mappings(config, model.scalar):
+  for mapping in mappings:
     leaf = params
     for name in mapping.path:
       leaf = leaf[name]

@@ -44,6 +44,12 @@ SETTINGS = training_run.SETTINGS | {
   },
   'mesh': mesh.DECODE_SETTINGS,
 }
+REFERENCE_IS_BASE = Unused(
+  ('reference.dtype', 'reference.offload_to_host'),
+  '{key}.lora.rank is not 0 and {key}.reference.checkpoint is empty: the '
+  'reference is the base of the adapter',
+  lambda config: config.lora.rank and not config.reference.checkpoint,
+)
 UNUSED = (
   *training_run.UNUSED,
   judge_settings.PROMPT_UNUSED,
@@ -52,6 +58,7 @@ UNUSED = (
     '{key}.loss.kl_coef is 0',
     lambda config: not config.loss.kl_coef,
   ),
+  REFERENCE_IS_BASE,
   # The policy of the only update is the one that sampled: the ratio is 1.
   Unused(
     ('loss.clip_low', 'loss.clip_high'),

@@ -50,6 +50,7 @@ from grm_jax.training import run as training_run
 from grm_jax.training.preemption import Preemption
 from grm_jax.training.progress import ProgressPrinter
 from grm_jax.training.reference_policy import ReferencePolicy
+from grm_jax.training.run import LoadedModel
 from grm_jax.training.run_state import RunState
 from grm_jax.training.step_timer import StepTimer
 from grm_jax.training.train_state import TrainState
@@ -144,7 +145,8 @@ def _train(
   prompts = RolloutPromptIterator(examples, config.response_order, config.seed)
 
   # Policy, sampler, evaluator, reference, optimizer.
-  model, tokenizer, params = training_run.load_model(config, target, layout)
+  loaded, params = training_run.load_model(config, target, layout)
+  model, tokenizer = loaded.model, loaded.tokenizer
   max_new_tokens = trained_judge.generation_length(
     model_directory.read_trained_judge(config.checkpoint),
     config.checkpoint,
@@ -174,7 +176,7 @@ def _train(
   evaluator = evaluation_during_training.from_config(
     config, prompt_format, decode_model, tokenizer, engine, config.rollout.int8
   )
-  reference = _load_reference(config, model, metadata)
+  reference = _load_reference(config, loaded, metadata)
   optim, learning_rate = optimizer.make(total, **config.optimizer)
   train_step = update.make_train_step(config, model, optim)
   policy_logps = grpo_loss.jit_logps(model)
@@ -202,7 +204,7 @@ def _train(
     evaluate = functools.partial(
       _evaluate, config, evaluator, preemption, timer, writer
     )
-    run_state, stop_reason = evaluate(state.params, run_state)
+    run_state, stop_reason = evaluate(loaded.whole(state.params), run_state)
     if stop_reason:
       logging.warning('%s', stop_reason)
 
@@ -222,7 +224,7 @@ def _train(
         # Sample: prompts -> generations -> scores -> rewards.
         with timer.part('rollout'):
           weights, _ = decode_weights.place(
-            decode_model, state.params, config.rollout.int8
+            decode_model, loaded.whole(state.params), config.rollout.int8
           )
           rollout = sampler.sample(
             weights,
@@ -246,11 +248,15 @@ def _train(
         if updates_per_rollout > 1:
           with timer.part('old_logps'):
             minibatches = update.add_old_logps(
-              policy_logps, state.params, minibatches
+              policy_logps, loaded.whole(state.params), minibatches
             )
         with timer.part('update'):
           state, metrics = update.update_policy(
-            train_step, state, minibatches, config.num_iterations
+            train_step,
+            state,
+            minibatches,
+            config.num_iterations,
+            loaded.frozen,
           )
       profiler.end(step, metrics)
 
@@ -271,7 +277,7 @@ def _train(
       run_state = dataclasses.replace(
         run_state, step=step, eval_pending=is_due(config.evaluation.every)
       )
-      run_state, stop_reason = evaluate(state.params, run_state)
+      run_state, stop_reason = evaluate(loaded.whole(state.params), run_state)
       if preemption.should_stop():
         break
       if stop_reason or is_due(config.save_every):
@@ -310,29 +316,43 @@ def _make_engine(
 
 
 def _load_reference(
-  config: ConfigDict, model: Transformer, metadata: Mapping[str, Any]
+  config: ConfigDict, loaded: LoadedModel, metadata: Mapping[str, Any]
 ) -> ReferencePolicy | None:
   """Returns the reference policy; None if the loss has no KL term.
 
+  The initial policy of a run with an adapter is the adapter's base, so that
+  there is no second copy of it.
+
   Args:
     config: config of the stage.
-    model: the policy.
+    loaded: the policy.
     metadata: of the checkpoint to resume from. It names the reference of the
       run so far, which must not change.
   """
   if not config.loss.kl_coef:
     return None
   checkpoint, step = config.reference.checkpoint, None
+  adapter = loaded.model.adapter
+  if adapter is not None and not checkpoint:
+    base = {
+      'checkpoint': adapter.base,
+      'step': adapter.base_step,
+      'digest': adapter.base_digest,
+    }
+    assert loaded.frozen is not None
+    reference = ReferencePolicy(loaded.frozen, base, loaded.model)
+    reference.check_provenance(metadata.get('reference'))
+    return reference
   if not checkpoint:
     checkpoint = config.checkpoint
     step = model_directory.step_or_latest(config.checkpoint_step)
   earlier = metadata.get('reference')
   if step is None and earlier:
     step = earlier['step']  # the newest step may be another one by now
-  reference = ReferencePolicy(
+  reference = ReferencePolicy.load(
     checkpoint,
     step,
-    model,
+    loaded.model,
     dtype=config.reference.dtype,
     offload_to_host=config.reference.offload_to_host,
     seed=config.seed,

@@ -92,6 +92,7 @@ def update_policy(
   state: TrainState,
   minibatches: Minibatches,
   num_iterations: int,
+  frozen: dict | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Makes all updates on a rollout; `state` is donated.
 
@@ -100,13 +101,14 @@ def update_policy(
     state: state before the first update.
     minibatches: one update for each.
     num_iterations: passes over the minibatches.
+    frozen: the base of a model with an adapter.
 
   Returns:
     The new state, and the metrics of all updates; see `mean_metrics`.
   """
   metrics = []
   for micro_batches in minibatches * num_iterations:
-    state, update_metrics = train_step(state, micro_batches)
+    state, update_metrics = train_step(state, micro_batches, frozen)
     metrics.append(update_metrics)
   return state, mean_metrics(jax.device_get(metrics))
 

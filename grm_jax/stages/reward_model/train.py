@@ -182,9 +182,8 @@ def _train(
   )
   prompt_format = _prompt_format(config)
   target = os.path.join(workdir, training_run.MODEL)
-  model, tokenizer, params = training_run.load_model(
-    config, target, layout, scalar=True
-  )
+  loaded, params = training_run.load_model(config, target, layout, scalar=True)
+  model, tokenizer = loaded.model, loaded.tokenizer
   if params is not None:  # a new run
     settings = _trained_judge(
       config.kind,
@@ -223,7 +222,7 @@ def _train(
   supervised.train_supervised(
     config,
     workdir,
-    model,
+    loaded,
     params,
     supervised.make_batches(
       config,

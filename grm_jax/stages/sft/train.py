@@ -153,12 +153,13 @@ def train(
     layout, config.batch.micro_batch_prompts
   )
   target = os.path.join(workdir, training_run.MODEL)
-  model, tokenizer, params = training_run.load_model(
+  loaded, params = training_run.load_model(
     config,
     target,
     layout,
     scratch_corpus=lambda: sft_sources.text_lines(examples, prompt_format),
   )
+  model, tokenizer = loaded.model, loaded.tokenizer
   if params is not None:  # a new run
     description = trained_judge.of_training(
       prompt_format,
@@ -186,7 +187,7 @@ def train(
   supervised.train_supervised(
     config,
     workdir,
-    model,
+    loaded,
     params,
     batches,
     grad_accum_steps=config.batch.grad_accum_steps,

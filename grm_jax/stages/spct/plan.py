@@ -252,13 +252,14 @@ def _add_base(config: ConfigDict, pipeline: PipelinePlan) -> None:
       stage='sft', checkpoint=config.checkpoint, checkpoint_step=-1
     )
     stage_config.update(**_shared(config))
+    stage_config.lora.rank = 0  # a new model has no base
     stage_config.compute.update(config.compute)
     stage_config.evaluation.data = ''
   pipeline.add(BASE, stage_config, settings)
 
 
 def _add_sft(config: ConfigDict, pipeline: PipelinePlan) -> None:
-  settings = _model_settings(config, 'sft', 'examples.texts')
+  settings = _model_settings(config, 'sft', 'lora', 'examples.texts')
   settings['sft.data.texts'] = input_identity.of_source(config.sft.data.texts)
   settings |= _checkpoint_settings(config, pipeline)
   stage_config = _copy(config.sft)
@@ -283,7 +284,7 @@ def _is_for_practice_only(config: ConfigDict, spec: str) -> bool:
 
 
 def _add_rft(config: ConfigDict, pipeline: PipelinePlan) -> None:
-  settings = _model_settings(config, 'rft', *_COLD_START_KEYS)
+  settings = _model_settings(config, 'rft', 'lora', *_COLD_START_KEYS)
   hints = rft_sampling.identify_hints(config.rft, 'config.rft')
   settings |= {f'rft.{key}': name for key, name in hints.items()}
   settings |= _checkpoint_settings(config, pipeline)
@@ -328,7 +329,7 @@ def _rft_config(config: ConfigDict, pipeline: PipelinePlan) -> ConfigDict:
 
 
 def _add_grpo(config: ConfigDict, pipeline: PipelinePlan) -> None:
-  settings = _model_settings(config, 'grpo')
+  settings = _model_settings(config, 'grpo', 'lora')
   settings |= _checkpoint_settings(config, pipeline)
   stage_config = _copy(config.grpo)
   with stage_config.unlocked():
@@ -346,7 +347,7 @@ def _add_grpo(config: ConfigDict, pipeline: PipelinePlan) -> None:
 def _add_meta_rm(config: ConfigDict, pipeline: PipelinePlan) -> None:
   """Adds the sampling for the meta RM, and its training."""
   _add_meta_rm_samples(config, pipeline)
-  settings = _model_settings(config, 'meta_rm')
+  settings = _model_settings(config, 'meta_rm', 'lora')
   settings['prompt.meta'] = input_identity.of_template(
     config.prompt.meta, 'config.prompt.meta'
   )
@@ -517,6 +518,7 @@ def _shared(config: ConfigDict) -> dict[str, Any]:
     'fail_on_bad_rows': config.fail_on_bad_rows,
     'seed': config.seed,
     'prompt': ConfigDict(prompt),
+    'lora': _copy(config.lora),
     'mesh': _copy(config.mesh),
   }
 

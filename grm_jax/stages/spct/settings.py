@@ -11,7 +11,7 @@ from grm_jax.data import seqio_source, sft_sources
 from grm_jax.errors import UserError
 from grm_jax.judgement import temperature_range
 from grm_jax.judges import settings as judge_settings
-from grm_jax.model import compute_config
+from grm_jax.model import compute_config, lora
 from grm_jax.sharding import mesh
 from grm_jax.stages.grpo import settings as grpo_settings
 from grm_jax.stages.reward_model import train as rm_train
@@ -64,6 +64,7 @@ SETTINGS: settings.Rules = {
     'response_order': judge_settings.RESPONSE_ORDER,
     'sampling': judge_settings.SAMPLING,
   },
+  'lora': lora.SETTINGS,
   'mesh': mesh.DECODE_SETTINGS,
   'compute': {
     'dtype': compute_config.SETTINGS['dtype'],
@@ -94,9 +95,14 @@ def _lacks(stage: str, config: ConfigDict) -> bool:
   return stage not in spct_plan.selected_stages(config)
 
 
-def _without_prompt(table: Sequence[Unused]) -> list[Unused]:
-  """Returns the rules but that of config.prompt, which the stages share."""
-  return [x for x in table if x != judge_settings.PROMPT_UNUSED]
+def _of_stage(table: Sequence[Unused]) -> list[Unused]:
+  """Returns the rules but those of prompt and lora, which the stages share."""
+  shared = (
+    judge_settings.PROMPT_UNUSED,
+    lora.UNUSED,
+    grpo_settings.REFERENCE_IS_BASE,
+  )
+  return [x for x in table if x not in shared]
 
 
 UNUSED = (
@@ -113,9 +119,15 @@ UNUSED = (
     '{key}.examples.validation is 0',
     lambda config: not config.examples.validation,
   ),
-  *unused_settings.in_group('sft', _without_prompt(sft_train.UNUSED)),
+  lora.UNUSED,
+  Unused(
+    ('grpo.reference.dtype', 'grpo.reference.offload_to_host'),
+    '{key}.lora.rank is not 0 and {key}.grpo.reference.checkpoint is empty',
+    lambda config: config.lora.rank and not config.grpo.reference.checkpoint,
+  ),
+  *unused_settings.in_group('sft', _of_stage(sft_train.UNUSED)),
   *unused_settings.in_group('rft', [rft_run.NO_HINTS]),
-  *unused_settings.in_group('grpo', _without_prompt(grpo_settings.UNUSED)),
+  *unused_settings.in_group('grpo', _of_stage(grpo_settings.UNUSED)),
 )
 
 

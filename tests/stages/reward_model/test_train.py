@@ -384,14 +384,14 @@ def load_model(config, workdir):
 def test_an_existing_head_is_kept(runner, tmp_path):
   write_model(tmp_path / 'scalar', scalar=True)
   config = runner.config(checkpoint=f'{tmp_path}/scalar')
-  model, _, params = load_model(config, tmp_path / 'run')
-  expected = 0.1 * tiny.params(model)['value_head']['kernel']
+  loaded, params = load_model(config, tmp_path / 'run')
+  expected = 0.1 * tiny.params(loaded.model)['value_head']['kernel']
   np.testing.assert_array_equal(params['value_head']['kernel'], expected)
   assert np.abs(expected).max() > 0
 
 
 def test_a_base_model_gets_a_head_of_zeros(runner, tmp_path):
-  _, tokenizer, params = load_model(runner.config(), tmp_path / 'run')
+  loaded, params = load_model(runner.config(), tmp_path / 'run')
   assert not params['value_head']['kernel'].any()
   base, _, base_params = open_scalar_model(runner.folder / 'base')
   assert not base.scalar and 'value_head' not in base_params
@@ -400,7 +400,7 @@ def test_a_base_model_gets_a_head_of_zeros(runner, tmp_path):
     jax.tree.leaves(base_params), jax.tree.leaves(rest), strict=True
   ):
     np.testing.assert_array_equal(a, b)
-  assert tokenizer.encode('yes') == load_tokenizer().encode('yes')
+  assert loaded.tokenizer.encode('yes') == load_tokenizer().encode('yes')
 
 
 BOTH = 'config.evaluation.data', 'config.evaluation.samples', 'x'

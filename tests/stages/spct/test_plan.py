@@ -73,6 +73,23 @@ def test_stages_read_files_and_models_of_earlier_ones():
   assert meta.samples == 'w/rft/samples.jsonl,w/samples/samples.jsonl'
 
 
+def test_adapters_are_in_all_stages_but_base():
+  planned, full = plan('--config.lora.rank=8'), plan()
+  configs = {
+    x: planned[x].config for x in ('base', 'sft', 'grpo', 'meta_rm')
+  } | {'rft': planned['rft'].config.train}
+  assert {name: x.lora.rank for name, x in configs.items()} == {
+    'base': 0,
+    'sft': 8,
+    'rft': 8,
+    'grpo': 8,
+    'meta_rm': 8,
+  }
+  assert planned['base'].fingerprint == full['base'].fingerprint
+  for name in ('sft', 'rft', 'grpo', 'meta_rm'):
+    assert planned[name].fingerprint != full[name].fingerprint
+
+
 def test_validation_examples_are_judged_during_training():
   planned = plan('--config.examples.validation=9')
   configs = [planned[x].config for x in ('sft', 'grpo')] + [
