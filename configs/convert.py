@@ -25,14 +25,17 @@ _DEFAULTS = dict(
   # checkpoint or PEFT directory with an adapter.
   source='',
   target='',  # new directory; '': WORKDIR/model
-  # The base of an adapter: the model directory for an adapter of PEFT, the name
-  # to write for direction 'peft', else the present path if the base has moved.
+  # The base of an adapter: the model directory for an adapter of PEFT; for
+  # direction 'peft' its name or path in the format of Hugging Face; else the
+  # present path of a base that has moved.
   base='',
   checkpoint_step=-1,  # step of a source checkpoint; -1: the newest
   size='',  # of random weights, see grm_jax/model/config.py; '': tiny
   scalar=False,  # random weights with a scalar head
   seed=0,  # of random weights
-  dtype='source',  # or 'float32', 'bfloat16': cast parameters
+  # 'float32', 'bfloat16': cast parameters; of an imported adapter, the dtype in
+  # which its base is used.
+  dtype='source',
   # 'checkpoint': prompts are written by the chat template of the source, which
   # judging and training then use. 'builtin': by tokenizer/chat_format.py; a
   # template that differs is reported.

@@ -93,7 +93,7 @@ def test_commands_that_convert_and_score_run(environment, tmp_path):
   assert len(made) == 9
   for command in made:
     own = [inside(tmp_path, x) for x in command]
-    tuned = tmp_path / 'runs/grpo/model'
+    tuned = tmp_path / 'runs/rft/model'
     if f'--config.source={tuned}' in own and not tuned.exists():
       write_adapter(tuned, tmp_path / 'checkpoints/gemma-2-2b-it')
     if stage_of(command) == 'score':

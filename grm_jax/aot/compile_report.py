@@ -29,6 +29,7 @@ from grm_jax.sharding.chip_specs import ChipSpec
 from grm_jax.sharding.mesh import AXES
 from grm_jax.sharding.rules import WEIGHTS
 from grm_jax.training import grpo_loss, optimizer, reference_policy
+from grm_jax.training import run as training_run
 from grm_jax.unused_settings import Unused
 
 LOCAL = 'local'  # config.topology: the devices of this machine
@@ -77,6 +78,16 @@ UNUSED = (
     lambda config: config.program != 'grpo_update',
   ),
   Unused(
+    ('lora',),
+    '{key}.program has no frozen parameters',
+    lambda config: config.program not in (*programs.UPDATES, 'reference'),
+  ),
+  Unused(
+    ('reference',),
+    '{key}.lora.rank is not 0: the reference is the base of the adapter',
+    lambda config: bool(config.lora.rank),
+  ),
+  Unused(
     ('reference',),
     '{key}.program has no reference policy',
     lambda config: config.program not in ('grpo_update', 'reference'),
@@ -101,6 +112,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   """
   del workdir
   settings.check(config, SETTINGS)
+  training_run.check_lora(config)
   if os.path.isdir(config.json):
     raise UserError(
       f'config.json={config.json} is a folder; give the path of a file'

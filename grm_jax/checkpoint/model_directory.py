@@ -24,7 +24,8 @@ import jax
 from absl import logging
 from etils import epath
 
-from grm_jax.checkpoint import orbax_checkpoint
+from grm_jax.checkpoint import adapter_base, orbax_checkpoint
+from grm_jax.checkpoint.adapter_base import RANDOM
 from grm_jax.errors import UserError
 from grm_jax.io import atomic_io
 from grm_jax.judgement import trained_judge
@@ -41,9 +42,7 @@ from grm_jax.tokenizer import tiny as tiny_tokenizer
 
 TOKENIZER = 'tokenizer.model'
 BPE_TOKENIZER = 'tokenizer.json'  # read if there is no tokenizer.model
-RANDOM = 'random'  # instead of a directory: a tiny model with random weights
 SCRATCH = 'scratch'  # the same, with a tokenizer trained on the data
-_SEED = 'seed '  # begins the digest of random parameters
 _POST_NORM_SCALE = 0.3  # 1 + scale of the post-norms of a new model
 # Files that decide what a model reads and writes, besides its weights.
 _READ_FILES = (
@@ -71,7 +70,7 @@ def check_readable(directory: str, step: int | None) -> None:
       "also 'scratch'"
     )
   if directory != RANDOM:
-    orbax_checkpoint.read_json(directory, 'model', step)
+    adapter_base.check(directory, step)
 
 
 def open_model(
@@ -141,7 +140,7 @@ def build_model(
   item = orbax_checkpoint.read_json(directory, 'model', step)
   try:
     config = ModelConfig(**item['size'])
-    scalar, adapter = item['scalar'], _adapter_of(item)
+    scalar, adapter = item['scalar'], adapter_base.of_item(item)
     return Transformer(config, compute, layout, scalar, adapter)
   except (KeyError, TypeError) as error:
     raise UserError(
@@ -150,17 +149,12 @@ def build_model(
     ) from error
 
 
-def _adapter_of(item: dict[str, Any]) -> lora.AdapterConfig | None:
-  """Returns the adapter in the `model` item of a checkpoint."""
-  adapter = item.get('adapter')
-  if adapter is None:
-    return None
-  targets = tuple(adapter['targets'])
-  return lora.AdapterConfig(**adapter | {'targets': targets})
-
-
 def load_params(
-  directory: str, step: int | None, model: Transformer, dtype: str = 'source'
+  directory: str,
+  step: int | None,
+  model: Transformer,
+  dtype: str = 'source',
+  bases: Sequence[str] = (),
 ) -> dict:
   """Returns the parameters in the shardings of `model.layout`.
 
@@ -172,11 +166,17 @@ def load_params(
     dtype: 'source' for the saved dtype of each leaf, 'float32' or 'bfloat16'.
       With an adapter, 'source' is the dtype of its base, or bfloat16 if the
       base is int8.
+    bases: see `load_base`.
   """
-  adapter = _adapter_of(orbax_checkpoint.read_json(directory, 'model', step))
-  if adapter is not None:
-    model = model.clone(adapter=adapter)
-    return load_merged(model, load_trained(directory, step, model), dtype)
+  stored = build_model(directory, step, model.compute, model.layout)
+  if stored.adapter is not None:
+    trained = load_trained(directory, step, stored)
+    whole = lora.attach(
+      stored.adapter, load_base(directory, stored, bases), trained
+    )
+    if dtype == 'source':
+      dtype = stored.adapter.base_dtype.replace('int8', 'bfloat16')
+    return lora.merge_all(whole, dtype)
   abstract = model_init.abstract_params(model)
   index = orbax_checkpoint.read_json(directory, 'index', step)
   saved = index['arrays']['params']
@@ -195,64 +195,21 @@ def load_params(
 
 
 def load_trained(directory: str, step: int | None, model: Transformer) -> dict:
-  """Returns the trained parameters of a model with an adapter."""
-  return orbax_checkpoint.restore_params(
-    directory, model_init.abstract_trained(model), step
-  )
+  """Returns the trained parameters of a model with an adapter, in float32."""
+  compute = dataclasses.replace(model.compute, param_dtype='float32')
+  abstract = model_init.abstract_trained(model.clone(compute=compute))
+  return orbax_checkpoint.restore_params(directory, abstract, step)
 
 
-def load_merged(model: Transformer, trained: dict, dtype: str) -> dict:
-  """Returns the parameters of a model whose adapter is merged into its base.
-
-  Args:
-    model: a model with an adapter.
-    trained: the trained parameters.
-    dtype: see `load_params`.
-  """
-  assert model.adapter is not None
-  whole = lora.attach(model.adapter, load_base(model), trained)
-  if dtype == 'source':
-    dtype = model.adapter.base_dtype.replace('int8', 'bfloat16')
-  return lora.merge_all(whole, dtype)
-
-
-def adapter_config(
-  base: str,
-  step: int | None,
-  *,
-  rank: int,
-  alpha: float,
-  targets: Sequence[str],
-  base_dtype: str,
-  seed: int = 0,
-) -> lora.AdapterConfig:
-  """Returns the configuration of an adapter on a model directory.
-
-  Args:
-    base: the model directory, or RANDOM.
-    step: its step; None for the latest.
-    rank: see lora.AdapterConfig, as the following.
-    alpha: the factor of the change, times the rank.
-    targets: names of the adapted kernels.
-    base_dtype: dtype of the frozen parameters.
-    seed: seed of a random base.
-  """
-  found = provenance(base, step, seed)
-  if base != RANDOM:
-    base = str(orbax_checkpoint.absolute_path(base))
-  return lora.AdapterConfig(
-    rank,
-    alpha,
-    tuple(targets),
-    base_dtype,
-    base,
-    base_step=found['step'],
-    base_digest=found['digest'],
-  )
-
-
-def load_base(model: Transformer) -> dict:
+def load_base(
+  directory: str, model: Transformer, bases: Sequence[str] = ()
+) -> dict:
   """Returns the frozen parameters of a model with an adapter.
+
+  Args:
+    directory: of the adapter.
+    model: the model.
+    bases: other directories in which the base may be now.
 
   Raises:
     UserError: the base does not exist, or is not the one that the adapter was
@@ -263,54 +220,18 @@ def load_base(model: Transformer) -> dict:
   is_int8 = adapter.base_dtype == 'int8'
   dtype = 'bfloat16' if is_int8 else adapter.base_dtype
   if adapter.base == RANDOM:
-    seed = int(adapter.base_digest.removeprefix(_SEED))
-    random = random_params(model.clone(adapter=None, scalar=False), seed)
-    params = jax.tree.map(lambda x: x.astype(dtype), random)
+    plain = model.clone(adapter=None, scalar=False)
+    params = random_params(plain, adapter_base.seed_of(adapter))
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
   else:
-    try:
-      found = provenance(adapter.base, adapter.base_step)['digest']
-    except UserError as error:
-      raise UserError(f'base of an adapter: {error}') from error
-    if found != adapter.base_digest:
-      raise UserError(
-        f'{adapter.base}, step {adapter.base_step}, has digest {found}, but '
-        f'the adapter was trained on {adapter.base_digest}; restore that base'
-      )
-    base = build_model(
-      adapter.base, adapter.base_step, model.compute, model.layout
-    )
-    params = load_params(adapter.base, adapter.base_step, base, dtype)
+    path, step = adapter_base.find(directory, adapter, bases), adapter.base_step
+    base = build_model(path, step, model.compute, model.layout)
+    params = load_params(path, step, base, dtype, bases)
   if not is_int8:
     return params
-  head = {k: params.pop(k) for k in ('value_head',) if k in params}
   abstract = model_init.abstract_frozen(model)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  return lora.quantize_base(params, shardings) | head
-
-
-def provenance(
-  directory: str, step: int | None, seed: int = 0
-) -> dict[str, Any]:
-  """Returns where parameters come from, as JSON values.
-
-  Args:
-    directory: a model directory, or RANDOM.
-    step: None for the latest.
-    seed: of random parameters.
-
-  Returns:
-    checkpoint (the directory), step (the resolved number) and digest, which
-    identifies the parameters wherever the directory is.
-  """
-  if directory == RANDOM:
-    return {'checkpoint': directory, 'step': None, 'digest': f'{_SEED}{seed}'}
-  found = orbax_checkpoint.identity(directory, step)
-  text = f'{found["params"]} {found["model"]}'
-  return {
-    'checkpoint': str(directory),
-    'step': found['step'],
-    'digest': hashlib.sha256(text.encode()).hexdigest()[:12],
-  }
+  return lora.quantize_base(params, shardings)
 
 
 def load_tokenizer(directory: str, config: ModelConfig) -> tokenizer.Tokenizer:
@@ -422,7 +343,7 @@ def model_metadata(model: Transformer) -> dict[str, Any]:
   """Returns the `model` item of a checkpoint of this model."""
   item = {'size': dataclasses.asdict(model.config), 'scalar': model.scalar}
   if model.adapter is not None:
-    item['adapter'] = dataclasses.asdict(model.adapter)
+    item['adapter'] = adapter_base.to_item(model.adapter)
   return item
 
 

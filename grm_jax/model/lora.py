@@ -32,11 +32,15 @@ TARGETS = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
 BASE_DTYPES = ('float32', 'bfloat16', 'int8')
 RANK = 'lora_rank'  # logical axis of the rank, see sharding/rules.py
 
+ALPHA = settings.number(0, 1e6, above=True)
 # Rules of config.lora.
 SETTINGS: settings.Rules = {
   'rank': settings.integer(0, 4096, note='0: all parameters are trained'),
-  'alpha': settings.number(0, 1e6, above=True),
-  'targets': settings.tuple_of(TARGETS),
+  'alpha': ALPHA,
+  'targets': settings.Rule(
+    f'a tuple of at least one of {", ".join(map(repr, TARGETS))}, each once',
+    lambda x: settings.tuple_of(TARGETS).is_valid(x) and len(x) > 0,
+  ),
   'base_dtype': settings.one_of(*BASE_DTYPES),
 }
 UNUSED = Unused(
@@ -58,6 +62,8 @@ class AdapterConfig:
     base: model directory of the frozen parameters, or 'random'.
     base_step: its step; None for a random base.
     base_digest: identifies the contents of that step, or the random seed.
+    base_from_here: path of the base from the directory of the adapter, for
+      folders that move together; '' if there is none.
   """
 
   rank: int
@@ -67,6 +73,7 @@ class AdapterConfig:
   base: str
   base_step: int | None
   base_digest: str
+  base_from_here: str = ''
 
   @property
   def scale(self) -> float:
@@ -215,11 +222,9 @@ def merge_all(params: dict, dtype: jax.typing.DTypeLike) -> dict:
     if not is_weight(x):
       return x.astype(dtype)
     base = x.base if isinstance(x, LoraWeight) else x
-    convert = functools.partial(merge, path[-1].key, dtype=dtype)
-    result = _by_layer(convert, jax.tree.leaves(base)[0].sharding, x)
-    for array in jax.tree.leaves(base):
-      array.delete()
-    return result
+    sharding = jax.tree.leaves(base)[0].sharding
+    convert = _by_layer(merge, path[-1].key, jnp.dtype(dtype).name, sharding)
+    return _converted(convert(x), base)
 
   return jax.tree_util.tree_map_with_path(merge_leaf, params, is_leaf=is_weight)
 
@@ -229,26 +234,53 @@ def quantize_base(params: dict, shardings: dict) -> dict:
 
   Args:
     params: arrays, layers stacked; kernels are deleted as in `merge_all`.
-    shardings: a tree like the result.
+    shardings: of the result.
   """
 
   def quantize_leaf(path, x, sharding):
-    if path[-1].key not in TARGETS:
+    name = path[-1].key
+    if name not in TARGETS:
       return x
-    convert = functools.partial(quantization.quantize_kernel, path[-1].key)
-    result = _by_layer(convert, sharding, x)
-    x.delete()
-    return result
+    return _converted(_by_layer(_quantize, name, 'int8', sharding)(x), x)
 
-  return jax.tree_util.tree_map_with_path(quantize_leaf, params, shardings)
+  layers = jax.tree_util.tree_map_with_path(
+    quantize_leaf, params['pairs'], shardings['pairs']
+  )
+  return {**params, 'pairs': layers}
 
 
-def _by_layer(convert: Callable, shardings: Any, weight: Any) -> Any:
-  """Converts a stack of layers one by one: float32 is there for one only."""
-  result = jax.jit(
-    functools.partial(jax.lax.map, convert), out_shardings=shardings
-  )(weight)
-  return jax.block_until_ready(result)
+def _quantize(name, kernel, dtype):
+  del dtype  # int8
+  return quantization.quantize_kernel(name, kernel)
+
+
+@functools.cache
+def _by_layer(
+  function: Callable, name: str, dtype: str, shardings: Any
+) -> Callable:
+  """Jits the conversion of a stack of layers, one layer after the other.
+
+  The float32 form of a kernel then exists for one layer only.
+
+  Args:
+    function: (name, weight, dtype) -> converted weight.
+    name: the kernel's name.
+    dtype: argument of the function.
+    shardings: of the result.
+  """
+
+  def convert(weight):
+    return jax.lax.map(lambda x: function(name, x, dtype), weight)
+
+  return jax.jit(convert, out_shardings=shardings)
+
+
+def _converted(result: Any, old: quantization.Weight) -> Any:
+  """Waits for the conversion of a weight, and frees the memory of the old."""
+  jax.block_until_ready(result)
+  for array in jax.tree.leaves(old):
+    array.delete()
+  return result
 
 
 def is_weight(x: Any) -> bool:

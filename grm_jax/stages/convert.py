@@ -7,7 +7,7 @@ No process holds a whole checkpoint in host memory: import reads the slices of
 each device from the files, export writes one file at a time.
 """
 
-import dataclasses
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -24,7 +24,12 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from grm_jax import settings
-from grm_jax.checkpoint import gguf, model_directory, orbax_checkpoint
+from grm_jax.checkpoint import (
+  adapter_base,
+  gguf,
+  model_directory,
+  orbax_checkpoint,
+)
 from grm_jax.checkpoint.huggingface import config as hf_config
 from grm_jax.checkpoint.huggingface import load as hf_load
 from grm_jax.checkpoint.huggingface import peft
@@ -116,7 +121,7 @@ def _convert(config: ConfigDict, target: str) -> None:
   """Converts after the checks; see `run`."""
   start_s = time.monotonic()
   layout = mesh.from_config(config)
-  model, params = _read(config, layout)
+  model, params = _read(config, target, layout)
   logging.info('read %s in %.1f s', config.source, time.monotonic() - start_s)
   if config.direction == 'checkpoint':
     _copy_files(config, target)
@@ -172,11 +177,14 @@ def _check_paths(config: ConfigDict, target: str) -> None:
 
 def _check_adapter(config: ConfigDict) -> None:
   """Raises UserError if the direction does not fit the kind of source."""
-  if _is_peft(config) and not config.base:
-    raise UserError(
-      f'config.base is empty, and {config.source} is an adapter of PEFT; set '
-      'it to the model directory of its base'
-    )
+  if _is_peft(config):
+    if not config.base:
+      raise UserError(
+        f'config.base is empty, and {config.source} is an adapter of PEFT; set '
+        'it to the model directory of its base, which PEFT names '
+        f'{peft.base_name(config.source)}'
+      )
+    return
   if not _is_checkpoint(config) or config.direction == 'huggingface':
     return
   if not _is_adapter(config):
@@ -193,7 +201,8 @@ def _check_adapter(config: ConfigDict) -> None:
 
 def _is_peft(config: ConfigDict) -> bool:
   """Returns whether an adapter of PEFT is read."""
-  return config.direction == 'checkpoint' and peft.is_adapter(config.source)
+  is_import = config.direction == 'checkpoint' and bool(config.source)
+  return is_import and peft.is_adapter(config.source)
 
 
 def _is_checkpoint(config: ConfigDict) -> bool:
@@ -211,7 +220,9 @@ def _is_adapter(config: ConfigDict) -> bool:
   if not _is_checkpoint(config):
     return _is_peft(config)
   step = model_directory.step_or_latest(config.checkpoint_step)
-  return 'adapter' in orbax_checkpoint.read_json(config.source, 'model', step)
+  with contextlib.suppress(UserError):  # reported when it is read
+    return 'adapter' in orbax_checkpoint.read_json(config.source, 'model', step)
+  return False
 
 
 def _has_template(config: ConfigDict) -> bool:
@@ -266,14 +277,14 @@ def _is_in_use(target: str, direction: str) -> bool:
   """Returns whether the target has more than a killed conversion leaves."""
   path = epath.Path(target)
   names = [x.name for x in path.iterdir()] if path.is_dir() else []
-  if direction == 'huggingface':
+  if direction != 'checkpoint':
     return bool(names)
   leftovers = (*model_directory.COMPANIONS, '.tmp', '.orbax-checkpoint-tmp')
   return any(not any(part in name for part in leftovers) for name in names)
 
 
 def _read(
-  config: ConfigDict, layout: ShardingLayout
+  config: ConfigDict, target: str, layout: ShardingLayout
 ) -> tuple[Transformer, dict]:
   """Returns the model and the parameters of `config.source`."""
   dtype = 'float32' if config.dtype == 'source' else config.dtype
@@ -286,7 +297,7 @@ def _read(
   if _is_checkpoint(config):
     return _read_checkpoint(config, compute, layout)
   if _is_peft(config):
-    return _import_adapter(config, compute, layout)
+    return _import_adapter(config, target, layout)
   return _import(config.source, compute, layout, config.dtype)
 
 
@@ -296,34 +307,69 @@ def _read_checkpoint(
   """Reads a checkpoint of ours; merges an adapter unless PEFT is to get it."""
   step = model_directory.step_or_latest(config.checkpoint_step)
   model = model_directory.build_model(config.source, step, compute, layout)
-  if model.adapter is None:
-    params = model_directory.load_params(
-      config.source, step, model, config.dtype
+  if model.adapter is not None and config.direction == 'peft':
+    _check_peft_base(config, model.adapter)
+    return model, model_directory.load_trained(config.source, step, model)
+  params = model_directory.load_params(
+    config.source, step, model, config.dtype, [config.base]
+  )
+  return model.clone(adapter=None), params
+
+
+def _check_peft_base(config: ConfigDict, adapter: lora.AdapterConfig) -> None:
+  """Prints the base of an adapter; it must exist in the format of PEFT.
+
+  Raises:
+    UserError: the base was trained here, and was not exported.
+  """
+  print(
+    f'{config.source} was trained on step {adapter.base_step} of '
+    f'{adapter.base} ({adapter.base_dtype})'
+  )
+  if adapter.base == model_directory.RANDOM or os.path.isdir(config.base):
+    return
+  path = adapter_base.find(config.source, adapter)
+  meta = orbax_checkpoint.read_json(path, 'meta', adapter.base_step)
+  if 'source' not in meta:
+    raise UserError(
+      f'config.base={config.base} is not the base of {config.source}, which '
+      f'was trained on {path}, the model of another run; convert that with '
+      'config.direction=huggingface and give its folder as config.base'
     )
-    return model, params
-  trained = model_directory.load_trained(config.source, step, model)
-  if config.direction == 'peft':
-    return model, trained
-  if config.base:  # it has moved since the adapter was trained
-    adapter = dataclasses.replace(model.adapter, base=config.base)
-    model = model.clone(adapter=adapter)
-  merged = model_directory.load_merged(model, trained, config.dtype)
-  return model.clone(adapter=None), merged
 
 
 def _import_adapter(
-  config: ConfigDict, compute: ComputeConfig, layout: ShardingLayout
+  config: ConfigDict, target: str, layout: ShardingLayout
 ) -> tuple[Transformer, dict]:
   """Reads an adapter of PEFT for the base config.base."""
-  base = model_directory.build_model(config.base, None, compute, layout)
+  print(f'{config.source} names its base {peft.base_name(config.source)}')
+  base = model_directory.build_model(config.base, None, ComputeConfig(), layout)
   fields = peft.read_config(config.source, base.config)
   scalar = fields.pop('scalar')
-  dtype = config.dtype if config.dtype != 'source' else 'float32'
-  adapter = model_directory.adapter_config(
-    config.base, None, base_dtype=dtype, **fields
+  if base.scalar and not scalar:
+    raise UserError(
+      f'config.base={config.base} has a scalar head, and {config.source} has '
+      'none; give a base without one'
+    )
+  adapter = adapter_base.new_adapter(
+    target,
+    config.base,
+    None,
+    base_dtype=_base_dtype(config, base),
+    **fields,
   )
   model = base.clone(adapter=adapter, scalar=scalar)
   return model, peft.load_trained(config.source, model)
+
+
+def _base_dtype(config: ConfigDict, base: Transformer) -> str:
+  """Returns the dtype in which an imported adapter has its base."""
+  if config.dtype != 'source':
+    return config.dtype
+  if base.adapter is not None:
+    return base.adapter.base_dtype
+  index = orbax_checkpoint.read_json(config.base, 'index')
+  return index['arrays']['params']['embedder/table']['dtype']
 
 
 def _import(
@@ -351,7 +397,8 @@ def _copy_files(config: ConfigDict, target: str) -> None:
     atomic_io.write_file(
       epath.Path(target) / model_directory.BPE_TOKENIZER, text
     )
-  elif _is_peft(config) and not model_directory.has_tokenizer(config.source):
+  elif _is_peft(config):
+    # The tokenizer, and how the base is asked.
     model_directory.copy_companions(config.base, target)
   else:
     model_directory.copy_companions(config.source, target)
@@ -412,13 +459,16 @@ def _verify(
   rng = np.random.default_rng(0)
   # Ids below 3 are control tokens.
   tokens = rng.integers(3, model.config.vocab_size, _VERIFY_SHAPE)
-  expected = _outputs(model, _whole(model, params), tokens)
+  expected = _outputs(model, _whole(config, target, model, params), tokens)
   if config.direction == 'checkpoint':
-    written_params = model_directory.load_params(target, None, model)
+    # The products of an adapter are compared with its sum in float32.
+    dtype = 'float32' if model.adapter else 'source'
+    written_params = model_directory.load_params(target, None, model, dtype)
     outputs = {'the checkpoint': _outputs(model, written_params, tokens)}
     hf_path = config.source if _has_template(config) or _is_gguf(config) else ''
   elif config.direction == 'peft':
-    written_params = _whole(model, peft.load_trained(target, model))
+    trained = peft.load_trained(target, model)
+    written_params = _whole(config, target, model, trained)
     outputs = {'the exported files': _outputs(model, written_params, tokens)}
     hf_path = ''
   else:
@@ -441,11 +491,14 @@ def _verify(
       )
 
 
-def _whole(model: Transformer, params: dict) -> dict:
+def _whole(
+  config: ConfigDict, target: str, model: Transformer, params: dict
+) -> dict:
   """Returns all parameters of a model, of which `params` may be an adapter."""
   if model.adapter is None:
     return params
-  frozen = model_directory.load_base(model)
+  directory = config.source if config.direction == 'peft' else target
+  frozen = model_directory.load_base(directory, model)
   return lora.attach(model.adapter, frozen, params)
 
 

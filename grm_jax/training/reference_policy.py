@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from grm_jax import settings
-from grm_jax.checkpoint import model_directory
+from grm_jax.checkpoint import adapter_base, model_directory
 from grm_jax.errors import UserError
 from grm_jax.model.batch import Batch
 from grm_jax.model.transformer import Transformer
@@ -130,7 +130,7 @@ def _provenance(directory: str, step: int | None, seed: int) -> dict[str, Any]:
       'config.reference.checkpoint and config.checkpoint are empty; a resumed '
       'run also needs its reference: give the checkpoint it started with'
     )
-  return model_directory.provenance(directory, step, seed)
+  return adapter_base.provenance(directory, step, seed)
 
 
 def _load(

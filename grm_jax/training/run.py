@@ -19,7 +19,11 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from grm_jax import settings
-from grm_jax.checkpoint import model_directory, orbax_checkpoint
+from grm_jax.checkpoint import (
+  adapter_base,
+  model_directory,
+  orbax_checkpoint,
+)
 from grm_jax.data.collate import BatchInfo
 from grm_jax.errors import UserError
 from grm_jax.judgement import trained_judge
@@ -98,27 +102,23 @@ def check(
     raise UserError('--workdir is missing; give the folder to write the model')
   settings.check(config, rules, key)
   optimizer.check(config.steps, config.optimizer, f'{key}.optimizer')
-  if config.lora.rank:
-    _check_lora(config, key)
+  check_lora(config, key)
   compute_config.check_devices(config, key)
 
 
-def _check_lora(config: ConfigDict, key: str) -> None:
-  """Checks settings that an adapter excludes."""
-  if not config.lora.targets:
+def check_lora(config: ConfigDict, key: str = 'config') -> None:
+  """Raises UserError for settings that an adapter excludes."""
+  if not config.lora.rank:
+    return
+  if config.get('checkpoint') == model_directory.SCRATCH:
     raise UserError(
-      f'{key}.lora.targets is (); name the kernels that get an adapter, or set '
-      f'{key}.lora.rank to 0'
-    )
-  if config.checkpoint == model_directory.SCRATCH:
-    raise UserError(
-      f'{key}.checkpoint is scratch, and an adapter needs a trained model; set '
-      f'{key}.lora.rank to 0'
+      f'{key}.checkpoint is scratch, and an adapter (lora.rank) needs a '
+      'trained model; set lora.rank to 0'
     )
   if config.optimizer.offload_to_host:
     raise UserError(
-      f'{key}.optimizer.offload_to_host is for all parameters; the optimizer '
-      f'state of an adapter is small: set it to false with {key}.lora.rank'
+      f'{key}.optimizer.offload_to_host is for training without an adapter '
+      '(lora.rank), whose optimizer state is small; set it to false'
     )
 
 
@@ -286,15 +286,31 @@ def _load_to_resume(config, target, compute, layout, scalar) -> LoadedModel:
       f'{target} has {_head_name(model.scalar)} head, this stage trains '
       f'{_head_name(scalar)} head; choose another --workdir'
     )
-  if bool(config.lora.rank) != (model.adapter is not None):
-    has = 'no adapter' if model.adapter is None else 'an adapter'
-    raise UserError(
-      f'config.lora.rank is {config.lora.rank}, but {target} has {has}; resume '
-      'with the settings that the run started with'
-    )
-  frozen = None if model.adapter is None else model_directory.load_base(model)
+  _check_same_adapter(config, target, model.adapter)
+  frozen = None
+  if model.adapter is not None:
+    # The user may give the new path of a base that has moved.
+    bases = [config.checkpoint]
+    frozen = model_directory.load_base(target, model, bases)
+    frozen.pop('value_head', None)  # the adapter has its own
   tokenizer = model_directory.load_tokenizer(target, model.config)
   return LoadedModel(model, tokenizer, frozen)
+
+
+def _check_same_adapter(config, target, adapter) -> None:
+  """Raises UserError if the checkpoint to resume has another adapter."""
+  given: dict[str, Any] = {'rank': 0}
+  if config.lora.rank:
+    given = dict(config.lora)
+  stored = dataclasses.asdict(adapter) if adapter else {'rank': 0}
+  for name, value in given.items():
+    value = tuple(value) if name == 'targets' else value
+    if stored.get(name) != value:
+      raise UserError(
+        f'lora.{name} is {value}, but {target} was trained with '
+        f'{stored.get(name, "no adapter")}; resume with the settings that the '
+        'run started with, or choose another --workdir'
+      )
 
 
 def _load_with_adapter(
@@ -305,11 +321,11 @@ def _load_with_adapter(
     config.checkpoint, step, compute, layout, scalar=scalar
   )
   _check_can_generate(config, base.scalar, scalar)
-  adapter = model_directory.adapter_config(
-    config.checkpoint, step, seed=config.seed, **config.lora
+  adapter = adapter_base.new_adapter(
+    target, config.checkpoint, step, seed=config.seed, **config.lora
   )
   model = base.clone(scalar=scalar, adapter=adapter)
-  frozen = model_directory.load_base(model)
+  frozen = model_directory.load_base(target, model)
   params = model_init.init_adapter(model, jax.random.key(config.seed))
   if scalar:
     head = frozen.pop('value_head', None)

@@ -10,7 +10,11 @@ import time
 import jax
 import numpy as np
 
-from grm_jax.checkpoint import model_directory, orbax_checkpoint
+from grm_jax.checkpoint import (
+  adapter_base,
+  model_directory,
+  orbax_checkpoint,
+)
 from grm_jax.model import config as model_config
 from grm_jax.model import init as model_init
 from grm_jax.model import lora
@@ -91,7 +95,8 @@ def write_adapter(path, base, scalar=False):
   """
   layout = mesh.one_device()
   model = model_directory.build_model(str(base), None, ComputeConfig(), layout)
-  adapter = model_directory.adapter_config(
+  adapter = adapter_base.new_adapter(
+    str(path),
     str(base),
     None,
     rank=3,

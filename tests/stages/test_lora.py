@@ -31,6 +31,7 @@ from tests.stages.stage_runs import (
   rows_of,
   steps_in,
   wait_for,
+  write_adapter,
   write_model,
 )
 from tests.stages.test_convert import load_config
@@ -166,7 +167,71 @@ def open_params(directory):
   model = model_directory.build_model(
     str(directory), None, ComputeConfig(), mesh.one_device()
   )
+  # Whichever adapter the model has, that of the directory is merged.
+  model = model.clone(adapter=None)
   return model_directory.load_params(str(directory), None, model)
+
+
+def test_folders_that_move_together(tmp_path):
+  """A chain: an adapter on an adapter on a model."""
+  write_model(tmp_path / 'old/base')
+  write_adapter(tmp_path / 'old/one', tmp_path / 'old/base')
+  write_adapter(tmp_path / 'old/two', tmp_path / 'old/one')
+  expected = leaves(open_params(tmp_path / 'old/two'))
+  (tmp_path / 'old').rename(tmp_path / 'new')
+  moved = leaves(open_params(tmp_path / 'new/two'))
+  for a, b in zip(moved, expected, strict=True):
+    np.testing.assert_array_equal(a, b)
+  # The base of the chain alone moves: its new path is found by the digest.
+  (tmp_path / 'new/base').rename(tmp_path / 'elsewhere')
+  with pytest.raises(UserError, match=naming(tmp_path / 'new/one', 'base')):
+    model_directory.check_readable(f'{tmp_path}/new/two', None)
+  convert.run(
+    load_config(
+      source=f'{tmp_path}/new/two',
+      target=f'{tmp_path}/merged',
+      base=f'{tmp_path}/elsewhere',
+    ),
+    '',
+  )
+  merged = leaves(open_params(tmp_path / 'merged'))
+  for a, b in zip(merged, expected, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_peft_needs_the_base_in_its_format(tmp_path):
+  write_model(tmp_path / 'base')
+  write_adapter(tmp_path / 'one', tmp_path / 'base')
+  config = load_config(
+    source=f'{tmp_path}/one',
+    target=f'{tmp_path}/peft',
+    direction='peft',
+    base='google/gemma-2-2b-it',
+  )
+  with pytest.raises(UserError, match=naming('config.base', 'huggingface')):
+    convert.run(config, '')
+  convert.run(
+    load_config(
+      source=f'{tmp_path}/base',
+      target=f'{tmp_path}/exported',
+      direction='huggingface',
+    ),
+    '',
+  )
+  config.base = f'{tmp_path}/exported'
+  convert.run(config, '')
+  assert (tmp_path / 'peft/adapter_config.json').exists()
+
+
+def test_a_run_resumes_with_a_base_that_moved(runner, clean_run, tmp_path):
+  shutil.copytree(clean_run, tmp_path / 'run')
+  base, moved = runner.folder / 'layers', tmp_path / 'moved'
+  base.rename(moved)
+  try:
+    runner.run(tmp_path / 'run', checkpoint=str(moved))
+  finally:
+    moved.rename(base)
+  assert_same_run(tmp_path / 'run', clean_run)
 
 
 def test_an_adapter_of_peft_and_back(clean_run, tmp_path, capsys):
@@ -175,12 +240,12 @@ def test_an_adapter_of_peft_and_back(clean_run, tmp_path, capsys):
     source=source,
     target=f'{tmp_path}/peft',
     direction='peft',
-    base='some/model',
+    base=f'{tmp_path}',
     verify=True,
   )
   convert.run(config, '')
   fields = json.loads((tmp_path / 'peft/adapter_config.json').read_text())
-  assert fields['base_model_name_or_path'] == 'some/model'
+  assert fields['base_model_name_or_path'] == f'{tmp_path}'
   assert (fields['r'], fields['lora_alpha']) == (4, 32.0)
   base = orbax_checkpoint.read_json(source, 'model')['adapter']['base']
   config = load_config(
@@ -199,10 +264,10 @@ def test_an_adapter_of_peft_and_back(clean_run, tmp_path, capsys):
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
-    ({'lora.targets': ()}, ['config.lora.targets', 'config.lora.rank']),
+    ({'lora.targets': ()}, ['config.lora.targets', 'query']),
     (
       {'optimizer.offload_to_host': True},
-      ['config.optimizer.offload_to_host', 'config.lora.rank'],
+      ['config.optimizer.offload_to_host', 'lora.rank'],
     ),
     ({'lora.rank': -1}, setting('lora.rank', -1)),
     ({'lora.base_dtype': 'int4'}, setting('lora.base_dtype', 'int4')),

@@ -65,14 +65,20 @@ class TensorSource:
     return np.dtype(_DTYPES[name])
 
 
-def open_source(directory: str) -> TensorSource:
-  """Opens all safetensors files of a directory and reads their headers.
+def open_source(
+  directory: str, names: Sequence[str] | None = None
+) -> TensorSource:
+  """Opens safetensors files of a directory and reads their headers.
+
+  Args:
+    directory: folder of the files.
+    names: their names; None for all.
 
   Raises:
     UserError: no files, a missing or damaged file, or a duplicate key.
   """
   tensors: dict[str, tuple[Any, str]] = {}
-  for name in _file_names(directory):
+  for name in names or _file_names(directory):
     path = os.path.join(directory, name)
     try:
       file = safe_open(path, framework='np')
@@ -151,7 +157,7 @@ def check_tensors(
     shape = tuple(source.slice(key).get_shape())
     if shape != mapping.hf_shape(config):
       raise UserError(
-        f'{source.path}: {key} has shape {shape}, config.json implies '
+        f'{source.path}: {key} has shape {shape}, its configuration implies '
         f'{mapping.hf_shape(config)}; use the files of one model'
       )
 

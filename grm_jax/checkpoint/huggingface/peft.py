@@ -14,6 +14,7 @@ import jax
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from grm_jax import settings
 from grm_jax.checkpoint.huggingface import load, save
 from grm_jax.checkpoint.huggingface.config import read_json
 from grm_jax.checkpoint.huggingface.param_mapping import (
@@ -32,23 +33,25 @@ _WEIGHTS = 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
 _RANK = 'Z'  # letter of the rank in a ParamMapping
 _HEAD = 'score'  # name of the scalar head
-# Settings of PEFT that change what an adapter computes, with the values that
-# have no effect.
-_UNSUPPORTED = {
-  'bias': ('none',),
-  'fan_in_fan_out': (False,),
-  'use_dora': (False,),
-  'rank_pattern': ({}, None),
-  'alpha_pattern': ({}, None),
-  'layers_to_transform': (None,),
-  'exclude_modules': (None, []),
-  'target_parameters': (None, []),
-}
+# Settings of PEFT that are read, or do not change what an adapter computes. Any
+# other one must be off.
+_KNOWN = frozenset(
+  [
+    *('peft_type', 'r', 'lora_alpha', 'use_rslora', 'target_modules'),
+    *('modules_to_save', 'init_lora_weights', 'lora_dropout', 'task_type'),
+    *('base_model_name_or_path', 'revision', 'inference_mode', 'auto_mapping'),
+    *('peft_version', 'megatron_core', 'qalora_group_size', 'eva_config'),
+  ]
+)
+# Initial values that leave the base as it is.
+_INITIALIZATIONS = (True, False, 'gaussian', 'orthogonal', 'eva')
+_CURE = 'merge the adapter with PEFT and convert the merged model'
 
 
 def is_adapter(directory: str) -> bool:
-  """Returns whether a directory has an adapter of PEFT."""
-  return os.path.exists(os.path.join(directory, CONFIG))
+  """Returns whether a directory has an adapter of PEFT, and no model."""
+  names = [os.path.join(directory, x) for x in (CONFIG, 'config.json')]
+  return [os.path.exists(x) for x in names] == [True, False]
 
 
 def save_directory(
@@ -105,26 +108,35 @@ def read_config(directory: str, config: ModelConfig) -> dict[str, Any]:
   """
   path = os.path.join(directory, CONFIG)
   fields = read_json(path)
-  if fields.get('peft_type') != 'LORA':
+  if not isinstance(fields, dict) or fields.get('peft_type') != 'LORA':
+    raise UserError(f'{path}: peft_type is not LORA; {_CURE}')
+  for name, value in fields.items():
+    if name not in _KNOWN and value not in (None, False, 'none', {}, []):
+      raise UserError(f'{path}: {name} is {value!r}, not supported; {_CURE}')
+  initial = fields.get('init_lora_weights', True)
+  if initial not in _INITIALIZATIONS:
     raise UserError(
-      f'{path}: peft_type is {fields.get("peft_type")!r}; only LORA is '
-      'supported'
+      f'{path}: init_lora_weights is {initial!r}, which changes the base; save '
+      'the adapter with path_initial_model_for_weight_conversion'
     )
-  for name, values in _UNSUPPORTED.items():
-    if fields.get(name, values[0]) not in values:
-      raise UserError(
-        f'{path}: {name} is {fields[name]!r}, which is not supported; merge '
-        'the adapter with PEFT and convert the merged model'
-      )
-  rank, alpha = fields['r'], float(fields['lora_alpha'])
+  rank: Any = fields.get('r')
+  alpha: Any = fields.get('lora_alpha')
+  settings.check_value(rank, settings.integer(1), f'{path}: r')
+  settings.check_value(alpha, lora.ALPHA, f'{path}: lora_alpha')
   if fields.get('use_rslora'):
     alpha *= rank**0.5  # its scale is alpha / sqrt(rank)
   return {
     'rank': rank,
-    'alpha': alpha,
+    'alpha': float(alpha),
     'targets': _targets(fields, path, config),
     'scalar': _has_head(fields, path),
   }
+
+
+def base_name(directory: str) -> str:
+  """Returns the name of the base that an adapter of PEFT was trained on."""
+  fields = read_json(os.path.join(directory, CONFIG))
+  return str(fields.get('base_model_name_or_path'))
 
 
 def load_trained(directory: str, model: Transformer) -> dict:
@@ -137,7 +149,7 @@ def load_trained(directory: str, model: Transformer) -> dict:
   Raises:
     UserError: a tensor is missing, unknown, or has another shape.
   """
-  source = load.open_source(directory)
+  source = load.open_source(directory, [_WEIGHTS])
   mappings = _mappings(model)
   load.check_tensors(source, model.config, mappings)
   abstract = model_init.abstract_trained(model)
@@ -189,17 +201,19 @@ def _targets(fields, path: str, config: ModelConfig) -> tuple[str, ...]:
   if not isinstance(modules, list) or not {*modules} <= {*known}:
     raise UserError(
       f'{path}: target_modules is {modules!r}; supported are lists of '
-      f'{", ".join(known)}'
+      f'{", ".join(known)}; {_CURE}'
     )
   names = {known[x] for x in modules}
   return tuple(x for x in lora.TARGETS if x in names)
 
 
 def _has_head(fields, path: str) -> bool:
-  saved = fields.get('modules_to_save') or []
-  if saved not in ([], [_HEAD]):
+  """Returns whether a scalar head is stored; checks that nothing else is."""
+  # PEFT also lists 'classifier', the name of the head of other models.
+  saved = {*(fields.get('modules_to_save') or [])}
+  if saved - {_HEAD, 'classifier'}:
     raise UserError(
-      f'{path}: modules_to_save is {saved!r}; only {_HEAD!r}, a scalar head, '
-      'is supported'
+      f'{path}: modules_to_save is {sorted(saved)}; only {_HEAD!r}, a scalar '
+      f'head, is supported; {_CURE}'
     )
-  return bool(saved)
+  return _HEAD in saved

@@ -116,6 +116,7 @@ UNUSED = (
     (
       *('train.data', 'train.steps', 'train.optimizer', 'train.evaluation'),
       *('train.save_every', 'train.max_to_keep', 'train.profile_steps'),
+      'train.lora',
     ),
     '{key}.phases has no train',
     lambda config: 'train' not in _phases(config),

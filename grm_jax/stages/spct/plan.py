@@ -259,7 +259,7 @@ def _add_base(config: ConfigDict, pipeline: PipelinePlan) -> None:
 
 
 def _add_sft(config: ConfigDict, pipeline: PipelinePlan) -> None:
-  settings = _model_settings(config, 'sft', 'lora', 'examples.texts')
+  settings = _model_settings(config, 'sft', *_lora(config), 'examples.texts')
   settings['sft.data.texts'] = input_identity.of_source(config.sft.data.texts)
   settings |= _checkpoint_settings(config, pipeline)
   stage_config = _copy(config.sft)
@@ -284,7 +284,7 @@ def _is_for_practice_only(config: ConfigDict, spec: str) -> bool:
 
 
 def _add_rft(config: ConfigDict, pipeline: PipelinePlan) -> None:
-  settings = _model_settings(config, 'rft', 'lora', *_COLD_START_KEYS)
+  settings = _model_settings(config, 'rft', *_lora(config), *_COLD_START_KEYS)
   hints = rft_sampling.identify_hints(config.rft, 'config.rft')
   settings |= {f'rft.{key}': name for key, name in hints.items()}
   settings |= _checkpoint_settings(config, pipeline)
@@ -329,7 +329,7 @@ def _rft_config(config: ConfigDict, pipeline: PipelinePlan) -> ConfigDict:
 
 
 def _add_grpo(config: ConfigDict, pipeline: PipelinePlan) -> None:
-  settings = _model_settings(config, 'grpo', 'lora')
+  settings = _model_settings(config, 'grpo', *_lora(config))
   settings |= _checkpoint_settings(config, pipeline)
   stage_config = _copy(config.grpo)
   with stage_config.unlocked():
@@ -347,7 +347,7 @@ def _add_grpo(config: ConfigDict, pipeline: PipelinePlan) -> None:
 def _add_meta_rm(config: ConfigDict, pipeline: PipelinePlan) -> None:
   """Adds the sampling for the meta RM, and its training."""
   _add_meta_rm_samples(config, pipeline)
-  settings = _model_settings(config, 'meta_rm', 'lora')
+  settings = _model_settings(config, 'meta_rm', *_lora(config))
   settings['prompt.meta'] = input_identity.of_template(
     config.prompt.meta, 'config.prompt.meta'
   )
@@ -465,6 +465,11 @@ def _model_settings(config: ConfigDict, *keys: str) -> dict[str, Any]:
       name, f'config.prompt.{key}'
     )
   return settings
+
+
+def _lora(config: ConfigDict) -> tuple[str, ...]:
+  """Returns the group of settings of adapters, if stages have adapters."""
+  return ('lora',) if config.lora.rank else ()
 
 
 def _initial_checkpoint(

@@ -68,6 +68,30 @@ def test_rank_stabilized_scale(tmp_path):
   assert peft.read_config(path, tiny.CONFIG)['alpha'] == 16.0
 
 
+def test_settings_without_effect(tmp_path):
+  path = write(
+    tmp_path,
+    bias='none',
+    lora_dropout=0.1,
+    rank_pattern={},
+    layers_to_transform=None,
+    init_lora_weights='gaussian',
+    modules_to_save=['classifier', 'score', 'score'],
+    base_model_name_or_path='google/gemma-2-2b-it',
+  )
+  assert peft.read_config(path, tiny.CONFIG) == {
+    'rank': 4,
+    'alpha': 8.0,
+    'targets': ('query', 'value'),
+    'scalar': True,
+  }
+  assert peft.base_name(path) == 'google/gemma-2-2b-it'
+  # A model with a leftover file is a model.
+  assert peft.is_adapter(path)
+  (tmp_path / 'config.json').write_text('{}')
+  assert not peft.is_adapter(path)
+
+
 @pytest.mark.parametrize(
   ('name', 'value'),
   [
@@ -81,6 +105,13 @@ def test_rank_stabilized_scale(tmp_path):
     ('target_modules', 'all-linear'),
     ('target_modules', ['q_proj', 'lm_head']),
     ('modules_to_save', ['embed_tokens']),
+    ('init_lora_weights', 'pissa_niter_16'),
+    ('alora_invocation_tokens', [5]),
+    ('loftq_config', {'loftq_bits': 4}),
+    ('a_later_setting', 1),
+    ('r', 0),
+    ('r', None),
+    ('lora_alpha', 'x'),
   ],
 )
 def test_what_is_not_supported_is_named(tmp_path, name, value):
