@@ -32,6 +32,9 @@ def devices(name: str, num_slices: int = 1) -> Sequence[jax.Device]:
   if name.startswith('v4:'):
     # JAX uses the two cores of a v4 chip as one device ("megacore").
     options['chip_config_name'] = 'megacore'
+  if name.endswith(':1x1'):
+    # libtpu assumes hosts of four chips.
+    options['chips_per_host_bounds'] = (1, 1, 1)
   try:
     return topologies.get_topology_desc(
       platform='tpu', topology_name=name, **options

@@ -71,6 +71,23 @@ def test_memory_adds_up(update):
   assert update['fits'] is update['memory_bytes'] is None  # of a CPU
 
 
+def test_an_update_of_an_adapter(update):
+  """The base is a parameter in int8; the state is that of the adapter."""
+  adapted = compile_report.compile_step(
+    config(grad_accum_steps=3, **{'lora.rank': 4, 'lora.base_dtype': 'int8'})
+  )
+  assert [x['name'] for x in adapted['programs']] == ['gradients', 'update']
+  # Kernels of 1 byte instead of 4, the table of 2.
+  assert adapted['parameters_bytes'] < 0.5 * update['parameters_bytes']
+  # No reference, and moments of the factors alone.
+  assert adapted['optimizer_bytes'] < 0.25 * update['optimizer_bytes']
+  # No gradients of kernels.
+  assert adapted['useful_flops'] < 0.75 * update['useful_flops']
+  gradients, apply = adapted['programs']
+  assert gradients['arguments_bytes'] >= adapted['parameters_bytes']
+  assert apply['resident_bytes'] < adapted['parameters_bytes']
+
+
 def test_collectives_over_the_axes_of_the_mesh(update):
   kinds = {
     (row['kind'], tuple(row['axes']))

@@ -10,6 +10,7 @@ import os
 import pytest
 
 from benchmarks import aot_table
+from grm_jax.aot import topology as aot_topology
 from tests.messages import lines_with, names
 from tests.test_main import error_of, run
 
@@ -235,6 +236,10 @@ def test_too_much_does_not_fit():
     '--config.micro_batch_prompts=512',
   )
   assert lines_with(stdout, 'fits', False)
+
+
+def test_a_single_chip():
+  assert len(aot_topology.devices('v5e:1x1')) == 1
 
 
 def test_unknown_topologies():
