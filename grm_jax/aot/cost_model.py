@@ -65,11 +65,12 @@ def of_program(
     bound_seconds (the longest of the three) and bound; core_seconds (fusions
     and kernels by the estimate), kernel_seconds (the part of the kernels),
     exposed_seconds (of the network), xla_seconds, calibrated_seconds and
-    calibration_error. Times are None without a chip. `largest` and `slowest`
-    are the instructions with the most bytes and the most time. A program that
-    is counted by loop iteration also has bound_bytes, what an iteration must
-    read, and hbm_by_bound, hbm_bytes over that; each iteration has its share of
-    the bytes that move outside of the loop.
+    calibration_error; unestimated_fusions, the executions of fusions to which
+    the compiler gives no time. Times are None without a chip. `largest` and
+    `slowest` are the instructions with the most bytes and the most time. A
+    program that is counted by loop iteration also has bound_bytes, what an
+    iteration must read, and hbm_by_bound, hbm_bytes over that; each iteration
+    has its share of the bytes that move outside of the loop.
   """
   costs: Costs = {
     'name': program.name,
@@ -177,6 +178,7 @@ def _times(
     'collectives': collectives.table(ops, mesh.shape, devices, chip, exposed),
     'core_seconds': estimate.seconds,
     'kernel_seconds': estimate.kernel_seconds,
+    'unestimated_fusions': estimate.unestimated,
     'network_seconds': sum(network),
     'exposed_seconds': sum(exposed),
     'slowest': [list(x) for x in estimate.slowest],

@@ -22,6 +22,8 @@ from grm_jax.model import splash
 from grm_jax.model.row_mask import RowMask
 from grm_jax.sharding.chip_specs import ChipSpec
 
+# libtpu writes the largest integer where it has no estimate.
+_NO_ESTIMATE = 2**62
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # Matrix products of a tile in the kernels of splash attention. Forward: logits
 # and the weighted sum. Backward: these two again, and the gradients of the
@@ -123,12 +125,14 @@ class Estimate:
     seconds: of all executions of all lines.
     kernel_seconds: the part of splash attention.
     slowest: lines with the most time, as (seconds, name, JAX operation).
+    unestimated: executions of fusions without an estimate, left out above.
   """
 
   line_seconds: dict[Line, float]
   seconds: float
   kernel_seconds: float
   slowest: tuple[tuple[float, str, str], ...]
+  unestimated: int
 
 
 def of_module(
@@ -143,10 +147,13 @@ def of_module(
     name: computation to begin with; '' is ENTRY.
   """
   line_seconds: dict[Line, float] = {}
-  lines, kernel_seconds = [], 0.0
+  lines, kernel_seconds, unestimated = [], 0.0, 0
   for x in _scheduled(module, name):
+    if _cycles(x) >= _NO_ESTIMATE:
+      unestimated += x.executions
+      continue
     call = splash_call(x.instruction, mask)
-    seconds = call.seconds(chip) if call else _fusion_seconds(x, chip)
+    seconds = call.seconds(chip) if call else _cycles(x) / chip.clock
     if not seconds:
       continue
     line_seconds[x.frame, x.line] = seconds
@@ -157,6 +164,7 @@ def of_module(
     sum(x[0] for x in lines),
     kernel_seconds,
     tuple(sorted(lines, reverse=True)[:_NUM_SLOWEST]),
+    unestimated,
   )
 
 
@@ -169,6 +177,7 @@ def _scheduled(module: HloModule, name: str) -> list[ExecutedInstruction]:
   ]
 
 
-def _fusion_seconds(x: ExecutedInstruction, chip: ChipSpec) -> float:
+def _cycles(x: ExecutedInstruction) -> int:
+  """Returns XLA's estimate of an instruction; 0 if it has none."""
   cycles = _CYCLES.search(x.instruction.attributes)
-  return int(cycles[1]) / chip.clock if cycles else 0.0
+  return int(cycles[1]) if cycles else 0

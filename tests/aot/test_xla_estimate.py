@@ -128,9 +128,18 @@ def test_total(module):
   kernels = 3 * (GLOBAL_TILES * 100 + LOCAL_TILES * 10 + 2 * 72 * 7) / 1000
   assert estimate.kernel_seconds == pytest.approx(kernels)
   assert estimate.seconds == pytest.approx(kernels + 4 * 0.050 + 0.030)
+  assert estimate.unestimated == 0
   assert [x[1] for x in estimate.slowest[:3]] == [
     *('splash_mqa_fwd_residuals.1', 'splash_mqa_dq_no_residuals.1', 'f.2')
   ]
+
+
+def test_fusions_without_an_estimate_are_counted():
+  """libtpu wrote 2^63 - 1 cycles for a product of an adapter (27B, v5e)."""
+  text = TEXT.replace(cycles(50), cycles(2**63 - 1))
+  estimate = xla_estimate.of_module(hlo_parser.parse(text), CHIP, None)
+  assert estimate.unestimated == 4
+  assert estimate.seconds == pytest.approx(0.030)
 
 
 def test_time_of_a_loop(module):
