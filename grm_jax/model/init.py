@@ -68,7 +68,8 @@ def abstract_trained(model: Transformer) -> dict:
   params = abstract_params(model)
   if model.adapter is None:
     return params
-  trained = {'pairs': _factors(model, params['pairs'], _axes(model, 'pairs'))}
+  axes = logical_axes(model)['pairs']
+  trained = {'pairs': _factors(model, params['pairs'], axes)}
   if model.scalar:
     trained['value_head'] = params['value_head']
   return trained
@@ -95,9 +96,10 @@ def abstract_frozen(model: Transformer) -> dict | None:
       return cast
     return abstract_int8(model, name, value.shape, axes)
 
-  params = abstract_params(model.clone(scalar=False))
-  axes = {name: _axes(model, name) for name in params}
-  return jax.tree_util.tree_map_with_path(frozen, params, axes)
+  base = model.clone(scalar=False)
+  return jax.tree_util.tree_map_with_path(
+    frozen, abstract_params(base), logical_axes(base)
+  )
 
 
 def abstract_int8(
@@ -145,10 +147,6 @@ def init_adapter(model: Transformer, key: jax.Array) -> dict:
 
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   return jax.jit(init, out_shardings=shardings)(key)
-
-
-def _axes(model, branch):
-  return logical_axes(model)[branch]
 
 
 def _factors(model, params, axes):

@@ -52,7 +52,7 @@ UNUSED = Unused(
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-  """What an adapter is, and which model it belongs to.
+  """Settings of an adapter, and the model that it belongs to.
 
   Attributes:
     rank: columns of A, rows of B.

@@ -124,18 +124,23 @@ def adapter_outputs(base, directory, scalar):
   return outputs_of(model, whole)
 
 
-@pytest.mark.parametrize('scalar', [False, True])
-def test_an_adapter_of_ours_loads_in_peft(base, tmp_path, scalar):
-  ours = adapter_outputs(base, tmp_path / 'ours', scalar)
+def in_peft(base, folder, scalar):
+  """Converts the adapter folder/ours to folder/peft; PEFT's model of it."""
   convert_to(
-    tmp_path / 'peft',
-    source=tmp_path / 'ours',
+    folder / 'peft',
+    source=folder / 'ours',
     direction='peft',
     base=base / 'hf',
   )
-  theirs = peft.PeftModel.from_pretrained(
-    their_base(base, scalar), tmp_path / 'peft'
+  return peft.PeftModel.from_pretrained(
+    their_base(base, scalar), folder / 'peft'
   )
+
+
+@pytest.mark.parametrize('scalar', [False, True])
+def test_an_adapter_of_ours_loads_in_peft(base, tmp_path, scalar):
+  ours = adapter_outputs(base, tmp_path / 'ours', scalar)
+  theirs = in_peft(base, tmp_path, scalar)
   plain = their_outputs(their_base(base, scalar), scalar)
   assert_equal(ours, their_outputs(theirs, scalar), plain)
   fields = json.loads((tmp_path / 'peft/adapter_config.json').read_text())
@@ -151,15 +156,7 @@ def test_a_merged_model_equals_peft_merged(base, tmp_path):
     tmp_path / 'merged', attn_implementation='eager', dtype=torch.float32
   )
   np.testing.assert_allclose(their_outputs(merged), ours, atol=1e-4)
-  convert_to(
-    tmp_path / 'peft',
-    source=tmp_path / 'ours',
-    direction='peft',
-    base=base / 'hf',
-  )
-  theirs = peft.PeftModel.from_pretrained(
-    their_base(base), tmp_path / 'peft'
-  ).merge_and_unload()
+  theirs = in_peft(base, tmp_path, False).merge_and_unload()
   np.testing.assert_allclose(their_outputs(theirs), ours, atol=1e-4)
   for name, value in merged.state_dict().items():
     np.testing.assert_allclose(value, theirs.state_dict()[name], atol=1e-6)
