@@ -217,8 +217,9 @@ def load_base(
   """
   adapter = model.adapter
   assert adapter is not None
-  is_int8 = adapter.base_dtype == 'int8'
+  is_int8 = lora.has_int8_base(adapter)
   dtype = 'bfloat16' if is_int8 else adapter.base_dtype
+  base_is_int8 = False  # before its adapter was merged
   if adapter.base == RANDOM:
     plain = model.clone(adapter=None, scalar=False)
     params = random_params(plain, adapter_base.seed_of(adapter))
@@ -227,11 +228,12 @@ def load_base(
     path, step = adapter_base.find(directory, adapter, bases), adapter.base_step
     base = build_model(path, step, model.compute, model.layout)
     params = load_params(path, step, base, dtype, bases)
+    base_is_int8 = lora.has_int8_base(base.adapter)
   if not is_int8:
     return params
   abstract = model_init.abstract_frozen(model)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  return lora.quantize_base(params, shardings)
+  return lora.quantize_base(params, shardings, dither=base_is_int8)
 
 
 def load_tokenizer(directory: str, config: ModelConfig) -> tokenizer.Tokenizer:

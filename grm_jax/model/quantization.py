@@ -97,8 +97,10 @@ def quantize(params: dict) -> dict:
   )
 
 
-def quantize_kernel(name: str, kernel: jax.Array) -> QuantizedWeight:
-  """Rounds a kernel to the nearest of 255 values per output channel.
+def quantize_kernel(
+  name: str, kernel: jax.Array, dither: bool = False
+) -> QuantizedWeight:
+  """Rounds a kernel to one of 255 values per output channel.
 
   The error of an element is at most half the scale of its channel, which is the
   channel's largest magnitude / 127. A channel of zeros stays zero.
@@ -106,14 +108,33 @@ def quantize_kernel(name: str, kernel: jax.Array) -> QuantizedWeight:
   Args:
     name: the kernel's name, a key of CONTRACTING_DIMS.
     kernel: one layer or a stack of layers, floats.
+    dither: round up or down at random, so that the mean error is zero; errors
+      are up to the whole scale. For kernels that were int8 before a small
+      change, which rounding to the nearest value would remove.
   """
   contracting_dims = CONTRACTING_DIMS[name]
   wide = kernel.astype(jnp.float32)
   scale = jnp.max(jnp.abs(wide), axis=contracting_dims, keepdims=True) / 127
   # Not where(scale > 0, ...): a NaN must stay a NaN.
   scale = jnp.where(scale == 0, 1.0, scale)
-  values = jnp.clip(jnp.round(wide / scale), -127, 127).astype(jnp.int8)
+  values = wide / scale
+  if dither:
+    values = jnp.floor(values + jax.random.uniform(_dither_key(), wide.shape))
+  values = jnp.clip(jnp.round(values), -127, 127).astype(jnp.int8)
   return QuantizedWeight(values, jnp.squeeze(scale, contracting_dims))
+
+
+def dither_to_bfloat16(kernel: jax.Array) -> jax.Array:
+  """Rounds float32 up or down at random, so that the mean error is zero."""
+  noise = jax.random.bits(_dither_key(), kernel.shape, jnp.uint16)
+  bits = jax.lax.bitcast_convert_type(kernel, jnp.uint32)
+  bits = (bits + noise) & jnp.uint32(0xFFFF0000)
+  return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(jnp.bfloat16)
+
+
+def _dither_key() -> jax.Array:
+  """Returns a constant key: the same kernel is always rounded in one way."""
+  return jax.random.key(0)
 
 
 def dequantize(name: str, weight: QuantizedWeight) -> jax.Array:

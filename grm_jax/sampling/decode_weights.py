@@ -82,7 +82,7 @@ def _convert(model: Transformer, int8: bool, params: dict) -> DecodeWeights:
   """
   convert = functools.partial(
     jax.tree_util.tree_map_with_path,
-    functools.partial(_convert_kernel, model.compute.dtype, int8),
+    functools.partial(_convert_kernel, model, int8),
     is_leaf=lora.is_weight,
   )
   layers = tuple(
@@ -95,17 +95,17 @@ def _convert(model: Transformer, int8: bool, params: dict) -> DecodeWeights:
   )
 
 
-def _convert_kernel(dtype: str, int8: bool, path: tuple, x: Any) -> Any:
-  """Converts kernels only: norms are small and are computed in float32."""
+def _convert_kernel(model: Transformer, int8: bool, path: tuple, x: Any) -> Any:
+  """Converts a kernel; norms are small and are computed in float32."""
   name = path[-1].key
   if name not in CONTRACTING_DIMS:
-    return x
+    return x.astype('float32')
   if not int8:
-    return lora.merge(name, x, dtype)
+    return lora.merge(name, x, model.compute.dtype)
   # Without an adapter, an array is quantized as it is.
-  return quantize_kernel(
-    name, lora.merge(name, x, 'float32') if lora.is_weight(x) else x
-  )
+  kernel = lora.merge(name, x, 'float32') if lora.is_weight(x) else x
+  dither = name in lora.TARGETS and lora.has_int8_base(model.adapter)
+  return quantize_kernel(name, kernel, dither)
 
 
 def _with_sharding(

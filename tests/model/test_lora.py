@@ -14,6 +14,7 @@ import pytest
 
 from grm_jax.model import init as model_init
 from grm_jax.model import logprobs, lora, quantization
+from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.lora import AdapterConfig, LoraWeight
 from grm_jax.sampling import decode_weights
 from grm_jax.sharding import mesh, rules
@@ -171,6 +172,52 @@ def test_decode_weights_are_merged(base_dtype, int8):
     )
 
   jax.tree.map(check, weights, expected)
+
+
+@pytest.mark.parametrize(
+  'base_dtype, int8, size', [('bfloat16', False, 3e-4), ('int8', True, 1e-3)]
+)
+def test_small_changes_arrive_in_decode_weights(base_dtype, int8, size):
+  """Rounding to nearest would return the kernels of the base."""
+  compute = ComputeConfig(dtype='bfloat16')
+  model = model_with(base_dtype=base_dtype, compute=compute)
+  frozen, trained = adapted(model)
+  small = {'a': 1.0, 'b': size}
+  trained = jax.tree_util.tree_map_with_path(
+    lambda path, x: small[path[-1].key] * x, trained
+  )
+  whole = lora.attach(model.adapter, frozen, trained)
+  nearest = plain(model, frozen, trained)
+  if not int8:
+    nearest = jax.tree.map(lambda x: jnp.asarray(x, 'bfloat16'), nearest)
+  exact = model.clone(compute=ComputeConfig())
+  base, change = (
+    flat(decode_weights.place(exact, x)[0]) for x in (frozen, whole)
+  )
+  change -= base
+  place = functools.partial(decode_weights.place, int8=int8)
+  # Without an adapter, kernels are rounded to nearest.
+  plain_model = model.clone(adapter=None)
+  for share, weights in (
+    (0.0, place(plain_model, nearest)),
+    (1.0, place(model, whole)),
+  ):
+    arrived = (flat(weights[0]) - base) @ change / (change @ change)
+    assert arrived == pytest.approx(share, abs=0.35)
+
+
+def flat(weights):
+  """Returns all kernels of layers in float64, dequantized."""
+  leaves = jax.tree_util.tree_leaves_with_path(
+    weights.layers, is_leaf=lora.is_weight
+  )
+  return np.concatenate(
+    [
+      np.asarray(lora.merge(path[-1].key, x, 'float32'), np.float64).ravel()
+      for path, x in leaves
+      if path[-1].key in lora.TARGETS
+    ]
+  )
 
 
 def test_a_new_adapter_changes_nothing():

@@ -86,6 +86,34 @@ def test_largest_negative_element_is_minus_127():
   np.testing.assert_array_equal(weight.values, [[-127], [64]])
 
 
+def test_dithering_keeps_the_mean_of_small_changes():
+  kernel = jnp.full((4000, 1), 5.2).at[:1000].set(127.0).at[1000:2000].set(-3)
+  nearest, dithered = (
+    quantization.quantize_kernel('gate', kernel, x).values
+    for x in (False, True)
+  )
+  np.testing.assert_array_equal(nearest[2000:], 5)
+  assert set(np.unique(dithered[2000:])) == {5, 6}
+  assert np.mean(dithered[2000:]) == pytest.approx(5.2, abs=0.04)
+  # What is on the grid stays there.
+  np.testing.assert_array_equal(dithered[:2000], nearest[:2000])
+
+
+def test_dithering_to_bfloat16():
+  step = 2.0**-7  # of bfloat16 between 1 and 2
+  x = np.repeat([1 + step / 5, -1 - step / 5, 1 - step, 0.0, np.inf], 2000)
+  x = jnp.asarray(x.reshape(5, 2000), jnp.float32)
+  y = np.asarray(quantization.dither_to_bfloat16(x), np.float32)
+  np.testing.assert_array_equal(x[0].astype('bfloat16'), 1)
+  assert set(y[0]) == {1, 1 + step}
+  for row, sign in ((0, 1), (1, -1)):
+    change = (sign * np.mean(y[row], dtype=np.float64) - 1) / step
+    assert change == pytest.approx(0.2, abs=0.04)
+  np.testing.assert_array_equal(y[2:], x[2:])  # bfloat16 already
+  nan = quantization.dither_to_bfloat16(jnp.full(3, jnp.nan))
+  assert np.isnan(nan.astype('float32')).all()
+
+
 def test_channels_with_nan_or_inf_become_nan():
   bad = jnp.array([[1.0, jnp.nan, jnp.inf], [1.0, 1.0, 1.0]])
   wide = dequantize(quantization.quantize({'gate': bad}))['gate']

@@ -111,10 +111,12 @@ def test_int8_weights_decode_on_a_mesh():
     np.testing.assert_array_equal(generations[name].tokens, g.tokens)
 
 
-def test_bfloat16_weights_and_caches():
+@pytest.mark.parametrize('trained', ['float32', 'bfloat16'])
+def test_bfloat16_weights_and_caches(trained):
   compute = ComputeConfig(dtype='bfloat16')
   model = tiny.gemma(compute=compute)
-  weights, _ = decode_weights.place(model, tiny.params(model))
+  params = jax.tree.map(lambda x: x.astype(trained), tiny.params(model))
+  weights, _ = decode_weights.place(model, params)
   for path, x in jax.tree_util.tree_leaves_with_path(weights):
     kernel = path[-1].key in CONTRACTING_DIMS
     assert x.dtype == (jnp.bfloat16 if kernel else jnp.float32)

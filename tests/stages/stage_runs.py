@@ -87,8 +87,15 @@ def write_model(path, scalar=False, step=0):
   tiny_tokenizer.train(path / 'tokenizer.model')
 
 
-def write_adapter(path, base, scalar=False):
+def write_adapter(path, base, scalar=False, base_dtype='float32', size=0.15):
   """Writes a model directory with a random adapter on another one.
+
+  Args:
+    path: its folder.
+    base: model directory of the base.
+    scalar: also a scalar head.
+    base_dtype: of the base.
+    size: standard deviation of the trained parameters.
 
   Returns:
     The model and its trained parameters.
@@ -102,12 +109,12 @@ def write_adapter(path, base, scalar=False):
     rank=3,
     alpha=6.0,
     targets=lora.TARGETS,
-    base_dtype='float32',
+    base_dtype=base_dtype,
   )
   model = model.clone(adapter=adapter, scalar=scalar)
   rng = np.random.default_rng(1)
   trained = jax.tree.map(
-    lambda x: jax.numpy.asarray(0.15 * rng.standard_normal(x.shape), x.dtype),
+    lambda x: jax.numpy.asarray(size * rng.standard_normal(x.shape), x.dtype),
     model_init.abstract_trained(model),
   )
   model_directory.copy_companions(str(base), str(path))

@@ -13,6 +13,7 @@ import pytest
 
 from grm_jax.checkpoint import model_directory, orbax_checkpoint
 from grm_jax.errors import UserError
+from grm_jax.model import lora
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.sharding import mesh
 from grm_jax.stages import convert
@@ -197,6 +198,41 @@ def test_folders_that_move_together(tmp_path):
   merged = leaves(open_params(tmp_path / 'merged'))
   for a, b in zip(merged, expected, strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('base_dtype', ['bfloat16', 'int8'])
+def test_small_changes_arrive_in_the_base_of_the_next_adapter(
+  tmp_path, base_dtype
+):
+  first, second = tmp_path / 'first', tmp_path / 'second'
+  write_model(tmp_path / 'base')
+  options = {'base_dtype': base_dtype, 'size': 2e-3}
+  model, trained = write_adapter(first, tmp_path / 'base', **options)
+  next_model, _ = write_adapter(second, first, **options)
+  frozen = model_directory.load_base(str(first), model)
+  before = kernels(frozen)
+  change = kernels(lora.attach(model.adapter, frozen, trained)) - before
+  after = kernels(model_directory.load_base(str(second), next_model))
+  assert (after - before) @ change / (change @ change) == pytest.approx(
+    1, abs=0.1
+  )
+
+
+def kernels(params):
+  """Returns all kernels of layers in float64, with their adapters."""
+  leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lora.is_weight)
+  return np.concatenate(
+    [
+      np.asarray(
+        jax.lax.map(
+          lambda w, name=path[-1].key: lora.merge(name, w, 'float32'), x
+        ),
+        np.float64,
+      ).ravel()
+      for path, x in leaves
+      if path[-1].key in lora.TARGETS
+    ]
+  )
 
 
 def test_peft_needs_the_base_in_its_format(tmp_path):
