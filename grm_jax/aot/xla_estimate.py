@@ -84,10 +84,10 @@ def splash_call(x: Instruction, mask: RowMask | None) -> SplashCall | None:
   if mask is None or kernel is None or operands is None:
     return None
   shapes = hlo_parser.array_shapes(operands[1])
-  # The first operand has the next tile for each step, [heads or 1, rows,
-  # columns]; the first one with at least 4 dimensions is the queries.
+  # The first operands describe tiles, [heads or 1, rows, columns]; the first
+  # one of another size is the queries.
   _, rows, columns = shapes[0]
-  *heads, size, head_dim = next(x for x in shapes if len(x) >= 4)
+  *heads, size, head_dim = next(x for x in shapes if x[-2:] != (rows, columns))
   block = size // rows
   if '/local/' not in x.attributes:
     mask = dataclasses.replace(mask, window=None)

@@ -105,6 +105,18 @@ def test_kernels(module):
   assert forward.seconds(unknown) == forward.flops / CHIP.peak_flops
 
 
+def test_a_kernel_of_one_row_and_one_key_head(module):
+  """Its queries have no dimension of rows or key heads."""
+  line = module['main'].lines['splash_mqa_fwd_residuals.1']
+  shape = 'bf16[3,1,2,6144,128]'
+  assert shape in line.attributes
+  attributes = line.attributes.replace(shape, 'bf16[2,6144,128]')
+  call = xla_estimate.splash_call(
+    dataclasses.replace(line, attributes=attributes), MASK
+  )
+  assert (call.heads, call.head_dim, call.block) == (2, 128, 512)
+
+
 def test_a_row_has_54_tiles_on_global_and_23_on_local_layers():
   """Counted by hand; W = 512 is a tile.
 

@@ -50,7 +50,7 @@ def test_an_update_of_the_27b(tmp_path):
   assert 'sparse_core' in row.flags
   report = tmp_path / 'report.json'
   stdout, stderr = run(
-    *aot_table.aot_arguments(row),
+    *aot_table.aot_arguments(row, 'grpo_update'),
     # It would make the compilation several times as long.
     '--config.compute.scoped_vmem_kib=0',
     f'--config.json={report}',
