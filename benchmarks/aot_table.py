@@ -133,6 +133,10 @@ def _sampler_sizes(config, row: Row, program: str) -> dict[str, Any]:
   if program == 'prefill':  # the engine computes one prompt per shard at once
     tensor = config.mesh.decode_tensor or config.mesh.tensor
     prompts = _num_devices(row) // tensor
+  # Adapters are merged, except into int8.
+  is_separate = (
+    sampler.int8 and config.get('lora', {}).get('base_dtype') == 'int8'
+  )
   return {
     'micro_batch_prompts': prompts,
     'prompt_size': max(batch.prompt_buckets),
@@ -140,7 +144,7 @@ def _sampler_sizes(config, row: Row, program: str) -> dict[str, Any]:
     'generation_size': new_tokens,
     'sampling.int8': sampler.int8,
     'mesh.decode_tensor': config.mesh.decode_tensor,
-    **_leaves(config, ('mesh',)),
+    **_leaves(config, ('mesh', 'lora') if is_separate else ('mesh',)),
   }
 
 

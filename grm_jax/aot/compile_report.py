@@ -79,8 +79,12 @@ UNUSED = (
   ),
   Unused(
     ('lora',),
-    '{key}.program has no frozen parameters',
-    lambda config: config.program not in (*programs.UPDATES, 'reference'),
+    '{key}.program has no frozen parameters, and samples with an adapter only '
+    'if {key}.lora.base_dtype and the sampler are int8',
+    lambda config: (
+      config.program not in (*programs.UPDATES, 'reference')
+      and not _has_int8_adapter(config)
+    ),
   ),
   Unused(
     ('reference',),
@@ -191,6 +195,15 @@ def _model(config: ConfigDict, devices: Sequence[jax.Device]) -> Transformer:
     mesh.from_config(config, devices, weights),
     scalar=programs.has_scalar_head(config.program),
     adapter=_adapter(config.lora),
+  )
+
+
+def _has_int8_adapter(config: ConfigDict) -> bool:
+  """Returns whether the sampler has int8 kernels with adapters beside them."""
+  return (
+    programs.is_sampling(config.program)
+    and config.sampling.int8
+    and config.lora.base_dtype == 'int8'
   )
 
 

@@ -234,22 +234,30 @@ def check_leaves(
 def restore_batches(requested: Leaves, saved: dict[str, dict]) -> list[Leaves]:
   """Splits the leaves into batches of about 1 GiB for each process.
 
+  The largest leaves come first: when each is made smaller or moved after its
+  batch, as for int8, the highest memory is that of the first ones.
+
   Args:
     requested: abstract leaves with shardings, by path.
     saved: the descriptions in the index by name; a leaf is read in the dtype
       in which it was saved.
   """
-  free_bytes = 0
-  batches: list[Leaves] = []
-  for path, leaf in requested.items():
+
+  def num_bytes(path: Path, leaf: Any) -> int:
+    """Returns the bytes that this process reads."""
     dtype = jnp.dtype(saved['/'.join(path)]['dtype'])
     size = math.prod(leaf.sharding.shard_shape(leaf.shape)) * dtype.itemsize
-    size *= len(leaf.sharding.addressable_devices)
-    if not batches or size > free_bytes:
+    return size * len(leaf.sharding.addressable_devices)
+
+  sizes = {path: num_bytes(path, leaf) for path, leaf in requested.items()}
+  free_bytes = 0
+  batches: list[Leaves] = []
+  for path in sorted(sizes, key=lambda x: -sizes[x]):
+    if not batches or sizes[path] > free_bytes:
       batches.append({})
       free_bytes = _RESTORE_BATCH_BYTES
-    batches[-1][path] = leaf
-    free_bytes -= size
+    batches[-1][path] = requested[path]
+    free_bytes -= sizes[path]
   return batches
 
 

@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -155,6 +155,7 @@ def load_params(
   model: Transformer,
   dtype: str = 'source',
   bases: Sequence[str] = (),
+  convert: Callable[[tuple[str, ...], Any], Any] | None = None,
 ) -> dict:
   """Returns the parameters in the shardings of `model.layout`.
 
@@ -167,6 +168,9 @@ def load_params(
       With an adapter, 'source' is the dtype of its base, or bfloat16 if the
       base is int8.
     bases: see `load_base`.
+    convert: (path, parameter) -> what takes its place in the result, such as
+      from sampling.decode_weights.converter. No second copy of the model is in
+      memory. The parameter can be a LoraWeight.
   """
   stored = build_model(directory, step, model.compute, model.layout)
   if stored.adapter is not None:
@@ -174,6 +178,8 @@ def load_params(
     whole = lora.attach(
       stored.adapter, load_base(directory, stored, bases), trained
     )
+    if convert:
+      return lora.convert_all(whole, convert)
     if dtype == 'source':
       dtype = stored.adapter.base_dtype.replace('int8', 'bfloat16')
     return lora.merge_all(whole, dtype)
@@ -191,7 +197,7 @@ def load_params(
     return jax.ShapeDtypeStruct(leaf.shape, leaf_dtype, sharding=leaf.sharding)
 
   abstract = jax.tree_util.tree_map_with_path(with_dtype, abstract)
-  return orbax_checkpoint.restore_params(directory, abstract, step)
+  return orbax_checkpoint.restore_params(directory, abstract, step, convert)
 
 
 def load_trained(directory: str, step: int | None, model: Transformer) -> dict:

@@ -17,6 +17,7 @@ back to another step. With several processes, all must call every function.
 import contextlib
 import errno
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from grm_jax.checkpoint import orbax_errors
 from grm_jax.checkpoint.integrity import (
   FORMAT_VERSION,
   CheckpointStep,
+  Path,
   absolute_path,
   check_leaves,
   describe_leaves,
@@ -242,7 +244,10 @@ def _is_present(path: epath.Path) -> bool:
 
 
 def restore_params(
-  directory: str | os.PathLike, abstract_params: Any, step: int | None = None
+  directory: str | os.PathLike,
+  abstract_params: Any,
+  step: int | None = None,
+  convert: Callable[[Path, jax.Array], Any] | None = None,
 ) -> Any:
   """Restores the parameters of a step without reading its optimizer state.
 
@@ -252,6 +257,10 @@ def restore_params(
       its dtype differs from the saved one and both are floats, the leaf is
       cast after its checksum was checked.
     step: None for the latest.
+    convert: (path, array) -> what takes the place of the array in the result.
+      It is called for the largest leaves first, so that the memory of the
+      results and of the arrays together is little more than that of one of
+      them.
 
   Returns:
     The tree with jax.Arrays of those shapes, dtypes and shardings.
@@ -262,7 +271,8 @@ def restore_params(
       missing, is extra, or has another shape or kind of dtype; a leaf without
       a sharding.
   """
-  return _restore(directory, {'params': abstract_params}, step)['params']
+  trees = {'params': abstract_params}
+  return _restore(directory, trees, step, convert)['params']
 
 
 def restore(
@@ -320,7 +330,10 @@ def identity(
 
 
 def _restore(
-  directory: str | os.PathLike, abstract_trees: dict[str, Any], step: int | None
+  directory: str | os.PathLike,
+  abstract_trees: dict[str, Any],
+  step: int | None,
+  convert: Callable[[Path, jax.Array], Any] | None = None,
 ) -> dict[str, Any]:
   checkpoint = _find_step(directory, step)
   saved = checkpoint.read_index()['arrays']
@@ -337,7 +350,7 @@ def _restore(
   return {
     item: jax.tree.unflatten(
       jax.tree.structure(abstract_trees[item]),
-      read_leaves(checkpoint, item, by_path, saved[item]),
+      read_leaves(checkpoint, item, by_path, saved[item], convert),
     )
     for item, by_path in leaves.items()
   }

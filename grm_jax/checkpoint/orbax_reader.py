@@ -1,6 +1,6 @@
 """Reads the arrays of a checkpoint item with Orbax, one batch at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,8 +25,12 @@ _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OSError)
 
 
 def read_leaves(
-  step: CheckpointStep, item: str, requested: Leaves, saved: dict[str, dict]
-) -> list[jax.Array]:
+  step: CheckpointStep,
+  item: str,
+  requested: Leaves,
+  saved: dict[str, dict],
+  convert: Callable[[Path, jax.Array], Any] | None = None,
+) -> list[Any]:
   """Returns the requested leaves, in order, after checking their checksums.
 
   Args:
@@ -34,6 +38,7 @@ def read_leaves(
     item: 'params' or 'opt_state'.
     requested: abstract leaves by path, already compared with `saved`.
     saved: shape, dtype and checksum of each leaf by name, from the index.
+    convert: changes each leaf before the next ones are read.
 
   Raises:
     UserError: an array cannot be read, is damaged, or differs from its
@@ -44,12 +49,13 @@ def read_leaves(
     arrays = _read_batch(step, item, batch, saved)
     # Dispatch all checksums before the first transfer to the host.
     checksums = {path: array_checksum(x) for path, x in arrays.items()}
-    for path, x in arrays.items():
+    for path in batch:
+      x = arrays.pop(path)
       _check_array(step, item, path, x, int(np.asarray(checksums[path])), saved)
       leaf = requested[path]
       if x.dtype != leaf.dtype:
         x = _cast(x, leaf.dtype, leaf.sharding)
-      restored[path] = x
+      restored[path] = convert(path, x) if convert else x
   return [restored[path] for path in requested]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from grm_jax.model import compute_config
 from grm_jax.model.compute_config import ComputeConfig
 from grm_jax.model.transformer import Transformer
 from grm_jax.sampling import decode_weights
+from grm_jax.sampling.decode_state import DecodeWeights
 from grm_jax.sampling.engine import Engine
 from grm_jax.sampling.scalar_scorer import ScalarScorer
 from grm_jax.sharding import mesh, rules
@@ -393,12 +395,10 @@ def load(
     META,
   )
   _check_heads(checkpoint, step, meta_checkpoint)
-  model, tokenizer, params = model_directory.open_model(
-    checkpoint, step, compute, layouts[0], seed=judge_config.seed
+  model, tokenizer = model_directory.open_without_params(
+    checkpoint, step, compute, layouts[0]
   )
-  weights, seconds = decode_weights.place(model, params, int8)
-  del params
-  logging.info('weights placed for decoding in %.1f s', seconds)
+  weights = load_weights(checkpoint, step, model, int8, judge_config.seed)
   engine = make_engine(model, tokenizer, **engine_options)
   meta = None
   if meta_checkpoint:
@@ -413,6 +413,42 @@ def load(
       full_template=bool(stored_meta and stored_meta.full_template),
     )
   return Judge(engine, weights, tokenizer, judge_config, meta)
+
+
+def load_weights(
+  directory: str,
+  step: int | None,
+  model: Transformer,
+  int8: bool = False,
+  seed: int = 0,
+) -> DecodeWeights:
+  """Returns weights for decoding from a model directory.
+
+  Each parameter is converted when it is read, so that the model is not in
+  memory twice, and its bfloat16 form never whole if `int8`.
+
+  Args:
+    directory: a model directory or 'random', see model_directory.open_model.
+    step: None for the latest.
+    model: the network, with the compute and the layout of decoding.
+    int8: sample with int8 kernels.
+    seed: of random weights.
+
+  Raises:
+    UserError: not a model directory.
+  """
+  if directory == model_directory.RANDOM:
+    params = model_directory.random_params(model, seed)
+    return decode_weights.place(model, params, int8)[0]
+  begin = time.monotonic()
+  stored = model_directory.build_model(
+    directory, step, model.compute, model.layout
+  )
+  convert = decode_weights.converter(stored, int8)
+  params = model_directory.load_params(directory, step, stored, convert=convert)
+  weights = jax.block_until_ready(decode_weights.join(params))
+  logging.info('weights read in %.1f s', time.monotonic() - begin)
+  return weights
 
 
 def _check_heads(

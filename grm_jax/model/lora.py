@@ -240,6 +240,25 @@ def merge_all(params: dict, dtype: jax.typing.DTypeLike) -> dict:
   return jax.tree_util.tree_map_with_path(merge_leaf, params, is_leaf=is_weight)
 
 
+def convert_all(params: dict, convert: Callable[[tuple, Any], Any]) -> dict:
+  """Returns converted parameters; adapted bases are deleted as in `merge_all`.
+
+  Args:
+    params: a tree with weights of any kind.
+    convert: (path, parameter) -> result.
+  """
+
+  def convert_leaf(path, x):
+    result = convert(tuple(key.key for key in path), x)
+    if isinstance(x, LoraWeight):
+      return _converted(result, x.base)
+    return result
+
+  return jax.tree_util.tree_map_with_path(
+    convert_leaf, params, is_leaf=is_weight
+  )
+
+
 def quantize_base(params: dict, shardings: dict, dither: bool = False) -> dict:
   """Returns frozen parameters with kernels of layers in int8.
 

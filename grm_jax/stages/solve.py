@@ -32,7 +32,6 @@ from grm_jax.judges import factory as judge_factory
 from grm_jax.judges import settings as judge_settings
 from grm_jax.model import compute_config
 from grm_jax.model.compute_config import ComputeConfig
-from grm_jax.sampling import decode_weights
 from grm_jax.sampling.decode_state import DecodeWeights
 from grm_jax.sampling.engine import Engine
 from grm_jax.sampling.request import Generation, RejectedRequest, Request
@@ -212,14 +211,16 @@ def _sample(
 def _load(config: ConfigDict) -> tuple[Engine, DecodeWeights, Tokenizer]:
   options = judge_factory.sampling_options(config.sampling, config.checkpoint)
   int8 = options.pop('int8')
-  model, tokenizer, params = model_directory.open_model(
+  step = model_directory.step_or_latest(config.checkpoint_step)
+  model, tokenizer = model_directory.open_without_params(
     config.checkpoint,
-    model_directory.step_or_latest(config.checkpoint_step),
+    step,
     ComputeConfig(**config.compute),
     mesh.from_config(config, weights=config.sampling.weights),
-    seed=config.seed,
   )
-  weights, _ = decode_weights.place(model, params, int8)
+  weights = judge_factory.load_weights(
+    config.checkpoint, step, model, int8, config.seed
+  )
   engine = judge_factory.make_engine(model, tokenizer, **options)
   return engine, weights, tokenizer
 

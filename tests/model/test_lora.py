@@ -154,8 +154,9 @@ def test_a_model_equals_its_merged_parameters(base_dtype):
   )
 
 
-@pytest.mark.parametrize('base_dtype', ['float32', 'int8'])
-@pytest.mark.parametrize('int8', [False, True])
+@pytest.mark.parametrize(
+  'base_dtype, int8', [('float32', False), ('float32', True), ('int8', False)]
+)
 def test_decode_weights_are_merged(base_dtype, int8):
   model = model_with(base_dtype=base_dtype)
   frozen, trained = adapted(model)
@@ -174,35 +175,43 @@ def test_decode_weights_are_merged(base_dtype, int8):
   jax.tree.map(check, weights, expected)
 
 
-@pytest.mark.parametrize(
-  'base_dtype, int8, size', [('bfloat16', False, 3e-4), ('int8', True, 1e-3)]
-)
-def test_small_changes_arrive_in_decode_weights(base_dtype, int8, size):
+def test_int8_decode_weights_of_an_int8_base_have_the_adapter():
+  model = model_with(base_dtype='int8')
+  frozen, trained = adapted(model)
+  whole = lora.attach(model.adapter, frozen, trained)
+  weights, _ = decode_weights.place(model, whole, int8=True)
+  shapes = decode_weights.abstract_weights(model, int8=True)
+  assert jax.tree.structure(weights) == jax.tree.structure(shapes)
+  for x, shape in zip(
+    jax.tree.leaves(weights), jax.tree.leaves(shapes), strict=True
+  ):
+    assert (x.shape, x.dtype) == (shape.shape, shape.dtype)
+    assert x.sharding == shape.sharding
+  expected, _ = decode_weights.place(model, whole)
+  np.testing.assert_allclose(flat(weights), flat(expected), atol=1e-6)
+
+
+def test_small_changes_arrive_in_decode_weights():
   """Rounding to nearest would return the kernels of the base."""
   compute = ComputeConfig(dtype='bfloat16')
-  model = model_with(base_dtype=base_dtype, compute=compute)
+  model = model_with(base_dtype='bfloat16', compute=compute)
   frozen, trained = adapted(model)
-  small = {'a': 1.0, 'b': size}
+  small = {'a': 1.0, 'b': 3e-4}
   trained = jax.tree_util.tree_map_with_path(
     lambda path, x: small[path[-1].key] * x, trained
   )
   whole = lora.attach(model.adapter, frozen, trained)
-  nearest = plain(model, frozen, trained)
-  if not int8:
-    nearest = jax.tree.map(lambda x: jnp.asarray(x, 'bfloat16'), nearest)
+  nearest = jax.tree.map(
+    lambda x: jnp.asarray(x, 'bfloat16'), plain(model, frozen, trained)
+  )
   exact = model.clone(compute=ComputeConfig())
   base, change = (
     flat(decode_weights.place(exact, x)[0]) for x in (frozen, whole)
   )
   change -= base
-  place = functools.partial(decode_weights.place, int8=int8)
-  # Without an adapter, kernels are rounded to nearest.
-  plain_model = model.clone(adapter=None)
-  for share, weights in (
-    (0.0, place(plain_model, nearest)),
-    (1.0, place(model, whole)),
-  ):
-    arrived = (flat(weights[0]) - base) @ change / (change @ change)
+  for share, params in ((0.0, nearest), (1.0, whole)):
+    weights, _ = decode_weights.place(model, params)
+    arrived = (flat(weights) - base) @ change / (change @ change)
     assert arrived == pytest.approx(share, abs=0.35)
 
 

@@ -34,7 +34,6 @@ from grm_jax.judges import resumable
 from grm_jax.judges.generative import Judge, JudgeConfig
 from grm_jax.judges.meta_rm import MetaJudge
 from grm_jax.model.compute_config import ComputeConfig
-from grm_jax.sampling import decode_weights
 from grm_jax.sharding import distributed, mesh
 from grm_jax.stages import input_identity
 from grm_jax.stages.spct import data as spct_data
@@ -179,10 +178,10 @@ def _load_weights(
   config: ConfigDict, judge: Judge, directory: str, step: int | None
 ) -> Judge:
   """Returns the judge with other weights; it keeps programs and meta RM."""
-  model = judge.engine.model
-  params = model_directory.load_params(directory, step, model)
   int8 = config.evaluation.sampling.int8
-  weights, _ = decode_weights.place(model, params, int8)
+  weights = judge_factory.load_weights(
+    directory, step, judge.engine.model, int8
+  )
   return judge.with_weights(weights)
 
 
