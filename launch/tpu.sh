@@ -30,9 +30,10 @@
 #   RUNTIME         runtime image of the TPU VMs; default depends on TOPOLOGY
 #   RETRIES         number of restarts by `all`; default 10
 #   PAUSE           seconds between two polls; default 30
-#   SIZE            Gemma-2 size: 2b, 9b or 27b. Adds the overrides of
-#                   configs/tpu.txt for this size, TOPOLOGY and stage; FLAGs
-#                   take precedence. Default: no overrides
+#   SIZE            Gemma-2 size: 2b, 9b or 27b; with adapters 2b-lora, 9b-lora
+#                   or 27b-lora. Adds the overrides of configs/tpu.txt for this
+#                   size, TOPOLOGY and stage; FLAGs take precedence. Default: no
+#                   overrides
 #   FLAGS           LIBTPU_INIT_ARGS of the run; default from configs/tpu.txt
 #
 # Requires gcloud with a signed-in account. Only committed files are installed.

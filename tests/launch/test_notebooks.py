@@ -1,21 +1,24 @@
-"""Runs the notebooks of launch/colab/ at the smallest size."""
+"""Runs the notebooks of launch/ at the smallest size."""
 
 import nbclient
 import nbformat
 import pytest
 
+from benchmarks import aot_table
+from grm_jax.checkpoint import orbax_checkpoint
 from tests import gemma2_files, test_main
 from tests.messages import lines_with
 from tests.processes import HANG_TIMEOUT_S
 from tests.stages import spct_run
 
-FOLDER = test_main.ROOT / 'launch' / 'colab'
-PATHS = sorted(FOLDER.glob('*.ipynb'))
+PATHS = {
+  x.stem: x for x in sorted((test_main.ROOT / 'launch').glob('*/*.ipynb'))
+}
 
 
 def execute(name, **parameters):
   """Runs a notebook; returns its printed text and number of images."""
-  book = nbformat.read(FOLDER / f'{name}.ipynb', as_version=4)
+  book = nbformat.read(PATHS[name], as_version=4)
   index, parameter_cell = next(
     (i, x) for i, x in enumerate(book.cells) if has_parameters(x)
   )
@@ -24,7 +27,9 @@ def execute(name, **parameters):
   lines = (f'{key} = {value!r}' for key, value in parameters.items())
   book.cells.insert(index + 1, nbformat.v4.new_code_cell('\n'.join(lines)))
   nbclient.NotebookClient(
-    book, timeout=HANG_TIMEOUT_S, resources={'metadata': {'path': str(FOLDER)}}
+    book,
+    timeout=HANG_TIMEOUT_S,
+    resources={'metadata': {'path': str(PATHS[name].parent)}},
   ).execute()
   outputs = [x for cell in book.cells for x in cell.get('outputs', ())]
   images = [x for x in outputs if 'image/png' in x.get('data', ())]
@@ -35,14 +40,16 @@ def has_parameters(cell):
   return 'parameters' in cell.metadata.get('tags', ())
 
 
-@pytest.fixture(autouse=True)
-def child_environment(environment, monkeypatch):
+@pytest.fixture(autouse=True, scope='module')
+def child_environment(environment):
   """Gives child processes one CPU device and the compilation cache."""
-  for key, value in environment.items():
-    monkeypatch.setenv(key, value)
+  with pytest.MonkeyPatch.context() as patch:
+    for key, value in environment.items():
+      patch.setenv(key, value)
+    yield
 
 
-@pytest.mark.parametrize('path', PATHS, ids=lambda x: x.stem)
+@pytest.mark.parametrize('path', PATHS.values(), ids=PATHS)
 def test_notebook_has_no_stored_outputs(path):
   book = nbformat.read(path, as_version=4)
   nbformat.validate(book)
@@ -75,22 +82,33 @@ def test_judge_notebook(tmp_path):
   assert num_images == 2
 
 
-def test_spct_and_ablation_notebooks(tmp_path):
-  # GRPO and the meta RM are excluded to save minutes; test_spct.py runs them.
-  flags = [
-    *spct_run.arguments(tmp_path)[1:],
-    '--config.stages=sft,rft,evaluate',
-  ]
-  full, override = str(tmp_path / 'full'), '--config.rft.num_hinted_samples=0'
-  text, num_images = execute('spct', INSTALL='', WORKDIR=full, FLAGS=flags)
-  assert f'{full}/evaluation/report.html' in text
+@pytest.fixture(scope='module')
+def full(tmp_path_factory):
+  """Runs the notebook of the pipeline; returns its folder and outputs."""
+  folder = tmp_path_factory.mktemp('notebook')
+  # GRPO and the meta RM are excluded to save minutes; test_run.py runs them.
+  flags = [*spct_run.arguments(folder)[1:], '--config.stages=sft,rft,evaluate']
+  outputs = execute(
+    'spct', INSTALL='', WORKDIR=str(folder / 'full'), FLAGS=flags
+  )
+  return folder, flags, *outputs
+
+
+def test_spct_notebook(full):
+  folder, _, text, num_images = full
+  assert f'{folder}/full/evaluation/report.html' in text
   for title in ('after the cold start', 'after RFT'):
     assert f'\n{title} ' in text
   assert text.count('Scores: \\boxed') >= 2 and num_images == 3
+
+
+def test_ablation_notebook(full, tmp_path):
+  folder, flags, *_ = full
+  override = '--config.rft.num_hinted_samples=0'
   text, num_images = execute(
     'ablation',
     INSTALL='',
-    FULL=full,
+    FULL=f'{folder}/full',
     ABLATED=str(tmp_path / 'ablated'),
     OVERRIDE=override,
     SHARED=['sft'],
@@ -103,6 +121,56 @@ def test_spct_and_ablation_notebooks(tmp_path):
       assert any(x.split()[:2] == [name, stage] for x in text.splitlines())
 
 
+def test_adapters_notebook(full, tmp_path, environment):
+  """Converts a judge, trains adapters of RFT and GRPO, and judges by each."""
+  folder, flags, *_ = full
+  spct_run.run(
+    '--config=configs/convert.py',
+    '--config.direction=huggingface',
+    f'--config.source={folder}/full/sft/model',
+    f'--config.target={tmp_path}/hf',
+    env=environment,
+  )
+  workdir = tmp_path / 'run'
+  left_out = ('checkpoint=', 'stages=', '.sft.')
+  text, num_images = execute(
+    'grpo_gemma2_2b',
+    INSTALL='',
+    HUGGINGFACE=f'{tmp_path}/hf',
+    CHECKPOINT=str(tmp_path / 'gemma'),
+    WORKDIR=str(workdir),
+    DATA=f'{folder}/rows.jsonl#split',
+    TOPOLOGY='',
+    CONFIG='spct.py:tiny',
+    FLAGS=[
+      *(x for x in flags if not any(name in x for name in left_out)),
+      '--config.evaluation.k=2',
+      '--config.lora.rank=2',
+    ],
+  )
+  for title in ('before training', 'after RFT', 'after GRPO'):
+    assert f'\n{title} ' in text
+  assert num_images == 2
+  for stage in ('rft', 'grpo'):
+    model = orbax_checkpoint.read_json(f'{workdir}/{stage}/model', 'model')
+    assert model['adapter']['rank'] == 2
+
+
+def test_settings_of_the_adapters_notebook():
+  book = nbformat.read(PATHS['grpo_gemma2_2b'], as_version=4)
+  (cell,) = filter(has_parameters, book.cells)
+  values = {}
+  exec(cell.source, values)
+  for topology in ('v5e:2x4', 'v5e:1x1'):
+    key = (topology, values['SIZE'], 'spct')
+    assert topology in book.cells[0].source + cell.source
+    (row,) = (x for x in aot_table.read_rows() if x[:3] == key)
+    config = spct_run.parse(
+      f'--config=configs/{values["CONFIG"]}', *row.overrides, *values['FLAGS']
+    )
+    assert config.lora.rank == 16 and config.rft.train.steps < 900
+
+
 def test_failed_stage_ends_notebook(tmp_path):
   with pytest.raises(nbclient.exceptions.CellExecutionError) as caught:
     execute('spct', INSTALL='', WORKDIR='w', FLAGS=['--config.sft.stesp=3'])
@@ -112,5 +180,5 @@ def test_failed_stage_ends_notebook(tmp_path):
 def test_readme_links_all_notebooks():
   readme = (test_main.ROOT / 'README.md').read_text()
   assert PATHS
-  for path in PATHS:
-    assert f'launch/colab/{path.name}' in readme
+  for path in PATHS.values():
+    assert str(path.relative_to(test_main.ROOT)) in readme
