@@ -292,6 +292,9 @@ def _layers(
     window = decode_state.layer_window(model, layer)
     block = Block(model.config, model.compute, model.layout, window)
     x, layer_cache = block.apply({'params': params}, x, context)
+    if isinstance(context, SequenceLayout):
+      # XLA would keep the outputs of all sublayers to sum them at the end.
+      x = jax.lax.optimization_barrier(x)
     cached.append(layer_cache)
   return x, cached
 
