@@ -184,7 +184,8 @@ def test_reported_exit_status(tmp_path, output, status, reported_status):
 )
 def test_row_fits_config_of_stage(row):
   topology, size, stage, overrides, libtpu = row
-  assert size.removesuffix('-lora') in ('2b', '9b', '27b')
+  model = size.removesuffix('-lora')
+  assert model in ('2b', '9b', '27b')
   assert all(x.startswith('--xla_') for x in libtpu.split())
   config = spct_run.parse(f'--config=configs/{stage}.py', *overrides)
   chips = math.prod(map(int, topology.partition(':')[2].split('x')))
@@ -210,7 +211,7 @@ def test_row_fits_config_of_stage(row):
     ):
       packed_length = prompt_size + num_generations * generation_size
       assert not residual_axes or packed_length % mesh.tensor == 0
-  heads = model_config.from_name(f'gemma2_{size}').num_kv_heads
+  heads = model_config.from_name(f'gemma2_{model}').num_kv_heads
   assert heads % mesh.tensor == 0
   assert heads % (mesh.get('decode_tensor', 0) or mesh.tensor) == 0
 
